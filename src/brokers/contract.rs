@@ -1,0 +1,259 @@
+//! The contract of a broker: connect, send, verdicts, close. It owns the words; each broker's file owns the doing.
+//!
+//! A *session* is one live connection. Order, retry, back-off, dead letters and settling belong to the delivery
+//! task alone; a session only hands over and reports what the broker said.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::brokers::{HeaderStyle, Headers};
+use crate::message::{Event, Message};
+
+/// Names one message of the delivery ring; rises by one per message, never used twice in a process.
+pub type Ticket = u64;
+
+/// What every broker is told beside its own settings.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// The most unconfirmed messages; client queues are sized above it.
+    pub max_in_flight: usize,
+    /// `ingress.max_body` in bytes: the largest body that can come.
+    pub max_body: usize,
+    /// Which headers go along.
+    pub headers: HeaderStyle,
+    /// `publish.retry_max`: no client library waits longer between its own attempts.
+    pub retry_max: Duration,
+}
+
+/// What to do about exchanges, queues, streams and topics at connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Topology {
+    /// Create what is missing, touch nothing that exists.
+    Declare,
+    /// Look, and say what is missing.
+    Check,
+    /// Neither.
+    Ignore,
+}
+
+/// Why a broker will never take this message as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RefusalReason {
+    /// Larger than the broker takes.
+    TooLarge,
+    /// The address exists but leads to no queue or stream, or cannot be a legal address.
+    Unroutable,
+    /// The topic or exchange does not exist.
+    NoDestination,
+    /// These credentials may not publish there.
+    NotAuthorised,
+    /// Anything else that a repeat would not mend.
+    Other,
+}
+
+impl RefusalReason {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 5] =
+        [Self::TooLarge, Self::Unroutable, Self::NoDestination, Self::NotAuthorised, Self::Other];
+
+    /// Its name in dead letters and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::Unroutable => "unroutable",
+            Self::NoDestination => "no_destination",
+            Self::NotAuthorised => "not_authorised",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// A message refused for good: it becomes a dead letter, the rest flows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Which kind of refusal.
+    pub reason: RefusalReason,
+    /// The broker's words, or ours, for the person who reads the dead letter.
+    pub text: String,
+}
+
+impl Refusal {
+    /// A refusal with its text.
+    pub fn new(reason: RefusalReason, text: impl Into<String>) -> Self {
+        Self { reason, text: text.into() }
+    }
+}
+
+/// What became of a message given to [`Session::send`].
+#[derive(Debug)]
+pub enum Handed {
+    /// The session has it; one verdict follows, or the session is lost.
+    Over,
+    /// Refused for good before it was sent; no verdict follows.
+    Refused(Refusal),
+    /// The broker takes nothing at the moment; not handed over, no verdict follows.
+    NotNow(String),
+    /// The session is lost; not handed over.
+    Lost(SessionError),
+}
+
+/// What the broker said of one message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The broker's own confirmation.
+    Stored,
+    /// Refused for good.
+    Refused(Refusal),
+    /// Refused for now: nack, storage full, not enough replicas. To be sent again.
+    NotNow(String),
+}
+
+/// Whether a message can have caused the loss of a session.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Suspect {
+    /// No: network, restart, a missing topology.
+    Nothing,
+    /// Yes: if a message *alone* in flight brings this about again, it is refused with this.
+    Message(Refusal),
+}
+
+/// The session is lost; everything without a verdict is unsettled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionError {
+    /// What happened, for log and `/status`; never a secret.
+    pub text: String,
+    /// Which counter of `broker_errors_total` it is.
+    pub kind: ErrorKind,
+    /// Whether a message can be the cause.
+    pub suspect: Suspect,
+}
+
+impl SessionError {
+    /// A loss that no message caused.
+    pub fn lost(text: impl Into<String>) -> Self {
+        Self { text: text.into(), kind: ErrorKind::Lost, suspect: Suspect::Nothing }
+    }
+
+    /// A loss that a message can have caused; alone in flight next time it is refused with `refusal`.
+    #[must_use]
+    pub fn suspect(refusal: Refusal) -> Self {
+        Self { text: refusal.text.clone(), kind: ErrorKind::Refused, suspect: Suspect::Message(refusal) }
+    }
+}
+
+/// The kinds of `broker_errors_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ErrorKind {
+    /// No connection: refused, no such host, missing topology.
+    Connect,
+    /// The credentials are wrong.
+    Authentication,
+    /// The TLS handshake failed.
+    Tls,
+    /// A live session ended.
+    Lost,
+    /// A message was refused for good.
+    Refused,
+    /// A message was refused for now.
+    NotNow,
+}
+
+impl ErrorKind {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 6] =
+        [Self::Connect, Self::Authentication, Self::Tls, Self::Lost, Self::Refused, Self::NotNow];
+
+    /// Its name in metrics and `/status`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Authentication => "authentication",
+            Self::Tls => "tls",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+            Self::NotNow => "not_now",
+        }
+    }
+}
+
+/// No session: wait and try again, for ever. The text says what, where and what to do; never a secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{text}")]
+pub struct ConnectError {
+    /// Which counter it is.
+    pub kind: ErrorKind,
+    /// For log, `/status` and `check --connect`.
+    pub text: String,
+}
+
+impl ConnectError {
+    /// An error of this kind.
+    pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+}
+
+/// What an inspection or a connect found that the operator should know, beyond "it works".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Finding {
+    /// Something is there as it should be (`check --connect` prints it).
+    Good(String),
+    /// It works, but some events may be refused (a size limit, an unroutable key).
+    Warning(String),
+    /// An exchange, queue, stream or topic that the settings name is not there.
+    Missing(String),
+}
+
+/// One broker, as the settings describe it. Lives as long as the process; makes sessions.
+#[async_trait]
+pub trait Broker: Send {
+    /// The name of its settings table: `kafka`, `rabbitmq`, `nats`, `file`.
+    fn name(&self) -> &'static str;
+
+    /// Where it is, without secrets, for log and `/status`.
+    fn location(&self) -> String;
+
+    /// Renders address and key of an event. `Err`: there is no legal address for it.
+    ///
+    /// # Errors
+    /// A refusal, where the broker could never take such an address.
+    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal>;
+
+    /// The headers as this broker names them, for dead letters.
+    fn headers(&self) -> &Headers;
+
+    /// Makes one session: connects, and declares or checks the topology. Gives up by itself within some seconds;
+    /// may be dropped at any time. Findings other than `Good` are logged by the caller when they change.
+    ///
+    /// # Errors
+    /// What stands in the way; the caller backs off and tries again.
+    async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError>;
+
+    /// Looks at broker, topology and size limits without changing anything (`check --connect`).
+    ///
+    /// # Errors
+    /// The broker cannot be reached or refuses the credentials.
+    async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError>;
+}
+
+/// One live connection to a broker.
+#[async_trait]
+pub trait Session: Send {
+    /// Hands one message to the client library. Never waits.
+    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed;
+
+    /// Waits for verdicts and appends all there are; returns with at least one, or with the loss of the session.
+    /// Cancel-safe: dropping the future loses no verdict. Once it returned an error it is not called again.
+    ///
+    /// # Errors
+    /// The session is lost.
+    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError>;
+
+    /// Ends the session, also one that is lost: collects verdicts still on their way, for at most `patience` and
+    /// not longer than some come or can come, then releases thread, socket and memory in the background.
+    async fn close(self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>);
+}

@@ -1,0 +1,291 @@
+//! The embedded broker: one NDJSON file per address, for trying things out and for tests.
+//!
+//! A line is `{"key":..,"headers":{..},"body":<the signed bytes as text, or base64>}`; `Stored` follows one
+//! fdatasync per batch of verdicts.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use tokio::task::JoinHandle;
+
+use crate::brokers::{
+    Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, Headers, Refusal, Router, Session, SessionError,
+    Shape, Terms, Ticket, Verdict,
+};
+use crate::message::{Event, Message};
+use crate::settings::Section;
+
+/// More addresses than this reopen the file used longest ago: descriptors belong to connections.
+const OPEN_FILES: usize = 64;
+
+/// The settings of `[broker.file]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    directory: PathBuf,
+    router: Router,
+}
+
+const SHAPE: Shape = Shape { address: "name", key: None, address_legal: legal_name, key_legal: |_| Ok(()) };
+
+impl Settings {
+    /// Reads `[broker.file]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        let directory = section.path("directory").unwrap_or_else(|| {
+            section.problem("directory", "empty; name the directory that the files go to");
+            PathBuf::new()
+        });
+        Self { directory, router: Router::read(section, SHAPE) }
+    }
+
+    /// The directory of the files.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+}
+
+fn legal_name(name: &str) -> Result<(), String> {
+    if name.contains(['/', '\0']) || name.starts_with('.') {
+        return Err(format!("{name:?} is no legal file name; use letters, digits, `_`, `-` and `.`"));
+    }
+    // 255 is Linux's NAME_MAX, less ".ndjson".
+    if name.len() > 248 {
+        return Err(format!("the file name would be {} bytes, more than 248", name.len()));
+    }
+    Ok(())
+}
+
+/// The embedded broker.
+#[derive(Debug)]
+pub struct File {
+    settings: Settings,
+    headers: Headers,
+}
+
+impl File {
+    /// The broker that these settings describe.
+    #[must_use]
+    pub fn new(settings: &Settings, terms: &Terms) -> Self {
+        let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
+        Self { settings: settings.clone(), headers }
+    }
+
+    fn create(&self) -> Result<(), ConnectError> {
+        let directory = &self.settings.directory;
+        if directory.is_dir() {
+            return Ok(());
+        }
+        fs::create_dir(directory).map_err(|error| {
+            let text = format!("cannot create the directory {}: {error}", directory.display());
+            ConnectError::new(ErrorKind::Connect, text)
+        })
+    }
+}
+
+#[async_trait]
+impl Broker for File {
+    fn name(&self) -> &'static str {
+        "file"
+    }
+
+    fn location(&self) -> String {
+        self.settings.directory.display().to_string()
+    }
+
+    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+        self.settings.router.address(event)
+    }
+
+    fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
+        self.create()?;
+        let files = Files { directory: self.settings.directory.clone(), open: HashMap::new(), uses: 0 };
+        let session = FileSession {
+            headers: self.headers.clone(),
+            waiting: Batch::default(),
+            files: Some(files),
+            writing: None,
+            written: Arc::default(),
+        };
+        Ok((Box::new(session), Vec::new()))
+    }
+
+    async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
+        let directory = self.settings.directory.display();
+        let parent = match self.settings.directory.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        if self.settings.directory.is_dir() {
+            Ok(vec![Finding::Good(format!("the directory {directory} exists"))])
+        } else if parent.is_dir() {
+            Ok(vec![Finding::Good(format!("the directory {directory} will be created at start"))])
+        } else {
+            let text = format!("neither {directory} nor its parent exists; create {}", parent.display());
+            Err(ConnectError::new(ErrorKind::Connect, text))
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Batch {
+    tickets: Vec<Ticket>,
+    lines: Vec<(Arc<str>, Vec<u8>)>,
+}
+
+type Written = (Files, io::Result<Vec<Ticket>>);
+
+#[derive(Debug)]
+struct FileSession {
+    headers: Headers,
+    waiting: Batch,
+    /// Here, or with the batch that is being written.
+    files: Option<Files>,
+    writing: Option<JoinHandle<Written>>,
+    written: Arc<tokio::sync::Notify>,
+}
+
+#[async_trait]
+impl Session for FileSession {
+    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
+        self.waiting.tickets.push(ticket);
+        let line = line(&self.headers, message);
+        match self.waiting.lines.iter_mut().find(|(address, _)| *address == message.address) {
+            Some((_, lines)) => lines.extend_from_slice(&line),
+            None => self.waiting.lines.push((message.address.clone(), line)),
+        }
+        self.written.notify_one();
+        Handed::Over
+    }
+
+    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
+        loop {
+            if let Some(writing) = &mut self.writing {
+                let done = writing.await;
+                self.writing = None;
+                let (files, tickets) = done.map_err(|_| SessionError::lost("the writer of the files panicked"))?;
+                self.files = Some(files);
+                let tickets = tickets.map_err(|error| SessionError::lost(format!("cannot write: {error}")))?;
+                into.extend(tickets.into_iter().map(|ticket| (ticket, Verdict::Stored)));
+                return Ok(());
+            }
+            if self.waiting.tickets.is_empty() {
+                self.written.notified().await;
+            } else if let Some(mut files) = self.files.take() {
+                let batch = std::mem::take(&mut self.waiting);
+                self.writing = Some(tokio::task::spawn_blocking(move || {
+                    let outcome = files.write(batch);
+                    (files, outcome)
+                }));
+            }
+        }
+    }
+
+    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>) {
+        let collect = async {
+            while self.writing.is_some() || (self.files.is_some() && !self.waiting.tickets.is_empty()) {
+                if self.verdicts(into).await.is_err() {
+                    break;
+                }
+            }
+        };
+        // What is not written by then is unsettled: the caller knows.
+        let _ = tokio::time::timeout(patience, collect).await;
+    }
+}
+
+fn line(headers: &Headers, message: &Message) -> Vec<u8> {
+    let mut fields = serde_json::Map::new();
+    fields.insert("id".into(), message.event.id().into());
+    let list = headers.list(&message.event).into_iter().map(|(name, value)| (name, value.into()));
+    fields.insert("headers".into(), serde_json::Value::Object(list.collect()));
+    match std::str::from_utf8(&message.event.body) {
+        Ok(text) => fields.insert("body".into(), text.into()),
+        Err(_) => fields.insert("body_base64".into(), BASE64_STANDARD.encode(&message.event.body).into()),
+    };
+    let mut line = serde_json::Value::Object(fields).to_string().into_bytes();
+    line.push(b'\n');
+    line
+}
+
+/// The open files by name, with the time of their last use in batches.
+#[derive(Debug)]
+struct Files {
+    directory: PathBuf,
+    open: HashMap<Arc<str>, (fs::File, u64)>,
+    uses: u64,
+}
+
+impl Files {
+    fn write(&mut self, batch: Batch) -> io::Result<Vec<Ticket>> {
+        self.uses += 1;
+        let mut touched = Vec::with_capacity(batch.lines.len());
+        for (name, lines) in batch.lines {
+            let file = self.file(&name)?;
+            file.write_all(&lines)?;
+            touched.push(name);
+            if touched.len() == OPEN_FILES {
+                self.sync(&touched)?;
+                touched.clear();
+            }
+        }
+        self.sync(&touched)?;
+        Ok(batch.tickets)
+    }
+
+    fn sync(&mut self, names: &[Arc<str>]) -> io::Result<()> {
+        for name in names {
+            if let Some((file, _)) = self.open.get(name) {
+                file.sync_data()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, name: &Arc<str>) -> io::Result<&mut fs::File> {
+        let uses = self.uses;
+        // A file that was removed or moved away meanwhile (log rotation) is made again.
+        let path = self.directory.join(format!("{name}.ndjson"));
+        if self.open.contains_key(name) && !path.exists() {
+            self.open.remove(name);
+        }
+        if !self.open.contains_key(name) {
+            if self.open.len() >= OPEN_FILES {
+                let oldest = self.open.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
+                if let Some(oldest) = oldest {
+                    if let Some((file, _)) = self.open.remove(&oldest) {
+                        file.sync_data()?;
+                    }
+                }
+            }
+            self.open.insert(name.clone(), (open(&path)?, uses));
+        }
+        let (file, used) = self.open.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+        *used = uses;
+        Ok(file)
+    }
+}
+
+/// Opens a file for appending and ends a line torn by an earlier crash.
+fn open(path: &Path) -> io::Result<fs::File> {
+    let mut file = fs::OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    if file.metadata()?.len() > 0 {
+        file.seek(SeekFrom::End(-1))?;
+        let mut last = [0];
+        file.read_exact(&mut last)?;
+        if last != *b"\n" {
+            file.write_all(b"\n")?;
+        }
+    }
+    Ok(file)
+}

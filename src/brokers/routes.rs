@@ -1,0 +1,160 @@
+//! From an event to its address and key: the routes of the settings, first match wins, with a cache.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crate::brokers::{Refusal, RefusalReason};
+use crate::message::Event;
+use crate::settings::Section;
+use crate::template::{Kind, Template};
+
+/// Pairs of event and target type are few; a sender of thousands must not fill the memory.
+const CACHED: usize = 1024;
+
+/// Says why a rendered address or key is not legal for the broker.
+pub type Legal = fn(&str) -> Result<(), String>;
+
+/// The names and kinds of a broker's two templates.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// The settings key of the address template: `topic`, `exchange`, `subject`, `name`.
+    pub address: &'static str,
+    /// The settings key of the key template and its kind, where the broker has one.
+    pub key: Option<(&'static str, Kind)>,
+    /// What is legal as an address.
+    pub address_legal: Legal,
+    /// What is legal as a key.
+    pub key_legal: Legal,
+}
+
+/// One route: which events it takes, and the templates it has for them.
+#[derive(Clone, Debug)]
+pub struct Route {
+    event: Option<String>,
+    target_type: Option<String>,
+    address: Template,
+    key: Option<Template>,
+}
+
+impl Route {
+    /// The template of the address.
+    #[must_use]
+    pub fn address(&self) -> &Template {
+        &self.address
+    }
+
+    fn takes(&self, event: &Event) -> bool {
+        self.event.as_deref().is_none_or(|name| name == event.event())
+            && self.target_type.as_deref().is_none_or(|name| name == event.target_type())
+    }
+}
+
+/// All routes of a broker; the last one takes everything.
+#[derive(Clone, Debug)]
+pub struct Router {
+    routes: Vec<Route>,
+    shape: Shape,
+    cache: HashMap<(Arc<str>, Box<str>, Box<str>), Cached>,
+}
+
+#[derive(Clone, Debug)]
+struct Cached {
+    address: Arc<str>,
+    key: CachedKey,
+}
+
+#[derive(Clone, Debug)]
+enum CachedKey {
+    Same(Arc<str>),
+    RenderedBy(usize),
+}
+
+impl Router {
+    /// Reads the templates of a broker's table and its `routes`.
+    pub fn read(section: &mut Section<'_>, shape: Shape) -> Self {
+        let address = template(section, shape.address, Kind::Address, shape.address_legal);
+        let key = shape.key.map(|(name, kind)| template(section, name, kind, shape.key_legal));
+        let mut routes = Vec::new();
+        for mut table in section.sections("routes") {
+            let event = table.text("event");
+            if event.is_empty() && !table.has("event") {
+                table.problem("event", "missing; a route names the event it takes");
+            }
+            let target_type = Some(table.text("target_type")).filter(|_| table.has("target_type"));
+            let mut own = |name, kind, legal, fallback: &Template| {
+                if table.has(name) { template(&mut table, name, kind, legal) } else { fallback.clone() }
+            };
+            let route_address = own(shape.address, Kind::Address, shape.address_legal, &address);
+            let route_key = match (shape.key, &key) {
+                (Some((name, kind)), Some(key)) => Some(own(name, kind, shape.key_legal, key)),
+                _ => None,
+            };
+            routes.push(Route { event: Some(event), target_type, address: route_address, key: route_key });
+            table.finish();
+        }
+        routes.push(Route { event: None, target_type: None, address, key });
+        Self { routes, shape, cache: HashMap::new() }
+    }
+
+    /// The routes in their order; the last is the one for everything else.
+    #[must_use]
+    pub fn routes(&self) -> &[Route] {
+        &self.routes
+    }
+
+    /// Address and key of an event.
+    ///
+    /// # Errors
+    /// The rendered address or key is not legal for this broker.
+    pub fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+        // The key of the map owns its texts, so a look-up builds one; events are short.
+        let pair = (event.origin.source.clone(), event.event().into(), event.target_type().into());
+        if let Some(cached) = self.cache.get(&pair) {
+            let key = match &cached.key {
+                CachedKey::Same(key) => key.clone(),
+                CachedKey::RenderedBy(route) => self.key(*route, event)?,
+            };
+            return Ok((cached.address.clone(), key));
+        }
+        let at = self.routes.iter().position(|route| route.takes(event)).unwrap_or(self.routes.len() - 1);
+        let route = &self.routes[at];
+        let address = route.address.render(event);
+        (self.shape.address_legal)(&address).map_err(|text| Refusal::new(RefusalReason::Unroutable, text))?;
+        let address: Arc<str> = address.into();
+        let cacheable = route.key.as_ref().is_none_or(Template::is_cacheable);
+        let key = self.key(at, event)?;
+        if self.cache.len() < CACHED {
+            let cached = if cacheable { CachedKey::Same(key.clone()) } else { CachedKey::RenderedBy(at) };
+            self.cache.insert(pair, Cached { address: address.clone(), key: cached });
+        }
+        Ok((address, key))
+    }
+
+    fn key(&self, route: usize, event: &Event) -> Result<Arc<str>, Refusal> {
+        let Some(template) = &self.routes[route].key else { return Ok("".into()) };
+        let key = template.render(event);
+        (self.shape.key_legal)(&key).map_err(|text| Refusal::new(RefusalReason::Unroutable, text))?;
+        Ok(key.into())
+    }
+}
+
+/// Reads one template and checks, as far as it can be, that what it renders is legal.
+fn template(section: &mut Section<'_>, key: &str, kind: Kind, legal: Legal) -> Template {
+    let text = section.text(key);
+    match Template::parse(kind, &text) {
+        Ok(template) => {
+            let wrong = match kind {
+                Kind::Address => template.samples().iter().find_map(|sample| legal(sample).err()),
+                Kind::Key => None,
+            };
+            if let Some(wrong) = wrong {
+                section.problem(key, wrong);
+            }
+            template
+        }
+        Err(error) => {
+            section.problem(key, error);
+            Template::placeholder(kind)
+        }
+    }
+}

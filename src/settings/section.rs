@@ -1,0 +1,477 @@
+//! One table of the settings, read key by key: every wrong value and every unknown key becomes a problem, and all
+//! problems are told at once. It knows files and variables, not what the keys mean.
+//!
+//! Length: every kind of value a setting can have, with its message.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Tag, Value};
+use figment::{Figment, Profile, Provider, Source};
+
+use crate::secret::Secret;
+use crate::settings::environment::{self, variable};
+use crate::settings::units;
+
+/// A secret shorter than this is warned about: 16 bytes are the least that cannot be guessed.
+const SHORT_SECRET: usize = 16;
+
+/// What is wrong, and what is odd, in the order in which it was found.
+#[derive(Debug, Default)]
+pub struct Problems {
+    /// Each stops the start.
+    pub errors: Vec<String>,
+    /// Each is logged at the start and shown by `check`.
+    pub warnings: Vec<String>,
+}
+
+/// One table while it is read.
+pub struct Section<'a> {
+    figment: &'a Figment,
+    problems: &'a RefCell<Problems>,
+    path: String,
+    table: Dict,
+    known: BTreeSet<String>,
+}
+
+impl<'a> Section<'a> {
+    /// The top table of the merged settings.
+    pub(super) fn top(figment: &'a Figment, table: Dict, problems: &'a RefCell<Problems>) -> Self {
+        Self { figment, problems, path: String::new(), table, known: BTreeSet::new() }
+    }
+
+    fn dotted(&self, key: &str) -> String {
+        if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
+    }
+
+    /// Where a value was written, for people: the key in a file, or the variable.
+    fn place(&self, key: &str, tag: Tag) -> String {
+        let dotted = self.dotted(key);
+        match self.figment.get_metadata(tag) {
+            Some(metadata) if metadata.name == environment::NAME => {
+                format!("environment variable {}", variable(&dotted))
+            }
+            Some(metadata) => match &metadata.source {
+                Some(Source::File(path)) => format!("`{dotted}` in {}", path.display()),
+                _ => format!("`{dotted}`"),
+            },
+            None => format!("`{dotted}`"),
+        }
+    }
+
+    fn from_environment(&self, tag: Tag) -> bool {
+        self.figment.get_metadata(tag).is_some_and(|metadata| metadata.name == environment::NAME)
+    }
+
+    /// Adds a problem with this key's value; the text follows "where: ".
+    pub fn problem(&mut self, key: &str, text: impl std::fmt::Display) {
+        let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
+        let place = self.place(key, tag);
+        self.problems.borrow_mut().errors.push(format!("{place}: {text}"));
+    }
+
+    /// Adds a warning about this key's value.
+    pub fn warning(&mut self, key: &str, text: impl std::fmt::Display) {
+        let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
+        let place = self.place(key, tag);
+        self.problems.borrow_mut().warnings.push(format!("{place}: {text}"));
+    }
+
+    /// A key of a later version: known, but refused where it is set.
+    pub fn not_available(&mut self, key: &str) {
+        self.known.insert(key.to_owned());
+        if self.table.contains_key(key) {
+            self.problem(key, "not available in this version; remove it");
+        }
+    }
+
+    fn value(&mut self, key: &str) -> Option<Value> {
+        self.known.insert(key.to_owned());
+        self.table.get(key).cloned()
+    }
+
+    /// A value that is not text in a variable is TOML there: a number, `true`, a list.
+    fn typed(&mut self, key: &str) -> Option<Value> {
+        let value = self.value(key)?;
+        match &value {
+            Value::String(tag, text) if self.from_environment(*tag) => Some(parse(*tag, text).unwrap_or(value)),
+            _ => Some(value),
+        }
+    }
+
+    fn wrong(&mut self, key: &str, wanted: &str, value: &Value) {
+        let found = match value {
+            Value::String(_, text) => format!("{text:?}"),
+            Value::Bool(_, flag) => flag.to_string(),
+            Value::Num(_, number) => number.to_i128().map_or_else(|| "a number".to_owned(), |n| n.to_string()),
+            Value::Array(..) => "a list".to_owned(),
+            Value::Dict(..) => "a table".to_owned(),
+            _ => "nothing".to_owned(),
+        };
+        self.problem(key, format_args!("expected {wanted}, found {found}"));
+    }
+
+    /// A text; empty where it is missing or wrong.
+    pub fn text(&mut self, key: &str) -> String {
+        match self.value(key) {
+            Some(Value::String(_, text)) => text,
+            Some(other) => {
+                self.wrong(key, "a text in quotes", &other);
+                String::new()
+            }
+            None => String::new(),
+        }
+    }
+
+    /// `true` or `false`.
+    pub fn flag(&mut self, key: &str) -> bool {
+        match self.typed(key) {
+            Some(Value::Bool(_, flag)) => flag,
+            Some(other) => {
+                self.wrong(key, "true or false", &other);
+                false
+            }
+            None => false,
+        }
+    }
+
+    /// A whole number within the range, both ends included.
+    pub fn integer(&mut self, key: &str, least: i64, most: i64) -> i64 {
+        let Some(value) = self.typed(key) else { return least };
+        let number = match &value {
+            Value::Num(_, number) => number.to_i128(),
+            _ => None,
+        };
+        match number {
+            Some(number) if (i128::from(least)..=i128::from(most)).contains(&number) => {
+                i64::try_from(number).unwrap_or(least)
+            }
+            Some(_) => {
+                let range =
+                    if most == i64::MAX { format!("at least {least}") } else { format!("{least} to {most}") };
+                self.wrong(key, &format!("a whole number, {range}"), &value);
+                least
+            }
+            None => {
+                self.wrong(key, "a whole number", &value);
+                least
+            }
+        }
+    }
+
+    /// A whole number of things, at least `least`.
+    pub fn count(&mut self, key: &str, least: usize) -> usize {
+        let least = i64::try_from(least).unwrap_or(i64::MAX);
+        usize::try_from(self.integer(key, least, i64::MAX)).unwrap_or(usize::MAX)
+    }
+
+    /// A duration such as "5s".
+    pub fn duration(&mut self, key: &str) -> Duration {
+        self.measure(key, "a duration such as \"500ms\", \"5s\", \"10m\" or \"1h\"", units::duration)
+    }
+
+    /// A size in bytes such as "64MiB".
+    pub fn size(&mut self, key: &str) -> usize {
+        self.measure(key, "a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"", units::size)
+    }
+
+    fn measure<T: Default>(&mut self, key: &str, wanted: &str, read: impl Fn(&str) -> Option<T>) -> T {
+        match self.value(key) {
+            None => T::default(),
+            Some(Value::String(tag, text)) => read(text.trim()).unwrap_or_else(|| {
+                self.wrong(key, wanted, &Value::String(tag, text));
+                T::default()
+            }),
+            Some(other) => {
+                self.wrong(key, wanted, &other);
+                T::default()
+            }
+        }
+    }
+
+    /// One of some words.
+    ///
+    /// # Panics
+    /// When `words` is empty.
+    pub fn choice<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> T {
+        let value = self.value(key);
+        let found = match &value {
+            Some(Value::String(_, text)) => words.iter().find(|(word, _)| word == text),
+            _ => None,
+        };
+        if let (None, Some(value)) = (found, &value) {
+            let names: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+            let near = match value {
+                Value::String(_, text) => nearest(text, names.iter().copied()),
+                _ => None,
+            };
+            let list = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
+            let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
+            self.wrong(key, &format!("one of {list}"), value);
+            if let Some(last) = self.problems.borrow_mut().errors.last_mut() {
+                last.push_str(&hint);
+            }
+        }
+        found.unwrap_or(&words[0]).1
+    }
+
+    /// A list of texts.
+    pub fn texts(&mut self, key: &str) -> Vec<String> {
+        let Some(value) = self.typed(key) else { return Vec::new() };
+        let Value::Array(_, items) = &value else {
+            self.wrong(key, "a list such as [\"a\", \"b\"]", &value);
+            return Vec::new();
+        };
+        let texts: Option<Vec<String>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();
+        texts.unwrap_or_else(|| {
+            self.problem(key, "expected a list of texts, found a list with something else in it");
+            Vec::new()
+        })
+    }
+
+    /// A path; none where it is empty.
+    pub fn path(&mut self, key: &str) -> Option<PathBuf> {
+        Some(self.text(key)).filter(|text| !text.is_empty()).map(PathBuf::from)
+    }
+
+    /// A path of a file that can be read now; none where it is empty or cannot (a problem then).
+    pub fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
+        let path = self.path(key)?;
+        match std::fs::File::open(&path).and_then(|file| file.metadata()) {
+            Ok(metadata) if metadata.is_file() => Some(path),
+            Ok(_) => {
+                self.problem(key, format_args!("{} is not a file", path.display()));
+                None
+            }
+            Err(error) => {
+                self.problem(key, format_args!("cannot read {}: {error}", path.display()));
+                None
+            }
+        }
+    }
+
+    /// A secret, in place or in the file that `<key>_file` names; none where both are empty.
+    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+        let file_key = format!("{key}_file");
+        self.secret_from(key, &file_key)
+    }
+
+    /// As [`Section::secret`], with the name of the file's key.
+    pub fn secret_from(&mut self, key: &str, file_key: &str) -> Option<Secret> {
+        let place = match self.value(key) {
+            Some(Value::String(_, text)) => Some(text).filter(|text| !text.is_empty()),
+            Some(_) => {
+                // Never show the value: it is the secret.
+                self.problem(key, "expected a text in quotes");
+                None
+            }
+            None => None,
+        };
+        let path = self.path(file_key);
+        match (place, path) {
+            (Some(_), Some(_)) => {
+                let both =
+                    format!("`{}` and `{}` are both given; keep one", self.dotted(key), self.dotted(file_key));
+                self.problem(file_key, both);
+                None
+            }
+            (Some(text), None) => Some(Secret::new(text)),
+            (None, Some(path)) => self.secret_file(file_key, &path),
+            (None, None) => None,
+        }
+    }
+
+    fn secret_file(&mut self, key: &str, path: &Path) -> Option<Secret> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => {
+                self.problem(key, format_args!("cannot read {}: {error}", path.display()));
+                return None;
+            }
+        };
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        if text.is_empty() {
+            self.problem(key, format_args!("{} is empty", path.display()));
+            return None;
+        }
+        self.warn_if_world_readable(key, path);
+        Some(Secret::new(text))
+    }
+
+    /// Warns about a file of secrets that everybody on the machine can read.
+    pub fn warn_if_world_readable(&mut self, key: &str, path: &Path) {
+        use std::os::unix::fs::PermissionsExt as _;
+        if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
+            self.warning(key, format_args!("{} can be read by everybody; chmod o-r it", path.display()));
+        }
+    }
+
+    /// Warns about a secret that can be guessed.
+    pub fn warn_if_short(&mut self, key: &str, secret: &Secret) {
+        if secret.reveal().len() < SHORT_SECRET {
+            self.warning(key, format_args!("the secret is shorter than {SHORT_SECRET} bytes"));
+        }
+    }
+
+    /// A table below this one.
+    pub fn section(&mut self, key: &str) -> Section<'a> {
+        let table = match self.value(key) {
+            Some(Value::Dict(_, table)) => table,
+            Some(other) => {
+                self.wrong(key, "a table", &other);
+                Dict::new()
+            }
+            None => Dict::new(),
+        };
+        self.below(self.dotted(key), table)
+    }
+
+    /// The list of tables under this key (`[[...]]`), which only a file can give.
+    pub fn sections(&mut self, key: &str) -> Vec<Section<'a>> {
+        let Some(value) = self.value(key) else { return Vec::new() };
+        let dotted = self.dotted(key);
+        match value {
+            Value::Array(tag, _) | Value::String(tag, _) | Value::Dict(tag, _) if self.from_environment(tag) => {
+                self.problem(key, format_args!("`{dotted}` is set in the file only"));
+                Vec::new()
+            }
+            Value::Array(_, items) => {
+                let mut sections = Vec::new();
+                for (index, item) in items.into_iter().enumerate() {
+                    if let Value::Dict(_, table) = item {
+                        sections.push(self.below(format!("{dotted}[{index}]"), table));
+                    } else {
+                        self.problem(key, "expected tables, found something else in the list");
+                    }
+                }
+                sections
+            }
+            other => {
+                self.wrong(key, "a list of tables", &other);
+                Vec::new()
+            }
+        }
+    }
+
+    /// A table of free keys with texts, numbers or flags as texts; its values count as secrets.
+    pub fn free(&mut self, key: &str) -> Vec<(String, Secret)> {
+        let dotted = self.dotted(key);
+        let table = match self.value(key) {
+            Some(Value::Dict(_, table)) => table,
+            Some(_) => {
+                self.problem(key, "expected a table");
+                return Vec::new();
+            }
+            None => return Vec::new(),
+        };
+        let mut pairs = Vec::new();
+        self.flatten(&dotted, "", &table, &mut pairs);
+        pairs
+    }
+
+    /// TOML reads `a.b = 1` as a table in a table: names with dots are put together again.
+    fn flatten(&mut self, dotted: &str, prefix: &str, table: &Dict, pairs: &mut Vec<(String, Secret)>) {
+        for (name, value) in table {
+            let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
+            if self.from_environment(value.tag()) {
+                let key = dotted.rsplit('.').next().unwrap_or(dotted).to_owned();
+                self.problem(&key, format_args!("`{dotted}` is set in the file only"));
+                continue;
+            }
+            match value {
+                Value::String(_, text) => pairs.push((name, Secret::new(text.as_str()))),
+                Value::Bool(_, flag) => pairs.push((name, Secret::new(flag.to_string()))),
+                Value::Num(_, number) => {
+                    let text = number
+                        .to_i128()
+                        .map(|number| number.to_string())
+                        .or_else(|| number.to_f64().map(|number| number.to_string()));
+                    pairs.push((name, Secret::new(text.unwrap_or_default())));
+                }
+                Value::Dict(_, inner) => self.flatten(dotted, &name, inner, pairs),
+                _ => {
+                    let text = format!("`{dotted}.{name}`: expected a text, a number, true or false");
+                    self.problems.borrow_mut().errors.push(text);
+                }
+            }
+        }
+    }
+
+    fn below(&self, path: String, table: Dict) -> Section<'a> {
+        Section { figment: self.figment, problems: self.problems, path, table, known: BTreeSet::new() }
+    }
+
+    /// The names of this table's keys.
+    #[must_use]
+    pub fn keys(&self) -> Vec<String> {
+        self.table.keys().cloned().collect()
+    }
+
+    /// Whether file or environment (or the defaults) give this key.
+    #[must_use]
+    pub fn has(&self, key: &str) -> bool {
+        self.table.contains_key(key)
+    }
+
+    /// Reports every key that nobody asked for, with the nearest right name.
+    pub fn finish(mut self) {
+        let unknown: Vec<String> = self.table.keys().filter(|key| !self.known.contains(*key)).cloned().collect();
+        for key in unknown {
+            let near = nearest(&key, self.known.iter().map(String::as_str)).map(str::to_owned);
+            let hint = match near {
+                Some(near) => format!("; did you mean `{}`?", self.dotted(&near)),
+                None => format!("; known here: {}", self.known.iter().cloned().collect::<Vec<_>>().join(", ")),
+            };
+            // A variable for a whole unknown table stands one or more levels deeper.
+            let mut place = key.clone();
+            let mut value = self.table.get(&key);
+            while let Some(Value::Dict(_, inner)) = value {
+                let Some((name, below)) = inner.iter().next() else { break };
+                if !self.from_environment(below.tag()) && !matches!(below, Value::Dict(..)) {
+                    break;
+                }
+                place = format!("{place}.{name}");
+                value = Some(below);
+            }
+            let tag = value.map_or(Tag::Default, Value::tag);
+            let place = if self.from_environment(tag) { self.place(&place, tag) } else { self.place_of(&key) };
+            self.problems.borrow_mut().errors.push(format!("{place}: unknown key{hint}"));
+        }
+        self.known.clear();
+    }
+
+    fn place_of(&self, key: &str) -> String {
+        let mut value = self.table.get(key);
+        while let Some(Value::Dict(_, inner)) = value {
+            let Some(below) = inner.values().next() else { break };
+            value = Some(below);
+        }
+        self.place(key, value.map_or(Tag::Default, Value::tag))
+    }
+}
+
+/// Reads a variable's text as a TOML value.
+fn parse(tag: Tag, text: &str) -> Option<Value> {
+    let parsed = Toml::string(&format!("value = {text}")).data().ok()?;
+    let mut value = parsed.get(&Profile::Default)?.get("value")?.clone();
+    value = match value {
+        Value::Bool(_, flag) => Value::Bool(tag, flag),
+        Value::Num(_, number) => Value::Num(tag, number),
+        Value::Array(_, items) => Value::Array(tag, items),
+        other => other,
+    };
+    Some(value)
+}
+
+/// The word nearest to a mistyped one, if one is near enough to be meant.
+pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+    names
+        .map(|name| (strsim::damerau_levenshtein(typed, name), name))
+        .filter(|(distance, name)| *distance <= 1 + name.len().min(typed.len()) / 4)
+        .min_by_key(|(distance, _)| *distance)
+        .map(|(_, name)| name)
+}
