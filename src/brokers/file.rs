@@ -289,3 +289,55 @@ fn open(path: &Path) -> io::Result<fs::File> {
     }
     Ok(file)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::brokers::HeaderStyle;
+    use crate::message::{Fields, Origin};
+    use crate::settings::testing;
+
+    fn terms() -> Terms {
+        Terms { max_in_flight: 10, max_body: 1024, headers: HeaderStyle::None, retry_max: Duration::from_secs(1) }
+    }
+
+    fn message(broker: &mut File, body: &str) -> Message {
+        let origin =
+            Origin { source: "main".into(), signature: None, traceparent: None, received: SystemTime::UNIX_EPOCH };
+        let fields = Fields { event: "E", target_type: "t", ..Fields::default() };
+        let event = Event::new(origin, body.as_bytes().into(), &fields, &[0; 32]);
+        let (address, key) = broker.address(&event).unwrap();
+        Message { event: Box::new(event), address, key }
+    }
+
+    #[tokio::test]
+    async fn stores_one_line_per_event_and_ends_a_torn_one() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("E.t.ndjson"), "{\"torn").unwrap();
+        let toml = format!("directory = {:?}", directory.path());
+        let (settings, problems) = testing::read(&["broker", "file"], &toml, Settings::read);
+        assert!(problems.errors.is_empty(), "{problems:?}");
+        let mut broker = File::new(&settings, &terms());
+        let (mut session, _) = broker.connect().await.unwrap();
+        for ticket in 0..3 {
+            let message = message(&mut broker, &format!("{{\"é\":{ticket}}}"));
+            assert!(matches!(session.send(ticket, &message), Handed::Over));
+        }
+        let mut verdicts = Vec::new();
+        session.verdicts(&mut verdicts).await.unwrap();
+        assert_eq!(verdicts, [(0, Verdict::Stored), (1, Verdict::Stored), (2, Verdict::Stored)]);
+        let text = fs::read_to_string(directory.path().join("E.t.ndjson")).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 4);
+        let line: serde_json::Value = serde_json::from_str(lines[3]).unwrap();
+        assert_eq!(line["body"], "{\"é\":2}");
+    }
+
+    #[test]
+    fn refuses_a_name_that_leaves_the_directory() {
+        let (_, problems) = testing::read(&["broker", "file"], "name = \"../{event}\"", Settings::read);
+        assert_eq!(problems.errors.len(), 1, "{problems:?}");
+    }
+}

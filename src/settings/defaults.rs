@@ -1,0 +1,42 @@
+//! `config/default.toml`, compiled in: the only place of defaults, and which of its tables are templates.
+
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Error, Metadata, Profile, Provider};
+
+/// The text of the reference.
+pub const TEXT: &str = include_str!("../../config/default.toml");
+
+/// The whole reference as a table.
+///
+/// # Panics
+/// When `config/default.toml` is not TOML: a test reads it.
+pub(super) fn table() -> Dict {
+    let mut data = Toml::string(TEXT).data().expect("config/default.toml is TOML");
+    data.remove(&Profile::Default).unwrap_or_default()
+}
+
+/// The defaults of a table given by its path: `["broker", "kafka"]`.
+pub(super) fn template(path: &[&str]) -> Option<Dict> {
+    let mut table = table();
+    for key in path {
+        match table.remove(*key) {
+            Some(Value::Dict(_, below)) => table = below,
+            _ => return None,
+        }
+    }
+    Some(table)
+}
+
+/// Defaults as a layer.
+pub(super) struct Defaults(pub(super) Dict);
+
+impl Provider for Defaults {
+    fn metadata(&self) -> Metadata {
+        Metadata::named("defaults")
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        Ok(Profile::Default.collect(self.0.clone()))
+    }
+}
