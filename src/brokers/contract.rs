@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use crate::accounting::{ErrorKind, RefusalReason};
 use crate::brokers::{HeaderStyle, Headers};
 use crate::message::{Event, Message};
 
@@ -36,39 +37,6 @@ pub enum Topology {
     Check,
     /// Neither.
     Ignore,
-}
-
-/// Why a broker will never take this message as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum RefusalReason {
-    /// Larger than the broker takes.
-    TooLarge,
-    /// The address exists but leads to no queue or stream, or cannot be a legal address.
-    Unroutable,
-    /// The topic or exchange does not exist.
-    NoDestination,
-    /// These credentials may not publish there.
-    NotAuthorised,
-    /// Anything else that a repeat would not mend.
-    Other,
-}
-
-impl RefusalReason {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 5] =
-        [Self::TooLarge, Self::Unroutable, Self::NoDestination, Self::NotAuthorised, Self::Other];
-
-    /// Its name in dead letters and metrics.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::TooLarge => "too_large",
-            Self::Unroutable => "unroutable",
-            Self::NoDestination => "no_destination",
-            Self::NotAuthorised => "not_authorised",
-            Self::Other => "other",
-        }
-    }
 }
 
 /// A message refused for good: it becomes a dead letter, the rest flows.
@@ -141,42 +109,6 @@ impl SessionError {
     #[must_use]
     pub fn suspect(refusal: Refusal) -> Self {
         Self { text: refusal.text.clone(), kind: ErrorKind::Refused, suspect: Suspect::Message(refusal) }
-    }
-}
-
-/// The kinds of `broker_errors_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ErrorKind {
-    /// No connection: refused, no such host, missing topology.
-    Connect,
-    /// The credentials are wrong.
-    Authentication,
-    /// The TLS handshake failed.
-    Tls,
-    /// A live session ended.
-    Lost,
-    /// A message was refused for good.
-    Refused,
-    /// A message was refused for now.
-    NotNow,
-}
-
-impl ErrorKind {
-    /// All of them, for metrics.
-    pub const ALL: [Self; 6] =
-        [Self::Connect, Self::Authentication, Self::Tls, Self::Lost, Self::Refused, Self::NotNow];
-
-    /// Its name in metrics and `/status`.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Authentication => "authentication",
-            Self::Tls => "tls",
-            Self::Lost => "lost",
-            Self::Refused => "refused",
-            Self::NotNow => "not_now",
-        }
     }
 }
 

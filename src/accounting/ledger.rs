@@ -1,0 +1,243 @@
+//! The books: every count, as plain numbers.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::accounting::{Decision, Loss, Reason, RefusalReason};
+
+/// One secret of a source: how often it matched, and when last.
+#[derive(Clone, Debug)]
+pub struct SecretUse {
+    /// The secret's id.
+    pub id: Arc<str>,
+    /// How many signatures it matched.
+    pub matched: u64,
+    /// When last.
+    pub last: Option<SystemTime>,
+}
+
+/// The books of one source.
+#[derive(Clone, Debug)]
+pub struct SourceBook {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Requests that were decided.
+    pub received: u64,
+    /// Of them: accepted.
+    pub accepted: u64,
+    /// Of them: duplicates.
+    pub duplicate: u64,
+    /// Of them: probes.
+    pub probe: u64,
+    /// Of them: refused, by [`Reason::ALL`].
+    pub rejected: [u64; Reason::ALL.len()],
+    /// The last decision and its time.
+    pub last: Option<(Decision, SystemTime)>,
+    /// Its secrets.
+    pub secrets: Vec<SecretUse>,
+}
+
+impl SourceBook {
+    /// An empty book.
+    #[must_use]
+    pub fn new(name: Arc<str>, secrets: impl IntoIterator<Item = Arc<str>>) -> Self {
+        let secrets = secrets.into_iter().map(|id| SecretUse { id, matched: 0, last: None }).collect();
+        Self { name, received: 0, accepted: 0, duplicate: 0, probe: 0, rejected: [0; 11], last: None, secrets }
+    }
+}
+
+/// Published events of one pair of event and target type, both in address form.
+#[derive(Clone, Debug)]
+pub struct PairBook {
+    /// The event, in address form.
+    pub event: String,
+    /// The target type, in address form.
+    pub target_type: String,
+    /// How many.
+    pub published: u64,
+}
+
+/// All books.
+#[derive(Clone, Debug, Default)]
+pub struct Ledger {
+    /// One per source.
+    pub sources: Vec<SourceBook>,
+    /// Taken from the journal at start.
+    pub recovered: u64,
+    /// Taken from dead letters.
+    pub replayed: u64,
+    /// Confirmed by the broker.
+    pub published: u64,
+    /// The same by pair.
+    pub pairs: Vec<PairBook>,
+    /// Dead letters, by [`RefusalReason::ALL`].
+    pub dead_lettered: [u64; RefusalReason::ALL.len()],
+    /// Timed out before they were sent (`published` mode).
+    pub withdrawn: u64,
+    /// Lost, by [`Loss::ALL`].
+    pub lost: [u64; Loss::ALL.len()],
+}
+
+impl Ledger {
+    /// Empty books for these sources.
+    #[must_use]
+    pub fn new(sources: Vec<SourceBook>) -> Self {
+        Self { sources, ..Self::default() }
+    }
+
+    /// Notes what was decided about a request, and which secret matched.
+    pub fn decide(&mut self, source: usize, secret: Option<usize>, decision: Decision) {
+        let Some(book) = self.sources.get_mut(source) else { return };
+        let now = SystemTime::now();
+        book.received += 1;
+        book.last = Some((decision, now));
+        match decision {
+            Decision::Accepted => book.accepted += 1,
+            Decision::Duplicate => book.duplicate += 1,
+            Decision::Probe => book.probe += 1,
+            Decision::Rejected(reason) => book.rejected[reason as usize] += 1,
+        }
+        if let Some(secret) = secret.and_then(|at| book.secrets.get_mut(at)) {
+            secret.matched += 1;
+            secret.last = Some(now);
+        }
+    }
+
+    /// Notes confirmed events: one pair number for each.
+    pub fn publish(&mut self, pairs: &[u16]) {
+        self.published += pairs.len() as u64;
+        for pair in pairs {
+            if let Some(book) = self.pairs.get_mut(usize::from(*pair)) {
+                book.published += 1;
+            }
+        }
+    }
+
+    /// The totals, with what is held at this moment.
+    #[must_use]
+    pub fn totals(&self, held: u64) -> Totals {
+        let mut totals = Totals {
+            recovered: self.recovered,
+            replayed: self.replayed,
+            published: self.published,
+            dead_lettered: self.dead_lettered.iter().sum(),
+            withdrawn: self.withdrawn,
+            lost: self.lost.iter().sum(),
+            held,
+            ..Totals::default()
+        };
+        for book in &self.sources {
+            totals.received += book.received;
+            totals.accepted += book.accepted;
+            totals.duplicate += book.duplicate;
+            totals.probe += book.probe;
+            totals.rejected += book.rejected.iter().sum::<u64>();
+        }
+        totals
+    }
+}
+
+/// The two sums of the accounting.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Decided requests.
+    pub received: u64,
+    /// Entered the buffer.
+    pub accepted: u64,
+    /// Were there already.
+    pub duplicate: u64,
+    /// Connection tests.
+    pub probe: u64,
+    /// Refused.
+    pub rejected: u64,
+    /// From the journal at start.
+    pub recovered: u64,
+    /// From dead letters.
+    pub replayed: u64,
+    /// Confirmed by the broker.
+    pub published: u64,
+    /// Refused by the broker, kept.
+    pub dead_lettered: u64,
+    /// Timed out before they were sent.
+    pub withdrawn: u64,
+    /// Gone.
+    pub lost: u64,
+    /// Buffered, in flight, on disk.
+    pub held: u64,
+}
+
+impl Totals {
+    /// By how many events the two equations fail: 0, or there is a defect.
+    #[must_use]
+    pub fn mismatch(&self) -> u64 {
+        let decided = self.accepted + self.duplicate + self.probe + self.rejected;
+        let came = self.accepted + self.recovered + self.replayed;
+        let went = self.published + self.dead_lettered + self.withdrawn + self.lost + self.held;
+        self.received.abs_diff(decided) + came.abs_diff(went)
+    }
+}
+
+/// `[buffer]`: from enqueue to settle, in flight included.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Events.
+    pub events: usize,
+    /// Bytes: each event counts its body and 512.
+    pub bytes: usize,
+}
+
+/// A copy of everything countable, taken under the lock.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// The books.
+    pub ledger: Ledger,
+    /// Events held: waiting and in delivery's ring.
+    pub events: usize,
+    /// Their cost in bytes.
+    pub bytes: usize,
+    /// The limits.
+    pub limits: Limits,
+    /// Receipt of the oldest event held.
+    pub oldest: Option<SystemTime>,
+    /// A limit was reached, and less than 10 % is free since.
+    pub full: bool,
+    /// The bridge is stopping.
+    pub draining: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn every_decision_keeps_the_first_equation(decisions in proptest::collection::vec(0usize..14, 0..200)) {
+            let mut ledger = Ledger::new(vec![SourceBook::new("a".into(), ["default".into()])]);
+            let mut accepted = 0;
+            for decision in &decisions {
+                let decision = match decision {
+                    0 => Decision::Accepted,
+                    1 => Decision::Duplicate,
+                    2 => Decision::Probe,
+                    reason => Decision::Rejected(Reason::ALL[reason - 3]),
+                };
+                accepted += u64::from(decision == Decision::Accepted);
+                ledger.decide(0, Some(0), decision);
+            }
+            let totals = ledger.totals(accepted);
+            prop_assert_eq!(totals.mismatch(), 0);
+            prop_assert_eq!(totals.received, decisions.len() as u64);
+            prop_assert_eq!(ledger.sources[0].secrets[0].matched, decisions.len() as u64);
+        }
+    }
+
+    #[test]
+    fn a_missing_event_shows_as_a_mismatch() {
+        let mut ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
+        ledger.decide(0, None, Decision::Accepted);
+        assert_eq!(ledger.totals(0).mismatch(), 1);
+        assert_eq!(ledger.totals(1).mismatch(), 0);
+    }
+}

@@ -1,0 +1,260 @@
+//! Dead letters: NDJSON in `dead-letters/`, one line per refused event, fsynced before the event counts as settled.
+//!
+//! Files are numbered and closed at [`FILE_BYTES`]. A line that a crash tore is cut off at the next start.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::{Map, Value, json};
+
+use crate::brokers::{Headers, Refusal};
+use crate::message::Event;
+
+/// The version of a line.
+const VERSION: u32 = 1;
+
+/// A file is closed at this size, so that dropping a letter rewrites little.
+const FILE_BYTES: u64 = 4 << 20;
+
+/// What the store holds, for metrics and `/status`.
+#[derive(Debug, Default)]
+pub struct DeadLetters {
+    events: AtomicU64,
+    bytes: AtomicU64,
+    capacity: u64,
+}
+
+impl DeadLetters {
+    /// Lines.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Bytes on disk.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// `dead_letters.max_bytes`.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+}
+
+/// Why lines were not written; none of them is.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum WriteError {
+    #[error(
+        "the dead letters are full ({bytes} of {capacity} bytes in {directory}); move files away or raise `dead_letters.max_bytes`"
+    )]
+    Full { bytes: u64, capacity: u64, directory: String },
+    #[error("cannot write dead letters to {directory}: {source}")]
+    Disk { directory: String, source: io::Error },
+}
+
+/// The store.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+    held: Arc<DeadLetters>,
+    current: Option<(File, u64)>,
+    number: u64,
+}
+
+impl Store {
+    /// Opens or creates the store.
+    ///
+    /// # Errors
+    /// The directory cannot be created or read.
+    pub fn open(directory: &Path, capacity: usize) -> io::Result<Self> {
+        if !directory.is_dir() {
+            fs::create_dir(directory)?;
+        }
+        let held = DeadLetters { capacity: capacity as u64, ..DeadLetters::default() };
+        let mut store = Self { directory: directory.to_owned(), held: Arc::new(held), current: None, number: 0 };
+        store.measure()?;
+        Ok(store)
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn held(&self) -> Arc<DeadLetters> {
+        self.held.clone()
+    }
+
+    /// Counts what is on disk; the operator may have moved files away.
+    fn measure(&mut self) -> io::Result<()> {
+        let (mut events, mut bytes) = (0, 0);
+        for entry in fs::read_dir(&self.directory)? {
+            let path = entry?.path();
+            let Some(number) = number(&path) else { continue };
+            self.number = self.number.max(number);
+            let (lines, length) = sound_lines(&path)?;
+            let file = OpenOptions::new().write(true).open(&path)?;
+            if file.metadata()?.len() > length && self.current.is_none() {
+                tracing::warn!(file = %path.display(), "cut off a dead letter that a crash had torn");
+                file.set_len(length)?;
+            }
+            events += lines;
+            bytes += length;
+        }
+        self.held.events.store(events, Ordering::Relaxed);
+        self.held.bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Appends lines and syncs them: all or none.
+    pub(super) fn append(&mut self, lines: &[Vec<u8>]) -> Result<(), WriteError> {
+        let bytes: u64 = lines.iter().map(|line| line.len() as u64).sum();
+        if self.held.bytes() + bytes > self.held.capacity {
+            self.measure().map_err(|source| self.disk(source))?;
+        }
+        if self.held.bytes() + bytes > self.held.capacity {
+            return Err(WriteError::Full {
+                bytes: self.held.bytes(),
+                capacity: self.held.capacity,
+                directory: self.directory.display().to_string(),
+            });
+        }
+        if let Err(source) = self.write(lines, bytes) {
+            // The file may end in half a line: cut it if that can be done, and take a new one next time.
+            if let Some((file, length)) = self.current.take() {
+                let _ = file.set_len(length);
+            }
+            return Err(self.disk(source));
+        }
+        self.held.events.fetch_add(lines.len() as u64, Ordering::Relaxed);
+        self.held.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn disk(&self, source: io::Error) -> WriteError {
+        WriteError::Disk { directory: self.directory.display().to_string(), source }
+    }
+
+    fn write(&mut self, lines: &[Vec<u8>], bytes: u64) -> io::Result<()> {
+        let gone = !self.path(self.number).exists();
+        if gone || self.current.as_ref().is_some_and(|(_, length)| *length >= FILE_BYTES) {
+            self.current = None;
+        }
+        if self.current.is_none() {
+            if !self.directory.is_dir() {
+                fs::create_dir(&self.directory)?;
+            }
+            self.number += 1;
+            let file = OpenOptions::new().create_new(true).append(true).open(self.path(self.number))?;
+            File::open(&self.directory)?.sync_all()?;
+            self.current = Some((file, 0));
+        }
+        let (file, length) = self.current.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        file.write_all(&lines.concat())?;
+        file.sync_data()?;
+        *length += bytes;
+        Ok(())
+    }
+
+    fn path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{number:08}.ndjson"))
+    }
+}
+
+fn number(path: &Path) -> Option<u64> {
+    (path.extension()? == "ndjson").then(|| path.file_stem()?.to_str()?.parse().ok())?
+}
+
+/// How many whole lines a file has, and where the last one ends.
+fn sound_lines(path: &Path) -> io::Result<(u64, u64)> {
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let (mut lines, mut at, mut end) = (0, 0, 0);
+    loop {
+        let chunk = reader.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok((lines, end));
+        }
+        for (offset, _) in chunk.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+            lines += 1;
+            end = at + offset as u64 + 1;
+        }
+        let read = chunk.len();
+        at += read as u64;
+        reader.consume(read);
+    }
+}
+
+/// One dead letter as a line.
+pub(super) fn line(
+    event: &Event,
+    address: &str,
+    key: &str,
+    headers: &Headers,
+    refusal: &Refusal,
+    attempts: u32,
+) -> Vec<u8> {
+    let list = headers.list(event).into_iter().map(|(name, value)| (name, Value::String(value)));
+    let mut letter = json!({
+        "version": VERSION,
+        "time": humantime::format_rfc3339_millis(std::time::SystemTime::now()).to_string(),
+        "reason": refusal.reason.name(),
+        "text": refusal.text,
+        "attempts": attempts,
+        "id": event.id(),
+        "source": &*event.origin.source,
+        "event": event.event(),
+        "received": humantime::format_rfc3339_millis(event.origin.received).to_string(),
+        "signature": event.signature(),
+        "traceparent": event.origin.traceparent,
+        "address": address,
+        "key": key,
+        "headers": Value::Object(list.collect::<Map<_, _>>()),
+    });
+    match std::str::from_utf8(&event.body) {
+        Ok(text) => letter["body"] = text.into(),
+        Err(_) => letter["body_base64"] = BASE64_STANDARD.encode(&event.body).into(),
+    }
+    let mut line = letter.to_string().into_bytes();
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_what_it_holds_across_a_restart_and_cuts_a_torn_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("dead-letters");
+        let mut store = Store::open(&path, 1000).unwrap();
+        store.append(&[b"{\"a\":1}\n".to_vec(), b"{\"b\":2}\n".to_vec()]).unwrap();
+        assert_eq!((store.held().events(), store.held().bytes()), (2, 16));
+        let file = fs::read_dir(&path).unwrap().next().unwrap().unwrap().path();
+        OpenOptions::new().append(true).open(&file).unwrap().write_all(b"{\"to").unwrap();
+        let mut store = Store::open(&path, 1000).unwrap();
+        assert_eq!((store.held().events(), store.held().bytes()), (2, 16));
+        assert_eq!(fs::read(&file).unwrap().len(), 16);
+        store.append(&[b"{\"c\":3}\n".to_vec()]).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn is_full_at_its_limit_and_takes_again_when_files_are_moved_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), 20).unwrap();
+        let line = [b"0123456789\n".to_vec()];
+        store.append(&line).unwrap();
+        assert!(matches!(store.append(&line), Err(WriteError::Full { bytes: 11, .. })));
+        for entry in fs::read_dir(directory.path()).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        store.append(&line).unwrap();
+        assert_eq!((store.held().events(), store.held().bytes()), (1, 11));
+    }
+}

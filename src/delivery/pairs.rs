@@ -1,0 +1,37 @@
+//! Numbers for the pairs of event and target type that `events_published_total` counts by.
+
+use std::collections::HashMap;
+
+use crate::accounting::MOST_PAIRS;
+use crate::message::Event;
+use crate::queue::Buffer;
+use crate::template::push_safe;
+
+#[derive(Debug, Default)]
+pub(super) struct Pairs {
+    numbers: HashMap<Box<str>, u16>,
+    other: Option<u16>,
+    scratch: String,
+}
+
+impl Pairs {
+    /// The number of an event's pair; new ones are added to the books, beyond the first hundred all are `other`.
+    pub(super) fn number(&mut self, event: &Event, queue: &Buffer) -> u16 {
+        self.scratch.clear();
+        push_safe(&mut self.scratch, event.event());
+        let split = self.scratch.len();
+        push_safe(&mut self.scratch, event.target_type());
+        // The split belongs to the name: "a" + "bc" is not "ab" + "c".
+        self.scratch.push(char::from(u8::try_from(split).unwrap_or(u8::MAX)));
+        if let Some(number) = self.numbers.get(self.scratch.as_str()) {
+            return *number;
+        }
+        if self.numbers.len() >= MOST_PAIRS {
+            return *self.other.get_or_insert_with(|| queue.add_pair("other", "other"));
+        }
+        let end = self.scratch.len() - 1;
+        let number = queue.add_pair(&self.scratch[..split], &self.scratch[split..end]);
+        self.numbers.insert(self.scratch.as_str().into(), number);
+        number
+    }
+}

@@ -1,0 +1,56 @@
+//! `[publish]` and `[dead_letters]`.
+
+use std::time::Duration;
+
+use crate::brokers::HeaderStyle;
+use crate::settings::Section;
+
+/// `[publish]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The most unconfirmed messages.
+    pub max_in_flight: usize,
+    /// The shortest wait between two attempts to reach the broker.
+    pub retry_min: Duration,
+    /// The longest.
+    pub retry_max: Duration,
+    /// Which headers go along.
+    pub headers: HeaderStyle,
+}
+
+impl Settings {
+    /// Reads `[publish]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        // librdkafka's queue and the clients' windows are sized from it: a million is beyond every broker here.
+        let most = section.integer("max_in_flight", 1, 1_000_000);
+        let settings = Self {
+            max_in_flight: usize::try_from(most).unwrap_or(1),
+            retry_min: section.duration("retry_min"),
+            retry_max: section.duration("retry_max"),
+            headers: section
+                .choice("headers", &[("cloudevents", HeaderStyle::CloudEvents), ("none", HeaderStyle::None)]),
+        };
+        section.not_available("timeout");
+        if settings.retry_min.is_zero() {
+            section.problem("retry_min", "must be above 0, or an absent broker is asked without a pause");
+        }
+        if settings.retry_max < settings.retry_min {
+            section.problem("retry_max", "is below `publish.retry_min`");
+        }
+        settings
+    }
+}
+
+/// `[dead_letters]`.
+#[derive(Clone, Copy, Debug)]
+pub struct DeadLetterLimit {
+    /// The most bytes of the store.
+    pub bytes: usize,
+}
+
+impl DeadLetterLimit {
+    /// Reads `[dead_letters]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        Self { bytes: section.size("max_bytes") }
+    }
+}

@@ -1,0 +1,122 @@
+//! Logs: format and level, whose words are let through, and how often the same thing is said.
+
+use std::io::IsTerminal as _;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::registry;
+use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+
+use crate::settings::Section;
+
+/// `log.format`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Text on a terminal, else JSON.
+    Auto,
+    /// For people.
+    Text,
+    /// For programs: one object a line.
+    Json,
+}
+
+/// `[log]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// How lines look.
+    pub format: Format,
+    /// The least important line that is written.
+    pub level: LevelFilter,
+}
+
+impl Settings {
+    /// Reads `[log]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        Self {
+            format: section
+                .choice("format", &[("auto", Format::Auto), ("text", Format::Text), ("json", Format::Json)]),
+            level: section.choice(
+                "level",
+                &[
+                    ("info", LevelFilter::INFO),
+                    ("error", LevelFilter::ERROR),
+                    ("warn", LevelFilter::WARN),
+                    ("debug", LevelFilter::DEBUG),
+                    ("trace", LevelFilter::TRACE),
+                ],
+            ),
+        }
+    }
+}
+
+/// Starts writing logs to standard error.
+///
+/// # Errors
+/// Logs are written already.
+pub fn start(settings: Settings) -> Result<(), TryInitError> {
+    // Client libraries log what they send, credentials included, at their lower levels; ours says what matters of
+    // theirs. lapin warns of every returned message, which is our business.
+    let targets = Targets::new()
+        .with_default(LevelFilter::WARN.min(settings.level))
+        .with_target("lapin", LevelFilter::OFF)
+        .with_target("async_nats", LevelFilter::OFF)
+        .with_target("librdkafka", LevelFilter::OFF)
+        .with_target("rdkafka", LevelFilter::OFF)
+        .with_target("plextrac_bridge", settings.level);
+    let text = match settings.format {
+        Format::Text => true,
+        Format::Json => false,
+        Format::Auto => std::io::stderr().is_terminal(),
+    };
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    if text {
+        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        registry().with(layer.with_ansi(colour).with_target(false).with_filter(targets)).try_init()
+    } else {
+        registry().with(layer.json().flatten_event(true).with_filter(targets)).try_init()
+    }
+}
+
+/// Lets through so many of the same kind per period.
+#[derive(Debug)]
+pub struct Throttle {
+    most: u32,
+    period: Duration,
+    /// Start of the period, and how many came in it.
+    state: Mutex<(Instant, u32)>,
+}
+
+impl Throttle {
+    /// At most `most` per `period`.
+    #[must_use]
+    pub fn new(most: u32, period: Duration) -> Self {
+        Self { most, period, state: Mutex::new((Instant::now(), 0)) }
+    }
+
+    /// Whether this one may be said.
+    pub fn admits(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let now = Instant::now();
+        if now.duration_since(state.0) >= self.period {
+            *state = (now, 0);
+        }
+        state.1 = state.1.saturating_add(1);
+        state.1 <= self.most
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lets_so_many_through_per_period() {
+        let throttle = Throttle::new(2, Duration::from_secs(3600));
+        assert_eq!([throttle.admits(), throttle.admits(), throttle.admits()], [true, true, false]);
+        let throttle = Throttle::new(1, Duration::ZERO);
+        assert_eq!([throttle.admits(), throttle.admits()], [true, true]);
+    }
+}

@@ -1,0 +1,432 @@
+//! Metrics: histograms and plain counters as they happen, the books copied in at each scrape.
+//!
+//! Length: the one list of all series, each with its help text.
+
+use std::sync::Mutex;
+use std::time::{Duration, SystemTime};
+
+use prometheus::core::Collector;
+use prometheus::{
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+};
+
+use crate::accounting::{ErrorKind, Loss, Reason, RefusalReason, Snapshot, Totals};
+
+const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
+const DELIVERY_BUCKETS: [f64; 15] =
+    [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0];
+
+/// The codes that a source's path can answer.
+pub const CODES: [&str; 9] = ["200", "400", "401", "405", "408", "413", "415", "422", "503"];
+
+/// The version of the program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// The commit it was built from, where the build said so.
+#[must_use]
+pub fn revision() -> &'static str {
+    option_env!("PLEXTRAC_BRIDGE_REVISION").unwrap_or("unknown")
+}
+
+/// What a scrape adds to the snapshot of the queue.
+#[derive(Clone, Debug, Default)]
+pub struct Moment {
+    /// Whether `/readyz` says 200.
+    pub ready: bool,
+    /// Whether a session lives and the broker answers.
+    pub broker_connected: bool,
+    /// Messages handed to the session.
+    pub in_flight: usize,
+    /// The last confirmation.
+    pub last_published: Option<SystemTime>,
+    /// Open connections.
+    pub connections_open: usize,
+    /// `ingress.max_connections`.
+    pub connections_capacity: usize,
+    /// Dead letters: events, bytes, capacity.
+    pub dead_letters: (u64, u64, u64),
+}
+
+/// All series.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    scrape: Mutex<()>,
+    requests: IntCounterVec,
+    request_duration: HistogramVec,
+    publish_duration: Histogram,
+    delivery_duration: Histogram,
+    retries: IntCounter,
+    out_of_order: IntCounter,
+    broker_errors: IntCounterVec,
+    books: Books,
+    gauges: Gauges,
+}
+
+#[derive(Debug)]
+struct Books {
+    received: IntCounterVec,
+    accepted: IntCounterVec,
+    duplicate: IntCounterVec,
+    probe: IntCounterVec,
+    rejected: IntCounterVec,
+    matched: IntCounterVec,
+    recovered: IntCounter,
+    replayed: IntCounter,
+    published: IntCounterVec,
+    dead_lettered: IntCounterVec,
+    withdrawn: IntCounter,
+    lost: IntCounterVec,
+}
+
+#[derive(Debug)]
+struct Gauges {
+    ready: IntGauge,
+    buffer_events: IntGauge,
+    buffer_bytes: IntGauge,
+    buffer_capacity_events: IntGauge,
+    buffer_capacity_bytes: IntGauge,
+    in_flight: IntGauge,
+    oldest: Gauge,
+    last_published: Gauge,
+    broker_connected: IntGauge,
+    connections_open: IntGauge,
+    connections_capacity: IntGauge,
+    dead_letters_events: IntGauge,
+    dead_letters_bytes: IntGauge,
+    dead_letters_capacity_bytes: IntGauge,
+    mismatch: IntGauge,
+}
+
+/// Registers series under the program's prefix.
+struct Register<'r>(&'r Registry);
+
+impl Register<'_> {
+    fn add<C: Collector + Clone + 'static>(&self, made: prometheus::Result<C>) -> C {
+        let collector = made.expect("the names and labels below are legal");
+        self.0.register(Box::new(collector.clone())).expect("the names below are unique");
+        collector
+    }
+
+    fn options(name: &str, help: &str) -> Opts {
+        Opts::new(name, help).namespace("plextrac_bridge")
+    }
+
+    fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.add(IntCounter::with_opts(Self::options(name, help)))
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Self::options(name, help), labels))
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> IntGauge {
+        self.add(IntGauge::with_opts(Self::options(name, help)))
+    }
+
+    fn time(&self, name: &str, help: &str) -> Gauge {
+        self.add(Gauge::with_opts(Self::options(name, help)))
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+        let options = HistogramOpts::new(name, help).namespace("plextrac_bridge").buckets(buckets.to_vec());
+        self.add(Histogram::with_opts(options))
+    }
+}
+
+impl Metrics {
+    /// All series, at 0, for these sources with the ids of their secrets.
+    ///
+    /// # Panics
+    /// When two series have the same name: a test makes one.
+    #[must_use]
+    pub fn new(sources: &[(String, Vec<String>)]) -> Self {
+        let registry = Registry::new();
+        let add = Register(&registry);
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect("the process collector is registered once");
+        let build = add.add(prometheus::IntGaugeVec::new(
+            Register::options("build_info", "Always 1; the labels tell the version."),
+            &["version", "revision"],
+        ));
+        build.with_label_values(&[VERSION, revision()]).set(1);
+        let request_options = HistogramOpts::new(
+            "request_duration_seconds",
+            "From the head of a request for a source's path to its answer.",
+        )
+        .namespace("plextrac_bridge")
+        .buckets(REQUEST_BUCKETS.to_vec());
+        let metrics = Self {
+            scrape: Mutex::new(()),
+            requests: add.counters(
+                "requests_total",
+                "Answered requests; source \"none\" is no source's path.",
+                &["source", "code"],
+            ),
+            request_duration: add.add(HistogramVec::new(request_options, &["source"])),
+            publish_duration: add.histogram(
+                "publish_duration_seconds",
+                "From handing a message to the broker's client to its verdict.",
+                &DELIVERY_BUCKETS,
+            ),
+            delivery_duration: add.histogram(
+                "delivery_duration_seconds",
+                "From accepting an event to settling it.",
+                &DELIVERY_BUCKETS,
+            ),
+            retries: add.counter("publish_retries_total", "Messages handed to the broker's client once more."),
+            out_of_order: add.counter(
+                "publish_out_of_order_total",
+                "Messages stored after a younger one of their key, because the broker had refused them for now.",
+            ),
+            broker_errors: add.counters("broker_errors_total", "What went wrong with the broker.", &["kind"]),
+            books: Books::new(&add),
+            gauges: Gauges::new(&add),
+            registry: registry.clone(),
+        };
+        not_built_yet(&add);
+        metrics.start(sources);
+        metrics
+    }
+
+    /// Makes every series exist with 0.
+    fn start(&self, sources: &[(String, Vec<String>)]) {
+        self.requests.with_label_values(&["none", "404"]);
+        for kind in ErrorKind::ALL {
+            self.broker_errors.with_label_values(&[kind.name()]);
+        }
+        for reason in RefusalReason::ALL {
+            self.books.dead_lettered.with_label_values(&[reason.name()]);
+        }
+        for loss in Loss::ALL {
+            self.books.lost.with_label_values(&[loss.name()]);
+        }
+        for (source, secrets) in sources {
+            for code in CODES {
+                self.requests.with_label_values(&[source.as_str(), code]);
+            }
+            self.request_duration.with_label_values(&[source.as_str()]);
+            let books = &self.books;
+            for counters in [&books.received, &books.accepted, &books.duplicate, &books.probe] {
+                counters.with_label_values(&[source.as_str()]);
+            }
+            for reason in Reason::ALL {
+                books.rejected.with_label_values(&[source.as_str(), reason.name()]);
+            }
+            for secret in secrets {
+                books.matched.with_label_values(&[source.as_str(), secret.as_str()]);
+            }
+        }
+    }
+
+    /// The series that one source's requests touch, looked up once.
+    #[must_use]
+    pub fn source(&self, source: &str) -> SourceMetrics {
+        SourceMetrics {
+            duration: self.request_duration.with_label_values(&[source]),
+            codes: CODES.map(|code| self.requests.with_label_values(&[source, code])),
+        }
+    }
+
+    /// Counts an answered request for no source's path.
+    pub fn unknown_path(&self) {
+        self.requests.with_label_values(&["none", "404"]).inc();
+    }
+
+    /// From handing over to the verdict.
+    pub fn publish_duration(&self, duration: Duration) {
+        self.publish_duration.observe(duration.as_secs_f64());
+    }
+
+    /// From accept to settle.
+    pub fn delivery_duration(&self, duration: Duration) {
+        self.delivery_duration.observe(duration.as_secs_f64());
+    }
+
+    /// A message is handed over once more.
+    pub fn publish_retry(&self) {
+        self.retries.inc();
+    }
+
+    /// A message was stored after a younger one of its key.
+    pub fn out_of_order(&self) {
+        self.out_of_order.inc();
+    }
+
+    /// Something went wrong with the broker.
+    pub fn broker_error(&self, kind: ErrorKind) {
+        self.broker_errors.with_label_values(&[kind.name()]).inc();
+    }
+
+    /// All series as text, with the books as they stand in `snapshot`.
+    #[must_use]
+    pub fn render(&self, snapshot: &Snapshot, totals: &Totals, moment: &Moment) -> String {
+        // Two scrapes at once must not both add the same difference.
+        let _one = self.scrape.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.books.copy(snapshot);
+        self.gauges.copy(snapshot, totals, moment);
+        TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
+    }
+}
+
+/// The series of one source, without look-ups.
+#[derive(Clone, Debug)]
+pub struct SourceMetrics {
+    duration: Histogram,
+    codes: [IntCounter; CODES.len()],
+}
+
+impl SourceMetrics {
+    /// Counts an answer.
+    pub fn answered(&self, code: u16, duration: Duration) {
+        let at = match code {
+            200 => 0,
+            400 => 1,
+            401 => 2,
+            405 => 3,
+            408 => 4,
+            413 => 5,
+            415 => 6,
+            422 => 7,
+            _ => 8,
+        };
+        self.codes[at].inc();
+        self.duration.observe(duration.as_secs_f64());
+    }
+}
+
+/// A counter that follows a number in the books.
+fn follow(counter: &IntCounter, count: u64) {
+    counter.inc_by(count.saturating_sub(counter.get()));
+}
+
+impl Books {
+    fn new(add: &Register<'_>) -> Self {
+        Self {
+            received: add.counters(
+                "events_received_total",
+                "Requests for a source's path whose answer was decided.",
+                &["source"],
+            ),
+            accepted: add.counters("events_accepted_total", "Events taken into the buffer.", &["source"]),
+            duplicate: add.counters("events_duplicate_total", "Events that were there already.", &["source"]),
+            probe: add.counters("events_probe_total", "Connection tests, not published.", &["source"]),
+            rejected: add.counters("events_rejected_total", "Requests refused.", &["source", "reason"]),
+            matched: add.counters(
+                "signatures_matched_total",
+                "Signatures that matched this secret.",
+                &["source", "secret_id"],
+            ),
+            recovered: add.counter("events_recovered_total", "Events taken from the journal at start."),
+            replayed: add.counter("events_replayed_total", "Events taken from dead letters."),
+            published: add.counters(
+                "events_published_total",
+                "Events confirmed by the broker, by event and target type in address form.",
+                &["event", "target_type"],
+            ),
+            dead_lettered: add.counters(
+                "events_dead_lettered_total",
+                "Events refused by the broker and kept in dead-letters/.",
+                &["reason"],
+            ),
+            withdrawn: add.counter("events_withdrawn_total", "Events timed out before they were sent."),
+            lost: add.counters("events_lost_total", "Accepted events that are gone.", &["reason"]),
+        }
+    }
+
+    fn copy(&self, snapshot: &Snapshot) {
+        let ledger = &snapshot.ledger;
+        for book in &ledger.sources {
+            let source = [&*book.name];
+            follow(&self.received.with_label_values(&source), book.received);
+            follow(&self.accepted.with_label_values(&source), book.accepted);
+            follow(&self.duplicate.with_label_values(&source), book.duplicate);
+            follow(&self.probe.with_label_values(&source), book.probe);
+            for (reason, count) in Reason::ALL.iter().zip(book.rejected) {
+                follow(&self.rejected.with_label_values(&[&*book.name, reason.name()]), count);
+            }
+            for secret in &book.secrets {
+                follow(&self.matched.with_label_values(&[&*book.name, &*secret.id]), secret.matched);
+            }
+        }
+        follow(&self.recovered, ledger.recovered);
+        follow(&self.replayed, ledger.replayed);
+        for pair in &ledger.pairs {
+            let labels = [pair.event.as_str(), pair.target_type.as_str()];
+            follow(&self.published.with_label_values(&labels), pair.published);
+        }
+        for (reason, count) in RefusalReason::ALL.iter().zip(ledger.dead_lettered) {
+            follow(&self.dead_lettered.with_label_values(&[reason.name()]), count);
+        }
+        follow(&self.withdrawn, ledger.withdrawn);
+        for (loss, count) in Loss::ALL.iter().zip(ledger.lost) {
+            follow(&self.lost.with_label_values(&[loss.name()]), count);
+        }
+    }
+}
+
+impl Gauges {
+    fn new(add: &Register<'_>) -> Self {
+        Self {
+            ready: add.gauge("ready", "1 while events can be accepted."),
+            buffer_events: add.gauge("buffer_events", "Events held, from enqueue to settle."),
+            buffer_bytes: add.gauge("buffer_bytes", "What they take of the byte limit."),
+            buffer_capacity_events: add.gauge("buffer_capacity_events", "buffer.max_events."),
+            buffer_capacity_bytes: add.gauge("buffer_capacity_bytes", "buffer.max_bytes."),
+            in_flight: add.gauge("in_flight_events", "Messages handed to the broker's client, without a verdict."),
+            oldest: add
+                .time("oldest_event_timestamp_seconds", "Receipt of the oldest event held; 0 where none is."),
+            last_published: add
+                .time("last_published_timestamp_seconds", "The last confirmation; 0 before the first."),
+            broker_connected: add.gauge("broker_connected", "1 while there is a session with the broker."),
+            connections_open: add.gauge("connections_open", "Open connections of senders."),
+            connections_capacity: add.gauge("connections_capacity", "ingress.max_connections."),
+            dead_letters_events: add.gauge("dead_letters_events", "Dead letters on disk."),
+            dead_letters_bytes: add.gauge("dead_letters_bytes", "Their size."),
+            dead_letters_capacity_bytes: add.gauge("dead_letters_capacity_bytes", "dead_letters.max_bytes."),
+            mismatch: add.gauge("accounting_mismatch_events", "0, or the accounting has a defect."),
+        }
+    }
+
+    fn copy(&self, snapshot: &Snapshot, totals: &Totals, moment: &Moment) {
+        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
+        let large = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        self.ready.set(i64::from(moment.ready));
+        self.buffer_events.set(count(snapshot.events));
+        self.buffer_bytes.set(count(snapshot.bytes));
+        self.buffer_capacity_events.set(count(snapshot.limits.events));
+        self.buffer_capacity_bytes.set(count(snapshot.limits.bytes));
+        self.in_flight.set(count(moment.in_flight));
+        self.oldest.set(unix_seconds(snapshot.oldest));
+        self.last_published.set(unix_seconds(moment.last_published));
+        self.broker_connected.set(i64::from(moment.broker_connected));
+        self.connections_open.set(count(moment.connections_open));
+        self.connections_capacity.set(count(moment.connections_capacity));
+        self.dead_letters_events.set(large(moment.dead_letters.0));
+        self.dead_letters_bytes.set(large(moment.dead_letters.1));
+        self.dead_letters_capacity_bytes.set(large(moment.dead_letters.2));
+        self.mismatch.set(large(totals.mismatch()));
+    }
+}
+
+/// Names that dashboards may rely on already; their parts are not built in this version.
+fn not_built_yet(add: &Register<'_>) {
+    add.counter("invalid_kept_total", "Signed but invalid bodies kept.");
+    add.counter("journal_damaged_records_total", "Damaged records found in the journal.");
+    let reloads = add.counters("config_reloads_total", "Reloads of the settings.", &["result"]);
+    for result in ["success", "failure"] {
+        reloads.with_label_values(&[result]);
+    }
+    add.gauge("journal_events", "Events in the journal that are not settled.");
+    add.gauge("journal_bytes", "Bytes of the journal in use.");
+    add.gauge("journal_capacity_bytes", "journal.max_bytes.");
+    add.gauge("config_last_reload_successful", "1 if the last load of the settings was good.").set(1);
+    add.time("tls_certificate_not_after_timestamp_seconds", "End of the server certificate; 0 without TLS.");
+    add.histogram("journal_sync_duration_seconds", "One sync of the journal.", &REQUEST_BUCKETS);
+}
+
+/// A wall-clock time as Prometheus writes it; 0 for none.
+#[must_use]
+pub fn unix_seconds(time: Option<SystemTime>) -> f64 {
+    time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
+}

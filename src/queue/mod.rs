@@ -1,0 +1,5 @@
+//! What holds accepted events between enqueue and publish.
+
+mod buffer;
+
+pub use buffer::{Buffer, Refused, Settlement, limits};
