@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a machine ready (written for Debian 12): says each thing it installs, one line each; quick when all is there.
+# Makes a machine ready (written for Debian 12). Says what it installs, one line each; takes a second when all is there.
 #
 #   setup.sh build     what a build needs: a C and C++ compiler, make, perl, the Rust toolchain
 #   setup.sh test      (default) that, real brokers, clients to read them back, and the tools of `make lint`
@@ -29,7 +29,7 @@ want() { # PACKAGE WHY CHECK...: wanted if the check fails
     local package=$1 why=$2
     shift 2
     "$@" >/dev/null 2>&1 8>&- && return
-    say "installing $package: $why"
+    say "missing $package: $why"
     packages+=("$package")
 }
 compiles() { printf 'int main(void) { return 0; }\n' | "$1" -x "$2" - -o /dev/null; } # COMPILER LANGUAGE
@@ -59,6 +59,7 @@ if [ "$mode" = test ]; then
     want shellcheck "checks the shell scripts" has shellcheck
 fi
 if [ ${#packages[@]} != 0 ]; then
+    say "installing what is missing by apt"
     install_packages "${packages[@]}" 8>&- || exit 1
     if [ "$mode" = test ] && ! java_17; then
         say "java is still older than 17, which Kafka needs: put a newer one first in PATH" >&2
