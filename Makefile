@@ -1,0 +1,92 @@
+# One profile each: `demo` and `bench` build release, everything else uses the dev profile, so nothing is built twice.
+SHELL := bash
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# What tests/setup.sh makes, shared by all clones on this machine.
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/plextrac-bridge
+export VENV ?= $(CACHE)/venv
+export BROKERS_HOME ?= $(CACHE)/brokers
+export BROKERS_DIST ?= $(BROKERS_HOME)/dist
+export PYTHON := $(VENV)/bin/python
+
+CARGO ?= cargo
+FUZZ_CASES ?= 20000
+
+step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
+
+.PHONY: help
+help: ## lists these targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf 'make %-14s %s\n' "$$name" "$$what"; done
+
+.PHONY: demo
+demo: setup-build release ## builds the bridge and shows it at work, on the embedded file broker, until Ctrl-C
+	@./target/release/plextrac-bridge demo
+
+.PHONY: test
+test: setup fmt clippy files doc doctest cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
+
+.PHONY: lint
+lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, workflow, words
+
+.PHONY: bench
+bench: setup-build release ## processor time per event: the real daemon on the file broker, 20,000 signed events
+	@tests/bench.sh
+
+.PHONY: fuzz
+fuzz: setup-build ## the properties with FUZZ_CASES (20000) random cases each
+	$(call step,fuzz: $(FUZZ_CASES) cases of each property)
+	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --lib
+
+.PHONY: brokers-up
+brokers-up: setup ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses
+	@tests/brokers/up.sh
+
+.PHONY: brokers-down
+brokers-down: ## stops what brokers-up started; their data stays
+	@tests/brokers/down.sh
+
+.PHONY: setup
+setup: ## installs what `make test` needs and this machine lacks
+	@tests/setup.sh test
+
+# The steps of the above, each by itself.
+
+.PHONY: setup-build
+setup-build:
+	@tests/setup.sh build
+
+.PHONY: release
+release:
+	$(call step,release: cargo build --release)
+	@$(CARGO) build --release --locked
+
+.PHONY: fmt
+fmt:
+	$(call step,fmt: cargo fmt --check)
+	@$(CARGO) fmt --check
+
+.PHONY: clippy
+clippy:
+	$(call step,clippy: warnings are errors)
+	@$(CARGO) clippy --locked --all-targets -- -D warnings
+
+.PHONY: files
+files:
+	$(call step,files: tests/lint.sh)
+	@tests/lint.sh
+
+.PHONY: doc
+doc:
+	$(call step,doc: cargo doc)
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+.PHONY: doctest
+doctest:
+	$(call step,doctest: the examples in the documentation)
+	@$(CARGO) test --locked --doc
+
+.PHONY: cargo-test
+cargo-test:
+	$(call step,cargo-test: unit and integration tests)
+	@$(CARGO) test --locked --all-targets

@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Checks every file that is not Rust, and the house rules that the compiler does not know. Runs all checks, names
+# those that failed, and fails if any did. The tools come from setup.sh.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+VENV=${VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge/venv}
+PATH=$VENV/bin:$PATH
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+
+failed=()
+check() { # NAME COMMAND...
+    local name=$1
+    shift
+    if "$@" >"$temporary/out" 2>&1; then
+        printf 'ok    %s\n' "$name"
+    else
+        printf 'FAIL  %s\n' "$name"
+        sed 's/^/      /' "$temporary/out"
+        failed+=("$name")
+    fi
+}
+
+files() { git ls-files --cached --others --exclude-standard -- "$@"; }
+# The files of a pattern that hold what must not be there; fails if there are any.
+none_with() { # REGEX PATTERN...
+    local regex=$1 list
+    shift
+    mapfile -t list < <(files "$@")
+    [ ${#list[@]} = 0 ] || ! grep -nHE "$regex" "${list[@]}"
+}
+
+shell_scripts() {
+    local list
+    mapfile -t list < <(files '*.sh' .ci/run)
+    shellcheck --severity=warning --external-sources "${list[@]}"
+}
+
+yaml() {
+    local list
+    mapfile -t list < <(files '*.yml' '*.yaml')
+    yamllint --strict -d '{extends: default, rules: {line-length: {max: 120}, document-start: disable,
+        truthy: {check-keys: false}, braces: {max-spaces-inside: 1}, comments: {min-spaces-from-content: 1}}}' "${list[@]}"
+}
+
+# With the Compose plugin the whole model is checked, else the schema alone.
+compose() {
+    if docker compose version >/dev/null 2>&1; then
+        local profile
+        for profile in kafka rabbitmq nats; do docker compose --profile "$profile" config -q; done
+    else
+        check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
+    fi
+}
+compose_by() { if docker compose version >/dev/null 2>&1; then echo "docker compose config"; else echo "schema only: no Compose plugin here"; fi; }
+
+unit=deploy/systemd/plextrac-bridge.service
+unit_is_sound() {
+    # Nothing is installed here: some program stands for the bridge.
+    sed 's:/usr/local/bin/plextrac-bridge:/usr/bin/env:' "$unit" >"$temporary/plextrac-bridge.service"
+    systemd-analyze verify --man=no "$temporary/plextrac-bridge.service" 2>"$temporary/verify" || true
+    # Units of this machine may have faults of their own.
+    ! grep -F plextrac-bridge "$temporary/verify"
+}
+# The exposure in tenths: 0 is perfect, 100 is no protection at all.
+unit_exposure=15
+unit_is_confined() { systemd-analyze security --offline=true --no-pager --threshold="$unit_exposure" "$unit"; }
+
+# The clone's own place, the home directory, and homes in general.
+no_machine_paths() {
+    local list home=${HOME%/}
+    mapfile -t list < <(files)
+    ! grep -nHIF -e "$PWD/" -e "${home:-$PWD}/" "${list[@]}" && ! grep -nHIE '/(home|Users)/[a-z]' "${list[@]}"
+}
+
+long_files_say_why() {
+    local file lines bad=
+    while IFS= read -r file; do
+        lines=$(wc -l <"$file")
+        if [ "$lines" -gt 400 ] && ! head -n 20 "$file" | grep -q '^//! Length: .'; then
+            echo "$file has $lines lines: more than 400 need a line \`//! Length: <why>\` in its head"
+            bad=1
+        fi
+    done < <(files '*.rs')
+    [ -z "$bad" ]
+}
+
+check "shellcheck" shell_scripts
+check "yamllint" yaml
+check "deploy/Dockerfile (hadolint)" hadolint deploy/Dockerfile
+check "docker-compose.yml ($(compose_by))" compose
+check "workflows (schema)" check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+check "$unit (systemd-analyze verify)" unit_is_sound
+check "$unit (systemd-analyze security, at most $unit_exposure of 100)" unit_is_confined
+systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 's/^→ */      /p'
+check "deploy/prometheus/prometheus.yml (promtool)" promtool check config deploy/prometheus/prometheus.yml
+check "no leftovers in Rust (dbg, todo, fixme)" none_with '\b(dbg|todo|unimplemented)!|\b([Tt][Oo][Dd][Oo]|[Ff][Ii][Xx][Mm][Ee]|[Xx]{3})\b' '*.rs'
+check "no #[allow]: #[expect] with a reason" none_with '#!?\[allow\(' '*.rs'
+check "no path of this machine" no_machine_paths
+check "Rust files over 400 lines say why" long_files_say_why
+
+if [ ${#failed[@]} != 0 ]; then
+    printf 'lint: %s failed\n' "${#failed[@]}" >&2
+    exit 1
+fi

@@ -1,0 +1,96 @@
+#!/usr/bin/env bash
+# Makes a machine ready (written for Debian 12). Says what it installs, one line each; takes a second when all is there.
+#
+#   setup.sh build     what a build needs: a C and C++ compiler, make, perl, the Rust toolchain
+#   setup.sh test      (default) that, real brokers, clients to read them back, and the tools of `make lint`
+#
+# System packages come by apt, through sudo where the caller is not root. Everything else goes to a cache directory
+# that all clones share: ${XDG_CACHE_HOME:-~/.cache}/plextrac-bridge, with brokers/ and venv/ (BROKERS_HOME, VENV).
+set -euo pipefail
+tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$tests/.."
+. "$tests/packages.sh"
+
+mode=${1:-test}
+case $mode in build | test) ;; *) echo "usage: setup.sh [build|test]" >&2 && exit 2 ;; esac
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
+VENV=${VENV:-$cache/venv}
+export BROKERS_HOME=${BROKERS_HOME:-$cache/brokers}
+mkdir -p "$cache"
+exec 8>"$cache/.lock"
+flock 8 # one at a time; a second waits, then finds everything there
+SECONDS=0
+
+say() { printf 'setup: %s\n' "$*"; }
+
+packages=()
+want() { # PACKAGE WHY CHECK...: wanted if the check fails
+    local package=$1 why=$2
+    shift 2
+    "$@" >/dev/null 2>&1 8>&- && return
+    say "missing $package: $why"
+    packages+=("$package")
+}
+compiles() { printf 'int main(void) { return 0; }\n' | "$1" -x "$2" - -o /dev/null; } # COMPILER LANGUAGE
+java_17() { [ "$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p')" -ge 17 ]; }
+has() { command -v "$1"; }
+
+want gcc "compiles librdkafka, OpenSSL and zstd, and links" compiles cc c
+want g++ "librdkafka's build asks for it" compiles c++ c++
+want libc6-dev "the C library's headers" compiles cc c
+want make "builds librdkafka and OpenSSL" has make
+want perl "configures OpenSSL" perl -MIPC::Cmd -MFindBin -e 1
+want git "the checks ask it for the project's files" has git
+want ca-certificates "certificates for the package registries" test -s /etc/ssl/certs/ca-certificates.crt
+if [ "$mode" = test ]; then
+    want python3 "clients that read the brokers back" has python3
+    want python3-venv "the virtual environment of those clients" python3 -c 'import ensurepip, venv'
+    want nodejs "signs as PlexTrac does" has node
+    want default-jre-headless "runs Kafka (Java 17 or newer)" java_17
+    want maven "fetches Kafka" has mvn
+    want kcat "asks Kafka whether it is ready" has kcat
+    want rabbitmq-server "a broker" test -x /usr/lib/rabbitmq/bin/rabbitmq-server
+    want openssl "makes the brokers' certificates" has openssl
+    want curl "a client that is not ours" has curl
+    want procps "processes and their memory" has ps
+    want prometheus "promtool checks metrics and the scrape configuration" has promtool
+    want systemd "systemd-analyze checks the unit" has systemd-analyze
+    want shellcheck "checks the shell scripts" has shellcheck
+fi
+if [ ${#packages[@]} != 0 ]; then
+    say "installing what is missing by apt"
+    install_packages "${packages[@]}" 8>&- || exit 1
+    if [ "$mode" = test ] && ! java_17; then
+        say "java is still older than 17, which Kafka needs: put a newer one first in PATH" >&2
+        exit 1
+    fi
+fi
+
+# The toolchain itself, its version and its components follow from rust-toolchain.toml.
+toolchain=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+for tool in "cargo" "cargo fmt" "cargo clippy"; do
+    # shellcheck disable=SC2086
+    if ! $tool --version >/dev/null 2>&1 8>&-; then
+        say "missing: $tool. Install Rust $toolchain by rustup (with rustfmt and clippy), see https://www.rust-lang.org/tools/install" >&2
+        exit 1
+    fi
+done
+have=$(rustc --version | cut -d' ' -f2)
+if ! printf '%s\n' "$toolchain" "$have" | sort -VC; then
+    say "rustc is $have, $toolchain or newer is needed: rustup toolchain install $toolchain" >&2
+    exit 1
+fi
+
+if [ "$mode" = test ]; then
+    if ! cmp -s "$tests/requirements.txt" "$VENV/requirements.txt" || ! "$VENV/bin/python" -c '' 2>/dev/null; then
+        say "installing Python packages into $VENV: $(grep -v '^#' "$tests/requirements.txt" | paste -sd' ')"
+        {
+            python3 -m venv --clear "$VENV"
+            "$VENV/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: -r "$tests/requirements.txt"
+            cp "$tests/requirements.txt" "$VENV/requirements.txt"
+        } 8>&-
+    fi
+    PYTHON=$VENV/bin/python "$tests/brokers/install.sh" 8>&-
+fi
+say "ready to $mode (${SECONDS} s)"
