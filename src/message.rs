@@ -39,24 +39,18 @@ pub struct Origin {
     pub received: SystemTime,
 }
 
-/// One accepted event: the signed bytes, and what was learnt of them.
-pub struct Event {
-    /// Where it came from.
-    pub origin: Origin,
-    /// The signed bytes, at their exact size.
-    pub body: Box<[u8]>,
-    /// When it was accepted, for durations.
-    pub accepted: Instant,
-    /// The id and the decoded fields, one after another: one allocation for all of them.
+/// The event id and the decoded fields, owned: one allocation for all of them.
+#[derive(Clone)]
+pub struct Labels {
     text: Box<str>,
     /// Where in `text` each ends: cuid, id, event, target type, actor, target.
     ends: [u32; 6],
 }
 
-impl Event {
-    /// Puts an event together; `digest` is the verified MAC of the body, or its SHA-256 where unsigned.
+impl Labels {
+    /// Copies the fields; `digest` is the verified MAC of the body, or its SHA-256 where unsigned.
     #[must_use]
-    pub fn new(origin: Origin, body: Box<[u8]>, fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
+    pub fn new(fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
         let length = 32
             + fields.cuid.len()
             + fields.event.len()
@@ -65,7 +59,7 @@ impl Event {
             + fields.target_cuid.len();
         let mut text = String::with_capacity(length);
         let mut ends = [0; 6];
-        // A body is at most 4 GiB (`ingress.max_body` is checked), so its fields fit too.
+        // A body is at most 1 GiB (`ingress.max_body` is checked), so its fields fit too.
         let end = |text: &String| u32::try_from(text.len()).unwrap_or(u32::MAX);
         text.push_str(fields.cuid);
         ends[0] = end(&text);
@@ -84,23 +78,48 @@ impl Event {
             text.push_str(field);
             ends[slot] = end(&text);
         }
-        Self { origin, body, accepted: Instant::now(), text: text.into_boxed_str(), ends }
+        Self { text: text.into_boxed_str(), ends }
+    }
+}
+
+/// One accepted event: the signed bytes, and what was learnt of them.
+pub struct Event {
+    /// Where it came from.
+    pub origin: Origin,
+    /// The signed bytes, at their exact size.
+    pub body: Box<[u8]>,
+    /// When it was accepted, for durations.
+    pub accepted: Instant,
+    labels: Labels,
+}
+
+impl Event {
+    /// Puts an event together; `digest` is the verified MAC of the body, or its SHA-256 where unsigned.
+    #[must_use]
+    pub fn new(origin: Origin, body: Box<[u8]>, fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
+        Self::labelled(origin, body, Labels::new(fields, digest))
+    }
+
+    /// Puts an event together from labels made before, which borrow nothing of the body.
+    #[must_use]
+    pub fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels) -> Self {
+        Self { origin, body, accepted: Instant::now(), labels }
     }
 
     fn part(&self, from: usize, to: usize) -> &str {
-        &self.text[self.ends[from] as usize..self.ends[to] as usize]
+        &self.labels.text[self.labels.ends[from] as usize..self.labels.ends[to] as usize]
     }
 
     /// The event id: `<cuid>-<first 12 hex of the digest>`, without a `cuid` its first 32 hex.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.text[..self.ends[1] as usize]
+        &self.labels.text[..self.labels.ends[1] as usize]
     }
 
     /// The payload's `cuid`, empty where missing.
     #[must_use]
     pub fn cuid(&self) -> &str {
-        &self.text[..self.ends[0] as usize]
+        &self.labels.text[..self.labels.ends[0] as usize]
     }
 
     /// The payload's `event`.

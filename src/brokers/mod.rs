@@ -15,4 +15,4 @@ pub use contract::{
 };
 pub use headers::{Encoding, HeaderStyle, Headers};
 pub use list::{NAMES, Settings};
-pub use routes::{Route, Router, Shape};
+pub use routes::{Legal, Route, Router, Shape};

@@ -1,7 +1,7 @@
 //! `config/default.toml`, compiled in: the only place of defaults, and which of its tables are templates.
 
 use figment::providers::{Format as _, Toml};
-use figment::value::{Dict, Map, Value};
+use figment::value::{Dict, Map};
 use figment::{Error, Metadata, Profile, Provider};
 
 /// The text of the reference.
@@ -17,11 +17,12 @@ pub(super) fn table() -> Dict {
 }
 
 /// The defaults of a table given by its path: `["broker", "kafka"]`.
+#[cfg(test)]
 pub(super) fn template(path: &[&str]) -> Option<Dict> {
     let mut table = table();
     for key in path {
         match table.remove(*key) {
-            Some(Value::Dict(_, below)) => table = below,
+            Some(figment::value::Value::Dict(_, below)) => table = below,
             _ => return None,
         }
     }

@@ -5,6 +5,7 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -78,6 +79,11 @@ impl<'a> Section<'a> {
         let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
         let place = self.place(key, tag);
         self.problems.borrow_mut().warnings.push(format!("{place}: {text}"));
+    }
+
+    /// Adds a problem that belongs to no single key.
+    pub fn general(&mut self, text: impl std::fmt::Display) {
+        self.problems.borrow_mut().errors.push(text.to_string());
     }
 
     /// A key of a later version: known, but refused where it is set.
@@ -166,6 +172,17 @@ impl<'a> Section<'a> {
     pub fn count(&mut self, key: &str, least: usize) -> usize {
         let least = i64::try_from(least).unwrap_or(i64::MAX);
         usize::try_from(self.integer(key, least, i64::MAX)).unwrap_or(usize::MAX)
+    }
+
+    /// An address with a port; none where it is wrong.
+    pub fn address(&mut self, key: &str) -> Option<SocketAddr> {
+        let text = self.text(key);
+        let address = text.parse().ok();
+        if address.is_none() {
+            let example = "\"127.0.0.1:8080\" or \"[::]:8080\"";
+            self.problem(key, format_args!("{text:?} is no IP address with a port, such as {example}"));
+        }
+        address
     }
 
     /// A duration such as "5s".
@@ -415,6 +432,17 @@ impl<'a> Section<'a> {
     #[must_use]
     pub fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
+    }
+
+    /// Whether a key is missing, or has an empty text or list.
+    #[must_use]
+    pub fn is_blank(&self, key: &str) -> bool {
+        match self.table.get(key) {
+            None => true,
+            Some(Value::String(_, text)) => text.is_empty(),
+            Some(Value::Array(_, items)) => items.is_empty(),
+            Some(_) => false,
+        }
     }
 
     /// Reports every key that nobody asked for, with the nearest right name.

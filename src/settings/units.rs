@@ -9,8 +9,7 @@ fn split(text: &str) -> Option<(u64, &str)> {
 }
 
 /// Reads a duration: `ms`, `s`, `m` or `h`.
-#[must_use]
-pub fn duration(text: &str) -> Option<Duration> {
+pub(super) fn duration(text: &str) -> Option<Duration> {
     let (number, unit) = split(text)?;
     let milliseconds = match unit {
         "ms" => 1,
@@ -23,8 +22,7 @@ pub fn duration(text: &str) -> Option<Duration> {
 }
 
 /// Reads a size in bytes: `B`, `KiB`, `MiB` or `GiB`.
-#[must_use]
-pub fn size(text: &str) -> Option<usize> {
+pub(super) fn size(text: &str) -> Option<usize> {
     let (number, unit) = split(text)?;
     let bytes: u64 = match unit {
         "B" => 1,

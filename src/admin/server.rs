@@ -1,0 +1,169 @@
+//! The admin server: its own listener, thread and connection limit, so that load cannot fail a probe.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_io_timeout::TimeoutStream;
+
+use crate::admin::health::Health;
+use crate::admin::page;
+use crate::delivery::DeadLetters;
+use crate::ingress::{Connections, Recent, Source};
+use crate::metrics::Metrics;
+
+/// Probes, a scraper and some browsers.
+const CONNECTIONS: usize = 64;
+
+/// A probe is one small request: who is slower hangs.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Everything the admin port shows.
+#[derive(Debug)]
+pub struct Admin {
+    /// What health is judged by.
+    pub health: Health,
+    /// All series.
+    pub metrics: Arc<Metrics>,
+    /// The senders' connections.
+    pub connections: Arc<Connections>,
+    /// How many threads accept.
+    pub ingress_threads: usize,
+    /// The sources.
+    pub sources: Vec<Source>,
+    /// Their last refusals.
+    pub recents: Vec<Arc<Recent>>,
+    /// What the dead letters hold, where there is a state directory.
+    pub dead_letters: Option<Arc<DeadLetters>>,
+    /// `dead_letters.max_bytes`.
+    pub dead_letters_capacity: u64,
+    /// The broker's name.
+    pub broker_name: &'static str,
+    /// Where it is, without secrets.
+    pub broker_location: String,
+    /// Whether there is a page.
+    pub page: bool,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Binds the admin port.
+///
+/// # Errors
+/// The address is taken, or not of this machine.
+pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
+    let listener = StdListener::bind(address)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+/// Serves the admin port for ever. Runs in a `LocalSet`.
+///
+/// # Errors
+/// The socket cannot be used.
+pub async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
+    let listener = TcpListener::from_std(listener)?;
+    let started = Instant::now();
+    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let mut stream = TimeoutStream::new(stream);
+        stream.set_write_timeout(Some(TIMEOUT));
+        let admin = admin.clone();
+        tokio::task::spawn_local(async move {
+            let service = service_fn(move |request| {
+                let answer = admin.answer(&request, started);
+                async move { Ok::<_, std::convert::Infallible>(answer) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(TIMEOUT)
+                .serve_connection(TokioIo::new(Box::pin(stream)), service);
+            // One that ends badly concerns nobody else.
+            let _ = connection.await;
+            drop(permit);
+        });
+    }
+}
+
+impl Admin {
+    fn answer<B>(&self, request: &Request<B>, started: Instant) -> Answer {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+            return answer;
+        }
+        let mut answer = match request.uri().path() {
+            "/livez" => verdict("live", &self.health.dead()),
+            "/readyz" => verdict("ready", &self.health.unready(&self.health.queue.snapshot())),
+            "/metrics" => self.metrics_text(),
+            "/status" => self.status_json(started),
+            path => self.page_file(path),
+        };
+        let headers = answer.headers_mut();
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
+        answer
+    }
+
+    fn metrics_text(&self) -> Answer {
+        let snapshot = self.health.queue.snapshot();
+        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let moment = self.moment(self.health.unready(&snapshot).is_empty());
+        let body = self.metrics.render(&snapshot, &totals, &moment);
+        typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
+    }
+
+    fn status_json(&self, started: Instant) -> Answer {
+        let snapshot = self.health.queue.snapshot();
+        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let body = format!("{:#}\n", self.status(&snapshot, &totals, started));
+        typed(StatusCode::OK, "application/json", body)
+    }
+
+    fn page_file(&self, path: &str) -> Answer {
+        let file = page::FILES.iter().find(|(name, _, _)| self.page && *name == path);
+        match file {
+            Some((_, kind, body)) => typed(StatusCode::OK, kind, (*body).to_owned()),
+            None => text(
+                StatusCode::NOT_FOUND,
+                "no such page; there are /, /status, /metrics, /livez and /readyz\n".to_owned(),
+            ),
+        }
+    }
+}
+
+fn verdict(word: &str, problems: &[String]) -> Answer {
+    if problems.is_empty() {
+        return text(StatusCode::OK, format!("{word}\n"));
+    }
+    text(StatusCode::SERVICE_UNAVAILABLE, format!("not {word}\n{}\n", problems.join("\n")))
+}
+
+fn text(status: StatusCode, body: String) -> Answer {
+    typed(status, "text/plain; charset=utf-8", body)
+}
+
+fn typed(status: StatusCode, kind: &'static str, body: String) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::from(body)));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}

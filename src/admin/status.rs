@@ -1,0 +1,142 @@
+//! `/status`: how things stand, as JSON, without secrets.
+
+use std::time::{Instant, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::accounting::{Reason, Snapshot, SourceBook, Totals};
+use crate::admin::Admin;
+use crate::delivery::BrokerState;
+use crate::ingress::{Recent, Source, Validation};
+use crate::metrics::{Moment, VERSION, revision, unix_seconds};
+
+impl Admin {
+    /// What a scrape adds to the snapshot.
+    pub(super) fn moment(&self, ready: bool) -> Moment {
+        let view = self.health.view.copy();
+        Moment {
+            ready,
+            broker_connected: view.state != BrokerState::Connecting,
+            in_flight: view.in_flight,
+            last_published: view.last_published,
+            connections_open: self.connections.open(self.ingress_threads),
+            connections_capacity: self.connections.capacity(),
+            dead_letters: self
+                .dead_letters
+                .as_ref()
+                .map_or((0, 0, self.dead_letters_capacity), |held| (held.events(), held.bytes(), held.capacity())),
+        }
+    }
+
+    pub(super) fn status(&self, snapshot: &Snapshot, totals: &Totals, started: Instant) -> Value {
+        let reasons = self.health.unready(snapshot);
+        let view = self.health.view.copy();
+        let error = view.last_error.as_ref().map(|error| {
+            json!({
+                "kind": error.kind.name(),
+                "text": error.text,
+                "timestamp_seconds": unix_seconds(Some(error.at)),
+            })
+        });
+        let sources = self.sources.iter().zip(&self.recents).zip(&snapshot.ledger.sources);
+        json!({
+            "version": VERSION,
+            "revision": revision(),
+            "uptime_seconds": started.elapsed().as_secs_f64(),
+            "time_seconds": unix_seconds(Some(SystemTime::now())),
+            "ack": "buffered",
+            "ready": reasons.is_empty(),
+            "reasons": reasons,
+            "accounting": accounting(totals),
+            "buffer": {
+                "events": snapshot.events,
+                "bytes": snapshot.bytes,
+                "capacity_events": snapshot.limits.events,
+                "capacity_bytes": snapshot.limits.bytes,
+                "in_flight_events": view.in_flight,
+                "oldest_event_timestamp_seconds": unix_seconds(snapshot.oldest),
+            },
+            "journal": null,
+            "dead_letters": self.dead_letters.as_ref().map(|held| json!({
+                "events": held.events(),
+                "bytes": held.bytes(),
+                "capacity_bytes": held.capacity(),
+            })),
+            "broker": {
+                "name": self.broker_name,
+                "location": self.broker_location,
+                "state": view.state.name(),
+                "since_timestamp_seconds": unix_seconds(Some(view.since)),
+                "last_error": error,
+                "last_published_timestamp_seconds": unix_seconds(view.last_published),
+                "findings": view.findings,
+            },
+            "connections": {
+                "open": self.connections.open(self.ingress_threads),
+                "capacity": self.connections.capacity(),
+            },
+            "sources": sources.map(|((source, recent), book)| source_status(source, recent, book)).collect::<Vec<_>>(),
+        })
+    }
+}
+
+fn accounting(totals: &Totals) -> Value {
+    json!({
+        "received": totals.received,
+        "accepted": totals.accepted,
+        "duplicate": totals.duplicate,
+        "probe": totals.probe,
+        "rejected": totals.rejected,
+        "recovered": totals.recovered,
+        "replayed": totals.replayed,
+        "published": totals.published,
+        "dead_lettered": totals.dead_lettered,
+        "withdrawn": totals.withdrawn,
+        "lost": totals.lost,
+        "held": totals.held,
+        "mismatch": totals.mismatch(),
+    })
+}
+
+fn source_status(source: &Source, recent: &Recent, book: &SourceBook) -> Value {
+    let rejected = Reason::ALL.iter().zip(book.rejected).filter(|(_, count)| *count > 0);
+    let rejected = rejected
+        .map(|(reason, count)| json!({ "reason": reason.name(), "count": count, "advice": reason.advice() }))
+        .collect::<Vec<_>>();
+    let refusals = recent.list().into_iter().map(|refusal| {
+        json!({
+            "reason": refusal.reason.name(),
+            "status": refusal.status,
+            "detail": refusal.detail,
+            "request_id": refusal.request_id,
+            "timestamp_seconds": unix_seconds(Some(refusal.at)),
+        })
+    });
+    let secrets = book.secrets.iter().map(|secret| {
+        json!({
+            "id": &*secret.id,
+            "matched": secret.matched,
+            "last_used_timestamp_seconds": unix_seconds(secret.last),
+        })
+    });
+    json!({
+        "name": &*source.name,
+        "path": source.path,
+        "signed": source.is_signed(),
+        "validation": match source.validation {
+            Validation::Strict => "strict",
+            Validation::Lenient => "lenient",
+        },
+        "received": book.received,
+        "accepted": book.accepted,
+        "duplicate": book.duplicate,
+        "probe": book.probe,
+        "rejected": rejected,
+        "last": book.last.map(|(decision, at)| json!({
+            "outcome": decision.name(),
+            "timestamp_seconds": unix_seconds(Some(at)),
+        })),
+        "recent_refusals": refusals.collect::<Vec<_>>(),
+        "secrets": secrets.collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,315 @@
+//! The only file that knows all parts: binds them together, starts their threads, stops them in order.
+//!
+//! Threads: the caller's (signals, the order of stopping), one for the admin port, one for delivery, and one per
+//! core for the ingress; each has a runtime of its own.
+
+use std::fs::{self, File};
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::Builder;
+use tokio::task::LocalSet;
+
+use crate::accounting::{Ledger, SourceBook, Totals};
+use crate::admin::{self, Admin, Health};
+use crate::delivery::{Delivery, Store, View};
+use crate::ingress::{self, Connections, Ingress, Listeners, Recent};
+use crate::metrics::Metrics;
+use crate::pulse::Pulse;
+use crate::queue::Buffer;
+use crate::settings::Settings;
+use crate::shutdown::{self, Drain, Phase, Stopper};
+
+/// Why the bridge does not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} (`{key}`): {source}{}", hint(source))]
+    Listen {
+        /// The settings key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory {path}: {source}")]
+    State {
+        /// The directory or file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another daemon uses the state directory.
+    #[error("another plextrac-bridge uses the state directory {0}; stop it, or give this one its own")]
+    Locked(String),
+    /// A thread or runtime cannot be made.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another program listens there, choose another port",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege, choose one above",
+        _ => "",
+    }
+}
+
+/// A stop asked for from outside: once to drain, twice to hurry.
+pub trait Signals {
+    /// Waits for the next request to stop.
+    fn next(&mut self) -> impl Future<Output = ()>;
+}
+
+/// The bridge, bound to its addresses, not yet serving.
+pub struct App {
+    settings: Settings,
+    listeners: Listeners,
+    admin: Option<TcpListener>,
+    store: Option<Store>,
+    /// Held as long as the state directory is ours.
+    lock: Option<File>,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug)]
+pub struct Outcome {
+    /// The accounting at the end.
+    pub totals: Totals,
+}
+
+/// Binds both listeners and takes the state directory; nothing is served yet, so the addresses are known first.
+///
+/// # Errors
+/// What stands in the way.
+pub fn bind(settings: Settings) -> Result<App, StartError> {
+    let (lock, store) = match &settings.state_directory {
+        Some(path) => {
+            let lock = lock_state(path)?;
+            let directory = path.join("dead-letters");
+            let store = Store::open(&directory, settings.dead_letters.bytes)
+                .map_err(|source| StartError::State { path: directory.display().to_string(), source })?;
+            (Some(lock), Some(store))
+        }
+        None => (None, None),
+    };
+    let address = settings.ingress.listen;
+    let listeners = Listeners::bind(address, settings.ingress.threads).map_err(|source| StartError::Listen {
+        key: "ingress.listen",
+        address,
+        source,
+    })?;
+    let admin = match settings.admin.listen {
+        Some(address) => Some(admin::bind(address).map_err(|source| StartError::Listen {
+            key: "admin.listen",
+            address,
+            source,
+        })?),
+        None => None,
+    };
+    Ok(App { settings, listeners, admin, store, lock })
+}
+
+fn lock_state(path: &Path) -> Result<File, StartError> {
+    let state = |path: &Path| {
+        let path = path.display().to_string();
+        move |source| StartError::State { path, source }
+    };
+    if !path.is_dir() {
+        fs::DirBuilder::new().mode(0o700).create(path).map_err(state(path))?;
+    }
+    let file = path.join("lock");
+    let lock = File::options().create(true).truncate(false).write(true).open(&file).map_err(state(&file))?;
+    match lock.try_lock() {
+        Ok(()) => Ok(lock),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::Locked(path.display().to_string())),
+        Err(fs::TryLockError::Error(error)) => Err(state(&file)(error)),
+    }
+}
+
+impl App {
+    /// Where webhooks come in.
+    #[must_use]
+    pub fn ingress_address(&self) -> SocketAddr {
+        self.listeners.address()
+    }
+
+    /// Where the admin port is, if it is on.
+    #[must_use]
+    pub fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.local_addr().ok()
+    }
+
+    /// Serves until `signals` asks for a stop and the stop is over.
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub async fn run(self, mut signals: impl Signals) -> Result<Outcome, StartError> {
+        let (stopper, stop) = shutdown::channel();
+        let (shutdown, threads) = (self.settings.shutdown, self.settings.ingress.threads);
+        let lock = self.lock;
+        let parts = Parts::new(&self.settings, &stop);
+        let mut pulses = vec![Pulse::new("the delivery task")];
+        pulses.extend((0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))));
+        let dead_letters = self.store.as_ref().map(Store::held);
+
+        let broker = self.settings.broker.broker(&self.settings.terms());
+        if let Some(listener) = self.admin {
+            let admin = Arc::new(Admin {
+                health: Health {
+                    pulses: pulses.clone(),
+                    queue: parts.queue.clone(),
+                    view: parts.view.clone(),
+                    stop: stop.clone(),
+                },
+                metrics: parts.metrics.clone(),
+                connections: parts.connections.clone(),
+                ingress_threads: threads,
+                sources: self.settings.sources.clone(),
+                recents: parts.recents.clone(),
+                dead_letters,
+                dead_letters_capacity: self.settings.dead_letters.bytes as u64,
+                broker_name: broker.name(),
+                broker_location: broker.location(),
+                page: self.settings.admin.page,
+            });
+            // It ends with the process: probes are answered until the last moment.
+            thread("admin", None, move || admin::serve(listener, admin))?;
+        }
+        let (queue, metrics, view) = (parts.queue.clone(), parts.metrics.clone(), parts.view.clone());
+        let (publish, store, drain) = (self.settings.publish, self.store, stop.clone());
+        let pulse = pulses.remove(0);
+        let delivery = thread("delivery", Some(pulse), move || {
+            Delivery::new(broker, queue, metrics, view, publish, store, drain).run()
+        })?;
+        let ingress = Arc::new(Ingress::new(
+            self.settings.ingress.clone(),
+            &self.settings.sources,
+            parts.queue.clone(),
+            parts.metrics.clone(),
+            &parts.recents,
+            self.settings.buffer.bytes,
+        ));
+        let mut serving = Vec::new();
+        for (socket, pulse) in self.listeners.into_sockets().into_iter().zip(pulses) {
+            let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), stop.clone());
+            let serve = move || ingress::serve(socket, ingress, connections, stop);
+            serving.push(thread("ingress", Some(pulse), serve)?);
+        }
+        signals.next().await;
+        stop_in_order(&mut signals, &stopper, shutdown, &parts.queue, serving, delivery).await;
+        let snapshot = parts.queue.snapshot();
+        drop(lock);
+        Ok(Outcome { totals: snapshot.ledger.totals(snapshot.events as u64) })
+    }
+}
+
+/// What several threads share.
+struct Parts {
+    queue: Arc<Buffer>,
+    metrics: Arc<Metrics>,
+    connections: Arc<Connections>,
+    recents: Vec<Arc<Recent>>,
+    view: View,
+}
+
+impl Parts {
+    fn new(settings: &Settings, _stop: &Drain) -> Self {
+        let books = settings.sources.iter().map(|source| {
+            SourceBook::new(source.name.clone(), source.secrets.iter().map(|secret| secret.id.clone()))
+        });
+        let names: Vec<(String, Vec<String>)> = settings
+            .sources
+            .iter()
+            .map(|source| {
+                (source.name.to_string(), source.secrets.iter().map(|secret| secret.id.to_string()).collect())
+            })
+            .collect();
+        Self {
+            queue: Arc::new(Buffer::new(settings.buffer, Ledger::new(books.collect()))),
+            metrics: Arc::new(Metrics::new(&names)),
+            connections: Arc::new(Connections::new(settings.ingress.max_connections)),
+            recents: settings.sources.iter().map(|_| Arc::default()).collect(),
+            view: View::default(),
+        }
+    }
+}
+
+/// Unready, still serving; then no new requests; then deliver what is held. A second signal hurries.
+async fn stop_in_order<T: Send + 'static>(
+    signals: &mut impl Signals,
+    stopper: &Stopper,
+    settings: shutdown::Settings,
+    queue: &Arc<Buffer>,
+    serving: Vec<JoinHandle<T>>,
+    delivery: JoinHandle<usize>,
+) {
+    tracing::info!(
+        "stopping: unready, serving for {:?}, then delivering for up to {:?}",
+        settings.delay,
+        settings.grace
+    );
+    stopper.enter(Phase::Leaving);
+    let hurried = tokio::select! {
+        () = tokio::time::sleep(settings.delay) => false,
+        () = signals.next() => true,
+    };
+    let grace = if hurried { Duration::ZERO } else { settings.grace };
+    stopper.deadline(Instant::now() + grace);
+    stopper.enter(Phase::Closing);
+    let ended = async {
+        joined(serving).await;
+        queue.drain();
+        stopper.enter(Phase::Draining);
+        joined(vec![delivery]).await;
+    };
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            () = &mut ended => return,
+            () = signals.next() => {
+                tracing::warn!("a second signal: stopping at once");
+                stopper.deadline(Instant::now());
+            }
+        }
+    }
+}
+
+async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
+    for thread in threads {
+        // A panic ends the process (`panic = "abort"`) or is in the log already.
+        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+    }
+}
+
+/// Starts a thread with a runtime of its own, for one future and what it spawns there.
+fn thread<F, T>(
+    name: &str,
+    pulse: Option<Pulse>,
+    make: impl FnOnce() -> F + Send + 'static,
+) -> Result<JoinHandle<T>, StartError>
+where
+    F: Future<Output = T>,
+    T: Send + 'static,
+{
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let local = LocalSet::new();
+        if let Some(pulse) = pulse {
+            local.spawn_local(pulse.beat());
+        }
+        let output = local.block_on(&runtime, async { make().await });
+        // Blocking work that is still under way (a client library closing) must not hold the end up.
+        runtime.shutdown_background();
+        output
+    })?;
+    Ok(handle)
+}

@@ -1,0 +1,109 @@
+//! `check`: settings, templates, secrets; with `--connect` the broker, its topology and size limits.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+use plextrac_bridge::brokers::{ConnectError, Finding};
+use plextrac_bridge::settings::{Flags, Settings, SettingsError, load};
+use serde_json::json;
+
+use crate::cli::{self, EX_CONFIG, say};
+
+/// Longer than every client's own time-outs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Also connect to the broker and look at topology and limits, without changing anything
+    #[arg(long)]
+    connect: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+    let (settings, warnings) = match load(flags) {
+        Ok(loaded) => loaded,
+        Err(SettingsError(problems)) => {
+            if options.json {
+                say(json!({ "good": false, "errors": problems, "warnings": [], "findings": [] }));
+            } else {
+                problems.iter().for_each(cli::complain);
+            }
+            return ExitCode::from(EX_CONFIG);
+        }
+    };
+    if !options.json {
+        for warning in &warnings {
+            say(format_args!("warning: {warning}"));
+        }
+        for source in &settings.sources {
+            let secrets: Vec<&str> = source.secrets.iter().map(|named| &*named.id).collect();
+            let signed =
+                if secrets.is_empty() { "unsigned".to_owned() } else { format!("secrets: {}", secrets.join(", ")) };
+            say(format_args!("source {}: {} ({signed})", source.name, source.path));
+        }
+        say("settings: good");
+    }
+    let inspected = match inspect(&settings, options.connect) {
+        Ok(inspected) => inspected,
+        Err(code) => return code,
+    };
+    let (findings, error) = match inspected {
+        Ok(findings) => (findings, None),
+        Err(error) => (Vec::new(), Some(error)),
+    };
+    let missing = findings.iter().any(|finding| matches!(finding, Finding::Missing(_)));
+    let good = error.is_none() && !missing;
+    if options.json {
+        let errors: Vec<String> = error.iter().map(ToString::to_string).collect();
+        let findings: Vec<_> = findings
+            .iter()
+            .map(|finding| {
+                let (level, text) = parts(finding);
+                json!({ "level": level, "text": text })
+            })
+            .collect();
+        say(json!({ "good": good, "errors": errors, "warnings": warnings, "findings": findings }));
+    } else {
+        for finding in &findings {
+            let (level, text) = parts(finding);
+            say(format_args!("{level}: {text}"));
+        }
+        if let Some(error) = &error {
+            cli::complain(error);
+        } else if options.connect {
+            say(if good { "broker: good" } else { "broker: something is missing" });
+        }
+    }
+    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn parts(finding: &Finding) -> (&'static str, &str) {
+    match finding {
+        Finding::Good(text) => ("good", text),
+        Finding::Warning(text) => ("warning", text),
+        Finding::Missing(text) => ("missing", text),
+    }
+}
+
+fn inspect(settings: &Settings, connect: bool) -> Result<Result<Vec<Finding>, ConnectError>, ExitCode> {
+    if !connect {
+        return Ok(Ok(Vec::new()));
+    }
+    let runtime = cli::runtime()?;
+    let mut broker = settings.broker.broker(&settings.terms());
+    let inspected = runtime.block_on(async { tokio::time::timeout(PATIENCE, broker.inspect()).await });
+    runtime.shutdown_background();
+    inspected
+        .map_err(|_| {
+            cli::failed(format_args!(
+                "{} at {} did not answer within {PATIENCE:?}",
+                broker.name(),
+                broker.location()
+            ))
+        })
+        .map(Ok)?
+}

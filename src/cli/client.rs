@@ -1,0 +1,152 @@
+//! The HTTP client of the commands, and whose secret signs what they send.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use clap::Args;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use http_body_util::{BodyExt as _, Full};
+use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
+use hyper::{Request, Uri};
+use hyper_rustls::HttpsConnector;
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use plextrac_bridge::secret::Secret;
+use plextrac_bridge::settings::{Flags, Settings};
+use sha2::Sha256;
+
+use crate::cli;
+
+/// `PlexTrac` itself gives up after five seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whose secret signs.
+#[derive(Debug, Args)]
+pub(super) struct Signer {
+    /// Sign as this source of the settings [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// Sign with the secret in this file instead of one of the settings
+    #[arg(long, value_name = "FILE", conflicts_with = "source")]
+    secret_file: Option<PathBuf>,
+}
+
+/// A secret (none: unsigned), and the URL of the source where the settings tell it.
+pub(super) struct Identity {
+    pub(super) secret: Option<Secret>,
+    pub(super) url: Option<String>,
+}
+
+impl Signer {
+    /// Finds the secret.
+    pub(super) fn identity(&self, flags: &Flags) -> Result<Identity, std::process::ExitCode> {
+        if let Some(path) = &self.secret_file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| cli::failed(format_args!("cannot read {}: {error}", path.display())))?;
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            return Ok(Identity { secret: Some(Secret::new(text.strip_suffix('\r').unwrap_or(text))), url: None });
+        }
+        let (settings, _) = cli::settings(flags)?;
+        let source = match &self.source {
+            Some(name) => settings.sources.iter().find(|source| *source.name == **name),
+            None if settings.sources.len() == 1 => settings.sources.first(),
+            None => None,
+        };
+        let Some(source) = source else {
+            let names: Vec<&str> = settings.sources.iter().map(|source| &*source.name).collect();
+            return Err(cli::failed(format_args!("name one of the sources with --source: {}", names.join(", "))));
+        };
+        let url = format!("http://{}{}", reachable(&settings), source.path);
+        Ok(Identity { secret: source.secrets.first().map(|named| named.secret.clone()), url: Some(url) })
+    }
+}
+
+/// The address of the ingress as seen from this machine.
+fn reachable(settings: &Settings) -> std::net::SocketAddr {
+    local(settings.ingress.listen)
+}
+
+/// An address to connect to where `address` is listened on: 0.0.0.0 is none.
+pub(super) fn local(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            std::net::Ipv4Addr::LOCALHOST.into()
+        } else {
+            std::net::Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    address
+}
+
+/// The signature of a body as `PlexTrac` makes it.
+pub(super) fn sign(secret: &Secret, body: &[u8]) -> String {
+    let mut mac =
+        Hmac::<Sha256>::new_from_slice(secret.reveal().as_bytes()).expect("HMAC takes keys of every length");
+    mac.update(body);
+    faster_hex::hex_string(&mac.finalize().into_bytes())
+}
+
+/// An answer, as far as a sender cares.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub(super) status: u16,
+    pub(super) retry_after: Option<Duration>,
+    pub(super) body: Bytes,
+}
+
+/// A client for http and https.
+#[derive(Clone)]
+pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+impl Http {
+    pub(super) fn new() -> Result<Self, std::process::ExitCode> {
+        let connector = hyper_rustls::HttpsConnectorBuilder::new()
+            .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
+            .map_err(|error| cli::failed(format_args!("cannot load the system's certificates: {error}")))?
+            .https_or_http()
+            .enable_http1()
+            .build();
+        Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
+    }
+
+    /// Asks with GET.
+    pub(super) async fn get(&self, url: &Uri) -> Result<Answer, String> {
+        let request = Request::get(url).body(Full::default()).map_err(|error| error.to_string())?;
+        self.ask(request).await
+    }
+
+    /// Sends a body, signed.
+    pub(super) async fn post(&self, url: &Uri, body: Bytes, signature: Option<&str>) -> Result<Answer, String> {
+        let mut request = Request::post(url).header(CONTENT_TYPE, "application/json");
+        if let Some(signature) = signature {
+            request = request.header("X-Authorization-HMAC-256", signature);
+        }
+        let request = request.body(Full::new(body)).map_err(|error| error.to_string())?;
+        self.ask(request).await
+    }
+
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+        let exchange = async {
+            let response = self.0.request(request).await.map_err(|error| with_causes(&error))?;
+            let status = response.status().as_u16();
+            let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+            let retry_after = seconds.map(Duration::from_secs);
+            let body = response.into_body().collect().await.map_err(|error| with_causes(&error))?.to_bytes();
+            Ok(Answer { status, retry_after, body })
+        };
+        let answered = tokio::time::timeout(PATIENCE, exchange).await;
+        answered.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+    }
+}
+
+fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(below) = cause {
+        text = format!("{text}: {below}");
+        cause = below.source();
+    }
+    text
+}

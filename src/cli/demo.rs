@@ -1,0 +1,231 @@
+//! `demo`: a bridge with the embedded file broker, a sender, and what arrives, all in one process.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clap::Args;
+use hyper::Uri;
+use plextrac_bridge::app::{self, App, Signals};
+use plextrac_bridge::logs;
+use plextrac_bridge::secret::Secret;
+use plextrac_bridge::settings::{Flags, load_from};
+use tokio::sync::Notify;
+
+use crate::cli::client::{Http, sign};
+use crate::cli::serve::Unix;
+use crate::cli::{self, sample, say};
+
+/// How many events are sent at once at the start.
+const FIRST: u64 = 4;
+
+/// Then one so often.
+const EVERY: Duration = Duration::from_secs(3);
+
+/// An event that has not arrived by then will not.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Send a few events, see them arrive, and end
+    #[arg(long)]
+    once: bool,
+}
+
+pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+    match demo(flags, options.once) {
+        Ok(code) | Err(code) => code,
+    }
+}
+
+fn demo(flags: &Flags, once: bool) -> Result<ExitCode, ExitCode> {
+    let scratch = Scratch::new()?;
+    let secret = Secret::new(format!("demo-{:032x}", fastrand::u128(..)));
+    let app = bind(flags, &scratch, &secret)?;
+    let address = app.ingress_address();
+    let url = format!("http://{address}/webhooks/plextrac");
+    let admin = app.admin_address().map(|address| format!("http://{address}/")).unwrap_or_default();
+    introduce(&url, &admin, &secret, &scratch);
+    let uri: Uri = url.parse().map_err(|error| cli::failed(format_args!("{url}: {error}")))?;
+    let http = Http::new()?;
+    let runtime = cli::runtime()?;
+    let done = Notify::new();
+    let (outcome, arrived) = runtime.block_on(async {
+        let signals = DemoSignals { unix: Unix::listen().map_err(cli::failed)?, done: &done };
+        let show = show(&http, &uri, &secret, &scratch, once, &done);
+        Ok::<_, ExitCode>(tokio::join!(app.run(signals), show))
+    })?;
+    let outcome = outcome.map_err(cli::failed)?;
+    say(format_args!(
+        "\n{} received, {} accepted, {} published, {} lost",
+        outcome.totals.received, outcome.totals.accepted, outcome.totals.published, outcome.totals.lost
+    ));
+    let good = outcome.totals.lost == 0 && arrived;
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &Scratch) {
+    say("plextrac-bridge demo: a bridge, a sender, and files as the broker, in one process\n");
+    say(format_args!("  page      {admin}"));
+    say(format_args!("  metrics   {admin}metrics"));
+    say(format_args!("  files     {}\n", scratch.events().display()));
+    say("PlexTrac's webhook form would have:");
+    say(format_args!("  URL       {url}   (PlexTrac itself needs public https in front of it)"));
+    say(format_args!("  Secret    {}   (of this demo only)\n", secret.reveal()));
+    say("Send one yourself:");
+    let file = scratch.path.join("secret");
+    say(format_args!("  plextrac-bridge send --secret-file {} {url}", file.display()));
+    let body = br#"{"event":"ReportPublished","cuid":"c1","actorCuid":"c2","targetCuid":"c3","targetType":"report","text":"by hand"}"#;
+    say(format_args!(
+        "  curl -i -H 'X-Authorization-HMAC-256: {}' -d '{}' {url}\n",
+        sign(secret, body),
+        String::from_utf8_lossy(body)
+    ));
+}
+
+/// Sends samples and prints what arrives; whether everything did.
+async fn show(http: &Http, url: &Uri, secret: &Secret, scratch: &Scratch, once: bool, done: &Notify) -> bool {
+    let mut arrivals = Arrivals::default();
+    let mut sent = 0;
+    let mut next = Instant::now();
+    let mut last_sent = Instant::now();
+    loop {
+        let due = sent < FIRST || (!once && Instant::now() >= next);
+        if due {
+            let body = Bytes::from(sample::body(sent));
+            let signature = sign(secret, &body);
+            match http.post(url, body, Some(&signature)).await {
+                Ok(answer) if answer.status == 200 => sent += 1,
+                Ok(answer) => say(format_args!("answered {}", answer.status)),
+                // The bridge is stopping.
+                Err(_) if sent >= FIRST => return true,
+                Err(error) => say(format_args!("not sent: {error}")),
+            }
+            next = Instant::now() + EVERY;
+            last_sent = Instant::now();
+        }
+        arrivals.print_new(&scratch.events());
+        let all = arrivals.seen.len() as u64 >= sent && sent >= FIRST;
+        let late = last_sent.elapsed() > PATIENCE;
+        if once && (all || late) {
+            done.notify_one();
+            return all;
+        }
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(50)) => {}
+            () = done.notified() => return true,
+        }
+    }
+}
+
+/// Which lines were seen in the files.
+#[derive(Default)]
+struct Arrivals {
+    seen: HashSet<String>,
+}
+
+impl Arrivals {
+    fn print_new(&mut self, directory: &Path) {
+        let Ok(entries) = fs::read_dir(directory) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+                let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+                let id = line["id"].as_str().unwrap_or_default();
+                if self.seen.insert(id.to_owned()) {
+                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                    say(format_args!("arrived   {name:<50} {id}"));
+                }
+            }
+        }
+    }
+}
+
+/// Ctrl-C, or the end of `--once`.
+struct DemoSignals<'d> {
+    unix: Unix,
+    done: &'d Notify,
+}
+
+impl Signals for DemoSignals<'_> {
+    async fn next(&mut self) {
+        tokio::select! {
+            () = self.unix.next() => self.done.notify_one(),
+            () = self.done.notified() => {}
+        }
+    }
+}
+
+/// The demo's own settings: nothing of this machine's.
+fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<App, ExitCode> {
+    let (ingress, admin) = (free(8080), free(8081));
+    let config = scratch.path.join("config.toml");
+    let toml = format!(
+        "state_directory = {:?}\n[ingress]\nlisten = {:?}\nthreads = 1\n[admin]\nlisten = {:?}\n[sources.plextrac]\nsecret_file = {:?}\n\
+         [broker.file]\ndirectory = {:?}\n",
+        scratch.path.join("state"),
+        ingress.to_string(),
+        admin.to_string(),
+        scratch.path.join("secret"),
+        scratch.events(),
+    );
+    scratch.write("secret", secret.reveal())?;
+    scratch.write("config.toml", &toml)?;
+    let flags = Flags {
+        config: Some(config),
+        log_level: Some(flags.log_level.clone().unwrap_or_else(|| "warn".to_owned())),
+        log_format: Some(flags.log_format.clone().unwrap_or_else(|| "text".to_owned())),
+    };
+    let (settings, _) = load_from(&flags, Vec::new(), None).map_err(cli::failed)?;
+    logs::start(settings.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
+    app::bind(settings).map_err(cli::failed)
+}
+
+/// The usual port if nobody has it, else a free one.
+fn free(port: u16) -> SocketAddr {
+    let usual = SocketAddr::from(([127, 0, 0, 1], port));
+    let none = SocketAddr::from(([127, 0, 0, 1], 0));
+    if TcpListener::bind(usual).is_ok() { usual } else { none }
+}
+
+/// A directory that is removed at the end.
+struct Scratch {
+    path: PathBuf,
+}
+
+impl Scratch {
+    fn new() -> Result<Self, ExitCode> {
+        use std::os::unix::fs::DirBuilderExt as _;
+        let name = format!("plextrac-bridge-demo-{}-{:08x}", std::process::id(), fastrand::u32(..));
+        let path = std::env::temp_dir().join(name);
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|error| cli::failed(format_args!("cannot create {}: {error}", path.display())))?;
+        Ok(Self { path })
+    }
+
+    fn events(&self) -> PathBuf {
+        self.path.join("events")
+    }
+
+    fn write(&self, name: &str, text: &str) -> Result<(), ExitCode> {
+        use std::io::Write as _;
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let path = self.path.join(name);
+        let file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
+        file.and_then(|mut file| file.write_all(text.as_bytes()))
+            .map_err(|error| cli::failed(format_args!("cannot write {}: {error}", path.display())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // A directory of the demo left behind harms nobody.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}

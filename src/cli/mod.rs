@@ -1,0 +1,121 @@
+//! The commands. Each prints what it has to say and answers with an exit code: 0 good, 1 could not, 2 wrong
+//! arguments (clap's), 78 wrong settings.
+
+mod check;
+mod client;
+mod demo;
+mod healthcheck;
+mod sample;
+mod send;
+mod serve;
+mod sign;
+
+use std::fmt::Display;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use plextrac_bridge::settings::{Flags, Settings, SettingsError, load};
+
+/// sysexits.h: something was found in an unconfigured or misconfigured state.
+const EX_CONFIG: u8 = 78;
+
+/// Takes `PlexTrac`'s webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka, `RabbitMQ`
+/// or NATS `JetStream`.
+#[derive(Debug, Parser)]
+#[command(name = "plextrac-bridge", version, arg_required_else_help = true, after_help = EXAMPLES, verbatim_doc_comment)]
+pub(crate) struct Arguments {
+    /// File of settings [default: /etc/plextrac-bridge/config.toml, if it exists]
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Least important line of log: error, warn, info, debug or trace
+    #[arg(long, global = true, value_name = "LEVEL")]
+    log_level: Option<String>,
+    /// How lines of log look: auto, text or json
+    #[arg(long, global = true, value_name = "FORMAT")]
+    log_format: Option<String>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "Examples:
+  plextrac-bridge demo                              see it work, without a broker
+  plextrac-bridge --config bridge.toml check --connect
+  plextrac-bridge --config bridge.toml serve
+
+Every setting with its default: config/default.toml";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the bridge
+    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml serve")]
+    Serve,
+    /// Check the settings, and with --connect the broker; change nothing
+    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml check --connect")]
+    Check(check::Options),
+    /// See it work: a bridge, a sender and files as the broker, all in one process
+    #[command(after_help = "Example:\n  plextrac-bridge demo\n  plextrac-bridge demo --once    # ends by itself")]
+    Demo(demo::Options),
+    /// Print the signature of a body
+    #[command(
+        after_help = "Example:\n  curl -H \"X-Authorization-HMAC-256: $(plextrac-bridge --config bridge.toml sign body.json)\" \\\n       --data-binary @body.json http://127.0.0.1:8080/webhooks/plextrac"
+    )]
+    Sign(sign::Options),
+    /// Send signed webhooks: samples, or given files
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json"
+    )]
+    Send(send::Options),
+    /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
+    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
+    Healthcheck(healthcheck::Options),
+}
+
+/// Runs a command.
+pub(crate) fn run(arguments: Arguments) -> ExitCode {
+    let flags =
+        Flags { config: arguments.config, log_level: arguments.log_level, log_format: arguments.log_format };
+    match arguments.command {
+        Command::Serve => serve::run(&flags),
+        Command::Check(options) => check::run(&flags, &options),
+        Command::Demo(options) => demo::run(&flags, &options),
+        Command::Sign(options) => sign::run(&flags, &options),
+        Command::Send(options) => send::run(&flags, &options),
+        Command::Healthcheck(options) => healthcheck::run(&flags, &options),
+    }
+}
+
+/// Loads the settings, or says what is wrong with them.
+fn settings(flags: &Flags) -> Result<(Settings, Vec<String>), ExitCode> {
+    load(flags).map_err(|SettingsError(problems)| {
+        for problem in problems {
+            complain(problem);
+        }
+        ExitCode::from(EX_CONFIG)
+    })
+}
+
+/// Prints a line to standard output. A reader that has left (`| head`) is no error.
+fn say(text: impl Display) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+/// Prints an error.
+fn complain(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "error: {text}");
+}
+
+/// Says why a command could not do its work.
+fn failed(text: impl Display) -> ExitCode {
+    complain(text);
+    ExitCode::FAILURE
+}
+
+/// A runtime for a command that talks to the network.
+fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| failed(format_args!("cannot start: {error}")))
+}

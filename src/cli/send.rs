@@ -1,0 +1,218 @@
+//! `send`: signed webhooks to a URL; a load generator of modest means.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use clap::Args;
+use hyper::Uri;
+use indicatif::{ProgressBar, ProgressStyle};
+use plextrac_bridge::secret::Secret;
+use plextrac_bridge::settings::Flags;
+use serde_json::json;
+
+use crate::cli::client::{Http, Signer, sign};
+use crate::cli::sign::read;
+use crate::cli::{self, sample, say};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    signer: Signer,
+    /// How many events to send [default: 1, or each file once]
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// At most so many per second [default: as fast as they are answered]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    rate: Option<u32>,
+    /// So many connections at once
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    connections: u16,
+    /// Count a 503 as refused instead of repeating it after its Retry-After
+    #[arg(long)]
+    no_retry: bool,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    /// Where to [default: the bridge of the settings on this machine]
+    url: Option<String>,
+    /// Payloads, sent byte for byte; `-` is standard input [default: samples]
+    files: Vec<PathBuf>,
+}
+
+pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+    prepare(flags, options).map_or_else(|code| code, |plan| plan.run(options.json))
+}
+
+fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
+    let identity = options.signer.identity(flags)?;
+    let Some(url) = options.url.clone().or(identity.url) else {
+        return Err(cli::failed("name the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
+    };
+    let url: Uri = url.parse().map_err(|error| cli::failed(format_args!("{url} is no URL: {error}")))?;
+    if url.host().is_none() {
+        return Err(cli::failed(format_args!("{url} is no URL; it starts with http:// or https://")));
+    }
+    let bodies = options.files.iter().map(|path| read(path).map(Bytes::from)).collect::<Result<Vec<_>, _>>()?;
+    let count = options.count.unwrap_or(bodies.len().max(1) as u64);
+    let bar = ProgressBar::new(count);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} events, {per_sec}, {eta} left {msg}") {
+        bar.set_style(style);
+    }
+    Ok(Rc::new(Plan {
+        http: Http::new()?,
+        url,
+        secret: identity.secret,
+        bodies,
+        count,
+        rate: options.rate,
+        connections: options.connections,
+        retry: !options.no_retry,
+        next: Cell::new(0),
+        tally: RefCell::default(),
+        bar,
+    }))
+}
+
+/// What is sent, and how far it is.
+struct Plan {
+    http: Http,
+    url: Uri,
+    secret: Option<Secret>,
+    bodies: Vec<Bytes>,
+    count: u64,
+    rate: Option<u32>,
+    connections: u16,
+    retry: bool,
+    next: Cell<u64>,
+    tally: RefCell<Tally>,
+    bar: ProgressBar,
+}
+
+#[derive(Default)]
+struct Tally {
+    /// Answers by status.
+    codes: BTreeMap<u16, u64>,
+    repeated: u64,
+    failed: u64,
+    error: Option<String>,
+    refusal: Option<String>,
+    /// Microseconds from send to a final answer.
+    latencies: Vec<u32>,
+}
+
+impl Plan {
+    fn run(self: Rc<Self>, as_json: bool) -> ExitCode {
+        let runtime = match cli::runtime() {
+            Ok(runtime) => runtime,
+            Err(code) => return code,
+        };
+        let begun = Instant::now();
+        let local = tokio::task::LocalSet::new();
+        local.block_on(&runtime, async {
+            let workers = (0..self.connections).map(|_| tokio::task::spawn_local(self.clone().work(begun)));
+            futures_util::future::join_all(workers.collect::<Vec<_>>()).await;
+        });
+        self.bar.finish_and_clear();
+        self.report(begun.elapsed(), as_json)
+    }
+
+    async fn work(self: Rc<Self>, begun: Instant) {
+        loop {
+            let number = self.next.get();
+            if number >= self.count {
+                return;
+            }
+            self.next.set(number + 1);
+            if let Some(rate) = self.rate {
+                let due = begun + Duration::from_secs_f64(to_f64(number) / f64::from(rate));
+                tokio::time::sleep_until(due.into()).await;
+            }
+            self.deliver(number).await;
+            self.bar.inc(1);
+        }
+    }
+
+    async fn deliver(&self, number: u64) {
+        let body = match self.bodies.len() as u64 {
+            0 => Bytes::from(sample::body(number)),
+            length => self.bodies[usize::try_from(number % length).unwrap_or(0)].clone(),
+        };
+        let signature = self.secret.as_ref().map(|secret| sign(secret, &body));
+        loop {
+            let sent = Instant::now();
+            let answer = self.http.post(&self.url, body.clone(), signature.as_deref()).await;
+            let mut tally = self.tally.borrow_mut();
+            match answer {
+                Ok(answer) if answer.status == 503 && self.retry => {
+                    tally.repeated += 1;
+                    self.bar.set_message("(503: waiting)");
+                    drop(tally);
+                    tokio::time::sleep(answer.retry_after.unwrap_or(Duration::from_secs(1))).await;
+                    continue;
+                }
+                Ok(answer) => {
+                    *tally.codes.entry(answer.status).or_default() += 1;
+                    if answer.status != 200 {
+                        tally.refusal = Some(String::from_utf8_lossy(&answer.body).into_owned());
+                    }
+                    tally.latencies.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
+                }
+                Err(error) => {
+                    tally.failed += 1;
+                    tally.error = Some(error);
+                }
+            }
+            return;
+        }
+    }
+
+    fn report(&self, elapsed: Duration, as_json: bool) -> ExitCode {
+        let mut tally = self.tally.borrow_mut();
+        tally.latencies.sort_unstable();
+        let accepted = tally.codes.get(&200).copied().unwrap_or(0);
+        let refused: u64 = tally.codes.iter().filter(|(code, _)| **code != 200).map(|(_, count)| count).sum();
+        let rate = to_f64(accepted) / elapsed.as_secs_f64().max(1e-9);
+        let quantile = |share: usize| {
+            let at = (tally.latencies.len() * share / 100).min(tally.latencies.len().saturating_sub(1));
+            f64::from(tally.latencies.get(at).copied().unwrap_or(0)) / 1000.0
+        };
+        if as_json {
+            say(json!({
+                "accepted": accepted, "refused": refused, "failed": tally.failed, "repeated": tally.repeated,
+                "codes": tally.codes, "seconds": elapsed.as_secs_f64(), "accepted_per_second": rate,
+                "p50_milliseconds": quantile(50), "p99_milliseconds": quantile(99), "last_error": tally.error,
+            }));
+        } else {
+            say(format_args!(
+                "{accepted} accepted, {refused} refused, {} failed, {} repeated after a 503, in {:.2} s: {rate:.0} events/s, \
+                 p50 {:.2} ms, p99 {:.2} ms",
+                tally.failed,
+                tally.repeated,
+                elapsed.as_secs_f64(),
+                quantile(50),
+                quantile(99)
+            ));
+            for (code, count) in tally.codes.iter().filter(|(code, _)| **code != 200) {
+                say(format_args!("  {count} x {code}"));
+            }
+            if let Some(refusal) = &tally.refusal {
+                say(format_args!("  last refusal: {refusal}"));
+            }
+            if let Some(error) = &tally.error {
+                cli::complain(format_args!("{}: {error}", self.url));
+            }
+        }
+        if accepted == self.count { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+/// Exact up to 2^53 events.
+#[expect(clippy::cast_precision_loss, reason = "exact up to 2^53 events")]
+fn to_f64(count: u64) -> f64 {
+    count as f64
+}

@@ -1,0 +1,90 @@
+//! `serve`: the bridge itself.
+
+use std::process::ExitCode;
+
+use plextrac_bridge::accounting::Totals;
+use plextrac_bridge::app::{self, Signals};
+use plextrac_bridge::logs;
+use plextrac_bridge::settings::Flags;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::cli;
+
+pub(super) fn run(flags: &Flags) -> ExitCode {
+    let (settings, warnings) = match cli::settings(flags) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    if let Err(error) = logs::start(settings.log) {
+        return cli::failed(format_args!("cannot start the log: {error}"));
+    }
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    let runtime = match cli::runtime() {
+        Ok(runtime) => runtime,
+        Err(code) => return code,
+    };
+    let outcome = runtime.block_on(async {
+        // Before anything is bound: a signal during the start stops it too.
+        let signals = Unix::listen()?;
+        let app = app::bind(settings)?;
+        tracing::info!(
+            ingress = %app.ingress_address(),
+            admin = app.admin_address().map(|address| address.to_string()),
+            version = plextrac_bridge::metrics::VERSION,
+            "listening"
+        );
+        app.run(signals).await
+    });
+    match outcome {
+        Ok(outcome) => stopped(&outcome.totals),
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The last line: the accounting. Anything lost makes the status 1.
+pub(super) fn stopped(totals: &Totals) -> ExitCode {
+    let Totals { received, accepted, duplicate, probe, rejected, .. } = *totals;
+    let Totals { recovered, replayed, published, dead_lettered, withdrawn, lost, held, .. } = *totals;
+    tracing::info!(
+        received,
+        accepted,
+        duplicate,
+        probe,
+        rejected,
+        recovered,
+        replayed,
+        published,
+        dead_lettered,
+        withdrawn,
+        lost,
+        held,
+        "stopped"
+    );
+    if lost > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+}
+
+/// SIGTERM and SIGINT.
+pub(super) struct Unix {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Unix {
+    pub(super) fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+}
+
+impl Signals for Unix {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! `sign`: the signature of a body, as `PlexTrac` would send it.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use plextrac_bridge::settings::Flags;
+
+use crate::cli::client::{Signer, sign};
+use crate::cli::{self, say};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(flatten)]
+    signer: Signer,
+    /// The body; `-` is standard input
+    #[arg(default_value = "-")]
+    file: PathBuf,
+}
+
+pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+    let signed = options.signer.identity(flags).and_then(|identity| {
+        let secret = identity.secret.ok_or_else(|| cli::failed("the source is unsigned: there is no secret"))?;
+        Ok(sign(&secret, &read(&options.file)?))
+    });
+    match signed {
+        Ok(signature) => {
+            say(signature);
+            ExitCode::SUCCESS
+        }
+        Err(code) => code,
+    }
+}
+
+/// Reads a file, or standard input for `-`.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, ExitCode> {
+    let mut bytes = Vec::new();
+    let read = if path == Path::new("-") {
+        std::io::stdin().read_to_end(&mut bytes).map(|_| bytes)
+    } else {
+        std::fs::read(path)
+    };
+    read.map_err(|error| cli::failed(format_args!("cannot read {}: {error}", path.display())))
+}

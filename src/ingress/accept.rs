@@ -1,0 +1,200 @@
+//! Accept: connections within the limit, one runtime per thread, each with a listening socket of its own.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener as StdListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::GracefulShutdown;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_io_timeout::TimeoutStream;
+
+use crate::ingress::handle::Ingress;
+use crate::logs::Throttle;
+use crate::shutdown::{Drain, Phase};
+
+/// A webhook's head is below 2 KiB; hyper's own limit is 400 KiB for each connection.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// hyper's read buffer; it must hold a whole head.
+const READ_BUFFER: usize = 64 * 1024;
+
+/// Connections the kernel holds until they are accepted.
+const BACKLOG: i32 = 1024;
+
+/// The pause after an error of resources: the next attempt would fail as well.
+const RESOURCE_PAUSE: Duration = Duration::from_millis(100);
+
+/// One listening socket per thread, all on one address: the kernel spreads connections over them.
+#[derive(Debug)]
+pub struct Listeners {
+    sockets: Vec<StdListener>,
+    address: SocketAddr,
+}
+
+impl Listeners {
+    /// Binds `count` sockets; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// The address is taken, or not of this machine.
+    pub fn bind(address: SocketAddr, count: usize) -> io::Result<Self> {
+        // SO_REUSEPORT would let a second program of this user share the port in silence: see that it is free first.
+        drop(StdListener::bind(address)?);
+        let first = bind(address)?;
+        let address = first.local_addr()?;
+        let mut sockets = vec![first];
+        for _ in 1..count {
+            sockets.push(bind(address)?);
+        }
+        Ok(Self { sockets, address })
+    }
+
+    /// Where they listen.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The sockets, one per thread.
+    #[must_use]
+    pub fn into_sockets(self) -> Vec<StdListener> {
+        self.sockets
+    }
+}
+
+fn bind(address: SocketAddr) -> io::Result<StdListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// The permits for connections, all threads together.
+#[derive(Debug)]
+pub struct Connections {
+    permits: Arc<Semaphore>,
+    capacity: usize,
+}
+
+impl Connections {
+    /// So many permits.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        Self { permits: Arc::new(Semaphore::new(capacity)), capacity }
+    }
+
+    /// How many are in use. A thread that waits for a connection holds one already: `accepting` threads are not open.
+    #[must_use]
+    pub fn open(&self, accepting: usize) -> usize {
+        (self.capacity - self.permits.available_permits()).saturating_sub(accepting)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    }
+}
+
+/// Serves one listening socket until the stop reaches [`Phase::Closing`]; then finishes what has begun, until the
+/// stop's deadline. Runs in a `LocalSet`.
+///
+/// # Errors
+/// The socket cannot be used.
+pub async fn serve(
+    socket: StdListener,
+    ingress: Arc<Ingress>,
+    connections: Arc<Connections>,
+    stop: Drain,
+) -> io::Result<()> {
+    let listener = TcpListener::from_std(socket)?;
+    let mut builder = http1::Builder::new();
+    builder
+        .timer(TokioTimer::new())
+        .header_read_timeout(ingress.settings.header_timeout)
+        // One who ends his side after the request still gets his answer.
+        .half_close(true)
+        .max_header_size(HEAD_BYTES)
+        .max_buf_size(READ_BUFFER);
+    let graceful = GracefulShutdown::new();
+    let throttle = Throttle::new(1, Duration::from_secs(5));
+    let closing = stop.reached(Phase::Closing);
+    tokio::pin!(closing);
+    loop {
+        // The permit comes before the connection: what is over the limit waits in the kernel, not here.
+        let (stream, peer, permit) = tokio::select! {
+            accepted = accept(&listener, &connections, &throttle) => accepted,
+            () = &mut closing => break,
+        };
+        let ingress = ingress.clone();
+        let mut stream = TimeoutStream::new(stream);
+        // A sender that does not read its answers must not keep a connection for ever.
+        stream.set_write_timeout(Some(ingress.settings.header_timeout));
+        let service = service_fn(move |request| {
+            let ingress = ingress.clone();
+            async move { Ok::<_, std::convert::Infallible>(ingress.handle(request, peer).await) }
+        });
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
+        tokio::task::spawn_local(async move {
+            if let Err(error) = connection.await {
+                tracing::debug!(%peer, "a connection ended: {error}");
+            }
+            drop(permit);
+        });
+    }
+    drop(listener);
+    tokio::select! {
+        () = graceful.shutdown() => {}
+        () = stop.deadline() => {}
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    connections: &Connections,
+    throttle: &Throttle,
+) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+    let permit = connections.permit().await;
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => {
+                // Answers are small and whole: waiting for more to send would only delay them.
+                let _ = stream.set_nodelay(true);
+                return (stream, peer, permit);
+            }
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                if throttle.admits() {
+                    tracing::error!(
+                        "cannot accept connections, trying again: {error}; raise the limit of open files if it says so"
+                    );
+                }
+                tokio::time::sleep(RESOURCE_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Whether only the one connection is concerned (accept(2) reports its network errors), not this program's resources.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::Interrupted
+    )
+}

@@ -1,0 +1,141 @@
+//! Reading a body once, within the limits: its size, its time, and the budget for all bodies being read.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
+use tokio::time::{Instant, timeout_at};
+
+/// After an answer given before the body was read, so much time to read and discard it: the sender, who may be busy
+/// writing, would else see a reset instead of the answer.
+const DISCARD: Duration = Duration::from_secs(1);
+
+/// The bytes that all bodies being read may take together.
+#[derive(Debug)]
+pub(super) struct Budget {
+    free: AtomicUsize,
+}
+
+/// A part of the budget, given back when dropped.
+#[derive(Debug)]
+struct Share {
+    budget: Arc<Budget>,
+    bytes: usize,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { free: AtomicUsize::new(bytes) })
+    }
+
+    fn take(&self, bytes: usize) -> bool {
+        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(bytes)).is_ok()
+    }
+}
+
+impl Share {
+    /// Makes the share as large as `bytes`.
+    fn grow(&mut self, bytes: usize) -> Result<(), Unread> {
+        if bytes > self.bytes {
+            if !self.budget.take(bytes - self.bytes) {
+                return Err(Unread::NoBudget);
+            }
+            self.bytes = bytes;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.free.fetch_add(self.bytes, Ordering::AcqRel);
+    }
+}
+
+/// Why there is no body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unread {
+    TooLarge,
+    TooSlow,
+    NoBudget,
+    /// The framing of its chunks is broken.
+    Malformed,
+    /// The sender left.
+    Left,
+}
+
+/// Whether the announced length alone is too large.
+pub(super) fn is_too_large(body: &Incoming, most: usize) -> bool {
+    body.size_hint().lower() > most as u64
+}
+
+/// Reads the whole body to a buffer of its exact size.
+///
+/// hyper's own `Bytes` would keep its whole read buffer alive, eight times the memory of small bodies.
+pub(super) async fn read(
+    body: &mut Incoming,
+    most: usize,
+    longest: Duration,
+    budget: &Arc<Budget>,
+) -> Result<Box<[u8]>, Unread> {
+    let deadline = Instant::now() + longest;
+    let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| Unread::TooLarge)?;
+    let mut share = Share { budget: budget.clone(), bytes: 0 };
+    share.grow(announced)?;
+    let mut bytes = Vec::new();
+    loop {
+        let frame = match timeout_at(deadline, body.frame()).await {
+            Err(_) => return Err(Unread::TooSlow),
+            Ok(None) => return Ok(bytes.into_boxed_slice()),
+            Ok(Some(Err(error))) => return Err(broken(&error)),
+            Ok(Some(Ok(frame))) => frame,
+        };
+        // Trailers are read and dropped.
+        let Ok(data) = frame.into_data() else { continue };
+        let length = bytes.len() + data.len();
+        if length > most {
+            return Err(Unread::TooLarge);
+        }
+        share.grow(length)?;
+        if bytes.capacity() == 0 {
+            bytes.reserve_exact(announced.max(data.len()));
+        }
+        bytes.extend_from_slice(&data);
+    }
+}
+
+/// hyper reports broken framing as invalid input or data, a connection that ended as anything else.
+fn broken(error: &hyper::Error) -> Unread {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.map(io::Error::kind) {
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Unread::Malformed,
+        _ => Unread::Left,
+    }
+}
+
+/// Reads and discards what is left of a body, for a short time, while the answer is on its way.
+pub(super) async fn discard(mut body: Incoming) {
+    let deadline = Instant::now() + DISCARD;
+    while let Ok(Some(Ok(_))) = timeout_at(deadline, body.frame()).await {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gives_its_share_back() {
+        let budget = Budget::new(10);
+        let mut share = Share { budget: budget.clone(), bytes: 0 };
+        assert_eq!(share.grow(8), Ok(()));
+        assert_eq!(share.grow(4), Ok(()));
+        assert_eq!(share.grow(11), Err(Unread::NoBudget));
+        let mut second = Share { budget: budget.clone(), bytes: 0 };
+        assert_eq!(second.grow(3), Err(Unread::NoBudget));
+        drop(share);
+        assert_eq!(second.grow(10), Ok(()));
+    }
+}

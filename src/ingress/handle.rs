@@ -1,0 +1,337 @@
+//! One request, from its head to its answer: path, method, length, encoding, body, signature, JSON, fields, buffer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
+use hyper::http::request::Parts;
+use hyper::{Method, Request, StatusCode};
+
+use crate::accounting::{Decision, Reason};
+use crate::ingress::body::{self, Budget, Unread};
+use crate::ingress::refusals::{Recent, RecentRefusal};
+use crate::ingress::reply::{self, Problem, Reply};
+use crate::ingress::settings::{Settings, Source};
+use crate::ingress::validate::{Invalid, Valid, validate};
+use crate::ingress::verify::Verifier;
+use crate::logs::Throttle;
+use crate::message::{Event, Labels, Origin};
+use crate::metrics::{Metrics, SourceMetrics};
+use crate::queue::{Buffer, Refused};
+
+/// One source, ready to serve.
+struct Endpoint {
+    number: usize,
+    source: Source,
+    verifier: Verifier,
+    metrics: SourceMetrics,
+    recent: Arc<Recent>,
+}
+
+/// Everything a request needs.
+pub struct Ingress {
+    pub(super) settings: Settings,
+    endpoints: Vec<Endpoint>,
+    queue: Arc<Buffer>,
+    metrics: Arc<Metrics>,
+    budget: Arc<Budget>,
+    unknown: Throttle,
+}
+
+/// A request that was not accepted: the answer, and the word for it.
+struct Refusal {
+    reason: Reason,
+    problem: Problem,
+}
+
+fn refuse(reason: Reason, status: StatusCode, title: &'static str, detail: impl Into<String>) -> Refusal {
+    Refusal { reason, problem: Problem::new(status, title, detail) }
+}
+
+impl Ingress {
+    /// An ingress for these sources; `read_budget` bounds the bodies being read, in bytes.
+    #[must_use]
+    pub fn new(
+        settings: Settings,
+        sources: &[Source],
+        queue: Arc<Buffer>,
+        metrics: Arc<Metrics>,
+        recents: &[Arc<Recent>],
+        read_budget: usize,
+    ) -> Self {
+        let endpoints = sources.iter().zip(recents).enumerate().map(|(number, (source, recent))| Endpoint {
+            number,
+            verifier: Verifier::new(&source.secrets),
+            metrics: metrics.source(&source.name),
+            source: source.clone(),
+            recent: recent.clone(),
+        });
+        let endpoints = endpoints.collect();
+        let unknown = Throttle::new(1, std::time::Duration::from_secs(1));
+        Self { settings, endpoints, queue, metrics, budget: Budget::new(read_budget), unknown }
+    }
+
+    /// Answers one request.
+    pub(super) async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Reply {
+        let begun = Instant::now();
+        let (head, mut body) = request.into_parts();
+        let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.source.path == head.uri.path()) else {
+            let reply = self.unknown_path(head.uri.path(), peer);
+            discard(&head.headers, body);
+            return reply;
+        };
+        let mut guard = Guard { ingress: self, endpoint, peer, secret: None, decided: false };
+        let reply = match guard.decide(&head, &mut body).await {
+            Ok(reply) => reply,
+            Err(refusal) => {
+                let reply = guard.refused(&refusal);
+                discard(&head.headers, body);
+                if refusal.reason == Reason::Disconnected {
+                    // Nobody is there to get the answer.
+                    return reply;
+                }
+                reply
+            }
+        };
+        endpoint.metrics.answered(reply.status().as_u16(), begun.elapsed());
+        reply
+    }
+
+    fn unknown_path(&self, path: &str, peer: SocketAddr) -> Reply {
+        self.metrics.unknown_path();
+        let id = reply::request_id();
+        if self.unknown.admits() {
+            let plain = |path: &str| path.trim_end_matches('/').to_lowercase();
+            let near = self.endpoints.iter().find(|endpoint| plain(&endpoint.source.path) == plain(path));
+            // A path of a stranger: quoted, and no longer than a line.
+            let shown: String = path.chars().take(200).collect();
+            match near {
+                Some(near) => tracing::warn!(
+                    %peer,
+                    path = ?shown,
+                    request_id = id,
+                    "no such path; did the sender mean {}? a slash or upper and lower case differ",
+                    near.source.path
+                ),
+                None => tracing::info!(%peer, path = ?shown, request_id = id, "no such path"),
+            }
+        }
+        Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)
+    }
+}
+
+/// Counts the request exactly once: with the decision, or as disconnected when hyper drops it half-way.
+struct Guard<'i> {
+    ingress: &'i Ingress,
+    endpoint: &'i Endpoint,
+    peer: SocketAddr,
+    secret: Option<usize>,
+    decided: bool,
+}
+
+impl Guard<'_> {
+    async fn decide(&mut self, head: &Parts, body: &mut Incoming) -> Result<Reply, Refusal> {
+        let settings = &self.ingress.settings;
+        if head.method != Method::POST {
+            let text = "webhooks are sent with POST";
+            return Err(refuse(Reason::Method, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", text));
+        }
+        let received = SystemTime::now();
+        if body::is_too_large(body, settings.max_body) {
+            return Err(too_large(settings.max_body));
+        }
+        if !is_identity(&head.headers) {
+            let text = "the body must come as it was signed, without a Content-Encoding";
+            return Err(refuse(
+                Reason::Encoding,
+                StatusCode::UNSUPPORTED_MEDIA_TYPE,
+                "Unsupported Media Type",
+                text,
+            ));
+        }
+        let read = body::read(body, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
+        let bytes = read.map_err(|unread| unreadable(unread, settings.max_body))?;
+        let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
+            let text = "the request is not signed with a secret of this source";
+            return Err(refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text));
+        };
+        self.secret = verified.secret;
+        let labels = match validate(&bytes, self.endpoint.source.validation).map_err(invalid)? {
+            Valid::Event(payload) => Labels::new(&payload.fields(), &verified.digest),
+            Valid::Probe => {
+                self.count(Decision::Probe);
+                tracing::info!(source = &*self.endpoint.source.name, peer = %self.peer, "a connection test came");
+                return Ok(reply::ok(reply::PROBE));
+            }
+        };
+        let origin = Origin {
+            source: self.endpoint.source.name.clone(),
+            signature: verified.signature,
+            traceparent: traceparent(&head.headers),
+            received,
+        };
+        let event = Box::new(Event::labelled(origin, bytes, labels));
+        // The buffer decides and counts in one breath.
+        let enqueued = self.ingress.queue.enqueue(self.endpoint.number, self.secret, event);
+        self.decided = true;
+        match enqueued {
+            Ok(()) => Ok(reply::ok(reply::ACCEPTED)),
+            Err(Refused::Full) => {
+                let text = "the buffer is full because the broker is away or slow; try again later";
+                Err(refuse(Reason::BufferFull, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text))
+            }
+            Err(Refused::Draining) => {
+                let text = "the bridge is stopping; try again later";
+                Err(refuse(Reason::Draining, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text))
+            }
+        }
+    }
+
+    fn count(&mut self, decision: Decision) {
+        if !self.decided {
+            self.decided = true;
+            self.ingress.queue.decide(self.endpoint.number, self.secret, decision);
+        }
+    }
+
+    fn refused(&mut self, refusal: &Refusal) -> Reply {
+        self.count(Decision::Rejected(refusal.reason));
+        let request_id = reply::request_id();
+        let reply = refusal.problem.reply(&request_id);
+        self.note(refusal.reason, reply.status().as_u16(), refusal.problem.detail.clone(), request_id);
+        reply
+    }
+
+    fn note(&self, reason: Reason, status: u16, detail: String, request_id: String) {
+        let refusal = RecentRefusal { reason, status, detail, request_id, at: SystemTime::now() };
+        self.endpoint.recent.note(&self.endpoint.source.name, &self.peer.to_string(), refusal);
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if !self.decided {
+            self.count(Decision::Rejected(Reason::Disconnected));
+            let text = "the sender left before its request was complete";
+            self.note(Reason::Disconnected, 0, text.to_owned(), reply::request_id());
+        }
+    }
+}
+
+fn too_large(most: usize) -> Refusal {
+    let text = format!("the body is larger than {most} bytes");
+    refuse(Reason::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", text)
+}
+
+fn unreadable(unread: Unread, most: usize) -> Refusal {
+    match unread {
+        Unread::TooLarge => too_large(most),
+        Unread::TooSlow => {
+            refuse(Reason::Timeout, StatusCode::REQUEST_TIMEOUT, "Request Timeout", "the body came too slowly")
+        }
+        Unread::NoBudget => {
+            let text = "too many bodies are being read at the moment; try again later";
+            refuse(Reason::BufferFull, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text)
+        }
+        Unread::Malformed => refuse(
+            Reason::Malformed,
+            StatusCode::BAD_REQUEST,
+            "Bad Request",
+            "the chunks of the body are malformed",
+        ),
+        Unread::Left => {
+            let text = "the sender left before its request was complete";
+            refuse(Reason::Disconnected, StatusCode::BAD_REQUEST, "Bad Request", text)
+        }
+    }
+}
+
+fn invalid(invalid: Invalid) -> Refusal {
+    match invalid {
+        Invalid::Malformed(text) => {
+            refuse(Reason::Malformed, StatusCode::BAD_REQUEST, "Bad Request", format!("no JSON: {text}"))
+        }
+        Invalid::Undocumented(text) => {
+            refuse(Reason::Invalid, StatusCode::UNPROCESSABLE_ENTITY, "Unprocessable Content", text)
+        }
+    }
+}
+
+/// Whether the body comes as it was signed.
+fn is_identity(headers: &HeaderMap) -> bool {
+    headers.get_all(CONTENT_ENCODING).iter().all(|value| {
+        value.as_bytes().split(|b| *b == b',').all(|coding| {
+            let coding = coding.trim_ascii();
+            coding.is_empty() || coding.eq_ignore_ascii_case(b"identity")
+        })
+    })
+}
+
+/// The one well-formed `traceparent` (W3C Trace Context, 3.2): version 00, or a later one in that form.
+fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
+    let mut all = headers.get_all("traceparent").iter();
+    let (Some(value), None) = (all.next(), all.next()) else { return None };
+    let text = value.to_str().ok()?.trim();
+    let bytes = text.as_bytes();
+    let hex = |b: &u8| b.is_ascii_digit() || (b'a'..=b'f').contains(b);
+    let zeros = |part: &[u8]| part.iter().all(|b| *b == b'0');
+    let formed = bytes.len() == 55
+        && bytes.iter().enumerate().all(|(at, b)| if [2, 35, 52].contains(&at) { *b == b'-' } else { hex(b) })
+        && &bytes[..2] != b"ff"
+        && !zeros(&bytes[3..35])
+        && !zeros(&bytes[36..52]);
+    formed.then(|| text.into())
+}
+
+/// Reads the rest of the body in the background, so that the sender sees the answer. One that waits for 100 Continue
+/// has not begun to send, and will not.
+fn discard(headers: &HeaderMap, body: Incoming) {
+    use hyper::body::Body as _;
+    if !body.is_end_stream() && !headers.contains_key(EXPECT) {
+        tokio::task::spawn_local(body::discard(body));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::header::HeaderValue;
+
+    use super::*;
+
+    fn headers(name: &'static str, values: &[&'static str]) -> HeaderMap {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        headers
+    }
+
+    #[test]
+    fn passes_on_only_a_well_formed_traceparent() {
+        let good = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        assert_eq!(traceparent(&headers("traceparent", &[good])).as_deref(), Some(good));
+        for bad in [
+            "",
+            "00-00000000000000000000000000000000-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01",
+            "ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0AF7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
+            "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01-x",
+        ] {
+            assert_eq!(traceparent(&headers("traceparent", &[bad])), None, "{bad}");
+        }
+        assert_eq!(traceparent(&headers("traceparent", &[good, good])), None);
+    }
+
+    #[test]
+    fn takes_identity_for_no_encoding() {
+        for good in [&[][..], &["identity"], &["Identity", ""]] {
+            assert!(is_identity(&headers("content-encoding", good)), "{good:?}");
+        }
+        for bad in [&["gzip"][..], &["identity, gzip"], &["identity", "br"]] {
+            assert!(!is_identity(&headers("content-encoding", bad)), "{bad:?}");
+        }
+    }
+}

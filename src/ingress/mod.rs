@@ -1,0 +1,15 @@
+//! Where webhooks come in: accept, verify, validate, enqueue, answer.
+
+mod accept;
+mod body;
+mod handle;
+mod refusals;
+mod reply;
+mod settings;
+pub mod validate;
+mod verify;
+
+pub use accept::{Connections, Listeners, serve};
+pub use handle::Ingress;
+pub use refusals::{Recent, RecentRefusal};
+pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};

@@ -1,0 +1,157 @@
+//! `[ingress]` and `[sources.*]`.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::secret::Secret;
+use crate::settings::Section;
+
+/// The largest `ingress.max_body`: positions in a body are 32 bits.
+const LARGEST_BODY: usize = 1 << 30;
+
+/// `[ingress]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// How many threads.
+    pub threads: usize,
+    /// The largest body, in bytes.
+    pub max_body: usize,
+    /// The most connections, all threads together.
+    pub max_connections: usize,
+    /// The longest a head may take; also closes idle connections.
+    pub header_timeout: Duration,
+    /// The longest a body may take.
+    pub body_timeout: Duration,
+}
+
+impl Settings {
+    /// Reads `[ingress]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        section.not_available("trusted_proxies");
+        section.not_available("tls");
+        let threads = section.integer("threads", 0, 1024);
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let most_connections = section.integer("max_connections", 1, 1_000_000);
+        let settings = Self {
+            listen: section.address("listen").unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0))),
+            threads: usize::try_from(threads).ok().filter(|threads| *threads > 0).unwrap_or(cores),
+            max_body: section.size("max_body"),
+            max_connections: usize::try_from(most_connections).unwrap_or(1),
+            header_timeout: section.duration("header_timeout"),
+            body_timeout: section.duration("body_timeout"),
+        };
+        if settings.max_body == 0 || settings.max_body > LARGEST_BODY {
+            section.problem("max_body", "must be from \"1B\" to \"1GiB\"");
+        }
+        for (key, value) in [("header_timeout", settings.header_timeout), ("body_timeout", settings.body_timeout)] {
+            if value.is_zero() {
+                section.problem(key, "must be above 0");
+            }
+        }
+        settings
+    }
+}
+
+/// How strictly a payload is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Validation {
+    /// The documented payload.
+    Strict,
+    /// An object with `event`; other documented fields, where present, of their type.
+    Lenient,
+}
+
+/// A secret and the name it goes by.
+#[derive(Clone, Debug)]
+pub struct NamedSecret {
+    /// Its id: shown in metrics and `/status`.
+    pub id: Arc<str>,
+    /// The secret.
+    pub secret: Secret,
+}
+
+/// `[sources.NAME]`.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// Its name.
+    pub name: Arc<str>,
+    /// The path it answers.
+    pub path: String,
+    /// Its secrets; none where unsigned.
+    pub secrets: Vec<NamedSecret>,
+    /// How strictly its payloads are looked at.
+    pub validation: Validation,
+}
+
+impl Source {
+    /// Whether a signature is asked for.
+    #[must_use]
+    pub fn is_signed(&self) -> bool {
+        !self.secrets.is_empty()
+    }
+}
+
+/// Whether a source may have this name.
+#[must_use]
+pub fn is_source_name(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
+}
+
+/// Reads one `[sources.NAME]`.
+pub fn read_source(name: &str, section: &mut Section<'_>) -> Source {
+    let path = section.text("path");
+    if !path.starts_with('/') || path.contains(['?', '#']) || path.contains(char::is_whitespace) {
+        section.problem("path", format_args!("{path:?} is no path; it starts with `/` and has no query"));
+    }
+    let mut secrets = Vec::new();
+    if let Some(secret) = section.secret("secret") {
+        section.warn_if_short("secret", &secret);
+        secrets.push(NamedSecret { id: "default".into(), secret });
+    }
+    let several = read_secrets(section);
+    if !several.is_empty() && !secrets.is_empty() {
+        section.problem("secrets", "`secret` and `secrets` are both given; put all into `secrets`");
+    }
+    secrets.extend(several);
+    let unsigned = section.flag("unsigned");
+    if unsigned && !secrets.is_empty() {
+        section.problem("unsigned", "a source with a secret cannot be unsigned; remove one of the two");
+    } else if unsigned {
+        section.warning("unsigned", format_args!("everybody who reaches {path} can publish events"));
+    } else if ["secret", "secret_file", "secrets"].iter().all(|key| section.is_blank(key)) {
+        let text = "no secret; set `secret`, `secret_file` or `secrets` to what PlexTrac's webhook form has, or \
+                    `unsigned = true`";
+        section.problem("secret", text);
+    }
+    let validation =
+        section.choice("validation", &[("strict", Validation::Strict), ("lenient", Validation::Lenient)]);
+    Source { name: name.into(), path, secrets, validation }
+}
+
+fn read_secrets(section: &mut Section<'_>) -> Vec<NamedSecret> {
+    let mut secrets = Vec::new();
+    let mut ids = BTreeSet::new();
+    for mut table in section.sections("secrets") {
+        let id = table.text("id");
+        if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
+            table.problem("id", "a secret has an id of letters, digits, `.`, `_` and `-`");
+        } else if !ids.insert(id.clone()) {
+            table.problem("id", format_args!("two secrets have the id {id:?}"));
+        }
+        match table.secret_from("value", "file") {
+            Some(secret) => {
+                table.warn_if_short("value", &secret);
+                secrets.push(NamedSecret { id: id.into(), secret });
+            }
+            None if !table.has("file") => table.problem("value", "missing; give `value` or `file`"),
+            None => {}
+        }
+        table.finish();
+    }
+    secrets
+}

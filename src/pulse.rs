@@ -1,0 +1,48 @@
+//! Signs of life: each thread that must not hang ticks once a second; `/livez` looks when it did last.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often a thread ticks.
+const EVERY: Duration = Duration::from_secs(1);
+
+/// A thread that has not ticked for so long hangs.
+const DEAD_AFTER: Duration = Duration::from_secs(10);
+
+/// The pulse of one thread.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    name: Arc<str>,
+    start: Instant,
+    /// Milliseconds since `start`.
+    last: Arc<AtomicU64>,
+}
+
+impl Pulse {
+    /// A pulse that has just ticked.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { name: name.into(), start: Instant::now(), last: Arc::default() }
+    }
+
+    /// Ticks for ever; runs on the thread it speaks for.
+    pub async fn beat(self) {
+        loop {
+            self.tick();
+            tokio::time::sleep(EVERY).await;
+        }
+    }
+
+    fn tick(&self) {
+        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(now, Ordering::Relaxed);
+    }
+
+    /// What is wrong, if the thread hangs.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        let since = self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)));
+        (since > DEAD_AFTER).then(|| format!("{} has not moved for {} s", self.name, since.as_secs()))
+    }
+}
