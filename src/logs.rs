@@ -114,7 +114,7 @@ mod tests {
 
     #[test]
     fn lets_so_many_through_per_period() {
-        let throttle = Throttle::new(2, Duration::from_secs(3600));
+        let throttle = Throttle::new(2, Duration::from_hours(1));
         assert_eq!([throttle.admits(), throttle.admits(), throttle.admits()], [true, true, false]);
         let throttle = Throttle::new(1, Duration::ZERO);
         assert_eq!([throttle.admits(), throttle.admits()], [true, true]);

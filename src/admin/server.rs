@@ -73,6 +73,9 @@ pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
 ///
 /// # Errors
 /// The socket cannot be used.
+///
+/// # Panics
+/// Never: the semaphore is not closed.
 pub async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let started = Instant::now();

@@ -262,16 +262,16 @@ impl Files {
         if !self.open.contains_key(name) {
             if self.open.len() >= OPEN_FILES {
                 let oldest = self.open.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
-                if let Some(oldest) = oldest {
-                    if let Some((file, _)) = self.open.remove(&oldest) {
-                        file.sync_data()?;
-                    }
+                if let Some(oldest) = oldest
+                    && let Some((file, _)) = self.open.remove(&oldest)
+                {
+                    file.sync_data()?;
                 }
             }
             self.open.insert(name.clone(), (open(&path)?, uses));
         }
-        let (file, used) = self.open.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
-        *used = uses;
+        let (file, last_use) = self.open.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
+        *last_use = uses;
         Ok(file)
     }
 }

@@ -54,8 +54,12 @@ impl Route {
 pub struct Router {
     routes: Vec<Route>,
     shape: Shape,
-    cache: HashMap<(Arc<str>, Box<str>, Box<str>), Cached>,
+    cache: Cache,
+    cached: usize,
 }
+
+/// By source, event and target type.
+type Cache = HashMap<Box<str>, HashMap<Box<str>, HashMap<Box<str>, Cached>>>;
 
 #[derive(Clone, Debug)]
 struct Cached {
@@ -93,7 +97,7 @@ impl Router {
             table.finish();
         }
         routes.push(Route { event: None, target_type: None, address, key });
-        Self { routes, shape, cache: HashMap::new() }
+        Self { routes, shape, cache: HashMap::new(), cached: 0 }
     }
 
     /// The routes in their order; the last is the one for everything else.
@@ -107,9 +111,8 @@ impl Router {
     /// # Errors
     /// The rendered address or key is not legal for this broker.
     pub fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        // The key of the map owns its texts, so a look-up builds one; events are short.
-        let pair = (event.origin.source.clone(), event.event().into(), event.target_type().into());
-        if let Some(cached) = self.cache.get(&pair) {
+        let by_event = self.cache.get(&*event.origin.source).and_then(|events| events.get(event.event()));
+        if let Some(cached) = by_event.and_then(|types| types.get(event.target_type())) {
             let key = match &cached.key {
                 CachedKey::Same(key) => key.clone(),
                 CachedKey::RenderedBy(route) => self.key(*route, event)?,
@@ -123,9 +126,12 @@ impl Router {
         let address: Arc<str> = address.into();
         let cacheable = route.key.as_ref().is_none_or(Template::is_cacheable);
         let key = self.key(at, event)?;
-        if self.cache.len() < CACHED {
+        if self.cached < CACHED {
+            self.cached += 1;
             let cached = if cacheable { CachedKey::Same(key.clone()) } else { CachedKey::RenderedBy(at) };
-            self.cache.insert(pair, Cached { address: address.clone(), key: cached });
+            let by_event = self.cache.entry((&*event.origin.source).into()).or_default();
+            let by_type = by_event.entry(event.event().into()).or_default();
+            by_type.insert(event.target_type().into(), Cached { address: address.clone(), key: cached });
         }
         Ok((address, key))
     }

@@ -4,9 +4,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
-use plextrac_bridge::brokers::{ConnectError, Finding};
+use plextrac_bridge::brokers::{ConnectError, ErrorKind, Finding};
 use plextrac_bridge::settings::{Flags, Settings, SettingsError, load};
 use serde_json::json;
+use tokio::runtime::Builder;
 
 use crate::cli::{self, EX_CONFIG, say};
 
@@ -47,11 +48,7 @@ pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
         }
         say("settings: good");
     }
-    let inspected = match inspect(&settings, options.connect) {
-        Ok(inspected) => inspected,
-        Err(code) => return code,
-    };
-    let (findings, error) = match inspected {
+    let (findings, error) = match inspect(&settings, options.connect) {
         Ok(findings) => (findings, None),
         Err(error) => (Vec::new(), Some(error)),
     };
@@ -89,21 +86,16 @@ fn parts(finding: &Finding) -> (&'static str, &str) {
     }
 }
 
-fn inspect(settings: &Settings, connect: bool) -> Result<Result<Vec<Finding>, ConnectError>, ExitCode> {
+fn inspect(settings: &Settings, connect: bool) -> Result<Vec<Finding>, ConnectError> {
     if !connect {
-        return Ok(Ok(Vec::new()));
+        return Ok(Vec::new());
     }
-    let runtime = cli::runtime()?;
+    let failed = |text: String| ConnectError::new(ErrorKind::Connect, text);
+    let runtime = Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(format!("cannot start: {error}")))?;
     let mut broker = settings.broker.broker(&settings.terms());
     let inspected = runtime.block_on(async { tokio::time::timeout(PATIENCE, broker.inspect()).await });
     runtime.shutdown_background();
-    inspected
-        .map_err(|_| {
-            cli::failed(format_args!(
-                "{} at {} did not answer within {PATIENCE:?}",
-                broker.name(),
-                broker.location()
-            ))
-        })
-        .map(Ok)?
+    let silent = format!("{} at {} did not answer within {PATIENCE:?}", broker.name(), broker.location());
+    inspected.unwrap_or_else(|_| Err(failed(silent)))
 }

@@ -165,13 +165,13 @@ fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<App, ExitCo
     let (ingress, admin) = (free(8080), free(8081));
     let config = scratch.path.join("config.toml");
     let toml = format!(
-        "state_directory = {:?}\n[ingress]\nlisten = {:?}\nthreads = 1\n[admin]\nlisten = {:?}\n[sources.plextrac]\nsecret_file = {:?}\n\
-         [broker.file]\ndirectory = {:?}\n",
-        scratch.path.join("state"),
+        "state_directory = {}\n[ingress]\nlisten = {:?}\nthreads = 1\n[admin]\nlisten = {:?}\n[sources.plextrac]\nsecret_file = {}\n\
+         [broker.file]\ndirectory = {}\n",
+        quoted(&scratch.path.join("state")),
         ingress.to_string(),
         admin.to_string(),
-        scratch.path.join("secret"),
-        scratch.events(),
+        quoted(&scratch.path.join("secret")),
+        quoted(&scratch.events()),
     );
     scratch.write("secret", secret.reveal())?;
     scratch.write("config.toml", &toml)?;
@@ -183,6 +183,11 @@ fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<App, ExitCo
     let (settings, _) = load_from(&flags, Vec::new(), None).map_err(cli::failed)?;
     logs::start(settings.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
     app::bind(settings).map_err(cli::failed)
+}
+
+/// A path as a TOML text.
+fn quoted(path: &Path) -> String {
+    format!("{:?}", path.to_string_lossy())
 }
 
 /// The usual port if nobody has it, else a free one.

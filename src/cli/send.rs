@@ -15,9 +15,12 @@ use plextrac_bridge::secret::Secret;
 use plextrac_bridge::settings::Flags;
 use serde_json::json;
 
-use crate::cli::client::{Http, Signer, sign};
+use crate::cli::client::{Answer, Http, Signer, sign};
 use crate::cli::sign::read;
 use crate::cli::{self, sample, say};
+
+/// The wait before a repeat where a 503 names none.
+const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -105,6 +108,25 @@ struct Tally {
     latencies: Vec<u32>,
 }
 
+impl Tally {
+    /// Notes a final answer.
+    fn note(&mut self, answer: Result<Answer, String>, latency: Duration) {
+        match answer {
+            Ok(answer) => {
+                *self.codes.entry(answer.status).or_default() += 1;
+                if answer.status != 200 {
+                    self.refusal = Some(String::from_utf8_lossy(&answer.body).into_owned());
+                }
+                self.latencies.push(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+            }
+            Err(error) => {
+                self.failed += 1;
+                self.error = Some(error);
+            }
+        }
+    }
+}
+
 impl Plan {
     fn run(self: Rc<Self>, as_json: bool) -> ExitCode {
         let runtime = match cli::runtime() {
@@ -146,28 +168,14 @@ impl Plan {
         loop {
             let sent = Instant::now();
             let answer = self.http.post(&self.url, body.clone(), signature.as_deref()).await;
-            let mut tally = self.tally.borrow_mut();
-            match answer {
-                Ok(answer) if answer.status == 503 && self.retry => {
-                    tally.repeated += 1;
-                    self.bar.set_message("(503: waiting)");
-                    drop(tally);
-                    tokio::time::sleep(answer.retry_after.unwrap_or(Duration::from_secs(1))).await;
-                    continue;
-                }
-                Ok(answer) => {
-                    *tally.codes.entry(answer.status).or_default() += 1;
-                    if answer.status != 200 {
-                        tally.refusal = Some(String::from_utf8_lossy(&answer.body).into_owned());
-                    }
-                    tally.latencies.push(u32::try_from(sent.elapsed().as_micros()).unwrap_or(u32::MAX));
-                }
-                Err(error) => {
-                    tally.failed += 1;
-                    tally.error = Some(error);
-                }
-            }
-            return;
+            let wait = match &answer {
+                Ok(answer) if answer.status == 503 && self.retry => answer.retry_after.or(Some(RETRY)),
+                _ => None,
+            };
+            let Some(wait) = wait else { return self.tally.borrow_mut().note(answer, sent.elapsed()) };
+            self.tally.borrow_mut().repeated += 1;
+            self.bar.set_message("(503: waiting)");
+            tokio::time::sleep(wait).await;
         }
     }
 

@@ -1,7 +1,7 @@
 //! Publish: the one task that owns order, retry, back-off and settling.
 //!
 //! It takes events from the queue into the [`Ring`], hands them to the session oldest first, and settles them on the
-//! broker's verdicts. What the contract calls Lost, NotNow, Refused and suspect is decided here and nowhere else.
+//! broker's verdicts. What the contract calls Lost, `NotNow`, Refused and suspect is decided here and nowhere else.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -107,15 +107,16 @@ impl Ingress {
             let near = self.endpoints.iter().find(|endpoint| plain(&endpoint.source.path) == plain(path));
             // A path of a stranger: quoted, and no longer than a line.
             let shown: String = path.chars().take(200).collect();
-            match near {
-                Some(near) => tracing::warn!(
+            if let Some(near) = near {
+                tracing::warn!(
                     %peer,
                     path = ?shown,
                     request_id = id,
                     "no such path; did the sender mean {}? a slash or upper and lower case differ",
                     near.source.path
-                ),
-                None => tracing::info!(%peer, path = ?shown, request_id = id, "no such path"),
+                );
+            } else {
+                tracing::info!(%peer, path = ?shown, request_id = id, "no such path");
             }
         }
         Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)

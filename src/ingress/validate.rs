@@ -114,10 +114,10 @@ fn decode<'a>(raw: &[Option<&'a RawValue>; NAMES.len()], validation: Validation)
             None => string(TARGET)?,
         },
     };
-    if let Some(raw) = raw[TEXT] {
-        if !raw.get().starts_with('"') {
-            return Err(wrong_type("text", "a string", raw));
-        }
+    if let Some(raw) = raw[TEXT]
+        && !raw.get().starts_with('"')
+    {
+        return Err(wrong_type("text", "a string", raw));
     }
     if payload.event.is_empty() {
         return Err("`event` is empty".to_owned());

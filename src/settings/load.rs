@@ -290,17 +290,13 @@ fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
     let mut broker = None;
     for name in names {
         let mut table = section.section(&name);
-        match brokers::Settings::read(&name, &mut table) {
-            Some(settings) => {
-                broker = Some(settings);
-                table.finish();
-            }
-            None => {
-                let near = nearest(&name, brokers::NAMES.into_iter());
-                let hint = near.map(|near| format!("; did you mean [broker.{near}]?")).unwrap_or_default();
-                section
-                    .problem(&name, format_args!("no such broker{hint}; there are {}", brokers::NAMES.join(", ")));
-            }
+        if let Some(settings) = brokers::Settings::read(&name, &mut table) {
+            broker = Some(settings);
+            table.finish();
+        } else {
+            let near = nearest(&name, brokers::NAMES.into_iter());
+            let hint = near.map(|near| format!("; did you mean [broker.{near}]?")).unwrap_or_default();
+            section.problem(&name, format_args!("no such broker{hint}; there are {}", brokers::NAMES.join(", ")));
         }
     }
     section.finish();

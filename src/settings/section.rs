@@ -63,7 +63,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    fn from_environment(&self, tag: Tag) -> bool {
+    fn is_from_environment(&self, tag: Tag) -> bool {
         self.figment.get_metadata(tag).is_some_and(|metadata| metadata.name == environment::NAME)
     }
 
@@ -103,7 +103,7 @@ impl<'a> Section<'a> {
     fn typed(&mut self, key: &str) -> Option<Value> {
         let value = self.value(key)?;
         match &value {
-            Value::String(tag, text) if self.from_environment(*tag) => Some(parse(*tag, text).unwrap_or(value)),
+            Value::String(tag, text) if self.is_from_environment(*tag) => Some(parse(*tag, text).unwrap_or(value)),
             _ => Some(value),
         }
     }
@@ -335,6 +335,7 @@ impl<'a> Section<'a> {
     }
 
     /// A table below this one.
+    #[must_use]
     pub fn section(&mut self, key: &str) -> Section<'a> {
         let table = match self.value(key) {
             Some(Value::Dict(_, table)) => table,
@@ -352,7 +353,7 @@ impl<'a> Section<'a> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let dotted = self.dotted(key);
         match value {
-            Value::Array(tag, _) | Value::String(tag, _) | Value::Dict(tag, _) if self.from_environment(tag) => {
+            Value::Array(tag, _) | Value::String(tag, _) | Value::Dict(tag, _) if self.is_from_environment(tag) => {
                 self.problem(key, format_args!("`{dotted}` is set in the file only"));
                 Vec::new()
             }
@@ -394,7 +395,7 @@ impl<'a> Section<'a> {
     fn flatten(&mut self, dotted: &str, prefix: &str, table: &Dict, pairs: &mut Vec<(String, Secret)>) {
         for (name, value) in table {
             let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-            if self.from_environment(value.tag()) {
+            if self.is_from_environment(value.tag()) {
                 let key = dotted.rsplit('.').next().unwrap_or(dotted).to_owned();
                 self.problem(&key, format_args!("`{dotted}` is set in the file only"));
                 continue;
@@ -459,14 +460,14 @@ impl<'a> Section<'a> {
             let mut value = self.table.get(&key);
             while let Some(Value::Dict(_, inner)) = value {
                 let Some((name, below)) = inner.iter().next() else { break };
-                if !self.from_environment(below.tag()) && !matches!(below, Value::Dict(..)) {
+                if !self.is_from_environment(below.tag()) && !matches!(below, Value::Dict(..)) {
                     break;
                 }
                 place = format!("{place}.{name}");
                 value = Some(below);
             }
             let tag = value.map_or(Tag::Default, Value::tag);
-            let place = if self.from_environment(tag) { self.place(&place, tag) } else { self.place_of(&key) };
+            let place = if self.is_from_environment(tag) { self.place(&place, tag) } else { self.place_of(&key) };
             self.problems.borrow_mut().errors.push(format!("{place}: unknown key{hint}"));
         }
         self.known.clear();

@@ -42,8 +42,8 @@ mod tests {
     fn reads_the_four_units_of_time() {
         assert_eq!(duration("250ms"), Some(Duration::from_millis(250)));
         assert_eq!(duration("5s"), Some(Duration::from_secs(5)));
-        assert_eq!(duration("10m"), Some(Duration::from_secs(600)));
-        assert_eq!(duration("1h"), Some(Duration::from_secs(3600)));
+        assert_eq!(duration("10m"), Some(Duration::from_mins(10)));
+        assert_eq!(duration("1h"), Some(Duration::from_hours(1)));
     }
 
     #[test]
