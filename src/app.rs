@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::queue::Buffer;
 use crate::settings::Settings;
-use crate::shutdown::{self, Drain, Phase, Stopper};
+use crate::shutdown::{self, Phase, Stopper};
 
 /// Why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -156,7 +156,7 @@ impl App {
         let (stopper, stop) = shutdown::channel();
         let (shutdown, threads) = (self.settings.shutdown, self.settings.ingress.threads);
         let lock = self.lock;
-        let parts = Parts::new(&self.settings, &stop);
+        let parts = Parts::new(&self.settings);
         let mut pulses = vec![Pulse::new("the delivery task")];
         pulses.extend((0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))));
         let dead_letters = self.store.as_ref().map(Store::held);
@@ -172,7 +172,6 @@ impl App {
                 },
                 metrics: parts.metrics.clone(),
                 connections: parts.connections.clone(),
-                ingress_threads: threads,
                 sources: self.settings.sources.clone(),
                 recents: parts.recents.clone(),
                 dead_letters,
@@ -222,7 +221,7 @@ struct Parts {
 }
 
 impl Parts {
-    fn new(settings: &Settings, _stop: &Drain) -> Self {
+    fn new(settings: &Settings) -> Self {
         let books = settings.sources.iter().map(|source| {
             SourceBook::new(source.name.clone(), source.secrets.iter().map(|secret| secret.id.clone()))
         });

@@ -39,8 +39,6 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The senders' connections.
     pub connections: Arc<Connections>,
-    /// How many threads accept.
-    pub ingress_threads: usize,
     /// The sources.
     pub sources: Vec<Source>,
     /// Their last refusals.

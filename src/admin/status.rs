@@ -19,7 +19,7 @@ impl Admin {
             broker_connected: view.state != BrokerState::Connecting,
             in_flight: view.in_flight,
             last_published: view.last_published,
-            connections_open: self.connections.open(self.ingress_threads),
+            connections_open: self.connections.open(),
             connections_capacity: self.connections.capacity(),
             dead_letters: self
                 .dead_letters
@@ -72,7 +72,7 @@ impl Admin {
                 "findings": view.findings,
             },
             "connections": {
-                "open": self.connections.open(self.ingress_threads),
+                "open": self.connections.open(),
                 "capacity": self.connections.capacity(),
             },
             "sources": sources.map(|((source, recent), book)| source_status(source, recent, book)).collect::<Vec<_>>(),

@@ -91,10 +91,10 @@ impl Connections {
         Self { permits: Arc::new(Semaphore::new(capacity)), capacity }
     }
 
-    /// How many are in use. A thread that waits for a connection holds one already: `accepting` threads are not open.
+    /// How many are in use.
     #[must_use]
-    pub fn open(&self, accepting: usize) -> usize {
-        (self.capacity - self.permits.available_permits()).saturating_sub(accepting)
+    pub fn open(&self) -> usize {
+        self.capacity - self.permits.available_permits()
     }
 
     /// How many there are.
@@ -133,7 +133,7 @@ pub async fn serve(
     let closing = stop.reached(Phase::Closing);
     tokio::pin!(closing);
     loop {
-        // The permit comes before the connection: what is over the limit waits in the kernel, not here.
+        // What is over the limit waits, in the kernel but for one per thread.
         let (stream, peer, permit) = tokio::select! {
             accepted = accept(&listener, &connections, &throttle) => accepted,
             () = &mut closing => break,
@@ -162,18 +162,19 @@ pub async fn serve(
     Ok(())
 }
 
+/// Waits for a connection, then for a permit to serve it; meanwhile this thread accepts no other. A permit taken
+/// first would be kept from the thread whose socket the kernel gave the next connection to.
 async fn accept(
     listener: &TcpListener,
     connections: &Connections,
     throttle: &Throttle,
 ) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
-    let permit = connections.permit().await;
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 // Answers are small and whole: waiting for more to send would only delay them.
                 let _ = stream.set_nodelay(true);
-                return (stream, peer, permit);
+                return (stream, peer, connections.permit().await);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {

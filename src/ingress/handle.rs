@@ -105,18 +105,18 @@ impl Ingress {
         if self.unknown.admits() {
             let plain = |path: &str| path.trim_end_matches('/').to_lowercase();
             let near = self.endpoints.iter().find(|endpoint| plain(&endpoint.source.path) == plain(path));
-            // A path of a stranger: quoted, and no longer than a line.
-            let shown: String = path.chars().take(200).collect();
+            // A path of a stranger: escaped, and no longer than a line.
+            let shown: String = path.chars().take(200).flat_map(char::escape_debug).collect();
             if let Some(near) = near {
                 tracing::warn!(
                     %peer,
-                    path = ?shown,
+                    path = shown,
                     request_id = id,
                     "no such path; did the sender mean {}? a slash or upper and lower case differ",
                     near.source.path
                 );
             } else {
-                tracing::info!(%peer, path = ?shown, request_id = id, "no such path");
+                tracing::info!(%peer, path = shown, request_id = id, "no such path");
             }
         }
         Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)

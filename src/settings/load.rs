@@ -100,7 +100,9 @@ pub fn load_from(
 ) -> Result<(Settings, Vec<String>), SettingsError> {
     variables.sort();
     let mut user = Figment::new();
-    if let Some(path) = file(flags)? {
+    let file = file(flags)?;
+    let is_from_file = file.is_some();
+    if let Some(path) = file {
         user = user.merge(Toml::file_exact(path));
     }
     user = user.merge(Environment(variables));
@@ -119,7 +121,13 @@ pub fn load_from(
     let merged = merged.get(&Profile::Default).cloned().unwrap_or_default();
     let problems = RefCell::new(Problems::default());
     let settings = read(Section::top(&figment, merged, &problems), systemd_state);
-    let Problems { errors, warnings } = problems.into_inner();
+    let Problems { mut errors, warnings } = problems.into_inner();
+    if !errors.is_empty() && !is_from_file {
+        errors.insert(
+            0,
+            format!("no file of settings was read: --config names none, and there is no {DEFAULT_FILE}"),
+        );
+    }
     match settings {
         Some(settings) if errors.is_empty() => Ok((settings, warnings)),
         _ => Err(SettingsError(errors)),
@@ -214,7 +222,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     let admin = part(&mut top, "admin", admin::Settings::read);
     let log = part(&mut top, "log", logs::Settings::read);
     let shutdown = part(&mut top, "shutdown", shutdown::Settings::read);
-    if buffer.bytes < ingress.max_body + crate::message::EVENT_OVERHEAD {
+    if top.is_sound() && buffer.bytes < ingress.max_body + crate::message::EVENT_OVERHEAD {
         top.general("`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit");
     }
     top.finish();

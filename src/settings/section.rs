@@ -86,6 +86,12 @@ impl<'a> Section<'a> {
         self.problems.borrow_mut().errors.push(text.to_string());
     }
 
+    /// Whether nothing is wrong so far.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.problems.borrow().errors.is_empty()
+    }
+
     /// A key of a later version: known, but refused where it is set.
     pub fn not_available(&mut self, key: &str) {
         self.known.insert(key.to_owned());
@@ -187,26 +193,30 @@ impl<'a> Section<'a> {
 
     /// A duration such as "5s".
     pub fn duration(&mut self, key: &str) -> Duration {
-        self.measure(key, "a duration such as \"500ms\", \"5s\", \"10m\" or \"1h\"", units::duration)
+        self.measure(
+            key,
+            "a duration such as \"500ms\", \"5s\", \"10m\" or \"1h\"",
+            Duration::from_secs(1),
+            units::duration,
+        )
     }
 
     /// A size in bytes such as "64MiB".
     pub fn size(&mut self, key: &str) -> usize {
-        self.measure(key, "a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"", units::size)
+        self.measure(key, "a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"", 1 << 20, units::size)
     }
 
-    fn measure<T: Default>(&mut self, key: &str, wanted: &str, read: impl Fn(&str) -> Option<T>) -> T {
-        match self.value(key) {
-            None => T::default(),
-            Some(Value::String(tag, text)) => read(text.trim()).unwrap_or_else(|| {
-                self.wrong(key, wanted, &Value::String(tag, text));
-                T::default()
-            }),
-            Some(other) => {
-                self.wrong(key, wanted, &other);
-                T::default()
-            }
-        }
+    /// `instead` stands in for a wrong value, so that one mistake is told once.
+    fn measure<T>(&mut self, key: &str, wanted: &str, instead: T, read: impl Fn(&str) -> Option<T>) -> T {
+        let Some(value) = self.value(key) else { return instead };
+        let measured = match &value {
+            Value::String(_, text) => read(text.trim()),
+            _ => None,
+        };
+        measured.unwrap_or_else(|| {
+            self.wrong(key, wanted, &value);
+            instead
+        })
     }
 
     /// One of some words.
