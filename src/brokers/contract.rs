@@ -185,6 +185,12 @@ pub trait Session: Send {
     /// The session is lost.
     async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError>;
 
+    /// Why the session reaches no broker at the moment, although it is not lost: where the client library
+    /// reconnects by itself.
+    fn away(&self) -> Option<ConnectError> {
+        None
+    }
+
     /// Ends the session, also one that is lost: collects verdicts still on their way, for at most `patience` and
     /// not longer than some come or can come, then releases thread, socket and memory in the background.
     async fn close(self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>);

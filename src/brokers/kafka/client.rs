@@ -1,0 +1,259 @@
+//! One producer of librdkafka: what its thread reports (verdicts, the state of the connection), and its slow end.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, DeliveryResult, Message as _};
+use rdkafka::metadata::Metadata;
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use tokio::sync::Notify;
+
+use crate::brokers::kafka::record::{Extras, Size};
+use crate::brokers::{ConnectError, ErrorKind, Ticket};
+
+/// After a purge every verdict is there at once; this is for a machine under load.
+const PURGE: Duration = Duration::from_millis(200);
+
+/// What librdkafka reported of one message.
+pub(super) enum Outcome {
+    Stored,
+    Failed {
+        code: RDKafkaErrorCode,
+        topic: String,
+        /// Of a batch with this message alone.
+        size: usize,
+    },
+}
+
+/// A context that keeps nothing.
+pub(super) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+    fn stats_raw(&self, _: &[u8]) {}
+    fn error(&self, _: KafkaError, _: &str) {}
+}
+
+impl ProducerContext for Quiet {
+    type DeliveryOpaque = ();
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
+fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
+    // Whatever it finds important is reported by an error or a verdict too, which are logged where they are judged.
+    tracing::debug!(?level, facility, "librdkafka: {text}");
+}
+
+/// What the producer's thread reports, for the session to take.
+#[derive(Default)]
+pub(super) struct Reports {
+    outcomes: Mutex<Vec<(Ticket, Outcome)>>,
+    /// Told when the first outcome lies there, at a fatal error, and when the brokers are gone.
+    pub(super) news: Notify,
+    /// Told when credentials or certificates were refused, for a connect that waits.
+    pub(super) refused: Notify,
+    health: Mutex<Health>,
+    ill: AtomicBool,
+    fatal: AtomicBool,
+}
+
+#[derive(Default)]
+struct Health {
+    /// librdkafka tells why credentials or certificates were refused only at first: kept until a success.
+    reason: Option<ConnectError>,
+    /// One broker of several may go without harm.
+    away: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Reports {
+    pub(super) fn take(&self) -> Vec<(Ticket, Outcome)> {
+        std::mem::take(&mut *lock(&self.outcomes))
+    }
+
+    /// The last thing that went wrong since the last success.
+    pub(super) fn reason(&self) -> Option<ConnectError> {
+        lock(&self.health).reason.clone()
+    }
+
+    /// The same, if no broker can be reached because of it.
+    pub(super) fn away(&self) -> Option<ConnectError> {
+        let health = lock(&self.health);
+        health.reason.clone().filter(|_| health.away)
+    }
+
+    /// A broker answered.
+    pub(super) fn well(&self) {
+        if self.ill.swap(false, Ordering::AcqRel) {
+            *lock(&self.health) = Health::default();
+        }
+    }
+
+    fn unwell(&self, code: RDKafkaErrorCode, text: &str) {
+        let kind = match code {
+            RDKafkaErrorCode::Authentication => ErrorKind::Authentication,
+            RDKafkaErrorCode::SSL => ErrorKind::Tls,
+            // A peer that hangs up in the middle of it comes as a lost connection.
+            _ if text.contains("SSL handshake failed") => ErrorKind::Tls,
+            _ => ErrorKind::Connect,
+        };
+        let mut health = lock(&self.health);
+        let before = health.away;
+        health.away |= kind != ErrorKind::Connect || code == RDKafkaErrorCode::AllBrokersDown;
+        let keep = match &health.reason {
+            // What follows a refusal is only that nobody is connected; "brokers are down" never says why.
+            Some(reason) => {
+                kind == ErrorKind::Connect && (reason.kind != kind || code == RDKafkaErrorCode::AllBrokersDown)
+            }
+            None => false,
+        };
+        if !keep {
+            // Which of how many are down is not reliable in librdkafka's own text.
+            let down = code == RDKafkaErrorCode::AllBrokersDown;
+            let text = if down { "connections are closed again at once, or never open" } else { text };
+            health.reason = Some(ConnectError::new(kind, text));
+        }
+        let gone = health.away && !before;
+        drop(health);
+        self.ill.store(true, Ordering::Release);
+        if gone {
+            self.news.notify_one();
+        }
+        if kind != ErrorKind::Connect {
+            self.refused.notify_one();
+        }
+    }
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(level, facility, text);
+    }
+
+    fn stats_raw(&self, _: &[u8]) {}
+
+    // Called twice for each error: only states are kept here, nothing is counted.
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka reports");
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::Fatal) => {
+                self.fatal.store(true, Ordering::Release);
+                self.news.notify_one();
+            }
+            Some(code) => self.unwell(code, reason),
+            None => {}
+        }
+    }
+}
+
+impl ProducerContext for Reports {
+    /// The ticket.
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
+        let outcome = match result {
+            Ok(_) => {
+                self.well();
+                Outcome::Stored
+            }
+            Err((error, message)) => Outcome::Failed {
+                code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown),
+                topic: message.topic().to_owned(),
+                size: size(message),
+            },
+        };
+        let mut outcomes = lock(&self.outcomes);
+        outcomes.push((ticket as Ticket, outcome));
+        if outcomes.len() == 1 {
+            self.news.notify_one();
+        }
+    }
+}
+
+fn size(message: &BorrowedMessage<'_>) -> usize {
+    let mut size = Size::new(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
+    for header in message.headers().into_iter().flat_map(rdkafka::message::Headers::iter) {
+        size.header(header.key, header.value.unwrap_or_default());
+    }
+    size.bytes()
+}
+
+/// The producer. Its end takes 100 to 200 ms, so a thread of its own sees to it.
+pub(super) struct Client(Option<ThreadedProducer<Reports>>);
+
+impl Client {
+    /// Creates a producer; it connects by itself in the background.
+    pub(super) fn new(config: &ClientConfig) -> KafkaResult<Self> {
+        Ok(Self(Some(config.create_with_context(Reports::default())?)))
+    }
+
+    fn producer(&self) -> &ThreadedProducer<Reports> {
+        self.0.as_ref().expect("the producer is there until drop")
+    }
+
+    pub(super) fn reports(&self) -> &Reports {
+        self.producer().client().context()
+    }
+
+    /// All topics of the cluster: asked so, no broker creates one. Blocks.
+    pub(super) fn metadata(&self, timeout: Duration) -> KafkaResult<Metadata> {
+        let metadata = self.producer().client().fetch_metadata(None, timeout)?;
+        self.reports().well();
+        Ok(metadata)
+    }
+
+    /// The text of the fatal error, once there was one: then every other error means unsettled.
+    pub(super) fn fatal(&self) -> Option<String> {
+        self.producer().client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
+    }
+
+    /// The same for a look that costs nothing.
+    pub(super) fn fatal_reported(&self) -> bool {
+        self.reports().fatal.load(Ordering::Acquire)
+    }
+
+    /// Hands a record to librdkafka's queue, which copies it; refused, the headers are back in `extras`.
+    pub(super) fn send(
+        &self,
+        ticket: Ticket,
+        topic: &str,
+        key: &str,
+        body: &[u8],
+        extras: &mut Extras,
+    ) -> Result<(), RDKafkaErrorCode> {
+        let opaque = usize::try_from(ticket).expect("a ticket has as many bits as a pointer");
+        let mut record = BaseRecord::with_opaque_to(topic, opaque).key(key.as_bytes()).payload(body);
+        record.headers = extras.headers.take();
+        record.timestamp = extras.timestamp;
+        self.producer().send(record).map_err(|(error, record)| {
+            extras.headers = record.headers;
+            error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
+        })
+    }
+
+    /// Waits for verdicts, then gives up what has none. Blocks.
+    pub(super) fn finish(&self, patience: Duration) {
+        let producer = self.producer();
+        if producer.flush(patience).is_err() {
+            producer.purge(PurgeConfig::default().queue().inflight());
+            // What has no verdict even now is unsettled all the same.
+            let _ = producer.flush(PURGE);
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let producer = self.0.take();
+        std::thread::spawn(move || drop(producer));
+    }
+}

@@ -1,0 +1,227 @@
+//! The broker: makes sessions, and says clearly what stands in the way of one.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use rdkafka::config::ClientConfig;
+
+use crate::brokers::kafka::client::Client;
+use crate::brokers::kafka::properties;
+use crate::brokers::kafka::record::BATCH_SIZE;
+use crate::brokers::kafka::session::{KafkaSession, Topic};
+use crate::brokers::kafka::settings::Settings;
+use crate::brokers::kafka::topology::{Purpose, Seen, Standing, Survey, Surveyor};
+use crate::brokers::{
+    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, RefusalReason, Session, Terms, Topology,
+};
+use crate::message::Event;
+
+/// The broker.
+pub struct Kafka {
+    settings: Settings,
+    terms: Terms,
+    headers: Headers,
+    seen: Seen,
+}
+
+impl Kafka {
+    /// The broker that these settings describe.
+    #[must_use]
+    pub fn new(settings: &Settings, terms: &Terms) -> Self {
+        let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
+        Self { settings: settings.clone(), terms: terms.clone(), headers, seen: Seen::default() }
+    }
+
+    fn surveyor(&self) -> Surveyor {
+        Surveyor {
+            config: properties::producer(&self.settings, &self.terms, None),
+            topology: self.settings.topology,
+            partitions: self.settings.partitions,
+            replication_factor: self.settings.replication_factor,
+            literals: self.settings.literal_topics(),
+            main: self.settings.main_topic().map(Arc::from),
+            seen: self.seen.clone(),
+        }
+    }
+
+    /// Loading certificates takes some milliseconds, so a thread for blocking work does it.
+    async fn create(&self, config: ClientConfig) -> Result<Arc<Client>, ConnectError> {
+        let created = tokio::task::spawn_blocking(move || Client::new(&config)).await;
+        match created {
+            Ok(Ok(client)) => Ok(Arc::new(client)),
+            Ok(Err(error)) => {
+                let kind = if self.settings.security.is_tls() { ErrorKind::Tls } else { ErrorKind::Connect };
+                Err(ConnectError::new(kind, properties::refusal(&self.settings, &error)))
+            }
+            Err(_) => Err(ConnectError::new(ErrorKind::Connect, "librdkafka's client could not be created")),
+        }
+    }
+
+    fn advise(&self, error: &ConnectError) -> ConnectError {
+        let what = match error.kind {
+            ErrorKind::Authentication => {
+                "Kafka refuses the credentials; check `username`, `password` and `sasl_mechanism`"
+            }
+            ErrorKind::Tls => {
+                "no TLS connection to Kafka; check `ca_file`, `certificate_file` and the name in the \
+                 broker's certificate"
+            }
+            _ => "cannot reach Kafka; check `bootstrap_servers` and `security_protocol`",
+        };
+        let servers = &self.settings.bootstrap_servers;
+        ConnectError::new(error.kind, format!("{what} (bootstrap_servers {servers}): {}", error.text))
+    }
+
+    /// What of the topics that the settings name makes a session useless.
+    fn obstacle(&self, surveyor: &Surveyor, survey: &Survey) -> Option<ConnectError> {
+        let main = surveyor.main.as_ref();
+        let error = |text| Some(ConnectError::new(ErrorKind::Connect, text));
+        for name in &surveyor.literals {
+            let needed = main == Some(name) || survey.gone.as_ref() == Some(name);
+            match survey.standing.get(name) {
+                Some(Standing::Missing) if needed && self.settings.topology == Topology::Check => {
+                    return error(format!(
+                        "the topic {name} does not exist, or these credentials may not see it; \
+                         create it, or set topology = \"declare\""
+                    ));
+                }
+                Some(Standing::NotCreated(why) | Standing::NotYet(why)) if needed => {
+                    return error(format!(
+                        "the topic {name} does not exist and cannot be created ({why}); create it, or let \
+                         these credentials"
+                    ));
+                }
+                Some(Standing::Hidden) if needed => {
+                    return error(format!(
+                        "the topic {name} exists, but these credentials may not write to it; give them the right to"
+                    ));
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+
+    fn findings(&self, surveyor: &Surveyor, survey: &Survey) -> Vec<Finding> {
+        let mut findings = Vec::new();
+        for name in &surveyor.literals {
+            findings.push(match survey.standing.get(name) {
+                Some(Standing::Exists(Some(limit))) if *limit < self.terms.max_body => Finding::Warning(format!(
+                    "the topic {name} takes at most {limit} bytes (max.message.bytes), less than \
+                     ingress.max_body ({}); larger events become dead letters",
+                    self.terms.max_body
+                )),
+                Some(Standing::Exists(limit)) => {
+                    let made = if survey.created.contains(name) { "was created" } else { "exists" };
+                    let partitions = survey.partitions.get(&**name);
+                    let partitions = partitions.map(|count| format!(", partitions: {count}")).unwrap_or_default();
+                    let limit = limit.map(|limit| format!(", at most {limit} bytes")).unwrap_or_default();
+                    Finding::Good(format!("the topic {name} {made}{partitions}{limit}"))
+                }
+                Some(Standing::NotCreated(why) | Standing::NotYet(why)) => {
+                    Finding::Missing(format!("the topic {name} does not exist and cannot be created: {why}"))
+                }
+                Some(Standing::Hidden) => Finding::Warning(format!(
+                    "the topic {name} exists, but these credentials may not write to it; its events \
+                     become dead letters"
+                )),
+                Some(Standing::Missing) | None => match self.settings.topology {
+                    Topology::Declare => Finding::Good(format!("the topic {name} will be created at start")),
+                    Topology::Check | Topology::Ignore => Finding::Missing(format!(
+                        "the topic {name} does not exist, or these credentials may not see it"
+                    )),
+                },
+            });
+        }
+        findings
+    }
+}
+
+/// How a session begins with the topics that the settings name; any other is asked about when its message comes.
+fn topics(survey: &Survey, topology: Topology) -> HashMap<Arc<str>, Topic> {
+    let topics = survey.standing.iter().filter_map(|(name, standing)| {
+        let topic = match standing {
+            Standing::Exists(limit) => Topic::Open(*limit),
+            Standing::Hidden => Topic::Open(None),
+            Standing::Missing if topology == Topology::Check => {
+                let text = format!("the topic {name} does not exist");
+                Topic::closed(Refusal::new(RefusalReason::NoDestination, text))
+            }
+            Standing::Missing | Standing::NotCreated(_) | Standing::NotYet(_) => return None,
+        };
+        Some((name.clone(), topic))
+    });
+    topics.collect()
+}
+
+#[async_trait]
+impl Broker for Kafka {
+    fn name(&self) -> &'static str {
+        "kafka"
+    }
+
+    fn location(&self) -> String {
+        self.settings.bootstrap_servers.clone()
+    }
+
+    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+        self.settings.router.address(event)
+    }
+
+    fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
+        let surveyor = self.surveyor();
+        let small = |limit: Option<usize>| limit.filter(|limit| *limit < BATCH_SIZE);
+        let mut batch = small(surveyor.smallest_limit());
+        let mut client = self.create(properties::producer(&self.settings, &self.terms, batch)).await?;
+        let survey = surveyor.survey(&client, &surveyor.literals, Purpose::Connect).await;
+        let survey = survey.map_err(|error| self.advise(&error))?;
+        if let Some(obstacle) = self.obstacle(&surveyor, &survey) {
+            return Err(obstacle);
+        }
+        if small(surveyor.smallest_limit()) != batch {
+            batch = small(surveyor.smallest_limit());
+            client = self.create(properties::producer(&self.settings, &self.terms, batch)).await?;
+        }
+        let findings = match self.settings.topology {
+            Topology::Ignore => Vec::new(),
+            Topology::Declare | Topology::Check => self.findings(&surveyor, &survey),
+        };
+        let topics = topics(&survey, self.settings.topology);
+        let compressed = properties::compresses(&self.settings);
+        let session = KafkaSession::new(
+            client,
+            surveyor,
+            self.headers.clone(),
+            topics,
+            batch.unwrap_or(BATCH_SIZE),
+            compressed,
+        );
+        Ok((Box::new(session), findings))
+    }
+
+    async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
+        let surveyor = self.surveyor();
+        let client = self.create(surveyor.config.clone()).await?;
+        let survey = surveyor.survey(&client, &surveyor.literals, Purpose::Look).await;
+        let survey = survey.map_err(|error| self.advise(&error))?;
+        let mut findings = vec![Finding::Good(format!(
+            "Kafka answers at {}, brokers: {}",
+            self.settings.bootstrap_servers, survey.brokers
+        ))];
+        findings.extend(self.findings(&surveyor, &survey));
+        if self.settings.has_rendered_topics() {
+            let text = match self.settings.topology {
+                Topology::Declare => "topics with placeholders are created when their first event comes",
+                Topology::Check => "topics with placeholders are looked for when their first event comes",
+                Topology::Ignore => "topics with placeholders are not looked for",
+            };
+            findings.push(Finding::Good(text.to_owned()));
+        }
+        Ok(findings)
+    }
+}

@@ -1,0 +1,313 @@
+//! The settings of `[broker.kafka]`: read, and checked as far as that goes without a broker.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::brokers::kafka::properties;
+use crate::brokers::{Router, Shape, Topology};
+use crate::secret::Secret;
+use crate::settings::Section;
+use crate::template::Kind;
+
+/// The settings of `[broker.kafka]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub(super) bootstrap_servers: String,
+    pub(super) router: Router,
+    pub(super) topology: Topology,
+    pub(super) partitions: i32,
+    pub(super) replication_factor: i32,
+    pub(super) security: Security,
+    /// Other librdkafka properties; the values count as secrets.
+    pub(super) properties: Vec<(String, Secret)>,
+}
+
+/// How the connection is protected, and who we are.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Security {
+    pub(super) protocol: &'static str,
+    pub(super) mechanism: &'static str,
+    pub(super) username: String,
+    pub(super) password: Option<Secret>,
+    pub(super) ca_file: Option<PathBuf>,
+    pub(super) certificate_file: Option<PathBuf>,
+    pub(super) key_file: Option<PathBuf>,
+}
+
+const SHAPE: Shape =
+    Shape { address: "topic", key: Some(("key", Kind::Key)), address_legal: legal_topic, key_legal: |_| Ok(()) };
+
+const TOPOLOGIES: [(&str, Topology); 3] =
+    [("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)];
+
+const PROTOCOLS: [(&str, &str); 4] =
+    [("plaintext", "plaintext"), ("ssl", "ssl"), ("sasl_plaintext", "sasl_plaintext"), ("sasl_ssl", "sasl_ssl")];
+
+const MECHANISMS: [(&str, &str); 4] =
+    [("", ""), ("PLAIN", "PLAIN"), ("SCRAM-SHA-256", "SCRAM-SHA-256"), ("SCRAM-SHA-512", "SCRAM-SHA-512")];
+
+impl Settings {
+    /// Reads `[broker.kafka]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        let bootstrap_servers = section.text("bootstrap_servers");
+        if let Err(text) = legal_servers(&bootstrap_servers) {
+            section.problem("bootstrap_servers", text);
+        }
+        let settings = Self {
+            bootstrap_servers,
+            router: Router::read(section, SHAPE),
+            topology: section.choice("topology", &TOPOLOGIES),
+            partitions: positive_or_default(section, "partitions", i64::from(i32::MAX)),
+            // Kafka's protocol has 16 bits for it.
+            replication_factor: positive_or_default(section, "replication_factor", i64::from(i16::MAX)),
+            security: Security::read(section),
+            properties: section.free("properties"),
+        };
+        for (key, problem) in properties::problems(&settings) {
+            section.problem(&key, problem);
+        }
+        settings
+    }
+
+    /// The topic of everything that no route takes.
+    pub(super) fn main_topic(&self) -> Option<&str> {
+        self.router.routes().last().and_then(|route| route.address().literal())
+    }
+
+    /// The topics that are named without a placeholder, the main one first, each once.
+    pub(super) fn literal_topics(&self) -> Vec<Arc<str>> {
+        let mut topics: Vec<Arc<str>> = Vec::new();
+        for literal in self.router.routes().iter().rev().filter_map(|route| route.address().literal()) {
+            if !topics.iter().any(|topic| **topic == *literal) {
+                topics.push(literal.into());
+            }
+        }
+        topics
+    }
+
+    /// Whether a topic is known only when its first event comes.
+    pub(super) fn has_rendered_topics(&self) -> bool {
+        self.router.routes().iter().any(|route| route.address().literal().is_none())
+    }
+}
+
+impl Security {
+    fn read(section: &mut Section<'_>) -> Self {
+        let security = Self {
+            protocol: section.choice("security_protocol", &PROTOCOLS),
+            mechanism: section.choice("sasl_mechanism", &MECHANISMS),
+            username: section.text("username"),
+            password: section.secret("password"),
+            ca_file: section.readable_file("ca_file"),
+            certificate_file: section.readable_file("certificate_file"),
+            key_file: section.readable_file("key_file"),
+        };
+        security.check_sasl(section);
+        security.check_tls(section);
+        if let Some(path) = &security.key_file {
+            section.warn_if_world_readable("key_file", path);
+        }
+        security
+    }
+
+    pub(super) fn is_tls(&self) -> bool {
+        self.protocol.ends_with("ssl")
+    }
+
+    fn check_sasl(&self, section: &mut Section<'_>) {
+        let given = [
+            ("sasl_mechanism", !self.mechanism.is_empty()),
+            ("username", !self.username.is_empty()),
+            ("password", self.password.is_some()),
+        ];
+        let sasl = self.protocol.starts_with("sasl");
+        for (key, _) in given.iter().filter(|(_, given)| *given != sasl) {
+            if sasl {
+                section.problem(key, format_args!("empty; security_protocol \"{}\" needs it", self.protocol));
+            } else {
+                let text = format!(
+                    "security_protocol \"{}\" has no use for it; choose \"sasl_ssl\" or \
+                     \"sasl_plaintext\", or remove it",
+                    self.protocol
+                );
+                section.problem(key, text);
+            }
+        }
+    }
+
+    fn check_tls(&self, section: &mut Section<'_>) {
+        let files = [
+            ("ca_file", &self.ca_file),
+            ("certificate_file", &self.certificate_file),
+            ("key_file", &self.key_file),
+        ];
+        if !self.is_tls() {
+            for (key, _) in files.iter().filter(|(_, path)| path.is_some()) {
+                let text = format!(
+                    "security_protocol \"{}\" has no use for it; choose \"ssl\" or \"sasl_ssl\", or remove it",
+                    self.protocol
+                );
+                section.problem(key, text);
+            }
+        }
+        let together = [("key_file", &self.key_file), ("certificate_file", &self.certificate_file)];
+        for (at, (key, path)) in together.iter().enumerate() {
+            let (other, other_path) = together[1 - at];
+            if path.is_none() && other_path.is_some() {
+                section.problem(key, format_args!("empty, but {other} is given; they go together"));
+            }
+        }
+    }
+}
+
+fn positive_or_default(section: &mut Section<'_>, key: &str, most: i64) -> i32 {
+    let number = section.integer(key, -1, most);
+    if number == 0 {
+        section.problem(key, "expected -1 (the cluster's default) or a number from 1, found 0");
+    }
+    i32::try_from(number).unwrap_or(-1)
+}
+
+fn legal_servers(servers: &str) -> Result<(), String> {
+    if servers.trim().is_empty() {
+        return Err("empty; name at least one broker as host:port".to_owned());
+    }
+    for server in servers.split(',').map(str::trim) {
+        let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
+        if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
+            return Err(format!("{server:?} is not host:port; several are written \"a:9092,b:9092\""));
+        }
+        if server.contains("://") || server.contains('@') {
+            return Err("expected host:port without a scheme or a user".to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Kafka's rule: `Topic.validate` in its clients.
+fn legal_topic(topic: &str) -> Result<(), String> {
+    if topic == "." || topic == ".." {
+        return Err(format!("{topic:?} is no legal topic"));
+    }
+    if topic.is_empty() || topic.len() > 249 {
+        return Err(format!("the topic would be {} characters; 1 to 249 are legal", topic.len()));
+    }
+    if !topic.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
+        return Err(format!("{topic:?} is no legal topic; use letters, digits, `.`, `_` and `-`"));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::testing;
+
+    fn errors(toml: &str) -> Vec<String> {
+        testing::read(&["broker", "kafka"], toml, Settings::read).1.errors
+    }
+
+    #[test]
+    fn takes_the_defaults_and_a_full_example() {
+        let (settings, problems) = testing::read(&["broker", "kafka"], "", Settings::read);
+        assert!(problems.errors.is_empty() && problems.warnings.is_empty(), "{problems:?}");
+        assert_eq!(settings.main_topic(), Some("plextrac-events"));
+        let toml = "
+            bootstrap_servers = \"a:9092, [::1]:9093\"
+            topic = \"p.{event}\"
+            partitions = 3
+            security_protocol = \"sasl_plaintext\"
+            sasl_mechanism = \"SCRAM-SHA-512\"
+            username = \"bridge\"
+            password = \"hunter2hunter2\"
+            properties = { \"compression.type\" = \"zstd\", linger.ms = 20 }
+            [[routes]]
+            event = \"A\"
+            topic = \"reports\"
+            [[routes]]
+            event = \"B\"
+            topic = \"reports\"";
+        let (settings, problems) = testing::read(&["broker", "kafka"], toml, Settings::read);
+        assert!(problems.errors.is_empty(), "{problems:?}");
+        assert_eq!(settings.main_topic(), None);
+        assert_eq!(settings.literal_topics(), ["reports".into()]);
+        assert!(settings.has_rendered_topics());
+        assert!(!format!("{settings:?}").contains("hunter2") && !format!("{settings:?}").contains("zstd"));
+    }
+
+    #[test]
+    fn refuses_servers_without_a_port() {
+        assert_eq!(
+            errors("bootstrap_servers = \" \""),
+            ["`bootstrap_servers`: empty; name at least one broker as host:port"]
+        );
+        assert_eq!(
+            errors("bootstrap_servers = \"a:9092,b\""),
+            ["`bootstrap_servers`: \"b\" is not host:port; several are written \"a:9092,b:9092\""]
+        );
+        assert_eq!(errors("bootstrap_servers = \"kafka://u:p@a:1\"").len(), 1);
+    }
+
+    #[test]
+    fn refuses_illegal_topics_and_counts() {
+        assert_eq!(
+            errors("topic = \"a b\""),
+            ["`topic`: \"a b\" is no legal topic; use letters, digits, `.`, `_` and `-`"]
+        );
+        assert_eq!(errors("topic = \"..\""), ["`topic`: \"..\" is no legal topic"]);
+        assert_eq!(errors(&format!("topic = \"{}\"", "x".repeat(250))).len(), 1);
+        assert_eq!(
+            errors("partitions = 0"),
+            ["`partitions`: expected -1 (the cluster's default) or a number from 1, found 0"]
+        );
+    }
+
+    #[test]
+    fn asks_for_all_of_sasl_or_nothing() {
+        assert_eq!(
+            errors("security_protocol = \"sasl_ssl\"\nusername = \"u\""),
+            [
+                "`sasl_mechanism`: empty; security_protocol \"sasl_ssl\" needs it",
+                "`password`: empty; security_protocol \"sasl_ssl\" needs it"
+            ]
+        );
+        assert_eq!(
+            errors("password = \"hunter2\""),
+            ["`password`: security_protocol \"plaintext\" has no use for it; choose \"sasl_ssl\" or \
+              \"sasl_plaintext\", or remove it"]
+        );
+    }
+
+    #[test]
+    fn asks_for_certificate_and_key_together() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let toml = format!("security_protocol = \"ssl\"\ncertificate_file = {:?}", file.path());
+        let errors = errors(&toml);
+        assert_eq!(errors[0], "`key_file`: empty, but certificate_file is given; they go together");
+        assert!(errors[1].starts_with("`certificate_file`: librdkafka refuses the settings: "), "{errors:?}");
+    }
+
+    #[test]
+    fn refuses_properties_that_carry_the_promise_or_do_not_exist() {
+        let toml = "[properties]\n\"acks\" = 1\n\"foo.bar\" = \"secret-value\"\n\"linger.ms\" = \"secret-value\"
+            \"sasl.password\" = \"secret-value\"";
+        let errors = errors(toml);
+        assert_eq!(
+            errors,
+            [
+                "`properties.acks`: it carries the promise that nothing is lost, repeated or reordered; remove it",
+                "`properties.foo.bar`: no such librdkafka property",
+                "`properties.linger.ms`: librdkafka takes no such value for it",
+                "`properties.sasl.password`: it has a setting of its own: use `password`",
+            ]
+        );
+    }
+
+    #[test]
+    fn tells_of_properties_that_do_not_go_together() {
+        let errors = errors("properties = { \"ssl.ca.pem\" = \"secret-value\" }\nsecurity_protocol = \"ssl\"");
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with("`properties`: librdkafka refuses the settings: "), "{errors:?}");
+        assert!(!errors[0].contains("secret-value"), "{errors:?}");
+    }
+}

@@ -1,0 +1,183 @@
+//! Sessions against librdkafka's own mock of a cluster: what a broker says, and what becomes of it.
+
+use std::time::{Duration, SystemTime};
+
+use rdkafka::mocking::MockCluster;
+use rdkafka::producer::DefaultProducerContext;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+use crate::brokers::kafka::{Kafka, Settings};
+use crate::brokers::{
+    Broker as _, ErrorKind, Finding, Handed, HeaderStyle, Refusal, RefusalReason, Session, Suspect, Terms, Ticket,
+    Verdict,
+};
+use crate::message::{Event, Fields, Message, Origin};
+use crate::settings::testing;
+
+pub(super) fn broker(toml: &str) -> Kafka {
+    let (settings, problems) = testing::read(&["broker", "kafka"], toml, Settings::read);
+    assert!(problems.errors.is_empty(), "{problems:?}");
+    let terms = Terms {
+        max_in_flight: 5000,
+        max_body: 256 * 1024,
+        headers: HeaderStyle::CloudEvents,
+        retry_max: Duration::from_secs(2),
+    };
+    Kafka::new(&settings, &terms)
+}
+
+pub(super) fn message(broker: &mut Kafka, event: &str, body: &[u8]) -> Message {
+    let origin = Origin {
+        source: "main".into(),
+        signature: Some([b'a'; 64]),
+        traceparent: None,
+        received: SystemTime::now(),
+    };
+    let fields = Fields { cuid: "c1", event, target_type: "t", actor_cuid: "a", target_cuid: "x" };
+    let event = Event::new(origin, body.into(), &fields, &[0; 32]);
+    let (address, key) = broker.address(&event).unwrap();
+    Message { event: Box::new(event), address, key }
+}
+
+/// Sends one message and waits for what becomes of it.
+pub(super) async fn outcome(
+    session: &mut Box<dyn Session>,
+    ticket: Ticket,
+    message: &Message,
+) -> Result<Verdict, String> {
+    match session.send(ticket, message) {
+        Handed::Over => {}
+        Handed::Refused(refusal) => return Ok(Verdict::Refused(refusal)),
+        Handed::NotNow(text) => return Ok(Verdict::NotNow(text)),
+        Handed::Lost(error) => return Err(error.text),
+    }
+    let mut verdicts = Vec::new();
+    match tokio::time::timeout(Duration::from_secs(20), session.verdicts(&mut verdicts)).await {
+        Ok(Ok(())) => {
+            assert_eq!((verdicts.len(), verdicts[0].0), (1, ticket));
+            Ok(verdicts.remove(0).1)
+        }
+        Ok(Err(error)) => Err(error.text),
+        Err(_) => Err("no verdict".to_owned()),
+    }
+}
+
+type Cluster = MockCluster<'static, DefaultProducerContext>;
+
+/// A cluster with the topic `events`.
+fn cluster() -> (Cluster, String) {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("events", 2, 1).unwrap();
+    let toml = format!(
+        "bootstrap_servers = \"{}\"\ntopic = \"events\"\ntopology = \"check\"\n",
+        cluster.bootstrap_servers()
+    );
+    (cluster, toml)
+}
+
+#[tokio::test]
+async fn stores_and_closes_with_every_verdict() {
+    let (_cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let (mut session, findings) = broker.connect().await.unwrap();
+    assert!(matches!(findings.as_slice(), [Finding::Good(_)]), "{findings:?}");
+    let message = message(&mut broker, "E", b"{}");
+    assert_eq!(outcome(&mut session, 0, &message).await, Ok(Verdict::Stored));
+    for ticket in 1..=100 {
+        assert!(matches!(session.send(ticket, &message), Handed::Over));
+    }
+    let mut verdicts = Vec::new();
+    session.close(Duration::from_secs(5), &mut verdicts).await;
+    assert_eq!(verdicts, (1..=100).map(|ticket| (ticket, Verdict::Stored)).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn asks_for_a_topic_before_it_refuses_or_connects() {
+    let (cluster, toml) = cluster();
+    let mut absent = broker(&toml.replace("\"events\"", "\"absent\""));
+    let error = absent.connect().await.err().unwrap();
+    assert_eq!(
+        error.text,
+        "the topic absent does not exist, or these credentials may not see it; create it, or set \
+         topology = \"declare\""
+    );
+    let mut broker = broker(&format!("{toml}\n[[routes]]\nevent = \"R\"\ntopic = \"route-{{event}}\""));
+    let (mut session, _) = broker.connect().await.unwrap();
+    let routed = message(&mut broker, "R", b"{}");
+    let missing = Refusal::new(RefusalReason::NoDestination, "the topic route-R does not exist");
+    assert_eq!(outcome(&mut session, 0, &routed).await, Ok(Verdict::Refused(missing.clone())));
+    assert_eq!(outcome(&mut session, 1, &routed).await, Ok(Verdict::Refused(missing)));
+    let message = message(&mut broker, "E", b"{}");
+    assert_eq!(outcome(&mut session, 2, &message).await, Ok(Verdict::Stored));
+    drop(cluster);
+}
+
+#[tokio::test]
+async fn refuses_what_these_credentials_may_not_write() {
+    let (cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let (mut session, _) = broker.connect().await.unwrap();
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
+    let message = message(&mut broker, "E", b"{}");
+    let Ok(Verdict::Refused(refusal)) = outcome(&mut session, 0, &message).await else { panic!("not refused") };
+    assert_eq!(refusal.reason, RefusalReason::NotAuthorised);
+}
+
+#[tokio::test]
+async fn takes_a_small_message_refused_as_too_large_for_a_suspect() {
+    let (cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let (mut session, _) = broker.connect().await.unwrap();
+    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    let message = message(&mut broker, "E", b"{}");
+    assert!(matches!(session.send(0, &message), Handed::Over));
+    let error = session.verdicts(&mut Vec::new()).await.unwrap_err();
+    assert!(
+        matches!(&error.suspect, Suspect::Message(refusal) if refusal.reason == RefusalReason::TooLarge),
+        "{error:?}"
+    );
+}
+
+#[tokio::test]
+async fn settles_nothing_after_a_fatal_error() {
+    let (cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let (mut session, _) = broker.connect().await.unwrap();
+    let message = message(&mut broker, "E", b"{}");
+    assert_eq!(outcome(&mut session, 0, &message).await, Ok(Verdict::Stored));
+    cluster
+        .request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER]);
+    for ticket in 1..=10 {
+        assert!(matches!(session.send(ticket, &message), Handed::Over));
+    }
+    let mut verdicts = Vec::new();
+    let error = loop {
+        if let Err(error) = session.verdicts(&mut verdicts).await {
+            break error;
+        }
+    };
+    assert_eq!(error.kind, ErrorKind::Lost, "{error:?}");
+    session.close(Duration::from_secs(1), &mut verdicts).await;
+    assert_eq!(verdicts, []);
+    let (mut session, _) = broker.connect().await.unwrap();
+    assert_eq!(outcome(&mut session, 1, &message).await, Ok(Verdict::Stored));
+}
+
+#[tokio::test]
+async fn tells_that_the_brokers_are_away_until_they_are_back() {
+    let (cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let (mut session, _) = broker.connect().await.unwrap();
+    assert_eq!(session.away(), None);
+    cluster.broker_down(1).unwrap();
+    let message = message(&mut broker, "E", b"{}");
+    assert!(matches!(session.send(0, &message), Handed::Over));
+    let mut verdicts = Vec::new();
+    let waiting = tokio::time::timeout(Duration::from_secs(1), session.verdicts(&mut verdicts)).await;
+    assert!(waiting.is_err(), "{waiting:?}");
+    assert_eq!(session.away().map(|away| away.kind), Some(ErrorKind::Connect));
+    cluster.broker_up(1).unwrap();
+    session.verdicts(&mut verdicts).await.unwrap();
+    assert_eq!(verdicts, [(0, Verdict::Stored)]);
+    assert_eq!(session.away(), None);
+}

@@ -1,0 +1,269 @@
+//! Which topics there are and what they take: asked, created, and remembered across sessions.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
+    TopicReplication,
+};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::brokers::kafka::client::{Client, Quiet};
+use crate::brokers::{ConnectError, ErrorKind, Topology};
+
+/// A broker that is there answers within milliseconds; over a slow line, with TLS, within one or two seconds.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Limits are good to know, not needed: they take 20 ms, with a TLS handshake some hundred.
+const LIMITS: Duration = Duration::from_secs(2);
+
+/// After a refusal of credentials by one broker another may still take them.
+const SECOND_CHANCE: Duration = Duration::from_secs(1);
+
+/// What is known of one topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It exists; its `max.message.bytes`, where we may know it.
+    Exists(Option<usize>),
+    Missing,
+    /// It is missing, and may not be created by us or never in this way.
+    NotCreated(String),
+    /// It is missing and could not be created now.
+    NotYet(String),
+    /// It exists, but these credentials may not see it, much less write to it.
+    Hidden,
+}
+
+/// The answer to a survey.
+#[derive(Debug)]
+pub(super) struct Survey {
+    pub(super) brokers: usize,
+    pub(super) partitions: HashMap<String, usize>,
+    pub(super) standing: HashMap<Arc<str>, Standing>,
+    pub(super) created: Vec<Arc<str>>,
+    /// A topic that the settings name and that was there before (or is the main one) is not there.
+    pub(super) gone: Option<Arc<str>>,
+}
+
+impl Survey {
+    fn has(&self, name: &Arc<str>) -> bool {
+        matches!(self.standing.get(name), Some(Standing::Exists(_)))
+    }
+}
+
+/// What a survey may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// Look only.
+    Look,
+    /// Create what is missing, where the settings say so.
+    Connect,
+    /// The same, but a topic that has gone is left to the next connect.
+    Question,
+}
+
+/// Topics that were seen to exist, with their limits; lives as long as the broker.
+pub(super) type Seen = Arc<Mutex<HashMap<Arc<str>, Option<usize>>>>;
+
+/// Asks the cluster about topics.
+#[derive(Clone)]
+pub(super) struct Surveyor {
+    pub(super) config: ClientConfig,
+    pub(super) topology: Topology,
+    pub(super) partitions: i32,
+    pub(super) replication_factor: i32,
+    /// The topics that the settings name without placeholders.
+    pub(super) literals: Vec<Arc<str>>,
+    pub(super) main: Option<Arc<str>>,
+    pub(super) seen: Seen,
+}
+
+impl Surveyor {
+    /// The smallest limit of all topics seen.
+    pub(super) fn smallest_limit(&self) -> Option<usize> {
+        self.seen().values().flatten().min().copied()
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Option<usize>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks about these topics, and always about those that the settings name.
+    pub(super) async fn survey(
+        &self,
+        client: &Arc<Client>,
+        names: &[Arc<str>],
+        purpose: Purpose,
+    ) -> Result<Survey, ConnectError> {
+        let (brokers, partitions) = list(client).await?;
+        let gone = self.gone(&partitions);
+        let mut survey = Survey { brokers, partitions, standing: HashMap::new(), created: Vec::new(), gone };
+        for name in names {
+            let exists = survey.partitions.contains_key(&**name);
+            let standing = if exists { Standing::Exists(None) } else { Standing::Missing };
+            survey.standing.insert(name.clone(), standing);
+        }
+        if survey.gone.is_some() && purpose == Purpose::Question {
+            return Ok(survey);
+        }
+        let creates = self.topology == Topology::Declare && purpose != Purpose::Look;
+        let missing: Vec<Arc<str>> = names.iter().filter(|name| !survey.has(name)).cloned().collect();
+        let nothing_to_do = missing.len() == names.len() && !creates;
+        if names.is_empty() || nothing_to_do {
+            return Ok(survey);
+        }
+        let admin = Admin::new(self.config.clone()).await?;
+        if creates && !missing.is_empty() {
+            for (name, outcome) in admin.create(self, &missing).await? {
+                let standing = match outcome {
+                    Ok(()) => {
+                        survey.created.push(name.clone());
+                        Standing::Exists(None)
+                    }
+                    Err(RDKafkaErrorCode::TopicAlreadyExists) => {
+                        // Somebody was faster, or it was there and we may not see it.
+                        survey.partitions = list(client).await?.1;
+                        let seen = survey.partitions.contains_key(&*name);
+                        if seen { Standing::Exists(None) } else { Standing::Hidden }
+                    }
+                    Err(code) if is_final(code) => Standing::NotCreated(code.to_string()),
+                    Err(code) => Standing::NotYet(code.to_string()),
+                };
+                survey.standing.insert(name, standing);
+            }
+        }
+        let existing: Vec<Arc<str>> = names.iter().filter(|name| survey.has(name)).cloned().collect();
+        let limits = admin.limits(&existing).await;
+        let mut seen = self.seen();
+        for name in existing {
+            let limit = limits.get(&*name).copied();
+            seen.insert(name.clone(), limit);
+            survey.standing.insert(name, Standing::Exists(limit));
+        }
+        drop(seen);
+        Ok(survey)
+    }
+
+    fn gone(&self, there: &HashMap<String, usize>) -> Option<Arc<str>> {
+        let seen = self.seen();
+        let mut gone = self.literals.iter().filter(|name| !there.contains_key(&***name));
+        gone.find(|name| seen.contains_key(*name) || self.main.as_ref() == Some(*name)).cloned()
+    }
+}
+
+/// Whether another attempt at creation would end the same way; too few replicas may be a broker that restarts.
+fn is_final(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        RDKafkaErrorCode::TopicAuthorizationFailed
+            | RDKafkaErrorCode::ClusterAuthorizationFailed
+            | RDKafkaErrorCode::PolicyViolation
+            | RDKafkaErrorCode::InvalidTopic
+            | RDKafkaErrorCode::InvalidPartitions
+    )
+}
+
+/// The number of brokers and all topics with their partitions.
+async fn list(client: &Arc<Client>) -> Result<(usize, HashMap<String, usize>), ConnectError> {
+    let blocking = client.clone();
+    let ask = tokio::task::spawn_blocking(move || {
+        let metadata = blocking.metadata(PATIENCE)?;
+        let missing = Some(RDKafkaErrorCode::UnknownTopicOrPartition);
+        let topics = metadata.topics().iter().filter(|topic| topic.error().map(RDKafkaErrorCode::from) != missing);
+        let topics = topics.map(|topic| (topic.name().to_owned(), topic.partitions().len())).collect();
+        Ok::<_, KafkaError>((metadata.brokers().len(), topics))
+    });
+    let refused = async {
+        client.reports().refused.notified().await;
+        tokio::time::sleep(SECOND_CHANCE).await;
+    };
+    let failure = tokio::select! {
+        answer = ask => match answer {
+            Ok(Ok(answer)) => return Ok(answer),
+            Ok(Err(error)) => error.rdkafka_error_code().map(|code| code.to_string()),
+            Err(_) => None,
+        },
+        () = refused => None,
+    };
+    let text = failure.unwrap_or_else(|| "no answer".to_owned());
+    Err(client.reports().reason().unwrap_or_else(|| {
+        let seconds = PATIENCE.as_secs();
+        ConnectError::new(
+            ErrorKind::Connect,
+            format!("no answer to a question about topics within {seconds} s ({text})"),
+        )
+    }))
+}
+
+/// A short-lived client for administration: rdkafka's keeps its log for ever, because nobody polls it.
+struct Admin(Option<AdminClient<Quiet>>);
+
+impl Admin {
+    async fn new(mut config: ClientConfig) -> Result<Self, ConnectError> {
+        config.set_log_level(RDKafkaLogLevel::Emerg);
+        let create = tokio::task::spawn_blocking(move || config.create_with_context(Quiet)).await;
+        match create {
+            Ok(Ok(client)) => Ok(Self(Some(client))),
+            // The producer was created with the same settings, so this is a shortage of memory or threads.
+            _ => Err(ConnectError::new(ErrorKind::Connect, "cannot create a second client to ask about topics")),
+        }
+    }
+
+    fn client(&self) -> &AdminClient<Quiet> {
+        self.0.as_ref().expect("the client is there until drop")
+    }
+
+    async fn create(
+        &self,
+        surveyor: &Surveyor,
+        names: &[Arc<str>],
+    ) -> Result<Vec<(Arc<str>, Result<(), RDKafkaErrorCode>)>, ConnectError> {
+        let topic =
+            |name| NewTopic::new(name, surveyor.partitions, TopicReplication::Fixed(surveyor.replication_factor));
+        let topics: Vec<NewTopic<'_>> = names.iter().map(|name| topic(&**name)).collect();
+        let answer = self.client().create_topics(&topics, &options(PATIENCE)).await;
+        let results = answer.map_err(|error| {
+            let code = error.rdkafka_error_code().map(|code| code.to_string()).unwrap_or_default();
+            let list = names.join(", ");
+            ConnectError::new(ErrorKind::Connect, format!("cannot create the missing topics ({list}): {code}"))
+        })?;
+        let results = results.into_iter().map(|result| match result {
+            Ok(name) => (name.into(), Ok(())),
+            Err((name, code)) => (name.into(), Err(code)),
+        });
+        Ok(results.collect())
+    }
+
+    /// `max.message.bytes` of topics; of those we may not ask about there is none.
+    async fn limits(&self, names: &[Arc<str>]) -> HashMap<String, usize> {
+        let topics: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+        match self.client().describe_configs(&topics, &options(LIMITS)).await {
+            Ok(resources) => resources.into_iter().flatten().filter_map(|resource| limit(&resource)).collect(),
+            Err(error) => {
+                tracing::debug!(%error, "failed to read the limits of topics");
+                HashMap::new()
+            }
+        }
+    }
+}
+
+fn limit(resource: &ConfigResource) -> Option<(String, usize)> {
+    let OwnedResourceSpecifier::Topic(name) = &resource.specifier else { return None };
+    let bytes = resource.get("max.message.bytes")?.value.as_ref()?.parse().ok()?;
+    Some((name.clone(), bytes))
+}
+
+fn options(patience: Duration) -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(patience)).operation_timeout(Some(patience))
+}
+
+impl Drop for Admin {
+    fn drop(&mut self) {
+        // It joins a thread that looks up every 100 ms.
+        let client = self.0.take();
+        std::thread::spawn(move || drop(client));
+    }
+}
