@@ -29,12 +29,15 @@ pub(super) fn template(path: &[&str]) -> Option<Dict> {
     Some(table)
 }
 
+/// The name of this layer, by which a default is told from what a user wrote.
+pub(super) const NAME: &str = "defaults";
+
 /// Defaults as a layer.
 pub(super) struct Defaults(pub(super) Dict);
 
 impl Provider for Defaults {
     fn metadata(&self) -> Metadata {
-        Metadata::named("defaults")
+        Metadata::named(NAME)
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, Error> {

@@ -15,7 +15,7 @@ use figment::{Figment, Profile, Provider, Source};
 
 use crate::secret::Secret;
 use crate::settings::environment::{self, variable};
-use crate::settings::units;
+use crate::settings::{defaults, units};
 
 /// A secret shorter than this is warned about: 16 bytes are the least that cannot be guessed.
 const SHORT_SECRET: usize = 16;
@@ -65,6 +65,11 @@ impl<'a> Section<'a> {
 
     fn is_from_environment(&self, tag: Tag) -> bool {
         self.figment.get_metadata(tag).is_some_and(|metadata| metadata.name == environment::NAME)
+    }
+
+    fn is_default(&self, key: &str) -> bool {
+        let metadata = self.table.get(key).and_then(|value| self.figment.get_metadata(value.tag()));
+        metadata.is_some_and(|metadata| metadata.name == defaults::NAME)
     }
 
     /// Adds a problem with this key's value; the text follows "where: ".
@@ -299,6 +304,8 @@ impl<'a> Section<'a> {
         };
         let path = self.path(file_key);
         match (place, path) {
+            // A default gives way to the file; only two that the user wrote contradict each other.
+            (Some(_), Some(path)) if self.is_default(key) => self.secret_file(file_key, &path),
             (Some(_), Some(_)) => {
                 let both =
                     format!("`{}` and `{}` are both given; keep one", self.dotted(key), self.dotted(file_key));

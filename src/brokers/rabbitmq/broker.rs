@@ -1,0 +1,129 @@
+//! The broker that the settings describe: makes sessions, and remembers between them what they learnt.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lapin::options::ConfirmSelectOptions;
+use lapin::{Channel, Connection};
+use tokio::time::timeout;
+
+use crate::brokers::rabbitmq::Settings;
+use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe};
+use crate::brokers::rabbitmq::destinations::Destinations;
+use crate::brokers::rabbitmq::session::RabbitmqSession;
+use crate::brokers::rabbitmq::topology::{Plan, lock};
+use crate::brokers::{Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, Session, Terms};
+use crate::message::Event;
+
+/// A connection whose channel alone died: a new channel on it takes 1 ms, a new connection 100 times that with TLS.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Kept(Arc<Mutex<Option<Link>>>);
+
+impl Kept {
+    pub(super) fn put(&self, link: Link) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+    }
+
+    fn take(&self) -> Option<Link> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+/// RabbitMQ.
+#[derive(Debug)]
+pub struct Rabbitmq {
+    settings: Settings,
+    headers: Headers,
+    plan: Arc<Plan>,
+    known: Arc<Mutex<Destinations>>,
+    kept: Kept,
+}
+
+impl Rabbitmq {
+    /// The broker that these settings describe.
+    #[must_use]
+    pub fn new(settings: &Settings, terms: &Terms) -> Self {
+        Self {
+            settings: settings.clone(),
+            headers: Headers::new(terms.headers, "cloudEvents_", "content-type", Encoding::Plain),
+            plan: Arc::new(Plan::new(settings)),
+            known: Arc::default(),
+            kept: Kept::default(),
+        }
+    }
+
+    /// The connection kept from the last session, if it still answers, else a new one; with a channel that confirms.
+    async fn link(&self) -> Result<(Link, Channel), ConnectError> {
+        if let Some(link) = self.kept.take().filter(Link::is_alive) {
+            if let Ok(Ok(channel)) = timeout(Duration::from_secs(1), channel(&link.connection)).await {
+                return Ok((link, channel));
+            }
+        }
+        // It may have been restarted with another limit.
+        lock(&self.known).limit(None);
+        let link = Link::open(&self.settings).await?;
+        let channel = timeout(ATTEMPT, channel(&link.connection)).await.map_err(|_| self.silent())?;
+        let channel = channel.map_err(|error| {
+            let text = format!("{}: cannot open a channel: {}", self.location(), describe(&error));
+            ConnectError::new(ErrorKind::Connect, text)
+        })?;
+        Ok((link, channel))
+    }
+
+    fn silent(&self) -> ConnectError {
+        let text = format!("{}: connected, but no answer within {} s", self.location(), ATTEMPT.as_secs());
+        ConnectError::new(ErrorKind::Connect, text)
+    }
+}
+
+async fn channel(connection: &Connection) -> lapin::Result<Channel> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok(channel)
+}
+
+#[async_trait]
+impl Broker for Rabbitmq {
+    fn name(&self) -> &'static str {
+        "rabbitmq"
+    }
+
+    fn location(&self) -> String {
+        self.settings.location()
+    }
+
+    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+        self.settings.router.address(event)
+    }
+
+    fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
+        let (link, channel) = self.link().await?;
+        let established = timeout(ATTEMPT, self.plan.establish(&link.connection, &self.known)).await;
+        match established.unwrap_or_else(|_| Err(self.silent())) {
+            Ok(findings) => {
+                let (plan, known, kept) = (self.plan.clone(), self.known.clone(), self.kept.clone());
+                let session = RabbitmqSession::new(link, channel, self.headers.clone(), plan, known, kept);
+                Ok((Box::new(session), findings))
+            }
+            Err(error) => {
+                // What is missing will be asked for every second or two: not on a new connection each time.
+                self.kept.put(link);
+                Err(error)
+            }
+        }
+    }
+
+    async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
+        let (link, _channel) = self.link().await?;
+        let mut findings = vec![Finding::Good(format!("{} answers and takes the credentials", self.location()))];
+        let inspected = timeout(ATTEMPT, self.plan.inspect(&link.connection)).await;
+        findings.extend(inspected.unwrap_or_else(|_| Err(self.silent()))?);
+        link.close(ATTEMPT).await;
+        Ok(findings)
+    }
+}

@@ -1,0 +1,252 @@
+//! One TCP connection with the runtime it lives on, and what its errors mean.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use lapin::protocol::{AMQPErrorKind, AMQPHardError};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
+use lapin::types::{LongString, ShortString};
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Connection, ConnectionProperties, Event};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::runtime::{Builder, Runtime};
+use tokio::time::timeout;
+
+use crate::brokers::rabbitmq::Settings;
+use crate::brokers::{ConnectError, ErrorKind};
+
+/// A broker that does not answer for so long is as good as away; the caller tries again.
+pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
+
+/// A goodbye is a courtesy: the broker's log stays clean.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+
+/// A connection on a runtime of its own: `close` of a blocked connection never returns and dropping it leaves thread
+/// and socket until the alarm ends, but a runtime that is shut down takes them along.
+pub(super) struct Link {
+    pub(super) connection: Arc<Connection>,
+    /// The library's queue of events is shared by all who listen: there is one listener.
+    events: Events,
+    /// Why the broker reads nothing at the moment.
+    blocked: Option<String>,
+    /// Always there until it is dropped.
+    runtime: Option<Runtime>,
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link").field("blocked", &self.blocked).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What the connection has told.
+pub(super) enum News {
+    /// Blocked, unblocked, or an error of a channel, which is told there too.
+    Noted,
+    /// The connection is gone.
+    Lost(String),
+}
+
+impl Link {
+    /// Connects and logs in.
+    pub(super) async fn open(settings: &Settings) -> Result<Self, ConnectError> {
+        let failed = |kind, text: String| ConnectError::new(kind, format!("{}: {text}", settings.location()));
+        let uri = settings.uri().map_err(|text| failed(ErrorKind::Connect, text))?;
+        let tls = Tls::read(settings, &uri).map_err(|text| failed(ErrorKind::Tls, text))?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("rabbitmq")
+            .enable_all()
+            .build()
+            .map_err(|error| failed(ErrorKind::Connect, format!("cannot start a thread: {error}")))?;
+        // From here on dropping this future ends the runtime in the background.
+        let mut runtime = Unfinished(Some(runtime));
+        let user = uri.authority.userinfo.username.clone();
+        let connecting = runtime.0.as_ref().map(|runtime| runtime.spawn(connect(uri, tls)));
+        let Some(connecting) = connecting else { return Err(failed(ErrorKind::Connect, "no runtime".to_owned())) };
+        let connected = match timeout(ATTEMPT, connecting).await {
+            Ok(Ok(connected)) => connected,
+            Ok(Err(_)) => return Err(failed(ErrorKind::Connect, "the connecting task ended".to_owned())),
+            Err(_) => {
+                let text = format!("no answer within {} s; is this an AMQP port?", ATTEMPT.as_secs());
+                return Err(failed(ErrorKind::Connect, text));
+            }
+        };
+        let connection = connected.map_err(|error| {
+            let (kind, text) = explain(&error, &user);
+            failed(kind, text)
+        })?;
+        let events = Box::pin(connection.events_listener());
+        Ok(Self { connection: Arc::new(connection), events, blocked: None, runtime: runtime.0.take() })
+    }
+
+    /// Why the broker reads nothing at the moment, if so.
+    pub(super) fn blocked(&mut self) -> Option<&str> {
+        while let Some(Some(event)) = self.events.next().now_or_never() {
+            self.note(event);
+        }
+        self.blocked.as_deref().filter(|_| self.is_alive())
+    }
+
+    pub(super) fn is_alive(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// Waits for the next event. Cancel-safe.
+    pub(super) async fn news(&mut self) -> News {
+        match self.events.next().await {
+            Some(event) => self.note(event),
+            None => News::Lost("the connection ended".to_owned()),
+        }
+    }
+
+    fn note(&mut self, event: Event) -> News {
+        match event {
+            Event::ConnectionBlocked(reason) => self.blocked = Some(reason),
+            Event::ConnectionUnblocked => self.blocked = None,
+            Event::Error(error) if !self.is_alive() => return News::Lost(describe(&error)),
+            _ => {}
+        }
+        News::Noted
+    }
+
+    /// Says goodbye, if the broker can hear it, and lets go of thread and socket.
+    pub(super) async fn close(mut self, patience: Duration) {
+        if self.is_alive() && self.blocked().is_none() {
+            let goodbye = self.connection.close(200, ShortString::from("closing"));
+            let _ = timeout(patience.min(GOODBYE), goodbye).await;
+        }
+    }
+}
+
+/// A runtime must not be dropped where blocking is forbidden; this one ends in the background.
+struct Unfinished(Option<Runtime>);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// What the TLS handshake needs; the files are read at each connect, so that renewed ones are taken.
+#[derive(Clone)]
+struct Tls {
+    roots: Option<Vec<CertificateDer<'static>>>,
+    identity: Option<Arc<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>>,
+}
+
+impl Tls {
+    fn read(settings: &Settings, uri: &AMQPUri) -> Result<Option<Self>, String> {
+        if uri.scheme == AMQPScheme::AMQP {
+            return Ok(None);
+        }
+        let roots = settings.ca_file.as_deref().map(|path| certificates("ca_file", path)).transpose()?;
+        let identity = settings.identity.as_ref().map(|(certificate, key)| {
+            let chain = certificates("certificate_file", certificate)?;
+            let key = PrivateKeyDer::from_pem_file(key)
+                .map_err(|error| format!("`key_file`: no PEM key in {}: {error}", key.display()))?;
+            Ok::<_, String>(Arc::new((chain, key)))
+        });
+        Ok(Some(Self { roots, identity: identity.transpose()? }))
+    }
+
+    /// With a `ca_file` only that is trusted: the system's certificates stay out.
+    fn connector(&self) -> io::Result<RustlsConnector> {
+        let config = match &self.roots {
+            Some(roots) => RustlsConnectorConfig::default().with_parsable_certificates(roots.clone()),
+            None => RustlsConnectorConfig::new_with_native_certs()?,
+        };
+        match &self.identity {
+            Some(identity) => config.connector_with_single_cert(identity.0.clone(), identity.1.clone_key()),
+            None => config.connector_with_no_client_auth(),
+        }
+    }
+}
+
+fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let list = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| format!("`{key}`: cannot read {}: {error}", path.display()))?;
+    if list.is_empty() {
+        return Err(format!("`{key}`: no PEM certificate in {}", path.display()));
+    }
+    Ok(list)
+}
+
+/// Marks an error of the handshake, so that it can be told from one of the network.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct TlsError(io::Error);
+
+async fn connect(uri: AMQPUri, tls: Option<Tls>) -> lapin::Result<Connection> {
+    let properties = ConnectionProperties::default().with_connection_name(LongString::from("plextrac-bridge"));
+    let runtime = lapin::runtime::default_runtime()?;
+    let dial = async move |uri: AMQPUri, runtime| {
+        let host = uri.authority.host.as_str();
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, uri.authority.port)).await?.collect();
+        let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
+        let Some(tls) = &tls else { return Ok(stream) };
+        let failed = |error| io::Error::other(TlsError(error));
+        let connector = tls.connector().map_err(failed)?;
+        Ok(stream.into_rustls(&connector, host).await.map_err(failed)?)
+    };
+    Connection::connector(uri, runtime, dial, properties).await
+}
+
+/// Why there is no connection, and what to do about it.
+fn explain(error: &lapin::Error, user: &str) -> (ErrorKind, String) {
+    match error.kind() {
+        lapin::ErrorKind::IOError(error) if error.get_ref().is_some_and(|inner| inner.is::<TlsError>()) => {
+            let text = format!("the TLS handshake failed: {error}; check `ca_file`, the port and the host's name");
+            (ErrorKind::Tls, text)
+        }
+        lapin::ErrorKind::IOError(error) => {
+            (ErrorKind::Connect, format!("cannot connect: {error}; is the broker running there?"))
+        }
+        lapin::ErrorKind::ProtocolError(error) => {
+            let said = error.get_message().as_str();
+            match error.kind() {
+                AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if said.contains("not found") => {
+                    (ErrorKind::Connect, format!("{said}; create the virtual host or correct the path of `uri`"))
+                }
+                AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
+                    (ErrorKind::Authentication, format!("{said}; check the permissions of `{user}`"))
+                }
+                _ if error.get_id() == 403 => {
+                    (ErrorKind::Authentication, format!("{said}; check user and password of `{user}` in `uri`"))
+                }
+                _ => (ErrorKind::Connect, said.to_owned()),
+            }
+        }
+        _ => (ErrorKind::Connect, describe(error)),
+    }
+}
+
+/// The broker's words where it said some, else the library's.
+pub(super) fn describe(error: &lapin::Error) -> String {
+    match error.kind() {
+        lapin::ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        lapin::ErrorKind::IOError(error) => format!("the connection failed: {error}"),
+        lapin::ErrorKind::MissingHeartbeatError => "the broker has been silent for too long".to_owned(),
+        _ => error.to_string(),
+    }
+}

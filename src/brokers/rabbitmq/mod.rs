@@ -1,0 +1,15 @@
+//! RabbitMQ over AMQP 0-9-1: publisher confirms, mandatory routing, our own reconnection.
+
+mod broker;
+mod connection;
+mod destinations;
+mod loss;
+mod publication;
+mod questions;
+mod returns;
+mod session;
+mod settings;
+mod topology;
+
+pub use broker::Rabbitmq;
+pub use settings::Settings;

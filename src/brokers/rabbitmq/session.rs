@@ -1,0 +1,318 @@
+//! One session: hands messages to the channel and says what became of them. The delivery task polls everything here,
+//! so the channel has one owner.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt as _, StreamExt as _};
+use lapin::{Channel, Confirmation};
+use tokio::time::{sleep_until, timeout, timeout_at};
+
+use crate::brokers::rabbitmq::broker::Kept;
+use crate::brokers::rabbitmq::connection::{Link, News};
+use crate::brokers::rabbitmq::destinations::{Destinations, Gate, missing};
+use crate::brokers::rabbitmq::loss::{self, Company};
+use crate::brokers::rabbitmq::publication::Publication;
+use crate::brokers::rabbitmq::questions::{Answer, Questions};
+use crate::brokers::rabbitmq::returns::{Judgement, Outcome, Returns, Sent};
+use crate::brokers::rabbitmq::topology::{Plan, lock};
+use crate::brokers::{Handed, Headers, Refusal, RefusalReason, Session, SessionError, Ticket, Topology, Verdict};
+use crate::message::Message;
+
+/// RabbitMQ confirms within milliseconds, a quorum queue that elects a leader within seconds. A connection that lives
+/// but confirms nothing for so long is stuck.
+const SILENCE: Duration = Duration::from_secs(30);
+
+/// When a channel ends, all its confirms fail within a moment; the first to fail may not carry the broker's words.
+const AFTERMATH: Duration = Duration::from_millis(200);
+
+/// What the session wants back with a confirm.
+#[derive(Debug)]
+pub(super) struct Owner {
+    pub(super) ticket: Ticket,
+    pub(super) exchange: Arc<str>,
+    pub(super) key: Arc<str>,
+}
+
+type Confirmed = (Sent<Owner>, lapin::Result<Confirmation>);
+
+/// One channel on one connection.
+pub(super) struct RabbitmqSession {
+    link: Link,
+    channel: Channel,
+    headers: Headers,
+    plan: Arc<Plan>,
+    known: Arc<Mutex<Destinations>>,
+    kept: Kept,
+    confirms: FuturesUnordered<BoxFuture<'static, Confirmed>>,
+    returns: Returns<Owner>,
+    questions: Questions,
+    /// Tickets sent again because the binding may have been missing.
+    sent_again: HashSet<Ticket>,
+    /// Binding again has not helped: the exchange is not one whose binding takes everything.
+    rebinding_is_vain: bool,
+    /// Found, not yet taken by `verdicts`.
+    ready: Vec<(Ticket, Verdict)>,
+    last_confirm: Instant,
+    loss: Option<SessionError>,
+    /// The connection lives but does nothing: not to be used again.
+    stuck: bool,
+}
+
+impl fmt::Debug for RabbitmqSession {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RabbitmqSession").field("unconfirmed", &self.confirms.len()).finish_non_exhaustive()
+    }
+}
+
+impl RabbitmqSession {
+    pub(super) fn new(
+        link: Link,
+        channel: Channel,
+        headers: Headers,
+        plan: Arc<Plan>,
+        known: Arc<Mutex<Destinations>>,
+        kept: Kept,
+    ) -> Self {
+        Self {
+            link,
+            channel,
+            headers,
+            plan,
+            known,
+            kept,
+            confirms: FuturesUnordered::new(),
+            returns: Returns::default(),
+            questions: Questions::default(),
+            sent_again: HashSet::new(),
+            rebinding_is_vain: false,
+            ready: Vec::new(),
+            last_confirm: Instant::now(),
+            loss: None,
+            stuck: false,
+        }
+    }
+
+    fn publish(&mut self, owner: Owner, id: &str, publication: Publication) {
+        if self.confirms.is_empty() {
+            self.last_confirm = Instant::now();
+        }
+        let sent = self.returns.send(id, owner);
+        let publishing = publication.publish(self.channel.clone());
+        // Futures are first polled in the order in which they are pushed, so messages go out in it.
+        self.confirms.push(publishing.map(|outcome| (sent, outcome)).boxed());
+    }
+
+    fn confirmed(&mut self, (sent, outcome): Confirmed) -> Result<(), lapin::Error> {
+        self.last_confirm = Instant::now();
+        let (outcome, attached) = match outcome? {
+            Confirmation::Ack(returned) => (Outcome::Ack, returned),
+            Confirmation::Nack(returned) => (Outcome::Nack, returned),
+            Confirmation::NotRequested => (Outcome::Ack, None),
+        };
+        let id = attached.as_ref().and_then(|message| message.properties.message_id().as_ref());
+        let mut judged = Vec::new();
+        let mut judge = |owner, judgement| judged.push((owner, judgement));
+        self.returns.resolve(sent, outcome, id.map(lapin::types::ShortString::as_str), &mut judge);
+        for (owner, judgement) in judged {
+            self.judged(owner, judgement);
+        }
+        Ok(())
+    }
+
+    fn judged(&mut self, owner: Owner, judgement: Judgement) {
+        let verdict = match judgement {
+            Judgement::Stored => {
+                if self.plan.mode == Topology::Ignore {
+                    lock(&self.known).saw(&owner.exchange);
+                }
+                Verdict::Stored
+            }
+            Judgement::Nacked => Verdict::NotNow("the broker refused a message for now (nack)".to_owned()),
+            Judgement::Returned if self.is_ours(&owner.exchange) => return self.questions.returned(owner),
+            Judgement::Returned => Verdict::Refused(unroutable(&owner)),
+        };
+        self.verdict(owner.ticket, verdict);
+    }
+
+    /// A return shows that the exchange is there. Only for the main one is there more that we know of and that can be
+    /// gone: the queue and its binding.
+    fn is_ours(&self, exchange: &str) -> bool {
+        self.plan.mode != Topology::Ignore && self.plan.queue.is_some() && exchange == self.plan.main
+    }
+
+    fn verdict(&mut self, ticket: Ticket, verdict: Verdict) {
+        if !self.sent_again.is_empty() && !matches!(verdict, Verdict::NotNow(_)) {
+            self.sent_again.remove(&ticket);
+        }
+        self.ready.push((ticket, verdict));
+    }
+
+    fn answered(&mut self, answer: Answer) {
+        match answer {
+            Answer::Stands(owners) => owners.into_iter().for_each(|owner| self.returned_while_it_stands(&owner)),
+            Answer::Gone(text) => self.loss = Some(SessionError::lost(text)),
+            Answer::Exchange(name, true, waiting) => {
+                lock(&self.known).saw(&name);
+                for (owner, id, publication) in waiting {
+                    self.publish(owner, &id, publication);
+                }
+            }
+            Answer::Exchange(name, false, waiting) => {
+                lock(&self.known).missed(&name, Instant::now());
+                for (owner, ..) in waiting {
+                    self.verdict(owner.ticket, Verdict::Refused(missing(&name)));
+                }
+            }
+        }
+    }
+
+    fn returned_while_it_stands(&mut self, owner: &Owner) {
+        let again = self.sent_again.contains(&owner.ticket);
+        self.rebinding_is_vain |= again;
+        let verdict = if self.plan.mode == Topology::Declare && !self.rebinding_is_vain {
+            self.sent_again.insert(owner.ticket);
+            Verdict::NotNow(format!("came back as unroutable; the queue is bound to `{}` again", owner.exchange))
+        } else {
+            Verdict::Refused(unroutable(owner))
+        };
+        self.verdict(owner.ticket, verdict);
+    }
+
+    /// The channel has ended: finds the error that carries the broker's words, and what follows from it.
+    async fn lose(&mut self, first: lapin::Error) {
+        let company = if self.confirms.is_empty() { Company::Alone } else { Company::Others };
+        let mut error = first;
+        while !is_of_broker(&error) {
+            match timeout(AFTERMATH, self.confirms.next()).await {
+                Ok(Some((_, Err(other)))) => error = other,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+        self.loss = Some(loss::judge(&error, company, &self.plan, &mut lock(&self.known)));
+    }
+
+    /// Takes all confirms that are there.
+    async fn drain(&mut self) {
+        while let Some(Some(confirmed)) = self.confirms.next().now_or_never() {
+            if let Err(error) = self.confirmed(confirmed) {
+                return self.lose(error).await;
+            }
+        }
+    }
+
+    /// Waits until something happens, and notes it.
+    async fn step(&mut self) {
+        let blocked = self.link.blocked().is_some();
+        let Self { link, confirms, questions, plan, .. } = self;
+        let connection = &link.connection.clone();
+        let silent = sleep_until((self.last_confirm + SILENCE).into());
+        tokio::select! {
+            biased;
+            Some(confirmed) = confirms.next(), if !confirms.is_empty() => {
+                if let Err(error) = self.confirmed(confirmed) {
+                    self.lose(error).await;
+                }
+            }
+            news = link.news() => {
+                // An alarm stops the timers; its end starts them anew.
+                self.last_confirm = Instant::now();
+                if let News::Lost(text) = news {
+                    self.loss = Some(SessionError::lost(text));
+                }
+            }
+            answer = questions.answer(connection, plan), if !blocked => self.answered(answer),
+            () = silent, if !blocked && !confirms.is_empty() => {
+                let text = format!("no confirm for {} s on a living connection", SILENCE.as_secs());
+                self.loss = Some(SessionError::lost(text));
+                self.stuck = true;
+            }
+        }
+    }
+
+    fn is_waiting(&self) -> bool {
+        !self.confirms.is_empty() || !self.questions.is_empty()
+    }
+}
+
+fn is_of_broker(error: &lapin::Error) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(_) | lapin::ErrorKind::IOError(_))
+}
+
+fn unroutable(owner: &Owner) -> Refusal {
+    let text = format!(
+        "no queue is bound to the exchange `{}` for the routing key `{}`: the broker returned the message",
+        owner.exchange, owner.key
+    );
+    Refusal::new(RefusalReason::Unroutable, text)
+}
+
+#[async_trait]
+impl Session for RabbitmqSession {
+    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
+        if let Some(loss) = &self.loss {
+            return Handed::Lost(loss.clone());
+        }
+        if let Some(reason) = self.link.blocked() {
+            return Handed::NotNow(format!("the broker has blocked the connection: {reason}"));
+        }
+        let gate = lock(&self.known).gate(&message.address, message.event.body.len(), Instant::now());
+        if let Gate::Refuse(refusal) = gate {
+            return Handed::Refused(refusal);
+        }
+        let frame_max = usize::try_from(self.link.connection.configuration().frame_max()).unwrap_or(usize::MAX);
+        let publication = match Publication::new(message, &self.headers, frame_max) {
+            Ok(publication) => publication,
+            Err(refusal) => return Handed::Refused(refusal),
+        };
+        let owner = Owner { ticket, exchange: message.address.clone(), key: message.key.clone() };
+        if gate == Gate::Look || self.questions.is_about(&message.address) {
+            self.questions.ask(owner, message.event.id(), publication);
+        } else {
+            self.publish(owner, message.event.id(), publication);
+        }
+        // On a channel that has died unnoticed it fails, and `verdicts` tells why.
+        Handed::Over
+    }
+
+    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
+        loop {
+            if self.loss.is_none() {
+                self.drain().await;
+            }
+            if !self.ready.is_empty() {
+                into.append(&mut self.ready);
+                return Ok(());
+            }
+            if let Some(loss) = &self.loss {
+                return Err(loss.clone());
+            }
+            self.step().await;
+        }
+    }
+
+    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>) {
+        let deadline = tokio::time::Instant::now() + patience;
+        while self.loss.is_none() && self.is_waiting() && self.link.is_alive() && self.link.blocked().is_none() {
+            // The step in between notices an alarm that begins meanwhile.
+            let turn = deadline.min(tokio::time::Instant::now() + AFTERMATH);
+            if matches!(timeout_at(turn, self.verdicts(into)).await, Ok(Err(_))) || turn == deadline {
+                break;
+            }
+        }
+        into.append(&mut self.ready);
+        let Self { link, channel, kept, loss, stuck, .. } = *self;
+        drop(channel);
+        if loss.is_some() && link.is_alive() && !stuck {
+            kept.put(link);
+        } else {
+            link.close(deadline.saturating_duration_since(tokio::time::Instant::now())).await;
+        }
+    }
+}

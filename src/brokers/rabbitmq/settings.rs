@@ -1,0 +1,259 @@
+//! The settings of `[broker.rabbitmq]`, and the URI read with what we add to it.
+
+use std::path::PathBuf;
+
+use lapin::uri::{AMQPScheme, AMQPUri};
+use url::Url;
+
+use crate::brokers::{Router, Shape, Topology};
+use crate::secret::{Secret, redact};
+use crate::settings::Section;
+use crate::template::Kind;
+
+/// AMQP 0-9-1, 4.2.5.3: names and keys travel as short strings, whose length is one byte.
+pub(super) const SHORT_STRING: usize = 255;
+
+/// In seconds. A stopped broker is noticed after two to two and a half of them; RabbitMQ's own 60 s would hold events
+/// back for minutes.
+const HEARTBEAT: u16 = 3;
+
+const FORM: &str = "write it as amqp://user:password@host:5672/%2f";
+
+/// The settings of `[broker.rabbitmq]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub(super) uri: Secret,
+    pub(super) router: Router,
+    pub(super) topology: Topology,
+    pub(super) queue: Option<String>,
+    pub(super) ca_file: Option<PathBuf>,
+    /// Certificate chain and key, for client certificates.
+    pub(super) identity: Option<(PathBuf, PathBuf)>,
+}
+
+const SHAPE: Shape = Shape {
+    address: "exchange",
+    key: Some(("routing_key", Kind::Address)),
+    address_legal: |name| short("the exchange's name", name),
+    key_legal: |key| short("the routing key", key),
+};
+
+impl Settings {
+    /// Reads `[broker.rabbitmq]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        let key = if section.path("uri_file").is_some() { "uri_file" } else { "uri" };
+        let uri = section.secret_from("uri", "uri_file");
+        let scheme = match uri.as_ref().map_or(Ok(None), |uri| parse(uri.reveal()).map(Some)) {
+            Ok(uri) => uri.map(|uri| uri.scheme),
+            Err(problem) => {
+                section.problem(key, problem);
+                None
+            }
+        };
+        if uri.is_none() && key == "uri" {
+            section.problem(key, format_args!("empty; {FORM}"));
+        }
+        let uri = uri.unwrap_or_else(|| Secret::new(""));
+        let router = Router::read(section, SHAPE);
+        refuse_placeholders(section, &router);
+        let words = [("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)];
+        let topology = section.choice("topology", &words);
+        let queue = Some(section.text("queue")).filter(|queue| !queue.is_empty());
+        if let Some(Err(problem)) = queue.as_deref().map(|queue| short("the queue's name", queue)) {
+            section.problem("queue", problem);
+        }
+        let ca_file = section.readable_file("ca_file");
+        let identity = identity(section);
+        if scheme == Some(AMQPScheme::AMQP) {
+            for key in ["ca_file", "certificate_file", "key_file"] {
+                if section.path(key).is_some() {
+                    section.problem(key, "is for TLS, but `uri` starts with amqp://; write amqps://");
+                }
+            }
+        }
+        Self { uri, router, topology, queue, ca_file, identity }
+    }
+
+    /// The URI with our heartbeat, where the user gave none.
+    pub(super) fn uri(&self) -> Result<AMQPUri, String> {
+        let mut uri = parse(self.uri.reveal())?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        Ok(uri)
+    }
+
+    /// The URI without user, password and query.
+    pub(super) fn location(&self) -> String {
+        redact(self.uri.reveal())
+    }
+
+    /// The exchange of everything that no route takes.
+    pub(super) fn main_exchange(&self) -> &str {
+        self.router.routes().last().and_then(|route| route.address().literal()).unwrap_or_default()
+    }
+
+    /// The exchanges of the routes, each once, the main one not among them.
+    pub(super) fn route_exchanges(&self) -> Vec<String> {
+        let mut names: Vec<String> = Vec::new();
+        for name in self.router.routes().iter().filter_map(|route| route.address().literal()) {
+            if name != self.main_exchange() && !names.iter().any(|known| known == name) {
+                names.push(name.to_owned());
+            }
+        }
+        names
+    }
+}
+
+fn short(what: &str, text: &str) -> Result<(), String> {
+    if text.len() > SHORT_STRING {
+        return Err(format!("{what} would be {} bytes, more than {SHORT_STRING}", text.len()));
+    }
+    Ok(())
+}
+
+/// Which exchanges there are must be known at start: they are declared, checked, and their loss is told apart.
+fn refuse_placeholders(section: &mut Section<'_>, router: &Router) {
+    const TEXT: &str = "an exchange is named literally, without placeholders; use `routes` for more than one";
+    let Some((main, routes)) = router.routes().split_last() else { return };
+    if main.address().literal().is_none() {
+        section.problem("exchange", TEXT);
+    } else if routes.iter().any(|route| route.address().literal().is_none()) {
+        section.problem("routes", TEXT);
+    }
+}
+
+fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> {
+    let given = [section.path("certificate_file").is_some(), section.path("key_file").is_some()];
+    match given {
+        [true, false] => section.problem("certificate_file", "given without `key_file`"),
+        [false, true] => section.problem("key_file", "given without `certificate_file`"),
+        _ => {}
+    }
+    let certificate = section.readable_file("certificate_file");
+    let key = section.readable_file("key_file");
+    if let Some(key) = &key {
+        section.warn_if_world_readable("key_file", key);
+    }
+    certificate.zip(key)
+}
+
+/// Reads a URI; the text of an error shows nothing of it: user, password and query are secrets.
+fn parse(text: &str) -> Result<AMQPUri, String> {
+    let url = Url::parse(text).map_err(|error| format!("not a URI ({error}); {FORM}"))?;
+    if !matches!(url.scheme(), "amqp" | "amqps") {
+        return Err(format!("must start with amqp:// or amqps://; {FORM}"));
+    }
+    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| format!("no host; {FORM}"))?;
+    let mut uri: AMQPUri = text.parse().map_err(|_: String| {
+        "user, password, virtual host or query cannot be read; percent-encode what is not a letter or digit there, \
+         and give frame_max, channel_max and heartbeat as whole numbers"
+            .to_owned()
+    })?;
+    // The library takes the URL's domain name and falls back to localhost for an IPv6 address.
+    host.trim_start_matches('[').trim_end_matches(']').clone_into(&mut uri.authority.host);
+    Ok(uri)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::testing;
+
+    fn read(toml: &str) -> (Settings, Vec<String>) {
+        let (settings, problems) = testing::read(&["broker", "rabbitmq"], toml, Settings::read);
+        (settings, problems.errors)
+    }
+
+    #[test]
+    fn takes_every_default() {
+        let (settings, errors) = read("");
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(settings.location(), "amqp://localhost:5672/%2f");
+        assert_eq!(settings.main_exchange(), "plextrac");
+        assert_eq!(settings.queue.as_deref(), Some("plextrac-events"));
+        assert_eq!(settings.topology, Topology::Declare);
+        assert_eq!(settings.uri().unwrap().query.heartbeat, Some(3));
+    }
+
+    #[test]
+    fn keeps_the_users_heartbeat_and_an_ipv6_host() {
+        let (settings, errors) = read("uri = \"amqp://u:p@[fd00::5]:5673/v?heartbeat=20\"");
+        assert!(errors.is_empty(), "{errors:?}");
+        let uri = settings.uri().unwrap();
+        assert_eq!((uri.query.heartbeat, uri.authority.host.as_str()), (Some(20), "fd00::5"));
+        assert_eq!((uri.authority.port, uri.vhost.as_str()), (5673, "v"));
+    }
+
+    #[test]
+    fn takes_a_file_in_place_of_the_default_uri_but_not_of_a_given_one() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("uri");
+        std::fs::write(&path, "amqp://u:p@elsewhere/%2f\n").unwrap();
+        let (settings, errors) = read(&format!("uri_file = {path:?}"));
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(settings.location(), "amqp://elsewhere/%2f");
+        let (_, errors) = read(&format!("uri = \"amqp://h/%2f\"\nuri_file = {path:?}"));
+        assert_eq!(errors[0], "`uri_file`: `uri` and `uri_file` are both given; keep one");
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_uri_without_showing_it() {
+        let form = "write it as amqp://user:password@host:5672/%2f";
+        let cases = [
+            ("http://u:hunter2@h/", format!("`uri`: must start with amqp:// or amqps://; {form}")),
+            ("amqp:hunter2", format!("`uri`: no host; {form}")),
+            ("hunter2", format!("`uri`: not a URI (relative URL without a base); {form}")),
+            ("amqp://u:hunter2@h:x/", format!("`uri`: not a URI (invalid port number); {form}")),
+            (
+                "amqp://u:hunter2@h/?heartbeat=hunter2",
+                "`uri`: user, password, virtual host or query cannot be read; percent-encode what is not a letter or \
+                 digit there, and give frame_max, channel_max and heartbeat as whole numbers"
+                    .to_owned(),
+            ),
+        ];
+        for (uri, expected) in cases {
+            let (settings, errors) = read(&format!("uri = {uri:?}"));
+            assert_eq!(errors, [expected], "{uri}");
+            assert!(!format!("{settings:?}").contains("hunter2"));
+        }
+    }
+
+    #[test]
+    fn takes_exchanges_literally_and_each_once() {
+        let route = |exchange: &str| format!("[[routes]]\nevent = \"E\"\nexchange = \"{exchange}\"\n");
+        let (settings, errors) = read(&(route("a") + &route("plextrac") + &route("a") + &route("b")));
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(settings.route_exchanges(), ["a", "b"]);
+        let text = "an exchange is named literally, without placeholders; use `routes` for more than one";
+        assert_eq!(read("exchange = \"x.{event}\"").1, [format!("`exchange`: {text}")]);
+        assert_eq!(read(&route("{event}")).1, [format!("`routes`: {text}")]);
+    }
+
+    #[test]
+    fn refuses_names_and_keys_that_are_too_long_or_empty() {
+        let long = "k".repeat(200);
+        assert_eq!(
+            read(&format!("routing_key = \"{long}.{{event}}\"")).1,
+            ["`routing_key`: the routing key would be 265 bytes, more than 255"]
+        );
+        assert_eq!(read("exchange = \"\"").1, ["`exchange`: empty"]);
+        let long = "q".repeat(256);
+        assert_eq!(
+            read(&format!("queue = \"{long}\"")).1,
+            ["`queue`: the queue's name would be 256 bytes, more than 255"]
+        );
+    }
+
+    #[test]
+    fn wants_certificate_and_key_together_and_only_with_tls() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.pem");
+        std::fs::write(&path, "x").unwrap();
+        let (_, errors) = read(&format!("uri = \"amqps://h/\"\ncertificate_file = {path:?}"));
+        assert_eq!(errors, ["`certificate_file`: given without `key_file`"]);
+        let (_, errors) = read(&format!("ca_file = {path:?}"));
+        assert_eq!(errors, ["`ca_file`: is for TLS, but `uri` starts with amqp://; write amqps://"]);
+        let (settings, errors) =
+            read(&format!("uri = \"amqps://h/\"\ncertificate_file = {path:?}\nkey_file = {path:?}"));
+        assert!(errors.is_empty() && settings.identity.is_some(), "{errors:?}");
+    }
+}

@@ -1,0 +1,290 @@
+//! Exchanges and queue: made, checked or left alone at connect, looked at again when a message comes back.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Instant;
+
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
+use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::{Channel, Connection, ExchangeKind};
+
+use crate::brokers::rabbitmq::Settings;
+use crate::brokers::rabbitmq::connection::describe;
+use crate::brokers::rabbitmq::destinations::Destinations;
+use crate::brokers::{ConnectError, ErrorKind, Finding, Topology};
+
+/// The queue takes everything that its topic exchange gets.
+const EVERYTHING: &str = "#";
+
+/// What should be there.
+#[derive(Clone, Debug)]
+pub(super) struct Plan {
+    pub(super) mode: Topology,
+    pub(super) main: String,
+    others: Vec<String>,
+    pub(super) queue: Option<String>,
+    location: String,
+}
+
+/// What a second look found, after a message came back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// All is there; with `declare` the queue is bound again.
+    Stands,
+    /// Something is gone, or the broker cannot say.
+    Gone(String),
+}
+
+#[derive(Clone, Copy)]
+enum Thing<'a> {
+    Exchange(&'a str),
+    Queue(&'a str),
+}
+
+impl std::fmt::Display for Thing<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exchange(name) => write!(f, "the exchange `{name}`"),
+            Self::Queue(name) => write!(f, "the queue `{name}`"),
+        }
+    }
+}
+
+impl Plan {
+    pub(super) fn new(settings: &Settings) -> Self {
+        Self {
+            mode: settings.topology,
+            main: settings.main_exchange().to_owned(),
+            others: settings.route_exchanges(),
+            queue: settings.queue.clone(),
+            location: settings.location(),
+        }
+    }
+
+    /// Makes or checks what the settings say, at connect.
+    pub(super) async fn establish(
+        &self,
+        connection: &Connection,
+        known: &Mutex<Destinations>,
+    ) -> Result<Vec<Finding>, ConnectError> {
+        let mut scratch = Scratch { connection, channel: None };
+        let main = Thing::Exchange(&self.main);
+        match self.mode {
+            Topology::Declare => self.declare(&mut scratch, known).await,
+            Topology::Check => {
+                let queue = self.queue.as_deref().map(Thing::Queue);
+                for thing in [Some(main), queue].into_iter().flatten() {
+                    self.require(&mut scratch, thing).await?;
+                }
+                lock(known).saw(&self.main);
+                self.check_others(&mut scratch, known).await
+            }
+            // Not looked at, unless a message has shown that it is missing: without it nothing can be sent.
+            Topology::Ignore if lock(known).is_missing(&self.main) => {
+                self.require(&mut scratch, main).await?;
+                lock(known).saw(&self.main);
+                Ok(Vec::new())
+            }
+            Topology::Ignore => Ok(Vec::new()),
+        }
+    }
+
+    async fn require(&self, scratch: &mut Scratch<'_>, thing: Thing<'_>) -> Result<(), ConnectError> {
+        if scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))? {
+            return Ok(());
+        }
+        let text = format!(
+            "{thing} does not exist at {}; create it, or set topology = \"declare\" in [broker.rabbitmq]",
+            self.location
+        );
+        Err(ConnectError::new(ErrorKind::Connect, text))
+    }
+
+    async fn check_others(
+        &self,
+        scratch: &mut Scratch<'_>,
+        known: &Mutex<Destinations>,
+    ) -> Result<Vec<Finding>, ConnectError> {
+        let mut findings = Vec::new();
+        for name in &self.others {
+            let exchange = Thing::Exchange(name);
+            if scratch.has(exchange).await.map_err(|error| self.failed("look at", exchange, &error))? {
+                lock(known).saw(name);
+            } else {
+                lock(known).missed(name, Instant::now());
+                let text = format!("{exchange} of a route does not exist; its events go to the dead letters");
+                findings.push(Finding::Missing(text));
+            }
+        }
+        Ok(findings)
+    }
+
+    async fn declare(
+        &self,
+        scratch: &mut Scratch<'_>,
+        known: &Mutex<Destinations>,
+    ) -> Result<Vec<Finding>, ConnectError> {
+        let mut made = false;
+        for name in std::iter::once(&self.main).chain(&self.others) {
+            made |= self.make(scratch, Thing::Exchange(name)).await?;
+            lock(known).saw(name);
+        }
+        let Some(queue) = self.queue.as_deref() else { return Ok(Vec::new()) };
+        made |= self.make(scratch, Thing::Queue(queue)).await?;
+        match scratch.bind(queue, &self.main).await {
+            Ok(()) => Ok(Vec::new()),
+            // Rights to publish only: whoever made exchange and queue will have bound them too.
+            Err(error) if is(&error, 403) && !made => {
+                let text = format!(
+                    "may not bind the queue `{queue}` to the exchange `{}`: {}; if it is bound already, set topology \
+                     = \"check\"",
+                    self.main,
+                    describe(&error)
+                );
+                Ok(vec![Finding::Warning(text)])
+            }
+            Err(error) => Err(self.failed("bind", Thing::Queue(queue), &error)),
+        }
+    }
+
+    /// Makes a thing if it is not there; true where it was not.
+    async fn make(&self, scratch: &mut Scratch<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {
+        if scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))? {
+            return Ok(false);
+        }
+        scratch.make(thing).await.map_err(|error| self.failed("create", thing, &error))?;
+        Ok(true)
+    }
+
+    fn failed(&self, what: &str, thing: Thing<'_>, error: &lapin::Error) -> ConnectError {
+        let hint = match error.kind() {
+            lapin::ErrorKind::ProtocolError(error) if error.get_id() == 403 => {
+                "; grant the permission, or create it and set topology = \"check\" in [broker.rabbitmq]"
+            }
+            _ => "",
+        };
+        let text = format!("cannot {what} {thing} at {}: {}{hint}", self.location, describe(error));
+        ConnectError::new(ErrorKind::Connect, text)
+    }
+
+    /// A second look at main exchange and queue; with `declare` it binds them again.
+    pub(super) async fn look(&self, connection: &Connection) -> Look {
+        let mut scratch = Scratch { connection, channel: None };
+        let queue = self.queue.as_deref();
+        for thing in [Some(Thing::Exchange(&self.main)), queue.map(Thing::Queue)].into_iter().flatten() {
+            match scratch.has(thing).await {
+                Ok(true) => {}
+                Ok(false) => return Look::Gone(format!("{thing} is gone")),
+                Err(error) => return Look::Gone(format!("cannot look at {thing}: {}", describe(&error))),
+            }
+        }
+        if let (Topology::Declare, Some(queue)) = (self.mode, queue) {
+            match scratch.bind(queue, &self.main).await {
+                Err(error) if !is(&error, 403) => {
+                    return Look::Gone(format!("cannot bind {}: {}", Thing::Queue(queue), describe(&error)));
+                }
+                _ => {}
+            }
+        }
+        Look::Stands
+    }
+
+    /// What there is and what would be made, for a person; changes nothing.
+    pub(super) async fn inspect(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
+        let mut scratch = Scratch { connection, channel: None };
+        let exchanges = std::iter::once(&self.main).chain(&self.others).map(|name| Thing::Exchange(name));
+        let queue = self.queue.as_deref().filter(|_| self.mode != Topology::Ignore).map(Thing::Queue);
+        let mut findings = Vec::new();
+        for thing in exchanges.chain(queue) {
+            let there = scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))?;
+            findings.push(match (there, self.mode) {
+                (true, _) => Finding::Good(format!("{thing} exists")),
+                (false, Topology::Declare) => Finding::Good(format!("{thing} will be created at start")),
+                (false, _) => Finding::Missing(format!("{thing} does not exist")),
+            });
+        }
+        Ok(findings)
+    }
+}
+
+/// Looks whether an exchange is there; an error means the broker cannot say.
+pub(super) async fn has_exchange(connection: &Connection, name: &str) -> Result<bool, lapin::Error> {
+    Scratch { connection, channel: None }.has(Thing::Exchange(name)).await
+}
+
+pub(super) fn lock(known: &Mutex<Destinations>) -> std::sync::MutexGuard<'_, Destinations> {
+    // No code panics while it holds the lock; if it did, what is known is still what was seen.
+    known.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is(error: &lapin::Error, code: u16) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::ProtocolError(error) if error.get_id() == code)
+}
+
+/// A channel to throw away: asking for what is not there closes it, dropping it does too.
+struct Scratch<'a> {
+    connection: &'a Connection,
+    channel: Option<Channel>,
+}
+
+impl Scratch<'_> {
+    async fn channel(&mut self) -> Result<Channel, lapin::Error> {
+        if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
+            return Ok(channel.clone());
+        }
+        let channel = self.connection.create_channel().await?;
+        self.channel = Some(channel.clone());
+        Ok(channel)
+    }
+
+    async fn has(&mut self, thing: Thing<'_>) -> Result<bool, lapin::Error> {
+        let channel = self.channel().await?;
+        let found = match thing {
+            Thing::Exchange(name) => {
+                let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
+                channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default()).await
+            }
+            Thing::Queue(name) => {
+                let options = QueueDeclareOptions { passive: true, ..Default::default() };
+                channel.queue_declare(short(name)?, options, FieldTable::default()).await.map(|_| ())
+            }
+        };
+        match found {
+            Ok(()) => Ok(true),
+            // Also 404: a queue whose node is down. That one is there, and the broker cannot say more.
+            Err(error) if is(&error, 404) => {
+                let said = describe(&error);
+                if said.contains("no exchange") || said.contains("no queue") { Ok(false) } else { Err(error) }
+            }
+            // Another connection's exclusive queue: there, and not ours.
+            Err(error) if is(&error, 405) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn make(&mut self, thing: Thing<'_>) -> Result<(), lapin::Error> {
+        let channel = self.channel().await?;
+        match thing {
+            Thing::Exchange(name) => {
+                let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
+                channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default()).await
+            }
+            Thing::Queue(name) => {
+                let options = QueueDeclareOptions { durable: true, ..Default::default() };
+                let mut arguments = FieldTable::default();
+                let quorum = AMQPValue::LongString(LongString::from("quorum"));
+                arguments.insert(ShortString::from("x-queue-type"), quorum);
+                channel.queue_declare(short(name)?, options, arguments).await.map(|_| ())
+            }
+        }
+    }
+
+    async fn bind(&mut self, queue: &str, exchange: &str) -> Result<(), lapin::Error> {
+        let channel = self.channel().await?;
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        channel.queue_bind(short(queue)?, short(exchange)?, short(EVERYTHING)?, options, arguments).await
+    }
+}
+
+fn short(name: &str) -> Result<ShortString, lapin::Error> {
+    ShortString::try_new(name).map_err(|error| std::io::Error::other(error).into())
+}
