@@ -1,0 +1,20 @@
+//! NATS JetStream: one connection per session, its own reply inbox, acknowledgements read by us.
+//!
+//! The client library reconnects by itself and would send new messages before old ones; `connection` makes that
+//! impossible, so that order stays with the delivery task. Nothing outside this folder names the library.
+
+mod acknowledgement;
+mod block;
+mod broker;
+mod connection;
+mod events;
+mod outstanding;
+mod question;
+mod session;
+mod settings;
+mod stream;
+mod subjects;
+mod topology;
+
+pub use broker::Nats;
+pub use settings::Settings;

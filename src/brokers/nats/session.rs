@@ -1,0 +1,314 @@
+//! One session: messages out, verdicts in, and the signs that it is lost.
+
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use async_nats::Message as Reply;
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
+
+use super::acknowledgement::{self, Answer};
+use super::block::Block;
+use super::connection::{Connection, Queued};
+use super::events::Violation;
+use super::outstanding::{Hearing, Outstanding, Waiting};
+use super::question::Question;
+use super::stream::{self, Look};
+use super::topology::Known;
+use crate::brokers::{
+    ErrorKind, Handed, Headers, Refusal, RefusalReason, Session, SessionError, Suspect, Ticket, Verdict,
+};
+use crate::message::Message;
+
+/// How long a message may go unanswered while the server is there; the library's own default for acknowledgements.
+const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a forbidden subject is taken for forbidden: permissions change by hand.
+const FORBIDDEN: Duration = Duration::from_secs(5);
+
+/// Forbidden subjects remembered; one forgotten is only sent once more.
+const FORBIDDEN_KEPT: usize = 64;
+
+/// How often clock and questions are looked at while something waits.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// One live connection to JetStream.
+pub(super) struct NatsSession {
+    connection: Connection,
+    headers: Headers,
+    stream: String,
+    may_ask: bool,
+    outstanding: Outstanding,
+    hearing: Hearing,
+    question: Question,
+    forbidden: Vec<(String, Instant)>,
+    look: Interval,
+    lost: Option<SessionError>,
+}
+
+impl NatsSession {
+    /// A session on this connection, with what was found of the stream.
+    pub(super) fn new(connection: Connection, headers: &Headers, stream: &str, known: &Known) -> Self {
+        let mut look = interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self {
+            hearing: Hearing::new(Instant::now(), connection.bytes()),
+            connection,
+            headers: headers.clone(),
+            stream: stream.to_owned(),
+            may_ask: !matches!(known, Known::Unasked),
+            outstanding: Outstanding::default(),
+            question: Question::default(),
+            forbidden: Vec::new(),
+            look,
+            lost: None,
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.outstanding.is_empty() && !self.question.is_open()
+    }
+
+    /// The first reason stands: what follows from it is not news.
+    fn lose(&mut self, error: SessionError) {
+        if self.lost.is_none() {
+            let text = format!("{}: {}", self.connection.at(), error.text);
+            self.lost = Some(SessionError { text, ..error });
+        }
+    }
+
+    fn lose_connection(&mut self) {
+        let words = self.connection.events().last_error();
+        let text = words
+            .map_or_else(|| "the connection ended".to_owned(), |words| format!("the connection ended: {words}"));
+        self.lose(SessionError::lost(text));
+    }
+
+    fn is_forbidden(&mut self, subject: &str) -> bool {
+        if self.forbidden.is_empty() {
+            return false;
+        }
+        let now = Instant::now();
+        self.forbidden.retain(|(_, until)| *until > now);
+        self.forbidden.iter().any(|(forbidden, _)| forbidden == subject)
+    }
+
+    /// Events of the library: refused permissions, and the end.
+    fn take_events(&mut self, into: &mut Vec<(Ticket, Verdict)>) {
+        let events = Arc::clone(self.connection.events());
+        while let Some(violation) = events.violation() {
+            match violation {
+                Violation::Publish(subject) if subject == stream::info_subject(&self.stream) => self.cannot_ask(),
+                Violation::Publish(subject) => {
+                    let tickets = self.outstanding.take_subject(&subject);
+                    into.extend(
+                        tickets.into_iter().map(|ticket| (ticket, Verdict::Refused(not_authorised(&subject)))),
+                    );
+                    if self.forbidden.len() == FORBIDDEN_KEPT {
+                        self.forbidden.remove(0);
+                    }
+                    self.forbidden.retain(|(known, _)| *known != subject);
+                    self.forbidden.push((subject, Instant::now() + FORBIDDEN));
+                }
+                Violation::Subscribe(inbox) => {
+                    let text = format!("these credentials may no longer subscribe to {inbox}");
+                    let kind = ErrorKind::Authentication;
+                    self.lose(SessionError { text, kind, suspect: Suspect::Nothing });
+                }
+            }
+        }
+        if events.ended() {
+            self.lose_connection();
+        }
+    }
+
+    /// All answers that are there.
+    fn take_replies(&mut self, into: &mut Vec<(Ticket, Verdict)>) {
+        while let Poll::Ready(reply) = self.connection.next_now() {
+            match reply {
+                Some(reply) => self.take_reply(&reply, into),
+                None => return self.lose_connection(),
+            }
+        }
+    }
+
+    fn take_reply(&mut self, reply: &Reply, into: &mut Vec<(Ticket, Verdict)>) {
+        let Some(token) = self.connection.token(reply) else { return };
+        if let Some(number) = token.strip_prefix('q') {
+            if let Ok(number) = number.parse() {
+                self.take_look(number, stream::read(reply), into);
+            }
+            return;
+        }
+        let Ok(number) = token.parse() else { return };
+        match acknowledgement::read(reply, &self.stream) {
+            Answer::Verdict(verdict) => {
+                into.extend(self.outstanding.take(number).map(|waiting| (waiting.ticket, verdict)));
+            }
+            Answer::NobodyListens => {
+                let Some(Waiting { ticket, subject, .. }) = self.outstanding.take(number) else { return };
+                let verdict = self.question.nobody_listens(ticket, subject, Instant::now());
+                into.extend(verdict.map(|verdict| (ticket, verdict)));
+            }
+            Answer::Foreign => {}
+        }
+    }
+
+    fn take_look(&mut self, number: u64, look: Look, into: &mut Vec<(Ticket, Verdict)>) {
+        if self.overdue().is_none() {
+            self.question.relieve();
+        }
+        if let Err(lost) = self.question.answer(number, look, Instant::now(), into) {
+            self.lose(lost);
+        }
+    }
+
+    /// The refusal for the oldest message, if its answer is overdue.
+    fn overdue(&self) -> Option<Refusal> {
+        let oldest = self.outstanding.oldest()?;
+        (self.hearing.since(oldest.sent) >= ACK_TIMEOUT).then(|| {
+            let text = format!("no acknowledgement of {} within {} s", oldest.subject, ACK_TIMEOUT.as_secs());
+            Refusal::new(RefusalReason::Other, text)
+        })
+    }
+
+    fn look_at_clock(&mut self) {
+        self.hearing.look(Instant::now(), self.connection.bytes());
+        if let Some(refusal) = self.overdue() {
+            self.question.overdue(refusal);
+        }
+        if self.question.asked().is_some_and(|asked| self.hearing.since(asked) >= ACK_TIMEOUT) {
+            self.lose(SessionError::lost(format!("no answer about the stream {}", self.stream)));
+        }
+    }
+
+    /// Asks what is to be asked, if it is time.
+    fn ask(&mut self) {
+        let now = Instant::now();
+        let Some(number) = self.question.due(now) else { return };
+        if !self.may_ask {
+            return self.cannot_ask();
+        }
+        let subject = stream::info_subject(&self.stream);
+        match self.connection.publish(&subject, &format!("q{number}"), None, Bytes::new()) {
+            Queued::Yes => self.question.ask(now, self.hearing.stamp(now)),
+            // At the next look.
+            Queued::Full => {}
+            Queued::TooLarge | Queued::IllegalSubject | Queued::Ended => self.lose_connection(),
+        }
+    }
+
+    fn cannot_ask(&mut self) {
+        self.may_ask = false;
+        let error = self.overdue().map_or_else(
+            || {
+                let text = format!(
+                    "nobody takes an event's subject, and these credentials may not ask about the stream {}; permit {}",
+                    self.stream,
+                    stream::info_subject(&self.stream)
+                );
+                SessionError::lost(text)
+            },
+            SessionError::suspect,
+        );
+        self.lose(error);
+    }
+}
+
+fn not_authorised(subject: &str) -> Refusal {
+    let text = format!("these credentials may not publish to {subject}");
+    Refusal::new(RefusalReason::NotAuthorised, text)
+}
+
+#[async_trait]
+impl Session for NatsSession {
+    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
+        if !self.connection.is_open() {
+            self.lose_connection();
+        }
+        if let Some(lost) = &self.lost {
+            return Handed::Lost(lost.clone());
+        }
+        if self.is_forbidden(&message.address) {
+            return Handed::Refused(not_authorised(&message.address));
+        }
+        let block = Block::new(&message.event, &self.headers, &self.stream);
+        let size = block.length + message.event.body.len();
+        let most = self.connection.max_payload();
+        let too_large = || {
+            let text = format!("{size} bytes with headers, more than the server's max_payload of {most}");
+            Handed::Refused(Refusal::new(RefusalReason::TooLarge, text))
+        };
+        if size > most {
+            return too_large();
+        }
+        let now = Instant::now();
+        if self.is_idle() {
+            self.hearing.resume(now, self.connection.bytes());
+        }
+        let token = self.outstanding.next().to_string();
+        let body = Bytes::copy_from_slice(&message.event.body);
+        match self.connection.publish(&message.address, &token, Some(block.map), body) {
+            Queued::Yes => {
+                let subject = Arc::clone(&message.address);
+                self.outstanding.push(Waiting { ticket, subject, sent: self.hearing.stamp(now) });
+                Handed::Over
+            }
+            Queued::Full => Handed::NotNow("the connection takes no more at the moment".to_owned()),
+            Queued::TooLarge => too_large(),
+            Queued::IllegalSubject => {
+                let text = format!("{:?} is no legal subject", message.address);
+                Handed::Refused(Refusal::new(RefusalReason::Unroutable, text))
+            }
+            Queued::Ended => {
+                self.lose_connection();
+                Handed::Lost(self.lost.clone().unwrap_or_else(|| SessionError::lost("the connection ended")))
+            }
+        }
+    }
+
+    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
+        let before = into.len();
+        loop {
+            // Events first: an answer that came before the end is then among the replies.
+            self.take_events(into);
+            self.take_replies(into);
+            if self.lost.is_none() {
+                self.ask();
+            }
+            if into.len() > before {
+                return Ok(());
+            }
+            if let Some(lost) = &self.lost {
+                return Err(lost.clone());
+            }
+            let events = Arc::clone(self.connection.events());
+            let busy = !self.is_idle();
+            tokio::select! {
+                reply = self.connection.next() => match reply {
+                    Some(reply) => self.take_reply(&reply, into),
+                    None => self.lose_connection(),
+                },
+                () = events.news.notified() => {}
+                _ = self.look.tick(), if busy => self.look_at_clock(),
+            }
+        }
+    }
+
+    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>) {
+        let collect = async {
+            while !self.outstanding.is_empty() {
+                match self.connection.next().await {
+                    Some(reply) => self.take_reply(&reply, into),
+                    None => break,
+                }
+            }
+        };
+        // What is not answered by then is unsettled: the caller knows.
+        let _ = timeout(patience, collect).await;
+        self.take_events(into);
+        // Dropping the client ends its task and its socket: the library has nothing that waits for more.
+    }
+}

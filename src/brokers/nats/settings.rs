@@ -1,0 +1,307 @@
+//! The settings of `[broker.nats]`: read and checked, secrets taken out of URLs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use percent_encoding::percent_decode_str;
+use url::Url;
+
+use super::subjects;
+use crate::brokers::{Router, Shape, Topology};
+use crate::secret::{Secret, redact};
+use crate::settings::Section;
+
+/// The server refuses a shorter duplicate window.
+const LEAST_WINDOW: Duration = Duration::from_millis(100);
+
+/// The settings of `[broker.nats]`.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Without user and password; `nats` or `tls`, with a host.
+    pub(super) servers: Vec<Url>,
+    pub(super) login: Login,
+    pub(super) tls: Tls,
+    pub(super) router: Router,
+    pub(super) stream: String,
+    pub(super) topology: Topology,
+    /// What the stream takes if it is created here.
+    pub(super) stream_subjects: Vec<String>,
+    pub(super) stream_replicas: i64,
+    pub(super) duplicate_window: Duration,
+}
+
+/// How the bridge proves who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Login {
+    Nobody,
+    Credentials(PathBuf),
+    Password(String, Secret),
+    Token(Secret),
+}
+
+/// What TLS needs beside the scheme.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Tls {
+    pub(super) ca: Option<PathBuf>,
+    /// Certificate and key.
+    pub(super) client: Option<(PathBuf, PathBuf)>,
+}
+
+const SHAPE: Shape = Shape { address: "subject", key: None, address_legal: subjects::legal, key_legal: |_| Ok(()) };
+
+impl Settings {
+    /// Reads `[broker.nats]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        let (servers, found) = servers(section);
+        let login = login(section, found);
+        let tls = tls(section);
+        let router = Router::read(section, SHAPE);
+        let stream = section.text("stream");
+        if let Err(wrong) = subjects::legal_stream(&stream) {
+            section.problem("stream", wrong);
+        }
+        let topology = section.choice(
+            "topology",
+            &[("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)],
+        );
+        let stream_subjects = stream_subjects(section, &router, topology);
+        let stream_replicas = section.integer("stream_replicas", 1, 5);
+        let duplicate_window = section.duration("duplicate_window");
+        if duplicate_window < LEAST_WINDOW {
+            section.problem("duplicate_window", "shorter than \"100ms\", the least that a stream takes");
+        }
+        Self { servers, login, tls, router, stream, topology, stream_subjects, stream_replicas, duplicate_window }
+    }
+
+    /// The servers without secrets.
+    pub(super) fn location(&self) -> String {
+        self.servers.iter().map(|url| redact(url.as_str())).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// The servers, and who their URLs say we are.
+fn servers(section: &mut Section<'_>) -> (Vec<Url>, Login) {
+    let mut servers = Vec::new();
+    let mut logins: Vec<Login> = Vec::new();
+    let texts = section.texts("servers");
+    if texts.is_empty() {
+        section.problem("servers", "empty; name at least one, such as [\"nats://localhost:4222\"]");
+    }
+    for text in texts {
+        match server(&text) {
+            Ok((url, login)) => {
+                servers.push(url);
+                if login != Login::Nobody && !logins.contains(&login) {
+                    logins.push(login);
+                }
+            }
+            Err(wrong) => section.problem("servers", format_args!("{}: {wrong}", redact(&text))),
+        }
+    }
+    if logins.len() > 1 {
+        section.problem("servers", "the URLs have different users or passwords; all servers are given the same");
+    }
+    (servers, logins.into_iter().next().unwrap_or(Login::Nobody))
+}
+
+/// One server's URL without user and password, and those.
+fn server(text: &str) -> Result<(Url, Login), &'static str> {
+    const FORM: &str = "a server is written nats://HOST:PORT, or tls://HOST:PORT for TLS";
+    let mut url = Url::parse(text).map_err(|_| FORM)?;
+    if !matches!(url.scheme(), "nats" | "tls") || url.host_str().is_none_or(str::is_empty) {
+        return Err(FORM);
+    }
+    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+        return Err("something stands behind host and port; remove it");
+    }
+    let decode = |part: &str| percent_decode_str(part).decode_utf8().map(std::borrow::Cow::into_owned);
+    let user = decode(url.username()).map_err(|_| "the user is not UTF-8")?;
+    let password = url.password().map(decode).transpose().map_err(|_| "the password is not UTF-8")?;
+    let login = match (user, password) {
+        (user, None) if user.is_empty() => Login::Nobody,
+        // As the other clients of NATS read it: nats://TOKEN@HOST.
+        (token, None) => Login::Token(Secret::new(token)),
+        (user, Some(password)) => Login::Password(user, Secret::new(password)),
+    };
+    // Both succeed for a URL with a host.
+    let _ = url.set_password(None);
+    let _ = url.set_username("");
+    Ok((url, login))
+}
+
+fn login(section: &mut Section<'_>, in_urls: Login) -> Login {
+    let credentials = section.readable_file("credentials_file");
+    let username = section.text("username");
+    let password = section.secret("password");
+    let token = section.secret("token");
+    if let Some(path) = &credentials {
+        section.warn_if_world_readable("credentials_file", path);
+        let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
+        let parsed = text.and_then(|text| {
+            async_nats::ConnectOptions::with_credentials(&text).map(drop).map_err(|error| error.to_string())
+        });
+        if let Err(wrong) = parsed {
+            section.problem("credentials_file", format_args!("{} is no .creds file: {wrong}", path.display()));
+        }
+    }
+    let mut logins = Vec::new();
+    let mut add = |key, login| logins.push((key, login));
+    if let Some(path) = credentials {
+        add("credentials_file", Login::Credentials(path));
+    }
+    match (username.is_empty(), password) {
+        (true, None) => {}
+        (false, Some(password)) => add("username", Login::Password(username, password)),
+        (false, None) => section.problem("username", "given without `password` or `password_file`"),
+        (true, Some(_)) => section.problem("username", "missing; `password` is given"),
+    }
+    if let Some(token) = token {
+        add("token", Login::Token(token));
+    }
+    if in_urls != Login::Nobody {
+        add("servers", in_urls);
+    }
+    if let [(_, _), (key, _), ..] = logins.as_slice() {
+        let rule = "give one of `credentials_file`, `username` with `password`, `token`, or a user in the URLs";
+        section.problem(key, format_args!("a second way to log in; {rule}"));
+    }
+    logins.into_iter().next().map_or(Login::Nobody, |(_, login)| login)
+}
+
+fn tls(section: &mut Section<'_>) -> Tls {
+    let ca = section.readable_file("ca_file");
+    let certificate = section.readable_file("certificate_file");
+    let key = section.readable_file("key_file");
+    if let Some(path) = &key {
+        section.warn_if_world_readable("key_file", path);
+    }
+    let given = |section: &mut Section<'_>, name| section.path(name).is_some();
+    match (given(section, "certificate_file"), given(section, "key_file")) {
+        (true, false) => section.problem("certificate_file", "given without `key_file`"),
+        (false, true) => section.problem("key_file", "given without `certificate_file`"),
+        _ => {}
+    }
+    Tls { ca, client: certificate.zip(key) }
+}
+
+fn stream_subjects(section: &mut Section<'_>, router: &Router, topology: Topology) -> Vec<String> {
+    let given = section.texts("stream_subjects");
+    for (at, subject) in given.iter().enumerate() {
+        if let Err(wrong) = subjects::legal_pattern(subject) {
+            section.problem("stream_subjects", wrong);
+        } else if let Some(other) = given[..at].iter().find(|other| subjects::overlap(other, subject)) {
+            section.problem(
+                "stream_subjects",
+                format_args!("{other:?} and {subject:?} overlap; a stream takes neither"),
+            );
+        }
+    }
+    if !given.is_empty() {
+        return given;
+    }
+    let derived = subjects::derived(router.routes().iter().map(crate::brokers::Route::address));
+    if derived.is_none() && topology == Topology::Declare {
+        let text = "a subject template starts with a placeholder, so nothing says what the stream shall take; set it, \
+                    such as [\"plextrac.>\"]";
+        section.problem("stream_subjects", text);
+    }
+    derived.unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::{Problems, testing};
+
+    fn read(toml: &str) -> (Settings, Problems) {
+        testing::read(&["broker", "nats"], toml, Settings::read)
+    }
+
+    fn errors(toml: &str) -> Vec<String> {
+        read(toml).1.errors
+    }
+
+    #[test]
+    fn takes_the_defaults() {
+        let (settings, problems) = read("");
+        assert!(problems.errors.is_empty() && problems.warnings.is_empty(), "{problems:?}");
+        assert_eq!(settings.location(), "nats://localhost:4222");
+        assert_eq!((settings.login, settings.topology), (Login::Nobody, Topology::Declare));
+        assert_eq!((settings.stream.as_str(), settings.stream_replicas), ("PLEXTRAC", 1));
+        assert_eq!(settings.stream_subjects, ["plextrac.>"]);
+        assert_eq!(settings.duplicate_window, Duration::from_mins(10));
+    }
+
+    #[test]
+    fn takes_user_and_password_out_of_the_urls() {
+        let (settings, problems) =
+            read(r#"servers = ["nats://me:p%40ss@one:1", "tls://me:p%40ss@[::1]:2", "nats://c"]"#);
+        assert!(problems.errors.is_empty(), "{problems:?}");
+        assert_eq!(settings.login, Login::Password("me".to_owned(), Secret::new("p@ss")));
+        assert_eq!(settings.location(), "nats://one:1, tls://[::1]:2, nats://c");
+        assert!(!format!("{settings:?}").contains("ss@") && !format!("{settings:?}").contains("p@"));
+        let (settings, _) = read(r#"servers = ["nats://s3cret@one"]"#);
+        assert_eq!(settings.login, Login::Token(Secret::new("s3cret")));
+    }
+
+    #[test]
+    fn refuses_what_is_no_server() {
+        let form = "a server is written nats://HOST:PORT, or tls://HOST:PORT for TLS";
+        assert_eq!(errors(r#"servers = ["u:pw@host"]"#), [format!("`servers`: [not a URL]: {form}")]);
+        assert_eq!(errors(r#"servers = ["http://u:pw@host"]"#), [format!("`servers`: http://host: {form}")]);
+        assert_eq!(errors(r#"servers = ["nats://"]"#), [format!("`servers`: [not a URL]: {form}")]);
+        let behind = "something stands behind host and port; remove it";
+        assert_eq!(errors(r#"servers = ["nats://h/x?a=b"]"#), [format!("`servers`: nats://h/x: {behind}")]);
+        let empty = "`servers`: empty; name at least one, such as [\"nats://localhost:4222\"]";
+        assert_eq!(errors("servers = []"), [empty]);
+    }
+
+    #[test]
+    fn refuses_two_ways_to_log_in() {
+        let different = "`servers`: the URLs have different users or passwords; all servers are given the same";
+        assert_eq!(errors(r#"servers = ["nats://a:b@h", "nats://a:c@i"]"#), [different]);
+        let second = "a second way to log in; give one of `credentials_file`, `username` with `password`, `token`, or \
+                      a user in the URLs";
+        assert_eq!(errors("username = \"a\"\npassword = \"b\"\ntoken = \"t\""), [format!("`token`: {second}")]);
+        assert_eq!(errors("token = \"t\"\nservers = [\"nats://a:b@h\"]"), [format!("`servers`: {second}")]);
+        assert_eq!(errors("username = \"a\""), ["`username`: given without `password` or `password_file`"]);
+        assert_eq!(errors("password = \"a\""), ["`username`: missing; `password` is given"]);
+    }
+
+    #[test]
+    fn refuses_files_that_do_not_fit() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x");
+        std::fs::write(&path, "x").unwrap();
+        let path = path.to_str().unwrap();
+        assert_eq!(
+            errors(&format!("certificate_file = {path:?}")),
+            ["`certificate_file`: given without `key_file`"]
+        );
+        assert_eq!(errors(&format!("key_file = {path:?}")), ["`key_file`: given without `certificate_file`"]);
+        let wrong = format!(
+            "`credentials_file`: {path} is no .creds file: cannot parse user JWT from the credentials file"
+        );
+        assert_eq!(errors(&format!("credentials_file = {path:?}")), [wrong]);
+    }
+
+    #[test]
+    fn checks_subjects_and_stream() {
+        let wildcard = "`subject`: the subject \"a.*._\" has a wildcard; events are published to plain subjects";
+        assert_eq!(errors("subject = \"a.*.{event}\""), [wildcard]);
+        let prefix = "`stream_subjects`: a subject template starts with a placeholder, so nothing says what the stream \
+                      shall take; set it, such as [\"plextrac.>\"]";
+        assert_eq!(errors("subject = \"{event}.a\""), [prefix]);
+        assert_eq!(errors("subject = \"{event}.a\"\nstream_subjects = [\"*.a\"]"), [""; 0]);
+        assert_eq!(errors("subject = \"{event}.a\"\ntopology = \"check\""), [""; 0]);
+        let overlap = "`stream_subjects`: \"a.>\" and \"a.b\" overlap; a stream takes neither";
+        assert_eq!(errors("stream_subjects = [\"a.>\", \"a.b\"]"), [overlap]);
+        let name = "`stream`: \"a.b\" is no legal stream name; a stream's name has at most 255 bytes, no blanks, dots, \
+                    slashes or wildcards";
+        assert_eq!(errors("stream = \"a.b\""), [name]);
+        let replicas = "`stream_replicas`: expected a whole number, 1 to 5, found 6";
+        assert_eq!(errors("stream_replicas = 6"), [replicas]);
+        let window = "`duplicate_window`: shorter than \"100ms\", the least that a stream takes";
+        assert_eq!(errors("duplicate_window = \"99ms\""), [window]);
+    }
+}

@@ -1,0 +1,149 @@
+//! JetStream's own API, as far as it is needed: look at one stream, create it.
+//!
+//! Source: <https://docs.nats.io/reference/reference-protocols/nats_api_reference>.
+
+use async_nats::{Message, StatusCode};
+use serde_json::{Value, json};
+
+use super::acknowledgement::Error;
+use super::settings::Settings;
+use super::subjects;
+
+/// No such stream.
+const NOT_FOUND: u64 = 10059;
+
+/// JetStream is off: for the server, for this account.
+const NOT_ENABLED: [u64; 2] = [10076, 10039];
+
+/// What a look at a stream found.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Look {
+    /// It is there.
+    Stands(Stream),
+    /// It is not.
+    Missing,
+    /// There is no JetStream, for a reason.
+    NoJetStream(String),
+    /// JetStream has another answer.
+    Unclear(String),
+}
+
+/// What matters of a stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stream {
+    pub(super) subjects: Vec<String>,
+    /// Its own limit, headers included, where it has one.
+    pub(super) max_message: Option<usize>,
+    /// Why nothing can be published to it so that the bridge knows, if so.
+    pub(super) useless: Option<&'static str>,
+}
+
+impl Stream {
+    /// Whether a message to this subject, or to every subject of this pattern, goes into the stream.
+    pub(super) fn takes(&self, subject: &str) -> bool {
+        self.subjects.iter().any(|pattern| subjects::covers(pattern, subject))
+    }
+}
+
+/// Where to ask about a stream.
+pub(super) fn info_subject(stream: &str) -> String {
+    format!("$JS.API.STREAM.INFO.{stream}")
+}
+
+/// Where to ask for a stream to be created.
+pub(super) fn create_subject(stream: &str) -> String {
+    format!("$JS.API.STREAM.CREATE.{stream}")
+}
+
+/// What to ask for: how long and how much the stream keeps is the operator's to limit later.
+pub(super) fn creation(settings: &Settings) -> Vec<u8> {
+    let window = u64::try_from(settings.duplicate_window.as_nanos()).unwrap_or(u64::MAX);
+    json!({
+        "name": settings.stream,
+        "subjects": settings.stream_subjects,
+        "storage": "file",
+        "retention": "limits",
+        "discard": "old",
+        "num_replicas": settings.stream_replicas,
+        "duplicate_window": window,
+    })
+    .to_string()
+    .into_bytes()
+}
+
+/// Reads the answer to either.
+pub(super) fn read(message: &Message) -> Look {
+    match message.status {
+        Some(StatusCode::NO_RESPONDERS) => Look::NoJetStream("nobody answers for it".to_owned()),
+        Some(status) => Look::Unclear(format!("status {status}")),
+        None => read_payload(&message.payload),
+    }
+}
+
+fn read_payload(payload: &[u8]) -> Look {
+    let Ok(answer) = serde_json::from_slice::<Value>(payload) else {
+        return Look::Unclear("an answer that is not JSON".to_owned());
+    };
+    if let Some(error) = answer.get("error") {
+        return match Error::read(&error.to_string()) {
+            Some(error) if error.number == NOT_FOUND => Look::Missing,
+            Some(error) if NOT_ENABLED.contains(&error.number) => Look::NoJetStream(error.text),
+            Some(error) => Look::Unclear(format!("{} ({})", error.text, error.number)),
+            None => Look::Unclear("an error without a code".to_owned()),
+        };
+    }
+    let Some(config) = answer.get("config") else {
+        return Look::Unclear("an answer without the stream's configuration".to_owned());
+    };
+    let flag = |key| config.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let subjects = config.get("subjects").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    Look::Stands(Stream {
+        subjects: subjects.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        // Unlimited is -1.
+        max_message: config.get("max_msg_size").and_then(Value::as_u64).and_then(|size| size.try_into().ok()),
+        useless: if flag("no_ack") {
+            Some("is set to `no_ack` and confirms nothing")
+        } else if flag("sealed") {
+            Some("is sealed and takes no message")
+        } else {
+            None
+        },
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(code: u64, number: u64) -> Look {
+        read_payload(
+            format!(r#"{{"type":"t","error":{{"code":{code},"err_code":{number},"description":"why"}}}}"#)
+                .as_bytes(),
+        )
+    }
+
+    #[test]
+    fn reads_what_matters_of_a_stream() {
+        let look = read_payload(
+            br#"{"config":{"name":"S","subjects":["a.>","b"],"max_msg_size":-1,"sealed":false},"state":{"messages":1}}"#,
+        );
+        let Look::Stands(stream) = look else { panic!("{look:?}") };
+        assert_eq!((stream.max_message, stream.useless), (None, None));
+        assert!(stream.takes("a.x.y") && stream.takes("b") && !stream.takes("b.c") && !stream.takes("a"));
+        let look = read_payload(br#"{"config":{"max_msg_size":100,"no_ack":true}}"#);
+        let Look::Stands(stream) = look else { panic!("{look:?}") };
+        assert_eq!(stream.max_message, Some(100));
+        assert!(stream.useless.is_some() && !stream.takes("a"));
+    }
+
+    #[test]
+    fn tells_a_missing_stream_from_missing_jetstream() {
+        assert_eq!(error(404, 10059), Look::Missing);
+        assert_eq!(error(503, 10039), Look::NoJetStream("why".to_owned()));
+        assert_eq!(error(503, 10076), Look::NoJetStream("why".to_owned()));
+        assert_eq!(error(503, 10008), Look::Unclear("why (10008)".to_owned()));
+        for payload in ["", "{}", "[]", r#"{"error":{}}"#] {
+            assert!(matches!(read_payload(payload.as_bytes()), Look::Unclear(_)), "{payload}");
+        }
+    }
+}

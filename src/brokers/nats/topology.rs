@@ -1,0 +1,192 @@
+//! The stream at connect: looked at, created where `declare` says so, never changed; and what it will not take.
+
+use super::connection::{Connection, Unanswered};
+use super::settings::Settings;
+use super::stream::{self, Look, Stream};
+use crate::brokers::{ConnectError, ErrorKind, Finding, Terms, Topology};
+use crate::template::Template;
+
+/// Headers of an event with usual names: CloudEvents, signature and id are about 600 bytes.
+const HEADERS: usize = 1024;
+
+/// What is known of the stream when a session starts.
+#[derive(Debug)]
+pub(super) enum Known {
+    /// It stands.
+    Stands(Stream),
+    /// It does not.
+    Missing,
+    /// These credentials may not ask.
+    Unasked,
+}
+
+/// Looks at the stream.
+pub(super) async fn look(connection: &mut Connection, settings: &Settings) -> Result<Known, ConnectError> {
+    let subject = stream::info_subject(&settings.stream);
+    let at = connection.at().to_owned();
+    let message = match connection.ask(&subject, Vec::new()).await {
+        Ok(message) => message,
+        Err(Unanswered::Forbidden) if settings.topology == Topology::Ignore => return Ok(Known::Unasked),
+        Err(Unanswered::Forbidden) => return Err(forbidden(&at, &subject, "topology = \"ignore\"")),
+        // Where permissions are refused somewhere on the way, nothing comes back at all.
+        Err(Unanswered::Silence(error))
+            if settings.topology == Topology::Ignore
+                && error.kind == ErrorKind::Connect
+                && connection.is_open() =>
+        {
+            return Ok(Known::Unasked);
+        }
+        Err(Unanswered::Silence(error)) => return Err(error),
+    };
+    known(stream::read(&message), &at, settings)
+}
+
+/// Creates the stream.
+pub(super) async fn create(connection: &mut Connection, settings: &Settings) -> Result<Stream, ConnectError> {
+    let subject = stream::create_subject(&settings.stream);
+    let at = connection.at().to_owned();
+    let name = &settings.stream;
+    let message = match connection.ask(&subject, stream::creation(settings)).await {
+        Ok(message) => message,
+        Err(Unanswered::Forbidden) => {
+            return Err(forbidden(&at, &subject, "create the stream and set topology = \"check\""));
+        }
+        Err(Unanswered::Silence(error)) => return Err(error),
+    };
+    match stream::read(&message) {
+        Look::Stands(stream) => Ok(stream),
+        Look::NoJetStream(why) => Err(no_jetstream(&at, &why)),
+        Look::Missing => {
+            Err(ConnectError::new(ErrorKind::Connect, format!("{at}: cannot create the stream {name}")))
+        }
+        Look::Unclear(why) => {
+            let subjects = settings.stream_subjects.join(", ");
+            let text = format!("{at}: cannot create the stream {name} with the subjects {subjects}: {why}");
+            Err(ConnectError::new(ErrorKind::Connect, text))
+        }
+    }
+}
+
+/// The error where a missing stream is not ours to create.
+pub(super) fn missing(at: &str, settings: &Settings) -> ConnectError {
+    let text = format!("{at}: {}", missing_text(settings));
+    ConnectError::new(ErrorKind::Connect, text)
+}
+
+/// What to do about a missing stream that is not ours to create.
+pub(super) fn missing_text(settings: &Settings) -> String {
+    format!("the stream {} does not exist; create it, or set topology = \"declare\"", settings.stream)
+}
+
+fn known(look: Look, at: &str, settings: &Settings) -> Result<Known, ConnectError> {
+    let name = &settings.stream;
+    match look {
+        Look::Stands(Stream { useless: Some(why), .. }) => {
+            Err(ConnectError::new(ErrorKind::Connect, format!("{at}: the stream {name} {why}; use another one")))
+        }
+        Look::Stands(stream) => Ok(Known::Stands(stream)),
+        Look::Missing => Ok(Known::Missing),
+        Look::NoJetStream(why) => Err(no_jetstream(at, &why)),
+        Look::Unclear(why) => {
+            Err(ConnectError::new(ErrorKind::Connect, format!("{at}: cannot look at the stream {name}: {why}")))
+        }
+    }
+}
+
+fn no_jetstream(at: &str, why: &str) -> ConnectError {
+    let text = format!(
+        "{at}: JetStream is not available: {why}; enable it for the server (`jetstream {{}}`) and this account: plain \
+         NATS confirms nothing"
+    );
+    ConnectError::new(ErrorKind::Connect, text)
+}
+
+fn forbidden(at: &str, subject: &str, instead: &str) -> ConnectError {
+    let text = format!("{at}: these credentials may not publish to {subject}; permit it, or {instead}");
+    ConnectError::new(ErrorKind::Authentication, text)
+}
+
+/// What the operator should know of a stream that stands: what it will not take.
+pub(super) fn subjects_not_taken(stream: &Stream, settings: &Settings) -> Vec<Finding> {
+    let mut shown = Vec::new();
+    for template in settings.router.routes().iter().map(crate::brokers::Route::address) {
+        let [sample, _] = template.samples();
+        let name = shape(template);
+        if !stream.takes(&sample) && !shown.contains(&name) {
+            shown.push(name);
+        }
+    }
+    let takes = stream.subjects.join(", ");
+    let text = |subject| {
+        let name = &settings.stream;
+        format!("the stream {name} takes {takes}, not all of {subject}; events it does not take will be refused")
+    };
+    shown.iter().map(|subject| Finding::Warning(text(subject))).collect()
+}
+
+/// A template for people: what comes after the first placeholder does not matter.
+fn shape(template: &Template) -> String {
+    template.literal().map_or_else(|| format!("{}{{..}}", template.literal_prefix()), str::to_owned)
+}
+
+/// Whether the largest body fits the server and the stream.
+pub(super) fn sizes(max_payload: usize, stream: Option<&Stream>, terms: &Terms) -> Finding {
+    let needed = terms.max_body.saturating_add(HEADERS);
+    let (limit, whose) = match stream.and_then(|stream| stream.max_message) {
+        Some(limit) if limit < max_payload => (limit, "the stream's max_msg_size"),
+        _ => (max_payload, "the server's max_payload"),
+    };
+    if needed <= limit {
+        return Finding::Good(format!("{whose} of {limit} bytes is enough for ingress.max_body and headers"));
+    }
+    let fits = limit.saturating_sub(HEADERS);
+    Finding::Warning(format!(
+        "{whose} is {limit} bytes: bodies above about {fits} bytes will be refused; raise it, or lower ingress.max_body \
+         from {} bytes",
+        terms.max_body
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::brokers::HeaderStyle;
+    use crate::settings::testing;
+
+    fn terms(max_body: usize) -> Terms {
+        Terms { max_in_flight: 1, max_body, headers: HeaderStyle::None, retry_max: Duration::ZERO }
+    }
+
+    fn stream(subjects: &[&str], max_message: Option<usize>) -> Stream {
+        let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
+        Stream { subjects, max_message, useless: None }
+    }
+
+    #[test]
+    fn compares_the_largest_message_with_both_limits() {
+        assert!(matches!(sizes(2048, None, &terms(1024)), Finding::Good(_)));
+        assert!(matches!(sizes(2047, None, &terms(1024)), Finding::Warning(_)));
+        let finding = sizes(1 << 20, Some(&stream(&[], Some(5000))), &terms(4000));
+        let text = "the stream's max_msg_size is 5000 bytes: bodies above about 3976 bytes will be refused; raise it, \
+                    or lower ingress.max_body from 4000 bytes";
+        assert_eq!(finding, Finding::Warning(text.to_owned()));
+    }
+
+    #[test]
+    fn warns_of_each_template_that_the_stream_does_not_take() {
+        let toml =
+            "subject = \"a.{event}\"\nstream_subjects = [\"a.>\"]\n[[routes]]\nevent = \"E\"\nsubject = \"b\"";
+        let (settings, problems) = testing::read(&["broker", "nats"], toml, Settings::read);
+        assert!(problems.errors.is_empty(), "{problems:?}");
+        assert_eq!(subjects_not_taken(&stream(&["a.>", "b"], None), &settings), []);
+        assert_eq!(subjects_not_taken(&stream(&["*.*", "b"], None), &settings), []);
+        let findings = subjects_not_taken(&stream(&["a.x"], None), &settings);
+        let text = |subject| {
+            let rest = "events it does not take will be refused";
+            Finding::Warning(format!("the stream PLEXTRAC takes a.x, not all of {subject}; {rest}"))
+        };
+        assert_eq!(findings, [text("b"), text("a.{..}")]);
+    }
+}
