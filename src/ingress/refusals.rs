@@ -44,18 +44,17 @@ impl Default for Recent {
 impl Recent {
     /// Logs and keeps a refusal.
     pub(super) fn note(&self, source: &str, peer: &str, refusal: RecentRefusal) {
-        if !self.throttle.admits() {
-            return;
+        if self.throttle.admits() {
+            tracing::warn!(
+                source,
+                peer,
+                status = refusal.status,
+                reason = refusal.reason.name(),
+                request_id = refusal.request_id,
+                "refused a request: {}",
+                refusal.detail
+            );
         }
-        tracing::warn!(
-            source,
-            peer,
-            status = refusal.status,
-            reason = refusal.reason.name(),
-            request_id = refusal.request_id,
-            "refused a request: {}",
-            refusal.detail
-        );
         let mut list = self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         list.truncate(KEPT - 1);
         list.push_front(refusal);
