@@ -236,10 +236,14 @@ async fn connect(uri: AMQPUri, tls: Option<Tls>) -> lapin::Result<Connection> {
     Connection::connector(uri, runtime, dial, properties).await
 }
 
+fn failed_in_tls(error: &io::Error) -> bool {
+    error.get_ref().and_then(|error| error.downcast_ref::<TlsError>()).is_some()
+}
+
 /// Why there is no connection, and what to do about it.
 fn explain(error: &lapin::Error, user: &str) -> (ErrorKind, String) {
     match error.kind() {
-        lapin::ErrorKind::IOError(error) if error.get_ref().is_some_and(|inner| inner.is::<TlsError>()) => {
+        lapin::ErrorKind::IOError(error) if failed_in_tls(error) => {
             let text = format!("the TLS handshake failed: {error}; check `ca_file`, the port and the host's name");
             (ErrorKind::Tls, text)
         }
