@@ -189,10 +189,10 @@ fn run(world: World, events: &[(String, String)], max_in_flight: usize, has_stat
     let (stopper, drain) = shutdown::channel();
     queue.drain();
     stopper.enter(Phase::Draining);
-    stopper.deadline(std::time::Instant::now() + Duration::from_secs(3600));
+    stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
     let delivery =
         Delivery::new(Box::new(broker), queue.clone(), metrics.clone(), View::default(), settings, store, drain);
-    runtime.block_on(async { tokio::time::timeout(Duration::from_secs(3000), delivery.run()).await }).unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_mins(50), delivery.run()).await }).unwrap();
     let snapshot = queue.snapshot();
     let totals = snapshot.ledger.totals(snapshot.events as u64);
     let text = metrics.render(&snapshot, &totals, &crate::metrics::Moment::default());
