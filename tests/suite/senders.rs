@@ -168,7 +168,8 @@ fn recovers_when_it_ran_out_of_descriptors() {
             Client::connect(&daemon.ingress).and_then(|mut client| client.send("POST", PATH, &headers, &body));
         answer.is_ok_and(|answer| answer.status == 200)
     });
-    assert_eq!(daemon.stop().code, Some(0));
+    let stopped = daemon.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
 }
 
 fn processor_ticks(daemon: &Daemon) -> u64 {

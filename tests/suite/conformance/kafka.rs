@@ -79,8 +79,8 @@ fn shared() -> &'static Shared {
             list.join(",")
         };
         let bound: Vec<(&str, u16)> = names.into_iter().zip(own).collect();
-        let proxied = names[4..].iter().copied().zip(proxies.iter().map(Proxy::port));
-        let advertised: Vec<(&str, u16)> = bound[..3].iter().copied().chain(proxied).collect();
+        let outer = names[4..].iter().copied().zip(proxies.iter().map(Proxy::port));
+        let advertised: Vec<(&str, u16)> = bound[..3].iter().copied().chain(outer).collect();
         let protocols = names.map(|name| match name {
             "SASL_PLAINTEXT" | "SSL" => format!("{name}:{name}"),
             _ => format!("{name}:PLAINTEXT"),

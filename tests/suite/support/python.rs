@@ -7,14 +7,14 @@ use serde_json::{Deserializer, Value};
 
 use super::wait::test_file;
 
-/// `$PYTHON` (the Makefile's), else the environment beside the installed brokers.
+/// `$PYTHON` (the Makefile's), else what `tests/setup.sh` makes.
 fn interpreter() -> PathBuf {
     if let Some(python) = std::env::var_os("PYTHON") {
         return python.into();
     }
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from);
-    cache.join("plextrac-bridge/brokers/venv/bin/python")
+    cache.join("plextrac-bridge/venv/bin/python")
 }
 
 fn run(script: &str, order: &Value) -> Vec<Value> {
