@@ -20,7 +20,7 @@ pub(super) fn accepts_while_the_broker_is_down_at_start<R: Remote>(test: &str) {
     let daemon = setup.start();
     let sent = Load { events: 300, ..Load::default() }.send(&daemon.ingress).all_accepted();
     let status = daemon.wait_until("the reason is shown", LIMIT, |status| {
-        !status.text("/broker/last_error/text").is_empty() && status.text("/broker/state") == "waiting"
+        !status.text("/broker/last_error/text").is_empty() && status.text("/broker/state") == "connecting"
     });
     assert_eq!(status.text("/broker/last_error/kind"), "connect");
     assert!(status.text("/broker/location").contains("127.0.0.1"), "{}", status.0["broker"]);

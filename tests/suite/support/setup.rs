@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::thread;
 
 use serde_json::Value;
@@ -22,7 +23,7 @@ pub(crate) const PATH: &str = "/webhooks/plextrac";
 /// Settings, and a directory of their own.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    directory: tempfile::TempDir,
+    directory: Arc<tempfile::TempDir>,
     sections: BTreeMap<String, BTreeMap<String, String>>,
     broker: String,
     limits: Option<u32>,
@@ -44,8 +45,13 @@ impl Setup {
 
     fn within(directory: tempfile::TempDir, broker: &Table) -> Self {
         let state = directory.path().join("state");
-        let setup =
-            Self { directory, sections: BTreeMap::new(), broker: broker.toml(), limits: None, level: "info" };
+        let setup = Self {
+            directory: Arc::new(directory),
+            sections: BTreeMap::new(),
+            broker: broker.toml(),
+            limits: None,
+            level: "info",
+        };
         setup
             .text("state_directory", &state.display().to_string())
             .text("ingress.listen", "127.0.0.1:0")
@@ -97,7 +103,7 @@ impl Setup {
         };
         command.arg("serve").arg("--config").arg(self.file());
         command.args(["--log-format", "json", "--log-level", self.level]);
-        Daemon::start(command)
+        Daemon::start(command, self.directory.clone())
     }
 
     /// Runs another command on these settings and waits for its end.
