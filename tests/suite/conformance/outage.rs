@@ -9,6 +9,9 @@ use crate::support::{Daemon, LIMIT, Load, Setup, wait_until};
 /// A refusal must not wait for anything: this is scheduling on a busy machine, not work.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
+/// An operator who looks must not be told that all is well for longer than this.
+const SEEN: Duration = Duration::from_secs(20);
+
 fn out_of_order(daemon: &Daemon) -> u64 {
     daemon.metric("publish_out_of_order_total", &[])
 }
@@ -32,6 +35,27 @@ pub(super) fn accepts_while_the_broker_is_down_at_start<R: Remote>(test: &str) {
     assert_eq!(status.text("/broker/state"), "connected");
     assert_eq!(daemon.metric("broker_connected", &[]), 1);
     assert_eq!(judge(&rig, &setup, &sent, &status, 0), 0, "repeats although nothing was sent before");
+}
+
+pub(super) fn shows_that_the_broker_went_away<R: Remote>(test: &str) {
+    let rig = R::proxied(test);
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let before = Load { events: 50, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    let errors = daemon.metric("broker_errors_total", &[]);
+    rig.proxy().refuse();
+    let during = Load { events: 50, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until("the reason is shown", SEEN, |status| {
+        !status.text("/broker/last_error/text").is_empty() && status.text("/broker/state") != "connected"
+    });
+    assert_eq!(status.count("held"), 50);
+    assert_eq!(daemon.metric("broker_connected", &[]), 0);
+    assert!(daemon.metric("broker_errors_total", &[]) > errors, "no error is counted");
+    rig.proxy().heal();
+    let status = daemon.wait_until_empty();
+    assert_eq!(status.text("/broker/state"), "connected");
+    judge(&rig, &setup, &before.and(during), &status, out_of_order(&daemon));
 }
 
 pub(super) fn answers_503_at_once_when_the_buffer_is_full<R: Remote>(test: &str) {

@@ -29,6 +29,7 @@ conform! { Rabbitmq:
     }
     outage {
         accepts_while_the_broker_is_down_at_start
+        shows_that_the_broker_went_away
         answers_503_at_once_when_the_buffer_is_full
         bounds_the_bytes_of_the_buffer
         keeps_events_through_cut_connections

@@ -33,7 +33,8 @@ pub(crate) fn wait_until(what: &str, limit: Duration, mut look: impl FnMut() -> 
 pub(crate) fn unique(test: &str) -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("{test}-{number}x")
+    // Addresses have limits, and templates make them longer.
+    format!("{test:.40}-{number}x")
 }
 
 /// One heavy test at a time, so that a time-out means a defect and not a busy machine.
