@@ -1,0 +1,27 @@
+//! What every test stands on: the real daemon, real brokers, a proxy that breaks things, load, and the oracle.
+
+mod broker;
+mod daemon;
+mod http;
+mod load;
+mod oracle;
+mod payload;
+mod proxy;
+mod python;
+mod setup;
+mod sign;
+mod table;
+mod wait;
+
+pub(crate) use broker::{Broker, Kind, ports};
+pub(crate) use daemon::{Daemon, Status, request_once};
+pub(crate) use http::{Answer, Client, get};
+pub(crate) use load::{Load, Note, Outcome, Sent};
+pub(crate) use oracle::{Delivered, Oracle};
+pub(crate) use payload::{Payload, UNICODE};
+pub(crate) use proxy::Proxy;
+pub(crate) use python::{admin, read};
+pub(crate) use setup::{PATH, SECRET, Setup, said};
+pub(crate) use sign::sign;
+pub(crate) use table::Table;
+pub(crate) use wait::{LIMIT, heavy, long, unique, wait_for, wait_until};
