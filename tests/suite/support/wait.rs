@@ -1,0 +1,53 @@
+//! Deadlines instead of sleeps, names no other test has, and the lock of the tests that load the machine.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything may take that normally takes a moment: two cores may be busy with three brokers.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+
+/// Between two looks at a condition.
+const LOOK: Duration = Duration::from_millis(20);
+
+/// Looks until there is something to see; the panic names what never came.
+pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        thread::sleep(LOOK);
+    }
+}
+
+/// Looks until it is true.
+pub(crate) fn wait_until(what: &str, limit: Duration, mut look: impl FnMut() -> bool) {
+    wait_for(what, limit, || look().then_some(()));
+}
+
+/// A name that no other test of this run has, nor begins with: legal as topic, queue, stream and subject token.
+pub(crate) fn unique(test: &str) -> String {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("{test}-{number}x")
+}
+
+/// One heavy test at a time, so that a time-out means a defect and not a busy machine.
+pub(crate) fn heavy() -> MutexGuard<'static, ()> {
+    static ONE: Mutex<()> = Mutex::new(());
+    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether the long forms were asked for: `SUITE_LONG=1`.
+pub(crate) fn long() -> bool {
+    std::env::var_os("SUITE_LONG").is_some_and(|value| !value.is_empty())
+}
+
+/// A file of the project's tests.
+pub(super) fn test_file(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
+}
