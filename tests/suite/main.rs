@@ -4,6 +4,14 @@
 #[cfg(test)]
 mod http;
 
+// The rules of the house, kept by reading src/.
+#[cfg(test)]
+mod layers;
+
+// Bodies and signatures made by Node.
+#[cfg(test)]
+mod signatures;
+
 // Daemon, settings, client.
 #[cfg(test)]
 mod support;

@@ -253,12 +253,18 @@ fn never_serves_what_stands_in_a_refused_body() {
 }
 
 #[test]
-fn serves_nothing_behind_a_body_that_was_too_large_in_chunks() {
+fn serves_nothing_out_of_chunks_that_are_too_large_together() {
     let bridge = Bridge::start(|setup| setup.text("ingress.max_body", "1KiB"));
-    let body = vec![b'x'; 5_000];
-    let risen = refuses(&bridge, "chunks", &Request::signed(&body).chunked(100).bytes(), &[413]);
+    let before = bridge.counters();
+    let body = [vec![b'x'; 1_500], smuggled(), vec![b'x'; 1_500]].concat();
+    for chunk in [100, 1_500, 5_000] {
+        let request = Request::signed(&body).header("Connection", "close").chunked(chunk);
+        let text = until_closed(&bridge.daemon.ingress, &request.bytes());
+        assert_eq!(statuses(&text), [413], "chunks of {chunk} bytes: {text}");
+    }
+    let risen = bridge.risen_since(&before);
     let rejected = risen.get("events_rejected_total{reason=\"too_large\",source=\"plextrac\"}");
-    assert_eq!(rejected, Some(&1), "what was counted: {risen:?}");
+    assert_eq!((rejected, risen.len()), (Some(&3), 3), "what was counted: {risen:?}");
     Case::body("after it", good("after"), Outcome::Accepted(good("after"))).run(&bridge);
     Case::new("no body at all", Request::unsigned(b"").bytes(), Outcome::Refused(401, "signature", Signature::NotSeen))
         .run(&bridge);

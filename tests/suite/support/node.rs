@@ -19,7 +19,7 @@ pub(crate) struct Signed {
 pub(crate) fn node_signs(secret: &str, payloads: &[Value]) -> Vec<Signed> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/support/sign.js");
     let recipes = Value::from(payloads).to_string();
-    let ended = Program::other("node", [script, secret, &recipes]).run();
+    let ended = Program::other("node", [script, secret]).input(recipes).run();
     ended.assert_code(0);
     let signed: Vec<Signed> = ended
         .out
