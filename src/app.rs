@@ -19,7 +19,7 @@ use tokio::task::LocalSet;
 use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
 use crate::delivery::{Delivery, Store, View};
-use crate::ingress::{self, Connections, Ingress, Listeners, Recent};
+use crate::ingress::{self, Connections, Ingress, Listeners, Recent, UnknownPaths};
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::queue::Buffer;
@@ -174,6 +174,7 @@ impl App {
                 connections: parts.connections.clone(),
                 sources: self.settings.sources.clone(),
                 recents: parts.recents.clone(),
+                unknown_paths: parts.unknown_paths.clone(),
                 dead_letters,
                 dead_letters_capacity: self.settings.dead_letters.bytes as u64,
                 broker_name: broker.name(),
@@ -195,6 +196,7 @@ impl App {
             parts.queue.clone(),
             parts.metrics.clone(),
             &parts.recents,
+            parts.unknown_paths.clone(),
             self.settings.buffer.bytes,
         ));
         let mut serving = Vec::new();
@@ -217,6 +219,7 @@ struct Parts {
     metrics: Arc<Metrics>,
     connections: Arc<Connections>,
     recents: Vec<Arc<Recent>>,
+    unknown_paths: Arc<UnknownPaths>,
     view: View,
 }
 
@@ -237,6 +240,7 @@ impl Parts {
             metrics: Arc::new(Metrics::new(&names)),
             connections: Arc::new(Connections::new(settings.ingress.max_connections)),
             recents: settings.sources.iter().map(|_| Arc::default()).collect(),
+            unknown_paths: Arc::default(),
             view: View::default(),
         }
     }

@@ -1,4 +1,4 @@
-//! plextrac-bridge: `PlexTrac`'s webhooks in, verified and validated; messages out to Kafka, `RabbitMQ` or NATS.
+//! plextrac-bridge: PlexTrac's webhooks in, verified and validated; messages out to Kafka, RabbitMQ or NATS.
 //!
 //! # The way of an event
 //! ```text

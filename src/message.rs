@@ -35,7 +35,7 @@ pub struct Origin {
     pub signature: Option<[u8; 64]>,
     /// A well-formed W3C `traceparent` header (55 bytes), where there was one.
     pub traceparent: Option<Box<str>>,
-    /// Wall clock at the first byte of the request.
+    /// Wall clock when the head of the request was read.
     pub received: SystemTime,
 }
 

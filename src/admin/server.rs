@@ -21,7 +21,7 @@ use tokio_io_timeout::TimeoutStream;
 use crate::admin::health::Health;
 use crate::admin::page;
 use crate::delivery::DeadLetters;
-use crate::ingress::{Connections, Recent, Source};
+use crate::ingress::{Connections, Recent, Source, UnknownPaths};
 use crate::metrics::Metrics;
 
 /// Probes, a scraper and some browsers.
@@ -43,6 +43,8 @@ pub struct Admin {
     pub sources: Vec<Source>,
     /// Their last refusals.
     pub recents: Vec<Arc<Recent>>,
+    /// Paths asked for in vain.
+    pub unknown_paths: Arc<UnknownPaths>,
     /// What the dead letters hold, where there is a state directory.
     pub dead_letters: Option<Arc<DeadLetters>>,
     /// `dead_letters.max_bytes`.

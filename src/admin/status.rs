@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::accounting::{Reason, Snapshot, SourceBook, Totals};
 use crate::admin::Admin;
 use crate::delivery::BrokerState;
-use crate::ingress::{Recent, Source, Validation};
+use crate::ingress::{Recent, Source, UnknownPath, Validation};
 use crate::metrics::{Moment, VERSION, revision, unix_seconds};
 
 impl Admin {
@@ -75,9 +75,19 @@ impl Admin {
                 "open": self.connections.open(),
                 "capacity": self.connections.capacity(),
             },
+            "unknown_paths": self.unknown_paths.list().iter().map(unknown_path).collect::<Vec<_>>(),
             "sources": sources.map(|((source, recent), book)| source_status(source, recent, book)).collect::<Vec<_>>(),
         })
     }
+}
+
+fn unknown_path(unknown: &UnknownPath) -> Value {
+    json!({
+        "path": unknown.path,
+        "meant": unknown.meant,
+        "count": unknown.count,
+        "timestamp_seconds": unix_seconds(Some(unknown.at)),
+    })
 }
 
 fn accounting(totals: &Totals) -> Value {

@@ -1,4 +1,4 @@
-//! The list of brokers: a new one is one line in each of the three places here.
+//! The list of brokers: a new one is its name, its variant, and one line for each of the two things done with it.
 
 use crate::brokers::{Broker, Terms, file, kafka, nats, rabbitmq};
 use crate::settings::Section;

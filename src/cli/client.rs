@@ -19,7 +19,7 @@ use sha2::Sha256;
 
 use crate::cli;
 
-/// `PlexTrac` itself gives up after five seconds.
+/// PlexTrac itself gives up after five seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whose secret signs.
@@ -80,7 +80,7 @@ pub(super) fn local(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
     address
 }
 
-/// The signature of a body as `PlexTrac` makes it.
+/// The signature of a body as PlexTrac makes it.
 pub(super) fn sign(secret: &Secret, body: &[u8]) -> String {
     let mut mac =
         Hmac::<Sha256>::new_from_slice(secret.reveal().as_bytes()).expect("HMAC takes keys of every length");

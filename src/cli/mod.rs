@@ -21,10 +21,10 @@ use plextrac_bridge::settings::{Flags, Settings, SettingsError, load};
 /// sysexits.h: something was found in an unconfigured or misconfigured state.
 const EX_CONFIG: u8 = 78;
 
-/// Takes `PlexTrac`'s webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka, `RabbitMQ`
-/// or NATS `JetStream`.
+/// Takes PlexTrac's webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka, RabbitMQ or
+/// NATS JetStream.
 #[derive(Debug, Parser)]
-#[command(name = "plextrac-bridge", version, arg_required_else_help = true, after_help = EXAMPLES, verbatim_doc_comment)]
+#[command(name = "plextrac-bridge", version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// File of settings [default: /etc/plextrac-bridge/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]

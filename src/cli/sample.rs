@@ -1,4 +1,4 @@
-//! Sample payloads, as `PlexTrac` documents them.
+//! Sample payloads, as PlexTrac documents them.
 
 use serde_json::json;
 

@@ -1,12 +1,16 @@
 //! From the queue to the broker: publish (the ring), settle, dead letters.
 
+mod backoff;
 mod dead_letters;
 mod pairs;
 mod publish;
 mod ring;
+#[cfg(test)]
+mod scripted;
 mod settings;
 mod settle;
 mod view;
+mod window;
 
 pub use dead_letters::{DeadLetters, Store};
 pub use publish::Delivery;

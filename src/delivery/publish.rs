@@ -12,12 +12,14 @@ use tokio::time::sleep;
 use crate::brokers::{
     Broker, ErrorKind, Finding, Handed, Refusal, Session, SessionError, Suspect, Ticket, Verdict,
 };
+use crate::delivery::backoff::Backoff;
 use crate::delivery::dead_letters::Store;
 use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::view::{BrokerState, View};
+use crate::delivery::window::Window;
 use crate::logs::Throttle;
 use crate::message::{Event, Message};
 use crate::metrics::Metrics;
@@ -30,16 +32,8 @@ const COLLECT: Duration = Duration::from_secs(1);
 /// How much room the events already taken from the queue make at once; a batch shares one lock.
 const BATCH: usize = 256;
 
-/// How many messages may be in flight at the moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Window {
-    /// `max_in_flight`.
-    Open,
-    /// One at a time, until everything below this ticket is settled.
-    One { until: Ticket, suspect: bool },
-    /// None: the broker takes nothing for now. Verdicts outstanding are collected, then it is tried again.
-    Shut { again: Instant },
-}
+/// How often it is looked whether a session that is not lost still reaches a broker.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The delivery task.
 pub struct Delivery {
@@ -57,6 +51,8 @@ pub struct Delivery {
     window: Window,
     backoff: Backoff,
     not_now: Throttle,
+    /// The session lives, but its brokers do not answer.
+    away: bool,
 }
 
 impl Delivery {
@@ -86,6 +82,7 @@ impl Delivery {
             window: Window::Open,
             backoff: Backoff::new(settings.retry_min, settings.retry_max),
             not_now: Throttle::new(1, Duration::from_secs(5)),
+            away: false,
             settings,
         }
     }
@@ -177,20 +174,24 @@ impl Delivery {
         }
         self.view.change(|view| view.findings = texts);
         self.view.state(BrokerState::Connected);
+        self.away = false;
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
     }
 
     /// Uses one session until it is lost or everything is delivered.
     async fn deliver(&mut self, mut session: Box<dyn Session>) {
         let ended = loop {
-            let lost = match self.pump(&mut *session) {
-                Ok(()) => {
-                    self.settle().await;
+            let pumped = self.pump(&mut *session);
+            self.settle().await;
+            let going = match pumped {
+                Ok(Pumped::All) => {
+                    self.look(&*session);
                     self.wait(&mut *session).await
                 }
+                Ok(Pumped::Some) => Ok(Going::On),
                 Err(lost) => Err(lost),
             };
-            match lost {
+            match going {
                 Ok(Going::On) => {}
                 Ok(Going::Finished) => break None,
                 Err(lost) => break Some(lost),
@@ -207,6 +208,31 @@ impl Delivery {
         self.ring.rewind();
         self.view.change(|view| view.in_flight = 0);
         self.settle().await;
+    }
+
+    /// Some client libraries reconnect by themselves: says when the brokers are gone and when they are back.
+    fn look(&mut self, session: &dyn Session) {
+        match session.away() {
+            Some(error) if !self.away => {
+                self.away = true;
+                self.metrics.broker_error(error.kind);
+                self.view.error(error.kind, &error.text);
+                self.view.state(BrokerState::Connecting);
+                tracing::error!(
+                    broker = self.broker.name(),
+                    kind = error.kind.name(),
+                    "the broker is away, its client tries again: {}",
+                    error.text
+                );
+            }
+            Some(error) => self.view.error(error.kind, &error.text),
+            None if self.away => {
+                self.away = false;
+                self.view.state(BrokerState::Connected);
+                tracing::info!(broker = self.broker.name(), "connected again");
+            }
+            None => {}
+        }
     }
 
     /// The session is lost: note it, and find the message to blame if there is one.
@@ -227,13 +253,13 @@ impl Delivery {
                     self.settler.refused(taken, refusal, &self.metrics);
                     self.window = Window::Open;
                 } else {
-                    self.window = Window::One { until: self.ring.end(), suspect: true };
+                    self.window = Window::one(&self.ring, true);
                 }
                 self.backoff.reset();
             }
             Suspect::Nothing => {
                 // A suspect session that ends for another reason leaves its suspects suspect.
-                if !matches!(self.window, Window::One { suspect: true, .. }) {
+                if !self.window.is_suspect() {
                     self.window = Window::Open;
                 }
             }
@@ -241,19 +267,18 @@ impl Delivery {
     }
 
     /// Hands over everything that the window allows.
-    fn pump(&mut self, session: &mut dyn Session) -> Result<(), SessionError> {
+    fn pump(&mut self, session: &mut dyn Session) -> Result<Pumped, SessionError> {
         self.adjust_window();
         let now = Instant::now();
         loop {
-            let most = match self.window {
-                Window::Open => self.settings.max_in_flight,
-                Window::One { .. } => 1,
-                Window::Shut { .. } => 0,
-            };
-            if self.ring.handed() >= most {
+            if self.ring.handed() >= self.window.most(self.settings.max_in_flight) {
                 break;
             }
             let Some((ticket, message, attempts)) = self.ring.next() else {
+                if self.settler.refused_count() >= BATCH {
+                    // A broker that refuses everything at once: settle these before more are taken.
+                    return Ok(Pumped::Some);
+                }
                 if !self.refill() {
                     break;
                 }
@@ -271,20 +296,16 @@ impl Delivery {
             }
         }
         self.view.change(|view| view.in_flight = self.ring.handed());
-        Ok(())
+        Ok(Pumped::All)
     }
 
     /// Opens or narrows the window when what it waited for has happened.
     fn adjust_window(&mut self) {
-        match self.window {
-            Window::One { until, .. } if self.ring.begin() >= until => {
-                self.window = Window::Open;
-            }
-            Window::Shut { again } if self.ring.handed() == 0 && Instant::now() >= again => {
-                self.window = Window::One { until: self.ring.end(), suspect: false };
+        if let Some(next) = self.window.next(&self.ring) {
+            if matches!(self.window, Window::Shut { .. }) {
                 self.view.state(BrokerState::Connected);
             }
-            _ => {}
+            self.window = next;
         }
     }
 
@@ -331,17 +352,15 @@ impl Delivery {
         if self.is_finished() {
             return Ok(Going::Finished);
         }
-        let shut_until = match self.window {
-            Window::Shut { again } if self.ring.handed() == 0 => Some(again),
-            _ => None,
-        };
-        let takes_more = self.ring.span() < self.settings.max_in_flight && matches!(self.window, Window::Open);
+        let again = self.window.again(&self.ring);
+        let takes_more = self.window.is_open() && self.ring.span() < self.settings.max_in_flight;
         let draining = self.drain.has_begun();
         let outcome = tokio::select! {
             outcome = session.verdicts(&mut self.verdicts) => outcome,
             () = self.queue.ready(), if takes_more => Ok(()),
-            () = sleep_until(shut_until), if shut_until.is_some() => Ok(()),
+            () = sleep_until(again), if again.is_some() => Ok(()),
             () = self.drain.begun(), if !draining => Ok(()),
+            () = sleep(LOOK) => Ok(()),
             () = self.drain.deadline() => return Ok(Going::Finished),
         };
         self.judge();
@@ -372,6 +391,12 @@ impl Delivery {
     }
 }
 
+/// How much of what the window allows was handed over.
+enum Pumped {
+    All,
+    Some,
+}
+
 enum Going {
     On,
     Finished,
@@ -381,29 +406,5 @@ async fn sleep_until(until: Option<Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until.into()).await,
         None => std::future::pending().await,
-    }
-}
-
-/// Waits that double from `retry_min` to `retry_max`, with jitter.
-#[derive(Debug)]
-struct Backoff {
-    least: Duration,
-    most: Duration,
-    current: Duration,
-}
-
-impl Backoff {
-    fn new(least: Duration, most: Duration) -> Self {
-        Self { least, most, current: least }
-    }
-
-    fn next(&mut self) -> Duration {
-        let wait = self.current.mul_f64(0.5 + fastrand::f64() / 2.0);
-        self.current = (self.current * 2).min(self.most);
-        wait
-    }
-
-    fn reset(&mut self) {
-        self.current = self.least;
     }
 }

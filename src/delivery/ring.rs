@@ -29,6 +29,7 @@ struct Slot {
     attempts: u32,
     /// The broker refused it for now: a younger one may have overtaken it.
     deferred: bool,
+    /// The broker has it, or may have it: its session was lost before the verdict came.
     stored: bool,
 }
 
@@ -40,7 +41,7 @@ pub(super) struct Taken {
     pub(super) attempts: u32,
     /// When the session got it, if it did.
     pub(super) handed: Option<Instant>,
-    /// It was stored after a younger one of its key.
+    /// It was stored after a younger one of its key was, or may have been.
     pub(super) overtaken: bool,
 }
 
@@ -184,6 +185,7 @@ impl Ring {
         for slot in &mut self.slots {
             if matches!(slot.state, State::Handed(_)) {
                 slot.state = State::Waiting;
+                slot.stored = true;
             }
         }
         self.handed = 0;

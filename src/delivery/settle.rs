@@ -63,6 +63,11 @@ impl Settler {
         self.refused.push((taken, refusal));
     }
 
+    /// How many refused messages wait to be settled.
+    pub(super) fn refused_count(&self) -> usize {
+        self.refused.len()
+    }
+
     /// Whether anything waits to be settled.
     pub(super) fn is_empty(&self) -> bool {
         self.settlement.is_empty() && self.refused.is_empty()

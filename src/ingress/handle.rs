@@ -11,12 +11,11 @@ use hyper::{Method, Request, StatusCode};
 
 use crate::accounting::{Decision, Reason};
 use crate::ingress::body::{self, Budget, Unread};
-use crate::ingress::refusals::{Recent, RecentRefusal};
+use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
 use crate::ingress::settings::{Settings, Source};
 use crate::ingress::validate::{Invalid, Valid, validate};
 use crate::ingress::verify::Verifier;
-use crate::logs::Throttle;
 use crate::message::{Event, Labels, Origin};
 use crate::metrics::{Metrics, SourceMetrics};
 use crate::queue::{Buffer, Refused};
@@ -37,7 +36,7 @@ pub struct Ingress {
     queue: Arc<Buffer>,
     metrics: Arc<Metrics>,
     budget: Arc<Budget>,
-    unknown: Throttle,
+    unknown: Arc<UnknownPaths>,
 }
 
 /// A request that was not accepted: the answer, and the word for it.
@@ -59,6 +58,7 @@ impl Ingress {
         queue: Arc<Buffer>,
         metrics: Arc<Metrics>,
         recents: &[Arc<Recent>],
+        unknown: Arc<UnknownPaths>,
         read_budget: usize,
     ) -> Self {
         let endpoints = sources.iter().zip(recents).enumerate().map(|(number, (source, recent))| Endpoint {
@@ -69,7 +69,6 @@ impl Ingress {
             recent: recent.clone(),
         });
         let endpoints = endpoints.collect();
-        let unknown = Throttle::new(1, std::time::Duration::from_secs(1));
         Self { settings, endpoints, queue, metrics, budget: Budget::new(read_budget), unknown }
     }
 
@@ -102,23 +101,10 @@ impl Ingress {
     fn unknown_path(&self, path: &str, peer: SocketAddr) -> Reply {
         self.metrics.unknown_path();
         let id = reply::request_id();
-        if self.unknown.admits() {
-            let plain = |path: &str| path.trim_end_matches('/').to_lowercase();
-            let near = self.endpoints.iter().find(|endpoint| plain(&endpoint.source.path) == plain(path));
-            // A path of a stranger: escaped, and no longer than a line.
-            let shown: String = path.chars().take(200).flat_map(char::escape_debug).collect();
-            if let Some(near) = near {
-                tracing::warn!(
-                    %peer,
-                    path = shown,
-                    request_id = id,
-                    "no such path; did the sender mean {}? a slash or upper and lower case differ",
-                    near.source.path
-                );
-            } else {
-                tracing::info!(%peer, path = shown, request_id = id, "no such path");
-            }
-        }
+        let plain = |path: &str| path.trim_end_matches('/').to_lowercase();
+        let asked = plain(path);
+        let near = self.endpoints.iter().find(|endpoint| plain(&endpoint.source.path) == asked);
+        self.unknown.note(path, near.map(|near| near.source.path.as_str()), &peer.to_string(), &id);
         Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)
     }
 }

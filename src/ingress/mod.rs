@@ -11,5 +11,5 @@ mod verify;
 
 pub use accept::{Connections, Listeners, serve};
 pub use handle::Ingress;
-pub use refusals::{Recent, RecentRefusal};
+pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};

@@ -44,18 +44,17 @@ impl Default for Recent {
 impl Recent {
     /// Logs and keeps a refusal.
     pub(super) fn note(&self, source: &str, peer: &str, refusal: RecentRefusal) {
-        if !self.throttle.admits() {
-            return;
+        if self.throttle.admits() {
+            tracing::warn!(
+                source,
+                peer,
+                status = refusal.status,
+                reason = refusal.reason.name(),
+                request_id = refusal.request_id,
+                "refused a request: {}",
+                refusal.detail
+            );
         }
-        tracing::warn!(
-            source,
-            peer,
-            status = refusal.status,
-            reason = refusal.reason.name(),
-            request_id = refusal.request_id,
-            "refused a request: {}",
-            refusal.detail
-        );
         let mut list = self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         list.truncate(KEPT - 1);
         list.push_front(refusal);
@@ -64,6 +63,63 @@ impl Recent {
     /// The last ones, newest first.
     #[must_use]
     pub fn list(&self) -> Vec<RecentRefusal> {
+        self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().cloned().collect()
+    }
+}
+
+/// A path that was asked for and is no source's.
+#[derive(Clone, Debug)]
+pub struct UnknownPath {
+    /// The path, escaped and cut.
+    pub path: String,
+    /// The source's path that was probably meant.
+    pub meant: Option<String>,
+    /// How often since it was last new here.
+    pub count: u64,
+    /// When last.
+    pub at: SystemTime,
+}
+
+/// The last paths that were asked for in vain: a mistyped URL is the likeliest first mistake.
+#[derive(Debug)]
+pub struct UnknownPaths {
+    list: Mutex<VecDeque<UnknownPath>>,
+    throttle: Throttle,
+}
+
+impl Default for UnknownPaths {
+    fn default() -> Self {
+        Self { list: Mutex::default(), throttle: Throttle::new(1, Duration::from_secs(1)) }
+    }
+}
+
+impl UnknownPaths {
+    /// Logs and keeps a path; `meant` is a source's path that differs only in a slash or in upper and lower case.
+    pub(super) fn note(&self, path: &str, meant: Option<&str>, peer: &str, request_id: &str) {
+        // A stranger's words: escaped, and no longer than a line.
+        let path: String = path.chars().take(200).flat_map(char::escape_debug).collect();
+        if self.throttle.admits() {
+            if let Some(meant) = meant {
+                tracing::warn!(
+                    peer,
+                    path,
+                    request_id,
+                    "no such path; did the sender mean {meant}? a slash or upper and lower case differ"
+                );
+            } else {
+                tracing::info!(peer, path, request_id, "no such path");
+            }
+        }
+        let mut list = self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = list.iter().position(|known| known.path == path).and_then(|at| list.remove(at));
+        let count = known.map_or(0, |known| known.count) + 1;
+        list.truncate(KEPT - 1);
+        list.push_front(UnknownPath { path, meant: meant.map(str::to_owned), count, at: SystemTime::now() });
+    }
+
+    /// The last ones, newest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<UnknownPath> {
         self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().cloned().collect()
     }
 }

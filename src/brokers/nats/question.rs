@@ -83,6 +83,9 @@ impl Question {
         }
         self.asked = None;
         let stream = match look {
+            Look::Stands(Stream { useless: Some(why), .. }) => {
+                return Err(SessionError::lost(format!("the stream {why}")));
+            }
             Look::Stands(stream) => stream,
             Look::Missing => return Err(SessionError::lost("the stream is gone")),
             Look::NoJetStream(why) => return Err(SessionError::lost(format!("JetStream is not available: {why}"))),
@@ -148,7 +151,13 @@ mod tests {
     #[test]
     fn loses_the_session_where_the_stream_is_gone() {
         let now = Instant::now();
-        for look in [Look::Missing, Look::NoJetStream("off".to_owned()), Look::Unclear("odd".to_owned())] {
+        let useless = Stream { useless: Some("is sealed"), ..stream("a") };
+        for look in [
+            Look::Stands(useless),
+            Look::Missing,
+            Look::NoJetStream("off".to_owned()),
+            Look::Unclear("odd".to_owned()),
+        ] {
             let mut question = Question::default();
             question.nobody_listens(1, "a".into(), now);
             let number = asked(&mut question, now);

@@ -299,10 +299,14 @@ impl Session for NatsSession {
 
     async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>) {
         let collect = async {
+            let events = Arc::clone(self.connection.events());
             while !self.outstanding.is_empty() {
-                match self.connection.next().await {
-                    Some(reply) => self.take_reply(&reply, into),
-                    None => break,
+                tokio::select! {
+                    reply = self.connection.next() => match reply {
+                        Some(reply) => self.take_reply(&reply, into),
+                        None => break,
+                    },
+                    () = events.news.notified() => self.take_events(into),
                 }
             }
         };

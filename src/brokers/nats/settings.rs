@@ -248,7 +248,7 @@ mod tests {
     fn refuses_what_is_no_server() {
         let form = "a server is written nats://HOST:PORT, or tls://HOST:PORT for TLS";
         assert_eq!(errors(r#"servers = ["u:pw@host"]"#), [format!("`servers`: [not a URL]: {form}")]);
-        assert_eq!(errors(r#"servers = ["http://u:pw@host"]"#), [format!("`servers`: http://host: {form}")]);
+        assert_eq!(errors(r#"servers = ["http://u:pw@host"]"#), [format!("`servers`: http://host/: {form}")]);
         assert_eq!(errors(r#"servers = ["nats://"]"#), [format!("`servers`: [not a URL]: {form}")]);
         let behind = "something stands behind host and port; remove it";
         assert_eq!(errors(r#"servers = ["nats://h/x?a=b"]"#), [format!("`servers`: nats://h/x: {behind}")]);

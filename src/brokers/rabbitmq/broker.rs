@@ -55,10 +55,10 @@ impl Rabbitmq {
 
     /// The connection kept from the last session, if it still answers, else a new one; with a channel that confirms.
     async fn link(&self) -> Result<(Link, Channel), ConnectError> {
-        if let Some(link) = self.kept.take().filter(Link::is_alive) {
-            if let Ok(Ok(channel)) = timeout(Duration::from_secs(1), channel(&link.connection)).await {
-                return Ok((link, channel));
-            }
+        if let Some(link) = self.kept.take().filter(Link::is_alive)
+            && let Ok(Ok(channel)) = timeout(Duration::from_secs(1), channel(&link.connection)).await
+        {
+            return Ok((link, channel));
         }
         // It may have been restarted with another limit.
         lock(&self.known).limit(None);

@@ -38,6 +38,10 @@ pub(super) struct Link {
     events: Events,
     /// Why the broker reads nothing at the moment.
     blocked: Option<String>,
+    /// How often it read again.
+    pub(super) alarms_ended: u64,
+    /// Why the connection ended.
+    fault: Option<String>,
     /// Always there until it is dropped.
     runtime: Option<Runtime>,
 }
@@ -94,7 +98,14 @@ impl Link {
             failed(kind, text)
         })?;
         let events = Box::pin(connection.events_listener());
-        Ok(Self { connection: Arc::new(connection), events, blocked: None, runtime: runtime.0.take() })
+        Ok(Self {
+            connection: Arc::new(connection),
+            events,
+            blocked: None,
+            alarms_ended: 0,
+            fault: None,
+            runtime: runtime.0.take(),
+        })
     }
 
     /// Why the broker reads nothing at the moment, if so.
@@ -103,6 +114,12 @@ impl Link {
             self.note(event);
         }
         self.blocked.as_deref().filter(|_| self.is_alive())
+    }
+
+    /// Why the connection ended, if it did.
+    pub(super) fn fault(&mut self) -> Option<String> {
+        self.blocked();
+        self.fault.clone()
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -120,8 +137,15 @@ impl Link {
     fn note(&mut self, event: Event) -> News {
         match event {
             Event::ConnectionBlocked(reason) => self.blocked = Some(reason),
-            Event::ConnectionUnblocked => self.blocked = None,
-            Event::Error(error) if !self.is_alive() => return News::Lost(describe(&error)),
+            Event::ConnectionUnblocked => {
+                self.blocked = None;
+                self.alarms_ended += 1;
+            }
+            Event::Error(error) if !self.is_alive() => {
+                let text = describe(&error);
+                self.fault.get_or_insert_with(|| text.clone());
+                return News::Lost(text);
+            }
             _ => {}
         }
         News::Noted
@@ -212,10 +236,14 @@ async fn connect(uri: AMQPUri, tls: Option<Tls>) -> lapin::Result<Connection> {
     Connection::connector(uri, runtime, dial, properties).await
 }
 
+fn failed_in_tls(error: &io::Error) -> bool {
+    error.get_ref().and_then(|error| error.downcast_ref::<TlsError>()).is_some()
+}
+
 /// Why there is no connection, and what to do about it.
 fn explain(error: &lapin::Error, user: &str) -> (ErrorKind, String) {
     match error.kind() {
-        lapin::ErrorKind::IOError(error) if error.get_ref().is_some_and(|inner| inner.is::<TlsError>()) => {
+        lapin::ErrorKind::IOError(error) if failed_in_tls(error) => {
             let text = format!("the TLS handshake failed: {error}; check `ca_file`, the port and the host's name");
             (ErrorKind::Tls, text)
         }
@@ -223,7 +251,7 @@ fn explain(error: &lapin::Error, user: &str) -> (ErrorKind, String) {
             (ErrorKind::Connect, format!("cannot connect: {error}; is the broker running there?"))
         }
         lapin::ErrorKind::ProtocolError(error) => {
-            let said = error.get_message().as_str();
+            let said = error.get_message().as_str().trim_end_matches('.');
             match error.kind() {
                 AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if said.contains("not found") => {
                     (ErrorKind::Connect, format!("{said}; create the virtual host or correct the path of `uri`"))

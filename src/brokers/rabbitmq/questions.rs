@@ -42,6 +42,8 @@ pub(super) struct Questions {
     /// Came back before it began.
     asked: Vec<Owner>,
     waiting: VecDeque<Waiting>,
+    /// Confirms stay out.
+    doubted: bool,
     look: Option<BoxFuture<'static, Found>>,
     looked: Option<Instant>,
 }
@@ -70,6 +72,17 @@ impl Questions {
         self.waiting.push_back((owner, id.into(), publication));
     }
 
+    /// When to look because confirms stay out, if that is not decided yet.
+    pub(super) fn next_doubt(&self, doubtful: Instant) -> Option<Instant> {
+        let idle = !self.doubted && self.look.is_none();
+        idle.then(|| self.looked.map_or(doubtful, |looked| doubtful.max(looked + Self::PAUSE)))
+    }
+
+    /// Confirms stay out: is the topology still what it was?
+    pub(super) fn doubt(&mut self) {
+        self.doubted = true;
+    }
+
     /// Whether messages wait for this exchange: later ones must not overtake them.
     pub(super) fn is_about(&self, exchange: &str) -> bool {
         self.waiting.iter().any(|(owner, ..)| *owner.exchange == *exchange)
@@ -83,11 +96,12 @@ impl Questions {
                 self.look = None;
                 return self.take(found);
             }
-            if !self.returned.is_empty() {
+            if self.doubted || !self.returned.is_empty() {
                 if let Some(looked) = self.looked {
                     sleep_until((looked + Self::PAUSE).into()).await;
                 }
                 self.looked = Some(Instant::now());
+                self.doubted = false;
                 self.asked.append(&mut self.returned);
                 self.look = Some(look(connection.clone(), plan.clone()).boxed());
             } else if let Some((owner, ..)) = self.waiting.front() {

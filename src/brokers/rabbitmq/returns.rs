@@ -1,5 +1,5 @@
 //! Which message a return belongs to: the client library attaches returns to the wrong confirms when several are on
-//! their way. It knows sequences and ids, nothing of AMQP.
+//! their way; and since when the oldest have been on their way. It knows sequences and ids, nothing of AMQP.
 //!
 //! RabbitMQ sends a message's return before its confirm. The library keeps returns in a queue and gives the first of
 //! it to whichever confirm completes next. So the *set* of returns is exact, and:
@@ -8,6 +8,7 @@
 //!   are resolved, its own return has come too.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 /// What a confirm said, before returns are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,6 +52,10 @@ pub(super) struct Returns<T> {
     older: Vec<Held<T>>,
     /// Resolved since.
     newer: Vec<Held<T>>,
+    /// The same two for the oldest on their way, and since when those have been.
+    watched: u64,
+    before_watched: usize,
+    watched_since: Instant,
     /// Returns by message id that no message has claimed yet. The same id can be on its way twice.
     unclaimed: HashMap<Box<str>, usize>,
 }
@@ -62,6 +67,9 @@ impl<T> Default for Returns<T> {
             unresolved: 0,
             boundary: 0,
             before_boundary: 0,
+            watched: 0,
+            before_watched: 0,
+            watched_since: Instant::now(),
             older: Vec::new(),
             newer: Vec::new(),
             unclaimed: HashMap::new(),
@@ -75,6 +83,9 @@ impl<T> Returns<T> {
         let sequence = self.next;
         self.next += 1;
         self.unresolved += 1;
+        if self.before_watched == 0 {
+            self.watch();
+        }
         Sent { sequence, id: id.into(), owner }
     }
 
@@ -90,6 +101,12 @@ impl<T> Returns<T> {
         self.unresolved -= 1;
         if sent.sequence < self.boundary {
             self.before_boundary -= 1;
+        }
+        if sent.sequence < self.watched {
+            self.before_watched -= 1;
+            if self.before_watched == 0 {
+                self.watch();
+            }
         }
         let held = Held { sent, outcome };
         match attached {
@@ -110,6 +127,18 @@ impl<T> Returns<T> {
         if self.unresolved == 0 {
             self.unclaimed.clear();
         }
+    }
+
+    /// Watches what is on its way now, from now on.
+    pub(super) fn watch(&mut self) {
+        self.watched = self.next;
+        self.before_watched = self.unresolved;
+        self.watched_since = Instant::now();
+    }
+
+    /// A time since when at least one message has been on its way; later messages do not move it.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        (self.before_watched > 0).then_some(self.watched_since)
     }
 
     fn judge(&mut self, held: Held<T>, judge: &mut impl FnMut(T, Judgement)) {
@@ -196,6 +225,22 @@ mod tests {
         returns.resolve(sent, Outcome::Nack, Some("a"), &mut |(), judgement| judged.push(judgement));
         assert_eq!(judged, [Judgement::Nacked]);
         assert!(returns.unclaimed.is_empty());
+    }
+
+    #[test]
+    fn knows_since_when_the_oldest_has_waited_whatever_comes_and_goes_after_it() {
+        let (mut returns, mut library) = (Returns::default(), Library::default());
+        assert_eq!(returns.waiting_since(), None);
+        let oldest = returns.send("oldest", 0);
+        let since = returns.waiting_since();
+        assert!(since.is_some());
+        for owner in 1..10 {
+            let sent = returns.send("later", owner);
+            library.confirm(&mut returns, sent);
+        }
+        assert_eq!(returns.waiting_since(), since);
+        library.confirm(&mut returns, oldest);
+        assert_eq!(returns.waiting_since(), None);
     }
 
     proptest! {

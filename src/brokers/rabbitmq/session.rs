@@ -24,8 +24,11 @@ use crate::brokers::rabbitmq::topology::{Plan, lock};
 use crate::brokers::{Handed, Headers, Refusal, RefusalReason, Session, SessionError, Ticket, Topology, Verdict};
 use crate::message::Message;
 
-/// RabbitMQ confirms within milliseconds, a quorum queue that elects a leader within seconds. A connection that lives
-/// but confirms nothing for so long is stuck.
+/// RabbitMQ confirms within milliseconds. Of what is on its way to a quorum queue that is deleted it says nothing at
+/// all, neither confirm nor return (seen with 3.10): after so long we look whether the topology still stands.
+const DOUBT: Duration = Duration::from_secs(2);
+
+/// A quorum queue elects a leader within seconds. A connection that lives but owes a confirm for so long is stuck.
 const SILENCE: Duration = Duration::from_secs(30);
 
 /// When a channel ends, all its confirms fail within a moment; the first to fail may not carry the broker's words.
@@ -58,10 +61,10 @@ pub(super) struct RabbitmqSession {
     rebinding_is_vain: bool,
     /// Found, not yet taken by `verdicts`.
     ready: Vec<(Ticket, Verdict)>,
-    last_confirm: Instant,
     loss: Option<SessionError>,
     /// The connection lives but does nothing: not to be used again.
     stuck: bool,
+    alarms_ended: u64,
 }
 
 impl fmt::Debug for RabbitmqSession {
@@ -92,16 +95,13 @@ impl RabbitmqSession {
             sent_again: HashSet::new(),
             rebinding_is_vain: false,
             ready: Vec::new(),
-            last_confirm: Instant::now(),
             loss: None,
             stuck: false,
+            alarms_ended: 0,
         }
     }
 
     fn publish(&mut self, owner: Owner, id: &str, publication: Publication) {
-        if self.confirms.is_empty() {
-            self.last_confirm = Instant::now();
-        }
         let sent = self.returns.send(id, owner);
         let publishing = publication.publish(self.channel.clone());
         // Futures are first polled in the order in which they are pushed, so messages go out in it.
@@ -109,7 +109,6 @@ impl RabbitmqSession {
     }
 
     fn confirmed(&mut self, (sent, outcome): Confirmed) -> Result<(), lapin::Error> {
-        self.last_confirm = Instant::now();
         let (outcome, attached) = match outcome? {
             Confirmation::Ack(returned) => (Outcome::Ack, returned),
             Confirmation::Nack(returned) => (Outcome::Nack, returned),
@@ -143,7 +142,7 @@ impl RabbitmqSession {
     /// A return shows that the exchange is there. Only for the main one is there more that we know of and that can be
     /// gone: the queue and its binding.
     fn is_ours(&self, exchange: &str) -> bool {
-        self.plan.mode != Topology::Ignore && self.plan.queue.is_some() && exchange == self.plan.main
+        self.plan.has_queue() && exchange == self.plan.main
     }
 
     fn verdict(&mut self, ticket: Ticket, verdict: Verdict) {
@@ -195,6 +194,11 @@ impl RabbitmqSession {
                 Ok(None) | Err(_) => break,
             }
         }
+        // Without the broker's words it is the connection that has ended, and the connection knows why.
+        if let (false, Some(text)) = (is_of_broker(&error), self.link.fault()) {
+            self.loss = Some(SessionError::lost(text));
+            return;
+        }
         self.loss = Some(loss::judge(&error, company, &self.plan, &mut lock(&self.known)));
     }
 
@@ -207,12 +211,30 @@ impl RabbitmqSession {
         }
     }
 
+    /// Takes an answer that is there: under a steady flow of confirms nothing else asks for it.
+    fn glance(&mut self) {
+        if self.loss.is_some() || self.questions.is_empty() || self.link.blocked().is_some() {
+            return;
+        }
+        let connection = self.link.connection.clone();
+        if let Some(answer) = self.questions.answer(&connection, &self.plan).now_or_never() {
+            self.answered(answer);
+        }
+    }
+
     /// Waits until something happens, and notes it.
     async fn step(&mut self) {
         let blocked = self.link.blocked().is_some();
-        let Self { link, confirms, questions, plan, .. } = self;
+        if self.link.alarms_ended != self.alarms_ended {
+            // What is on its way was not read during the alarm: it has all its time from now on.
+            self.alarms_ended = self.link.alarms_ended;
+            self.returns.watch();
+        }
+        let Self { link, confirms, questions, plan, returns, .. } = self;
         let connection = &link.connection.clone();
-        let silent = sleep_until((self.last_confirm + SILENCE).into());
+        let waiting = returns.waiting_since().filter(|_| !blocked);
+        let since = waiting.unwrap_or_else(Instant::now);
+        let doubtful = waiting.filter(|_| plan.has_queue()).and_then(|since| questions.next_doubt(since + DOUBT));
         tokio::select! {
             biased;
             Some(confirmed) = confirms.next(), if !confirms.is_empty() => {
@@ -221,14 +243,13 @@ impl RabbitmqSession {
                 }
             }
             news = link.news() => {
-                // An alarm stops the timers; its end starts them anew.
-                self.last_confirm = Instant::now();
                 if let News::Lost(text) = news {
                     self.loss = Some(SessionError::lost(text));
                 }
             }
             answer = questions.answer(connection, plan), if !blocked => self.answered(answer),
-            () = silent, if !blocked && !confirms.is_empty() => {
+            () = sleep_until(doubtful.unwrap_or(since).into()), if doubtful.is_some() => questions.doubt(),
+            () = sleep_until((since + SILENCE).into()), if waiting.is_some() => {
                 let text = format!("no confirm for {} s on a living connection", SILENCE.as_secs());
                 self.loss = Some(SessionError::lost(text));
                 self.stuck = true;
@@ -285,6 +306,7 @@ impl Session for RabbitmqSession {
         loop {
             if self.loss.is_none() {
                 self.drain().await;
+                self.glance();
             }
             if !self.ready.is_empty() {
                 into.append(&mut self.ready);

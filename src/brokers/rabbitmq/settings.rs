@@ -113,10 +113,10 @@ fn short(what: &str, text: &str) -> Result<(), String> {
 /// Which exchanges there are must be known at start: they are declared, checked, and their loss is told apart.
 fn refuse_placeholders(section: &mut Section<'_>, router: &Router) {
     const TEXT: &str = "an exchange is named literally, without placeholders; use `routes` for more than one";
-    let Some((main, routes)) = router.routes().split_last() else { return };
+    let Some((main, others)) = router.routes().split_last() else { return };
     if main.address().literal().is_none() {
         section.problem("exchange", TEXT);
-    } else if routes.iter().any(|route| route.address().literal().is_none()) {
+    } else if others.iter().any(|route| route.address().literal().is_none()) {
         section.problem("routes", TEXT);
     }
 }

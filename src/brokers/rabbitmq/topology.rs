@@ -21,7 +21,7 @@ pub(super) struct Plan {
     pub(super) mode: Topology,
     pub(super) main: String,
     others: Vec<String>,
-    pub(super) queue: Option<String>,
+    queue: Option<String>,
     location: String,
 }
 
@@ -58,6 +58,11 @@ impl Plan {
             queue: settings.queue.clone(),
             location: settings.location(),
         }
+    }
+
+    /// Whether there is a queue that we know of: what a message to the main exchange must reach.
+    pub(super) fn has_queue(&self) -> bool {
+        self.mode != Topology::Ignore && self.queue.is_some()
     }
 
     /// Makes or checks what the settings say, at connect.

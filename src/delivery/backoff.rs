@@ -1,0 +1,27 @@
+//! How long to wait before the next attempt.
+
+use std::time::Duration;
+
+/// Waits that double from `retry_min` to `retry_max`, with jitter.
+#[derive(Debug)]
+pub(super) struct Backoff {
+    least: Duration,
+    most: Duration,
+    current: Duration,
+}
+
+impl Backoff {
+    pub(super) fn new(least: Duration, most: Duration) -> Self {
+        Self { least, most, current: least }
+    }
+
+    pub(super) fn next(&mut self) -> Duration {
+        let wait = self.current.mul_f64(0.5 + fastrand::f64() / 2.0);
+        self.current = (self.current * 2).min(self.most);
+        wait
+    }
+
+    pub(super) fn reset(&mut self) {
+        self.current = self.least;
+    }
+}

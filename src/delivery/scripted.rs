@@ -1,0 +1,303 @@
+//! Delivery against a scripted broker: order, accounting, and what the words of the contract lead to.
+//!
+//! The broker stores what it confirms in the order in which it confirms it; a script says what it does instead.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use proptest::prelude::*;
+
+use crate::accounting::{Ledger, Limits, Loss, RefusalReason, SourceBook, Totals};
+use crate::brokers::{
+    Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, HeaderStyle, Headers, Refusal, Session,
+    SessionError, Ticket, Verdict,
+};
+use crate::delivery::{Delivery, Settings, Store, View};
+use crate::message::{Event, Fields, Message, Origin};
+use crate::metrics::Metrics;
+use crate::queue::Buffer;
+use crate::shutdown::{self, Phase};
+
+/// What the broker does with the next message, once its script has a step for it.
+#[derive(Clone, Copy, Debug)]
+enum Step {
+    Store,
+    NotNow,
+    RefuseAtSend,
+    NotNowAtSend,
+    /// The session is lost before this message is stored.
+    Lose,
+    /// It is lost although this message is stored.
+    LoseAfterStore,
+    /// No connection the next time.
+    FailConnect,
+}
+
+#[derive(Debug, Default)]
+struct World {
+    script: VecDeque<Step>,
+    stored: Vec<String>,
+    connects: usize,
+    in_flight: usize,
+    most_in_flight: usize,
+    /// Messages with this text in their id close the session, as RabbitMQ does.
+    poison: Option<&'static str>,
+    /// Messages with this text in their id are refused.
+    refused: Option<&'static str>,
+}
+
+struct Scripted {
+    world: Arc<Mutex<World>>,
+    headers: Headers,
+}
+
+struct ScriptedSession {
+    world: Arc<Mutex<World>>,
+    waiting: VecDeque<(Ticket, String)>,
+    news: tokio::sync::Notify,
+}
+
+#[async_trait]
+impl Broker for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn location(&self) -> String {
+        "nowhere".to_owned()
+    }
+
+    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+        Ok(("address".into(), event.event().into()))
+    }
+
+    fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
+        let mut world = self.world.lock().unwrap();
+        world.connects += 1;
+        world.in_flight = 0;
+        if matches!(world.script.front(), Some(Step::FailConnect)) {
+            world.script.pop_front();
+            return Err(ConnectError::new(ErrorKind::Connect, "refused"));
+        }
+        let session = ScriptedSession {
+            world: self.world.clone(),
+            waiting: VecDeque::new(),
+            news: tokio::sync::Notify::new(),
+        };
+        Ok((Box::new(session), Vec::new()))
+    }
+
+    async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Session for ScriptedSession {
+    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
+        let mut world = self.world.lock().unwrap();
+        match world.script.front() {
+            Some(Step::RefuseAtSend) => {
+                world.script.pop_front();
+                return Handed::Refused(Refusal::new(RefusalReason::TooLarge, "too large"));
+            }
+            Some(Step::NotNowAtSend) => {
+                world.script.pop_front();
+                return Handed::NotNow("blocked".to_owned());
+            }
+            _ => {}
+        }
+        world.in_flight += 1;
+        world.most_in_flight = world.most_in_flight.max(world.in_flight);
+        self.waiting.push_back((ticket, message.event.id().to_owned()));
+        self.news.notify_one();
+        Handed::Over
+    }
+
+    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
+        while self.waiting.is_empty() {
+            self.news.notified().await;
+        }
+        let mut world = self.world.lock().unwrap();
+        let (ticket, id) = self.waiting.pop_front().unwrap();
+        if world.poison.is_some_and(|poison| id.contains(poison)) {
+            let refusal = Refusal::new(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
+            return Err(SessionError::suspect(refusal));
+        }
+        world.in_flight -= 1;
+        if world.refused.is_some_and(|refused| id.contains(refused)) {
+            into.push((ticket, Verdict::Refused(Refusal::new(RefusalReason::Unroutable, "no queue"))));
+            return Ok(());
+        }
+        match world.script.pop_front() {
+            None | Some(Step::Store | Step::FailConnect | Step::RefuseAtSend | Step::NotNowAtSend) => {
+                world.stored.push(id);
+                into.push((ticket, Verdict::Stored));
+            }
+            Some(Step::NotNow) => into.push((ticket, Verdict::NotNow("full".to_owned()))),
+            Some(Step::Lose) => return Err(SessionError::lost("cut")),
+            Some(Step::LoseAfterStore) => {
+                world.stored.push(id);
+                return Err(SessionError::lost("cut"));
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(self: Box<Self>, _: Duration, _: &mut Vec<(Ticket, Verdict)>) {}
+}
+
+struct Ended {
+    world: World,
+    totals: Totals,
+    ledger: Ledger,
+    out_of_order: bool,
+    _directory: tempfile::TempDir,
+}
+
+/// Accepts these events (name and key), delivers them, stops.
+fn run(world: World, events: &[(String, String)], max_in_flight: usize, has_state: bool) -> Ended {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let queue = Arc::new(Buffer::new(
+        Limits { events: 10_000, bytes: 1 << 30 },
+        Ledger::new(vec![SourceBook::new("a".into(), [])]),
+    ));
+    for (name, key) in events {
+        let origin =
+            Origin { source: "a".into(), signature: None, traceparent: None, received: SystemTime::UNIX_EPOCH };
+        let fields = Fields { cuid: name, event: key, ..Fields::default() };
+        queue.enqueue(0, None, Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]))).unwrap();
+    }
+    let metrics = Arc::new(Metrics::new(&[]));
+    let world = Arc::new(Mutex::new(world));
+    let broker =
+        Scripted { world: world.clone(), headers: Headers::new(HeaderStyle::None, "", "", Encoding::Plain) };
+    let settings = Settings {
+        max_in_flight,
+        retry_min: Duration::from_millis(100),
+        retry_max: Duration::from_secs(2),
+        headers: HeaderStyle::None,
+    };
+    let store = has_state.then(|| Store::open(directory.path(), 1 << 20).unwrap());
+    let (stopper, drain) = shutdown::channel();
+    queue.drain();
+    stopper.enter(Phase::Draining);
+    stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
+    let delivery =
+        Delivery::new(Box::new(broker), queue.clone(), metrics.clone(), View::default(), settings, store, drain);
+    runtime.block_on(async { tokio::time::timeout(Duration::from_mins(50), delivery.run()).await }).unwrap();
+    let snapshot = queue.snapshot();
+    let totals = snapshot.ledger.totals(snapshot.events as u64);
+    let text = metrics.render(&snapshot, &totals, &crate::metrics::Moment::default());
+    let out_of_order = !text.contains("plextrac_bridge_publish_out_of_order_total 0");
+    let world = std::mem::take(&mut *world.lock().unwrap());
+    Ended { world, totals, ledger: snapshot.ledger, out_of_order, _directory: directory }
+}
+
+fn events(count: usize, keys: usize) -> Vec<(String, String)> {
+    (0..count).map(|number| (format!("n{number}."), format!("k{}", number % keys))).collect()
+}
+
+fn id(name: &str) -> String {
+    format!("{name}-000000000000")
+}
+
+#[test]
+fn delivers_everything_in_order_within_the_window() {
+    let events = events(100, 3);
+    let ended = run(World::default(), &events, 10, true);
+    let expected: Vec<String> = events.iter().map(|(name, _)| id(name)).collect();
+    assert_eq!(ended.world.stored, expected);
+    assert_eq!(ended.world.most_in_flight, 10);
+    assert_eq!((ended.totals.published, ended.totals.held, ended.totals.mismatch()), (100, 0, 0));
+}
+
+#[test]
+fn sends_again_in_order_after_a_lost_session_and_before_anything_new() {
+    let script = [Step::Store, Step::Lose, Step::FailConnect, Step::Store, Step::LoseAfterStore];
+    let world = World { script: script.into(), ..World::default() };
+    let ended = run(world, &events(6, 1), 4, true);
+    let stored: Vec<&str> = ended.world.stored.iter().map(|id| &id[..2]).collect();
+    // n2 was stored although its session was lost: it comes twice, in its place.
+    assert_eq!(stored, ["n0", "n1", "n2", "n2", "n3", "n4", "n5"]);
+    assert_eq!((ended.world.connects, ended.totals.published), (4, 6));
+}
+
+#[test]
+fn finds_the_one_message_that_closes_the_session_and_lets_the_rest_flow() {
+    let world = World { poison: Some("n7."), ..World::default() };
+    let ended = run(world, &events(20, 2), 8, true);
+    let delivered: HashSet<&String> = ended.world.stored.iter().collect();
+    assert_eq!(delivered.len(), 19);
+    assert_eq!(ended.ledger.dead_lettered[RefusalReason::NotAuthorised as usize], 1);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered, ended.totals.mismatch()), (19, 1, 0));
+}
+
+#[test]
+fn counts_a_refused_message_lost_without_a_state_directory() {
+    let world = World { refused: Some("n3."), ..World::default() };
+    let ended = run(world, &events(5, 1), 8, false);
+    assert_eq!(ended.ledger.lost[Loss::Refused as usize], 1);
+    assert_eq!((ended.totals.published, ended.totals.lost, ended.totals.mismatch()), (4, 1, 0));
+}
+
+#[test]
+fn narrows_the_window_after_a_not_now_and_counts_what_was_overtaken() {
+    let world = World { script: [Step::NotNow, Step::Store].into(), ..World::default() };
+    let ended = run(world, &events(3, 1), 2, true);
+    let stored: Vec<&str> = ended.world.stored.iter().map(|id| &id[..2]).collect();
+    assert_eq!(stored, ["n1", "n0", "n2"]);
+    assert!(ended.out_of_order);
+    let world = World { script: [Step::NotNow, Step::Store].into(), ..World::default() };
+    let alone = run(world, &events(3, 1), 1, true);
+    assert!(!alone.out_of_order, "one in flight excludes it");
+    assert_eq!(alone.world.stored.len(), 3);
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => Just(Step::Store),
+        1 => Just(Step::NotNow),
+        1 => Just(Step::RefuseAtSend),
+        1 => Just(Step::NotNowAtSend),
+        1 => Just(Step::Lose),
+        1 => Just(Step::LoseAfterStore),
+        1 => Just(Step::FailConnect),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever the broker does: every event ends published or as a dead letter, the books agree, and the first
+    /// deliveries of a key are in order unless it is counted.
+    #[test]
+    fn nothing_is_lost_and_order_holds_whatever_the_broker_does(
+        script in proptest::collection::vec(step(), 0..60),
+        count in 1usize..60,
+        keys in 1usize..4,
+        window in 1usize..12,
+    ) {
+        let events = events(count, keys);
+        let ended = run(World { script: script.into(), ..World::default() }, &events, window, true);
+        prop_assert_eq!(ended.totals.mismatch(), 0);
+        prop_assert_eq!((ended.totals.held, ended.totals.lost), (0, 0));
+        prop_assert_eq!(ended.totals.published + ended.totals.dead_lettered, count as u64);
+        let mut seen = HashSet::new();
+        let mut last: HashMap<&str, usize> = HashMap::new();
+        for id in &ended.world.stored {
+            let number: usize = id[1..id.find('.').unwrap()].parse().unwrap();
+            if seen.insert(number) && !ended.out_of_order {
+                let before = last.insert(&events[number].1, number);
+                prop_assert!(before.is_none_or(|before| before < number), "{:?}", ended.world.stored);
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! How many messages may be in flight at the moment.
+
+use std::time::Instant;
+
+use crate::brokers::Ticket;
+use crate::delivery::ring::Ring;
+
+/// The window of unconfirmed messages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Window {
+    /// `max_in_flight`.
+    Open,
+    /// One at a time, until everything below this ticket is settled: order holds, and a message that closes the
+    /// session is found.
+    One {
+        /// The first ticket that is none of their business.
+        until: Ticket,
+        /// One of them may have closed the session.
+        suspect: bool,
+    },
+    /// None: the broker takes nothing for now. Verdicts outstanding are collected, then it is tried again.
+    Shut {
+        /// When.
+        again: Instant,
+    },
+}
+
+impl Window {
+    /// One at a time for everything that is in the ring now.
+    pub(super) fn one(ring: &Ring, suspect: bool) -> Self {
+        Self::One { until: ring.end(), suspect }
+    }
+
+    /// The most messages in flight.
+    pub(super) fn most(self, max_in_flight: usize) -> usize {
+        match self {
+            Self::Open => max_in_flight,
+            Self::One { .. } => 1,
+            Self::Shut { .. } => 0,
+        }
+    }
+
+    /// Whether new events are of use.
+    pub(super) fn is_open(self) -> bool {
+        self == Self::Open
+    }
+
+    /// Whether a message of this window may have closed a session.
+    pub(super) fn is_suspect(self) -> bool {
+        matches!(self, Self::One { suspect: true, .. })
+    }
+
+    /// When to try again, if only time is waited for.
+    pub(super) fn again(self, ring: &Ring) -> Option<Instant> {
+        match self {
+            Self::Shut { again } if ring.handed() == 0 => Some(again),
+            _ => None,
+        }
+    }
+
+    /// The window after what this one waited for has happened; none while it has not.
+    pub(super) fn next(self, ring: &Ring) -> Option<Self> {
+        match self {
+            Self::One { until, .. } if ring.begin() >= until => Some(Self::Open),
+            Self::Shut { .. } if self.again(ring).is_some_and(|again| Instant::now() >= again) => {
+                Some(Self::one(ring, false))
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,144 @@
+#!/usr/bin/env bash
+# Checks README.md against the program: runs the shell blocks marked `<!-- run -->`, in their order, and checks the rest
+# as far as it goes without a network: settings by `check`, Python by its compiler, links by their files, commands and
+# flags by --help, metric names by a scrape.
+#
+#   readme.sh [BINARY]      target/debug/plextrac-bridge by default
+set -euo pipefail
+tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+cd "$tests/.."
+. "$tests/brokers/lib.sh" # free_base, port numbers no client is given by chance
+
+bridge=$(realpath "${1:-target/debug/plextrac-bridge}")
+[ -x "$bridge" ] || die "no $bridge: cargo build"
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+readme=$PWD/README.md
+
+failed=()
+check() { # NAME COMMAND...
+    local name=$1
+    shift
+    if "$@" >"$temporary/out" 2>&1; then
+        printf 'ok    %s\n' "$name"
+    else
+        printf 'FAIL  %s\n' "$name"
+        sed 's/^/      /' "$temporary/out"
+        failed+=("$name")
+    fi
+}
+
+# The blocks of one language, each followed by a line with only NUL; indented ones lose their indent.
+blocks() { # LANGUAGE
+    awk -v language="$1" '
+        match($0, /^ *```/) && !inside && substr($0, RLENGTH + 1) == language { inside = 1; indent = RLENGTH - 3; next }
+        inside && /^ *```$/ { inside = 0; printf "%c", 0; next }
+        inside { print substr($0, indent + 1) }' "$readme"
+}
+marked() {
+    awk '/^<!-- run -->$/ { marked = 1; next }
+        marked && /^```sh$/ { inside = 1; marked = 0; next }
+        inside && /^```$/ { inside = 0; next }
+        inside' "$readme"
+}
+
+runs() (
+    local port
+    port=$(free_base 2)
+    mkdir -p "$temporary/clone/target/release" "$temporary/tmp"
+    ln -s "$bridge" "$temporary/clone/target/release/plextrac-bridge"
+    marked >"$temporary/marked.sh"
+    # Other ports than the usual, and nothing left behind in the directories it makes.
+    cd "$temporary/clone" && env TMPDIR="$temporary/tmp" PLEXTRAC_BRIDGE__INGRESS__LISTEN="127.0.0.1:$port" \
+        PLEXTRAC_BRIDGE__ADMIN__LISTEN="127.0.0.1:$((port + 1))" timeout 60 bash -euo pipefail "$temporary/marked.sh" \
+        >"$temporary/run" 2>&1 || {
+        cat "$temporary/run"
+        return 1
+    }
+    cat "$temporary/run"
+    [ "$(grep -c '^{"body":' "$temporary/run")" = 3 ]
+)
+
+# The files of these examples do not exist here: stand-ins take their place.
+settings_are_good() {
+    local etc=$temporary/etc block name number=0
+    mkdir -p "$etc" "$temporary/state"
+    for name in secret secret-2026-11 secret-2026-12; do
+        (umask 077 && printf 'a secret of this test alone, %s' "$name" >"$etc/$name")
+    done
+    while IFS= read -r -d '' block; do
+        # Alone neither a head nor a source is a whole file.
+        case $block in *'[broker.'*) ;; *'secrets = '*) block+=$'\n[broker.file]\n' ;; *) continue ;; esac
+        case $block in *'[sources.'*) ;; *) block+=$'\n[sources.plextrac]\nsecret_file = "'$etc$'/secret"\n' ;; esac
+        (umask 077 && case $block in
+            *broker.rabbitmq*) printf 'amqps://user:password@localhost:5671/%%2f' ;;
+            *) printf 'a password of this test' ;;
+        esac >"$etc/broker")
+        number=$((number + 1))
+        # A .creds file takes a key pair: left out.
+        printf '%s\n' "$block" | sed -e "s:/etc/plextrac-bridge:$etc:" -e '/^credentials_file/d' >"$temporary/$number.toml"
+        echo "--- block $number"
+        "$bridge" --config "$temporary/$number.toml" check || return 1
+    done < <(blocks toml)
+    [ "$number" -ge 4 ]
+}
+
+python_compiles() {
+    local block number=0
+    while IFS= read -r -d '' block; do
+        number=$((number + 1))
+        python3 -c 'import sys; compile(sys.stdin.read(), "README.md", "exec")' <<<"$block" || return 1
+    done < <(blocks python)
+    [ "$number" -ge 3 ]
+}
+
+links_lead_somewhere() {
+    local link heading bad=
+    while IFS= read -r link; do
+        case $link in
+        http*) ;;
+        '#'*)
+            heading=$(sed -n 's/^##* //p' "$readme" | tr '[:upper:] ' '[:lower:]-' | grep -Fx "${link#\#}" || true)
+            [ -n "$heading" ] || { echo "no section $link" && bad=1; }
+            ;;
+        *) [ -e "$link" ] || { echo "no file $link" && bad=1; } ;;
+        esac
+    done < <(grep -oE '\]\([^)]+\)' "$readme" | sed 's/^](//; s/)$//')
+    [ -z "$bad" ]
+}
+
+# Every command and flag of the examples is one that --help knows; every `make` target exists.
+commands_exist() {
+    local line command flag bad=
+    while IFS= read -r line; do
+        command=$(grep -oE '\b(serve|check|demo|sign|send|healthcheck)\b' <<<"${line#*plextrac-bridge }" | head -n 1 || true)
+        [ -n "$command" ] || { echo "no command in: $line" && bad=1 && continue; }
+        for flag in $(grep -oE -- ' --[a-z-]+' <<<"${line#*plextrac-bridge }" || true); do
+            "$bridge" "$command" --help | grep -qF -- "$flag" || { echo "$command has no $flag" && bad=1; }
+        done
+    done < <(blocks sh | tr '\0' '\n' | grep -oE '(^|until |exec bridge-[a-z]+ )plextrac-bridge [^;]*')
+    for flag in $(grep -oE '`make [a-z-]+' "$readme" | cut -d' ' -f2 | sort -u); do
+        grep -q "^$flag:" Makefile || { echo "no target $flag" && bad=1; }
+    done
+    [ -z "$bad" ]
+}
+
+metrics_exist() {
+    local name bad=
+    for name in $(grep -oE '(plextrac_bridge_)?[a-z_]+_total\b|plextrac_bridge_[a-z_]+[a-z]' "$readme" | sed 's/^plextrac_bridge_//' | sort -u); do
+        grep -qF "\"$name\"" src/metrics.rs || { echo "no metric $name" && bad=1; }
+    done
+    [ -z "$bad" ]
+}
+
+check "the marked blocks run" runs
+check "the examples of settings are good" settings_are_good
+check "the examples in Python compile" python_compiles
+check "links lead somewhere" links_lead_somewhere
+check "commands, flags and targets exist" commands_exist
+check "metrics exist" metrics_exist
+
+if [ ${#failed[@]} != 0 ]; then
+    printf 'readme: %s failed\n' "${#failed[@]}" >&2
+    exit 1
+fi
