@@ -1,6 +1,20 @@
-//! The suite: the real daemon, through its outside alone.
+//! The suite: the real daemon against real brokers, through its outside alone.
+//!
+//! `make test` installs the brokers and runs it. `SUITE_LONG=1` runs the long forms. A missing broker is a failure.
 
-// Answers, bodies, framing, connections, sources: the contract with the sender.
+// The admin port: metrics, health, status, the page.
+#[cfg(test)]
+mod admin;
+
+// The commands beside `serve`: what they print, their exit codes.
+#[cfg(test)]
+mod commands;
+
+// One set of cases for every broker: bodies, headers, addresses, order, refusals, faults, the end.
+#[cfg(test)]
+mod conformance;
+
+// The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;
 
@@ -8,10 +22,26 @@ mod http;
 #[cfg(test)]
 mod layers;
 
+// Requests that come drop by drop or stop half-way, and what is counted for them.
+#[cfg(test)]
+mod limits;
+
+// No secret in logs, errors, status, metrics or on the page.
+#[cfg(test)]
+mod secrets;
+
+// Senders that leave, stall, flood or stay silent; descriptors that run out.
+#[cfg(test)]
+mod senders;
+
+// Settings, good and bad: files, environment, secrets, every message.
+#[cfg(test)]
+mod settings;
+
 // Bodies and signatures made by Node.
 #[cfg(test)]
 mod signatures;
 
-// Daemon, settings, client.
+// Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]
 mod support;

@@ -135,6 +135,8 @@ fn hints_in_the_log_at_a_slash_or_a_case_that_differs() {
         let message = line["message"].as_str().unwrap_or_default();
         assert!(message.contains(&format!("did the sender mean {PATH}?")), "{path}: no hint in {line}");
         assert_eq!(line["path"], path, "the path that was asked for");
+        let shown = bridge.daemon.status().0["unknown_paths"][0].clone();
+        assert_eq!((&shown["path"], &shown["meant"], &shown["count"]), (&path.into(), &PATH.into(), &1.into()), "{shown}");
     }
 }
 

@@ -45,6 +45,8 @@ impl Log {
 pub(crate) struct Daemon {
     child: Child,
     log: Arc<Log>,
+    /// Stays as long as the daemon runs, also where the test keeps no `Setup`.
+    _directory: Arc<tempfile::TempDir>,
     reader: Option<JoinHandle<()>>,
     /// Where webhooks go: `host:port`.
     pub(crate) ingress: String,
@@ -95,7 +97,7 @@ impl Status {
 
 impl Daemon {
     /// Starts the command and waits, by reading its log, until it listens.
-    pub(super) fn start(mut command: Command) -> Self {
+    pub(super) fn start(mut command: Command, directory: Arc<tempfile::TempDir>) -> Self {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = child.expect("the daemon can be started");
         let log = Arc::new(Log::default());
@@ -104,7 +106,14 @@ impl Daemon {
             let log = log.clone();
             move || log.collect(stderr)
         });
-        let mut daemon = Self { child, log, reader: Some(reader), ingress: String::new(), admin: String::new() };
+        let mut daemon = Self {
+            child,
+            log,
+            _directory: directory,
+            reader: Some(reader),
+            ingress: String::new(),
+            admin: String::new(),
+        };
         let listening = daemon.wait_for_line("listening", |line| line["message"] == "listening");
         let field = |name: &str| listening[name].as_str().unwrap_or_default().to_owned();
         (daemon.ingress, daemon.admin) = (field("ingress"), field("admin"));

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 use std::thread;
 
 use serde_json::Value;
@@ -22,7 +23,7 @@ pub(crate) const PATH: &str = "/webhooks/plextrac";
 /// Settings, and a directory of their own.
 #[derive(Debug)]
 pub(crate) struct Setup {
-    directory: tempfile::TempDir,
+    directory: Arc<tempfile::TempDir>,
     sections: BTreeMap<String, BTreeMap<String, String>>,
     broker: String,
     limits: Option<u32>,
@@ -44,8 +45,13 @@ impl Setup {
 
     fn within(directory: tempfile::TempDir, broker: &Table) -> Self {
         let state = directory.path().join("state");
-        let setup =
-            Self { directory, sections: BTreeMap::new(), broker: broker.toml(), limits: None, level: "info" };
+        let setup = Self {
+            directory: Arc::new(directory),
+            sections: BTreeMap::new(),
+            broker: broker.toml(),
+            limits: None,
+            level: "info",
+        };
         setup
             .text("state_directory", &state.display().to_string())
             .text("ingress.listen", "127.0.0.1:0")
@@ -87,7 +93,7 @@ impl Setup {
     /// Starts the daemon; returns once it listens.
     pub(crate) fn start(&self) -> Daemon {
         let mut command = match self.limits {
-            None => self.command(),
+            None => command(),
             Some(limit) => {
                 let mut shell = Command::new("sh");
                 shell.args(["-c", &format!("ulimit -n {limit}; exec \"$@\""), "sh"]).arg(program());
@@ -97,12 +103,12 @@ impl Setup {
         };
         command.arg("serve").arg("--config").arg(self.file());
         command.args(["--log-format", "json", "--log-level", self.level]);
-        Daemon::start(command)
+        Daemon::start(command, self.directory.clone())
     }
 
     /// Runs another command on these settings and waits for its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = self.command();
+        let mut command = command();
         command.args(arguments).arg("--config").arg(self.file()).stdin(Stdio::null());
         let running = thread::spawn(move || command.output());
         wait_for(&format!("the end of {arguments:?}"), LIMIT, || running.is_finished().then_some(()));
@@ -126,12 +132,6 @@ impl Setup {
         self.directory.path()
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(program());
-        clean(&mut command);
-        command
-    }
-
     fn file(&self) -> PathBuf {
         let mut toml = String::new();
         for (name, settings) in &self.sections {
@@ -149,8 +149,19 @@ impl Setup {
     }
 }
 
+/// All that a command printed.
+pub(crate) fn said(done: &Output) -> String {
+    format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr))
+}
+
 fn program() -> &'static str {
     env!("CARGO_BIN_EXE_plextrac-bridge")
+}
+
+fn command() -> Command {
+    let mut command = Command::new(program());
+    clean(&mut command);
+    command
 }
 
 /// What the environment of this run says must not reach the daemon.

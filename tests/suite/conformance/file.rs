@@ -1,0 +1,76 @@
+//! The embedded file broker in the conformance suite.
+
+use std::fs;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+
+use super::rig::{Binding, Rig};
+use crate::support::{Delivered, Payload, Table};
+
+conform! { File:
+    delivery {
+        delivers_bodies_and_headers_unchanged
+        delivers_every_size_up_to_the_limit
+        renders_addresses_and_keys_from_templates_and_routes
+        keeps_the_order_of_every_key_over_10_000_events
+        gives_a_repeated_request_the_same_id
+        brings_every_cuid_to_an_end
+        sends_no_headers_when_told_so
+    }
+    end {
+        delivers_everything_before_it_ends_under_load
+    }
+}
+
+struct File {
+    directory: tempfile::TempDir,
+}
+
+impl Rig for File {
+    const BINDING: Binding = Binding { prefix: "ce_", percent: false, own: &[] };
+
+    fn new(_test: &str) -> Self {
+        Self { directory: tempfile::tempdir().expect("a temporary directory can be made") }
+    }
+
+    fn table(&self) -> Table {
+        Table::new("file").text("directory", self.directory.path().display().to_string()).text("name", "all")
+    }
+
+    fn templates(&self) -> Table {
+        self.table()
+            .text("name", "{event}.{targetType}.{source}")
+            .route(&[("event", "Routed"), ("name", "special")])
+    }
+
+    fn rendered(&self, event: &str, target_type: &str, _payload: &Payload) -> (String, String) {
+        (format!("{event}.{target_type}.plextrac"), String::new())
+    }
+
+    fn routed(&self, _payload: &Payload) -> (String, String) {
+        ("special".to_owned(), String::new())
+    }
+
+    fn read(&self, _at_least: u64) -> Vec<Delivered> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(self.directory.path()).expect("the directory can be read").flatten() {
+            let text = fs::read_to_string(entry.path()).expect("the files are UTF-8");
+            let address = entry.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            all.extend(text.lines().map(|line| message(&address, line)));
+        }
+        all
+    }
+}
+
+fn message(address: &str, line: &str) -> Delivered {
+    let mut line: Value = serde_json::from_str(line).expect("a line of the file is JSON");
+    line["address"] = address.into();
+    if let Some(text) = line["body"].as_str() {
+        line["body"] = BASE64_STANDARD.encode(text).into();
+    } else {
+        line["body"] = line["body_base64"].take();
+    }
+    Delivered::from(&line)
+}

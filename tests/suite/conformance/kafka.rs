@@ -1,0 +1,281 @@
+//! Apache Kafka in the conformance suite: topics are not created by themselves, three partitions, ACLs.
+
+use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
+use crate::support::{Broker, Delivered, Kind, Load, Payload, Proxy, Setup, Table, admin, ports, read, unique};
+
+conform! { Kafka:
+    delivery {
+        delivers_bodies_and_headers_unchanged
+        delivers_every_size_up_to_the_limit
+        renders_addresses_and_keys_from_templates_and_routes
+        keeps_the_order_of_every_key_over_10_000_events
+        gives_a_repeated_request_the_same_id
+        brings_every_cuid_to_an_end
+        sends_no_headers_when_told_so
+    }
+    refusal {
+        keeps_what_is_too_large_as_dead_letters
+        keeps_what_goes_to_a_missing_address_as_dead_letters
+        keeps_what_goes_to_a_forbidden_address_as_dead_letters
+        counts_refused_events_as_lost_without_a_state_directory
+    }
+    outage {
+        accepts_while_the_broker_is_down_at_start
+        shows_that_the_broker_went_away
+        answers_503_at_once_when_the_buffer_is_full
+        bounds_the_bytes_of_the_buffer
+        keeps_events_through_cut_connections
+        keeps_events_through_a_stalled_connection
+    }
+    faults {
+        loses_nothing_when_the_broker_is_killed_under_load
+        loses_nothing_when_the_broker_hangs
+    }
+    topology {
+        makes_again_what_was_deleted
+        waits_for_what_was_deleted_until_it_is_mended
+        says_what_is_missing_when_it_checks
+        says_that_all_is_there_when_it_checks
+    }
+    access {
+        says_that_credentials_are_wrong_and_shows_no_secret
+        publishes_over_tls_with_a_known_authority
+        refuses_a_certificate_of_an_unknown_authority
+    }
+    end {
+        delivers_everything_before_it_ends_under_load
+        counts_what_it_could_not_deliver_as_lost
+        delivers_through_a_slow_broker_before_it_ends
+    }
+}
+
+/// Listeners of the shared broker that are advertised as proxies: a client follows what is advertised.
+const PROXIED: u16 = 3;
+
+struct Kafka {
+    broker: Instance,
+    name: String,
+    proxy: Option<Proxy>,
+}
+
+struct Shared {
+    broker: Broker,
+    proxies: Mutex<Vec<Proxy>>,
+    returned: Condvar,
+}
+
+fn shared() -> &'static Shared {
+    static SHARED: OnceLock<Shared> = OnceLock::new();
+    SHARED.get_or_init(|| {
+        let base = ports(4 + PROXIED);
+        let proxies: Vec<Proxy> = (0..PROXIED).map(|at| Proxy::to(base + 4 + at)).collect();
+        let own: Vec<u16> = (base..base + 4 + PROXIED).collect();
+        let names = ["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "CONTROLLER", "PROXY0", "PROXY1", "PROXY2"];
+        let list = |ports: &[(&str, u16)]| {
+            let list: Vec<String> = ports.iter().map(|(name, port)| format!("{name}://127.0.0.1:{port}")).collect();
+            list.join(",")
+        };
+        let bound: Vec<(&str, u16)> = names.into_iter().zip(own).collect();
+        let outer = names[4..].iter().copied().zip(proxies.iter().map(Proxy::port));
+        let advertised: Vec<(&str, u16)> = bound[..3].iter().copied().chain(outer).collect();
+        let protocols = names.map(|name| match name {
+            "SASL_PLAINTEXT" | "SSL" => format!("{name}:{name}"),
+            _ => format!("{name}:PLAINTEXT"),
+        });
+        let properties = format!(
+            "listeners={}\nadvertised.listeners={}\nlistener.security.protocol.map={}\n\
+             authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+             super.users=User:ANONYMOUS\nallow.everyone.if.no.acl.found=true\n",
+            list(&bound),
+            list(&advertised),
+            protocols.join(",")
+        );
+        let broker = Broker::start(Kind::Kafka, base, &[("KAFKA_PROPERTIES", properties)]);
+        Shared { broker, proxies: Mutex::new(proxies), returned: Condvar::new() }
+    })
+}
+
+impl Kafka {
+    fn order(&self, what: &Value) -> Value {
+        let mut order = json!({
+            "broker": "kafka",
+            "bootstrap": self.broker.fact("KAFKA_SSL_BOOTSTRAP"),
+            "ca": self.broker.fact("KAFKA_CA"),
+        });
+        for (name, value) in what.as_object().into_iter().flatten() {
+            order[name] = value.clone();
+        }
+        order
+    }
+
+    fn sasl(&self, password: &str) -> Table {
+        self.table()
+            .text("bootstrap_servers", self.broker.fact("KAFKA_SASL_BOOTSTRAP"))
+            .text("security_protocol", "sasl_plaintext")
+            .text("sasl_mechanism", "PLAIN")
+            .text("username", self.broker.fact("KAFKA_USERNAME"))
+            .text("password", password)
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        if let Some(proxy) = self.proxy.take() {
+            proxy.heal();
+            proxy.cut();
+            shared().proxies.lock().unwrap_or_else(PoisonError::into_inner).push(proxy);
+            shared().returned.notify_one();
+        }
+    }
+}
+
+impl Rig for Kafka {
+    const BINDING: Binding = Binding { prefix: "ce_", percent: false, own: &[] };
+
+    fn new(test: &str) -> Self {
+        Self { broker: Instance::Shared(&shared().broker), name: unique(test), proxy: None }
+    }
+
+    fn table(&self) -> Table {
+        let bootstrap = match &self.proxy {
+            Some(proxy) => format!("127.0.0.1:{}", proxy.port()),
+            None => self.broker.fact("KAFKA_BOOTSTRAP"),
+        };
+        Table::new("kafka")
+            .text("bootstrap_servers", bootstrap)
+            .text("topic", &self.name)
+            .text("key", "{targetCuid}")
+            .raw("partitions", "3")
+            .raw("replication_factor", "1")
+    }
+
+    fn templates(&self) -> Table {
+        let special = format!("{}-special", self.name);
+        self.table()
+            .text("topic", format!("{}-{{event}}-{{targetType}}-{{source}}", self.name))
+            .text("key", "{event}|{targetType}|{source}|{cuid}|{actorCuid}|{targetCuid}")
+            .route(&[("event", "Routed"), ("topic", &special), ("key", "all {targetCuid}")])
+    }
+
+    fn rendered(&self, event: &str, target_type: &str, payload: &Payload) -> (String, String) {
+        let Payload { cuid, event: raw_event, target_type: raw_type, target, .. } = payload;
+        (
+            format!("{}-{event}-{target_type}-plextrac", self.name),
+            format!("{raw_event}|{raw_type}|plextrac|{cuid}|actor-1|{target}"),
+        )
+    }
+
+    fn routed(&self, payload: &Payload) -> (String, String) {
+        (format!("{}-special", self.name), format!("all {}", payload.target))
+    }
+
+    fn read(&self, _at_least: u64) -> Vec<Delivered> {
+        read(&self.order(&json!({"prefix": self.name}))).iter().map(Delivered::from).collect()
+    }
+}
+
+impl Named for Kafka {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Remote for Kafka {
+    fn proxied(test: &str) -> Self {
+        let shared = shared();
+        let mut free = shared.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        let proxy = loop {
+            match free.pop() {
+                Some(proxy) => break proxy,
+                None => free = shared.returned.wait(free).unwrap_or_else(PoisonError::into_inner),
+            }
+        };
+        Self { broker: Instance::Shared(&shared.broker), name: unique(test), proxy: Some(proxy) }
+    }
+
+    fn private(test: &str) -> Self {
+        let broker = Broker::start(Kind::Kafka, ports(4), &[]);
+        Self { broker: Instance::Own(Box::new(broker)), name: unique(test), proxy: None }
+    }
+
+    fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a place made by `proxied`")
+    }
+
+    fn trap(&self, trap: Trap) -> Trapped {
+        let other = format!("{}-other", self.name);
+        let table = self.table().route(&[("event", "Trapped"), ("topic", &other)]);
+        match trap {
+            Trap::TooLarge => {
+                let config = json!({"max.message.bytes": "10240"});
+                admin(&self.order(&json!({"do": "create", "topic": self.name, "partitions": 3, "config": config})));
+                Trapped { table: self.table(), text: "x".repeat(20_000), reason: "too_large" }
+            }
+            Trap::Missing => {
+                self.create();
+                Trapped { table: table.text("topology", "check"), text: String::new(), reason: "no_destination" }
+            }
+            Trap::Forbidden => {
+                admin(&self.order(&json!({"do": "create", "topic": other})));
+                admin(
+                    &self.order(&json!({"do": "deny", "topic": other, "user": self.broker.fact("KAFKA_USERNAME")})),
+                );
+                let password = self.broker.fact("KAFKA_PASSWORD");
+                let table = self.sasl(&password).route(&[("event", "Trapped"), ("topic", &other)]);
+                Trapped { table, text: String::new(), reason: "not_authorised" }
+            }
+            Trap::Unroutable => unreachable!("a topic that exists takes everything"),
+        }
+    }
+
+    fn with_password(&self, password: &str) -> Table {
+        self.sasl(password)
+    }
+
+    fn over_tls(&self) -> Table {
+        self.table()
+            .text("bootstrap_servers", self.broker.fact("KAFKA_SSL_BOOTSTRAP"))
+            .text("security_protocol", "ssl")
+    }
+
+    fn authority(&self) -> String {
+        self.broker.fact("KAFKA_CA")
+    }
+
+    fn delete(&self) {
+        admin(&self.order(&json!({"do": "delete", "topic": self.name})));
+    }
+
+    fn create(&self) {
+        admin(&self.order(&json!({"do": "create", "topic": self.name, "partitions": 3})));
+    }
+}
+
+#[test]
+fn logs_in_with_every_mechanism() {
+    for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
+        let rig = Kafka::new("logs_in_with_every_mechanism");
+        let setup = Setup::new(&rig.sasl(&rig.broker.fact("KAFKA_PASSWORD")).text("sasl_mechanism", mechanism));
+        let daemon = setup.start();
+        let sent = Load { events: 10, ..Load::default() }.send(&daemon.ingress).all_accepted();
+        let status = daemon.wait_until_empty();
+        assert_eq!(judge(&rig, &setup, &sent, &status, 0), 0, "repeats with {mechanism}");
+    }
+}
+
+#[test]
+fn declares_a_topic_with_the_partitions_of_the_settings() {
+    let rig = Kafka::new("declares_a_topic");
+    let daemon = Setup::new(&rig.table()).start();
+    Load { events: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    assert_eq!(admin(&rig.order(&json!({"do": "partitions", "topic": rig.name}))), [json!(3)]);
+}

@@ -1,0 +1,31 @@
+//! The conformance suite: what every broker must show. A new broker is one file here, beside `kafka`.
+
+/// Makes tests of the cases that a broker runs: `conform! { Kafka: delivery { .. } faults { .. } }`.
+macro_rules! conform {
+    ($rig:ty: $($module:ident { $($case:ident)* })*) => {
+        $($(
+            #[test]
+            fn $case() {
+                crate::conformance::$module::$case::<$rig>(stringify!($case));
+            }
+        )*)*
+    };
+}
+
+// The brokers.
+mod file;
+mod kafka;
+mod nats;
+mod rabbitmq;
+
+// What a broker supplies.
+mod rig;
+
+// The cases.
+mod access;
+mod delivery;
+mod end;
+mod faults;
+mod outage;
+mod refusal;
+mod topology;

@@ -1,0 +1,203 @@
+//! NATS JetStream in the conformance suite: subjects, streams, permissions, the server's own deduplication.
+
+use std::sync::OnceLock;
+
+use serde_json::{Value, json};
+
+use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped};
+use crate::support::{Broker, Delivered, Kind, Payload, Proxy, Table, admin, ports, read, unique};
+
+conform! { Nats:
+    delivery {
+        delivers_bodies_and_headers_unchanged
+        delivers_every_size_up_to_the_limit
+        renders_addresses_and_keys_from_templates_and_routes
+        keeps_the_order_of_every_key_over_10_000_events
+        gives_a_repeated_request_the_same_id
+        brings_every_cuid_to_an_end
+        sends_no_headers_when_told_so
+    }
+    refusal {
+        keeps_what_is_too_large_as_dead_letters
+        keeps_what_goes_to_a_forbidden_address_as_dead_letters
+        keeps_what_is_unroutable_as_dead_letters
+        counts_refused_events_as_lost_without_a_state_directory
+    }
+    outage {
+        accepts_while_the_broker_is_down_at_start
+        shows_that_the_broker_went_away
+        answers_503_at_once_when_the_buffer_is_full
+        bounds_the_bytes_of_the_buffer
+        keeps_events_through_cut_connections
+        keeps_events_through_a_stalled_connection
+    }
+    faults {
+        loses_nothing_when_the_broker_is_killed_under_load
+        loses_nothing_when_the_broker_hangs
+    }
+    topology {
+        makes_again_what_was_deleted
+        waits_for_what_was_deleted_until_it_is_mended
+        says_what_is_missing_when_it_checks
+        says_that_all_is_there_when_it_checks
+    }
+    access {
+        says_that_credentials_are_wrong_and_shows_no_secret
+        publishes_over_tls_with_a_known_authority
+        refuses_a_certificate_of_an_unknown_authority
+    }
+    end {
+        delivers_everything_before_it_ends_under_load
+        counts_what_it_could_not_deliver_as_lost
+        delivers_through_a_slow_broker_before_it_ends
+    }
+}
+
+/// A user who may not write to subjects with `other` as their second token; a limit above every `max_body` here but
+/// that of the test of what is too large.
+const CONFIGURATION: &str = r#"max_payload: 524288
+authorization { users: [
+  { user: anonymous, password: anonymous }
+  { user: bridge, password: bridge-secret }
+  { user: limited, password: limited-secret, permissions: { publish: { deny: ["*.other.>"] } } }
+] }"#;
+
+struct Nats {
+    broker: Instance,
+    name: String,
+    proxy: Option<Proxy>,
+}
+
+fn shared() -> &'static Broker {
+    static SHARED: OnceLock<Broker> = OnceLock::new();
+    SHARED.get_or_init(|| Broker::start(Kind::Nats, ports(2), &[("NATS_CONF", CONFIGURATION.to_owned())]))
+}
+
+impl Nats {
+    fn order(&self, what: &Value) -> Value {
+        let mut order = json!({"broker": "nats", "url": self.broker.fact("NATS_URL"), "stream": self.name});
+        for (name, value) in what.as_object().into_iter().flatten() {
+            order[name] = value.clone();
+        }
+        order
+    }
+
+    fn port(&self) -> u16 {
+        let url = self.broker.fact("NATS_URL");
+        let port = url.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+        port.unwrap_or_else(|| panic!("no port in {url}"))
+    }
+
+    fn at(&self, url: &str) -> Table {
+        Table::new("nats")
+            .raw("servers", json!([url]).to_string())
+            .text("stream", &self.name)
+            .text("subject", format!("{}.{{event}}.{{targetType}}", self.name))
+    }
+
+    fn logged_in(&self, user: &str, password: &str) -> Table {
+        self.at(&self.broker.fact("NATS_URL")).text("username", user).text("password", password)
+    }
+}
+
+impl Rig for Nats {
+    const BINDING: Binding =
+        Binding { prefix: "ce-", percent: true, own: &["Nats-Msg-Id", "Nats-Expected-Stream"] };
+    const DROPS_REPEATS: bool = true;
+
+    fn new(test: &str) -> Self {
+        Self { broker: Instance::Shared(shared()), name: unique(test), proxy: None }
+    }
+
+    fn table(&self) -> Table {
+        match &self.proxy {
+            Some(proxy) => self.at(&format!("nats://127.0.0.1:{}", proxy.port())),
+            None => self.at(&self.broker.fact("NATS_URL")),
+        }
+    }
+
+    fn templates(&self) -> Table {
+        let special = format!("{}.special.{{targetType}}", self.name);
+        self.table()
+            .text("subject", format!("{}.{{event}}.{{targetType}}.{{source}}", self.name))
+            .route(&[("event", "Routed"), ("subject", &special)])
+    }
+
+    fn rendered(&self, event: &str, target_type: &str, _payload: &Payload) -> (String, String) {
+        (format!("{}.{event}.{target_type}.plextrac", self.name), String::new())
+    }
+
+    fn routed(&self, payload: &Payload) -> (String, String) {
+        (format!("{}.special.{}", self.name, payload.target_type), String::new())
+    }
+
+    fn read(&self, _at_least: u64) -> Vec<Delivered> {
+        read(&self.order(&json!({}))).iter().map(Delivered::from).collect()
+    }
+}
+
+impl Named for Nats {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Remote for Nats {
+    fn proxied(test: &str) -> Self {
+        let rig = Self::new(test);
+        let proxy = Some(Proxy::to(rig.port()));
+        Self { proxy, ..rig }
+    }
+
+    fn private(test: &str) -> Self {
+        let broker = Broker::start(Kind::Nats, ports(2), &[]);
+        Self { broker: Instance::Own(Box::new(broker)), name: unique(test), proxy: None }
+    }
+
+    fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a place made by `proxied`")
+    }
+
+    fn trap(&self, trap: Trap) -> Trapped {
+        let own = json!([format!("{}.>", self.name)]).to_string();
+        let trapped = |table, reason| Trapped { table, text: String::new(), reason };
+        match trap {
+            Trap::TooLarge => Trapped { text: "x".repeat(600_000), ..trapped(self.table(), "too_large") },
+            Trap::Unroutable => {
+                let subject = format!("outside.{}", self.name);
+                let table = self.table().raw("stream_subjects", own);
+                trapped(table.route(&[("event", "Trapped"), ("subject", &subject)]), "unroutable")
+            }
+            Trap::Forbidden => {
+                let subject = format!("{}.other.{{event}}", self.name);
+                let table = self.logged_in("limited", "limited-secret").raw("stream_subjects", own);
+                trapped(table.route(&[("event", "Trapped"), ("subject", &subject)]), "not_authorised")
+            }
+            Trap::Missing => unreachable!("a subject outside of every stream is unroutable"),
+        }
+    }
+
+    fn with_password(&self, password: &str) -> Table {
+        self.logged_in("bridge", password)
+    }
+
+    fn over_tls(&self) -> Table {
+        self.at(&self.broker.fact("NATS_TLS_URL"))
+    }
+
+    fn authority(&self) -> String {
+        self.broker.fact("NATS_CA")
+    }
+
+    fn delete(&self) {
+        admin(&self.order(&json!({"do": "delete"})));
+    }
+
+    fn create(&self) {
+        admin(&self.order(&json!({"do": "create", "subjects": [format!("{}.>", self.name)]})));
+    }
+}

@@ -1,0 +1,238 @@
+//! RabbitMQ in the conformance suite: topic exchanges, quorum queues, returns, alarms.
+
+use std::sync::{Mutex, OnceLock, PoisonError};
+
+use serde_json::{Value, json};
+
+use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
+use crate::support::{
+    Broker, Delivered, Kind, LIMIT, Load, Payload, Proxy, Setup, Table, admin, heavy, ports, read, unique,
+    wait_until,
+};
+
+conform! { Rabbitmq:
+    delivery {
+        delivers_bodies_and_headers_unchanged
+        delivers_every_size_up_to_the_limit
+        renders_addresses_and_keys_from_templates_and_routes
+        keeps_the_order_of_every_key_over_10_000_events
+        gives_a_repeated_request_the_same_id
+        brings_every_cuid_to_an_end
+        sends_no_headers_when_told_so
+    }
+    refusal {
+        keeps_what_is_too_large_as_dead_letters
+        keeps_what_goes_to_a_missing_address_as_dead_letters
+        keeps_what_goes_to_a_forbidden_address_as_dead_letters
+        keeps_what_is_unroutable_as_dead_letters
+        counts_refused_events_as_lost_without_a_state_directory
+    }
+    outage {
+        accepts_while_the_broker_is_down_at_start
+        shows_that_the_broker_went_away
+        answers_503_at_once_when_the_buffer_is_full
+        bounds_the_bytes_of_the_buffer
+        keeps_events_through_cut_connections
+        keeps_events_through_a_stalled_connection
+    }
+    faults {
+        loses_nothing_when_the_broker_is_killed_under_load
+        loses_nothing_when_the_broker_hangs
+    }
+    topology {
+        makes_again_what_was_deleted
+        waits_for_what_was_deleted_until_it_is_mended
+        says_what_is_missing_when_it_checks
+        says_that_all_is_there_when_it_checks
+    }
+    access {
+        says_that_credentials_are_wrong_and_shows_no_secret
+        publishes_over_tls_with_a_known_authority
+        refuses_a_certificate_of_an_unknown_authority
+    }
+    end {
+        delivers_everything_before_it_ends_under_load
+        counts_what_it_could_not_deliver_as_lost
+        delivers_through_a_slow_broker_before_it_ends
+    }
+}
+
+/// Above every `max_body` here but that of the test of what is too large.
+const LARGEST: &str = "max_message_size = 524288";
+
+struct Rabbitmq {
+    broker: Instance,
+    name: String,
+    proxy: Option<Proxy>,
+    /// Reading takes messages out of the queue.
+    taken: Mutex<Vec<Delivered>>,
+}
+
+fn shared() -> &'static Broker {
+    static SHARED: OnceLock<Broker> = OnceLock::new();
+    SHARED.get_or_init(|| Broker::start(Kind::Rabbitmq, ports(8), &[("RABBITMQ_CONF", LARGEST.to_owned())]))
+}
+
+/// The URI of a user who may not write to exchanges whose name ends in `other`.
+fn limited(broker: &Broker) -> String {
+    static MADE: OnceLock<()> = OnceLock::new();
+    MADE.get_or_init(|| {
+        broker.rabbitmqctl(&["add_user", "limited", "limited-secret"]);
+        broker.rabbitmqctl(&["set_permissions", "limited", ".*", "^(?!.*other$).*", ".*"]);
+    });
+    broker.fact("RABBITMQ_URL").replace("bridge:bridge-secret", "limited:limited-secret")
+}
+
+impl Rabbitmq {
+    fn on(broker: Instance, name: String) -> Self {
+        Self { broker, name, proxy: None, taken: Mutex::default() }
+    }
+
+    fn order(&self, what: &Value) -> Value {
+        let mut order = json!({"broker": "rabbitmq", "url": self.broker.fact("RABBITMQ_URL")});
+        for (name, value) in what.as_object().into_iter().flatten() {
+            order[name] = value.clone();
+        }
+        order
+    }
+
+    fn port(&self) -> u16 {
+        let url = self.broker.fact("RABBITMQ_URL");
+        let port = url.rsplit_once(':').and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
+        port.unwrap_or_else(|| panic!("no port in {url}"))
+    }
+}
+
+impl Rig for Rabbitmq {
+    const BINDING: Binding = Binding { prefix: "cloudEvents_", percent: false, own: &[] };
+
+    fn new(test: &str) -> Self {
+        Self::on(Instance::Shared(shared()), unique(test))
+    }
+
+    fn table(&self) -> Table {
+        let mut uri = self.broker.fact("RABBITMQ_URL");
+        if let Some(proxy) = &self.proxy {
+            uri = uri.replace(&format!(":{}/", self.port()), &format!(":{}/", proxy.port()));
+        }
+        Table::new("rabbitmq").text("uri", uri).text("exchange", &self.name).text("queue", &self.name)
+    }
+
+    fn templates(&self) -> Table {
+        let special = format!("{}-special", self.name);
+        admin(&self.order(&json!({"do": "create", "exchange": special, "queue": special})));
+        self.table().text("routing_key", "a.{event}.{targetType}.{source}").route(&[
+            ("event", "Routed"),
+            ("exchange", &special),
+            ("routing_key", "all.{targetType}"),
+        ])
+    }
+
+    fn rendered(&self, event: &str, target_type: &str, _payload: &Payload) -> (String, String) {
+        (self.name.clone(), format!("a.{event}.{target_type}.plextrac"))
+    }
+
+    fn routed(&self, payload: &Payload) -> (String, String) {
+        (format!("{}-special", self.name), format!("all.{}", payload.target_type))
+    }
+
+    fn read(&self, at_least: u64) -> Vec<Delivered> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let left = at_least.saturating_sub(taken.len() as u64);
+        let queues = [self.name.clone(), format!("{}-special", self.name)];
+        let order = json!({"prefix": self.name, "queues": queues, "at_least": left});
+        taken.extend(read(&self.order(&order)).iter().map(Delivered::from));
+        taken.clone()
+    }
+}
+
+impl Named for Rabbitmq {
+    fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Remote for Rabbitmq {
+    fn proxied(test: &str) -> Self {
+        let rig = Self::new(test);
+        let proxy = Some(Proxy::to(rig.port()));
+        Self { proxy, ..rig }
+    }
+
+    fn private(test: &str) -> Self {
+        let broker = Broker::start(Kind::Rabbitmq, ports(8), &[]);
+        Self::on(Instance::Own(Box::new(broker)), unique(test))
+    }
+
+    fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    fn proxy(&self) -> &Proxy {
+        self.proxy.as_ref().expect("a place made by `proxied`")
+    }
+
+    fn trap(&self, trap: Trap) -> Trapped {
+        let other = format!("{}-other", self.name);
+        let table = self.table().route(&[("event", "Trapped"), ("exchange", &other)]);
+        let trapped = |table, reason| Trapped { table, text: String::new(), reason };
+        match trap {
+            Trap::TooLarge => Trapped { text: "x".repeat(600_000), ..trapped(self.table(), "too_large") },
+            Trap::Missing => {
+                self.create();
+                trapped(table.text("topology", "check"), "no_destination")
+            }
+            Trap::Unroutable => {
+                admin(&self.order(&json!({"do": "create", "exchange": other})));
+                trapped(table, "unroutable")
+            }
+            Trap::Forbidden => {
+                admin(&self.order(&json!({"do": "create", "exchange": other})));
+                trapped(table.text("uri", limited(&self.broker)), "not_authorised")
+            }
+        }
+    }
+
+    fn with_password(&self, password: &str) -> Table {
+        let uri = self.broker.fact("RABBITMQ_URL").replace("bridge-secret", password);
+        self.table().text("uri", uri)
+    }
+
+    fn over_tls(&self) -> Table {
+        self.table().text("uri", self.broker.fact("RABBITMQ_TLS_URL"))
+    }
+
+    fn authority(&self) -> String {
+        self.broker.fact("RABBITMQ_CA")
+    }
+
+    fn delete(&self) {
+        admin(&self.order(&json!({"do": "delete", "queue": self.name})));
+    }
+
+    fn create(&self) {
+        admin(&self.order(&json!({"do": "create", "exchange": self.name, "queue": self.name})));
+    }
+}
+
+#[test]
+fn waits_through_a_memory_alarm() {
+    let _one = heavy();
+    let rig = Rabbitmq::private("waits_through_a_memory_alarm");
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let before = Load { events: 200, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    rig.broker.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1"]);
+    let during = Load { events: 500, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    wait_until("the alarm is in the metrics", LIMIT, || {
+        daemon.metric("broker_errors_total", &[("kind", "not_now")]) > 0
+    });
+    assert_eq!(daemon.get("/readyz").status, 200, "events can still be accepted");
+    rig.broker.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1GB"]);
+    let status = daemon.wait_until_empty();
+    assert_eq!(status.count("dead_lettered"), 0);
+    let out_of_order = daemon.metric("publish_out_of_order_total", &[]);
+    judge(&rig, &setup, &before.and(during), &status, out_of_order);
+    assert_eq!(daemon.stop().code, Some(0));
+}

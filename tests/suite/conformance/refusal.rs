@@ -1,0 +1,88 @@
+//! What a broker refuses for good becomes a dead letter with its reason, and everything else flows.
+
+use super::rig::{Remote, Trap, judge};
+use crate::support::{Load, Setup};
+
+/// So many events, every hundredth trapped.
+const EVENTS: u64 = 2_000;
+const EVERY: u64 = 100;
+
+/// Above the brokers' own limits of half a mebibyte.
+const MAX_BODY: &str = "1MiB";
+
+fn load(text: String) -> Load {
+    Load { events: EVENTS, connections: 4, keys: 12, every: Some((EVERY, "Trapped", text)), ..Load::default() }
+}
+
+fn keeps_as_dead_letters<R: Remote>(test: &str, trap: Trap) {
+    let rig = R::new(test);
+    let trapped = rig.trap(trap);
+    let setup = Setup::new(&trapped.table).text("ingress.max_body", MAX_BODY);
+    let daemon = setup.start();
+    let sent = load(trapped.text.clone()).send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    let dead = setup.dead_letters();
+    let mut kept: Vec<&str> = dead.iter().filter_map(|letter| letter["id"].as_str()).collect();
+    let mut wanted: Vec<&str> =
+        sent.0.iter().filter(|note| note.event == "Trapped").map(|note| note.id.as_str()).collect();
+    kept.sort_unstable();
+    wanted.sort_unstable();
+    assert_eq!(
+        kept,
+        wanted,
+        "exactly the trapped events are dead letters; one of them: {}",
+        dead.first().map_or_else(String::new, ToString::to_string)
+    );
+    for letter in &dead {
+        assert_eq!(letter["reason"], trapped.reason, "{letter}");
+        for field in
+            ["version", "time", "reason", "text", "attempts", "id", "address", "key", "headers", "event", "source"]
+        {
+            assert!(letter.get(field).is_some(), "no `{field}` in {letter}");
+        }
+        assert!(!letter["text"].as_str().unwrap_or_default().is_empty(), "no words of why: {letter}");
+        assert_eq!((&letter["event"], &letter["source"]), (&"Trapped".into(), &"plextrac".into()));
+    }
+    assert_eq!(daemon.metric("events_dead_lettered_total", &[("reason", trapped.reason)]), EVENTS / EVERY);
+    assert_eq!(status.number("/dead_letters/events"), EVENTS / EVERY);
+    let out_of_order = daemon.metric("publish_out_of_order_total", &[]);
+    let repeats = judge(&rig, &setup, &sent, &status, out_of_order);
+    // Each refusal can cost one session, and each session repeats at most what was in flight.
+    assert!(repeats <= 1000 * wanted.len(), "{repeats} repeats");
+    assert_eq!(daemon.stop().code, Some(0), "a dead letter is not lost");
+}
+
+pub(super) fn keeps_what_is_too_large_as_dead_letters<R: Remote>(test: &str) {
+    keeps_as_dead_letters::<R>(test, Trap::TooLarge);
+}
+
+pub(super) fn keeps_what_goes_to_a_missing_address_as_dead_letters<R: Remote>(test: &str) {
+    keeps_as_dead_letters::<R>(test, Trap::Missing);
+}
+
+pub(super) fn keeps_what_goes_to_a_forbidden_address_as_dead_letters<R: Remote>(test: &str) {
+    keeps_as_dead_letters::<R>(test, Trap::Forbidden);
+}
+
+pub(super) fn keeps_what_is_unroutable_as_dead_letters<R: Remote>(test: &str) {
+    keeps_as_dead_letters::<R>(test, Trap::Unroutable);
+}
+
+pub(super) fn counts_refused_events_as_lost_without_a_state_directory<R: Remote>(test: &str) {
+    let rig = R::new(test);
+    let trapped = rig.trap(Trap::TooLarge);
+    let setup = Setup::new(&trapped.table).text("ingress.max_body", MAX_BODY).without_state();
+    let daemon = setup.start();
+    let every = Some((50, "Trapped", trapped.text));
+    let sent = Load { events: 200, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("lost"), status.count("dead_lettered"), status.count("published")), (4, 0, 196));
+    assert_eq!(daemon.metric("events_lost_total", &[("reason", "refused")]), 4);
+    let delivered = rig.read(196);
+    assert!(!delivered.is_empty());
+    for note in sent.0.iter().filter(|note| note.event != "Trapped") {
+        assert!(delivered.iter().any(|message| message.id == note.id), "{} did not flow", note.cuid);
+    }
+    let stopped = daemon.stop();
+    assert_eq!((stopped.code, stopped.count("lost")), (Some(1), 4));
+}

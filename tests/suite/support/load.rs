@@ -1,0 +1,252 @@
+//! A bounded load of signed events over some connections; it notes what it was told of each.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::{Answer, Client, PATH, Payload, SECRET, sign};
+
+/// Between two tries of an event that was answered 503.
+const AGAIN: Duration = Duration::from_millis(50);
+
+/// What the sender knows of an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Answered 200.
+    Accepted,
+    /// Not answered: it may have been accepted.
+    Maybe,
+    /// Answered with something else.
+    Refused(u16),
+}
+
+/// One event as the sender remembers it.
+#[derive(Clone, Debug)]
+pub(crate) struct Note {
+    /// The payload's `cuid`.
+    pub(crate) cuid: String,
+    /// The id it must carry everywhere.
+    pub(crate) id: String,
+    /// The payload's `event`.
+    pub(crate) event: &'static str,
+    /// The payload's `targetCuid`: the key.
+    pub(crate) key: String,
+    /// Its place among those of its key.
+    pub(crate) sequence: u64,
+    /// The signed bytes.
+    pub(crate) body: Vec<u8>,
+    /// When its first try began.
+    pub(crate) began: Instant,
+    /// What became of it.
+    pub(crate) outcome: Outcome,
+    /// How long its last answer took.
+    pub(crate) took: Duration,
+    /// `Retry-After` of its last answer.
+    pub(crate) retry_after: Option<String>,
+}
+
+impl Note {
+    /// Whether the sender was told 200.
+    pub(crate) fn accepted(&self) -> bool {
+        self.outcome == Outcome::Accepted
+    }
+}
+
+/// All that was sent.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sent(pub(crate) Vec<Note>);
+
+impl Sent {
+    /// How many were answered 200.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.0.iter().filter(|note| note.accepted()).count() as u64
+    }
+
+    /// How many were answered with this status.
+    pub(crate) fn refused(&self, status: u16) -> usize {
+        self.0.iter().filter(|note| note.outcome == Outcome::Refused(status)).count()
+    }
+
+    /// Adds what another load sent.
+    pub(crate) fn and(mut self, other: Self) -> Self {
+        self.0.extend(other.0);
+        self
+    }
+
+    /// Panics unless every event was answered 200.
+    pub(crate) fn all_accepted(self) -> Self {
+        let wrong = self.0.iter().find(|note| !note.accepted());
+        assert!(wrong.is_none(), "not answered 200: {:?}", wrong.map(|note| (&note.cuid, note.outcome)));
+        self
+    }
+}
+
+/// What to send.
+#[derive(Clone, Debug)]
+pub(crate) struct Load {
+    /// At most so many events.
+    pub(crate) events: u64,
+    /// Over so many connections.
+    pub(crate) connections: u64,
+    /// With so many keys; all events of a key go over one connection, in order.
+    pub(crate) keys: u64,
+    /// At most so many a second, all connections together; 0: as fast as answers come.
+    pub(crate) rate: u64,
+    /// `text` of each.
+    pub(crate) text: String,
+    /// Every so many-th event is of this kind instead of `ReportPublished`, with this text.
+    pub(crate) every: Option<(u64, &'static str, String)>,
+    /// Whether an event answered 503 is sent again until it is accepted.
+    pub(crate) again: bool,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self { events: 100, connections: 4, keys: 8, rate: 0, text: "x".repeat(200), every: None, again: false }
+    }
+}
+
+/// A load under way.
+#[derive(Debug)]
+pub(crate) struct Running {
+    threads: Vec<JoinHandle<Vec<Note>>>,
+    end: Arc<AtomicBool>,
+    sent: Arc<AtomicU64>,
+}
+
+impl Running {
+    /// How many were answered so far.
+    pub(crate) fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Sends no more; what was sent.
+    pub(crate) fn end(self) -> Sent {
+        self.end.store(true, Ordering::Relaxed);
+        self.join()
+    }
+
+    /// Waits until all is sent.
+    pub(crate) fn join(self) -> Sent {
+        Sent(self.threads.into_iter().flat_map(|thread| thread.join().expect("the load does not panic")).collect())
+    }
+}
+
+impl Load {
+    /// Sends it all.
+    pub(crate) fn send(&self, ingress: &str) -> Sent {
+        self.start(ingress).join()
+    }
+
+    /// Starts to send.
+    pub(crate) fn start(&self, ingress: &str) -> Running {
+        static RUNS: AtomicU64 = AtomicU64::new(0);
+        let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let (end, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let start = Instant::now();
+        let threads = (0..self.connections.min(self.keys)).map(|connection| {
+            let (load, ingress, end, sent) = (self.clone(), ingress.to_owned(), end.clone(), sent.clone());
+            thread::spawn(move || load.connection(connection, run, &ingress, start, &end, &sent))
+        });
+        Running { threads: threads.collect(), end, sent }
+    }
+
+    fn connection(
+        &self,
+        connection: u64,
+        run: u64,
+        ingress: &str,
+        start: Instant,
+        end: &AtomicBool,
+        sent: &AtomicU64,
+    ) -> Vec<Note> {
+        let mut sender = Sender { ingress, client: None };
+        let mut notes = Vec::new();
+        for number in 0..self.events {
+            let key = number % self.keys;
+            if key % self.connections.min(self.keys) != connection {
+                continue;
+            }
+            if let Some(micros) = (1_000_000 * number).checked_div(self.rate) {
+                let due = start + Duration::from_micros(micros);
+                thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            if end.load(Ordering::Relaxed) {
+                break;
+            }
+            let mut note = self.note(run, key, number);
+            sender.send(&mut note, self.again, end);
+            sent.fetch_add(1, Ordering::Relaxed);
+            notes.push(note);
+        }
+        notes
+    }
+
+    fn note(&self, run: u64, key: u64, number: u64) -> Note {
+        let (event, text) = match &self.every {
+            Some((every, event, text)) if number % every == every / 2 => (*event, text),
+            _ => ("ReportPublished", &self.text),
+        };
+        let mut payload = Payload::new(format!("cuid-{run}-{number}"));
+        event.clone_into(&mut payload.event);
+        payload.text.clone_from(text);
+        payload.target = format!("target-{run}-{key}");
+        payload.sequence = number / self.keys;
+        let body = payload.body();
+        let signature = sign(SECRET, &body);
+        Note {
+            id: format!("{}-{}", payload.cuid, &signature[..12]),
+            cuid: payload.cuid,
+            event,
+            key: payload.target,
+            sequence: payload.sequence,
+            body,
+            began: Instant::now(),
+            outcome: Outcome::Maybe,
+            took: Duration::ZERO,
+            retry_after: None,
+        }
+    }
+}
+
+/// One connection, made again when it is gone.
+struct Sender<'a> {
+    ingress: &'a str,
+    client: Option<Client>,
+}
+
+impl Sender<'_> {
+    fn send(&mut self, note: &mut Note, again: bool, end: &AtomicBool) {
+        let signature = sign(SECRET, &note.body);
+        loop {
+            let began = Instant::now();
+            let answer = self.post(&signature, &note.body);
+            note.took = began.elapsed();
+            // An earlier 503 says nothing about a last try without an answer.
+            note.outcome = match &answer {
+                Ok(answer) if answer.status == 200 => Outcome::Accepted,
+                Ok(answer) => Outcome::Refused(answer.status),
+                Err(_) => Outcome::Maybe,
+            };
+            note.retry_after =
+                answer.as_ref().ok().and_then(|answer| answer.header("retry-after")).map(str::to_owned);
+            if answer.map_or(true, |answer| answer.header("connection") == Some("close")) {
+                self.client = None;
+            }
+            if note.outcome != Outcome::Refused(503) || !again || end.load(Ordering::Relaxed) {
+                return;
+            }
+            thread::sleep(AGAIN);
+        }
+    }
+
+    fn post(&mut self, signature: &str, body: &[u8]) -> io::Result<Answer> {
+        let client = match &mut self.client {
+            Some(client) => client,
+            None => self.client.insert(Client::connect(self.ingress)?),
+        };
+        client.send("POST", PATH, &[("X-Authorization-HMAC-256", signature)], body)
+    }
+}

@@ -1,0 +1,186 @@
+//! The one judge of all tests: what was accepted against what the broker holds, and what the bridge says of both.
+
+use std::collections::{HashMap, HashSet};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde_json::Value;
+
+use super::{Note, Outcome, Sent, Status};
+
+/// One message as the broker holds it.
+#[derive(Clone, Debug)]
+pub(crate) struct Delivered {
+    /// Topic, exchange, subject or file.
+    pub(crate) address: String,
+    /// The partition, where there are some.
+    pub(crate) partition: u64,
+    /// Record key or routing key.
+    pub(crate) key: String,
+    /// The id that the broker's own consumers see.
+    pub(crate) id: String,
+    /// The headers.
+    pub(crate) headers: HashMap<String, String>,
+    /// The body.
+    pub(crate) body: Vec<u8>,
+}
+
+impl From<&Value> for Delivered {
+    fn from(line: &Value) -> Self {
+        let text = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        let headers = line["headers"].as_object().into_iter().flatten();
+        Self {
+            address: text("address"),
+            partition: line["partition"].as_u64().unwrap_or_default(),
+            key: text("key"),
+            id: text("id"),
+            headers: headers
+                .map(|(name, value)| (name.clone(), value.as_str().unwrap_or_default().to_owned()))
+                .collect(),
+            body: BASE64_STANDARD.decode(text("body")).expect("the reader writes base64"),
+        }
+    }
+}
+
+/// What is known at the end of a test.
+#[derive(Debug)]
+pub(crate) struct Oracle<'a> {
+    /// What the sender knows.
+    pub(crate) sent: &'a Sent,
+    /// What the broker holds.
+    pub(crate) delivered: &'a [Delivered],
+    /// The bridge's dead letters.
+    pub(crate) dead: &'a [Value],
+    /// `publish_out_of_order_total`.
+    pub(crate) out_of_order: u64,
+}
+
+impl Oracle<'_> {
+    /// Nothing lost, nothing invented, bytes equal, ids right, order kept. Returns how many messages were repeats.
+    pub(crate) fn judge(&self) -> usize {
+        let by_cuid: HashMap<&str, &Note> = self.sent.0.iter().map(|note| (note.cuid.as_str(), note)).collect();
+        assert_eq!(by_cuid.len(), self.sent.0.len(), "the load sent a cuid twice");
+        let mut first = HashSet::new();
+        let mut repeats = 0;
+        let mut arrived: Vec<(&Delivered, &Note)> = Vec::new();
+        for message in self.delivered {
+            let cuid = cuid(&message.body);
+            let note = by_cuid.get(cuid.as_str());
+            let note =
+                note.unwrap_or_else(|| panic!("delivered but never sent: cuid {cuid:?} at {}", message.address));
+            assert!(message.body == note.body, "the body of {} is not the one that was signed", note.cuid);
+            assert_eq!(message.id, note.id, "the event id of {}", note.cuid);
+            assert!(
+                !matches!(note.outcome, Outcome::Refused(_)),
+                "delivered although the sender was told {:?}: {}",
+                note.outcome,
+                note.cuid
+            );
+            if first.insert(note.cuid.as_str()) {
+                arrived.push((message, note));
+            } else {
+                repeats += 1;
+            }
+        }
+        let dead: HashSet<String> = self.dead.iter().map(|letter| cuid(&dead_body(letter))).collect();
+        assert_eq!(dead.len(), self.dead.len(), "an event is a dead letter twice");
+        let missing: Vec<&str> = self
+            .sent
+            .0
+            .iter()
+            .filter(|note| note.accepted() && !first.contains(note.cuid.as_str()) && !dead.contains(&note.cuid))
+            .map(|note| note.cuid.as_str())
+            .collect();
+        assert!(
+            missing.is_empty(),
+            "{} of {} accepted events are neither delivered nor dead letters, for one {:?} and {:?}",
+            missing.len(),
+            self.sent.accepted(),
+            missing[0],
+            missing[missing.len() - 1]
+        );
+        self.judge_order(&arrived);
+        repeats
+    }
+
+    fn judge_order(&self, arrived: &[(&Delivered, &Note)]) {
+        let mut last: HashMap<(&str, &str), (u64, u64)> = HashMap::new();
+        let mut late = Vec::new();
+        for (message, note) in arrived {
+            match last.get_mut(&(note.key.as_str(), message.address.as_str())) {
+                None => {
+                    last.insert((&note.key, &message.address), (note.sequence, message.partition));
+                }
+                Some((sequence, partition)) => {
+                    assert_eq!(*partition, message.partition, "the key {} is in two partitions", note.key);
+                    if note.sequence < *sequence {
+                        late.push((note.key.as_str(), note.sequence, *sequence));
+                    } else {
+                        *sequence = note.sequence;
+                    }
+                }
+            }
+        }
+        assert!(
+            late.len() as u64 <= self.out_of_order,
+            "{} events came after a later one of their key, the bridge counts {}; (key, number, after): {:?}",
+            late.len(),
+            self.out_of_order,
+            &late[..late.len().min(5)]
+        );
+    }
+
+    /// The bridge's own accounting agrees with the sender and with the broker.
+    pub(crate) fn agrees_with(&self, status: &Status) {
+        let maybe = self.sent.0.iter().filter(|note| note.outcome == Outcome::Maybe).count() as u64;
+        let accepted = status.count("accepted");
+        let told = self.sent.accepted();
+        assert!(
+            (told..=told + maybe).contains(&accepted),
+            "accepted {accepted}, the sender was told 200 {told} times"
+        );
+        assert_eq!(status.count("dead_lettered"), self.dead.len() as u64, "dead_lettered against the store");
+        let different: HashSet<String> = self.delivered.iter().map(|message| cuid(&message.body)).collect();
+        let (published, held) = (status.count("published"), status.count("held"));
+        assert!(
+            (published..=published + held).contains(&(different.len() as u64)),
+            "published {published} and held {held}, the broker has {} different events",
+            different.len()
+        );
+        assert_books_balance(status);
+    }
+}
+
+/// Both equations of the accounting.
+pub(crate) fn assert_books_balance(status: &Status) {
+    let sum = |names: &[&str]| names.iter().map(|name| status.count(name)).sum::<u64>();
+    assert_eq!(
+        status.count("received"),
+        sum(&["accepted", "duplicate", "probe", "rejected"]),
+        "received = accepted + duplicate + probe + rejected: {}",
+        status.0["accounting"]
+    );
+    assert_eq!(
+        sum(&["accepted", "recovered", "replayed"]),
+        sum(&["published", "dead_lettered", "withdrawn", "lost", "held"]),
+        "accepted = published + dead_lettered + withdrawn + lost + held: {}",
+        status.0["accounting"]
+    );
+    assert_eq!(status.count("mismatch"), 0, "mismatch");
+}
+
+/// The `cuid` of a body.
+fn cuid(body: &[u8]) -> String {
+    let fields: Value = serde_json::from_slice(body).expect("a delivered body is JSON");
+    fields["cuid"].as_str().unwrap_or_default().to_owned()
+}
+
+/// The body of a dead letter.
+fn dead_body(letter: &Value) -> Vec<u8> {
+    if let Some(text) = letter["body"].as_str() {
+        return text.as_bytes().to_vec();
+    }
+    let text = letter["body_base64"].as_str();
+    let text = text.unwrap_or_else(|| panic!("a dead letter without a body: {letter}"));
+    BASE64_STANDARD.decode(text).expect("`body_base64` is base64")
+}

@@ -1,0 +1,113 @@
+"""Reads a broker back with a client that is not the bridge's: `read.py ORDER`, the order as JSON.
+
+Prints one JSON object a line, in the broker's order: address, partition, key, id, headers, body (base64).
+Every call ends by itself: at the end of what is stored, or (RabbitMQ, which cannot say where that is) once
+`at_least` messages came and nothing more for a while.
+"""
+
+import asyncio
+import base64
+import json
+import sys
+import time
+
+
+def show(address, key, message_id, headers, body, partition=0):
+    names = [name for name, _ in headers]
+    if len(set(names)) != len(names):
+        sys.exit(f"a header stands twice: {names}")
+    line = {"address": address, "partition": partition, "key": key, "id": message_id, "headers": dict(headers),
+            "body": base64.b64encode(body).decode()}
+    print(json.dumps(line))
+
+
+def text(value):
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def kafka(order):
+    from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+    consumer = Consumer({"bootstrap.servers": order["bootstrap"], "security.protocol": "SSL",
+                         "ssl.ca.location": order["ca"], "group.id": "reader", "enable.auto.commit": False,
+                         "enable.partition.eof": True})
+    topics = consumer.list_topics(timeout=30).topics
+    parts = [TopicPartition(name, number, 0) for name, topic in topics.items() if name.startswith(order["prefix"])
+             for number in topic.partitions]
+    if not parts:
+        return
+    consumer.assign(parts)
+    ends, deadline = set(), time.monotonic() + 60
+    while len(ends) < len(parts):
+        if time.monotonic() > deadline:
+            sys.exit(f"kafka: {len(ends)} of {len(parts)} partitions read to their end in 60 s")
+        message = consumer.poll(1)
+        if message is None:
+            continue
+        if message.error():
+            if message.error().code() == KafkaError._PARTITION_EOF:
+                ends.add((message.topic(), message.partition()))
+            continue
+        headers = [(name, text(value)) for name, value in message.headers() or []]
+        show(message.topic(), text(message.key() or b""), dict(headers).get("ce_id", ""), headers, message.value(),
+             message.partition())
+    consumer.close()
+
+
+def rabbitmq(order):
+    import pika
+
+    connection = pika.BlockingConnection(pika.URLParameters(order["url"]))
+    queues = []
+    for queue in order["queues"]:
+        channel = connection.channel()
+        try:
+            channel.queue_declare(queue, passive=True)
+            queues.append(queue)
+        except pika.exceptions.ChannelClosedByBroker:
+            continue
+    channel, count, deadline = connection.channel(), 0, time.monotonic() + 20
+    while True:
+        for queue in queues:
+            for method, properties, body in channel.consume(queue, auto_ack=True, inactivity_timeout=0.4):
+                if method is None:
+                    break
+                count += 1
+                headers = [(name, text(value)) for name, value in (properties.headers or {}).items()]
+                if properties.content_type:
+                    headers.append(("content-type", properties.content_type))
+                if properties.delivery_mode != 2:
+                    sys.exit("rabbitmq: a message that is not persistent")
+                show(method.exchange, method.routing_key, properties.message_id or "", headers, body)
+            channel.cancel()
+        if count >= order["at_least"] or time.monotonic() > deadline:
+            break
+    connection.close()
+
+
+async def nats(order):
+    import nats as client
+    from nats.js.api import ConsumerConfig, DeliverPolicy
+    from nats.js.errors import NotFoundError
+
+    nc = await client.connect(order["url"], connect_timeout=10)
+    js = nc.jetstream(timeout=30)
+    try:
+        left = (await js.stream_info(order["stream"])).state.messages
+    except NotFoundError:
+        left = 0
+    if left:
+        config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, inactive_threshold=30)
+        consumer = await js.pull_subscribe("", stream=order["stream"], config=config)
+        while left:
+            for message in await consumer.fetch(min(left, 500), timeout=30):
+                headers = list((message.headers or {}).items())
+                show(message.subject, "", dict(headers).get("Nats-Msg-Id", ""), headers, message.data)
+                await message.ack()
+                left -= 1
+    await nc.close()
+
+
+if __name__ == "__main__":
+    wanted = json.loads(sys.argv[1])
+    {"kafka": kafka, "rabbitmq": rabbitmq, "nats": lambda order: asyncio.run(nats(order))}[wanted["broker"]](wanted)
