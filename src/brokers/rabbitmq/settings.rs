@@ -17,6 +17,10 @@ pub(super) const SHORT_STRING: usize = 255;
 /// back for minutes.
 const HEARTBEAT: u16 = 3;
 
+/// In bytes. lapin keeps two buffers of 32 frames for each connection: at RabbitMQ's own 128 KiB that is 8 MiB of idle
+/// memory. Larger bodies are split, and the headers of an event take less than 1 KiB.
+const FRAME_MAX: u32 = 16 * 1024;
+
 const FORM: &str = "write it as amqp://user:password@host:5672/%2f";
 
 /// The settings of `[broker.rabbitmq]`.
@@ -74,10 +78,11 @@ impl Settings {
         Self { uri, router, topology, queue, ca_file, identity }
     }
 
-    /// The URI with our heartbeat, where the user gave none.
+    /// The URI with our heartbeat and frame size, where the user gave none.
     pub(super) fn uri(&self) -> Result<AMQPUri, String> {
         let mut uri = parse(self.uri.reveal())?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         Ok(uri)
     }
 

@@ -14,7 +14,7 @@ pub(super) fn loses_nothing_when_the_broker_is_killed_under_load<R: Remote>(test
     let rig = R::private(test);
     let setup = Setup::new(&rig.table()).raw("publish.max_in_flight", WINDOW.to_string());
     let daemon = setup.start();
-    let load = Load { events: 500_000, keys: 12, rate: 400, again: true, ..Load::default() };
+    let load = Load { events: 500_000, keys: 4, rate: 400, again: true, ..Load::default() };
     let running = load.start(&daemon.ingress);
     for _ in 0..kills {
         // Long enough for a quorum queue to have its leader.
@@ -46,7 +46,7 @@ pub(super) fn loses_nothing_when_the_broker_hangs<R: Remote>(test: &str) {
     let setup = Setup::new(&rig.table()).raw("publish.max_in_flight", WINDOW.to_string());
     let daemon = setup.start();
     let running =
-        Load { events: 500_000, keys: 12, rate: 200, again: true, ..Load::default() }.start(&daemon.ingress);
+        Load { events: 500_000, keys: 4, rate: 200, again: true, ..Load::default() }.start(&daemon.ingress);
     daemon.wait_until("events flow", LIMIT, |status| status.count("published") > 300);
     rig.broker().pause();
     // The fault itself: the broker stands still for this long.

@@ -115,14 +115,19 @@ pub(super) fn keeps_events_through_cut_connections<R: Remote>(test: &str) {
     let rig = R::proxied(test);
     let setup = Setup::new(&rig.table()).raw("publish.max_in_flight", WINDOW.to_string());
     let daemon = setup.start();
-    let load = Load { events: 60_000, keys: 12, rate: 500, again: true, ..Load::default() };
+    // Few keys and late answers: at every cut several events of one key are in flight.
+    rig.proxy().delay(Duration::from_millis(50));
+    let load = Load { events: 60_000, keys: 4, rate: 1_000, again: true, ..Load::default() };
     let running = load.start(&daemon.ingress);
     for cut in 1..=CUTS {
         let published = daemon.status().count("published");
-        daemon.wait_until("events flow", LIMIT, |status| status.count("published") > published + 100);
-        rig.proxy().cut_after(fastrand::usize(20..1_000));
+        daemon.wait_until("events flow, many at once", LIMIT, |status| {
+            status.count("published") > published + 100 && status.number("/buffer/in_flight_events") > 20
+        });
+        rig.proxy().cut_after(fastrand::usize(20..500));
         wait_until("the connection is cut", LIMIT, || rig.proxy().cuts() == cut);
     }
+    rig.proxy().heal();
     let published = daemon.status().count("published");
     daemon.wait_until("events flow again", LIMIT, |status| {
         status.count("published") > published + 100 && status.text("/broker/state") == "connected"

@@ -184,3 +184,84 @@ fn dead_body(letter: &Value) -> Vec<u8> {
     let text = text.unwrap_or_else(|| panic!("a dead letter without a body: {letter}"));
     BASE64_STANDARD.decode(text).expect("`body_base64` is base64")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn note(cuid: &str, sequence: u64, outcome: Outcome) -> Note {
+        Note {
+            cuid: cuid.to_owned(),
+            id: format!("{cuid}-id"),
+            event: "ReportPublished",
+            key: "key".to_owned(),
+            sequence,
+            body: format!("{{\"cuid\":\"{cuid}\"}}").into_bytes(),
+            began: Instant::now(),
+            outcome,
+            took: Duration::ZERO,
+            retry_after: None,
+        }
+    }
+
+    fn sent() -> Sent {
+        Sent(vec![note("a", 0, Outcome::Accepted), note("b", 1, Outcome::Accepted), note("c", 2, Outcome::Maybe)])
+    }
+
+    fn delivered(note: &Note) -> Delivered {
+        Delivered {
+            address: "here".to_owned(),
+            partition: 0,
+            key: note.key.clone(),
+            id: note.id.clone(),
+            headers: HashMap::new(),
+            body: note.body.clone(),
+        }
+    }
+
+    /// Judges these of `sent`, in this order, after a change of what was delivered.
+    fn judge(order: &[usize], change: impl FnOnce(&mut Vec<Delivered>)) -> usize {
+        let sent = sent();
+        let mut delivered: Vec<Delivered> = order.iter().map(|at| delivered(&sent.0[*at])).collect();
+        change(&mut delivered);
+        Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: 0 }.judge()
+    }
+
+    #[test]
+    fn counts_repeats_and_lets_the_unanswered_be() {
+        assert_eq!(judge(&[0, 1], |_| ()), 0);
+        assert_eq!(judge(&[0, 1, 0, 1, 2], |_| ()), 2);
+    }
+
+    #[test]
+    #[should_panic(expected = "1 of 2 accepted events are neither delivered nor dead letters")]
+    fn sees_a_loss() {
+        judge(&[0, 2], |_| ());
+    }
+
+    #[test]
+    #[should_panic(expected = "came after a later one of their key")]
+    fn sees_a_wrong_order() {
+        judge(&[1, 0], |_| ());
+    }
+
+    #[test]
+    #[should_panic(expected = "is in two partitions")]
+    fn sees_a_key_in_two_partitions() {
+        judge(&[0, 1], |delivered| delivered[1].partition = 1);
+    }
+
+    #[test]
+    #[should_panic(expected = "is not the one that was signed")]
+    fn sees_a_changed_body() {
+        judge(&[0, 1], |delivered| delivered[1].body.push(b' '));
+    }
+
+    #[test]
+    #[should_panic(expected = "delivered but never sent")]
+    fn sees_an_invented_event() {
+        judge(&[0, 1], |delivered| delivered[1].body = b"{\"cuid\":\"z\"}".to_vec());
+    }
+}
