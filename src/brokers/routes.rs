@@ -86,7 +86,9 @@ impl Router {
             }
             let target_type = Some(table.text("target_type")).filter(|_| table.has("target_type"));
             let mut own = |name, kind, legal, fallback: &Template| {
-                if table.has(name) { template(&mut table, name, kind, legal) } else { fallback.clone() }
+                // Asked for in either case, so that it is known when a wrong key is reported.
+                let is_blank = !table.has(name) && table.text(name).is_empty();
+                if is_blank { fallback.clone() } else { template(&mut table, name, kind, legal) }
             };
             let route_address = own(shape.address, Kind::Address, shape.address_legal, &address);
             let route_key = match (shape.key, &key) {

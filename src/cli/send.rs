@@ -57,7 +57,8 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
         return Err(cli::failed("name the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
     };
     let url: Uri = url.parse().map_err(|error| cli::failed(format_args!("{url} is no URL: {error}")))?;
-    if url.host().is_none() {
+    // A lone word is a URI too: a host without a scheme.
+    if url.scheme().is_none() || url.host().is_none() {
         return Err(cli::failed(format_args!("{url} is no URL; it starts with http:// or https://")));
     }
     let bodies = options.files.iter().map(|path| read(path).map(Bytes::from)).collect::<Result<Vec<_>, _>>()?;

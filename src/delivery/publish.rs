@@ -2,6 +2,8 @@
 //!
 //! It takes events from the queue into the [`Ring`], hands them to the session oldest first, and settles them on the
 //! broker's verdicts. What the contract calls Lost, `NotNow`, Refused and suspect is decided here and nowhere else.
+//!
+//! Length: the one place of all these decisions, which are only understood side by side.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -101,12 +101,11 @@ pub fn load_from(
     variables.sort();
     let mut user = Figment::new();
     let file = file(flags)?;
-    let is_from_file = file.is_some();
     if let Some(path) = file {
         user = user.merge(Toml::file_exact(path));
     }
     user = user.merge(Environment(variables));
-    let given = user.data().map_err(|error| SettingsError(syntax(error)))?;
+    let given = user.data().map_err(|error| SettingsError(syntax(error, file)))?;
     let mut given = given.get(&Profile::Default).cloned().unwrap_or_default();
     for (key, value) in [("level", &flags.log_level), ("format", &flags.log_format)] {
         if let Some(value) = value {
@@ -117,12 +116,12 @@ pub fn load_from(
     let figment = Figment::new().merge(Defaults(base(&given))).merge(user);
     let figment =
         if flags.log_level.is_some() || flags.log_format.is_some() { figment.merge(flag_layer) } else { figment };
-    let merged = figment.data().map_err(|error| SettingsError(syntax(error)))?;
+    let merged = figment.data().map_err(|error| SettingsError(syntax(error, file)))?;
     let merged = merged.get(&Profile::Default).cloned().unwrap_or_default();
     let problems = RefCell::new(Problems::default());
     let settings = read(Section::top(&figment, merged, &problems), systemd_state);
     let Problems { mut errors, warnings } = problems.into_inner();
-    if !errors.is_empty() && !is_from_file {
+    if !errors.is_empty() && file.is_none() {
         errors.insert(
             0,
             format!("no file of settings was read: --config names none, and there is no {DEFAULT_FILE}"),
@@ -146,16 +145,20 @@ fn file(flags: &Flags) -> Result<Option<&Path>, SettingsError> {
     }
 }
 
-/// figment's errors of syntax have file, line and column in their text.
-fn syntax(error: figment::Error) -> Vec<String> {
-    error
-        .into_iter()
-        .map(|error| {
-            let file =
-                error.metadata.as_ref().and_then(|metadata| metadata.source.as_ref()).map(ToString::to_string);
-            format!("{}: {}", file.unwrap_or_else(|| "settings".to_owned()), error.kind.to_string().trim_end())
-        })
-        .collect()
+/// What is wrong with the file's TOML: where it stands, without the line itself, which may hold a secret.
+fn syntax(error: figment::Error, file: Option<&Path>) -> Vec<String> {
+    let file = file.map_or_else(|| "settings".to_owned(), |path| path.display().to_string());
+    error.into_iter().map(|error| format!("{file}: {}", without_quotation(&error.kind.to_string()))).collect()
+}
+
+/// TOML's errors: a line that ends in the place, the quoted lines (`2 | key = ...`, `  |  ^`), then what is wrong.
+fn without_quotation(text: &str) -> String {
+    let mut lines = text.lines();
+    let first = lines.next().unwrap_or_default();
+    let place = first.strip_prefix("TOML parse error at ").unwrap_or(first);
+    let quoted = |line: &str| line.trim_start_matches(|c: char| c == ' ' || c.is_ascii_digit()).starts_with('|');
+    let wrong: Vec<&str> = lines.filter(|line| !quoted(line)).map(str::trim).collect();
+    if wrong.is_empty() { place.to_owned() } else { format!("{place}: {}", wrong.join(", ")) }
 }
 
 /// The defaults that apply: the templates only where file or environment name such a table.

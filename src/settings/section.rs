@@ -131,6 +131,18 @@ impl<'a> Section<'a> {
         self.problem(key, format_args!("expected {wanted}, found {found}"));
     }
 
+    /// As [`Section::wrong`] for what may hold a secret: tells the kind of the value, never the value.
+    fn wrong_kind(&mut self, key: &str, wanted: &str, value: &Value) {
+        let found = match value {
+            Value::String(..) => "a text",
+            Value::Bool(..) => "true or false",
+            Value::Num(..) => "a number",
+            Value::Array(..) => "a list",
+            _ => "something else",
+        };
+        self.problem(key, format_args!("expected {wanted}, found {found}"));
+    }
+
     /// A text; empty where it is missing or wrong.
     pub fn text(&mut self, key: &str) -> String {
         match self.value(key) {
@@ -187,13 +199,8 @@ impl<'a> Section<'a> {
 
     /// An address with a port; none where it is wrong.
     pub fn address(&mut self, key: &str) -> Option<SocketAddr> {
-        let text = self.text(key);
-        let address = text.parse().ok();
-        if address.is_none() {
-            let example = "\"127.0.0.1:8080\" or \"[::]:8080\"";
-            self.problem(key, format_args!("{text:?} is no IP address with a port, such as {example}"));
-        }
-        address
+        let wanted = "an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
+        self.measure(key, wanted, None, |text| text.parse().ok().map(Some))
     }
 
     /// A duration such as "5s".
@@ -357,7 +364,7 @@ impl<'a> Section<'a> {
         let table = match self.value(key) {
             Some(Value::Dict(_, table)) => table,
             Some(other) => {
-                self.wrong(key, "a table", &other);
+                self.wrong_kind(key, "a table", &other);
                 Dict::new()
             }
             None => Dict::new(),
@@ -386,7 +393,7 @@ impl<'a> Section<'a> {
                 sections
             }
             other => {
-                self.wrong(key, "a list of tables", &other);
+                self.wrong_kind(key, "a list of tables", &other);
                 Vec::new()
             }
         }

@@ -2,9 +2,29 @@
 //!
 //! `make test` installs the brokers and runs it. `SUITE_LONG=1` runs the long forms. A missing broker is a failure.
 
+// The admin port: metrics, health, status, the page.
+#[cfg(test)]
+mod admin;
+
+// The commands beside `serve`: what they print, their exit codes.
+#[cfg(test)]
+mod commands;
+
 // One set of cases for every broker: bodies, headers, addresses, order, refusals, faults, the end.
 #[cfg(test)]
 mod conformance;
+
+// The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
+#[cfg(test)]
+mod http;
+
+// The rules of the house, kept by reading src/.
+#[cfg(test)]
+mod layers;
+
+// Requests that come drop by drop or stop half-way, and what is counted for them.
+#[cfg(test)]
+mod limits;
 
 // No secret in logs, errors, status, metrics or on the page.
 #[cfg(test)]
@@ -13,6 +33,14 @@ mod secrets;
 // Senders that leave, stall, flood or stay silent; descriptors that run out.
 #[cfg(test)]
 mod senders;
+
+// Settings, good and bad: files, environment, secrets, every message.
+#[cfg(test)]
+mod settings;
+
+// Bodies and signatures made by Node.
+#[cfg(test)]
+mod signatures;
 
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]

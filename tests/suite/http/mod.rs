@@ -1,0 +1,22 @@
+//! What a sender can send, and what it is answered: section by section of the HTTP contract, through raw sockets.
+
+// Every status and reason with its body, headers, counters and line of log.
+mod answers;
+
+// What stands in a signed body: JSON, UTF-8, the documented payload, sizes.
+mod bodies;
+
+// One request after another on a connection, 100 Continue, slow senders, big bodies refused.
+mod connections;
+
+// Lengths, chunks and headers that lie: never a second request out of one.
+mod framing;
+
+// 503: buffer, read budget, stopping.
+mod full;
+
+// Several sources, several secrets, unsigned, lenient, probes.
+mod sources;
+
+// A case of a table: the bytes, the answer, what the counters say.
+mod case;

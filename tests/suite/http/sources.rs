@@ -1,0 +1,131 @@
+//! Several sources, several secrets, no signature, lenient validation, connection tests.
+
+use super::case::{Case, Outcome, Request, Signature, good, run_all};
+use crate::support::{Bridge, Setup, sign};
+
+const NO_SIGNATURE: Outcome = Outcome::Refused(401, "signature", Signature::NotSeen);
+const INVALID: Outcome = Outcome::Refused(422, "invalid", Signature::Matched);
+const OLD: &str = "the secret of last November";
+const NEW: &str = "the secret of this December";
+const OTHER: &str = "the secret of another tenant";
+
+/// A request for a path, signed with a secret.
+fn post(path: &str, secret: &str, body: &[u8]) -> Vec<u8> {
+    let request = Request::unsigned(body).start(format!("POST {path} HTTP/1.1"));
+    request.header("X-Authorization-HMAC-256", sign(secret, body)).bytes()
+}
+
+fn two_sources(setup: Setup) -> Setup {
+    setup
+        .text("sources.plextrac.secret", "")
+        .raw("sources.plextrac.secrets", format!(r#"[{{ id = "old", value = "{OLD}" }}, {{ id = "new", value = "{NEW}" }}]"#))
+        .text("sources.tenant_2.path", "/hooks/2")
+        .text("sources.tenant_2.secret", OTHER)
+        .text("sources.tenant_2.validation", "lenient")
+}
+
+#[test]
+fn takes_every_secret_of_a_source_and_none_of_another() {
+    let first = "/webhooks/plextrac";
+    let accepted = |name: &str, path: &str, secret: &str| {
+        let body = good(name);
+        Case::new(name, post(path, secret, &body), Outcome::Accepted(body))
+    };
+    let refused = |name: &str, path: &str, secret: &str| Case::new(name, post(path, secret, &good(name)), NO_SIGNATURE);
+    let cases = [
+        accepted("the old secret", first, OLD).of("plextrac", "old"),
+        accepted("the new secret", first, NEW).of("plextrac", "new"),
+        accepted("the other source", "/hooks/2", OTHER).of("tenant_2", "default"),
+        refused("the other source's secret", first, OTHER),
+        refused("an old secret at the other source", "/hooks/2", OLD).of("tenant_2", "default"),
+        refused("the ids are no secrets", first, "old"),
+    ];
+    let bridge = Bridge::start(two_sources);
+    for case in &cases {
+        case.run(&bridge);
+    }
+    bridge.check();
+    for line in bridge.arrived() {
+        let body = String::from_utf8(line.body).unwrap();
+        let source = if body.contains("the other source") { "tenant_2" } else { "plextrac" };
+        assert_eq!(line.headers["ce_source"], format!("/plextrac/{source}"), "the source of {body}");
+    }
+    let status = bridge.daemon.status().0;
+    let secrets = &status["sources"][0]["secrets"];
+    for (at, id) in ["old", "new"].into_iter().enumerate() {
+        assert_eq!((&secrets[at]["id"], &secrets[at]["matched"]), (&id.into(), &1.into()), "the secrets: {secrets}");
+        assert!(secrets[at]["last_used_timestamp_seconds"].as_f64() > Some(1e9), "the last use of {id}: {secrets}");
+    }
+    bridge.stop();
+}
+
+#[test]
+fn asks_an_unsigned_source_for_no_signature() {
+    let unsigned = |name: &str, request: fn(Request) -> Request| {
+        let body = good(name);
+        Case::new(name, request(Request::unsigned(&body)).bytes(), Outcome::Accepted(body)).of("plextrac", "")
+    };
+    let cases = [
+        unsigned("without a signature", |request| request),
+        unsigned("with a wrong one", |request| request.header("X-Authorization-HMAC-256", "00")),
+        unsigned("with two", |request| {
+            request.header("X-Authorization-HMAC-256", "a".repeat(64)).header("X-Authorization-HMAC-256", "b")
+        }),
+        Case::new("invalid", Request::unsigned(br#"{"event":1}"#).bytes(), INVALID).of("plextrac", ""),
+        Case::new("a probe", Request::unsigned(b"{}").bytes(), Outcome::Probe).of("plextrac", ""),
+    ];
+    let bridge = Bridge::start(|setup| setup.text("sources.plextrac.secret", "").raw("sources.plextrac.unsigned", "true"));
+    bridge.daemon.wait_for_line("a warning", |line| {
+        line["level"] == "WARN" && line["message"].as_str().is_some_and(|text| text.contains("`sources.plextrac.unsigned`"))
+    });
+    run_all(bridge, &cases);
+}
+
+#[test]
+fn takes_an_object_with_an_event_when_lenient() {
+    let lenient = |body: &str, outcome: Outcome| {
+        Case::new(body, post("/hooks/2", OTHER, body.as_bytes()), outcome).of("tenant_2", "default")
+    };
+    let accepted = |body: &str| lenient(body, Outcome::Accepted(body.as_bytes().to_vec()));
+    let refused = |body: &str, detail: &str| lenient(body, INVALID).detail(detail);
+    let cases = [
+        accepted(r#"{"event":"OnReportCreation"}"#),
+        accepted(r#"{"event":"E","cuid":"c","text":"\ud800","other":[1]}"#),
+        accepted(r#"{"event":"E","targetCuids":["a"],"targetType":"report"}"#),
+        refused(r#"{"cuid":"c"}"#, "`event` is missing"),
+        refused(r#"{"event":""}"#, "`event` is empty"),
+        refused(r#"{"event":"E","text":1}"#, "`text` is a number, a string is documented"),
+        refused(r#"{"event":"E","cuid":null}"#, "`cuid` is null, a string is documented"),
+        refused(
+            r#"{"event":"E","targetCuid":"a","targetCuids":["a"]}"#,
+            "`targetCuid` and `targetCuids` are both given; exactly one is documented",
+        ),
+        refused(r#"{"event":"E","event":"F"}"#, "`event` is given twice"),
+        refused(r#"[{"event":"E"}]"#, "the body is no JSON object"),
+        lenient("{}", Outcome::Probe),
+    ];
+    run_all(Bridge::start(two_sources), &cases);
+}
+
+#[test]
+fn answers_a_connection_test_and_publishes_nothing() {
+    let probe = |body: &str| Case::body(body, body, Outcome::Probe);
+    let cases = [
+        probe("{}"),
+        probe(" { } "),
+        probe(r#"{"test":true}"#),
+        probe(r#"{"text":"hello","targetCuid":"x","actorCuid":"y"}"#),
+        probe(r#"{"nested":{"event":"E","cuid":"c"}}"#),
+        Case::body("with a kind of entity", r#"{"targetType":"report"}"#, INVALID),
+        Case::body("with an id", r#"{"cuid":"x"}"#, INVALID),
+        Case::body("no object", "[]", INVALID),
+        Case::new("unsigned", Request::unsigned(b"{}").bytes(), NO_SIGNATURE),
+        Case::body("malformed", "{}}", Outcome::Refused(400, "malformed", Signature::Matched)),
+    ];
+    let bridge = Bridge::start(|setup| setup);
+    for case in &cases {
+        case.run(&bridge);
+    }
+    assert_eq!(bridge.arrived(), [], "a connection test was published");
+    bridge.stop();
+}

@@ -1,0 +1,225 @@
+//! The rules of the house, kept by reading `src/`: imports point down, one owner per crate, every file says what it is.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A file of `src/`, read.
+struct File {
+    /// From `src/` on: `brokers/file.rs`.
+    path: String,
+    text: String,
+}
+
+impl File {
+    /// Folder or file right below `src/`: `brokers`, `secret`.
+    fn part(&self) -> &str {
+        let first = self.path.split('/').next().unwrap_or_default();
+        first.strip_suffix(".rs").unwrap_or(first)
+    }
+
+    /// The lines that are code: neither comments nor what stands in the tests at the end.
+    fn code(&self) -> impl Iterator<Item = &str> {
+        let lines = self.text.lines().take_while(|line| line.trim() != "#[cfg(test)]" || self.path.ends_with("mod.rs"));
+        lines.filter(|line| !line.trim_start().starts_with("//"))
+    }
+
+    /// The modules of this crate that the code names: `settings`, and below it `settings::load`.
+    fn imports(&self) -> BTreeSet<String> {
+        let code: String = self.code().collect::<Vec<_>>().join("\n");
+        let mut found = BTreeSet::new();
+        for (at, start) in code.match_indices("crate::") {
+            let rest = &code[at + start.len()..];
+            // `use crate::{a, b::c};` names several.
+            let list = rest.strip_prefix('{').and_then(|rest| rest.split('}').next());
+            let names: Vec<&str> = list.map_or_else(|| vec![rest], |list| list.split(',').collect());
+            for name in names {
+                let path: String =
+                    name.trim().chars().take_while(|c| c.is_ascii_alphanumeric() || "_:".contains(*c)).collect();
+                let path = path.trim_end_matches(':');
+                found.insert(path.split("::").next().unwrap_or_default().to_owned());
+                found.insert(path.split("::").take(2).collect::<Vec<_>>().join("::"));
+            }
+        }
+        found
+    }
+
+    /// Whether the code names a crate.
+    fn uses(&self, name: &str) -> bool {
+        self.code().any(|line| {
+            line.match_indices(name).any(|(at, _)| {
+                let before = line[..at].chars().next_back();
+                let behind = &line[at + name.len()..];
+                before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':')
+                    && (behind.starts_with("::") || (behind.starts_with(';') && line.contains("use ")))
+            })
+        })
+    }
+}
+
+fn files() -> Vec<File> {
+    fn walk(directory: &Path, root: &Path, into: &mut Vec<File>) {
+        for entry in fs::read_dir(directory).expect("src/ can be read").flatten() {
+            let path: PathBuf = entry.path();
+            if path.is_dir() {
+                walk(&path, root, into);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("a source file is UTF-8");
+                let name = path.strip_prefix(root).expect("it is below src/").display().to_string();
+                into.push(File { path: name, text });
+            }
+        }
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut all = Vec::new();
+    walk(&root, &root, &mut all);
+    assert!(all.len() > 40, "src/ has only {} files: this test reads the wrong place", all.len());
+    all
+}
+
+/// No problem, or all of them.
+#[track_caller]
+fn assert_none(rule: &str, problems: &[String]) {
+    assert!(problems.is_empty(), "{rule}:\n  {}", problems.join("\n  "));
+}
+
+/// What every part may use: the ground.
+const GROUND: [&str; 8] =
+    ["message", "template", "accounting", "metrics", "secret", "logs", "shutdown", "pulse"];
+
+/// What each part may use beside itself and the ground of the settings.
+fn allowed(part: &str) -> Vec<&'static str> {
+    let above: &[&str] = match part {
+        "ingress" => &["queue"],
+        "delivery" => &["queue", "brokers"],
+        // It reads the views that ingress and delivery offer.
+        "admin" => &["queue", "brokers", "ingress", "delivery"],
+        "queue" | "brokers" => &[],
+        // Who stands on the ground itself uses less of it.
+        "message" | "secret" | "pulse" => return vec![],
+        "template" => return vec!["message"],
+        "accounting" => return vec!["message", "secret"],
+        "metrics" | "logs" | "shutdown" => return vec!["accounting", "message", "secret"],
+        _ => &[],
+    };
+    [above, &GROUND].concat()
+}
+
+#[test]
+fn imports_point_down_only() {
+    let mut problems = Vec::new();
+    for file in files() {
+        let part = file.part();
+        // The edge, the assembly and the map know everything by their nature.
+        if ["main", "cli", "app", "lib"].contains(&part) {
+            continue;
+        }
+        for import in file.imports().iter().filter(|import| !import.contains("::")) {
+            let is_settings = import == "settings";
+            let may = allowed(part).contains(&import.as_str()) || *import == part || is_settings;
+            // `settings::load` gathers what every part declares; the rest of the settings knows no part.
+            let gathers = file.path == "settings/load.rs" && import != "app" && import != "cli";
+            let settings_ground = part == "settings" && import == "secret";
+            if !(may || gathers || settings_ground) {
+                problems.push(format!("src/{} uses crate::{import}", file.path));
+            }
+        }
+    }
+    assert_none("imports point down only (the map in src/lib.rs)", &problems);
+}
+
+#[test]
+fn parts_use_only_the_ground_of_the_settings() {
+    let ground = ["settings::Section", "settings::Problems", "settings::nearest", "settings::testing", "settings"];
+    let mut problems = Vec::new();
+    for file in files() {
+        if ["main", "cli", "app", "lib", "settings"].contains(&file.part()) {
+            continue;
+        }
+        for import in file.imports() {
+            if import.starts_with("settings") && !ground.contains(&import.as_str()) {
+                problems.push(format!("src/{} uses crate::{import}", file.path));
+            }
+        }
+    }
+    assert_none("a part reads its own table and nothing else of the settings", &problems);
+}
+
+#[test]
+fn ingress_and_brokers_know_nothing_of_each_other() {
+    let mut problems = Vec::new();
+    for file in files() {
+        let (forbidden, crates): (&[&str], &[&str]) = match file.part() {
+            "ingress" => (&["brokers", "delivery", "admin", "app"], &["rdkafka", "lapin", "async_nats"]),
+            "brokers" => (&["ingress", "queue", "delivery", "admin", "app"], &["hyper", "hyper_util", "http_body_util"]),
+            "queue" => (&["ingress", "delivery", "brokers", "admin", "app"], &["hyper"]),
+            "delivery" => (&["ingress", "admin", "app"], &["hyper"]),
+            _ => continue,
+        };
+        let imports = file.imports();
+        let modules = forbidden.iter().filter(|name| imports.contains(**name));
+        problems.extend(modules.map(|name| format!("src/{} uses crate::{name}", file.path)));
+        let crates = crates.iter().filter(|name| file.uses(name));
+        problems.extend(crates.map(|name| format!("src/{} uses {name}", file.path)));
+    }
+    assert_none("ingress never sees brokers, brokers never see ingress, queue, delivery or hyper", &problems);
+}
+
+#[test]
+fn every_crate_with_an_owner_stays_with_it() {
+    let owners = [
+        ("rdkafka", "brokers/kafka"),
+        ("lapin", "brokers/rabbitmq"),
+        ("async_nats", "brokers/nats"),
+        ("figment", "settings/"),
+        ("prometheus", "metrics.rs"),
+    ];
+    let mut problems = Vec::new();
+    for (name, owner) in owners {
+        let users: Vec<File> = files().into_iter().filter(|file| file.uses(name)).collect();
+        assert!(!users.is_empty(), "nobody uses {name}: this test looks for the wrong word");
+        let strangers = users.iter().filter(|file| !file.path.starts_with(owner));
+        problems.extend(strangers.map(|file| format!("src/{} uses {name}, which belongs to src/{owner}", file.path)));
+    }
+    assert_none("one owner per crate", &problems);
+}
+
+#[test]
+fn a_mod_rs_only_declares_and_exports() {
+    let mut problems = Vec::new();
+    // The commands' mod.rs holds the arguments, which all of its files share.
+    for file in files().into_iter().filter(|file| file.path.ends_with("mod.rs") && file.part() != "cli") {
+        let code: String = file.code().collect::<Vec<_>>().join("\n");
+        for item in ["fn ", "struct ", "enum ", "trait ", "impl ", "impl<", "macro_rules!"] {
+            let found = code.lines().any(|line| {
+                let line = line.trim_start();
+                let line = line.strip_prefix("pub ").unwrap_or(line);
+                let line = line.find(") ").filter(|_| line.starts_with("pub(")).map_or(line, |at| &line[at + 2..]);
+                line.starts_with(item)
+            });
+            if found {
+                problems.push(format!("src/{} has a `{}`", file.path, item.trim()));
+            }
+        }
+    }
+    assert_none("a mod.rs declares and exports, nothing else", &problems);
+}
+
+#[test]
+fn every_file_says_what_it_is_and_a_long_one_why() {
+    let mut problems = Vec::new();
+    for file in files() {
+        if !file.text.starts_with("//! ") {
+            problems.push(format!("src/{} does not open with `//!`", file.path));
+        }
+        let head = file.text.lines().take_while(|line| line.starts_with("//!"));
+        let says_why = head.clone().any(|line| line.starts_with("//! Length: "));
+        if file.text.lines().count() > 400 && !says_why {
+            problems.push(format!("src/{} has more than 400 lines and no `//! Length: <why>`", file.path));
+        }
+        if head.count() > 8 && file.path != "lib.rs" {
+            problems.push(format!("src/{} has a head of more than 8 lines; only the map is longer", file.path));
+        }
+    }
+    assert_none("every file says in a few lines what it is", &problems);
+}

@@ -1,0 +1,186 @@
+//! What comes drop by drop, stops half-way or leaves: time-outs count from the first byte, and every request is counted.
+
+use std::io::Write as _;
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::support::{Bridge, LIMIT, PATH, Payload, SECRET, plain, request_once, rest, sign, statuses, wait_until};
+
+/// Between two drops: far below every time-out here.
+const DROP: Duration = Duration::from_millis(50);
+
+fn head(body: &[u8], framing: &str) -> Vec<u8> {
+    let hex = sign(SECRET, body);
+    format!("POST {PATH} HTTP/1.1\r\nHost: b\r\nX-Authorization-HMAC-256: {hex}\r\n{framing}\r\n\r\n").into_bytes()
+}
+
+fn accepted(bridge: &Bridge, cuid: &str) {
+    let body = Payload::new(cuid).body();
+    assert_eq!(request_once(&bridge.daemon, &body, &[]).status, 200, "a good request");
+    bridge.accepted(&body);
+}
+
+/// Writes byte by byte until the other side has had enough or nothing is left.
+fn drip(stream: &TcpStream, bytes: &[u8]) {
+    let mut stream = stream;
+    for byte in bytes {
+        if stream.write_all(&[*byte]).is_err() {
+            return;
+        }
+        thread::sleep(DROP);
+    }
+}
+
+/// Drips from a thread; what the daemon says meanwhile, and after how long it closed.
+fn dripped(bridge: &Bridge, first: &[u8], bytes: Vec<u8>) -> (String, Duration) {
+    let mut stream = plain(&bridge.daemon.ingress);
+    stream.write_all(first).unwrap();
+    let begun = Instant::now();
+    let writer = stream.try_clone().unwrap();
+    let writing = thread::spawn(move || drip(&writer, &bytes));
+    accepted(bridge, "beside it");
+    let text = rest(&mut stream);
+    let took = begun.elapsed();
+    // The rest of the drops finds nobody.
+    let _ = stream.shutdown(Shutdown::Both);
+    writing.join().unwrap();
+    (text, took)
+}
+
+#[test]
+fn closes_on_a_head_that_comes_drop_by_drop() {
+    let bridge = Bridge::start(|setup| setup.text("ingress.header_timeout", "400ms"));
+    let endless = format!("POST {PATH} HTTP/1.1\r\nX-Long: {}", "x".repeat(100));
+    let (text, took) = dripped(&bridge, b"", endless.into_bytes());
+    assert_eq!(text, "", "a slow head just closes the connection");
+    assert!(took < Duration::from_secs(4), "each drop bought more time: {took:?}");
+    bridge.stop();
+}
+
+#[test]
+fn answers_408_to_a_body_that_comes_drop_by_drop() {
+    let bridge = Bridge::start(|setup| setup.text("ingress.body_timeout", "400ms"));
+    let body = Payload::new("dripping").body();
+    let before = bridge.counters();
+    for (framing, bytes) in [
+        (format!("Content-Length: {}", body.len()), body.clone()),
+        ("Transfer-Encoding: chunked".to_owned(), body.iter().flat_map(|byte| [b'1', b'\r', b'\n', *byte, b'\r', b'\n']).collect()),
+    ] {
+        let (text, took) = dripped(&bridge, &head(&body, &framing), bytes);
+        assert_eq!(statuses(&text), [408], "{framing}: {text}");
+        assert!(text.contains("application/problem+json"), "{framing}: {text}");
+        assert!(took < Duration::from_secs(5), "{framing}: each drop bought more time: {took:?}");
+    }
+    let risen = bridge.risen_since(&before);
+    for series in ["events_rejected_total{reason=\"timeout\",source=\"plextrac\"}", "requests_total{code=\"408\",source=\"plextrac\"}"] {
+        assert_eq!(risen.get(series), Some(&2), "{series}: {risen:?}");
+    }
+    bridge.stop();
+}
+
+#[test]
+fn counts_a_sender_that_leaves_within_its_body_and_makes_no_event_of_it() {
+    let bridge = Bridge::start(|setup| setup.text("ingress.body_timeout", "60s"));
+    let body = Payload::new("half").body();
+    let length = format!("Content-Length: {}", body.len());
+    let chunks = [format!("{:x}\r\n", body.len()).into_bytes(), body.clone(), b"\r\n".to_vec()].concat();
+    let halves = [
+        ("no body at all", head(&body, &length)),
+        ("half a body", [head(&body, &length), body[..50].to_vec()].concat()),
+        ("all but a byte", [head(&body, &length), body[..body.len() - 1].to_vec()].concat()),
+        ("half a chunk", [head(&body, "Transfer-Encoding: chunked"), chunks[..50].to_vec()].concat()),
+        ("chunks without an end", [head(&body, "Transfer-Encoding: chunked"), chunks].concat()),
+    ];
+    let mut left = 0;
+    for (name, bytes) in &halves {
+        for way in ["end", "reset", "half-closed"] {
+            let mut stream = plain(&bridge.daemon.ingress);
+            stream.write_all(bytes).unwrap();
+            // It is a request once its head was read: with none of the others open, the connection is.
+            wait_until("the head is read", LIMIT, || bridge.daemon.metric("connections_open", &[]) > 0);
+            match way {
+                "reset" => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
+                "half-closed" => stream.shutdown(Shutdown::Write).unwrap(),
+                _ => {}
+            }
+            if way == "half-closed" {
+                let text = rest(&mut stream);
+                assert!(!text.contains(" 200 "), "{name}: {text}");
+            }
+            drop(stream);
+            wait_until("the connection is closed", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 0);
+            let counted = bridge.daemon.metric("events_rejected_total", &[("reason", "disconnected")]);
+            // A reset may arrive before the head was looked at: then there was no request.
+            assert!(counted == left + 1 || (way == "reset" && counted == left), "{name}, {way}: {counted} after {left}");
+            left = counted;
+        }
+    }
+    assert!(left >= 10, "only {left} of 15 were noticed");
+    let status = bridge.daemon.status();
+    assert_eq!((status.count("received"), status.count("rejected")), (left, left), "all that was received left");
+    accepted(&bridge, "after them");
+    bridge.stop();
+}
+
+#[test]
+fn accepts_a_whole_request_whose_sender_does_not_wait() {
+    let bridge = Bridge::start(|setup| setup);
+    let body = Payload::new("gone").body();
+    let request = [head(&body, &format!("Content-Length: {}", body.len())), body.clone()].concat();
+    for _ in 0..20 {
+        let mut stream = plain(&bridge.daemon.ingress);
+        stream.write_all(&request).unwrap();
+        drop(stream);
+        bridge.accepted(&body);
+    }
+    bridge.daemon.wait_until("all are received", LIMIT, |status| status.count("received") == 20);
+    bridge.stop();
+}
+
+#[test]
+fn serves_no_more_connections_than_it_may_and_the_next_one_when_one_ends() {
+    let bridge = Bridge::start(|setup| {
+        setup.raw("ingress.max_connections", "4").raw("ingress.threads", "2").text("ingress.header_timeout", "60s")
+    });
+    let mut served: Vec<_> = (0..4).map(|_| bridge.connect()).collect();
+    wait_until("all four are served", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 4);
+    let body = Payload::new("fifth").body();
+    let signature = sign(SECRET, &body);
+    let request = [head(&body, &format!("Content-Length: {}", body.len())), body.clone()].concat();
+    let mut fifth = bridge.connect();
+    fifth.write(&request).unwrap();
+    // The others are served meanwhile: this one waits.
+    for client in &mut served {
+        let answer = client.send("POST", PATH, &[("X-Authorization-HMAC-256", &signature)], &body).unwrap();
+        assert_eq!(answer.status, 200, "one of the four");
+        bridge.accepted(&body);
+    }
+    assert_eq!(bridge.daemon.metric("connections_open", &[]), 4, "the limit");
+    assert_eq!(bridge.daemon.status().count("received"), 4, "the fifth is not served");
+    // Whichever thread it waits at takes it once there is room.
+    served.pop();
+    assert_eq!(fifth.answer().unwrap().status, 200, "the fifth");
+    bridge.accepted(&body);
+    bridge.stop();
+}
+
+#[test]
+fn closes_one_that_sends_events_and_reads_no_answer() {
+    let bridge = Bridge::start(|setup| setup.text("ingress.header_timeout", "500ms"));
+    let body = b"{}";
+    let request = [head(body, "Content-Length: 2"), body.to_vec()].concat();
+    let many = request.repeat(500);
+    let mut deaf = plain(&bridge.daemon.ingress);
+    let deadline = Instant::now() + LIMIT;
+    // Its own buffers fill first, then the daemon's answers find no room, then it is closed.
+    while deaf.write_all(&many).is_ok() {
+        assert!(Instant::now() < deadline, "still served: {}", bridge.daemon.status().count("received"));
+    }
+    wait_until("the connection is closed", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 0);
+    let status = bridge.daemon.status();
+    assert_eq!(status.count("received"), status.count("probe") + status.count("rejected"), "{}", status.0["accounting"]);
+    assert_eq!(status.count("mismatch"), 0, "{}", status.0["accounting"]);
+    accepted(&bridge, "after it");
+    bridge.stop();
+}

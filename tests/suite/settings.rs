@@ -1,0 +1,578 @@
+//! Settings, good and bad, through `check`: every mistake with its place and what to write instead, all at once.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use crate::support::{Ended, Program, sign};
+
+const SECRET: &str = "a secret of the settings' tests";
+const SOURCE: &str = "[sources.plextrac]\nsecret = \"a secret of the settings' tests\"\n";
+const BROKER: &str = "[broker.file]\ndirectory = \"events\"\n";
+
+const NO_SOURCE: &str = "no source of webhooks; add:\n\n  [sources.plextrac]\n  \
+                         secret_file = \"/etc/plextrac-bridge/secret\"   # what PlexTrac's webhook form has\n";
+const NO_BROKER: &str = "no broker; add one:\n\n  [broker.kafka]\n  \
+                         bootstrap_servers = \"localhost:9092\"   # or [broker.rabbitmq], [broker.nats], [broker.file]\n";
+const NO_SECRET: &str = "no secret; set `secret`, `secret_file` or `secrets` to what PlexTrac's webhook form has, or \
+                         `unsigned = true`";
+const DURATION: &str = "expected a duration such as \"500ms\", \"5s\", \"10m\" or \"1h\"";
+const SIZE: &str = "expected a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"";
+const ADDRESS: &str = "expected an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
+
+/// A file of settings in a directory of its own, and variables.
+struct Settings {
+    directory: tempfile::TempDir,
+    variables: Vec<(String, String)>,
+}
+
+impl Settings {
+    fn new(toml: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("bridge.toml"), toml).unwrap();
+        Self { directory, variables: Vec::new() }
+    }
+
+    /// The settings of a file source and broker, and more.
+    fn good(more: &str) -> Self {
+        Self::new(&format!("{SOURCE}{BROKER}{more}"))
+    }
+
+    fn variable(mut self, name: &str, value: &str) -> Self {
+        self.variables.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// `PLEXTRAC_BRIDGE__...`
+    fn set(self, name: &str, value: &str) -> Self {
+        self.variable(&format!("PLEXTRAC_BRIDGE__{name}"), value)
+    }
+
+    /// Writes a file beside the settings.
+    fn file(&self, name: &str, text: &str, mode: u32) -> PathBuf {
+        let path = self.directory.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+        path
+    }
+
+    fn run(&self, arguments: &[&str]) -> Ended {
+        let program = Program::new(arguments).within(self.directory.path());
+        self.variables.iter().fold(program, |program, (name, value)| program.variable(name, value)).run()
+    }
+
+    fn check(&self) -> Ended {
+        self.run(&["check", "--config", "bridge.toml"])
+    }
+
+    /// Exactly these errors, in any order.
+    #[track_caller]
+    fn refused(&self, errors: &[&str]) {
+        let ended = self.check();
+        ended.assert_code(78);
+        assert_eq!(ended.out, "", "errors go to standard error alone");
+        let mut found: Vec<&str> = ended.err.split("error: ").skip(1).map(|error| error.trim_end_matches('\n')).collect();
+        let mut errors: Vec<&str> = errors.iter().map(|error| error.trim_end_matches('\n')).collect();
+        found.sort_unstable();
+        errors.sort_unstable();
+        assert_eq!(found, errors, "the errors; all of it:\n{}", ended.err);
+    }
+
+    /// Good, with exactly these warnings and a source that has these secrets.
+    #[track_caller]
+    fn accepted(&self, warnings: &[&str], source: &str) {
+        let ended = self.check();
+        ended.assert_code(0);
+        let warnings: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+        assert_eq!(ended.out, format!("{warnings}source {source}\nsettings: good\n"), "standard output");
+        assert_eq!(ended.err, "", "standard error");
+    }
+}
+
+const DEFAULT_SOURCE: &str = "plextrac: /webhooks/plextrac (secrets: default)";
+
+#[test]
+fn takes_a_source_and_a_broker_and_asks_for_nothing_else() {
+    Settings::good("").accepted(&[], DEFAULT_SOURCE);
+}
+
+#[test]
+fn names_the_nearest_right_key() {
+    for (toml, error) in [
+        ("[ingress]\nlisen = \"x\"", "`ingress.lisen` in bridge.toml: unknown key; did you mean `ingress.listen`?"),
+        ("[ingrss]\nlisten = \"x\"", "`ingrss` in bridge.toml: unknown key; did you mean `ingress`?"),
+        ("[log]\nlevle = \"x\"", "`log.levle` in bridge.toml: unknown key; did you mean `log.level`?"),
+        ("[shutdown]\nx = 1", "`shutdown.x` in bridge.toml: unknown key; known here: delay, grace"),
+        ("directorry = 1", "`broker.file.directorry` in bridge.toml: unknown key; did you mean `broker.file.directory`?"),
+        (
+            "[[broker.file.routes]]\nevent = \"E\"\nnam = \"x\"",
+            "`broker.file.routes[0].nam` in bridge.toml: unknown key; did you mean `broker.file.routes[0].name`?",
+        ),
+        (
+            "[[broker.file.routes]]\nevent = \"E\"\ntopic = \"x\"",
+            "`broker.file.routes[0].topic` in bridge.toml: unknown key; known here: event, name, target_type",
+        ),
+        ("[log]\nlevel = \"inof\"", "`log.level` in bridge.toml: expected one of \"info\", \"error\", \"warn\", \"debug\", \"trace\", found \"inof\"; did you mean \"info\"?"),
+        ("name = \"{evnt}\"", "`broker.file.name` in bridge.toml: unknown placeholder {evnt}, did you mean {event}?; known here: {event} {targetType} {source}"),
+    ] {
+        Settings::good(toml).refused(&[error]);
+    }
+    let top = Settings::new(&format!("colour = 1\n{SOURCE}{BROKER}"));
+    top.refused(&["`colour` in bridge.toml: unknown key; known here: ack, admin, broker, buffer, dead_letters, deduplication, \
+                   ingress, journal, log, publish, shutdown, sources, state_directory"]);
+}
+
+#[test]
+fn wants_exactly_one_broker() {
+    Settings::new(SOURCE).refused(&[NO_BROKER]);
+    Settings::new(&format!("{SOURCE}[broker.kafak]\ntopic = \"x\"\n")).refused(&[
+        "`broker.kafak` in bridge.toml: no such broker; did you mean [broker.kafka]?; there are kafka, rabbitmq, nats, file",
+    ]);
+    Settings::new(&format!("{SOURCE}[broker.pulsar]\n"))
+        .refused(&["`broker.pulsar` in bridge.toml: no such broker; there are kafka, rabbitmq, nats, file"]);
+    let two = format!("{SOURCE}{BROKER}[broker.kafka]\n");
+    let lines = NO_BROKER.split_once("\n\n").unwrap().1;
+    Settings::new(&two)
+        .refused(&[&format!("several brokers ([broker.file], [broker.kafka]); keep one: add it as\n\n{lines}")]);
+}
+
+#[test]
+fn wants_a_source_with_a_name_a_path_and_a_secret() {
+    Settings::new(BROKER).refused(&[NO_SOURCE]);
+    Settings::new(&format!("[sources.plextrac]\n{BROKER}")).refused(&[&format!("`sources.plextrac.secret`: {NO_SECRET}")]);
+    let source = |lines: &str| Settings::new(&format!("{lines}\nsecret = \"{SECRET}\"\n{BROKER}"));
+    source("[sources.Plextrac]")
+        .refused(&["`sources.Plextrac` in bridge.toml: a source's name starts with a-z and goes on with a-z, 0-9 and _"]);
+    source("[sources.a]\npath = \"x\"")
+        .refused(&["`sources.a.path` in bridge.toml: \"x\" is no path; it starts with `/` and has no query"]);
+    source("[sources.a]\npath = \"/x?y\"")
+        .refused(&["`sources.a.path` in bridge.toml: \"/x?y\" is no path; it starts with `/` and has no query"]);
+    source(&format!("[sources.a]\nsecret = \"{SECRET}\"\n[sources.b]"))
+        .refused(&["`sources.b.path`: the source \"a\" has the path \"/webhooks/plextrac\" already"]);
+    source("[sources.a]\nvalidation = \"lenint\"").refused(&[
+        "`sources.a.validation` in bridge.toml: expected one of \"strict\", \"lenient\", found \"lenint\"; did you mean \"lenient\"?",
+    ]);
+}
+
+#[test]
+fn tells_what_was_expected_and_what_was_found() {
+    for (toml, error) in [
+        ("[ingress]\nheader_timeout = 5", format!("`ingress.header_timeout` in bridge.toml: {DURATION}, found 5")),
+        ("[ingress]\nbody_timeout = \"5\"", format!("`ingress.body_timeout` in bridge.toml: {DURATION}, found \"5\"")),
+        ("[shutdown]\ngrace = \"1d\"", format!("`shutdown.grace` in bridge.toml: {DURATION}, found \"1d\"")),
+        ("[shutdown]\ngrace = \"-1s\"", format!("`shutdown.grace` in bridge.toml: {DURATION}, found \"-1s\"")),
+        ("[ingress]\nbody_timeout = \"0s\"", "`ingress.body_timeout` in bridge.toml: must be above 0".to_owned()),
+        ("[ingress]\nmax_body = 262144", format!("`ingress.max_body` in bridge.toml: {SIZE}, found 262144")),
+        ("[buffer]\nmax_bytes = \"64MB\"", format!("`buffer.max_bytes` in bridge.toml: {SIZE}, found \"64MB\"")),
+        ("[ingress]\nmax_body = \"0B\"", "`ingress.max_body` in bridge.toml: must be from \"1B\" to \"1GiB\"".to_owned()),
+        ("[ingress]\nlisten = 8080", format!("`ingress.listen` in bridge.toml: {ADDRESS}, found 8080")),
+        ("[ingress]\nlisten = \"\"", format!("`ingress.listen` in bridge.toml: {ADDRESS}, found \"\"")),
+        ("[admin]\nlisten = \"localhost:1\"", format!("`admin.listen` in bridge.toml: {ADDRESS}, found \"localhost:1\"")),
+        ("[admin]\npage = \"yes\"", "`admin.page` in bridge.toml: expected true or false, found \"yes\"".to_owned()),
+        ("[ingress]\nthreads = 2000", "`ingress.threads` in bridge.toml: expected a whole number, 0 to 1024, found 2000".to_owned()),
+        ("[ingress]\nthreads = 1.5", "`ingress.threads` in bridge.toml: expected a whole number, found a number".to_owned()),
+        ("[buffer]\nmax_events = 0", "`buffer.max_events` in bridge.toml: expected a whole number, at least 1, found 0".to_owned()),
+        ("[buffer]\nmax_events = \"1\"", "`buffer.max_events` in bridge.toml: expected a whole number, found \"1\"".to_owned()),
+        ("[buffer]\nmax_bytes = \"1KiB\"", "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit".to_owned()),
+        ("[publish]\nretry_min = \"3s\"", "`publish.retry_max`: is below `publish.retry_min`".to_owned()),
+        ("[log]\nformat = 1", "`log.format` in bridge.toml: expected one of \"auto\", \"text\", \"json\", found 1".to_owned()),
+        ("[[broker.file.routes]]\nname = \"x\"", "`broker.file.routes[0].event`: missing; a route names the event it takes".to_owned()),
+        ("name = \"a/b\"", "`broker.file.name` in bridge.toml: \"a/b\" is no legal file name; use letters, digits, `_`, `-` and `.`".to_owned()),
+    ] {
+        Settings::good(toml).refused(&[&error]);
+    }
+    Settings::new(&format!("log = 5\n{SOURCE}{BROKER}")).refused(&["`log` in bridge.toml: expected a table, found a number"]);
+    Settings::new(&format!("state_directory = \"/no/such\"\n{SOURCE}{BROKER}"))
+        .refused(&["`state_directory` in bridge.toml: neither /no/such nor its parent exists; create /no"]);
+}
+
+#[test]
+fn tells_all_problems_at_once() {
+    let toml = "[ingress]\nlisten = 1\nthread = 1\n[admin]\npage = 1\n[sources.plextrac]\n[broker.kafak]\n";
+    Settings::new(toml).set("LOG__LEVEL", "loud").refused(&[
+        &format!("`ingress.listen` in bridge.toml: {ADDRESS}, found 1"),
+        "`ingress.thread` in bridge.toml: unknown key; did you mean `ingress.threads`?",
+        "`admin.page` in bridge.toml: expected true or false, found 1",
+        &format!("`sources.plextrac.secret`: {NO_SECRET}"),
+        "`broker.kafak` in bridge.toml: no such broker; did you mean [broker.kafka]?; there are kafka, rabbitmq, nats, file",
+        "environment variable PLEXTRAC_BRIDGE__LOG__LEVEL: expected one of \"info\", \"error\", \"warn\", \"debug\", \"trace\", found \"loud\"",
+    ]);
+    Settings::new("").refused(&[NO_SOURCE, NO_BROKER]);
+}
+
+#[test]
+fn refuses_what_later_versions_will_have() {
+    for (toml, key) in [
+        ("[journal]\nmax_bytes = \"1GiB\"", "journal"),
+        ("[deduplication]\nwindow = \"10m\"", "deduplication"),
+        ("[ingress]\ntrusted_proxies = []", "ingress.trusted_proxies"),
+        ("[ingress.tls]\nkey_file = \"x\"", "ingress.tls"),
+        ("[publish]\ntimeout = \"4s\"", "publish.timeout"),
+    ] {
+        Settings::good(toml).refused(&[&format!("`{key}` in bridge.toml: not available in this version; remove it")]);
+    }
+    for mode in ["journaled", "published"] {
+        Settings::new(&format!("ack = \"{mode}\"\n{SOURCE}{BROKER}")).refused(&[
+            "`ack` in bridge.toml: not available in this version; the one mode so far is \"buffered\"",
+        ]);
+    }
+}
+
+#[test]
+fn lets_the_environment_override_the_file() {
+    let settings = Settings::good("[ingress]\nthreads = 7\nmax_body = 5\n");
+    settings.refused(&[&format!("`ingress.max_body` in bridge.toml: {SIZE}, found 5")]);
+    let settings = settings.set("INGRESS__MAX_BODY", "1MiB");
+    settings.accepted(&[], DEFAULT_SOURCE);
+    // An empty variable counts as absent.
+    Settings::good("[admin]\npage = 5").set("ADMIN__PAGE", "").refused(&["`admin.page` in bridge.toml: expected true or false, found 5"]);
+    Settings::good("").set("INGRESS__LISTEN", "").accepted(&[], DEFAULT_SOURCE);
+}
+
+#[test]
+fn names_the_variable_that_is_wrong() {
+    for (name, value, error) in [
+        ("INGRESS__LISEN", "x", "unknown key; did you mean `ingress.listen`?".to_owned()),
+        ("INGRES__LISTEN", "x", "unknown key; did you mean `ingress`?".to_owned()),
+        ("INGRESS__LISTEN", "8080", format!("{ADDRESS}, found \"8080\"")),
+        ("INGRESS__THREADS", "many", "expected a whole number, found \"many\"".to_owned()),
+        ("ADMIN__PAGE", "maybe", "expected true or false, found \"maybe\"".to_owned()),
+        ("BUFFER__MAX_BYTES", "5", format!("{SIZE}, found \"5\"")),
+        ("ACK", "journaled", "not available in this version; the one mode so far is \"buffered\"".to_owned()),
+        ("SOURCES__PLEXTRAC__SECRETS", "[{id=\"a\",value=\"hunter2hunter2hunter2\"}]", "`sources.plextrac.secrets` is set in the file only".to_owned()),
+        ("BROKER__FILE__ROUTES", "[]", "`broker.file.routes` is set in the file only".to_owned()),
+        ("SOURCES__PLEXTRAC", SECRET, "expected a table, found a text".to_owned()),
+    ] {
+        let settings = Settings::good("").set(name, value);
+        let errors = settings.check().err;
+        let expected = format!("error: environment variable PLEXTRAC_BRIDGE__{name}: {error}\n");
+        assert!(errors.contains(&expected), "{name}={value}: {expected} is not among:\n{errors}");
+        assert!(!errors.contains("hunter2") && !errors.contains(SECRET), "{name}: an error shows a secret:\n{errors}");
+    }
+}
+
+#[test]
+fn takes_everything_from_the_environment() {
+    let settings = Settings::new("")
+        .set("SOURCES__PLEXTRAC__SECRET", SECRET)
+        .set("SOURCES__PLEXTRAC__PATH", "/x")
+        .set("BROKER__NATS__SERVERS", r#"["nats://a:1", "nats://b:1"]"#)
+        .set("INGRESS__THREADS", "3")
+        .set("ADMIN__PAGE", "false");
+    settings.accepted(&[], "plextrac: /x (secrets: default)");
+    let settings = settings.set("BROKER__NATS__SERVERS", "nats://a:1");
+    let errors = settings.check().err;
+    let expected = "environment variable PLEXTRAC_BRIDGE__BROKER__NATS__SERVERS: expected a list such as [\"a\", \"b\"], found \"nats://a:1\"";
+    assert!(errors.contains(expected), "{expected} is not among:\n{errors}");
+}
+
+#[test]
+fn is_not_harmed_by_what_kubernetes_injects() {
+    Settings::good("")
+        .variable("PLEXTRAC_BRIDGE_PORT", "tcp://10.0.0.1:8080")
+        .variable("PLEXTRAC_BRIDGE_SERVICE_HOST", "10.0.0.1")
+        .variable("PLEXTRAC_BRIDGE_SERVICE_PORT", "8080")
+        .variable("PLEXTRAC_BRIDGE_PORT_8080_TCP", "tcp://10.0.0.1:8080")
+        .variable("PLEXTRAC_BRIDGE_PORT_8080_TCP_PROTO", "tcp")
+        .accepted(&[], DEFAULT_SOURCE);
+}
+
+#[test]
+fn takes_a_secret_of_digits_from_the_environment() {
+    for secret in ["12345678901234567890", "0123456789012345.5", "true true true true", "[\"is this\", \"a list?\"]"] {
+        let settings = Settings::new(&format!("[sources.plextrac]\n{BROKER}")).set("SOURCES__PLEXTRAC__SECRET", secret);
+        settings.accepted(&[], DEFAULT_SOURCE);
+        let signed = settings.directory.path().join("body");
+        fs::write(&signed, "{}").unwrap();
+        let ended = settings.run(&["--config", "bridge.toml", "sign", "body"]);
+        assert_eq!(ended.out.trim_end(), sign(secret, b"{}"), "signed with {secret}: {}", ended.err);
+    }
+    Settings::new(BROKER).set("SOURCES__PLEXTRAC__SECRET", "123").accepted(
+        &["environment variable PLEXTRAC_BRIDGE__SOURCES__PLEXTRAC__SECRET: the secret is shorter than 16 bytes"],
+        DEFAULT_SOURCE,
+    );
+}
+
+#[test]
+fn takes_a_secret_from_a_file_and_cuts_one_newline() {
+    let settings = Settings::new(&format!("[sources.plextrac]\nsecret_file = \"secret\"\n{BROKER}"));
+    for (text, secret) in [
+        (format!("{SECRET}\n"), SECRET.to_owned()),
+        (format!("{SECRET}\r\n"), SECRET.to_owned()),
+        (SECRET.to_owned(), SECRET.to_owned()),
+        (format!("{SECRET}\n\n"), format!("{SECRET}\n")),
+        (format!(" {SECRET} \n"), format!(" {SECRET} ")),
+    ] {
+        settings.file("secret", &text, 0o600);
+        settings.accepted(&[], DEFAULT_SOURCE);
+        settings.file("body", "{}", 0o600);
+        let ended = settings.run(&["--config", "bridge.toml", "sign", "body"]);
+        assert_eq!(ended.out.trim_end(), sign(&secret, b"{}"), "the secret of {text:?}: {}", ended.err);
+    }
+    let path = settings.file("secret", SECRET, 0o644);
+    let warning = "`sources.plextrac.secret_file` in bridge.toml: secret can be read by everybody; chmod o-r it";
+    settings.accepted(&[warning], DEFAULT_SOURCE);
+    for text in ["", "\n"] {
+        settings.file("secret", text, 0o600);
+        settings.refused(&["`sources.plextrac.secret_file` in bridge.toml: secret is empty"]);
+    }
+    fs::remove_file(path).unwrap();
+    settings.refused(&[
+        "`sources.plextrac.secret_file` in bridge.toml: cannot read secret: No such file or directory (os error 2)",
+    ]);
+}
+
+#[test]
+fn takes_a_secret_file_that_a_variable_names() {
+    let settings = Settings::new(BROKER);
+    let path = settings.file("secret", SECRET, 0o600).display().to_string();
+    settings.set("SOURCES__PLEXTRAC__SECRET_FILE", &path).accepted(&[], DEFAULT_SOURCE);
+}
+
+#[test]
+fn takes_a_secret_only_once() {
+    let source = |lines: &str| Settings::new(&format!("[sources.plextrac]\n{lines}\n{BROKER}"));
+    let both = source(&format!("secret = \"{SECRET}\"\nsecret_file = \"secret\""));
+    both.file("secret", SECRET, 0o600);
+    both.refused(&["`sources.plextrac.secret_file` in bridge.toml: `sources.plextrac.secret` and `sources.plextrac.secret_file` are both given; keep one"]);
+    source(&format!("secret = \"{SECRET}\"\nsecrets = [{{ id = \"a\", value = \"{SECRET}\" }}]")).refused(&[
+        "`sources.plextrac.secrets` in bridge.toml: `secret` and `secrets` are both given; put all into `secrets`",
+    ]);
+    source(&format!("secret = \"{SECRET}\"\nunsigned = true")).refused(&[
+        "`sources.plextrac.unsigned` in bridge.toml: a source with a secret cannot be unsigned; remove one of the two",
+    ]);
+    source("unsigned = true").accepted(
+        &["`sources.plextrac.unsigned` in bridge.toml: everybody who reaches /webhooks/plextrac can publish events"],
+        "plextrac: /webhooks/plextrac (unsigned)",
+    );
+    source("secret = \"short\"").accepted(
+        &["`sources.plextrac.secret` in bridge.toml: the secret is shorter than 16 bytes"],
+        DEFAULT_SOURCE,
+    );
+}
+
+#[test]
+fn takes_several_secrets_with_an_id_each() {
+    let source = |secrets: &str| Settings::new(&format!("[sources.plextrac]\nsecrets = [{secrets}]\n{BROKER}"));
+    let good = source(&format!("{{ id = \"2026-11\", value = \"{SECRET}\" }}, {{ id = \"2026-12\", file = \"secret\" }}"));
+    good.file("secret", SECRET, 0o600);
+    good.accepted(&[], "plextrac: /webhooks/plextrac (secrets: 2026-11, 2026-12)");
+    source(&format!("{{ id = \"a\", value = \"{SECRET}\" }}, {{ id = \"a\", value = \"{SECRET}\" }}"))
+        .refused(&["`sources.plextrac.secrets[1].id` in bridge.toml: two secrets have the id \"a\""]);
+    source(&format!("{{ id = \"b c\", value = \"{SECRET}\" }}")).refused(&[
+        "`sources.plextrac.secrets[0].id` in bridge.toml: a secret has an id of letters, digits, `.`, `_` and `-`",
+    ]);
+    source("{ id = \"a\" }").refused(&["`sources.plextrac.secrets[0].value`: missing; give `value` or `file`"]);
+}
+
+#[test]
+fn quotes_no_line_of_a_file_that_is_not_toml() {
+    for (toml, error) in [
+        ("[sources.plextrac\n", "line 1, column 18: invalid table header, expected `.`, `]`"),
+        ("ack = \"buffered\"\nack = \"x\"\n", "line 2, column 1: duplicate key `ack` in document root"),
+        ("[sources.plextrac]\nsecret = hunter2hunter2\n", "line 2, column 10: invalid string, expected `\"`, `'`"),
+        ("[sources.plextrac]\nsecret = 98765432109876543210\n", "line 2, column 10: number too large to fit in target type"),
+        ("[sources.plextrac]\nsecret = \"hunter2hunter2\n", "line 2, column 25: invalid basic string"),
+    ] {
+        let settings = Settings::new(toml);
+        settings.refused(&[&format!("bridge.toml: {error}")]);
+    }
+}
+
+#[test]
+fn shows_no_secret_that_stands_in_the_wrong_place() {
+    for toml in [
+        "[sources]\nplextrac = \"hunter2hunter2\"\n[broker.file]",
+        "[sources.plextrac]\nsecrets = \"hunter2hunter2\"\n[broker.file]",
+        "[sources.plextrac]\nsecrets = [\"hunter2hunter2\"]\n[broker.file]",
+        "[sources.plextrac]\nsecret = [\"hunter2hunter2\"]\n[broker.file]",
+        "[sources.plextrac]\nsecret = { value = \"hunter2hunter2\" }\n[broker.file]",
+        "[sources.plextrac]\nsecrte = \"hunter2hunter2\"\n[broker.file]",
+        "sources = \"hunter2hunter2\"\n[broker.file]",
+        "[sources.plextrac]\nsecret = \"hunter2hunter2\nx = 1",
+        "[sources.plextrac]\nsecrets = [{ id = \"a\", valu = \"hunter2hunter2\" }]\n[broker.file]",
+        "[sources.plextrac]\nsecret = \"hunter2hunter2\"\nunsigned = true\n[broker.file]",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuri = \"amqp:/user:hunter2hunter2@host\"",
+        "[sources.a]\nunsigned = true\n[broker.nats]\nservers = [\"nats://user:hunter2hunter2@host:x\"]",
+        "[sources.a]\nunsigned = true\n[broker.nats]\ntoken = [\"hunter2hunter2\"]",
+        "[sources.a]\nunsigned = true\n[broker.kafka]\npassword = { a = \"hunter2hunter2\" }",
+        "[sources.a]\nunsigned = true\n[broker.kafka]\nproperties = \"hunter2hunter2\"",
+        "[sources.a]\nunsigned = true\n[broker.kafka.properties]\n\"sasl.password\" = \"hunter2hunter2\"",
+    ] {
+        let settings = Settings::new(toml);
+        for arguments in [&["check", "--config", "bridge.toml"][..], &["check", "--json", "--config", "bridge.toml"]] {
+            let ended = settings.run(arguments);
+            ended.assert_code(78);
+            assert!(!format!("{}{}", ended.out, ended.err).contains("hunter2"), "{toml}: a secret shows:\n{}", ended.err);
+        }
+    }
+}
+
+#[test]
+fn reads_the_file_that_config_names_before_or_after_the_command() {
+    let settings = Settings::good("");
+    for arguments in [["check", "--config", "bridge.toml"], ["--config", "bridge.toml", "check"]] {
+        settings.run(&arguments).assert_code(0);
+    }
+    settings.run(&["check", "--config=bridge.toml"]).assert_code(0);
+    let missing = settings.run(&["check", "--config", "none.toml"]);
+    missing.assert_code(78);
+    assert_eq!(missing.err, "error: --config none.toml: cannot read it: No such file or directory (os error 2)\n");
+    let directory = settings.run(&["--config", ".", "check"]);
+    directory.assert_code(78);
+    assert_eq!(directory.err, "error: --config .: not a file\n");
+    for level in ["--log-level", "--log-format"] {
+        let ended = settings.run(&["--config", "bridge.toml", level, "loud", "check"]);
+        ended.assert_code(78);
+        assert!(ended.err.contains("found \"loud\""), "{level}: {}", ended.err);
+    }
+}
+
+#[test]
+fn lets_flags_override_the_environment() {
+    let settings = Settings::good("[log]\nlevel = \"x\"").set("LOG__LEVEL", "y");
+    settings.run(&["--config", "bridge.toml", "--log-level", "warn", "check"]).assert_code(0);
+}
+
+#[test]
+fn says_as_json_what_is_wrong_and_what_is_good() {
+    let json = |settings: &Settings| -> (Option<i32>, serde_json::Value) {
+        let ended = settings.run(&["check", "--json", "--config", "bridge.toml"]);
+        (ended.code, serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {}", ended.out)))
+    };
+    let (code, good) = json(&Settings::good(""));
+    assert_eq!((code, good), (Some(0), serde_json::json!({ "good": true, "errors": [], "warnings": [], "findings": [] })));
+    let (code, bad) = json(&Settings::good("[admin]\npage = 1"));
+    let error = "`admin.page` in bridge.toml: expected true or false, found 1";
+    assert_eq!((code, bad), (Some(78), serde_json::json!({ "good": false, "errors": [error], "warnings": [], "findings": [] })));
+}
+
+#[test]
+fn takes_the_state_directory_of_systemd() {
+    let missing = Settings::good("").variable("STATE_DIRECTORY", "/no/such");
+    missing.refused(&["`state_directory`: neither /no/such nor its parent exists; create /no"]);
+    // systemd separates several with colons: the first.
+    let settings = Settings::good("");
+    let state = settings.directory.path().join("state").display().to_string();
+    settings.variable("STATE_DIRECTORY", &format!("{state}:/no/such")).accepted(&[], DEFAULT_SOURCE);
+    // The file's own goes first.
+    let own = Settings::new(&format!("state_directory = \"state\"\n{SOURCE}{BROKER}"));
+    own.variable("STATE_DIRECTORY", "/no/such").accepted(&[], DEFAULT_SOURCE);
+}
+
+#[test]
+fn loads_the_files_that_come_with_it() {
+    for broker in ["kafka", "rabbitmq", "nats"] {
+        let file = format!("{}/config/{broker}.toml", env!("CARGO_MANIFEST_DIR"));
+        let check = || Program::new(["--config", &file, "check"]);
+        let ended = check().variable("PLEXTRAC_BRIDGE__SOURCES__PLEXTRAC__SECRET", SECRET).run();
+        ended.assert_code(0);
+        assert_eq!(ended.out, format!("source {DEFAULT_SOURCE}\nsettings: good\n"), "{broker}");
+        let without = check().run();
+        without.assert_code(78);
+        assert_eq!(without.err, format!("error: `sources.plextrac.secret`: {NO_SECRET}\n"), "{broker}");
+    }
+}
+
+#[test]
+fn has_every_default_that_was_promised() {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config/default.toml")).unwrap();
+    let mut found = Vec::new();
+    let mut section = "";
+    for line in text.lines() {
+        // No value of the reference has this in it but the one of an AMQP URI, which has no blank before.
+        let line = line.split(" #").next().unwrap_or_default().trim();
+        if let Some(name) = line.strip_prefix('[').and_then(|line| line.strip_suffix(']')) {
+            section = name;
+        } else if let Some((key, value)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            found.push(format!("{section}|{key} = {value}"));
+        }
+    }
+    let promised: Vec<String> = PROMISED
+        .iter()
+        .flat_map(|(section, lines)| lines.split('\n').map(move |line| format!("{section}|{}", line.trim())))
+        .collect();
+    for line in &promised {
+        assert!(found.contains(line), "not in config/default.toml: {line}");
+    }
+    for line in &found {
+        assert!(promised.contains(line), "in config/default.toml, but nobody promised it: {line}");
+    }
+}
+
+/// The settings with their defaults: other values or names would break those who rely on them.
+const PROMISED: [(&str, &str); 13] = [
+    ("", "ack = \"buffered\"\nstate_directory = \"\""),
+    (
+        "ingress",
+        "listen = \"127.0.0.1:8080\"
+        threads = 0
+        max_body = \"256KiB\"
+        max_connections = 4096
+        header_timeout = \"5s\"
+        body_timeout = \"4s\"",
+    ),
+    (
+        "sources.plextrac",
+        "path = \"/webhooks/plextrac\"
+        secret = \"\"
+        secrets = []
+        unsigned = false
+        validation = \"strict\"",
+    ),
+    ("buffer", "max_events = 100000\nmax_bytes = \"64MiB\""),
+    ("publish", "max_in_flight = 1000\nretry_min = \"100ms\"\nretry_max = \"2s\"\nheaders = \"cloudevents\""),
+    (
+        "broker.kafka",
+        "bootstrap_servers = \"localhost:9092\"
+        topic = \"plextrac-events\"
+        key = \"{event}.{targetType}\"
+        topology = \"declare\"
+        partitions = -1
+        replication_factor = -1
+        security_protocol = \"plaintext\"
+        sasl_mechanism = \"\"
+        username = \"\"
+        password = \"\"
+        ca_file = \"\"
+        certificate_file = \"\"
+        key_file = \"\"
+        properties = {}
+        routes = []",
+    ),
+    (
+        "broker.rabbitmq",
+        "uri = \"amqp://guest:guest@localhost:5672/%2f\"
+        exchange = \"plextrac\"
+        routing_key = \"{event}.{targetType}\"
+        topology = \"declare\"
+        queue = \"plextrac-events\"
+        ca_file = \"\"
+        certificate_file = \"\"
+        key_file = \"\"
+        routes = []",
+    ),
+    (
+        "broker.nats",
+        "servers = [\"nats://localhost:4222\"]
+        subject = \"plextrac.{event}.{targetType}\"
+        stream = \"PLEXTRAC\"
+        topology = \"declare\"
+        stream_subjects = []
+        stream_replicas = 1
+        duplicate_window = \"10m\"
+        credentials_file = \"\"
+        username = \"\"
+        password = \"\"
+        token = \"\"
+        ca_file = \"\"
+        certificate_file = \"\"
+        key_file = \"\"
+        routes = []",
+    ),
+    ("broker.file", "directory = \"events\"\nname = \"{event}.{targetType}\"\nroutes = []"),
+    ("dead_letters", "max_bytes = \"256MiB\""),
+    ("admin", "listen = \"127.0.0.1:8081\"\npage = true"),
+    ("log", "format = \"auto\"\nlevel = \"info\""),
+    ("shutdown", "delay = \"0s\"\ngrace = \"20s\""),
+];
