@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
 
 use crate::accounting::{Ledger, SourceBook, Totals};
@@ -156,6 +156,8 @@ impl App {
         let (stopper, stop) = shutdown::channel();
         let (shutdown, threads) = (self.settings.shutdown, self.settings.ingress.threads);
         let lock = self.lock;
+        // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
+        let mut runtimes = (0..threads + 2).map(|_| runtime()).collect::<Result<Vec<_>, _>>()?;
         let parts = Parts::new(&self.settings);
         let mut pulses = vec![Pulse::new("the delivery task")];
         pulses.extend((0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))));
@@ -182,12 +184,12 @@ impl App {
                 page: self.settings.admin.page,
             });
             // It ends with the process: probes are answered until the last moment.
-            thread("admin", None, move || admin::serve(listener, admin))?;
+            thread("admin", runtimes.remove(0), None, move || admin::serve(listener, admin))?;
         }
         let (queue, metrics, view) = (parts.queue.clone(), parts.metrics.clone(), parts.view.clone());
         let (publish, store, drain) = (self.settings.publish, self.store, stop.clone());
         let pulse = pulses.remove(0);
-        let delivery = thread("delivery", Some(pulse), move || {
+        let delivery = thread("delivery", runtimes.remove(0), Some(pulse), move || {
             Delivery::new(broker, queue, metrics, view, publish, store, drain).run()
         })?;
         let ingress = Arc::new(Ingress::new(
@@ -203,7 +205,7 @@ impl App {
         for (socket, pulse) in self.listeners.into_sockets().into_iter().zip(pulses) {
             let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), stop.clone());
             let serve = move || ingress::serve(socket, ingress, connections, stop);
-            serving.push(thread("ingress", Some(pulse), serve)?);
+            serving.push(thread("ingress", runtimes.remove(0), Some(pulse), serve)?);
         }
         signals.next().await;
         stop_in_order(&mut signals, &stopper, shutdown, &parts.queue, serving, delivery).await;
@@ -293,9 +295,14 @@ async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
     }
 }
 
+fn runtime() -> io::Result<Runtime> {
+    Builder::new_current_thread().enable_all().build()
+}
+
 /// Starts a thread with a runtime of its own, for one future and what it spawns there.
 fn thread<F, T>(
     name: &str,
+    runtime: Runtime,
     pulse: Option<Pulse>,
     make: impl FnOnce() -> F + Send + 'static,
 ) -> Result<JoinHandle<T>, StartError>
@@ -303,7 +310,6 @@ where
     F: Future<Output = T>,
     T: Send + 'static,
 {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
     let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let local = LocalSet::new();
         if let Some(pulse) = pulse {

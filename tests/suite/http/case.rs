@@ -68,7 +68,8 @@ impl Case {
         let mut client = bridge.connect();
         // A broken request may be refused, and the connection closed, before all of it is written.
         let written = client.write(&self.bytes);
-        let answer = client.answer().unwrap_or_else(|error| panic!("{}: no answer: {error}, {written:?}", self.name));
+        let answer =
+            client.answer().unwrap_or_else(|error| panic!("{}: no answer: {error}, {written:?}", self.name));
         self.look_at(&answer);
         if let Outcome::Accepted(body) = &self.outcome {
             bridge.accepted(body);
@@ -114,10 +115,8 @@ impl Case {
     fn counters(&self) -> Counters {
         let of = |family: &str| format!("{family}{{source=\"{}\"}}", self.source);
         let answered = |code: u16| format!("requests_total{{code=\"{code}\",source=\"{}\"}}", self.source);
-        let matched = format!(
-            "signatures_matched_total{{secret_id=\"{}\",source=\"{}\"}}",
-            self.secret_id, self.source
-        );
+        let matched =
+            format!("signatures_matched_total{{secret_id=\"{}\",source=\"{}\"}}", self.secret_id, self.source);
         let has_secret = !self.secret_id.is_empty();
         let mut risen = Vec::new();
         match &self.outcome {
@@ -130,8 +129,7 @@ impl Case {
                 risen.extend(has_secret.then_some(matched));
             }
             Outcome::Refused(status, reason, signature) => {
-                let rejected =
-                    format!("events_rejected_total{{reason=\"{reason}\",source=\"{}\"}}", self.source);
+                let rejected = format!("events_rejected_total{{reason=\"{reason}\",source=\"{}\"}}", self.source);
                 risen.extend([answered(*status), of("events_received_total"), rejected]);
                 risen.extend((has_secret && *signature == Signature::Matched).then_some(matched));
             }

@@ -18,7 +18,10 @@ fn post(path: &str, secret: &str, body: &[u8]) -> Vec<u8> {
 fn two_sources(setup: Setup) -> Setup {
     setup
         .text("sources.plextrac.secret", "")
-        .raw("sources.plextrac.secrets", format!(r#"[{{ id = "old", value = "{OLD}" }}, {{ id = "new", value = "{NEW}" }}]"#))
+        .raw(
+            "sources.plextrac.secrets",
+            format!(r#"[{{ id = "old", value = "{OLD}" }}, {{ id = "new", value = "{NEW}" }}]"#),
+        )
         .text("sources.tenant_2.path", "/hooks/2")
         .text("sources.tenant_2.secret", OTHER)
         .text("sources.tenant_2.validation", "lenient")
@@ -31,7 +34,8 @@ fn takes_every_secret_of_a_source_and_none_of_another() {
         let body = good(name);
         Case::new(name, post(path, secret, &body), Outcome::Accepted(body))
     };
-    let refused = |name: &str, path: &str, secret: &str| Case::new(name, post(path, secret, &good(name)), NO_SIGNATURE);
+    let refused =
+        |name: &str, path: &str, secret: &str| Case::new(name, post(path, secret, &good(name)), NO_SIGNATURE);
     let cases = [
         accepted("the old secret", first, OLD).of("plextrac", "old"),
         accepted("the new secret", first, NEW).of("plextrac", "new"),
@@ -53,7 +57,11 @@ fn takes_every_secret_of_a_source_and_none_of_another() {
     let status = bridge.daemon.status().0;
     let secrets = &status["sources"][0]["secrets"];
     for (at, id) in ["old", "new"].into_iter().enumerate() {
-        assert_eq!((&secrets[at]["id"], &secrets[at]["matched"]), (&id.into(), &1.into()), "the secrets: {secrets}");
+        assert_eq!(
+            (&secrets[at]["id"], &secrets[at]["matched"]),
+            (&id.into(), &1.into()),
+            "the secrets: {secrets}"
+        );
         assert!(secrets[at]["last_used_timestamp_seconds"].as_f64() > Some(1e9), "the last use of {id}: {secrets}");
     }
     bridge.stop();
@@ -74,9 +82,11 @@ fn asks_an_unsigned_source_for_no_signature() {
         Case::new("invalid", Request::unsigned(br#"{"event":1}"#).bytes(), INVALID).of("plextrac", ""),
         Case::new("a probe", Request::unsigned(b"{}").bytes(), Outcome::Probe).of("plextrac", ""),
     ];
-    let bridge = Bridge::start(|setup| setup.text("sources.plextrac.secret", "").raw("sources.plextrac.unsigned", "true"));
+    let bridge =
+        Bridge::start(|setup| setup.text("sources.plextrac.secret", "").raw("sources.plextrac.unsigned", "true"));
     bridge.daemon.wait_for_line("a warning", |line| {
-        line["level"] == "WARN" && line["message"].as_str().is_some_and(|text| text.contains("`sources.plextrac.unsigned`"))
+        line["level"] == "WARN"
+            && line["message"].as_str().is_some_and(|text| text.contains("`sources.plextrac.unsigned`"))
     });
     run_all(bridge, &cases);
 }

@@ -92,6 +92,12 @@ impl Ended {
     /// It ended with this status; both outputs in the message.
     #[track_caller]
     pub(crate) fn assert_code(&self, code: i32) {
-        assert_eq!(self.code, Some(code), "exit status; standard output:\n{}\nstandard error:\n{}", self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "exit status; standard output:\n{}\nstandard error:\n{}",
+            self.out,
+            self.err
+        );
     }
 }
