@@ -40,7 +40,8 @@ fn shows_an_example_in_the_help_of_every_command() {
         assert!(help.out.contains(&format!("\n  {command} ")), "{command} is not in:\n{}", help.out);
         let own = Program::new([command, "--help"]).run();
         own.assert_code(0);
-        let (_, example) = own.out.split_once("Example").unwrap_or_else(|| panic!("{command}: no example in {}", own.out));
+        let (_, example) =
+            own.out.split_once("Example").unwrap_or_else(|| panic!("{command}: no example in {}", own.out));
         assert!(example.contains("plextrac-bridge "), "{command}: the example calls nothing: {example}");
         assert!(!own.out.contains('\x1b'), "{command}: colour although it is no terminal");
     }
@@ -86,7 +87,8 @@ fn ends_with_2_for_wrong_arguments_and_78_for_wrong_settings() {
 #[test]
 fn demonstrates_itself_once_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
-    let ended = Program::new(["demo", "--once"]).variable("TMPDIR", directory.path()).within(directory.path()).run();
+    let ended =
+        Program::new(["demo", "--once"]).variable("TMPDIR", directory.path()).within(directory.path()).run();
     ended.assert_code(0);
     assert!(ended.out.contains("4 received, 4 accepted, 4 published, 0 lost"), "the end: {}", ended.out);
     assert_eq!(ended.out.matches("\narrived ").count(), 4, "what arrived: {}", ended.out);
@@ -182,8 +184,16 @@ fn sends_as_many_samples_as_it_is_told() {
     assert_eq!(result["codes"], serde_json::json!({ "200": 50 }), "{result}");
     let fields: Vec<&str> = result.as_object().unwrap().keys().map(String::as_str).collect();
     let promised = [
-        "accepted", "accepted_per_second", "codes", "failed", "last_error", "p50_milliseconds", "p99_milliseconds",
-        "refused", "repeated", "seconds",
+        "accepted",
+        "accepted_per_second",
+        "codes",
+        "failed",
+        "last_error",
+        "p50_milliseconds",
+        "p99_milliseconds",
+        "refused",
+        "repeated",
+        "seconds",
     ];
     assert_eq!(fields, promised, "the fields of --json");
     bridge.daemon.wait_until_empty();
@@ -229,7 +239,8 @@ fn sends_the_bytes_of_files_unchanged() {
 fn repeats_after_a_503_or_counts_it_as_refused() {
     let bridge = Bridge::start_without_broker(|setup| setup.raw("buffer.max_events", "2"));
     let directory = tempfile::tempdir().unwrap();
-    let ended = send(&bridge, directory.path(), &["--count", "5", "--connections", "1", "--no-retry", "--json"], &[]);
+    let ended =
+        send(&bridge, directory.path(), &["--count", "5", "--connections", "1", "--no-retry", "--json"], &[]);
     ended.assert_code(1);
     let result = json(&ended);
     assert_eq!(result["codes"], serde_json::json!({ "200": 2, "503": 3 }), "{result}");
@@ -265,7 +276,11 @@ fn says_what_went_wrong_with_sending() {
     let secret = secret_file(directory.path());
     let ended = Program::new(["send", "--secret-file", &secret, "http://127.0.0.1:1/x"]).run();
     ended.assert_code(1);
-    assert!(ended.err.starts_with("error: http://127.0.0.1:1/x: ") && ended.err.contains("refused"), "{}", ended.err);
+    assert!(
+        ended.err.starts_with("error: http://127.0.0.1:1/x: ") && ended.err.contains("refused"),
+        "{}",
+        ended.err
+    );
     for url in ["nonsense", "/x"] {
         let ended = Program::new(["send", "--secret-file", &secret, url]).run();
         ended.assert_code(1);
@@ -282,7 +297,8 @@ fn asks_the_running_bridge_for_its_health() {
     let directory = tempfile::tempdir().unwrap();
     let toml = |admin: &str| {
         let path = directory.path().join("bridge.toml");
-        fs::write(&path, format!("[admin]\nlisten = {admin:?}\n[sources.a]\nunsigned = true\n[broker.file]\n")).unwrap();
+        fs::write(&path, format!("[admin]\nlisten = {admin:?}\n[sources.a]\nunsigned = true\n[broker.file]\n"))
+            .unwrap();
     };
     let health = |arguments: &[&str]| {
         let all = ["healthcheck", "--config", "bridge.toml"].iter().chain(arguments);
@@ -319,7 +335,11 @@ fn says_whether_the_broker_is_there_and_changes_nothing() {
     };
     let good = check("events");
     good.assert_code(0);
-    assert!(good.out.ends_with("good: the directory events will be created at start\nbroker: good\n"), "{}", good.out);
+    assert!(
+        good.out.ends_with("good: the directory events will be created at start\nbroker: good\n"),
+        "{}",
+        good.out
+    );
     assert!(!directory.path().join("events").exists(), "a check made the directory");
     let missing = check("no/events");
     missing.assert_code(1);

@@ -20,7 +20,8 @@ impl File {
 
     /// The lines that are code: neither comments nor what stands in the tests at the end.
     fn code(&self) -> impl Iterator<Item = &str> {
-        let lines = self.text.lines().take_while(|line| line.trim() != "#[cfg(test)]" || self.path.ends_with("mod.rs"));
+        let lines =
+            self.text.lines().take_while(|line| line.trim() != "#[cfg(test)]" || self.path.ends_with("mod.rs"));
         lines.filter(|line| !line.trim_start().starts_with("//"))
     }
 
@@ -84,8 +85,7 @@ fn assert_none(rule: &str, problems: &[String]) {
 }
 
 /// What every part may use: the ground.
-const GROUND: [&str; 8] =
-    ["message", "template", "accounting", "metrics", "secret", "logs", "shutdown", "pulse"];
+const GROUND: [&str; 8] = ["message", "template", "accounting", "metrics", "secret", "logs", "shutdown", "pulse"];
 
 /// What each part may use beside itself and the ground of the settings.
 fn allowed(part: &str) -> Vec<&'static str> {
@@ -94,12 +94,12 @@ fn allowed(part: &str) -> Vec<&'static str> {
         "delivery" => &["queue", "brokers"],
         // It reads the views that ingress and delivery offer.
         "admin" => &["queue", "brokers", "ingress", "delivery"],
-        "queue" | "brokers" => &[],
         // Who stands on the ground itself uses less of it.
         "message" | "secret" | "pulse" => return vec![],
         "template" => return vec!["message"],
         "accounting" => return vec!["message", "secret"],
         "metrics" | "logs" | "shutdown" => return vec!["accounting", "message", "secret"],
+        // Queue and brokers.
         _ => &[],
     };
     [above, &GROUND].concat()
@@ -151,7 +151,9 @@ fn ingress_and_brokers_know_nothing_of_each_other() {
     for file in files() {
         let (forbidden, crates): (&[&str], &[&str]) = match file.part() {
             "ingress" => (&["brokers", "delivery", "admin", "app"], &["rdkafka", "lapin", "async_nats"]),
-            "brokers" => (&["ingress", "queue", "delivery", "admin", "app"], &["hyper", "hyper_util", "http_body_util"]),
+            "brokers" => {
+                (&["ingress", "queue", "delivery", "admin", "app"], &["hyper", "hyper_util", "http_body_util"])
+            }
             "queue" => (&["ingress", "delivery", "brokers", "admin", "app"], &["hyper"]),
             "delivery" => (&["ingress", "admin", "app"], &["hyper"]),
             _ => continue,
@@ -179,7 +181,8 @@ fn every_crate_with_an_owner_stays_with_it() {
         let users: Vec<File> = files().into_iter().filter(|file| file.uses(name)).collect();
         assert!(!users.is_empty(), "nobody uses {name}: this test looks for the wrong word");
         let strangers = users.iter().filter(|file| !file.path.starts_with(owner));
-        problems.extend(strangers.map(|file| format!("src/{} uses {name}, which belongs to src/{owner}", file.path)));
+        problems
+            .extend(strangers.map(|file| format!("src/{} uses {name}, which belongs to src/{owner}", file.path)));
     }
     assert_none("one owner per crate", &problems);
 }

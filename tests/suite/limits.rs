@@ -65,7 +65,10 @@ fn answers_408_to_a_body_that_comes_drop_by_drop() {
     let before = bridge.counters();
     for (framing, bytes) in [
         (format!("Content-Length: {}", body.len()), body.clone()),
-        ("Transfer-Encoding: chunked".to_owned(), body.iter().flat_map(|byte| [b'1', b'\r', b'\n', *byte, b'\r', b'\n']).collect()),
+        (
+            "Transfer-Encoding: chunked".to_owned(),
+            body.iter().flat_map(|byte| [b'1', b'\r', b'\n', *byte, b'\r', b'\n']).collect(),
+        ),
     ] {
         let (text, took) = dripped(&bridge, &head(&body, &framing), bytes);
         assert_eq!(statuses(&text), [408], "{framing}: {text}");
@@ -73,7 +76,10 @@ fn answers_408_to_a_body_that_comes_drop_by_drop() {
         assert!(took < Duration::from_secs(5), "{framing}: each drop bought more time: {took:?}");
     }
     let risen = bridge.risen_since(&before);
-    for series in ["events_rejected_total{reason=\"timeout\",source=\"plextrac\"}", "requests_total{code=\"408\",source=\"plextrac\"}"] {
+    for series in [
+        "events_rejected_total{reason=\"timeout\",source=\"plextrac\"}",
+        "requests_total{code=\"408\",source=\"plextrac\"}",
+    ] {
         assert_eq!(risen.get(series), Some(&2), "{series}: {risen:?}");
     }
     bridge.stop();
@@ -112,7 +118,10 @@ fn counts_a_sender_that_leaves_within_its_body_and_makes_no_event_of_it() {
             wait_until("the connection is closed", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 0);
             let counted = bridge.daemon.metric("events_rejected_total", &[("reason", "disconnected")]);
             // A reset may arrive before the head was looked at: then there was no request.
-            assert!(counted == left + 1 || (way == "reset" && counted == left), "{name}, {way}: {counted} after {left}");
+            assert!(
+                counted == left + 1 || (way == "reset" && counted == left),
+                "{name}, {way}: {counted} after {left}"
+            );
             left = counted;
         }
     }
@@ -179,7 +188,12 @@ fn closes_one_that_sends_events_and_reads_no_answer() {
     }
     wait_until("the connection is closed", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 0);
     let status = bridge.daemon.status();
-    assert_eq!(status.count("received"), status.count("probe") + status.count("rejected"), "{}", status.0["accounting"]);
+    assert_eq!(
+        status.count("received"),
+        status.count("probe") + status.count("rejected"),
+        "{}",
+        status.0["accounting"]
+    );
     assert_eq!(status.count("mismatch"), 0, "{}", status.0["accounting"]);
     accepted(&bridge, "after it");
     bridge.stop();

@@ -71,7 +71,8 @@ impl Settings {
         let ended = self.check();
         ended.assert_code(78);
         assert_eq!(ended.out, "", "errors go to standard error alone");
-        let mut found: Vec<&str> = ended.err.split("error: ").skip(1).map(|error| error.trim_end_matches('\n')).collect();
+        let mut found: Vec<&str> =
+            ended.err.split("error: ").skip(1).map(|error| error.trim_end_matches('\n')).collect();
         let mut errors: Vec<&str> = errors.iter().map(|error| error.trim_end_matches('\n')).collect();
         found.sort_unstable();
         errors.sort_unstable();
@@ -83,7 +84,7 @@ impl Settings {
     fn accepted(&self, warnings: &[&str], source: &str) {
         let ended = self.check();
         ended.assert_code(0);
-        let warnings: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+        let warnings = warnings.iter().fold(String::new(), |all, warning| all + "warning: " + warning + "\n");
         assert_eq!(ended.out, format!("{warnings}source {source}\nsettings: good\n"), "standard output");
         assert_eq!(ended.err, "", "standard error");
     }
@@ -103,7 +104,10 @@ fn names_the_nearest_right_key() {
         ("[ingrss]\nlisten = \"x\"", "`ingrss` in bridge.toml: unknown key; did you mean `ingress`?"),
         ("[log]\nlevle = \"x\"", "`log.levle` in bridge.toml: unknown key; did you mean `log.level`?"),
         ("[shutdown]\nx = 1", "`shutdown.x` in bridge.toml: unknown key; known here: delay, grace"),
-        ("directorry = 1", "`broker.file.directorry` in bridge.toml: unknown key; did you mean `broker.file.directory`?"),
+        (
+            "directorry = 1",
+            "`broker.file.directorry` in bridge.toml: unknown key; did you mean `broker.file.directory`?",
+        ),
         (
             "[[broker.file.routes]]\nevent = \"E\"\nnam = \"x\"",
             "`broker.file.routes[0].nam` in bridge.toml: unknown key; did you mean `broker.file.routes[0].name`?",
@@ -112,8 +116,14 @@ fn names_the_nearest_right_key() {
             "[[broker.file.routes]]\nevent = \"E\"\ntopic = \"x\"",
             "`broker.file.routes[0].topic` in bridge.toml: unknown key; known here: event, name, target_type",
         ),
-        ("[log]\nlevel = \"inof\"", "`log.level` in bridge.toml: expected one of \"info\", \"error\", \"warn\", \"debug\", \"trace\", found \"inof\"; did you mean \"info\"?"),
-        ("name = \"{evnt}\"", "`broker.file.name` in bridge.toml: unknown placeholder {evnt}, did you mean {event}?; known here: {event} {targetType} {source}"),
+        (
+            "[log]\nlevel = \"inof\"",
+            "`log.level` in bridge.toml: expected one of \"info\", \"error\", \"warn\", \"debug\", \"trace\", found \"inof\"; did you mean \"info\"?",
+        ),
+        (
+            "name = \"{evnt}\"",
+            "`broker.file.name` in bridge.toml: unknown placeholder {evnt}, did you mean {event}?; known here: {event} {targetType} {source}",
+        ),
     ] {
         Settings::good(toml).refused(&[error]);
     }
@@ -139,10 +149,12 @@ fn wants_exactly_one_broker() {
 #[test]
 fn wants_a_source_with_a_name_a_path_and_a_secret() {
     Settings::new(BROKER).refused(&[NO_SOURCE]);
-    Settings::new(&format!("[sources.plextrac]\n{BROKER}")).refused(&[&format!("`sources.plextrac.secret`: {NO_SECRET}")]);
+    Settings::new(&format!("[sources.plextrac]\n{BROKER}"))
+        .refused(&[&format!("`sources.plextrac.secret`: {NO_SECRET}")]);
     let source = |lines: &str| Settings::new(&format!("{lines}\nsecret = \"{SECRET}\"\n{BROKER}"));
-    source("[sources.Plextrac]")
-        .refused(&["`sources.Plextrac` in bridge.toml: a source's name starts with a-z and goes on with a-z, 0-9 and _"]);
+    source("[sources.Plextrac]").refused(&[
+        "`sources.Plextrac` in bridge.toml: a source's name starts with a-z and goes on with a-z, 0-9 and _",
+    ]);
     source("[sources.a]\npath = \"x\"")
         .refused(&["`sources.a.path` in bridge.toml: \"x\" is no path; it starts with `/` and has no query"]);
     source("[sources.a]\npath = \"/x?y\"")
@@ -181,7 +193,8 @@ fn tells_what_was_expected_and_what_was_found() {
     ] {
         Settings::good(toml).refused(&[&error]);
     }
-    Settings::new(&format!("log = 5\n{SOURCE}{BROKER}")).refused(&["`log` in bridge.toml: expected a table, found a number"]);
+    Settings::new(&format!("log = 5\n{SOURCE}{BROKER}"))
+        .refused(&["`log` in bridge.toml: expected a table, found a number"]);
     Settings::new(&format!("state_directory = \"/no/such\"\n{SOURCE}{BROKER}"))
         .refused(&["`state_directory` in bridge.toml: neither /no/such nor its parent exists; create /no"]);
 }
@@ -209,12 +222,12 @@ fn refuses_what_later_versions_will_have() {
         ("[ingress.tls]\nkey_file = \"x\"", "ingress.tls"),
         ("[publish]\ntimeout = \"4s\"", "publish.timeout"),
     ] {
-        Settings::good(toml).refused(&[&format!("`{key}` in bridge.toml: not available in this version; remove it")]);
+        Settings::good(toml)
+            .refused(&[&format!("`{key}` in bridge.toml: not available in this version; remove it")]);
     }
     for mode in ["journaled", "published"] {
-        Settings::new(&format!("ack = \"{mode}\"\n{SOURCE}{BROKER}")).refused(&[
-            "`ack` in bridge.toml: not available in this version; the one mode so far is \"buffered\"",
-        ]);
+        Settings::new(&format!("ack = \"{mode}\"\n{SOURCE}{BROKER}"))
+            .refused(&["`ack` in bridge.toml: not available in this version; the one mode so far is \"buffered\""]);
     }
 }
 
@@ -225,7 +238,9 @@ fn lets_the_environment_override_the_file() {
     let settings = settings.set("INGRESS__MAX_BODY", "1MiB");
     settings.accepted(&[], DEFAULT_SOURCE);
     // An empty variable counts as absent.
-    Settings::good("[admin]\npage = 5").set("ADMIN__PAGE", "").refused(&["`admin.page` in bridge.toml: expected true or false, found 5"]);
+    Settings::good("[admin]\npage = 5")
+        .set("ADMIN__PAGE", "")
+        .refused(&["`admin.page` in bridge.toml: expected true or false, found 5"]);
     Settings::good("").set("INGRESS__LISTEN", "").accepted(&[], DEFAULT_SOURCE);
 }
 
@@ -239,7 +254,11 @@ fn names_the_variable_that_is_wrong() {
         ("ADMIN__PAGE", "maybe", "expected true or false, found \"maybe\"".to_owned()),
         ("BUFFER__MAX_BYTES", "5", format!("{SIZE}, found \"5\"")),
         ("ACK", "journaled", "not available in this version; the one mode so far is \"buffered\"".to_owned()),
-        ("SOURCES__PLEXTRAC__SECRETS", "[{id=\"a\",value=\"hunter2hunter2hunter2\"}]", "`sources.plextrac.secrets` is set in the file only".to_owned()),
+        (
+            "SOURCES__PLEXTRAC__SECRETS",
+            "[{id=\"a\",value=\"hunter2hunter2hunter2\"}]",
+            "`sources.plextrac.secrets` is set in the file only".to_owned(),
+        ),
         ("BROKER__FILE__ROUTES", "[]", "`broker.file.routes` is set in the file only".to_owned()),
         ("SOURCES__PLEXTRAC", SECRET, "expected a table, found a text".to_owned()),
     ] {
@@ -247,7 +266,10 @@ fn names_the_variable_that_is_wrong() {
         let errors = settings.check().err;
         let expected = format!("error: environment variable PLEXTRAC_BRIDGE__{name}: {error}\n");
         assert!(errors.contains(&expected), "{name}={value}: {expected} is not among:\n{errors}");
-        assert!(!errors.contains("hunter2") && !errors.contains(SECRET), "{name}: an error shows a secret:\n{errors}");
+        assert!(
+            !errors.contains("hunter2") && !errors.contains(SECRET),
+            "{name}: an error shows a secret:\n{errors}"
+        );
     }
 }
 
@@ -279,8 +301,11 @@ fn is_not_harmed_by_what_kubernetes_injects() {
 
 #[test]
 fn takes_a_secret_of_digits_from_the_environment() {
-    for secret in ["12345678901234567890", "0123456789012345.5", "true true true true", "[\"is this\", \"a list?\"]"] {
-        let settings = Settings::new(&format!("[sources.plextrac]\n{BROKER}")).set("SOURCES__PLEXTRAC__SECRET", secret);
+    for secret in
+        ["12345678901234567890", "0123456789012345.5", "true true true true", "[\"is this\", \"a list?\"]"]
+    {
+        let settings =
+            Settings::new(&format!("[sources.plextrac]\n{BROKER}")).set("SOURCES__PLEXTRAC__SECRET", secret);
         settings.accepted(&[], DEFAULT_SOURCE);
         let signed = settings.directory.path().join("body");
         fs::write(&signed, "{}").unwrap();
@@ -354,7 +379,8 @@ fn takes_a_secret_only_once() {
 #[test]
 fn takes_several_secrets_with_an_id_each() {
     let source = |secrets: &str| Settings::new(&format!("[sources.plextrac]\nsecrets = [{secrets}]\n{BROKER}"));
-    let good = source(&format!("{{ id = \"2026-11\", value = \"{SECRET}\" }}, {{ id = \"2026-12\", file = \"secret\" }}"));
+    let good =
+        source(&format!("{{ id = \"2026-11\", value = \"{SECRET}\" }}, {{ id = \"2026-12\", file = \"secret\" }}"));
     good.file("secret", SECRET, 0o600);
     good.accepted(&[], "plextrac: /webhooks/plextrac (secrets: 2026-11, 2026-12)");
     source(&format!("{{ id = \"a\", value = \"{SECRET}\" }}, {{ id = \"a\", value = \"{SECRET}\" }}"))
@@ -371,7 +397,10 @@ fn quotes_no_line_of_a_file_that_is_not_toml() {
         ("[sources.plextrac\n", "line 1, column 18: invalid table header, expected `.`, `]`"),
         ("ack = \"buffered\"\nack = \"x\"\n", "line 2, column 1: duplicate key `ack` in document root"),
         ("[sources.plextrac]\nsecret = hunter2hunter2\n", "line 2, column 10: invalid string, expected `\"`, `'`"),
-        ("[sources.plextrac]\nsecret = 98765432109876543210\n", "line 2, column 10: number too large to fit in target type"),
+        (
+            "[sources.plextrac]\nsecret = 98765432109876543210\n",
+            "line 2, column 10: number too large to fit in target type",
+        ),
         ("[sources.plextrac]\nsecret = \"hunter2hunter2\n", "line 2, column 25: invalid basic string"),
     ] {
         let settings = Settings::new(toml);
@@ -400,10 +429,16 @@ fn shows_no_secret_that_stands_in_the_wrong_place() {
         "[sources.a]\nunsigned = true\n[broker.kafka.properties]\n\"sasl.password\" = \"hunter2hunter2\"",
     ] {
         let settings = Settings::new(toml);
-        for arguments in [&["check", "--config", "bridge.toml"][..], &["check", "--json", "--config", "bridge.toml"]] {
+        for arguments in
+            [&["check", "--config", "bridge.toml"][..], &["check", "--json", "--config", "bridge.toml"]]
+        {
             let ended = settings.run(arguments);
             ended.assert_code(78);
-            assert!(!format!("{}{}", ended.out, ended.err).contains("hunter2"), "{toml}: a secret shows:\n{}", ended.err);
+            assert!(
+                !format!("{}{}", ended.out, ended.err).contains("hunter2"),
+                "{toml}: a secret shows:\n{}",
+                ended.err
+            );
         }
     }
 }
@@ -441,10 +476,16 @@ fn says_as_json_what_is_wrong_and_what_is_good() {
         (ended.code, serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {}", ended.out)))
     };
     let (code, good) = json(&Settings::good(""));
-    assert_eq!((code, good), (Some(0), serde_json::json!({ "good": true, "errors": [], "warnings": [], "findings": [] })));
+    assert_eq!(
+        (code, good),
+        (Some(0), serde_json::json!({ "good": true, "errors": [], "warnings": [], "findings": [] }))
+    );
     let (code, bad) = json(&Settings::good("[admin]\npage = 1"));
     let error = "`admin.page` in bridge.toml: expected true or false, found 1";
-    assert_eq!((code, bad), (Some(78), serde_json::json!({ "good": false, "errors": [error], "warnings": [], "findings": [] })));
+    assert_eq!(
+        (code, bad),
+        (Some(78), serde_json::json!({ "good": false, "errors": [error], "warnings": [], "findings": [] }))
+    );
 }
 
 #[test]

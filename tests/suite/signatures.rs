@@ -30,7 +30,8 @@ fn accepts(secret: &str, payloads: &[Value], change: impl FnOnce(Setup) -> Setup
         let shown = signed.body.escape_ascii().to_string();
         let shown = &shown[..shown.len().min(300)];
         assert_eq!(sign(secret, &signed.body), signed.signature, "the suite's own signature of {shown}");
-        let headers = [("X-Authorization-HMAC-256", signed.signature.as_str()), ("Content-Type", "application/json")];
+        let headers =
+            [("X-Authorization-HMAC-256", signed.signature.as_str()), ("Content-Type", "application/json")];
         let answer = client.send("POST", PATH, &headers, &signed.body).expect("the daemon answers");
         assert_eq!(answer.status, 200, "{}: {shown}", answer.text());
         assert_eq!(answer.text(), r#"{"status":"accepted"}"#, "{shown}");
@@ -40,7 +41,11 @@ fn accepts(secret: &str, payloads: &[Value], change: impl FnOnce(Setup) -> Setup
     for line in bridge.arrived() {
         let header = &line.headers["x-authorization-hmac-256"];
         assert_eq!(*header, sign(secret, &line.body), "the signature beside the body of {}", line.id);
-        assert!(line.id.ends_with(&format!("-{}", &header[..12])), "the id {} ends in the signature {header}", line.id);
+        assert!(
+            line.id.ends_with(&format!("-{}", &header[..12])),
+            "the id {} ends in the signature {header}",
+            line.id
+        );
     }
     bridge.stop();
 }
@@ -81,7 +86,13 @@ fn accepts_lone_surrogates_in_the_text() {
 
 #[test]
 fn accepts_texts_of_200_kb_in_every_width_of_utf8() {
-    let repeated = [("one", "x", 200_000), ("two", "é", 100_000), ("three", "語", 66_000), ("four", "😀", 50_000), ("escaped", "\"", 100_000)];
+    let repeated = [
+        ("one", "x", 200_000),
+        ("two", "é", 100_000),
+        ("three", "語", 66_000),
+        ("four", "😀", 50_000),
+        ("escaped", "\"", 100_000),
+    ];
     let payloads: Vec<Value> =
         repeated.iter().map(|(cuid, text, times)| payload(cuid, json!({ "$repeat": [text, times] }))).collect();
     accepts(SECRET, &payloads, |setup| setup);

@@ -16,6 +16,9 @@ fn refused(name: &str, outcome: Outcome, request: impl FnOnce(Request) -> Reques
     Case::new(name, request(Request::signed(&good(name))).bytes(), outcome)
 }
 
+/// Another way to write a signature.
+type Spelling = fn(String) -> String;
+
 /// Signed with something else in the header.
 fn with_signature(name: &str, value: impl FnOnce(String) -> String) -> Request {
     let body = good(name);
@@ -34,14 +37,16 @@ fn accepts_what_is_signed_however_it_is_written() {
         accepted("encoded as identity", |request| request.header("Content-Encoding", "Identity")),
         accepted("in chunks", |request| request.chunked(7)),
         accepted("in chunks of a byte", |request| request.chunked(1)),
-        accepted("with a cookie", |request| request.header("Cookie", "a=b").header("X-Forwarded-For", "not an address")),
+        accepted("with a cookie", |request| {
+            request.header("Cookie", "a=b").header("X-Forwarded-For", "not an address")
+        }),
     ];
     for (name, header) in [("lower", "x-authorization-hmac-256"), ("upper", "X-AUTHORIZATION-HMAC-256")] {
         let body = good(name);
         let request = Request::unsigned(&body).header(header, sign(SECRET, &body));
         cases.push(Case::new(format!("header name in {name} case"), request.bytes(), Outcome::Accepted(body)));
     }
-    let spellings: [(&str, fn(String) -> String); 3] = [
+    let spellings: [(&str, Spelling); 3] = [
         ("upper-case hex", |hex| hex.to_uppercase()),
         ("outer blanks", |hex| format!("  {hex} \t ")),
         ("mixed-case hex", |hex| format!("{}{}", hex[..32].to_uppercase(), &hex[32..])),
@@ -136,7 +141,11 @@ fn hints_in_the_log_at_a_slash_or_a_case_that_differs() {
         assert!(message.contains(&format!("did the sender mean {PATH}?")), "{path}: no hint in {line}");
         assert_eq!(line["path"], path, "the path that was asked for");
         let shown = bridge.daemon.status().0["unknown_paths"][0].clone();
-        assert_eq!((&shown["path"], &shown["meant"], &shown["count"]), (&path.into(), &PATH.into(), &1.into()), "{shown}");
+        assert_eq!(
+            (&shown["path"], &shown["meant"], &shown["count"]),
+            (&path.into(), &PATH.into(), &1.into()),
+            "{shown}"
+        );
     }
 }
 

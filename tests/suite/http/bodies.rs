@@ -82,7 +82,10 @@ fn names_the_field_that_is_not_as_documented() {
         (&changed(r#""text":"#, r#""text":"a","text":"#), "`text` is given twice"),
         (&changed(r#""changed""#, r#""\ud800""#), "`cuid` has a lone surrogate"),
         (&changed(r#""ReportPublished""#, r#""a\udfffb""#), "`event` has a lone surrogate"),
-        (&changed(r#""targetCuid":"target-0""#, r#""targetCuids":["a","\ud83d"]"#), "`targetCuids` has a lone surrogate"),
+        (
+            &changed(r#""targetCuid":"target-0""#, r#""targetCuids":["a","\ud83d"]"#),
+            "`targetCuids` has a lone surrogate",
+        ),
         (&changed(r#""text":"#, r#""\udc00":1,"text":"#), "a key has a lone surrogate"),
     ];
     let cases: Vec<Case> =
@@ -97,7 +100,10 @@ fn takes_what_the_documented_payload_leaves_open() {
         accepted("blanks around", format!(" \r\n{}\t ", changed("Client", "blanks"))),
         accepted("a list of targets", changed(r#""targetCuid":"target-0""#, r#""targetCuids":["a","b"]"#)),
         accepted("an unknown event", changed("ReportPublished", "Something new: \u{1f600}/../../etc/passwd")),
-        accepted("unknown fields", changed(r#""text":"#, r#""clientId":7,"reportId":null,"x":{"event":[1]},"text":"#)),
+        accepted(
+            "unknown fields",
+            changed(r#""text":"#, r#""clientId":7,"reportId":null,"x":{"event":[1]},"text":"#),
+        ),
         accepted("an unknown field twice", changed(r#""text":"#, r#""x":1,"x":2,"text":"#)),
         accepted("a lone surrogate in the text", changed("Client", r"\ud800 and \udc00")),
         accepted("escapes", changed("Client", r#"\"\\\/\b\f\n\r\t\u0000\u00e9\ud83d\ude00"#)),

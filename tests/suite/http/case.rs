@@ -15,8 +15,6 @@ pub(super) enum Outcome {
     Refused(u16, &'static str, Signature),
     /// 404: no source's path.
     Unknown,
-    /// Refused before it was a request: counted nowhere, answered without a body.
-    Broken(u16),
 }
 
 /// Whether a refused request counts as a match of a secret.
@@ -68,7 +66,8 @@ impl Case {
         let mut client = bridge.connect();
         // A broken request may be refused, and the connection closed, before all of it is written.
         let written = client.write(&self.bytes);
-        let answer = client.answer().unwrap_or_else(|error| panic!("{}: no answer: {error}, {written:?}", self.name));
+        let answer =
+            client.answer().unwrap_or_else(|error| panic!("{}: no answer: {error}, {written:?}", self.name));
         self.look_at(&answer);
         if let Outcome::Accepted(body) = &self.outcome {
             bridge.accepted(body);
@@ -85,14 +84,13 @@ impl Case {
         let name = &self.name;
         let status = match &self.outcome {
             Outcome::Accepted(_) | Outcome::Probe => 200,
-            Outcome::Refused(status, _, _) | Outcome::Broken(status) => *status,
+            Outcome::Refused(status, _, _) => *status,
             Outcome::Unknown => 404,
         };
         assert_eq!(answer.status, status, "{name}: the status; the body: {}", answer.text());
         match &self.outcome {
             Outcome::Accepted(_) => assert_ok(name, answer, r#"{"status":"accepted"}"#),
             Outcome::Probe => assert_ok(name, answer, r#"{"status":"probe"}"#),
-            Outcome::Broken(_) => assert_eq!(answer.text(), "", "{name}: the body"),
             Outcome::Refused(..) | Outcome::Unknown => {
                 let problem = problem(name, answer);
                 if let Some(detail) = &self.detail {
@@ -114,10 +112,8 @@ impl Case {
     fn counters(&self) -> Counters {
         let of = |family: &str| format!("{family}{{source=\"{}\"}}", self.source);
         let answered = |code: u16| format!("requests_total{{code=\"{code}\",source=\"{}\"}}", self.source);
-        let matched = format!(
-            "signatures_matched_total{{secret_id=\"{}\",source=\"{}\"}}",
-            self.secret_id, self.source
-        );
+        let matched =
+            format!("signatures_matched_total{{secret_id=\"{}\",source=\"{}\"}}", self.secret_id, self.source);
         let has_secret = !self.secret_id.is_empty();
         let mut risen = Vec::new();
         match &self.outcome {
@@ -130,13 +126,11 @@ impl Case {
                 risen.extend(has_secret.then_some(matched));
             }
             Outcome::Refused(status, reason, signature) => {
-                let rejected =
-                    format!("events_rejected_total{{reason=\"{reason}\",source=\"{}\"}}", self.source);
+                let rejected = format!("events_rejected_total{{reason=\"{reason}\",source=\"{}\"}}", self.source);
                 risen.extend([answered(*status), of("events_received_total"), rejected]);
                 risen.extend((has_secret && *signature == Signature::Matched).then_some(matched));
             }
             Outcome::Unknown => risen.push("requests_total{code=\"404\",source=\"none\"}".to_owned()),
-            Outcome::Broken(_) => {}
         }
         risen.into_iter().map(|name| (name, 1)).collect()
     }

@@ -117,7 +117,10 @@ fn refuses_a_body_before_it_is_sent_where_the_sender_waits() {
     // What the sender might send all the same must not be taken for a request.
     let inside = Request::signed(&good("smuggled")).bytes();
     let waiting = |length: usize| {
-        Request::unsigned(b"").without("content-length").header("Content-Length", length.to_string()).header("Expect", "100-continue")
+        Request::unsigned(b"")
+            .without("content-length")
+            .header("Content-Length", length.to_string())
+            .header("Expect", "100-continue")
     };
     let requests = [
         ("too large", waiting(99_999_999), 413),
@@ -143,8 +146,22 @@ fn a_sender_that_is_still_writing_sees_the_refusal() {
     let bridge = Bridge::start(|setup| setup);
     let requests = [
         ("a length", Request::signed(b"").without("content-length").header("Content-Length", "4194304"), 413),
-        ("a path", Request::signed(b"").without("content-length").header("Content-Length", "4194304").start("POST /x HTTP/1.1"), 404),
-        ("an encoding", Request::signed(b"").without("content-length").header("Content-Length", "200000").header("Content-Encoding", "br"), 415),
+        (
+            "a path",
+            Request::signed(b"")
+                .without("content-length")
+                .header("Content-Length", "4194304")
+                .start("POST /x HTTP/1.1"),
+            404,
+        ),
+        (
+            "an encoding",
+            Request::signed(b"")
+                .without("content-length")
+                .header("Content-Length", "200000")
+                .header("Content-Encoding", "br"),
+            415,
+        ),
     ];
     for (name, request, status) in requests {
         // One thread: it writes everything before it looks at the answer.
@@ -180,6 +197,7 @@ fn stops_reading_from_one_who_never_stops_writing() {
     wait_until("the connections are closed", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 0);
     Case::body("afterwards", good("afterwards"), Outcome::Accepted(good("afterwards"))).run(&bridge);
     let unsigned = Request::unsigned(&vec![b'x'; 200_000]);
-    Case::new("large and unsigned", unsigned.bytes(), Outcome::Refused(401, "signature", Signature::NotSeen)).run(&bridge);
+    Case::new("large and unsigned", unsigned.bytes(), Outcome::Refused(401, "signature", Signature::NotSeen))
+        .run(&bridge);
     bridge.stop();
 }

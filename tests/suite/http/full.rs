@@ -49,7 +49,10 @@ fn answers_503_when_the_buffer_has_no_room_for_the_bytes() {
 #[test]
 fn answers_503_when_the_bodies_being_read_have_used_their_budget() {
     let bridge = Bridge::start(|setup| {
-        setup.text("buffer.max_bytes", "11000B").text("ingress.max_body", "10000B").text("ingress.body_timeout", "60s")
+        setup
+            .text("buffer.max_bytes", "11000B")
+            .text("ingress.max_body", "10000B")
+            .text("ingress.body_timeout", "60s")
     });
     let slow = Payload::new("slow").body_of(8_000);
     let request = Request::signed(&slow).header("Expect", "100-continue");
@@ -80,18 +83,24 @@ fn finishes_the_request_that_was_begun_before_the_stop() {
     client.write(&request.head()).unwrap();
     assert_eq!(client.answer().unwrap().status, 100, "the body is being read");
     bridge.daemon.terminate();
-    wait_until("nobody can connect any more", LIMIT, || std::net::TcpStream::connect(&bridge.daemon.ingress).is_err());
+    wait_until("nobody can connect any more", LIMIT, || {
+        std::net::TcpStream::connect(&bridge.daemon.ingress).is_err()
+    });
     client.write(&body).unwrap();
     assert_eq!(client.answer().unwrap().status, 200, "the answer to what was begun");
     let (stopped, arrived) = bridge.ended();
-    assert_eq!((stopped.code, stopped.count("published"), stopped.count("lost")), (Some(0), 1, 0), "{}", stopped.last);
+    assert_eq!(
+        (stopped.code, stopped.count("published"), stopped.count("lost")),
+        (Some(0), 1, 0),
+        "{}",
+        stopped.last
+    );
     assert_eq!(arrived.len(), 1, "what arrived: {arrived:?}");
 }
 
 #[test]
 fn waits_no_longer_than_the_grace_for_a_body() {
-    let bridge =
-        Bridge::start(|setup| setup.text("ingress.body_timeout", "60s").text("shutdown.grace", "300ms"));
+    let bridge = Bridge::start(|setup| setup.text("ingress.body_timeout", "60s").text("shutdown.grace", "300ms"));
     let request = Request::signed(&good("never sent")).header("Expect", "100-continue");
     let mut client = bridge.connect();
     client.write(&request.head()).unwrap();
@@ -99,5 +108,10 @@ fn waits_no_longer_than_the_grace_for_a_body() {
     bridge.daemon.terminate();
     let (stopped, arrived) = bridge.ended();
     assert_eq!((stopped.code, arrived.len()), (Some(0), 0), "{}", stopped.last);
-    assert_eq!((stopped.count("received"), stopped.count("rejected")), (1, 1), "counted as one that left: {}", stopped.last);
+    assert_eq!(
+        (stopped.count("received"), stopped.count("rejected")),
+        (1, 1),
+        "counted as one that left: {}",
+        stopped.last
+    );
 }

@@ -1,7 +1,7 @@
 //! Several sources, several secrets, no signature, lenient validation, connection tests.
 
 use super::case::{Case, Outcome, Request, Signature, good, run_all};
-use crate::support::{Bridge, Setup, sign};
+use crate::support::{Bridge, Setup, sign, until_closed};
 
 const NO_SIGNATURE: Outcome = Outcome::Refused(401, "signature", Signature::NotSeen);
 const INVALID: Outcome = Outcome::Refused(422, "invalid", Signature::Matched);
@@ -18,7 +18,10 @@ fn post(path: &str, secret: &str, body: &[u8]) -> Vec<u8> {
 fn two_sources(setup: Setup) -> Setup {
     setup
         .text("sources.plextrac.secret", "")
-        .raw("sources.plextrac.secrets", format!(r#"[{{ id = "old", value = "{OLD}" }}, {{ id = "new", value = "{NEW}" }}]"#))
+        .raw(
+            "sources.plextrac.secrets",
+            format!(r#"[{{ id = "old", value = "{OLD}" }}, {{ id = "new", value = "{NEW}" }}]"#),
+        )
         .text("sources.tenant_2.path", "/hooks/2")
         .text("sources.tenant_2.secret", OTHER)
         .text("sources.tenant_2.validation", "lenient")
@@ -31,7 +34,8 @@ fn takes_every_secret_of_a_source_and_none_of_another() {
         let body = good(name);
         Case::new(name, post(path, secret, &body), Outcome::Accepted(body))
     };
-    let refused = |name: &str, path: &str, secret: &str| Case::new(name, post(path, secret, &good(name)), NO_SIGNATURE);
+    let refused =
+        |name: &str, path: &str, secret: &str| Case::new(name, post(path, secret, &good(name)), NO_SIGNATURE);
     let cases = [
         accepted("the old secret", first, OLD).of("plextrac", "old"),
         accepted("the new secret", first, NEW).of("plextrac", "new"),
@@ -53,7 +57,11 @@ fn takes_every_secret_of_a_source_and_none_of_another() {
     let status = bridge.daemon.status().0;
     let secrets = &status["sources"][0]["secrets"];
     for (at, id) in ["old", "new"].into_iter().enumerate() {
-        assert_eq!((&secrets[at]["id"], &secrets[at]["matched"]), (&id.into(), &1.into()), "the secrets: {secrets}");
+        assert_eq!(
+            (&secrets[at]["id"], &secrets[at]["matched"]),
+            (&id.into(), &1.into()),
+            "the secrets: {secrets}"
+        );
         assert!(secrets[at]["last_used_timestamp_seconds"].as_f64() > Some(1e9), "the last use of {id}: {secrets}");
     }
     bridge.stop();
@@ -74,9 +82,11 @@ fn asks_an_unsigned_source_for_no_signature() {
         Case::new("invalid", Request::unsigned(br#"{"event":1}"#).bytes(), INVALID).of("plextrac", ""),
         Case::new("a probe", Request::unsigned(b"{}").bytes(), Outcome::Probe).of("plextrac", ""),
     ];
-    let bridge = Bridge::start(|setup| setup.text("sources.plextrac.secret", "").raw("sources.plextrac.unsigned", "true"));
+    let bridge =
+        Bridge::start(|setup| setup.text("sources.plextrac.secret", "").raw("sources.plextrac.unsigned", "true"));
     bridge.daemon.wait_for_line("a warning", |line| {
-        line["level"] == "WARN" && line["message"].as_str().is_some_and(|text| text.contains("`sources.plextrac.unsigned`"))
+        line["level"] == "WARN"
+            && line["message"].as_str().is_some_and(|text| text.contains("`sources.plextrac.unsigned`"))
     });
     run_all(bridge, &cases);
 }
@@ -128,4 +138,54 @@ fn answers_a_connection_test_and_publishes_nothing() {
     }
     assert_eq!(bridge.arrived(), [], "a connection test was published");
     bridge.stop();
+}
+
+#[test]
+fn shows_no_secret_whatever_it_is_sent() {
+    let odd = [
+        "quoted \" and \\ and ' 0123456789",
+        "\u{fc}n\u{ef}c\u{f6}de \u{1f600} {event} %s $HOME",
+        "98765432109876543210",
+    ];
+    let bridge = Bridge::start(|setup| {
+        let value = |text: &str| serde_json::Value::from(text).to_string();
+        let secrets =
+            format!("[{{ id = \"a\", value = {} }}, {{ id = \"b\", value = {} }}]", value(odd[0]), value(odd[1]));
+        let setup =
+            setup.level("trace").text("sources.plextrac.secret", "").raw("sources.plextrac.secrets", secrets);
+        setup.text("sources.other.path", "/other").text("sources.other.secret", odd[2])
+    });
+    let path = "/webhooks/plextrac";
+    let mut shown = String::new();
+    for (path, secret) in [(path, odd[0]), (path, odd[1]), ("/other", odd[2])] {
+        for (secret, body) in [
+            (secret, good("secret").as_slice()),
+            (secret, b"{"),
+            (secret, b"{}"),
+            (secret, b"[]"),
+            ("wrong", b"{}"),
+        ] {
+            let mut client = bridge.connect();
+            client.write(&post(path, secret, body)).unwrap();
+            let answer = client.answer().unwrap();
+            shown.extend(answer.headers.iter().map(|(name, value)| [name.as_str(), value].concat()));
+            shown.push_str(&answer.text());
+            if answer.text().contains("accepted") {
+                bridge.accepted(body);
+            }
+        }
+    }
+    shown.push_str(&until_closed(&bridge.daemon.ingress, b"no HTTP\r\n\r\n"));
+    for page in ["/status", "/metrics", "/", "/livez", "/readyz"] {
+        shown.push_str(&bridge.daemon.get(page).text());
+    }
+    shown.push_str(&bridge.stop().log);
+    for secret in odd {
+        let escaped = secret.escape_default().to_string();
+        let json = serde_json::Value::from(secret).to_string();
+        for form in [secret, &escaped, json.trim_matches('"')] {
+            assert!(!shown.contains(form), "the secret {secret:?} shows in:\n{shown}");
+        }
+    }
+    assert!(shown.contains("TRACE") || shown.contains("DEBUG") || shown.contains("refused a request"), "{shown}");
 }

@@ -40,12 +40,6 @@ impl Program {
         Self { command, input: Vec::new() }
     }
 
-    /// One more argument.
-    pub(crate) fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
-        self.command.arg(argument);
-        self
-    }
-
     /// One more variable of the environment.
     pub(crate) fn variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
@@ -92,6 +86,12 @@ impl Ended {
     /// It ended with this status; both outputs in the message.
     #[track_caller]
     pub(crate) fn assert_code(&self, code: i32) {
-        assert_eq!(self.code, Some(code), "exit status; standard output:\n{}\nstandard error:\n{}", self.out, self.err);
+        assert_eq!(
+            self.code,
+            Some(code),
+            "exit status; standard output:\n{}\nstandard error:\n{}",
+            self.out,
+            self.err
+        );
     }
 }
