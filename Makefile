@@ -24,7 +24,7 @@ demo: setup-build release ## builds the bridge and shows it at work, on the embe
 	@./target/release/plextrac-bridge demo
 
 .PHONY: test
-test: setup fmt clippy files doc doctest cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
+test: setup fmt clippy files doc doctest readme cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
 
 .PHONY: lint
 lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, workflow, words
@@ -85,6 +85,12 @@ doc:
 doctest:
 	$(call step,doctest: the examples in the documentation)
 	@$(CARGO) test --locked --doc
+
+.PHONY: readme
+readme:
+	$(call step,readme: its commands as written)
+	@$(CARGO) build --locked
+	@tests/readme.sh
 
 .PHONY: cargo-test
 cargo-test:

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::support::{Client, Daemon, LIMIT, PATH, Payload, SECRET, Setup, get, request_once, sign, wait_until};
 
 /// A good request beside bad ones: scheduling on a busy machine, not work.
-const FAST: Duration = Duration::from_secs(1);
+const FAST: Duration = Duration::from_secs(2);
 
 fn head(signature: &str, length: usize) -> String {
     format!(
@@ -127,10 +127,11 @@ fn closes_a_connection_that_does_not_read_its_answers() {
 }
 
 #[test]
-fn answers_a_good_request_beside_a_thousand_idle_connections() {
+fn answers_a_good_request_beside_hundreds_of_idle_connections() {
     let daemon = Setup::on_files().text("ingress.header_timeout", "60s").start();
-    let idle: Vec<TcpStream> = (0..1_000).map(|_| TcpStream::connect(&daemon.ingress).unwrap()).collect();
-    wait_until("all are open", LIMIT, || daemon.metric("connections_open", &[]) >= 1_000);
+    // Both processes stay below the usual limit of 1024 descriptors.
+    let idle: Vec<TcpStream> = (0..600).map(|_| TcpStream::connect(&daemon.ingress).unwrap()).collect();
+    wait_until("all are open", LIMIT, || daemon.metric("connections_open", &[]) >= 600);
     good_request_is_fast(&daemon);
     assert_eq!(get(&daemon.admin, "/livez").unwrap().status, 200);
     drop(idle);

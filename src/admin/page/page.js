@@ -14,8 +14,8 @@ const ACK = {
 };
 const BROKER_STATE = {
   connected: ["good", "Connected"],
-  connecting: ["wait", "Connecting"],
-  waiting: ["bad", "Not connected, waiting to try again"],
+  connecting: ["bad", "Not connected, trying again and again"],
+  waiting: ["wait", "Connected, but the broker takes nothing for now"],
 };
 const MEANING = {
   connect: "The broker cannot be reached or is not ready. Check that it runs, its address in the settings, name resolution and firewalls. The bridge keeps trying.",
@@ -217,7 +217,7 @@ function showEvents(s) {
   const drift = (r) => (Math.abs(r) < 0.05 ? "steady" : `${r > 0 ? "growing" : "shrinking"} ${perSecond(Math.abs(r))}`);
   tile("held", "held", books.held, "", "accepted, not settled yet", drift);
   tile("dead", "dead", books.dead_lettered, (letters ? letters.events : books.dead_lettered) > 0 ? "warn" : "",
-    letters ? `${count(letters.events)} kept; see plextrac-bridge dead-letters list` : "no state_directory: a refused event is lost");
+    letters ? `${count(letters.events)} kept; in dead-letters/ of the state directory` : "no state_directory: a refused event is lost");
   tile("lost", "lost", books.lost, books.lost > 0 ? "bad" : "", books.lost > 0 ? "the log says which and why" : "none since the start");
 }
 
@@ -291,6 +291,13 @@ function showSource(node, source) {
   for (const [name, lines] of Object.entries(tables)) part(node, name).hidden = lines.length === 0;
 }
 
+function showUnknown(s) {
+  const paths = s.unknown_paths ?? [];
+  $("unknown").hidden = paths.length === 0;
+  rows($("unknown").querySelector("table"), paths.map((u) => [ago(u.timestamp_seconds), u.path, count(u.count),
+    u.meant ? `Probably meant: ${u.meant} (a slash, or upper and lower case, differ)` : "No source has this path: correct the URL in PlexTrac's form, or name the path in the settings"]));
+}
+
 function showBooks(s) {
   const books = s.accounting;
   const terms = (names) => names.map((name) => `${name.replace("_", "-")}\u00a0${count(books[name])}`).join(" + ");
@@ -308,7 +315,7 @@ function showBooks(s) {
 }
 
 function show(s) {
-  for (const each of [showAbout, showReady, showEmpty, showEvents, showBuffer, showBroker, showBooks]) each(s);
+  for (const each of [showAbout, showReady, showEmpty, showEvents, showBuffer, showBroker, showUnknown, showBooks]) each(s);
   fill($("sources"), s.sources, () => clone("source"), showSource);
   $("values").hidden = false;
 }

@@ -5,7 +5,9 @@ use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
 use serde_json::{Value, json};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
-use crate::support::{Broker, Delivered, Kind, Load, Payload, Proxy, Setup, Table, admin, ports, read, unique};
+use crate::support::{
+    Broker, Delivered, Kind, Load, Payload, Proxy, Setup, Table, admin, ports, read, said, unique,
+};
 
 conform! { Kafka:
     delivery {
@@ -278,4 +280,13 @@ fn declares_a_topic_with_the_partitions_of_the_settings() {
     Load { events: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
     daemon.wait_until_empty();
     assert_eq!(admin(&rig.order(&json!({"do": "partitions", "topic": rig.name}))), [json!(3)]);
+}
+
+#[test]
+fn says_the_limit_of_a_topic_when_it_checks() {
+    let rig = Kafka::new("says_the_limit_of_a_topic");
+    let done = Setup::new(&rig.trap(Trap::TooLarge).table).run(&["check", "--connect"]);
+    let text = said(&done);
+    assert_eq!(done.status.code(), Some(0), "{text}");
+    assert!(text.contains("10240") && text.contains("max.message.bytes"), "{text}");
 }

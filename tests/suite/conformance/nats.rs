@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use serde_json::{Value, json};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped};
-use crate::support::{Broker, Delivered, Kind, Payload, Proxy, Table, admin, ports, read, unique};
+use crate::support::{Broker, Delivered, Kind, Payload, Proxy, Setup, Table, admin, ports, read, said, unique};
 
 conform! { Nats:
     delivery {
@@ -200,4 +200,13 @@ impl Remote for Nats {
     fn create(&self) {
         admin(&self.order(&json!({"do": "create", "subjects": [format!("{}.>", self.name)]})));
     }
+}
+
+#[test]
+fn says_the_limit_of_the_server_when_it_checks() {
+    let rig = Nats::new("says_the_limit_of_the_server");
+    let done = Setup::new(&rig.table()).text("ingress.max_body", "1MiB").run(&["check", "--connect"]);
+    let text = said(&done);
+    assert_eq!(done.status.code(), Some(0), "{text}");
+    assert!(text.contains("524288") && text.contains("max_payload"), "{text}");
 }

@@ -7,7 +7,7 @@ use super::rig::{Remote, judge};
 use crate::support::{Daemon, LIMIT, Load, Setup, wait_until};
 
 /// A refusal must not wait for anything: this is scheduling on a busy machine, not work.
-const AT_ONCE: Duration = Duration::from_secs(1);
+const AT_ONCE: Duration = Duration::from_secs(2);
 
 /// An operator who looks must not be told that all is well for longer than this.
 const SEEN: Duration = Duration::from_secs(20);
