@@ -94,12 +94,12 @@ fn allowed(part: &str) -> Vec<&'static str> {
         "delivery" => &["queue", "brokers"],
         // It reads the views that ingress and delivery offer.
         "admin" => &["queue", "brokers", "ingress", "delivery"],
-        "queue" | "brokers" => &[],
         // Who stands on the ground itself uses less of it.
         "message" | "secret" | "pulse" => return vec![],
         "template" => return vec!["message"],
         "accounting" => return vec!["message", "secret"],
         "metrics" | "logs" | "shutdown" => return vec!["accounting", "message", "secret"],
+        // Queue and brokers.
         _ => &[],
     };
     [above, &GROUND].concat()

@@ -84,7 +84,7 @@ impl Settings {
     fn accepted(&self, warnings: &[&str], source: &str) {
         let ended = self.check();
         ended.assert_code(0);
-        let warnings: String = warnings.iter().map(|warning| format!("warning: {warning}\n")).collect();
+        let warnings = warnings.iter().fold(String::new(), |all, warning| all + "warning: " + warning + "\n");
         assert_eq!(ended.out, format!("{warnings}source {source}\nsettings: good\n"), "standard output");
         assert_eq!(ended.err, "", "standard error");
     }

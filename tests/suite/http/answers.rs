@@ -16,6 +16,9 @@ fn refused(name: &str, outcome: Outcome, request: impl FnOnce(Request) -> Reques
     Case::new(name, request(Request::signed(&good(name))).bytes(), outcome)
 }
 
+/// Another way to write a signature.
+type Spelling = fn(String) -> String;
+
 /// Signed with something else in the header.
 fn with_signature(name: &str, value: impl FnOnce(String) -> String) -> Request {
     let body = good(name);
@@ -43,7 +46,7 @@ fn accepts_what_is_signed_however_it_is_written() {
         let request = Request::unsigned(&body).header(header, sign(SECRET, &body));
         cases.push(Case::new(format!("header name in {name} case"), request.bytes(), Outcome::Accepted(body)));
     }
-    let spellings: [(&str, fn(String) -> String); 3] = [
+    let spellings: [(&str, Spelling); 3] = [
         ("upper-case hex", |hex| hex.to_uppercase()),
         ("outer blanks", |hex| format!("  {hex} \t ")),
         ("mixed-case hex", |hex| format!("{}{}", hex[..32].to_uppercase(), &hex[32..])),

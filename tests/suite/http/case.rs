@@ -15,8 +15,6 @@ pub(super) enum Outcome {
     Refused(u16, &'static str, Signature),
     /// 404: no source's path.
     Unknown,
-    /// Refused before it was a request: counted nowhere, answered without a body.
-    Broken(u16),
 }
 
 /// Whether a refused request counts as a match of a secret.
@@ -86,14 +84,13 @@ impl Case {
         let name = &self.name;
         let status = match &self.outcome {
             Outcome::Accepted(_) | Outcome::Probe => 200,
-            Outcome::Refused(status, _, _) | Outcome::Broken(status) => *status,
+            Outcome::Refused(status, _, _) => *status,
             Outcome::Unknown => 404,
         };
         assert_eq!(answer.status, status, "{name}: the status; the body: {}", answer.text());
         match &self.outcome {
             Outcome::Accepted(_) => assert_ok(name, answer, r#"{"status":"accepted"}"#),
             Outcome::Probe => assert_ok(name, answer, r#"{"status":"probe"}"#),
-            Outcome::Broken(_) => assert_eq!(answer.text(), "", "{name}: the body"),
             Outcome::Refused(..) | Outcome::Unknown => {
                 let problem = problem(name, answer);
                 if let Some(detail) = &self.detail {
@@ -134,7 +131,6 @@ impl Case {
                 risen.extend((has_secret && *signature == Signature::Matched).then_some(matched));
             }
             Outcome::Unknown => risen.push("requests_total{code=\"404\",source=\"none\"}".to_owned()),
-            Outcome::Broken(_) => {}
         }
         risen.into_iter().map(|name| (name, 1)).collect()
     }

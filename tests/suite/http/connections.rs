@@ -2,6 +2,7 @@
 
 use std::io::Write as _;
 use std::thread;
+use std::time::Duration;
 
 use super::case::{Case, Outcome, Request, Signature, assert_closed, good, problem};
 use crate::support::{Bridge, LIMIT, PATH, plain, rest, statuses, until_closed, until_closed_by_both, wait_until};
@@ -168,8 +169,10 @@ fn a_sender_that_is_still_writing_sees_the_refusal() {
         let mut client = bridge.connect();
         let length = if status == 415 { 200_000 } else { 4_194_304 };
         client.write(&request.head()).unwrap();
-        for part in vec![b'x'; length].chunks(65_536) {
+        for part in vec![b'x'; length].chunks(length / 16) {
             client.write(part).unwrap_or_else(|error| panic!("{name}: cut off while writing: {error}"));
+            // Else all of it would be in the kernel's buffers before the daemon has answered.
+            thread::sleep(Duration::from_millis(10));
         }
         let answer = client.answer().unwrap_or_else(|error| panic!("{name}: no answer: {error}"));
         assert_eq!(answer.status, status, "{name}: the answer");

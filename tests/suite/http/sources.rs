@@ -1,7 +1,7 @@
 //! Several sources, several secrets, no signature, lenient validation, connection tests.
 
 use super::case::{Case, Outcome, Request, Signature, good, run_all};
-use crate::support::{Bridge, Setup, sign};
+use crate::support::{Bridge, Setup, sign, until_closed};
 
 const NO_SIGNATURE: Outcome = Outcome::Refused(401, "signature", Signature::NotSeen);
 const INVALID: Outcome = Outcome::Refused(422, "invalid", Signature::Matched);
@@ -138,4 +138,54 @@ fn answers_a_connection_test_and_publishes_nothing() {
     }
     assert_eq!(bridge.arrived(), [], "a connection test was published");
     bridge.stop();
+}
+
+#[test]
+fn shows_no_secret_whatever_it_is_sent() {
+    let odd = [
+        "quoted \" and \\ and ' 0123456789",
+        "\u{fc}n\u{ef}c\u{f6}de \u{1f600} {event} %s $HOME",
+        "98765432109876543210",
+    ];
+    let bridge = Bridge::start(|setup| {
+        let value = |text: &str| serde_json::Value::from(text).to_string();
+        let secrets =
+            format!("[{{ id = \"a\", value = {} }}, {{ id = \"b\", value = {} }}]", value(odd[0]), value(odd[1]));
+        let setup =
+            setup.level("trace").text("sources.plextrac.secret", "").raw("sources.plextrac.secrets", secrets);
+        setup.text("sources.other.path", "/other").text("sources.other.secret", odd[2])
+    });
+    let path = "/webhooks/plextrac";
+    let mut shown = String::new();
+    for (path, secret) in [(path, odd[0]), (path, odd[1]), ("/other", odd[2])] {
+        for (secret, body) in [
+            (secret, good("secret").as_slice()),
+            (secret, b"{"),
+            (secret, b"{}"),
+            (secret, b"[]"),
+            ("wrong", b"{}"),
+        ] {
+            let mut client = bridge.connect();
+            client.write(&post(path, secret, body)).unwrap();
+            let answer = client.answer().unwrap();
+            shown.extend(answer.headers.iter().map(|(name, value)| [name.as_str(), value].concat()));
+            shown.push_str(&answer.text());
+            if answer.text().contains("accepted") {
+                bridge.accepted(body);
+            }
+        }
+    }
+    shown.push_str(&until_closed(&bridge.daemon.ingress, b"no HTTP\r\n\r\n"));
+    for page in ["/status", "/metrics", "/", "/livez", "/readyz"] {
+        shown.push_str(&bridge.daemon.get(page).text());
+    }
+    shown.push_str(&bridge.stop().log);
+    for secret in odd {
+        let escaped = secret.escape_default().to_string();
+        let json = serde_json::Value::from(secret).to_string();
+        for form in [secret, &escaped, json.trim_matches('"')] {
+            assert!(!shown.contains(form), "the secret {secret:?} shows in:\n{shown}");
+        }
+    }
+    assert!(shown.contains("TRACE") || shown.contains("DEBUG") || shown.contains("refused a request"), "{shown}");
 }

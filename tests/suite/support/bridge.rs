@@ -96,7 +96,9 @@ impl Bridge {
     /// What has risen since, and by how much.
     pub(crate) fn risen_since(&self, before: &Counters) -> Counters {
         let mut now = self.counters();
-        now.iter_mut().for_each(|(name, value)| *value -= before.get(name).copied().unwrap_or(0));
+        for (name, value) in &mut now {
+            *value -= before.get(name).copied().unwrap_or(0);
+        }
         now.retain(|_, value| *value > 0);
         now
     }

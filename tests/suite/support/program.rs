@@ -40,12 +40,6 @@ impl Program {
         Self { command, input: Vec::new() }
     }
 
-    /// One more argument.
-    pub(crate) fn argument(mut self, argument: impl AsRef<OsStr>) -> Self {
-        self.command.arg(argument);
-        self
-    }
-
     /// One more variable of the environment.
     pub(crate) fn variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
