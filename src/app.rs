@@ -157,7 +157,8 @@ impl App {
         let (shutdown, threads) = (self.settings.shutdown, self.settings.ingress.threads);
         let lock = self.lock;
         // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
-        let mut runtimes = (0..threads + 2).map(|_| runtime()).collect::<Result<Vec<_>, _>>()?;
+        let count = threads + 1 + usize::from(self.admin.is_some());
+        let mut runtimes = (0..count).map(|_| runtime()).collect::<Result<Vec<_>, _>>()?;
         let parts = Parts::new(&self.settings);
         let mut pulses = vec![Pulse::new("the delivery task")];
         pulses.extend((0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))));
