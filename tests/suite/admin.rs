@@ -1,4 +1,6 @@
 //! The admin port: every series from the start, health that follows the buffer and the stop, status, the page.
+//!
+//! Length: the one list of all series, and the shape of `/status` field by field.
 
 use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader};

@@ -1,4 +1,6 @@
 //! Settings, good and bad, through `check`: every mistake with its place and what to write instead, all at once.
+//!
+//! Length: the one table of all messages about settings, and every default word for word.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
