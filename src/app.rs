@@ -18,13 +18,14 @@ use tokio::task::LocalSet;
 
 use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
+use crate::brokers::Broker;
 use crate::delivery::{Delivery, Store, View};
 use crate::ingress::{self, Connections, Ingress, Listeners, Recent, UnknownPaths};
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::queue::Buffer;
 use crate::settings::Settings;
-use crate::shutdown::{self, Phase, Stopper};
+use crate::shutdown::{self, Drain, Phase, Stopper};
 
 /// Why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -153,63 +154,36 @@ impl App {
     /// # Errors
     /// A thread cannot be made.
     pub async fn run(self, mut signals: impl Signals) -> Result<Outcome, StartError> {
-        let (stopper, stop) = shutdown::channel();
-        let (shutdown, threads) = (self.settings.shutdown, self.settings.ingress.threads);
-        let lock = self.lock;
+        let Self { settings, listeners, admin, store, lock } = self;
+        let threads = settings.ingress.threads;
         // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
-        let count = threads + 1 + usize::from(self.admin.is_some());
-        let mut runtimes = (0..count).map(|_| runtime()).collect::<Result<Vec<_>, _>>()?;
-        let parts = Parts::new(&self.settings);
-        let mut pulses = vec![Pulse::new("the delivery task")];
-        pulses.extend((0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))));
-        let dead_letters = self.store.as_ref().map(Store::held);
-
-        let broker = self.settings.broker.broker(&self.settings.terms());
-        if let Some(listener) = self.admin {
-            let admin = Arc::new(Admin {
-                health: Health {
-                    pulses: pulses.clone(),
-                    queue: parts.queue.clone(),
-                    view: parts.view.clone(),
-                    stop: stop.clone(),
-                },
-                metrics: parts.metrics.clone(),
-                connections: parts.connections.clone(),
-                sources: self.settings.sources.clone(),
-                recents: parts.recents.clone(),
-                unknown_paths: parts.unknown_paths.clone(),
-                dead_letters,
-                dead_letters_capacity: self.settings.dead_letters.bytes as u64,
-                broker_name: broker.name(),
-                broker_location: broker.location(),
-                page: self.settings.admin.page,
-            });
+        let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
+        let (stopper, stop) = shutdown::channel();
+        let parts = Parts::new(&settings, stop);
+        let broker = settings.broker.broker(&settings.terms());
+        let delivering = Pulse::new("the delivery task");
+        let accepting: Vec<_> =
+            (0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))).collect();
+        if let Some(listener) = admin {
+            let pulses = [std::slice::from_ref(&delivering), &accepting].concat();
+            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, store.as_ref()));
             // It ends with the process: probes are answered until the last moment.
-            thread("admin", runtimes.remove(0), None, move || admin::serve(listener, admin))?;
+            thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
         let (queue, metrics, view) = (parts.queue.clone(), parts.metrics.clone(), parts.view.clone());
-        let (publish, store, drain) = (self.settings.publish, self.store, stop.clone());
-        let pulse = pulses.remove(0);
-        let delivery = thread("delivery", runtimes.remove(0), Some(pulse), move || {
+        let (publish, drain) = (settings.publish, parts.stop.clone());
+        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || {
             Delivery::new(broker, queue, metrics, view, publish, store, drain).run()
         })?;
-        let ingress = Arc::new(Ingress::new(
-            self.settings.ingress.clone(),
-            &self.settings.sources,
-            parts.queue.clone(),
-            parts.metrics.clone(),
-            &parts.recents,
-            parts.unknown_paths.clone(),
-            self.settings.buffer.bytes,
-        ));
+        let ingress = Arc::new(parts.ingress(&settings));
         let mut serving = Vec::new();
-        for (socket, pulse) in self.listeners.into_sockets().into_iter().zip(pulses) {
-            let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), stop.clone());
+        for (socket, pulse) in listeners.into_sockets().into_iter().zip(accepting) {
+            let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), parts.stop.clone());
             let serve = move || ingress::serve(socket, ingress, connections, stop);
-            serving.push(thread("ingress", runtimes.remove(0), Some(pulse), serve)?);
+            serving.push(thread("ingress", runtimes.next()?, Some(pulse), serve)?);
         }
         signals.next().await;
-        stop_in_order(&mut signals, &stopper, shutdown, &parts.queue, serving, delivery).await;
+        stop_in_order(&mut signals, &stopper, settings.shutdown, &parts.queue, serving, delivery).await;
         let snapshot = parts.queue.snapshot();
         drop(lock);
         Ok(Outcome { totals: snapshot.ledger.totals(snapshot.events as u64) })
@@ -224,10 +198,11 @@ struct Parts {
     recents: Vec<Arc<Recent>>,
     unknown_paths: Arc<UnknownPaths>,
     view: View,
+    stop: Drain,
 }
 
 impl Parts {
-    fn new(settings: &Settings) -> Self {
+    fn new(settings: &Settings, stop: Drain) -> Self {
         let books = settings.sources.iter().map(|source| {
             SourceBook::new(source.name.clone(), source.secrets.iter().map(|secret| secret.id.clone()))
         });
@@ -245,7 +220,64 @@ impl Parts {
             recents: settings.sources.iter().map(|_| Arc::default()).collect(),
             unknown_paths: Arc::default(),
             view: View::default(),
+            stop,
         }
+    }
+
+    fn admin(&self, settings: &Settings, pulses: Vec<Pulse>, broker: &dyn Broker, store: Option<&Store>) -> Admin {
+        Admin {
+            health: Health { pulses, queue: self.queue.clone(), view: self.view.clone(), stop: self.stop.clone() },
+            metrics: self.metrics.clone(),
+            connections: self.connections.clone(),
+            sources: settings.sources.clone(),
+            recents: self.recents.clone(),
+            unknown_paths: self.unknown_paths.clone(),
+            dead_letters: store.map(Store::held),
+            dead_letters_capacity: settings.dead_letters.bytes as u64,
+            broker_name: broker.name(),
+            broker_location: broker.location(),
+            page: settings.admin.page,
+        }
+    }
+
+    fn ingress(&self, settings: &Settings) -> Ingress {
+        Ingress::new(
+            settings.ingress.clone(),
+            &settings.sources,
+            self.queue.clone(),
+            self.metrics.clone(),
+            &self.recents,
+            self.unknown_paths.clone(),
+            settings.buffer.bytes,
+        )
+    }
+}
+
+/// One runtime per thread, not yet given to its thread.
+struct Runtimes(Vec<Runtime>);
+
+impl Runtimes {
+    fn new(count: usize) -> io::Result<Self> {
+        let mut made = Self(Vec::with_capacity(count));
+        for _ in 0..count {
+            made.0.push(Self::one()?);
+        }
+        Ok(made)
+    }
+
+    fn one() -> io::Result<Runtime> {
+        Builder::new_current_thread().enable_all().build()
+    }
+
+    fn next(&mut self) -> io::Result<Runtime> {
+        self.0.pop().map_or_else(Self::one, Ok)
+    }
+}
+
+impl Drop for Runtimes {
+    fn drop(&mut self) {
+        // Where a start failed: tokio panics when a runtime is dropped inside another in any other way.
+        self.0.drain(..).for_each(Runtime::shutdown_background);
     }
 }
 
@@ -294,10 +326,6 @@ async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
         // A panic ends the process (`panic = "abort"`) or is in the log already.
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
     }
-}
-
-fn runtime() -> io::Result<Runtime> {
-    Builder::new_current_thread().enable_all().build()
 }
 
 /// Starts a thread with a runtime of its own, for one future and what it spawns there.
