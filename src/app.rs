@@ -184,6 +184,8 @@ impl App {
         }
         signals.next().await;
         stop_in_order(&mut signals, &stopper, settings.shutdown, &parts.queue, serving, delivery).await;
+        // What an ingress thread enqueued in the very last moment of a hurried stop.
+        parts.queue.lose_waiting();
         let snapshot = parts.queue.snapshot();
         drop(lock);
         Ok(Outcome { totals: snapshot.ledger.totals(snapshot.events as u64) })

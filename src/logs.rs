@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::registry;
@@ -52,11 +53,15 @@ impl Settings {
     }
 }
 
-/// Starts writing logs to standard error.
+/// Lines that wait to be written while nobody reads them; what comes beyond is dropped, for no log may hold up a
+/// request.
+const WAITING_LINES: usize = 4096;
+
+/// Starts writing logs to standard error, from a thread of their own. When the guard is dropped, what waits is written.
 ///
 /// # Errors
 /// Logs are written already.
-pub fn start(settings: Settings) -> Result<(), TryInitError> {
+pub fn start(settings: Settings) -> Result<WorkerGuard, TryInitError> {
     // Client libraries log what they send, credentials included, at their lower levels; ours says what matters of
     // theirs. lapin warns of every returned message, which is our business.
     let targets = Targets::new()
@@ -71,13 +76,19 @@ pub fn start(settings: Settings) -> Result<(), TryInitError> {
         Format::Json => false,
         Format::Auto => std::io::stderr().is_terminal(),
     };
-    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+    let (writer, guard) = NonBlockingBuilder::default()
+        .thread_name("log")
+        .buffered_lines_limit(WAITING_LINES)
+        .lossy(true)
+        .finish(std::io::stderr());
+    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
     if text {
         let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        registry().with(layer.with_ansi(colour).with_target(false).with_filter(targets)).try_init()
+        registry().with(layer.with_ansi(colour).with_target(false).with_filter(targets)).try_init()?;
     } else {
-        registry().with(layer.json().flatten_event(true).with_filter(targets)).try_init()
+        registry().with(layer.json().flatten_event(true).with_filter(targets)).try_init()?;
     }
+    Ok(guard)
 }
 
 /// Lets through so many of the same kind per period.

@@ -83,7 +83,8 @@ impl Reason {
             Self::Disconnected => "the sender, or the proxy in front, left before the answer",
             Self::BufferFull => {
                 "the broker is away or slower than the events come: look at the broker; raise buffer.max_events and \
-                 buffer.max_bytes for longer outages"
+                 buffer.max_bytes for longer outages; where the detail says that too many bodies are being read, \
+                 somebody sends many large ones at once"
             }
             Self::Draining => "the bridge was stopping: let the balancer see /readyz, and raise shutdown.delay",
             Self::Unavailable => "the bridge could not keep the event: look at the log",

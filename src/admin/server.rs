@@ -107,12 +107,9 @@ pub async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
 
 impl Admin {
     fn answer<B>(&self, request: &Request<B>, started: Instant) -> Answer {
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
-            answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-            return answer;
-        }
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let mut answer = match request.uri().path() {
+            _ if !is_read => only_reads(),
             "/livez" => verdict("live", &self.health.dead()),
             "/readyz" => verdict("ready", &self.health.unready(&self.health.queue.snapshot())),
             "/metrics" => self.metrics_text(),
@@ -151,6 +148,12 @@ impl Admin {
             ),
         }
     }
+}
+
+fn only_reads() -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n".to_owned());
+    answer.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+    answer
 }
 
 fn verdict(word: &str, problems: &[String]) -> Answer {

@@ -81,8 +81,8 @@ impl Router {
         let mut routes = Vec::new();
         for mut table in section.sections("routes") {
             let event = table.text("event");
-            if event.is_empty() && !table.has("event") {
-                table.problem("event", "missing; a route names the event it takes");
+            if event.is_empty() {
+                table.problem("event", "missing or empty; a route names the event it takes");
             }
             let target_type = Some(table.text("target_type")).filter(|_| table.has("target_type"));
             let mut own = |name, kind, legal, fallback: &Template| {

@@ -45,7 +45,7 @@ pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
 fn demo(flags: &Flags, once: bool) -> Result<ExitCode, ExitCode> {
     let scratch = Scratch::new()?;
     let secret = Secret::new(format!("demo-{:032x}", fastrand::u128(..)));
-    let app = bind(flags, &scratch, &secret)?;
+    let (app, _log) = bind(flags, &scratch, &secret)?;
     let address = app.ingress_address();
     let url = format!("http://{address}/webhooks/plextrac");
     let admin = app.admin_address().map(|address| format!("http://{address}/")).unwrap_or_default();
@@ -161,7 +161,7 @@ impl Signals for DemoSignals<'_> {
 }
 
 /// The demo's own settings: nothing of this machine's.
-fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<App, ExitCode> {
+fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, impl Drop), ExitCode> {
     let (ingress, admin) = (free(8080), free(8081));
     let config = scratch.path.join("config.toml");
     let toml = format!(
@@ -181,8 +181,9 @@ fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<App, ExitCo
         log_format: Some(flags.log_format.clone().unwrap_or_else(|| "text".to_owned())),
     };
     let (settings, _) = load_from(&flags, Vec::new(), None).map_err(cli::failed)?;
-    logs::start(settings.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
-    app::bind(settings).map_err(cli::failed)
+    let log =
+        logs::start(settings.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
+    Ok((app::bind(settings).map_err(cli::failed)?, log))
 }
 
 /// A path as a TOML text.

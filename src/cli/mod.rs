@@ -29,11 +29,11 @@ pub(crate) struct Arguments {
     /// File of settings [default: /etc/plextrac-bridge/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Least important line of log: error, warn, info, debug or trace
-    #[arg(long, global = true, value_name = "LEVEL")]
+    /// Least important line of log
+    #[arg(long, global = true, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log_level: Option<String>,
-    /// How lines of log look: auto, text or json
-    #[arg(long, global = true, value_name = "FORMAT")]
+    /// How lines of log look
+    #[arg(long, global = true, value_name = "FORMAT", value_parser = ["auto", "text", "json"])]
     log_format: Option<String>,
     #[command(subcommand)]
     command: Command,

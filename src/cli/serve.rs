@@ -15,9 +15,10 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    if let Err(error) = logs::start(settings.log) {
-        return cli::failed(format_args!("cannot start the log: {error}"));
-    }
+    let _log = match logs::start(settings.log) {
+        Ok(guard) => guard,
+        Err(error) => return cli::failed(format_args!("cannot start the log: {error}")),
+    };
     for warning in warnings {
         tracing::warn!("{warning}");
     }
@@ -27,7 +28,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         // Before anything is bound: a signal during the start stops it too.
-        let signals = Unix::listen()?;
+        let signals = Unix::listen()?.outlive_hangups()?;
         let app = app::bind(settings)?;
         tracing::info!(
             ingress = %app.ingress_address(),
@@ -68,23 +69,47 @@ pub(super) fn stopped(totals: &Totals) -> ExitCode {
     if lost > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// SIGTERM and SIGINT.
+/// SIGTERM and SIGINT; SIGHUP, where it is heard, stops nothing.
 pub(super) struct Unix {
     terminate: Signal,
     interrupt: Signal,
+    hangup: Option<Signal>,
 }
 
 impl Unix {
     pub(super) fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, hangup: None })
+    }
+
+    /// A daemon outlives the terminal it was started from.
+    pub(super) fn outlive_hangups(mut self) -> std::io::Result<Self> {
+        self.hangup = Some(signal(SignalKind::hangup())?);
+        Ok(self)
     }
 }
 
 impl Signals for Unix {
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+        loop {
+            let Self { terminate, interrupt, .. } = self;
+            let (stopped, interrupted) = (terminate.recv(), interrupt.recv());
+            tokio::select! {
+                _ = stopped => return,
+                _ = interrupted => return,
+                () = hung_up(&mut self.hangup) => {
+                    tracing::warn!("SIGHUP: this version does not reload its settings; restart it to apply them");
+                }
+            }
         }
+    }
+}
+
+async fn hung_up(hangup: &mut Option<Signal>) {
+    match hangup {
+        Some(hangup) => {
+            hangup.recv().await;
+        }
+        None => std::future::pending().await,
     }
 }

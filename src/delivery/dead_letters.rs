@@ -2,8 +2,10 @@
 //!
 //! Files are numbered and closed at [`FILE_BYTES`]. A line that a crash tore is cut off at the next start.
 
+use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -53,9 +55,10 @@ impl DeadLetters {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum WriteError {
     #[error(
-        "the dead letters are full ({bytes} of {capacity} bytes in {directory}); move files away or raise `dead_letters.max_bytes`"
+        "no room for a dead letter of {length} bytes ({bytes} of {capacity} bytes used in {directory}); move files \
+         away or raise `dead_letters.max_bytes`"
     )]
-    Full { bytes: u64, capacity: u64, directory: String },
+    Full { length: usize, bytes: u64, capacity: u64, directory: String },
     #[error("cannot write dead letters to {directory}: {source}")]
     Disk { directory: String, source: io::Error },
 }
@@ -67,6 +70,8 @@ pub struct Store {
     held: Arc<DeadLetters>,
     current: Option<(File, u64)>,
     number: u64,
+    /// Lines and bytes of each file, by its number.
+    counted: HashMap<u64, (u64, u64)>,
 }
 
 impl Store {
@@ -75,11 +80,10 @@ impl Store {
     /// # Errors
     /// The directory cannot be created or read.
     pub fn open(directory: &Path, capacity: usize) -> io::Result<Self> {
-        if !directory.is_dir() {
-            fs::create_dir(directory)?;
-        }
+        create(directory)?;
         let held = DeadLetters { capacity: capacity as u64, ..DeadLetters::default() };
-        let mut store = Self { directory: directory.to_owned(), held: Arc::new(held), current: None, number: 0 };
+        let directory = directory.to_owned();
+        let mut store = Self { directory, held: Arc::new(held), current: None, number: 0, counted: HashMap::new() };
         store.measure()?;
         Ok(store)
     }
@@ -90,80 +94,106 @@ impl Store {
         self.held.clone()
     }
 
-    /// Counts what is on disk; the operator may have moved files away.
+    /// Counts what is on disk; the operator may have moved files away. A file whose length is known is not read again.
     fn measure(&mut self) -> io::Result<()> {
-        let (mut events, mut bytes) = (0, 0);
+        let is_start = self.counted.is_empty() && self.current.is_none();
+        let mut counted = HashMap::new();
         for entry in fs::read_dir(&self.directory)? {
             let path = entry?.path();
             let Some(number) = number(&path) else { continue };
             self.number = self.number.max(number);
-            let (lines, length) = sound_lines(&path)?;
-            let file = OpenOptions::new().write(true).open(&path)?;
-            if file.metadata()?.len() > length && self.current.is_none() {
+            let length = fs::metadata(&path)?.len();
+            let known = self.counted.get(&number).copied().filter(|(_, known)| *known == length);
+            let (lines, sound) = known.map_or_else(|| sound_lines(&path), Ok)?;
+            if is_start && length > sound {
                 tracing::warn!(file = %path.display(), "cut off a dead letter that a crash had torn");
-                file.set_len(length)?;
+                OpenOptions::new().write(true).open(&path)?.set_len(sound)?;
             }
-            events += lines;
-            bytes += length;
+            counted.insert(number, (lines, sound));
         }
-        self.held.events.store(events, Ordering::Relaxed);
-        self.held.bytes.store(bytes, Ordering::Relaxed);
+        self.held.events.store(counted.values().map(|(lines, _)| lines).sum(), Ordering::Relaxed);
+        self.held.bytes.store(counted.values().map(|(_, bytes)| bytes).sum(), Ordering::Relaxed);
+        self.counted = counted;
         Ok(())
     }
 
-    /// Appends lines and syncs them: all or none.
-    pub(super) fn append(&mut self, lines: &[Vec<u8>]) -> Result<(), WriteError> {
-        let bytes: u64 = lines.iter().map(|line| line.len() as u64).sum();
-        if self.held.bytes() + bytes > self.held.capacity {
+    /// Appends as many of the lines, from the first on, as fit, and syncs them; says how many.
+    pub(super) fn append(&mut self, lines: &[Vec<u8>]) -> Result<usize, WriteError> {
+        let all: u64 = lines.iter().map(|line| line.len() as u64).sum();
+        if self.held.bytes() + all > self.held.capacity {
             self.measure().map_err(|source| self.disk(source))?;
         }
-        if self.held.bytes() + bytes > self.held.capacity {
+        let mut free = self.held.capacity.saturating_sub(self.held.bytes());
+        let fits = |line: &&Vec<u8>| {
+            let rest = free.checked_sub(line.len() as u64);
+            free = rest.unwrap_or(0);
+            rest.is_some()
+        };
+        let count = lines.iter().take_while(fits).count();
+        if let (0, Some(first)) = (count, lines.first()) {
             return Err(WriteError::Full {
+                length: first.len(),
                 bytes: self.held.bytes(),
                 capacity: self.held.capacity,
                 directory: self.directory.display().to_string(),
             });
         }
-        if let Err(source) = self.write(lines, bytes) {
+        let lines = &lines[..count];
+        if let Err(source) = self.write(lines) {
             // The file may end in half a line: cut it if that can be done, and take a new one next time.
             if let Some((file, length)) = self.current.take() {
                 let _ = file.set_len(length);
             }
             return Err(self.disk(source));
         }
-        self.held.events.fetch_add(lines.len() as u64, Ordering::Relaxed);
+        let bytes: u64 = lines.iter().map(|line| line.len() as u64).sum();
+        let (events, length) = self.counted.entry(self.number).or_default();
+        *events += count as u64;
+        *length += bytes;
+        self.held.events.fetch_add(count as u64, Ordering::Relaxed);
         self.held.bytes.fetch_add(bytes, Ordering::Relaxed);
-        Ok(())
+        Ok(count)
     }
 
     fn disk(&self, source: io::Error) -> WriteError {
         WriteError::Disk { directory: self.directory.display().to_string(), source }
     }
 
-    fn write(&mut self, lines: &[Vec<u8>], bytes: u64) -> io::Result<()> {
+    fn write(&mut self, lines: &[Vec<u8>]) -> io::Result<()> {
         let gone = !self.path(self.number).exists();
         if gone || self.current.as_ref().is_some_and(|(_, length)| *length >= FILE_BYTES) {
             self.current = None;
         }
         if self.current.is_none() {
-            if !self.directory.is_dir() {
-                fs::create_dir(&self.directory)?;
-            }
+            create(&self.directory)?;
             self.number += 1;
-            let file = OpenOptions::new().create_new(true).append(true).open(self.path(self.number))?;
+            let path = self.path(self.number);
+            let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
             File::open(&self.directory)?.sync_all()?;
             self.current = Some((file, 0));
         }
         let (file, length) = self.current.as_mut().ok_or(io::ErrorKind::NotFound)?;
-        file.write_all(&lines.concat())?;
+        let text = lines.concat();
+        file.write_all(&text)?;
         file.sync_data()?;
-        *length += bytes;
+        *length += text.len() as u64;
         Ok(())
     }
 
     fn path(&self, number: u64) -> PathBuf {
         self.directory.join(format!("{number:08}.ndjson"))
     }
+}
+
+/// Creates the directory where it is missing, for its owner alone: bodies are confidential.
+fn create(directory: &Path) -> io::Result<()> {
+    if !directory.is_dir() {
+        fs::DirBuilder::new().mode(0o700).create(directory)?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
 }
 
 fn number(path: &Path) -> Option<u64> {
@@ -251,6 +281,7 @@ mod tests {
         let line = [b"0123456789\n".to_vec()];
         store.append(&line).unwrap();
         assert!(matches!(store.append(&line), Err(WriteError::Full { bytes: 11, .. })));
+        assert_eq!(store.append(&[b"12345678\n".to_vec(), b"1\n".to_vec()]).unwrap(), 1, "the first one fits");
         for entry in fs::read_dir(directory.path()).unwrap() {
             fs::remove_file(entry.unwrap().path()).unwrap();
         }

@@ -7,6 +7,9 @@ use crate::message::Event;
 use crate::queue::Buffer;
 use crate::template::push_safe;
 
+/// What the pairs beyond the first hundred are called; a pair that is called so itself counts with them.
+const OTHER: &str = "other";
+
 #[derive(Debug, Default)]
 pub(super) struct Pairs {
     numbers: HashMap<Box<str>, u16>,
@@ -26,8 +29,9 @@ impl Pairs {
         if let Some(number) = self.numbers.get(self.scratch.as_str()) {
             return *number;
         }
-        if self.numbers.len() >= MOST_PAIRS {
-            return *self.other.get_or_insert_with(|| queue.add_pair("other", "other"));
+        let is_other = &self.scratch[..split] == OTHER && &self.scratch[split..self.scratch.len() - 1] == OTHER;
+        if is_other || self.numbers.len() >= MOST_PAIRS {
+            return *self.other.get_or_insert_with(|| queue.add_pair(OTHER, OTHER));
         }
         let end = self.scratch.len() - 1;
         let number = queue.add_pair(&self.scratch[..split], &self.scratch[split..end]);

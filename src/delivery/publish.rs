@@ -190,7 +190,10 @@ impl Delivery {
                     self.look(&*session);
                     self.wait(&mut *session).await
                 }
-                Ok(Pumped::Some) => Ok(Going::On),
+                Ok(Pumped::Some) => {
+                    tokio::task::yield_now().await;
+                    Ok(Going::On)
+                }
                 Err(lost) => Err(lost),
             };
             match going {

@@ -41,7 +41,7 @@ pub(super) struct Taken {
     pub(super) attempts: u32,
     /// When the session got it, if it did.
     pub(super) handed: Option<Instant>,
-    /// It was stored after a younger one of its key was, or may have been.
+    /// It was stored after a younger one of its key, or may have been.
     pub(super) overtaken: bool,
 }
 
@@ -152,13 +152,14 @@ impl Ring {
         };
         let message = slot.message.take()?;
         slot.state = State::Settled;
-        slot.stored = stored;
-        let (pair, attempts, deferred) = (slot.pair, slot.attempts, slot.deferred);
+        // Refused now, it may have been stored by a session that was lost.
+        slot.stored |= stored;
+        let (pair, attempts, deferred) = (slot.pair, slot.attempts, slot.deferred && slot.stored);
         if handed.is_some() {
             self.handed -= 1;
         }
         self.settled += 1;
-        let overtaken = stored && deferred && self.was_overtaken(ticket, &message);
+        let overtaken = deferred && self.was_overtaken(ticket, &message);
         self.drop_gaps();
         Some(Taken { message, pair, attempts, handed, overtaken })
     }

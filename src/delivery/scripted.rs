@@ -163,6 +163,11 @@ struct Ended {
 
 /// Accepts these events (name and key), delivers them, stops.
 fn run(world: World, events: &[(String, String)], max_in_flight: usize, has_state: bool) -> Ended {
+    run_with(world, events, max_in_flight, has_state.then_some(1 << 20))
+}
+
+/// The same with so many bytes for dead letters, or none.
+fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, letters: Option<usize>) -> Ended {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let directory = tempfile::tempdir().unwrap();
     let queue = Arc::new(Buffer::new(
@@ -185,14 +190,14 @@ fn run(world: World, events: &[(String, String)], max_in_flight: usize, has_stat
         retry_max: Duration::from_secs(2),
         headers: HeaderStyle::None,
     };
-    let store = has_state.then(|| Store::open(directory.path(), 1 << 20).unwrap());
+    let store = letters.map(|bytes| Store::open(directory.path(), bytes).unwrap());
     let (stopper, drain) = shutdown::channel();
     queue.drain();
     stopper.enter(Phase::Draining);
     stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
     let delivery =
         Delivery::new(Box::new(broker), queue.clone(), metrics.clone(), View::default(), settings, store, drain);
-    runtime.block_on(async { tokio::time::timeout(Duration::from_mins(50), delivery.run()).await }).unwrap();
+    runtime.block_on(async { tokio::time::timeout(Duration::from_hours(2), delivery.run()).await }).unwrap();
     let snapshot = queue.snapshot();
     let totals = snapshot.ledger.totals(snapshot.events as u64);
     let text = metrics.render(&snapshot, &totals, &crate::metrics::Moment::default());
@@ -259,6 +264,16 @@ fn narrows_the_window_after_a_not_now_and_counts_what_was_overtaken() {
     let alone = run(world, &events(3, 1), 1, true);
     assert!(!alone.out_of_order, "one in flight excludes it");
     assert_eq!(alone.world.stored.len(), 3);
+}
+
+#[test]
+fn keeps_what_fits_of_a_batch_of_refusals_and_loses_the_rest_only_at_the_deadline() {
+    // A letter is some hundred bytes: not all five fit.
+    let world = World { refused: Some("n"), ..World::default() };
+    let ended = run_with(world, &events(5, 1), 8, Some(1000));
+    assert!(ended.totals.dead_lettered > 0 && ended.totals.lost > 0, "{:?}", ended.totals);
+    assert_eq!(ended.totals.dead_lettered + ended.totals.lost, 5);
+    assert_eq!(ended.totals.mismatch(), 0);
 }
 
 fn step() -> impl Strategy<Value = Step> {

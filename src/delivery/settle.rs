@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::accounting::Loss;
+use crate::accounting::{Loss, RefusalReason};
 use crate::brokers::{ErrorKind, Headers, Refusal};
 use crate::delivery::dead_letters::{self, Store};
 use crate::delivery::ring::{Ring, Taken};
@@ -19,6 +19,9 @@ const DISK_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Settler {
     settlement: Settlement,
     refused: Vec<(Taken, Refusal)>,
+    /// Whether there are dead letters at all.
+    keeps: bool,
+    /// Here, or with the batch that is being written.
     store: Option<Store>,
     headers: Headers,
     throttle: Throttle,
@@ -27,7 +30,8 @@ pub(super) struct Settler {
 impl Settler {
     pub(super) fn new(store: Option<Store>, headers: Headers) -> Self {
         let throttle = Throttle::new(5, Duration::from_secs(1));
-        Self { settlement: Settlement::default(), refused: Vec::new(), store, headers, throttle }
+        let keeps = store.is_some();
+        Self { settlement: Settlement::default(), refused: Vec::new(), keeps, store, headers, throttle }
     }
 
     /// A confirmed message.
@@ -46,6 +50,9 @@ impl Settler {
     /// A message refused for good.
     pub(super) fn refused(&mut self, taken: Taken, refusal: Refusal, metrics: &Metrics) {
         metrics.broker_error(ErrorKind::Refused);
+        if taken.overtaken {
+            metrics.out_of_order();
+        }
         if self.throttle.admits() {
             tracing::warn!(
                 id = taken.message.event.id(),
@@ -53,7 +60,7 @@ impl Settler {
                 reason = refusal.reason.name(),
                 "the broker refused an event: {}{}",
                 refusal.text,
-                if self.store.is_some() {
+                if self.keeps {
                     "; it becomes a dead letter"
                 } else {
                     "; lost, for there is no `state_directory` to keep it in"
@@ -90,32 +97,42 @@ impl Settler {
                 dead_letters::line(&message.event, address, key, &self.headers, refusal, taken.attempts)
             })
             .collect();
-        if self.store.is_some() {
-            self.write(&lines, view).await;
+        if !self.keeps {
+            self.release(self.refused.len(), |_| None);
+            return self.count(ring, queue, view);
         }
-        for (taken, refusal) in self.refused.drain(..) {
-            self.settlement.bytes += taken.message.event.cost();
-            if self.store.is_some() {
-                self.settlement.dead_lettered.push(refusal.reason);
-            } else {
-                self.settlement.lost.push(Loss::Refused);
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let (store, unwritten, written) = write(self.store.take(), rest).await;
+            self.store = store;
+            rest = unwritten;
+            match written {
+                Ok(count) => {
+                    rest.drain(..count);
+                    self.release(count, |refusal| Some(refusal.reason));
+                    view.change(|view| view.blocked = None);
+                    self.count(ring, queue, view);
+                }
+                Err(text) => {
+                    if self.throttle.admits() {
+                        tracing::error!("delivery waits: {text}");
+                    }
+                    view.change(|view| view.blocked = Some(text));
+                    tokio::time::sleep(DISK_RETRY).await;
+                }
             }
         }
-        self.count(ring, queue, view);
     }
 
-    async fn write(&mut self, lines: &[Vec<u8>], view: &View) {
-        while let Some(store) = &mut self.store {
-            // Refusals are rare and a sync takes a millisecond: worth no thread of its own.
-            let Err(error) = store.append(lines) else { break };
-            let text = error.to_string();
-            if self.throttle.admits() {
-                tracing::error!("delivery waits: {text}");
+    /// Takes the first refused messages out: dead letters with their reason, or lost where there is none.
+    fn release(&mut self, count: usize, kept_as: impl Fn(&Refusal) -> Option<RefusalReason>) {
+        for (taken, refusal) in self.refused.drain(..count) {
+            self.settlement.bytes += taken.message.event.cost();
+            match kept_as(&refusal) {
+                Some(reason) => self.settlement.dead_lettered.push(reason),
+                None => self.settlement.lost.push(Loss::Refused),
             }
-            view.change(|view| view.blocked = Some(text));
-            tokio::time::sleep(DISK_RETRY).await;
         }
-        view.change(|view| view.blocked = None);
     }
 
     fn count(&mut self, ring: &Ring, queue: &Buffer, view: &View) {
@@ -143,4 +160,18 @@ impl Settler {
         queue.lose_waiting();
         count
     }
+}
+
+/// Writes dead letters on a thread of their own: a disk that hangs must not hold the delivery thread up. Gives back
+/// the store, the lines, and how many of them are written.
+async fn write(store: Option<Store>, lines: Vec<Vec<u8>>) -> (Option<Store>, Vec<Vec<u8>>, Result<usize, String>) {
+    let written = tokio::task::spawn_blocking(move || {
+        let mut store = store;
+        let written = match &mut store {
+            Some(store) => store.append(&lines).map_err(|error| error.to_string()),
+            None => Err("an earlier write to the dead letters has not come back".to_owned()),
+        };
+        (store, lines, written)
+    });
+    written.await.unwrap_or_else(|_| (None, Vec::new(), Err("the writer of dead letters panicked".to_owned())))
 }

@@ -83,8 +83,8 @@ pub(super) async fn read(
 ) -> Result<Box<[u8]>, Unread> {
     let deadline = Instant::now() + longest;
     let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| Unread::TooLarge)?;
+    // Only what has come is charged: an announced length alone takes nothing from anybody.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
-    share.grow(announced)?;
     let mut bytes = Vec::new();
     loop {
         let frame = match timeout_at(deadline, body.frame()).await {

@@ -114,7 +114,8 @@ impl Buffer {
             Some((Refused::Draining, Reason::Draining))
         } else if state.waiting.len() + state.taken >= self.limits.events || state.bytes + cost > self.limits.bytes
         {
-            state.full = true;
+            // One body too large for what is left does not make the buffer full for smaller ones.
+            state.full |= !self.is_below_the_mark(&state);
             Some((Refused::Full, Reason::BufferFull))
         } else {
             None
@@ -171,10 +172,15 @@ impl Buffer {
         state.taken -= settlement.events();
         state.bytes -= settlement.bytes;
         state.oldest_taken = oldest;
-        let held = state.waiting.len() + state.taken;
-        if held * 100 < self.limits.events * READY_BELOW && state.bytes * 100 < self.limits.bytes * READY_BELOW {
+        if self.is_below_the_mark(&state) {
             state.full = false;
         }
+    }
+
+    fn is_below_the_mark(&self, state: &State) -> bool {
+        let is_below =
+            |held: usize, limit: usize| held < limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100;
+        is_below(state.waiting.len() + state.taken, self.limits.events) && is_below(state.bytes, self.limits.bytes)
     }
 
     /// Adds a pair of event and target type to the books; its number.

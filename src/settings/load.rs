@@ -82,10 +82,20 @@ pub struct SettingsError(pub Vec<String>);
 /// # Errors
 /// All problems at once.
 pub fn load(flags: &Flags) -> Result<(Settings, Vec<String>), SettingsError> {
-    let variables = std::env::vars_os()
-        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-        .filter(|(name, _)| name.starts_with(PREFIX))
-        .collect();
+    let mut variables = Vec::new();
+    let mut unreadable = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        if name.starts_with(PREFIX) {
+            match value.into_string() {
+                Ok(value) => variables.push((name, value)),
+                Err(_) => unreadable.push(format!("environment variable {name}: not UTF-8")),
+            }
+        }
+    }
+    if !unreadable.is_empty() {
+        return Err(SettingsError(unreadable));
+    }
     load_from(flags, variables, std::env::var("STATE_DIRECTORY").ok())
 }
 
@@ -225,6 +235,9 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     let admin = part(&mut top, "admin", admin::Settings::read);
     let log = part(&mut top, "log", logs::Settings::read);
     let shutdown = part(&mut top, "shutdown", shutdown::Settings::read);
+    if top.is_sound() && admin.listen.is_some_and(|address| address == ingress.listen && address.port() != 0) {
+        top.general("`ingress.listen` and `admin.listen` are the same address; the admin port needs its own");
+    }
     if top.is_sound() && buffer.bytes < ingress.max_body + crate::message::EVENT_OVERHEAD {
         top.general("`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit");
     }

@@ -261,7 +261,7 @@ impl<'a> Section<'a> {
     pub fn texts(&mut self, key: &str) -> Vec<String> {
         let Some(value) = self.typed(key) else { return Vec::new() };
         let Value::Array(_, items) = &value else {
-            self.wrong(key, "a list such as [\"a\", \"b\"]", &value);
+            self.wrong_kind(key, "a list such as [\"a\", \"b\"]", &value);
             return Vec::new();
         };
         let texts: Option<Vec<String>> = items.iter().map(|item| item.as_str().map(str::to_owned)).collect();

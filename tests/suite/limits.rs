@@ -1,11 +1,14 @@
 //! What comes drop by drop, stops half-way or leaves: time-outs count from the first byte, and every request is counted.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpStream};
+use std::process::Stdio;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::support::{Bridge, LIMIT, PATH, Payload, SECRET, plain, request_once, rest, sign, statuses, wait_until};
+use crate::support::{
+    Bridge, Client, LIMIT, PATH, Payload, Program, SECRET, plain, request_once, rest, sign, statuses, wait_until,
+};
 
 /// Between two drops: far below every time-out here.
 const DROP: Duration = Duration::from_millis(50);
@@ -197,4 +200,68 @@ fn closes_one_that_sends_events_and_reads_no_answer() {
     assert_eq!(status.count("mismatch"), 0, "{}", status.0["accounting"]);
     accepted(&bridge, "after it");
     bridge.stop();
+}
+
+#[test]
+fn takes_nothing_from_the_read_budget_for_a_length_that_is_only_announced() {
+    let bridge = Bridge::start(|setup| setup.text("buffer.max_bytes", "1MiB"));
+    // 16 x 256 KiB announced, four times the budget, and not a byte of them sent.
+    let crowd: Vec<TcpStream> = (0..16)
+        .map(|_| {
+            let mut stream = plain(&bridge.daemon.ingress);
+            stream.write_all(&head(b"", "Content-Length: 262144")).unwrap();
+            stream
+        })
+        .collect();
+    wait_until("the heads are read", Duration::from_secs(20), || {
+        bridge.daemon.status().number("/connections/open") == 16
+    });
+    accepted(&bridge, "a small one beside the crowd");
+    drop(crowd);
+    wait_until("the crowd is counted", Duration::from_secs(20), || {
+        bridge.daemon.metric("events_rejected_total", &[("source", "plextrac"), ("reason", "disconnected")]) == 16
+    });
+    bridge.stop();
+}
+
+#[test]
+fn lives_on_after_a_hangup() {
+    let bridge = Bridge::start(|setup| setup);
+    Program::other("kill", ["-s".to_owned(), "HUP".to_owned(), bridge.daemon.pid().to_string()])
+        .run()
+        .assert_code(0);
+    bridge.daemon.wait_for_line("the word about the hangup", |line| {
+        line["message"].as_str().is_some_and(|text| text.starts_with("SIGHUP: this version does not reload"))
+    });
+    accepted(&bridge, "after the hangup");
+    bridge.stop();
+}
+
+#[test]
+fn answers_although_nobody_reads_its_log() {
+    let directory = tempfile::tempdir().unwrap();
+    let toml = "[ingress]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
+                [sources.a]\nunsigned = true\n[broker.file]\n";
+    std::fs::write(directory.path().join("bridge.toml"), toml).unwrap();
+    let mut command = Program::new(["serve", "--config", "bridge.toml"]).within(directory.path()).into_command();
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.contains("\"listening\"") {
+        line.clear();
+        log.read_line(&mut line).unwrap();
+    }
+    let listening: serde_json::Value = serde_json::from_str(&line).unwrap();
+    let ingress = listening["ingress"].as_str().unwrap();
+    // A pipe holds 64 KiB: each of these is a line or more of debug and of refusals.
+    let path = format!("/{}", "x".repeat(2000));
+    for _ in 0..2000 {
+        let answer = Client::connect(ingress).unwrap().send("POST", &path, &[], b"").unwrap();
+        assert_eq!(answer.status, 404);
+    }
+    let body = Payload::new("unread").body();
+    let answer = Client::connect(ingress).unwrap().send("POST", PATH, &[], &body).unwrap();
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    child.kill().unwrap();
+    child.wait().unwrap();
 }

@@ -190,7 +190,7 @@ fn tells_what_was_expected_and_what_was_found() {
         ("[buffer]\nmax_bytes = \"1KiB\"", "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit".to_owned()),
         ("[publish]\nretry_min = \"3s\"", "`publish.retry_max`: is below `publish.retry_min`".to_owned()),
         ("[log]\nformat = 1", "`log.format` in bridge.toml: expected one of \"auto\", \"text\", \"json\", found 1".to_owned()),
-        ("[[broker.file.routes]]\nname = \"x\"", "`broker.file.routes[0].event`: missing; a route names the event it takes".to_owned()),
+        ("[[broker.file.routes]]\nname = \"x\"", "`broker.file.routes[0].event`: missing or empty; a route names the event it takes".to_owned()),
         ("name = \"a/b\"", "`broker.file.name` in bridge.toml: \"a/b\" is no legal file name; use letters, digits, `_`, `-` and `.`".to_owned()),
     ] {
         Settings::good(toml).refused(&[&error]);
@@ -286,7 +286,7 @@ fn takes_everything_from_the_environment() {
     settings.accepted(&[], "plextrac: /x (secrets: default)");
     let settings = settings.set("BROKER__NATS__SERVERS", "nats://a:1");
     let errors = settings.check().err;
-    let expected = "environment variable PLEXTRAC_BRIDGE__BROKER__NATS__SERVERS: expected a list such as [\"a\", \"b\"], found \"nats://a:1\"";
+    let expected = "environment variable PLEXTRAC_BRIDGE__BROKER__NATS__SERVERS: expected a list such as [\"a\", \"b\"], found a text";
     assert!(errors.contains(expected), "{expected} is not among:\n{errors}");
 }
 
@@ -425,6 +425,7 @@ fn shows_no_secret_that_stands_in_the_wrong_place() {
         "[sources.plextrac]\nsecret = \"hunter2hunter2\"\nunsigned = true\n[broker.file]",
         "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuri = \"amqp:/user:hunter2hunter2@host\"",
         "[sources.a]\nunsigned = true\n[broker.nats]\nservers = [\"nats://user:hunter2hunter2@host:x\"]",
+        "[sources.a]\nunsigned = true\n[broker.nats]\nservers = \"nats://user:hunter2hunter2@host:4222\"",
         "[sources.a]\nunsigned = true\n[broker.nats]\ntoken = [\"hunter2hunter2\"]",
         "[sources.a]\nunsigned = true\n[broker.kafka]\npassword = { a = \"hunter2hunter2\" }",
         "[sources.a]\nunsigned = true\n[broker.kafka]\nproperties = \"hunter2hunter2\"",
@@ -460,8 +461,8 @@ fn reads_the_file_that_config_names_before_or_after_the_command() {
     assert_eq!(directory.err, "error: --config .: not a file\n");
     for level in ["--log-level", "--log-format"] {
         let ended = settings.run(&["--config", "bridge.toml", level, "loud", "check"]);
-        ended.assert_code(78);
-        assert!(ended.err.contains("found \"loud\""), "{level}: {}", ended.err);
+        ended.assert_code(2);
+        assert!(ended.err.contains(&format!("invalid value 'loud' for '{level}")), "{level}: {}", ended.err);
     }
 }
 
@@ -469,6 +470,19 @@ fn reads_the_file_that_config_names_before_or_after_the_command() {
 fn lets_flags_override_the_environment() {
     let settings = Settings::good("[log]\nlevel = \"x\"").set("LOG__LEVEL", "y");
     settings.run(&["--config", "bridge.toml", "--log-level", "warn", "check"]).assert_code(0);
+    // A wrong argument is no wrong setting.
+    let wrong = settings.run(&["--config", "bridge.toml", "--log-level", "wran", "check"]);
+    wrong.assert_code(2);
+    assert!(wrong.err.contains("'--log-level <LEVEL>'"), "{}", wrong.err);
+}
+
+#[test]
+fn refuses_addresses_and_routes_that_cannot_work() {
+    Settings::good("[ingress]\nlisten = \"127.0.0.1:8081\"")
+        .refused(&["`ingress.listen` and `admin.listen` are the same address; the admin port needs its own"]);
+    Settings::good("[[broker.file.routes]]\nevent = \"\"\nname = \"x\"").refused(&[
+        "`broker.file.routes[0].event` in bridge.toml: missing or empty; a route names the event it takes",
+    ]);
 }
 
 #[test]

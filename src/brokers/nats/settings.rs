@@ -84,7 +84,7 @@ fn servers(section: &mut Section<'_>) -> (Vec<Url>, Login) {
     let mut servers = Vec::new();
     let mut logins: Vec<Login> = Vec::new();
     let texts = section.texts("servers");
-    if texts.is_empty() {
+    if section.is_blank("servers") {
         section.problem("servers", "empty; name at least one, such as [\"nats://localhost:4222\"]");
     }
     for text in texts {

@@ -1,7 +1,7 @@
 //! 503: the buffer or the read budget is full, or the bridge is stopping; told in Retry-After, and over when it is.
 
 use super::case::{Case, Outcome, Request, Signature, good};
-use crate::support::{Bridge, LIMIT, Payload, wait_until};
+use crate::support::{Bridge, LIMIT, PATH, Payload, wait_until};
 
 const FULL: Outcome = Outcome::Refused(503, "buffer_full", Signature::Matched);
 
@@ -59,13 +59,18 @@ fn answers_503_when_the_bodies_being_read_have_used_their_budget() {
     let mut client = bridge.connect();
     client.write(&request.head()).unwrap();
     assert_eq!(client.answer().unwrap().status, 100, "the body is being read");
+    client.write(&slow[..7_000]).unwrap();
     let body = Payload::new("beside it").body_of(8_000);
+    // What has come of the slow one is charged as soon as it is read: until then an unsigned body is read too.
+    wait_until("the slow one's bytes are charged", LIMIT, || {
+        bridge.connect().send("POST", PATH, &[], &body).unwrap().status == 503
+    });
     let none = Outcome::Refused(503, "buffer_full", Signature::NotSeen);
     let detail = "too many bodies are being read at the moment; try again later";
     Case::body("with a length", &body, none.clone()).detail(detail).run(&bridge);
     Case::new("in chunks", Request::signed(&body).chunked(1000).bytes(), none).detail(detail).run(&bridge);
     accepted("small").run(&bridge);
-    client.write(&slow).unwrap();
+    client.write(&slow[7_000..]).unwrap();
     assert_eq!(client.answer().unwrap().status, 200, "the slow one");
     bridge.accepted(&slow);
     // The buffer is bounded by the same number, so it has to be empty first.
