@@ -69,7 +69,7 @@ fmt:
 .PHONY: clippy
 clippy:
 	$(call step,clippy: warnings are errors)
-	@$(CARGO) clippy --locked --all-targets -- -D warnings
+	@$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
 
 .PHONY: files
 files:
@@ -89,10 +89,10 @@ doctest:
 .PHONY: readme
 readme:
 	$(call step,readme: its commands as written)
-	@$(CARGO) build --locked
+	@$(CARGO) build --locked --features failpoints
 	@tests/readme.sh
 
 .PHONY: cargo-test
 cargo-test:
 	$(call step,cargo-test: unit and integration tests)
-	@$(CARGO) test --locked --all-targets
+	@$(CARGO) test --locked --all-targets --features failpoints

@@ -4,6 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::ticket::Ticket;
+
 /// What an event costs of `buffer.max_bytes` beside its body, in bytes.
 ///
 /// An [`Event`] is about 230 bytes, its decoded fields about 130, three allocations add about 50.
@@ -33,11 +35,27 @@ pub struct Origin {
     pub source: Arc<str>,
     /// The `X-Authorization-HMAC-256` header as received (64 hex digits), where there was one.
     pub signature: Option<[u8; 64]>,
+    /// Whether that signature was verified: not where the source is unsigned.
+    pub verified: bool,
     /// A well-formed W3C `traceparent` header (55 bytes), where there was one.
     pub traceparent: Option<Box<str>>,
     /// Wall clock when the head of the request was read.
     pub received: SystemTime,
 }
+
+/// What keeps an event if this process ends before it is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kept {
+    /// Nothing: it is in memory only.
+    Memory,
+    /// The journal, under this sequence.
+    Journal(u64),
+    /// The dead letter it was made from, which goes only when this event is settled.
+    DeadLetter,
+}
+
+/// Puts an event together again from what journal or dead letter kept of it; none where the body has no `event`.
+pub type Rebuild = fn(Origin, Box<[u8]>) -> Option<Box<Event>>;
 
 /// The event id and the decoded fields, owned: one allocation for all of them.
 #[derive(Clone)]
@@ -90,6 +108,10 @@ pub struct Event {
     pub body: Box<[u8]>,
     /// When it was accepted, for durations.
     pub accepted: Instant,
+    /// What keeps it beside this memory.
+    pub kept: Kept,
+    /// Of one who waits until it is settled.
+    pub ticket: Option<Arc<Ticket>>,
     labels: Labels,
 }
 
@@ -103,7 +125,7 @@ impl Event {
     /// Puts an event together from labels made before, which borrow nothing of the body.
     #[must_use]
     pub fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels) -> Self {
-        Self { origin, body, accepted: Instant::now(), labels }
+        Self { origin, body, accepted: Instant::now(), kept: Kept::Memory, ticket: None, labels }
     }
 
     fn part(&self, from: usize, to: usize) -> &str {
@@ -191,6 +213,7 @@ mod tests {
         Origin {
             source: "plextrac".into(),
             signature: Some([b'a'; 64]),
+            verified: true,
             traceparent: None,
             received: SystemTime::UNIX_EPOCH,
         }

@@ -231,8 +231,13 @@ mod tests {
     use crate::message::{Fields, Origin};
 
     fn event(name: &str, target_type: &str, cuid: &str) -> Event {
-        let origin =
-            Origin { source: "main".into(), signature: None, traceparent: None, received: SystemTime::UNIX_EPOCH };
+        let origin = Origin {
+            source: "main".into(),
+            signature: None,
+            verified: false,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        };
         let fields = Fields { cuid, event: name, target_type, actor_cuid: "actor", target_cuid: "target" };
         Event::new(origin, Box::default(), &fields, &[0; 32])
     }

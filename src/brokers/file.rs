@@ -304,8 +304,13 @@ mod tests {
     }
 
     fn message(broker: &mut File, body: &str) -> Message {
-        let origin =
-            Origin { source: "main".into(), signature: None, traceparent: None, received: SystemTime::UNIX_EPOCH };
+        let origin = Origin {
+            source: "main".into(),
+            signature: None,
+            verified: false,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        };
         let fields = Fields { event: "E", target_type: "t", ..Fields::default() };
         let event = Event::new(origin, body.as_bytes().into(), &fields, &[0; 32]);
         let (address, key) = broker.address(&event).unwrap();

@@ -112,6 +112,7 @@ mod tests {
         let origin = Origin {
             source: "main".into(),
             signature: Some([b'A'; 64]),
+            verified: true,
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
             received: SystemTime::UNIX_EPOCH,
         };

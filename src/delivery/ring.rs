@@ -219,8 +219,13 @@ mod tests {
     use crate::message::{Event, Fields, Origin};
 
     fn message(key: &str) -> Message {
-        let origin =
-            Origin { source: "a".into(), signature: None, traceparent: None, received: SystemTime::UNIX_EPOCH };
+        let origin = Origin {
+            source: "a".into(),
+            signature: None,
+            verified: false,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        };
         let event = Event::new(origin, Box::default(), &Fields::default(), &[0; 32]);
         Message { event: Box::new(event), address: "topic".into(), key: key.into() }
     }

@@ -175,8 +175,13 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         Ledger::new(vec![SourceBook::new("a".into(), [])]),
     ));
     for (name, key) in events {
-        let origin =
-            Origin { source: "a".into(), signature: None, traceparent: None, received: SystemTime::UNIX_EPOCH };
+        let origin = Origin {
+            source: "a".into(),
+            signature: None,
+            verified: false,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        };
         let fields = Fields { cuid: name, event: key, ..Fields::default() };
         queue.enqueue(0, None, Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]))).unwrap();
     }

@@ -13,9 +13,9 @@ use crate::accounting::{Decision, Reason};
 use crate::ingress::body::{self, Budget, Unread};
 use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
-use crate::ingress::settings::{Settings, Source};
+use crate::ingress::settings::{Settings, Source, Validation};
 use crate::ingress::validate::{Invalid, Valid, validate};
-use crate::ingress::verify::Verifier;
+use crate::ingress::verify::{self, Verifier};
 use crate::message::{Event, Labels, Origin};
 use crate::metrics::{Metrics, SourceMetrics};
 use crate::queue::{Buffer, Refused};
@@ -156,6 +156,7 @@ impl Guard<'_> {
         let origin = Origin {
             source: self.endpoint.source.name.clone(),
             signature: verified.signature,
+            verified: self.endpoint.source.is_signed(),
             traceparent: traceparent(&head.headers),
             received,
         };
@@ -244,6 +245,18 @@ fn invalid(invalid: Invalid) -> Refusal {
             refuse(Reason::Invalid, StatusCode::UNPROCESSABLE_ENTITY, "Unprocessable Content", text)
         }
     }
+}
+
+/// Puts an event together again from what the journal or a dead letter kept: a [`crate::message::Rebuild`]. Whatever
+/// was valid once is valid in the lenient way, with the same fields, so that the event id is the same.
+#[must_use]
+pub fn rebuild(origin: Origin, body: Box<[u8]>) -> Option<Box<Event>> {
+    let digest = verify::digest(origin.signature.as_ref().filter(|_| origin.verified), &body);
+    let labels = match validate(&body, Validation::Lenient).ok()? {
+        Valid::Event(payload) => Labels::new(&payload.fields(), &digest),
+        Valid::Probe => return None,
+    };
+    Some(Box::new(Event::labelled(origin, body, labels)))
 }
 
 /// Whether the body comes as it was signed.

@@ -10,6 +10,6 @@ pub mod validate;
 mod verify;
 
 pub use accept::{Connections, Listeners, serve};
-pub use handle::Ingress;
+pub use handle::{Ingress, rebuild};
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};

@@ -59,6 +59,15 @@ impl Verifier {
     }
 }
 
+/// The digest of a body that was verified before: of its signature as received, or the SHA-256 where unsigned.
+pub(super) fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
+    let mut digest = [0; 32];
+    match signature {
+        Some(hex) if faster_hex::hex_decode(hex, &mut digest).is_ok() => digest,
+        _ => Sha256::digest(body).into(),
+    }
+}
+
 /// The one well-formed signature header: as received, and decoded.
 fn header(headers: &HeaderMap) -> Option<([u8; 64], [u8; 32])> {
     let mut all = headers.get_all(HEADER).iter();

@@ -237,8 +237,13 @@ mod tests {
     use crate::message::{Fields, Origin};
 
     fn event(size: usize) -> Box<Event> {
-        let origin =
-            Origin { source: "a".into(), signature: None, traceparent: None, received: SystemTime::UNIX_EPOCH };
+        let origin = Origin {
+            source: "a".into(),
+            signature: None,
+            verified: false,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        };
         Box::new(Event::new(origin, vec![0; size].into(), &Fields::default(), &[0; 32]))
     }
 

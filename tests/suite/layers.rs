@@ -85,7 +85,8 @@ fn assert_none(rule: &str, problems: &[String]) {
 }
 
 /// What every part may use: the ground.
-const GROUND: [&str; 8] = ["message", "template", "accounting", "metrics", "secret", "logs", "shutdown", "pulse"];
+const GROUND: [&str; 10] =
+    ["message", "template", "accounting", "metrics", "secret", "logs", "shutdown", "pulse", "ticket", "failpoint"];
 
 /// What each part may use beside itself and the ground of the settings.
 fn allowed(part: &str) -> Vec<&'static str> {
@@ -95,7 +96,8 @@ fn allowed(part: &str) -> Vec<&'static str> {
         // It reads the views that ingress and delivery offer.
         "admin" => &["queue", "brokers", "ingress", "delivery"],
         // Who stands on the ground itself uses less of it.
-        "message" | "secret" | "pulse" => return vec![],
+        "secret" | "pulse" | "ticket" | "failpoint" => return vec![],
+        "message" => return vec!["ticket"],
         "template" => return vec!["message"],
         "accounting" => return vec!["message", "secret"],
         "metrics" | "logs" | "shutdown" => return vec!["accounting", "message", "secret"],

@@ -30,6 +30,7 @@ pub(super) fn message(broker: &mut Kafka, event: &str, body: &[u8]) -> Message {
     let origin = Origin {
         source: "main".into(),
         signature: Some([b'a'; 64]),
+        verified: true,
         traceparent: None,
         received: SystemTime::now(),
     };

@@ -65,6 +65,7 @@ mod tests {
         let origin = Origin {
             source: "main".into(),
             signature: Some([b'A'; 64]),
+            verified: true,
             traceparent: None,
             received: SystemTime::UNIX_EPOCH,
         };

@@ -96,6 +96,7 @@ mod tests {
         let origin = Origin {
             source: "main".into(),
             signature: Some([b'a'; 64]),
+            verified: true,
             traceparent: None,
             received: SystemTime::UNIX_EPOCH,
         };
