@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod demo;
 mod healthcheck;
+mod journal;
 mod sample;
 mod send;
 mod serve;
@@ -70,6 +71,9 @@ enum Command {
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
     Healthcheck(healthcheck::Options),
+    /// Look at the journal on disk
+    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml journal verify")]
+    Journal(journal::Options),
 }
 
 /// Runs a command.
@@ -83,6 +87,7 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Sign(options) => sign::run(&flags, &options),
         Command::Send(options) => send::run(&flags, &options),
         Command::Healthcheck(options) => healthcheck::run(&flags, &options),
+        Command::Journal(options) => journal::run(&flags, &options),
     }
 }
 
