@@ -157,8 +157,9 @@ fn forgets_a_last_commit_that_was_never_complete() {
 fn takes_zeros_and_garbage_behind_the_end_for_nothing() {
     let (rig, places) = three();
     let sound = bytes_of(&rig);
-    let garbage =
-        |bytes: &mut [u8]| bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 151 + 7) as u8);
+    let garbage = |bytes: &mut [u8]| {
+        bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = at.to_le_bytes()[0].wrapping_mul(151) ^ 7);
+    };
     let mut bytes = sound.clone();
     garbage(&mut bytes[places[3] + 16..]);
     let found = start_with(&bytes);
@@ -229,7 +230,9 @@ fn does_not_stop_at_an_empty_file_or_at_garbage() {
 fn loses_of_a_segment_without_a_header_its_own_records_alone() {
     let mut rig = Rig::new(SETTINGS.max_bytes, SETTINGS.segment_bytes);
     // Two of these fill a segment.
-    (0..5).for_each(|_| drop(rig.append(&"x".repeat(1500))));
+    for _ in 0..5 {
+        rig.append(&"x".repeat(1500));
+    }
     let mut rig = rig.reopen_after(SETTINGS, |journal| {
         let path = journal.join("00000001.segment");
         let mut bytes = fs::read(&path).unwrap();

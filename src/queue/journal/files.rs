@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use crate::failpoint;
-use crate::queue::journal::format::{BLOCK, Block};
+use crate::queue::journal::format::{BLOCK_LENGTH, Block};
 
 const SUFFIX: &str = ".segment";
 /// Zeros are written in pieces of this size.
@@ -58,7 +58,7 @@ pub(super) fn look(directory: &Path, number: u32) -> io::Result<Option<(File, Se
     if !metadata.is_file() {
         return Ok(None);
     }
-    let mut bytes = [0; BLOCK as usize];
+    let mut bytes = [0; BLOCK_LENGTH];
     read_some(&file, &mut bytes, 0).map_err(named)?;
     let segment = Segment { number, length: metadata.len(), block: Block::parse(&bytes) };
     Ok(Some((file, segment)))
@@ -112,9 +112,9 @@ pub(super) enum Fill {
 }
 
 /// Makes a segment that was never used, with all its blocks, safe on disk. What is left of a failure is removed.
-pub(super) fn create(directory: &Path, number: u32, size: u64, fill: Fill) -> io::Result<()> {
+pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io::Result<()> {
     let path = path(directory, number);
-    let made = make(&path, size, fill).and_then(|()| sync_directory(directory));
+    let made = make(&path, size, how).and_then(|()| sync_directory(directory));
     if made.is_err() {
         // It holds nothing, and what cannot be removed now is written over by the next try.
         let _ = fs::remove_file(&path);
@@ -122,10 +122,10 @@ pub(super) fn create(directory: &Path, number: u32, size: u64, fill: Fill) -> io
     made.map_err(|error| at(&path, &error))
 }
 
-fn make(path: &Path, size: u64, fill: Fill) -> io::Result<()> {
+fn make(path: &Path, size: u64, how: Fill) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     failpoint::pass("journal.create")?;
-    let reserved = fill == Fill::Reserved
+    let reserved = how == Fill::Reserved
         && rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)
             .map(|()| true)
             .or_else(|error| if error == rustix::io::Errno::OPNOTSUPP { Ok(false) } else { Err(error) })?;

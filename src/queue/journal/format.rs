@@ -5,11 +5,13 @@
 pub const VERSION: u32 = 1;
 
 /// Segments are whole blocks, and the header is the first one: the page of the common file systems.
-pub(super) const BLOCK: u64 = 4096;
+pub(super) const BLOCK: u64 = BLOCK_LENGTH as u64;
+pub(super) const BLOCK_LENGTH: usize = 4096;
 /// The first record stands here.
 pub(super) const HEADER_BYTES: u64 = BLOCK;
 /// The mark before a record, or the whole end mark.
-pub(super) const MARK_BYTES: u64 = 16;
+pub(super) const MARK_BYTES: u64 = MARK_LENGTH as u64;
+const MARK_LENGTH: usize = 16;
 /// Records start at multiples of this.
 pub(super) const ALIGNMENT: u64 = 8;
 
@@ -57,8 +59,8 @@ impl Header {
     }
 
     /// The header's block as it is written when the segment's use begins.
-    pub(super) fn block(&self, slot: &Slot) -> [u8; BLOCK as usize] {
-        let mut block = [0; BLOCK as usize];
+    pub(super) fn block(&self, slot: &Slot) -> [u8; BLOCK_LENGTH] {
+        let mut block = [0; BLOCK_LENGTH];
         for at in COPIES {
             block[at..at + COPY_BYTES].copy_from_slice(&self.copy());
         }
@@ -113,7 +115,7 @@ pub(super) struct Block {
 
 impl Block {
     /// Reads a block. What a short file lacks is zeros.
-    pub(super) fn parse(bytes: &[u8; BLOCK as usize]) -> Self {
+    pub(super) fn parse(bytes: &[u8; BLOCK_LENGTH]) -> Self {
         let mut block = Self { blank: bytes.iter().all(|byte| *byte == 0), ..Self::default() };
         let mut sound = Vec::new();
         for at in COPIES {
@@ -134,7 +136,7 @@ impl Block {
         block
     }
 
-    fn read_slots(&mut self, bytes: &[u8; BLOCK as usize], salt: u64) {
+    fn read_slots(&mut self, bytes: &[u8; BLOCK_LENGTH], salt: u64) {
         for at in SLOTS {
             let slot = &bytes[at..at + SLOT_BYTES];
             if word(slot, 16) == salted(&slot[..16], salt) {
@@ -168,8 +170,8 @@ impl Mark {
     }
 
     /// Its bytes, and the sum that seeds the payload's.
-    pub(super) fn encode(self, salt: u64) -> ([u8; MARK_BYTES as usize], u32) {
-        let mut bytes = [0; MARK_BYTES as usize];
+    pub(super) fn encode(self, salt: u64) -> ([u8; MARK_LENGTH], u32) {
+        let mut bytes = [0; MARK_LENGTH];
         bytes[4..8].copy_from_slice(&self.length.to_le_bytes());
         bytes[8..].copy_from_slice(&self.sequence.to_le_bytes());
         let sum = salted(&bytes[4..], salt);

@@ -131,7 +131,7 @@ pub fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> 
             if let Some(used) = used.last_mut() {
                 used.filled = last.filled;
             }
-            active = Some(last.active);
+            active = last.active;
         }
     }
     let first = used.first().map_or(next, |oldest| oldest.first).max(survey.watermark);
@@ -160,11 +160,17 @@ fn arrange(directory: &Path, layout: &mut Layout, used: Vec<Used>, survey: &Surv
     let spares = |segments: &[Segment]| -> Vec<u32> {
         segments.iter().filter(|segment| segment.length == size).map(|segment| segment.number).collect()
     };
-    spares(&survey.blank).into_iter().for_each(|number| layout.add_spare(number));
-    used.into_iter().for_each(|used| layout.add_used(used));
+    for number in spares(&survey.blank) {
+        layout.add_spare(number);
+    }
+    for used in used {
+        layout.add_used(used);
+    }
     let mut deleted = layout.release(first);
     // Recycled last: a person may still find something in them.
-    spares(&survey.garbage).into_iter().for_each(|number| layout.add_spare(number));
+    for number in spares(&survey.garbage) {
+        layout.add_spare(number);
+    }
     deleted.extend(layout.surplus());
     for number in deleted {
         // One that stays is written over when its number is used again.
@@ -199,7 +205,8 @@ fn mend(directory: &Path, segment: &Segment, header: &Header) -> io::Result<()> 
 
 /// The segment in which writing goes on.
 struct Last {
-    active: Active,
+    /// None where the file was cut: the watermark goes to the next one.
+    active: Option<Active>,
     filled: u64,
     next: u64,
     finding: Option<String>,
@@ -231,7 +238,7 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
             )
         });
         let slot = segment.block.slot.unwrap_or_default();
-        let active = Active { number: segment.number, file, salt: header.salt, slot };
+        let active = (!short).then_some(Active { number: segment.number, file, salt: header.salt, slot });
         let filled = if full { header.size.min(segment.length) } else { tail.offset };
         Ok(Last { active, filled, next: tail.next, finding })
     };

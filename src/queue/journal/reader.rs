@@ -24,12 +24,12 @@ impl Batch {
     /// Passes over sequences that have no sound record.
     fn skip(&mut self, to: u64, why: impl FnOnce() -> String) {
         if to > self.next {
-            let lost = to - self.next;
+            let count = to - self.next;
             let (first, last) = (self.next, to - 1);
             let which =
-                if lost == 1 { format!("record {first} is") } else { format!("records {first} to {last} are") };
+                if count == 1 { format!("record {first} is") } else { format!("records {first} to {last} are") };
             self.findings.push(format!("{}: {which} damaged", why()));
-            self.damaged += lost;
+            self.damaged += count;
             self.next = to;
         }
     }
