@@ -188,8 +188,9 @@ impl Layout {
         self.next = from.sequence;
     }
 
-    /// Makes spares of all segments wholly below the watermark; those returned are the writer's to delete, before it
-    /// makes any other. The active segment is never released.
+    /// Makes spares of all segments wholly below the watermark; those returned are the writer's to delete, in this order
+    /// and before it makes a segment or commits to one that was given a place after this. The active segment is never
+    /// released.
     #[must_use]
     pub fn release(&mut self, watermark: u64) -> Vec<u32> {
         let mut deleted = Vec::new();
@@ -197,6 +198,11 @@ impl Layout {
             && let Some(oldest) = self.used.pop_front()
         {
             if oldest.bytes != self.segment || self.total > self.max {
+                // The older ones go before it: a start that does not know this watermark must not find a gap.
+                while let Some(number) = self.spares.pop_front() {
+                    self.drop_file(number, self.segment);
+                    deleted.push(number);
+                }
                 self.drop_file(oldest.number, oldest.bytes);
                 deleted.push(oldest.number);
                 continue;
