@@ -89,7 +89,7 @@ fn show(directory: &Path, report: &Report) {
         show_segment(segment);
     }
     say(format_args!(
-        "{}: {} unsettled and {} settled records in {} segments, {} spares, {} bytes; watermark {}, next {}",
+        "{}: {} unsettled and {} settled records in {} segment(s), {} spare(s), {} bytes; watermark {}, next {}",
         directory.display(),
         report.unsettled(),
         report.settled(),
@@ -103,7 +103,7 @@ fn show(directory: &Path, report: &Report) {
         say(if report.records() == 0 { "sound; nothing is in it" } else { "sound" });
     } else {
         say(format_args!(
-            "damaged: {} places, {} records lost; the bridge starts all the same and publishes the sound ones. While \
+            "damaged in {} place(s), {} record(s) lost; the bridge starts all the same and publishes the sound ones. While \
              one is running, a torn end may be a commit on its way: try again",
             report.damaged(),
             report.lost()

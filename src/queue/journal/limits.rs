@@ -99,6 +99,24 @@ fn opens_what_other_settings_left_and_keeps_to_the_new_limit() {
 }
 
 #[test]
+fn leaves_no_gap_of_settled_records_where_a_segment_of_another_size_is_deleted() {
+    let settings = |segment_bytes| Settings { max_bytes: 8 * SEGMENT, segment_bytes };
+    let body = "x".repeat(3900);
+    let mut rig = Rig::new(8 * SEGMENT, SEGMENT);
+    rig.append(&body);
+    rig = rig.reopen_after(settings(2 * SEGMENT), |_| {});
+    rig.append(&body);
+    rig = rig.reopen_after(settings(SEGMENT), |_| {});
+    let active = [rig.append(&body), rig.append(&body), rig.append(&body)][2].segment;
+    rig.settle(rig.layout.next() - 1);
+    // The watermark was not written, so what is left of the settled ones comes again, and nothing is missed.
+    let mut rig = rig.reopen();
+    let batch = rig.read_all();
+    assert_eq!((batch.damaged, batch.next), (0, 6), "{:?}", batch.findings);
+    assert!(rig.path(active).exists());
+}
+
+#[test]
 fn deletes_spares_that_a_smaller_limit_has_no_room_for() {
     let mut rig = Rig::new(8 * SEGMENT, SEGMENT);
     assert!(rig.writer.allocate(&mut rig.layout, 8 * SEGMENT).unwrap() < 8 * SEGMENT);

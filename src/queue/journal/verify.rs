@@ -207,7 +207,12 @@ fn walk(
         let (offset, item) = (chain.offset(), chain.peek()?);
         let reached = item.as_ref().map_or(next, |item| item.sequence);
         if reached > next {
-            let text = format!("no sound record from {next} to {}", reached - 1);
+            let last = reached - 1;
+            let text = if next == last {
+                format!("record {next} is damaged")
+            } else {
+                format!("records {next} to {last} are damaged")
+            };
             found.damage.push(Damage { offset, records: reached - next, text });
             next = reached;
         }
@@ -218,7 +223,6 @@ fn walk(
                 "the end is torn: what stood there was never acknowledged, or the disk damaged it"
             };
             found.damage.push(Damage { offset, records: 0, text: text.into() });
-            // A cut file had more than this.
             return Ok(next);
         };
         match item.kind {
