@@ -1,7 +1,8 @@
 //! The only file that knows all parts: binds them together, starts their threads, stops them in order.
 //!
 //! Threads: the caller's (signals, the order of stopping), one for the admin port, one for delivery, and one per
-//! core for the ingress; each has a runtime of its own.
+//! core for the ingress; each has a runtime of its own. With a state directory one more, without a runtime: the
+//! journal's writer.
 
 use std::fs::{self, File};
 use std::future::Future;
@@ -11,7 +12,7 @@ use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
@@ -19,13 +20,21 @@ use tokio::task::LocalSet;
 use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
 use crate::brokers::Broker;
-use crate::delivery::{Delivery, Store, View};
-use crate::ingress::{self, Connections, Ingress, Listeners, Recent, UnknownPaths};
+use crate::delivery::{self, BacklogReader, Delivery, Store, View};
+use crate::ingress::{self, Connections, Deduplication, Ingress, Listeners, Recent, UnknownPaths};
+use crate::message::Origin;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::queue::Buffer;
+use crate::queue::journal::{self, Opened, Writer};
+use crate::queue::{Ack, Buffer, Journaling};
 use crate::settings::Settings;
 use crate::shutdown::{self, Drain, Phase, Stopper};
+
+/// How long the end waits for the journal's last words.
+const JOURNAL_END: Duration = Duration::from_secs(5);
+
+/// The journal's place in the state directory.
+const JOURNAL: &str = "journal";
 
 /// Why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +57,9 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] journal::OpenError),
     /// Another daemon uses the state directory.
     #[error("another plextrac-bridge uses the state directory {0}; stop it, or give this one its own")]
     Locked(String),
@@ -75,16 +87,24 @@ pub struct App {
     settings: Settings,
     listeners: Listeners,
     admin: Option<TcpListener>,
-    store: Option<Store>,
-    /// Held as long as the state directory is ours.
-    lock: Option<File>,
+    state: Option<State>,
+}
+
+/// What the state directory holds.
+struct State {
+    store: Store,
+    journal: Opened,
+    /// Held as long as the directory is ours.
+    lock: File,
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// The accounting at the end.
     pub totals: Totals,
+    /// Why it ended without being asked to.
+    pub failed: Option<String>,
 }
 
 /// Binds both listeners and takes the state directory; nothing is served yet, so the addresses are known first.
@@ -92,16 +112,7 @@ pub struct Outcome {
 /// # Errors
 /// What stands in the way.
 pub fn bind(settings: Settings) -> Result<App, StartError> {
-    let (lock, store) = match &settings.state_directory {
-        Some(path) => {
-            let lock = lock_state(path)?;
-            let directory = path.join("dead-letters");
-            let store = Store::open(&directory, settings.dead_letters.bytes)
-                .map_err(|source| StartError::State { path: directory.display().to_string(), source })?;
-            (Some(lock), Some(store))
-        }
-        None => (None, None),
-    };
+    let state = settings.state_directory.as_deref().map(|path| open_state(path, &settings)).transpose()?;
     let address = settings.ingress.listen;
     let listeners = Listeners::bind(address, settings.ingress.threads).map_err(|source| StartError::Listen {
         key: "ingress.listen",
@@ -116,7 +127,43 @@ pub fn bind(settings: Settings) -> Result<App, StartError> {
         })?),
         None => None,
     };
-    Ok(App { settings, listeners, admin, store, lock })
+    Ok(App { settings, listeners, admin, state })
+}
+
+/// Takes the state directory, and opens what is in it.
+fn open_state(path: &Path, settings: &Settings) -> Result<State, StartError> {
+    let lock = lock_state(path)?;
+    let directory = path.join("dead-letters");
+    let store = Store::open(&directory, settings.dead_letters.bytes)
+        .map_err(|source| StartError::State { path: directory.display().to_string(), source })?;
+    let mut journal = journal::open(&path.join(JOURNAL), &settings.journal)?;
+    for finding in &journal.findings {
+        tracing::error!("the journal is damaged: {finding}");
+    }
+    if !journal.recovered.is_empty() {
+        let count = journal.recovered.end - journal.recovered.start;
+        tracing::info!(events = count, "found events in the journal; they are delivered first");
+    }
+    if settings.mode.ack != Ack::Journaled {
+        reserve_for_the_stop(&mut journal, settings.buffer.bytes as u64);
+    }
+    Ok(State { store, journal, lock })
+}
+
+/// What the buffer may hold must fit into the journal when the bridge stops.
+fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
+    let Opened { writer, layout, .. } = journal;
+    match writer.allocate(layout, bytes) {
+        Ok(fits) if fits >= bytes => {}
+        Ok(fits) => tracing::warn!(
+            "the journal has room for {fits} bytes of the {bytes} that the buffer may hold at a stop; raise \
+             `journal.max_bytes`, or what is not delivered within `shutdown.grace` is lost"
+        ),
+        Err(error) => tracing::warn!(
+            "cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}; what is not \
+             delivered within `shutdown.grace` may be lost"
+        ),
+    }
 }
 
 fn lock_state(path: &Path) -> Result<File, StartError> {
@@ -154,27 +201,37 @@ impl App {
     /// # Errors
     /// A thread cannot be made.
     pub async fn run(self, mut signals: impl Signals) -> Result<Outcome, StartError> {
-        let Self { settings, listeners, admin, store, lock } = self;
+        let Self { settings, listeners, admin, state } = self;
         let threads = settings.ingress.threads;
         // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
-        let parts = Parts::new(&settings, stop);
+        let (parts, kept) = Parts::new(&settings, stop, state);
+        let Kept { store, backlog, writer, lock } = kept;
         let broker = settings.broker.broker(&settings.terms());
         let delivering = Pulse::new("the delivery task");
+        let writing = Pulse::new("the journal's writer");
         let accepting: Vec<_> =
             (0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))).collect();
         if let Some(listener) = admin {
-            let pulses = [std::slice::from_ref(&delivering), &accepting].concat();
+            let journal = writer.iter().map(|_| writing.clone());
+            let pulses = accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
             let admin = Arc::new(parts.admin(&settings, pulses, &*broker, store.as_ref()));
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
-        let (queue, metrics, view) = (parts.queue.clone(), parts.metrics.clone(), parts.view.clone());
-        let (publish, drain) = (settings.publish, parts.stop.clone());
-        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || {
-            Delivery::new(broker, queue, metrics, view, publish, store, drain).run()
-        })?;
+        let journal = writer.map(|writer| parts.write_journal(writer, writing)).transpose()?;
+        let delivery = delivery::Parts {
+            broker,
+            queue: parts.queue.clone(),
+            metrics: parts.metrics.clone(),
+            view: parts.view.clone(),
+            settings: settings.publish,
+            store,
+            backlog,
+            drain: parts.stop.clone(),
+        };
+        let delivery = thread("delivery", runtimes.next()?, Some(delivering), || Delivery::new(delivery).run())?;
         let ingress = Arc::new(parts.ingress(&settings));
         let mut serving = Vec::new();
         for (socket, pulse) in listeners.into_sockets().into_iter().zip(accepting) {
@@ -182,14 +239,29 @@ impl App {
             let serve = move || ingress::serve(socket, ingress, connections, stop);
             serving.push(thread("ingress", runtimes.next()?, Some(pulse), serve)?);
         }
-        signals.next().await;
-        stop_in_order(&mut signals, &stopper, settings.shutdown, &parts.queue, serving, delivery).await;
+        parts.recall(&settings)?;
+        let (queue, shutdown) = (&parts.queue, settings.shutdown);
+        let failed = tokio::select! {
+            () = signals.next() => false,
+            () = queue.failed() => true,
+        };
+        stop_in_order(&mut signals, &stopper, shutdown, queue, serving, delivery, journal).await;
         // What an ingress thread enqueued in the very last moment of a hurried stop.
-        parts.queue.lose_waiting();
-        let snapshot = parts.queue.snapshot();
+        queue.lose_waiting();
+        let snapshot = queue.snapshot();
         drop(lock);
-        Ok(Outcome { totals: snapshot.ledger.totals(snapshot.events as u64) })
+        let failure = || snapshot.journal.as_ref().and_then(|journal| journal.failed.clone());
+        Ok(Outcome { totals: snapshot.totals(), failed: failed.then(failure).flatten() })
     }
+}
+
+/// What each of the parts gets of the state directory.
+#[derive(Default)]
+struct Kept {
+    store: Option<Store>,
+    backlog: Option<BacklogReader>,
+    writer: Option<Writer>,
+    lock: Option<File>,
 }
 
 /// What several threads share.
@@ -199,12 +271,13 @@ struct Parts {
     connections: Arc<Connections>,
     recents: Vec<Arc<Recent>>,
     unknown_paths: Arc<UnknownPaths>,
+    known: Arc<Deduplication>,
     view: View,
     stop: Drain,
 }
 
 impl Parts {
-    fn new(settings: &Settings, stop: Drain) -> Self {
+    fn new(settings: &Settings, stop: Drain, state: Option<State>) -> (Self, Kept) {
         let books = settings.sources.iter().map(|source| {
             SourceBook::new(source.name.clone(), source.secrets.iter().map(|secret| secret.id.clone()))
         });
@@ -215,15 +288,59 @@ impl Parts {
                 (source.name.to_string(), source.secrets.iter().map(|secret| secret.id.to_string()).collect())
             })
             .collect();
-        Self {
-            queue: Arc::new(Buffer::new(settings.buffer, Ledger::new(books.collect()))),
+        let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::new(books.collect()));
+        let mut kept = Kept::default();
+        if let Some(State { store, journal, lock }) = state {
+            let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
+            queue = queue.with_journal(layout, recovered, damaged);
+            let backlog = BacklogReader::new(reader, ingress::rebuild);
+            kept = Kept { store: Some(store), backlog: Some(backlog), writer: Some(writer), lock: Some(lock) };
+        }
+        let parts = Self {
+            queue: Arc::new(queue),
             metrics: Arc::new(Metrics::new(&names)),
             connections: Arc::new(Connections::new(settings.ingress.max_connections)),
             recents: settings.sources.iter().map(|_| Arc::default()).collect(),
             unknown_paths: Arc::default(),
+            known: Arc::new(Deduplication::new(settings.deduplication)),
             view: View::default(),
             stop,
-        }
+        };
+        (parts, kept)
+    }
+
+    fn write_journal(&self, writer: Writer, pulse: Pulse) -> io::Result<JoinHandle<()>> {
+        let journaling = Journaling::new(self.queue.clone(), writer, self.metrics.clone(), pulse);
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
+    }
+
+    /// Reads back, beside everything else, what an earlier run accepted lately: a repeat of it is a duplicate.
+    fn recall(&self, settings: &Settings) -> io::Result<()> {
+        let Some(directory) = settings.state_directory.as_ref().filter(|_| self.known.is_on()) else {
+            return Ok(());
+        };
+        let (known, directory) = (self.known.clone(), directory.join(JOURNAL));
+        let (window, most) = (settings.deduplication.window, settings.deduplication.max_entries);
+        let sources: Vec<Arc<str>> = settings.sources.iter().map(|source| source.name.clone()).collect();
+        let recall = move || {
+            let now = SystemTime::now();
+            let Some(since) = now.checked_sub(window) else { return };
+            let mut accepted = Vec::new();
+            let mut visit = |origin: &Origin, body: &[u8]| {
+                let Some(source) = sources.iter().position(|name| *name == origin.source) else { return };
+                let digest = ingress::digest(origin.signature.as_ref().filter(|_| origin.verified), body);
+                let age = now.duration_since(origin.received).unwrap_or_default();
+                accepted.push((ingress::Key::new(source, &digest), age));
+            };
+            if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
+                tracing::warn!(
+                    "cannot read back what was accepted before the start; repeats of it are taken: {error}"
+                );
+            }
+            known.restore(accepted);
+        };
+        std::thread::Builder::new().name("recall".to_owned()).spawn(recall)?;
+        Ok(())
     }
 
     fn admin(&self, settings: &Settings, pulses: Vec<Pulse>, broker: &dyn Broker, store: Option<&Store>) -> Admin {
@@ -243,15 +360,14 @@ impl Parts {
     }
 
     fn ingress(&self, settings: &Settings) -> Ingress {
-        Ingress::new(
-            settings.ingress.clone(),
-            &settings.sources,
-            self.queue.clone(),
-            self.metrics.clone(),
-            &self.recents,
-            self.unknown_paths.clone(),
-            settings.buffer.bytes,
-        )
+        let shared = ingress::Shared {
+            queue: self.queue.clone(),
+            metrics: self.metrics.clone(),
+            recents: self.recents.clone(),
+            unknown: self.unknown_paths.clone(),
+            known: self.known.clone(),
+        };
+        Ingress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes)
     }
 }
 
@@ -291,6 +407,7 @@ async fn stop_in_order<T: Send + 'static>(
     queue: &Arc<Buffer>,
     serving: Vec<JoinHandle<T>>,
     delivery: JoinHandle<usize>,
+    journal: Option<JoinHandle<()>>,
 ) {
     tracing::info!(
         "stopping: unready, serving for {:?}, then delivering for up to {:?}",
@@ -310,6 +427,9 @@ async fn stop_in_order<T: Send + 'static>(
         queue.drain();
         stopper.enter(Phase::Draining);
         joined(vec![delivery]).await;
+        queue.close_journal();
+        // A disk that hangs must not hold up the end for ever.
+        let _ = tokio::time::timeout(JOURNAL_END, joined(journal.into_iter().collect())).await;
     };
     tokio::pin!(ended);
     loop {

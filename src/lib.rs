@@ -5,7 +5,7 @@
 //!  ingress threads (one per core)                       delivery task (one)
 //!  accept -> verify -> validate -> enqueue -> 200       publish -> settle
 //!                                     |                    ^
-//!                                     +-- bounded buffer --+
+//!                                     +-- bounded buffer --+     (or the journal)
 //! ```
 //! The same six words name files, functions, metrics and logs. From enqueue on nothing that counts or settles lives
 //! in the request's future, which hyper drops when the sender leaves.
@@ -14,10 +14,10 @@
 //! | module | owns |
 //! |---|---|
 //! | [`app`] | the parts, their threads, the order of stopping: the only file that knows all parts |
-//! | [`ingress`] | accept, verify, validate, the answer |
+//! | [`ingress`] | accept, verify, validate, deduplicate, the answer |
 //! | [`delivery`] | the ring of unsettled messages, retry and back-off, dead letters, settling |
 //! | [`admin`] | health, metrics, status, the page |
-//! | [`queue`] | the bounded buffer, and under its one lock the books |
+//! | [`queue`] | the bounded buffer, under its one lock the books; the journal, its writer's thread, its bookkeeping |
 //! | [`brokers`] | the contract of a broker, its four kinds, headers, routes |
 //! | [`message`] [`template`] [`secret`] | the event and the message it becomes; addresses and keys; what is never shown |
 //! | [`accounting`] [`metrics`] [`logs`] | the books and their words; the series; the lines |

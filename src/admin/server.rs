@@ -125,7 +125,7 @@ impl Admin {
 
     fn metrics_text(&self) -> Answer {
         let snapshot = self.health.queue.snapshot();
-        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let totals = snapshot.totals();
         let moment = self.moment(self.health.unready(&snapshot).is_empty());
         let body = self.metrics.render(&snapshot, &totals, &moment);
         typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
@@ -133,7 +133,7 @@ impl Admin {
 
     fn status_json(&self, started: Instant) -> Answer {
         let snapshot = self.health.queue.snapshot();
-        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let totals = snapshot.totals();
         let body = format!("{:#}\n", self.status(&snapshot, &totals, started));
         typed(StatusCode::OK, "application/json", body)
     }

@@ -1,5 +1,6 @@
 //! From the queue to the broker: publish (the ring), settle, dead letters.
 
+mod backlog;
 mod backoff;
 mod dead_letters;
 mod pairs;
@@ -12,7 +13,8 @@ mod settle;
 mod view;
 mod window;
 
+pub use backlog::BacklogReader;
 pub use dead_letters::{DeadLetters, Store};
-pub use publish::Delivery;
+pub use publish::{Delivery, Parts};
 pub use settings::{DeadLetterLimit, Settings};
 pub use view::{BrokerState, BrokerView, LastError, View};

@@ -2,6 +2,8 @@
 
 mod accept;
 mod body;
+mod clock;
+mod deduplicate;
 mod handle;
 mod refusals;
 mod reply;
@@ -10,6 +12,8 @@ pub mod validate;
 mod verify;
 
 pub use accept::{Connections, Listeners, serve};
-pub use handle::{Ingress, rebuild};
+pub use deduplicate::{Deduplication, Key, Settings as DeduplicationSettings};
+pub use handle::{Ingress, Shared, rebuild};
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};
+pub use verify::digest;
