@@ -3,12 +3,12 @@
 //! Threads: the caller's (signals, the order of stopping), one for the admin port, one for delivery, and one per
 //! core for the ingress; each has a runtime of its own.
 
-use std::fs::{self, File};
+mod letters;
+
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -19,13 +19,18 @@ use tokio::task::LocalSet;
 use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
 use crate::brokers::Broker;
-use crate::delivery::{Delivery, Store, View};
-use crate::ingress::{self, Connections, Ingress, Listeners, Recent, UnknownPaths};
+use crate::delivery::{Delivery, View};
+use crate::ingress::{self, Connections, Ingress, Invalids, Listeners, Recent, UnknownPaths};
+use crate::letters::Kind;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
 use crate::queue::Buffer;
 use crate::settings::Settings;
 use crate::shutdown::{self, Drain, Phase, Stopper};
+use crate::state::{self, StateError};
+
+use letters::Letters;
+pub use letters::{Alone, alone};
 
 /// Why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -41,16 +46,8 @@ pub enum StartError {
         source: io::Error,
     },
     /// The state directory cannot be used.
-    #[error("cannot use the state directory {path}: {source}")]
-    State {
-        /// The directory or file.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another daemon uses the state directory.
-    #[error("another plextrac-bridge uses the state directory {0}; stop it, or give this one its own")]
-    Locked(String),
+    #[error(transparent)]
+    State(#[from] StateError),
     /// A thread or runtime cannot be made.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -75,7 +72,7 @@ pub struct App {
     settings: Settings,
     listeners: Listeners,
     admin: Option<TcpListener>,
-    store: Option<Store>,
+    letters: Option<Letters>,
     /// Held as long as the state directory is ours.
     lock: Option<File>,
 }
@@ -92,13 +89,10 @@ pub struct Outcome {
 /// # Errors
 /// What stands in the way.
 pub fn bind(settings: Settings) -> Result<App, StartError> {
-    let (lock, store) = match &settings.state_directory {
+    let (lock, letters) = match &settings.state_directory {
         Some(path) => {
-            let lock = lock_state(path)?;
-            let directory = path.join("dead-letters");
-            let store = Store::open(&directory, settings.dead_letters.bytes)
-                .map_err(|source| StartError::State { path: directory.display().to_string(), source })?;
-            (Some(lock), Some(store))
+            let lock = state::lock(path)?;
+            (Some(lock), Some(Letters::open(path, settings.dead_letters.bytes)?))
         }
         None => (None, None),
     };
@@ -116,24 +110,7 @@ pub fn bind(settings: Settings) -> Result<App, StartError> {
         })?),
         None => None,
     };
-    Ok(App { settings, listeners, admin, store, lock })
-}
-
-fn lock_state(path: &Path) -> Result<File, StartError> {
-    let state = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| StartError::State { path, source }
-    };
-    if !path.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(path).map_err(state(path))?;
-    }
-    let file = path.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&file).map_err(state(&file))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(StartError::Locked(path.display().to_string())),
-        Err(fs::TryLockError::Error(error)) => Err(state(&file)(error)),
-    }
+    Ok(App { settings, listeners, admin, letters, lock })
 }
 
 impl App {
@@ -154,7 +131,7 @@ impl App {
     /// # Errors
     /// A thread cannot be made.
     pub async fn run(self, mut signals: impl Signals) -> Result<Outcome, StartError> {
-        let Self { settings, listeners, admin, store, lock } = self;
+        let Self { settings, listeners, admin, letters, lock } = self;
         let threads = settings.ingress.threads;
         // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
@@ -166,16 +143,30 @@ impl App {
             (0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))).collect();
         if let Some(listener) = admin {
             let pulses = [std::slice::from_ref(&delivering), &accepting].concat();
-            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, store.as_ref()));
+            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, letters.as_ref()));
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
         let (queue, metrics, view) = (parts.queue.clone(), parts.metrics.clone(), parts.view.clone());
         let (publish, drain) = (settings.publish, parts.stop.clone());
-        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || {
-            Delivery::new(broker, queue, metrics, view, publish, store, drain).run()
+        let dead_letters = letters.as_ref().map(|letters| letters.stores.dead_letters.clone());
+        let requests = letters
+            .as_ref()
+            .map(|letters| letters.requests(&settings.sources, &parts.queue, &parts.view, &parts.stop));
+        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || async move {
+            let serving = requests.map(|requests| tokio::task::spawn_local(requests.serve()));
+            let lost = Delivery::new(broker, queue, metrics, view, publish, dead_letters, drain).run().await;
+            if let Some(serving) = serving {
+                // It ends with the drain, once it has removed what was published in time.
+                let _ = serving.await;
+            }
+            lost
         })?;
-        let ingress = Arc::new(parts.ingress(&settings));
+        let invalids = match &letters {
+            Some(letters) => Some(Arc::new(Invalids::start(letters.stores.invalid.clone())?)),
+            None => None,
+        };
+        let ingress = Arc::new(parts.ingress(&settings).keeping(invalids.clone()));
         let mut serving = Vec::new();
         for (socket, pulse) in listeners.into_sockets().into_iter().zip(accepting) {
             let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), parts.stop.clone());
@@ -186,6 +177,9 @@ impl App {
         stop_in_order(&mut signals, &stopper, settings.shutdown, &parts.queue, serving, delivery).await;
         // What an ingress thread enqueued in the very last moment of a hurried stop.
         parts.queue.lose_waiting();
+        if let Some(invalids) = invalids {
+            let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
+        }
         let snapshot = parts.queue.snapshot();
         drop(lock);
         Ok(Outcome { totals: snapshot.ledger.totals(snapshot.events as u64) })
@@ -226,7 +220,13 @@ impl Parts {
         }
     }
 
-    fn admin(&self, settings: &Settings, pulses: Vec<Pulse>, broker: &dyn Broker, store: Option<&Store>) -> Admin {
+    fn admin(
+        &self,
+        settings: &Settings,
+        pulses: Vec<Pulse>,
+        broker: &dyn Broker,
+        letters: Option<&Letters>,
+    ) -> Admin {
         Admin {
             health: Health { pulses, queue: self.queue.clone(), view: self.view.clone(), stop: self.stop.clone() },
             metrics: self.metrics.clone(),
@@ -234,7 +234,8 @@ impl Parts {
             sources: settings.sources.clone(),
             recents: self.recents.clone(),
             unknown_paths: self.unknown_paths.clone(),
-            dead_letters: store.map(Store::held),
+            dead_letters: letters.map(|letters| letters.held(Kind::DeadLetters)),
+            invalid: letters.map(|letters| letters.held(Kind::Invalid)),
             dead_letters_capacity: settings.dead_letters.bytes as u64,
             broker_name: broker.name(),
             broker_location: broker.location(),

@@ -4,6 +4,7 @@ mod backoff;
 mod dead_letters;
 mod pairs;
 mod publish;
+mod requests;
 mod ring;
 #[cfg(test)]
 mod scripted;
@@ -12,7 +13,7 @@ mod settle;
 mod view;
 mod window;
 
-pub use dead_letters::{DeadLetters, Store};
 pub use publish::Delivery;
+pub use requests::{Invalid, Rebuilder, Requests, Stores};
 pub use settings::{DeadLetterLimit, Settings};
 pub use view::{BrokerState, BrokerView, LastError, View};

@@ -6,7 +6,7 @@
 //! Length: the one place of all these decisions, which are only understood side by side.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::time::sleep;
@@ -15,13 +15,13 @@ use crate::brokers::{
     Broker, ErrorKind, Finding, Handed, Refusal, Session, SessionError, Suspect, Ticket, Verdict,
 };
 use crate::delivery::backoff::Backoff;
-use crate::delivery::dead_letters::Store;
 use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::view::{BrokerState, View};
 use crate::delivery::window::Window;
+use crate::letters::Store;
 use crate::logs::Throttle;
 use crate::message::{Event, Message};
 use crate::metrics::Metrics;
@@ -66,7 +66,7 @@ impl Delivery {
         metrics: Arc<Metrics>,
         view: View,
         settings: Settings,
-        store: Option<Store>,
+        store: Option<Arc<Mutex<Store>>>,
         drain: Drain,
     ) -> Self {
         let settler = Settler::new(store, broker.headers().clone());

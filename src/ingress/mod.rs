@@ -3,6 +3,7 @@
 mod accept;
 mod body;
 mod handle;
+mod invalid;
 mod refusals;
 mod reply;
 mod settings;
@@ -11,5 +12,6 @@ mod verify;
 
 pub use accept::{Connections, Listeners, serve};
 pub use handle::{Ingress, rebuild};
+pub use invalid::{Invalids, revalidate};
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};

@@ -7,8 +7,9 @@ use std::time::SystemTime;
 use tokio::sync::Notify;
 
 use crate::accounting::{Decision, Ledger, Limits, Loss, PairBook, Reason, RefusalReason, Snapshot};
-use crate::message::Event;
+use crate::message::{Event, Kept};
 use crate::settings::Section;
+use crate::ticket::{self, Outcome};
 
 /// Full until it is below this share again, in percent: a probe must not flicker.
 const READY_BELOW: usize = 90;
@@ -63,6 +64,12 @@ impl Settlement {
 #[derive(Debug)]
 struct State {
     waiting: VecDeque<Box<Event>>,
+    /// Events made of letters, which come late anyway: they have a share beside `waiting`.
+    replays: VecDeque<Box<Event>>,
+    /// What `take` owes the replays, in quarters of an event.
+    owed: usize,
+    /// Delivery is over.
+    closed: bool,
     /// Events that delivery took and has not settled.
     taken: usize,
     /// Cost of everything held.
@@ -72,6 +79,12 @@ struct State {
     full: bool,
     draining: bool,
     ledger: Ledger,
+}
+
+impl State {
+    fn held(&self) -> usize {
+        self.waiting.len() + self.replays.len() + self.taken
+    }
 }
 
 /// The buffer. Ingress threads enqueue, the one delivery task takes and settles.
@@ -88,6 +101,9 @@ impl Buffer {
     pub fn new(limits: Limits, ledger: Ledger) -> Self {
         let state = State {
             waiting: VecDeque::new(),
+            replays: VecDeque::new(),
+            owed: 0,
+            closed: false,
             taken: 0,
             bytes: 0,
             oldest_taken: None,
@@ -112,8 +128,7 @@ impl Buffer {
         let mut state = self.lock();
         let refused = if state.draining {
             Some((Refused::Draining, Reason::Draining))
-        } else if state.waiting.len() + state.taken >= self.limits.events || state.bytes + cost > self.limits.bytes
-        {
+        } else if state.held() >= self.limits.events || state.bytes + cost > self.limits.bytes {
             // One body too large for what is left does not make the buffer full for smaller ones.
             state.full |= !self.is_below_the_mark(&state);
             Some((Refused::Full, Reason::BufferFull))
@@ -127,10 +142,26 @@ impl Buffer {
         state.bytes += cost;
         state.waiting.push_back(event);
         state.ledger.decide(source, secret, Decision::Accepted);
-        state.full |= state.waiting.len() + state.taken >= self.limits.events;
+        state.full |= state.held() >= self.limits.events;
         drop(state);
         self.ready.notify_one();
         Ok(())
+    }
+
+    /// Takes events that were made of letters; false once delivery is over. They are few at a time: no limit refuses
+    /// them.
+    #[must_use]
+    pub fn replay(&self, events: Vec<Box<Event>>) -> bool {
+        let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
+        state.ledger.replayed += events.len() as u64;
+        state.bytes += events.iter().map(|event| event.cost()).sum::<usize>();
+        state.replays.extend(events);
+        drop(state);
+        self.ready.notify_one();
+        true
     }
 
     /// Notes any other decision about a request.
@@ -146,8 +177,15 @@ impl Buffer {
     /// Moves up to `most` events, oldest first, to the end of `into`; says how many.
     pub fn take(&self, most: usize, into: &mut VecDeque<Box<Event>>) -> usize {
         let mut state = self.lock();
-        let count = most.min(state.waiting.len());
-        into.extend(state.waiting.drain(..count));
+        // A quarter of what is taken, counted over many batches: some are of one event.
+        state.owed = if state.replays.is_empty() { 0 } else { state.owed + most };
+        let share = (state.owed / 4).min(state.replays.len()).min(most);
+        let first = state.waiting.len().min(most - share);
+        let late = state.replays.len().min(most - first);
+        state.owed = state.owed.saturating_sub(4 * late);
+        let count = first + late;
+        into.extend(state.waiting.drain(..first));
+        into.extend(state.replays.drain(..late));
         state.taken += count;
         if count > 0 && state.oldest_taken.is_none() {
             state.oldest_taken = into.front().map(|event| event.origin.received);
@@ -180,7 +218,7 @@ impl Buffer {
     fn is_below_the_mark(&self, state: &State) -> bool {
         let is_below =
             |held: usize, limit: usize| held < limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100;
-        is_below(state.waiting.len() + state.taken, self.limits.events) && is_below(state.bytes, self.limits.bytes)
+        is_below(state.held(), self.limits.events) && is_below(state.bytes, self.limits.bytes)
     }
 
     /// Adds a pair of event and target type to the books; its number.
@@ -198,20 +236,45 @@ impl Buffer {
         self.ready.notify_one();
     }
 
-    /// Counts everything that is still waiting as lost at exit.
+    /// Counts everything that is still waiting as lost at exit, but for what is kept elsewhere: that stays held.
     pub fn lose_waiting(&self) {
         let mut state = self.lock();
-        let count = state.waiting.len() as u64;
-        let bytes: usize = state.waiting.iter().map(|event| event.cost()).sum();
-        state.waiting.clear();
+        state.closed = true;
+        let tickets = state.waiting.iter().chain(&state.replays).filter_map(|event| event.ticket.clone());
+        let unsettled: Vec<_> = tickets.filter(|ticket| ticket.outcome().is_none()).collect();
+        let (mut count, mut bytes) = (0, 0);
+        state.waiting.retain(|event| {
+            let is_lost = event.kept == Kept::Memory;
+            if is_lost {
+                count += 1;
+                bytes += event.cost();
+            }
+            !is_lost
+        });
         state.bytes -= bytes;
         state.ledger.lost[Loss::Exit as usize] += count;
+        drop(state);
+        ticket::end(unsettled.into_iter().map(|ticket| (ticket, Outcome::Failed)));
+    }
+
+    /// Events held, and their cost in bytes.
+    #[must_use]
+    pub fn held(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.held(), state.bytes)
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Whether anything is waiting.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
+        let state = self.lock();
+        state.waiting.is_empty() && state.replays.is_empty()
     }
 
     /// A copy of everything countable.
@@ -220,7 +283,7 @@ impl Buffer {
         let state = self.lock();
         Snapshot {
             ledger: state.ledger.clone(),
-            events: state.waiting.len() + state.taken,
+            events: state.held(),
             bytes: state.bytes,
             limits: self.limits,
             oldest: state.oldest_taken.or_else(|| state.waiting.front().map(|event| event.origin.received)),
