@@ -306,7 +306,8 @@ mod tests {
         let (store, invalids) = open(directory.path());
         invalids.close();
         keep(&invalids, &source("a"), b"[]", 1);
-        assert_eq!((lock(&store).held().kept(), lock(&store).held().dropped()), (0, 1));
+        let held = lock(&store).held();
+        assert_eq!((held.kept(), held.dropped()), (0, 1));
     }
 
     #[test]
