@@ -4,11 +4,12 @@
 //! core for the ingress; each has a runtime of its own. With a state directory one more, without a runtime: the
 //! journal's writer.
 
-use std::fs::{self, File};
+mod letters;
+
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -20,8 +21,9 @@ use tokio::task::LocalSet;
 use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
 use crate::brokers::Broker;
-use crate::delivery::{self, BacklogReader, Delivery, Store, View};
-use crate::ingress::{self, Connections, Deduplication, Ingress, Listeners, Recent, UnknownPaths};
+use crate::delivery::{self, BacklogReader, Delivery, View};
+use crate::ingress::{self, Connections, Deduplication, Ingress, Invalids, Listeners, Recent, UnknownPaths};
+use crate::letters::Kind;
 use crate::message::Origin;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
@@ -29,6 +31,10 @@ use crate::queue::journal::{self, Opened, Writer};
 use crate::queue::{Ack, Buffer, Journaling};
 use crate::settings::Settings;
 use crate::shutdown::{self, Drain, Phase, Stopper};
+use crate::state::{self, StateError};
+
+use letters::Letters;
+pub use letters::{Alone, alone};
 
 /// How long the end waits for the journal's last words.
 const JOURNAL_END: Duration = Duration::from_secs(5);
@@ -50,19 +56,11 @@ pub enum StartError {
         source: io::Error,
     },
     /// The state directory cannot be used.
-    #[error("cannot use the state directory {path}: {source}")]
-    State {
-        /// The directory or file.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    State(#[from] StateError),
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] journal::OpenError),
-    /// Another daemon uses the state directory.
-    #[error("another plextrac-bridge uses the state directory {0}; stop it, or give this one its own")]
-    Locked(String),
     /// A thread or runtime cannot be made.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -92,7 +90,7 @@ pub struct App {
 
 /// What the state directory holds.
 struct State {
-    store: Store,
+    letters: Letters,
     journal: Opened,
     /// Held as long as the directory is ours.
     lock: File,
@@ -132,10 +130,8 @@ pub fn bind(settings: Settings) -> Result<App, StartError> {
 
 /// Takes the state directory, and opens what is in it.
 fn open_state(path: &Path, settings: &Settings) -> Result<State, StartError> {
-    let lock = lock_state(path)?;
-    let directory = path.join("dead-letters");
-    let store = Store::open(&directory, settings.dead_letters.bytes)
-        .map_err(|source| StartError::State { path: directory.display().to_string(), source })?;
+    let lock = state::lock(path)?;
+    let letters = Letters::open(path, settings.dead_letters.bytes)?;
     let mut journal = journal::open(&path.join(JOURNAL), &settings.journal)?;
     for finding in &journal.findings {
         tracing::error!("the journal is damaged: {finding}");
@@ -147,7 +143,7 @@ fn open_state(path: &Path, settings: &Settings) -> Result<State, StartError> {
     if settings.mode.ack != Ack::Journaled {
         reserve_for_the_stop(&mut journal, settings.buffer.bytes as u64);
     }
-    Ok(State { store, journal, lock })
+    Ok(State { letters, journal, lock })
 }
 
 /// What the buffer may hold must fit into the journal when the bridge stops.
@@ -163,23 +159,6 @@ fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
             "cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}; what is not \
              delivered within `shutdown.grace` may be lost"
         ),
-    }
-}
-
-fn lock_state(path: &Path) -> Result<File, StartError> {
-    let state = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| StartError::State { path, source }
-    };
-    if !path.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(path).map_err(state(path))?;
-    }
-    let file = path.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&file).map_err(state(&file))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(StartError::Locked(path.display().to_string())),
-        Err(fs::TryLockError::Error(error)) => Err(state(&file)(error)),
     }
 }
 
@@ -207,7 +186,7 @@ impl App {
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
         let (parts, kept) = Parts::new(&settings, stop, state);
-        let Kept { store, backlog, writer, lock } = kept;
+        let Kept { letters, backlog, writer, lock } = kept;
         let broker = settings.broker.broker(&settings.terms());
         let delivering = Pulse::new("the delivery task");
         let writing = Pulse::new("the journal's writer");
@@ -216,7 +195,7 @@ impl App {
         if let Some(listener) = admin {
             let journal = writer.iter().map(|_| writing.clone());
             let pulses = accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
-            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, store.as_ref()));
+            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, letters.as_ref()));
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
@@ -227,12 +206,27 @@ impl App {
             metrics: parts.metrics.clone(),
             view: parts.view.clone(),
             settings: settings.publish,
-            store,
+            store: letters.as_ref().map(|letters| letters.stores.dead_letters.clone()),
             backlog,
             drain: parts.stop.clone(),
         };
-        let delivery = thread("delivery", runtimes.next()?, Some(delivering), || Delivery::new(delivery).run())?;
-        let ingress = Arc::new(parts.ingress(&settings));
+        let requests = letters
+            .as_ref()
+            .map(|letters| letters.requests(&settings.sources, &parts.queue, &parts.view, &parts.stop));
+        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || async move {
+            let serving = requests.map(|requests| tokio::task::spawn_local(requests.serve()));
+            let lost = Delivery::new(delivery).run().await;
+            if let Some(serving) = serving {
+                // It ends with the drain, once it has removed what was published in time.
+                let _ = serving.await;
+            }
+            lost
+        })?;
+        let invalids = match &letters {
+            Some(letters) => Some(Arc::new(Invalids::start(letters.stores.invalid.clone())?)),
+            None => None,
+        };
+        let ingress = Arc::new(parts.ingress(&settings).keeping(invalids.clone()));
         let mut serving = Vec::new();
         for (socket, pulse) in listeners.into_sockets().into_iter().zip(accepting) {
             let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), parts.stop.clone());
@@ -248,6 +242,9 @@ impl App {
         stop_in_order(&mut signals, &stopper, shutdown, queue, serving, delivery, journal).await;
         // What an ingress thread enqueued in the very last moment of a hurried stop.
         queue.lose_waiting();
+        if let Some(invalids) = invalids {
+            let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
+        }
         let snapshot = queue.snapshot();
         drop(lock);
         let failure = || snapshot.journal.as_ref().and_then(|journal| journal.failed.clone());
@@ -258,7 +255,7 @@ impl App {
 /// What each of the parts gets of the state directory.
 #[derive(Default)]
 struct Kept {
-    store: Option<Store>,
+    letters: Option<Letters>,
     backlog: Option<BacklogReader>,
     writer: Option<Writer>,
     lock: Option<File>,
@@ -290,11 +287,11 @@ impl Parts {
             .collect();
         let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::new(books.collect()));
         let mut kept = Kept::default();
-        if let Some(State { store, journal, lock }) = state {
+        if let Some(State { letters, journal, lock }) = state {
             let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
             queue = queue.with_journal(layout, recovered, damaged);
             let backlog = BacklogReader::new(reader, ingress::rebuild);
-            kept = Kept { store: Some(store), backlog: Some(backlog), writer: Some(writer), lock: Some(lock) };
+            kept = Kept { letters: Some(letters), backlog: Some(backlog), writer: Some(writer), lock: Some(lock) };
         }
         let parts = Self {
             queue: Arc::new(queue),
@@ -343,7 +340,13 @@ impl Parts {
         Ok(())
     }
 
-    fn admin(&self, settings: &Settings, pulses: Vec<Pulse>, broker: &dyn Broker, store: Option<&Store>) -> Admin {
+    fn admin(
+        &self,
+        settings: &Settings,
+        pulses: Vec<Pulse>,
+        broker: &dyn Broker,
+        letters: Option<&Letters>,
+    ) -> Admin {
         Admin {
             health: Health { pulses, queue: self.queue.clone(), view: self.view.clone(), stop: self.stop.clone() },
             metrics: self.metrics.clone(),
@@ -351,7 +354,8 @@ impl Parts {
             sources: settings.sources.clone(),
             recents: self.recents.clone(),
             unknown_paths: self.unknown_paths.clone(),
-            dead_letters: store.map(Store::held),
+            dead_letters: letters.map(|letters| letters.held(Kind::DeadLetters)),
+            invalid: letters.map(|letters| letters.held(Kind::Invalid)),
             dead_letters_capacity: settings.dead_letters.bytes as u64,
             broker_name: broker.name(),
             broker_location: broker.location(),

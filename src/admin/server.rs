@@ -20,8 +20,8 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::admin::health::Health;
 use crate::admin::page;
-use crate::delivery::DeadLetters;
 use crate::ingress::{Connections, Recent, Source, UnknownPaths};
+use crate::letters::Held;
 use crate::metrics::Metrics;
 
 /// Probes, a scraper and some browsers.
@@ -46,7 +46,9 @@ pub struct Admin {
     /// Paths asked for in vain.
     pub unknown_paths: Arc<UnknownPaths>,
     /// What the dead letters hold, where there is a state directory.
-    pub dead_letters: Option<Arc<DeadLetters>>,
+    pub dead_letters: Option<Arc<Held>>,
+    /// What the invalid bodies take, where there is a state directory.
+    pub invalid: Option<Arc<Held>>,
     /// `dead_letters.max_bytes`.
     pub dead_letters_capacity: u64,
     /// The broker's name.

@@ -25,6 +25,7 @@ impl Admin {
                 .dead_letters
                 .as_ref()
                 .map_or((0, 0, self.dead_letters_capacity), |held| (held.events(), held.bytes(), held.capacity())),
+            invalid_kept: self.invalid.as_ref().map_or(0, |held| held.kept()),
         }
     }
 
@@ -58,6 +59,13 @@ impl Admin {
             },
             "journal": snapshot.journal.as_ref().map(journal),
             "dead_letters": self.dead_letters.as_ref().map(|held| json!({
+                "events": held.events(),
+                "bytes": held.bytes(),
+                "capacity_bytes": held.capacity(),
+            })),
+            "invalid": self.invalid.as_ref().map(|held| json!({
+                "kept": held.kept(),
+                "dropped": held.dropped(),
                 "events": held.events(),
                 "bytes": held.bytes(),
                 "capacity_bytes": held.capacity(),

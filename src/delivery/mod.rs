@@ -5,6 +5,7 @@ mod backoff;
 mod dead_letters;
 mod pairs;
 mod publish;
+mod requests;
 mod ring;
 #[cfg(test)]
 mod scripted;
@@ -14,7 +15,7 @@ mod view;
 mod window;
 
 pub use backlog::BacklogReader;
-pub use dead_letters::{DeadLetters, Store};
 pub use publish::{Delivery, Parts};
+pub use requests::{Invalid, Rebuilder, Requests, Stores};
 pub use settings::{DeadLetterLimit, Settings};
 pub use view::{BrokerState, BrokerView, LastError, View};

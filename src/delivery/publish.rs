@@ -6,7 +6,7 @@
 //! Length: the one place of all these decisions, which are only understood side by side.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
@@ -16,13 +16,13 @@ use crate::brokers::{
 };
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
-use crate::delivery::dead_letters::Store;
 use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::view::{BrokerState, View};
 use crate::delivery::window::Window;
+use crate::letters::Store;
 use crate::logs::Throttle;
 use crate::message::{Event, Message};
 use crate::metrics::Metrics;
@@ -58,7 +58,7 @@ pub struct Parts {
     /// `[publish]`.
     pub settings: Settings,
     /// Dead letters, where they are kept.
-    pub store: Option<Store>,
+    pub store: Option<Arc<Mutex<Store>>>,
     /// The journal's backlog, where there is a journal.
     pub backlog: Option<BacklogReader>,
     /// The stop.

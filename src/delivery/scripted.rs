@@ -14,7 +14,8 @@ use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, HeaderStyle, Headers, Refusal, Session,
     SessionError, Ticket, Verdict,
 };
-use crate::delivery::{Delivery, Parts, Settings, Store, View};
+use crate::delivery::{Delivery, Parts, Settings, View};
+use crate::letters::Store;
 use crate::message::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
 use crate::queue::{Ack, Buffer, Mode};
@@ -199,7 +200,10 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         retry_max: Duration::from_secs(2),
         headers: HeaderStyle::None,
     };
-    let store = letters.map(|bytes| Store::open(directory.path(), bytes).unwrap());
+    let store = letters.map(|bytes| {
+        let store = Store::open(directory.path(), crate::letters::Limits::dead_letters(bytes));
+        Arc::new(Mutex::new(store.unwrap()))
+    });
     let (stopper, drain) = shutdown::channel();
     queue.drain();
     stopper.enter(Phase::Draining);

@@ -1,17 +1,20 @@
 //! Settle: every event ends published, as a dead letter, or counted lost; only then is its room free again.
 
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::accounting::{Loss, RefusalReason};
 use crate::brokers::{ErrorKind, Headers, Refusal};
-use crate::delivery::dead_letters::{self, Store};
+use crate::delivery::dead_letters;
 use crate::delivery::ring::{Ring, Taken};
 use crate::delivery::view::View;
 use crate::failpoint;
+use crate::letters::{Entry, Store};
 use crate::logs::Throttle;
-use crate::message::Event;
+use crate::message::{Event, Kept};
 use crate::metrics::Metrics;
 use crate::queue::{Buffer, Settlement};
+use crate::ticket::{self, Outcome, Ticket};
 
 /// How long delivery waits before it tries again to write dead letters.
 const DISK_RETRY: Duration = Duration::from_secs(1);
@@ -21,19 +24,19 @@ const DISK_RETRY: Duration = Duration::from_secs(1);
 pub(super) struct Settler {
     settlement: Settlement,
     refused: Vec<(Taken, Refusal)>,
-    /// Whether there are dead letters at all.
-    keeps: bool,
-    /// Here, or with the batch that is being written.
-    store: Option<Store>,
+    /// Of the events in `settlement` that somebody waits for.
+    ended: Vec<(Arc<Ticket>, Outcome)>,
+    /// None: there are no dead letters.
+    store: Option<Arc<Mutex<Store>>>,
     headers: Headers,
     throttle: Throttle,
 }
 
 impl Settler {
-    pub(super) fn new(store: Option<Store>, headers: Headers) -> Self {
+    pub(super) fn new(store: Option<Arc<Mutex<Store>>>, headers: Headers) -> Self {
         let throttle = Throttle::new(5, Duration::from_secs(1));
-        let keeps = store.is_some();
-        Self { settlement: Settlement::default(), refused: Vec::new(), keeps, store, headers, throttle }
+        let settlement = Settlement::default();
+        Self { settlement, refused: Vec::new(), ended: Vec::new(), store, headers, throttle }
     }
 
     /// A confirmed message.
@@ -47,6 +50,7 @@ impl Settler {
         }
         self.settlement.published.push(taken.pair);
         self.settlement.release(&taken.message.event);
+        end(&mut self.ended, &taken.message.event, Outcome::Kept);
     }
 
     /// A message refused for good.
@@ -62,7 +66,7 @@ impl Settler {
                 reason = refusal.reason.name(),
                 "the broker refused an event: {}{}",
                 refusal.text,
-                if self.keeps {
+                if self.store.is_some() {
                     "; it becomes a dead letter"
                 } else {
                     "; lost, for there is no `state_directory` to keep it in"
@@ -90,23 +94,17 @@ impl Settler {
         if self.refused.is_empty() {
             return;
         }
-        let lines: Vec<Vec<u8>> = self
-            .refused
-            .iter()
-            .map(|(taken, refusal)| {
-                let message = &taken.message;
-                let (address, key) = (&message.address, &message.key);
-                dead_letters::line(&message.event, address, key, &self.headers, refusal, taken.attempts)
-            })
-            .collect();
-        if !self.keeps {
+        let Some(store) = self.store.clone() else {
             self.release(self.refused.len(), |_| None);
             return self.count(ring, queue, view);
-        }
-        let mut rest = lines;
+        };
+        let entry = |(taken, refusal): &(Taken, Refusal)| Entry {
+            line: dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts).line(),
+            returns: taken.message.event.kept == Kept::DeadLetter,
+        };
+        let mut rest: Vec<Entry> = self.refused.iter().map(entry).collect();
         while !rest.is_empty() {
-            let (store, unwritten, written) = write(self.store.take(), rest).await;
-            self.store = store;
+            let (unwritten, written) = write(store.clone(), rest).await;
             rest = unwritten;
             match written {
                 Ok(count) => {
@@ -130,9 +128,12 @@ impl Settler {
     fn release(&mut self, count: usize, kept_as: impl Fn(&Refusal) -> Option<RefusalReason>) {
         for (taken, refusal) in self.refused.drain(..count) {
             self.settlement.release(&taken.message.event);
-            match kept_as(&refusal) {
-                Some(reason) => self.settlement.dead_lettered.push(reason),
-                None => self.settlement.lost.push(Loss::Refused),
+            if let Some(reason) = kept_as(&refusal) {
+                self.settlement.dead_lettered.push(reason);
+                end(&mut self.ended, &taken.message.event, Outcome::Kept);
+            } else {
+                self.settlement.lost.push(Loss::Refused);
+                end(&mut self.ended, &taken.message.event, Outcome::Failed);
             }
         }
     }
@@ -151,6 +152,7 @@ impl Settler {
             view.change(|view| view.last_published = Some(SystemTime::now()));
         }
         self.settlement.clear();
+        ticket::end(self.ended.drain(..));
     }
 
     /// A message that its sender took back before it was sent.
@@ -165,16 +167,20 @@ impl Settler {
     }
 }
 
+/// Notes how an event ended, where somebody waits for it and has not been told before (the journal tells at once).
+fn end(ended: &mut Vec<(Arc<Ticket>, Outcome)>, event: &Event, outcome: Outcome) {
+    if let Some(ticket) = event.ticket.as_ref().filter(|ticket| ticket.outcome().is_none()) {
+        ended.push((ticket.clone(), outcome));
+    }
+}
+
 /// Writes dead letters on a thread of their own: a disk that hangs must not hold the delivery thread up. Gives back
-/// the store, the lines, and how many of them are written.
-async fn write(store: Option<Store>, lines: Vec<Vec<u8>>) -> (Option<Store>, Vec<Vec<u8>>, Result<usize, String>) {
+/// the lines, and how many of them are written.
+async fn write(store: Arc<Mutex<Store>>, entries: Vec<Entry>) -> (Vec<Entry>, Result<usize, String>) {
     let written = tokio::task::spawn_blocking(move || {
-        let mut store = store;
-        let written = match &mut store {
-            Some(store) => store.append(&lines).map_err(|error| error.to_string()),
-            None => Err("an earlier write to the dead letters has not come back".to_owned()),
-        };
-        (store, lines, written)
+        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = store.append(&entries).map_err(|error| error.to_string());
+        (entries, written)
     });
-    written.await.unwrap_or_else(|_| (None, Vec::new(), Err("the writer of dead letters panicked".to_owned())))
+    written.await.unwrap_or_else(|_| (Vec::new(), Err("the writer of dead letters panicked".to_owned())))
 }

@@ -12,6 +12,7 @@ use hyper::{Method, Request, StatusCode};
 use crate::accounting::{Decision, Reason};
 use crate::ingress::body::{self, Budget, Unread};
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
+use crate::ingress::invalid::Invalids;
 use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
 use crate::ingress::settings::{Settings, Source, Validation};
@@ -65,6 +66,7 @@ pub struct Ingress {
     budget: Arc<Budget>,
     unknown: Arc<UnknownPaths>,
     known: Arc<Deduplication>,
+    invalids: Option<Arc<Invalids>>,
 }
 
 /// A request that was not accepted: the answer, and the word for it.
@@ -90,7 +92,23 @@ impl Ingress {
             recent: recent.clone(),
         });
         let endpoints = endpoints.collect();
-        Self { settings, endpoints, queue, metrics, budget: Budget::new(read_budget), unknown, known }
+        Self {
+            settings,
+            endpoints,
+            queue,
+            metrics,
+            budget: Budget::new(read_budget),
+            unknown,
+            known,
+            invalids: None,
+        }
+    }
+
+    /// Keeps signed bodies that are answered 422 there.
+    #[must_use]
+    pub fn keeping(mut self, invalids: Option<Arc<Invalids>>) -> Self {
+        self.invalids = invalids;
+        self
     }
 
     /// Answers one request.
@@ -171,7 +189,14 @@ impl Guard<'_> {
         if let Some(known) = self.ingress.known.look(&key) {
             return self.duplicate(known).await;
         }
-        let labels = match validate(&bytes, self.endpoint.source.validation).map_err(invalid)? {
+        let valid = validate(&bytes, self.endpoint.source.validation).map_err(|problem| {
+            if let Some(invalids) = &self.ingress.invalids {
+                let traceparent = traceparent(&head.headers);
+                invalids.keep(&self.endpoint.source, &problem, &verified, traceparent, received, &bytes);
+            }
+            invalid(problem)
+        });
+        let labels = match valid? {
             Valid::Event(payload) => Labels::new(&payload.fields(), &verified.digest),
             Valid::Probe => {
                 self.count(Decision::Probe);

@@ -18,7 +18,7 @@ use crate::queue::Settlement;
 use crate::queue::disk::{Backlog, Disk, Entry, Holder, Incoming, Tail, Writing};
 use crate::queue::journal::{Layout, Record};
 use crate::settings::Section;
-use crate::ticket::{Mailbox, Ticket};
+use crate::ticket::{self, Mailbox, Outcome, Ticket};
 
 /// Full until it is below this share again, in percent: a probe must not flicker.
 const READY_BELOW: usize = 90;
@@ -104,8 +104,12 @@ pub enum Taken {
 #[derive(Debug)]
 pub(super) struct State {
     waiting: VecDeque<Box<Event>>,
-    /// Events from dead letters, which come late by nature.
+    /// Events made of letters, which come late anyway: they have a share beside `waiting`.
     replays: VecDeque<Box<Event>>,
+    /// What `take` owes the replays, in quarters of an event.
+    owed: usize,
+    /// Delivery is over.
+    closed: bool,
     /// Events that delivery took and has not settled.
     taken: usize,
     /// Of all that is in memory: what the journal does not keep.
@@ -152,6 +156,8 @@ impl Buffer {
         let state = State {
             waiting: VecDeque::new(),
             replays: VecDeque::new(),
+            owed: 0,
+            closed: false,
             taken: 0,
             unjournaled: 0,
             bytes: 0,
@@ -285,9 +291,11 @@ impl Buffer {
     pub fn take(&self, most: usize, into: &mut VecDeque<Box<Event>>) -> Taken {
         let mut state = self.lock();
         let state = &mut *state;
-        let replays = state.replays.len().min(if state.waiting.is_empty() { most } else { most.div_ceil(4) });
+        // A quarter of what is taken, counted over many batches: some are of one event.
+        state.owed = if state.replays.is_empty() { 0 } else { state.owed + most };
+        let share = (state.owed / 4).min(state.replays.len()).min(most);
         let before = into.len();
-        while into.len() - before < most - replays {
+        while into.len() - before < most - share {
             let Some(event) = state.waiting.front() else { break };
             let is_next = match (event.kept, &mut state.disk) {
                 (Kept::Journal(sequence), Some(disk)) => {
@@ -311,7 +319,9 @@ impl Buffer {
             }
             into.push_back(event);
         }
-        into.extend(state.replays.drain(..replays));
+        let late = state.replays.len().min(most - (into.len() - before));
+        state.owed = state.owed.saturating_sub(4 * late);
+        into.extend(state.replays.drain(..late));
         let count = into.len() - before;
         state.taken += count;
         if count > 0 && state.oldest_taken.is_none() {
@@ -360,15 +370,21 @@ impl Buffer {
         }
     }
 
-    /// Adds events made from dead letters.
-    pub fn replay(&self, events: Vec<Box<Event>>) {
+    /// Takes events that were made of letters; false once delivery is over. They are few at a time: no limit refuses
+    /// them.
+    #[must_use]
+    pub fn replay(&self, events: Vec<Box<Event>>) -> bool {
         let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
         state.ledger.replayed += events.len() as u64;
         state.unjournaled += events.len();
         state.bytes += events.iter().map(|event| event.cost()).sum::<usize>();
         state.replays.extend(events);
         drop(state);
         self.ready.notify_one();
+        true
     }
 
     /// Counts and releases a batch; `oldest` is the receipt of the oldest event that delivery still holds.
@@ -515,29 +531,48 @@ impl Buffer {
         }
     }
 
-    /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held.
+    /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held. Those who wait are told.
     pub fn lose_waiting(&self) {
         let mut state = self.lock();
+        state.closed = true;
         let State { waiting, replays, disk, .. } = &mut *state;
-        let keeps = |kept| disk.as_ref().is_some_and(|disk| disk.keeps(kept));
-        let lost = waiting.drain(..).filter(|event| !keeps(event.kept)).fold((0, 0), add);
-        replays.clear();
+        let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
+        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
+        let lost = sum(all.iter().map(|event| &**event).filter(|event| !keeps(event.kept)));
         state.bytes -= lost.1;
         state.unjournaled -= lost.0;
         state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        drop(state);
+        give_up(all.iter().map(|event| &**event));
     }
 
     /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; says how many.
     pub fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
+        let events: Vec<&Event> = events.collect();
         let mut state = self.lock();
         let State { disk, .. } = &mut *state;
         let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
-        let lost = events.filter(|event| !keeps(event.kept)).fold((0, 0), add);
+        let lost = sum(events.iter().copied().filter(|event| !keeps(event.kept)));
         state.bytes -= lost.1;
         state.taken -= lost.0;
         state.unjournaled -= lost.0;
         state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        drop(state);
+        give_up(events.into_iter());
         lost.0
+    }
+
+    /// Events in memory, and their cost in bytes.
+    #[must_use]
+    pub fn held(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.in_memory(), state.bytes)
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Whether anything waits to be taken, in memory, on disk, or on its way there.
@@ -673,8 +708,15 @@ fn withdraw(state: &mut State, event: &Event) {
     state.bytes -= event.cost();
 }
 
-fn add((events, bytes): (usize, usize), event: impl std::borrow::Borrow<Event>) -> (usize, usize) {
-    (events + 1, bytes + event.borrow().cost())
+/// How many, and what they cost.
+fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
+    events.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()))
+}
+
+/// Tells those who wait for events that nothing comes of them in this process.
+fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
+    let tickets = events.filter_map(|event| event.ticket.clone());
+    ticket::end(tickets.filter(|ticket| ticket.outcome().is_none()).map(|ticket| (ticket, Outcome::Failed)));
 }
 
 #[cfg(test)]

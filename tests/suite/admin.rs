@@ -294,6 +294,7 @@ fn shows_how_things_stand_as_json() {
                 "buffer",
                 "connections",
                 "dead_letters",
+                "invalid",
                 "journal",
                 "ready",
                 "reasons",
@@ -348,6 +349,7 @@ fn shows_how_things_stand_as_json() {
         ),
         ("/connections", &["capacity", "open"]),
         ("/dead_letters", &["bytes", "capacity_bytes", "events"]),
+        ("/invalid", &["bytes", "capacity_bytes", "dropped", "events", "kept"]),
         (
             "/sources/0",
             &[

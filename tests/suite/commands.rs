@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::support::{Bridge, Ended, LIMIT, PATH, Payload, Program, SECRET, get, node_signs, request_once, sign};
 
-const COMMANDS: [&str; 6] = ["serve", "check", "demo", "sign", "send", "healthcheck"];
+const COMMANDS: [&str; 7] = ["serve", "check", "demo", "sign", "send", "dead-letters", "healthcheck"];
 
 /// A file with the secret of the suite.
 fn secret_file(directory: &Path) -> String {

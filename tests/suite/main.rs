@@ -14,6 +14,10 @@ mod commands;
 #[cfg(test)]
 mod conformance;
 
+// What the broker refused and what was invalid: listed, shown, replayed, dropped, with a daemon and without.
+#[cfg(test)]
+mod dead_letters;
+
 // The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;

@@ -28,6 +28,7 @@ pub(crate) struct Setup {
     broker: String,
     limits: Option<u32>,
     level: &'static str,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Setup {
@@ -51,6 +52,7 @@ impl Setup {
             broker: broker.toml(),
             limits: None,
             level: "info",
+            variables: Vec::new(),
         };
         setup
             .text("state_directory", &state.display().to_string())
@@ -72,6 +74,12 @@ impl Setup {
         self
     }
 
+    /// Another broker, in the same directories.
+    pub(crate) fn with_broker(mut self, broker: &Table) -> Self {
+        self.broker = broker.toml();
+        self
+    }
+
     /// No state directory: nowhere to keep dead letters.
     pub(crate) fn without_state(mut self) -> Self {
         self.sections.entry(String::new()).or_default().remove("state_directory");
@@ -81,6 +89,18 @@ impl Setup {
     /// At most this many open files.
     pub(crate) fn open_files(mut self, limit: u32) -> Self {
         self.limits = Some(limit);
+        self
+    }
+
+    /// Makes the disk fail or the daemon die at these places: `letters.sync=error@3`.
+    pub(crate) fn failpoints(mut self, points: &str) -> Self {
+        self.variables.push(("PLEXTRAC_BRIDGE_FAILPOINTS", points.to_owned()));
+        self
+    }
+
+    /// Nothing fails any more.
+    pub(crate) fn without_failpoints(mut self) -> Self {
+        self.variables.retain(|(name, _)| *name != "PLEXTRAC_BRIDGE_FAILPOINTS");
         self
     }
 
@@ -101,6 +121,7 @@ impl Setup {
                 shell
             }
         };
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.arg("serve").arg("--config").arg(self.file());
         command.args(["--log-format", "json", "--log-level", self.level]);
         Daemon::start(command, self.directory.clone())
