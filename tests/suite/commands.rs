@@ -215,7 +215,7 @@ fn sends_no_faster_than_it_is_told() {
 
 #[test]
 fn sends_the_bytes_of_files_unchanged() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::takes_repeats);
     let directory = tempfile::tempdir().unwrap();
     let bodies = [
         format!(" {}\r\n", String::from_utf8(Payload::new("blanks").body()).unwrap()).into_bytes(),

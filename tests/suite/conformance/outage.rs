@@ -1,6 +1,5 @@
 //! The way to the broker is away, full, cut or stalled; the broker itself is well.
 
-use std::fs;
 use std::time::Duration;
 
 use super::rig::{Remote, judge};
@@ -86,7 +85,7 @@ pub(super) fn bounds_the_bytes_of_the_buffer<R: Remote>(test: &str) {
     rig.proxy().refuse();
     let setup = Setup::new(&rig.table()).text("buffer.max_bytes", "4MiB");
     let daemon = setup.start();
-    let before = resident(&daemon);
+    let before = daemon.resident();
     let load = Load { events: 100, text: "x".repeat(200_000), ..Load::default() };
     let sent = load.send(&daemon.ingress);
     // 4 MiB hold twenty bodies of 200 kB; while others are being read, less may fit.
@@ -94,19 +93,11 @@ pub(super) fn bounds_the_bytes_of_the_buffer<R: Remote>(test: &str) {
     assert_eq!(sent.accepted() + sent.refused(503) as u64, 100);
     let status = daemon.status();
     assert!(status.number("/buffer/bytes") <= 4 << 20, "{}", status.0["buffer"]);
-    let grown = resident(&daemon).saturating_sub(before);
+    let grown = daemon.resident().saturating_sub(before);
     assert!(grown < 64 << 20, "{} MiB more than before", grown >> 20);
     rig.proxy().heal();
     let status = daemon.wait_until_empty();
     judge(&rig, &setup, &sent, &status, 0);
-}
-
-/// Bytes of memory in use.
-fn resident(daemon: &Daemon) -> u64 {
-    let text = fs::read_to_string(format!("/proc/{}/status", daemon.pid())).expect("the daemon runs");
-    let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells VmRSS");
-    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
-    kib << 10
 }
 
 pub(super) fn keeps_events_through_cut_connections<R: Remote>(test: &str) {

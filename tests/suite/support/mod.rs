@@ -3,6 +3,7 @@
 mod bridge;
 mod broker;
 mod daemon;
+pub(crate) mod files;
 mod http;
 mod load;
 mod node;
