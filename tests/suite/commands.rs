@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::support::{Bridge, Ended, LIMIT, PATH, Payload, Program, SECRET, get, node_signs, request_once, sign};
+use crate::support::{
+    Bridge, Ended, LIMIT, PATH, Payload, Program, SECRET, Setup, get, node_signs, request_once, sign,
+};
 
 const COMMANDS: [&str; 6] = ["serve", "check", "demo", "sign", "send", "healthcheck"];
 

@@ -48,6 +48,7 @@ conform! { Nats:
     }
     end {
         delivers_everything_before_it_ends_under_load
+        keeps_what_it_could_not_deliver_for_the_next_start
         counts_what_it_could_not_deliver_as_lost
         delivers_through_a_slow_broker_before_it_ends
     }

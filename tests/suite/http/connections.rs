@@ -5,7 +5,9 @@ use std::thread;
 use std::time::Duration;
 
 use super::case::{Case, Outcome, Request, Signature, assert_closed, good, problem};
-use crate::support::{Bridge, LIMIT, PATH, plain, rest, statuses, until_closed, until_closed_by_both, wait_until};
+use crate::support::{
+    Bridge, LIMIT, PATH, Setup, plain, rest, statuses, until_closed, until_closed_by_both, wait_until,
+};
 
 #[test]
 fn keeps_a_connection_alive_over_good_and_bad_requests() {

@@ -1,7 +1,7 @@
 //! Lengths, chunks and headers that lie. Whatever is behind a request of doubtful framing is never served as another.
 
 use super::case::{Case, Outcome, Request, Signature, good};
-use crate::support::{Bridge, Counters, PATH, SECRET, sign, statuses, until_closed};
+use crate::support::{Bridge, Counters, PATH, SECRET, Setup, sign, statuses, until_closed};
 
 /// A whole good request that must never be served where it stands.
 fn smuggled() -> Vec<u8> {
