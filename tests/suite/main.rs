@@ -18,6 +18,10 @@ mod conformance;
 #[cfg(test)]
 mod http;
 
+// What was accepted survives crashes, damage, full and failing disks, restarts, stepped clocks.
+#[cfg(test)]
+mod journal;
+
 // The rules of the house, kept by reading src/.
 #[cfg(test)]
 mod layers;

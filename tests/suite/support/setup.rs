@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::table::{Table, quoted};
 use super::wait::{LIMIT, port};
-use super::{Daemon, Delivered, Stopped, files, wait_for};
+use super::{Daemon, Delivered, Oracle, Sent, Stopped, files, wait_for};
 
 /// The secret of the source, as the sender knows it.
 pub(crate) const SECRET: &str = "the suite's own secret, 0123456789";
@@ -185,6 +185,12 @@ impl Setup {
     /// What the file broker holds.
     pub(crate) fn delivered(&self) -> Vec<Delivered> {
         ["events", "away/events"].iter().flat_map(|events| files::read(&self.directory().join(events))).collect()
+    }
+
+    /// Judges what the file broker holds against what was sent; how many messages were repeats.
+    pub(crate) fn judge(&self, sent: &Sent) -> usize {
+        let (delivered, dead) = (self.delivered(), self.dead_letters());
+        Oracle { sent, delivered: &delivered, dead: &dead, out_of_order: 0 }.judge()
     }
 
     /// From now on the broker of [`Setup::on_missing_files`] takes events.

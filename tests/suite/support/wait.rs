@@ -63,6 +63,14 @@ pub(crate) fn long() -> bool {
     std::env::var_os("SUITE_LONG").is_some_and(|value| !value.is_empty())
 }
 
+/// Chances that can be had again: `SUITE_SEED` with the number that is printed.
+pub(crate) fn random() -> fastrand::Rng {
+    let asked = std::env::var("SUITE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = asked.unwrap_or_else(|| fastrand::u64(..));
+    println!("SUITE_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
+}
+
 /// A file of the project's tests.
 pub(super) fn test_file(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join(name)
