@@ -14,6 +14,10 @@ mod commands;
 #[cfg(test)]
 mod conformance;
 
+// Equal requests: the window, the limit, all at once, what is no duplicate.
+#[cfg(test)]
+mod duplicates;
+
 // The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;
@@ -30,6 +34,10 @@ mod layers;
 #[cfg(test)]
 mod limits;
 
+// The mode `published`: 200 for what the broker confirmed, time-outs, senders that leave or ask twice.
+#[cfg(test)]
+mod published;
+
 // No secret in logs, errors, status, metrics or on the page.
 #[cfg(test)]
 mod secrets;
@@ -45,6 +53,10 @@ mod settings;
 // Bodies and signatures made by Node.
 #[cfg(test)]
 mod signatures;
+
+// The stop: what is not settled is written to the journal and delivered by the next start.
+#[cfg(test)]
+mod spill;
 
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]

@@ -238,10 +238,8 @@ fn waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away() {
     const LIMIT_BYTES: u64 = 4096;
     const EVENTS: usize = 12;
     // A file's name has at most 248 bytes: every event is refused.
-    let table = crate::support::Table::new("file").text("name", "{event}".repeat(4));
-    let setup = Setup::on_files();
-    let table = table.text("directory", setup.directory().join("events").display().to_string());
-    let setup = Setup::new(&table).text("dead_letters.max_bytes", &format!("{LIMIT_BYTES}B"));
+    let setup = Setup::on_files_named(&"{event}".repeat(4));
+    let setup = setup.text("dead_letters.max_bytes", &format!("{LIMIT_BYTES}B"));
     let daemon = setup.start();
     for number in 0..EVENTS {
         let payload = Payload { event: "E".repeat(64), ..Payload::new(format!("cuid-{number}")) };

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use crate::support::{Daemon, LIMIT, Load, Payload, Sent, Setup, request_once, wait_until};
+use crate::support::{Daemon, LIMIT, Load, Sent, Setup, request_once, wait_until};
 
 /// So many events of one series: keys and numbers go on where the one before ended.
 fn part(series: &str, first: u64, events: u64) -> Load {

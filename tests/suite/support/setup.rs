@@ -40,19 +40,24 @@ impl Setup {
 
     /// The same on the file broker, whose files are in `events/` of the test's directory.
     pub(crate) fn on_files() -> Self {
-        Self::with_files("events")
+        Self::with_files("events", "{event}.{targetType}")
+    }
+
+    /// The same with another template of the files' names.
+    pub(crate) fn on_files_named(name: &str) -> Self {
+        Self::with_files("events", name)
     }
 
     /// The same with the broker away until [`Setup::bring_the_broker_back`].
     pub(crate) fn on_missing_files() -> Self {
         // A directory is created only where its parent exists.
-        Self::with_files("away/events")
+        Self::with_files("away/events", "{event}.{targetType}")
     }
 
-    fn with_files(events: &str) -> Self {
+    fn with_files(events: &str, name: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let events = directory.path().join(events).display().to_string();
-        Self::within(directory, &Table::new("file").text("directory", events))
+        Self::within(directory, &Table::new("file").text("directory", events).text("name", name))
     }
 
     fn within(directory: tempfile::TempDir, broker: &Table) -> Self {
