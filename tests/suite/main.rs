@@ -54,6 +54,10 @@ mod settings;
 #[cfg(test)]
 mod signatures;
 
+// Faults of every kind on each real broker under steady load, for as long as is asked: `make soak`.
+#[cfg(test)]
+mod soak;
+
 // The stop: what is not settled is written to the journal and delivered by the next start.
 #[cfg(test)]
 mod spill;

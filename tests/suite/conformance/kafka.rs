@@ -193,7 +193,7 @@ impl Rig for Kafka {
     }
 
     fn read(&self, _at_least: u64) -> Vec<Delivered> {
-        read(&self.order(&json!({"prefix": self.name}))).iter().map(Delivered::from).collect()
+        read(&self.order(&json!({"prefix": self.name})))
     }
 }
 

@@ -142,7 +142,7 @@ impl Rig for Nats {
     }
 
     fn read(&self, _at_least: u64) -> Vec<Delivered> {
-        read(&self.order(&json!({}))).iter().map(Delivered::from).collect()
+        read(&self.order(&json!({})))
     }
 }
 

@@ -151,7 +151,7 @@ impl Rig for Rabbitmq {
         let left = at_least.saturating_sub(taken.len() as u64);
         let queues = [self.name.clone(), format!("{}-special", self.name)];
         let order = json!({"prefix": self.name, "queues": queues, "at_least": left});
-        taken.extend(read(&self.order(&order)).iter().map(Delivered::from));
+        taken.extend(read(&self.order(&order)));
         taken.clone()
     }
 }

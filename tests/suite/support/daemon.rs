@@ -72,6 +72,15 @@ impl Stopped {
         assert_eq!(self.last["message"], "stopped", "the last line of the log: {}", self.last);
         self.last[name].as_u64().unwrap_or_else(|| panic!("no number `{name}` in the last line: {}", self.last))
     }
+
+    /// Both equations of the accounting in the last line.
+    pub(crate) fn assert_balanced(&self) {
+        let sum = |names: &[&str]| names.iter().map(|name| self.count(name)).sum::<u64>();
+        let received = sum(&["accepted", "duplicate", "probe", "rejected"]);
+        assert_eq!(self.count("received"), received, "what was received: {}", self.last);
+        let ended = sum(&["published", "dead_lettered", "withdrawn", "lost", "held"]);
+        assert_eq!(sum(&["accepted", "recovered", "replayed"]), ended, "what became of it: {}", self.last);
+    }
 }
 
 /// `/status` at one moment.

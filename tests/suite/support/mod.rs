@@ -22,7 +22,7 @@ pub(crate) use bridge::{Bridge, Counters};
 pub(crate) use broker::{Broker, Kind, ports};
 pub(crate) use daemon::{Daemon, Status, Stopped, request_once};
 pub(crate) use http::{Answer, Client, get};
-pub(crate) use load::{Load, Note, Outcome, Running, Sent};
+pub(crate) use load::{Load, Note, Outcome, Sent};
 pub(crate) use node::node_signs;
 pub(crate) use oracle::{Delivered, Oracle, assert_books_balance};
 pub(crate) use payload::{Payload, UNICODE};

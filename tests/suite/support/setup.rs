@@ -200,15 +200,7 @@ impl Setup {
 
     /// From now on the broker of [`Setup::on_missing_files`] takes events.
     pub(crate) fn bring_the_broker_back(&self) {
-        let (away, kept) = (self.directory().join("away"), self.directory().join("kept"));
-        let back = if kept.exists() { fs::rename(kept, away) } else { fs::create_dir(away) };
-        back.expect("the temporary directory can be written");
-    }
-
-    /// Takes it away again; for a daemon that is started later.
-    pub(crate) fn take_the_broker_away(&self) {
-        let moved = fs::rename(self.directory().join("away"), self.directory().join("kept"));
-        moved.expect("the temporary directory can be written");
+        fs::create_dir(self.directory().join("away")).expect("the temporary directory can be written");
     }
 
     /// The state directory.
