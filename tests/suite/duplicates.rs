@@ -217,7 +217,7 @@ fn makes_one_event_of_equal_requests_at_once() {
 }
 
 #[test]
-fn keeps_its_memory_bounded() {
+fn knows_exactly_the_last_hundred_when_it_may_know_no_more() {
     let bridge = Bridge::start(|setup| setup.raw("deduplication.max_entries", "100"));
     for number in 0..500 {
         assert_eq!(post(&bridge, &body(&format!("cuid {number}"))), ACCEPTED);

@@ -83,6 +83,7 @@ struct Soak<'a, R> {
     /// None only while one ends and another starts.
     daemon: Option<Daemon>,
     random: Rng,
+    seed: u64,
     plan: Plan,
     began: Instant,
     samples: Vec<Sample>,
@@ -112,6 +113,7 @@ fn run<R: Remote>(broker: &str) {
         setup,
         trapped,
         daemon,
+        seed: random.get_seed(),
         random,
         plan,
         began: Instant::now(),
@@ -264,6 +266,7 @@ impl<R: Remote> Soak<'_, R> {
         let most = 4 * usize::try_from(WINDOW).expect("a window is small") * (faults.len() + 1);
         assert!(repeats <= most, "{repeats} repeats after {} faults", faults.len());
         Verdict {
+            seed: self.seed,
             took: self.began.elapsed(),
             accepted: sent.accepted(),
             unanswered: sent.0.iter().filter(|note| note.outcome == Outcome::Maybe).count(),

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::fault::Fault;
 
 /// So much growth in ten minutes is none.
-const FLAT_BYTES: f64 = 1_048_576.0;
+const FLAT_MIB: f64 = 1.0;
 
 /// Over less time a line says nothing.
 const LEAST: Duration = Duration::from_mins(5);
@@ -28,6 +28,7 @@ pub(super) struct Sample {
 /// What was found; what must not be found has panicked before.
 #[derive(Clone, Debug)]
 pub(super) struct Verdict {
+    pub(super) seed: u64,
     pub(super) took: Duration,
     pub(super) accepted: u64,
     pub(super) unanswered: usize,
@@ -42,7 +43,12 @@ pub(super) struct Verdict {
 impl Verdict {
     /// One line each.
     pub(super) fn table(&self, broker: &str) -> String {
-        let mut table = format!("soak on {broker}: {} s, {} faults\n", self.took.as_secs(), self.faults.len());
+        let mut table = format!(
+            "soak on {broker}: {} s, {} faults, SUITE_SEED={}\n",
+            self.took.as_secs(),
+            self.faults.len(),
+            self.seed
+        );
         for (name, count) in self.counted() {
             writeln!(table, "  {name:<28}{count:>10}").expect("a String takes everything");
         }
@@ -65,10 +71,11 @@ impl Verdict {
         table
     }
 
-    /// For a program.
+    /// For a program, on one line.
     pub(super) fn json(&self, broker: &str) -> String {
         json!({
             "broker": broker,
+            "seed": self.seed,
             "seconds": self.took.as_secs_f64(),
             "faults": self.counted(),
             "accepted": self.accepted,
@@ -86,8 +93,8 @@ impl Verdict {
 
     /// Panics if the memory grew, where that can be told.
     pub(super) fn assert_flat(&self) {
-        if let Some((growth, over)) = growth(&self.samples).filter(|(_, over)| *over >= LEAST) {
-            assert!(growth < FLAT_BYTES, "{:.2} MiB more in 10 minutes, over {over:?}", growth / 1_048_576.0);
+        if let Some(growth) = self.growth_mib() {
+            assert!(growth < FLAT_MIB, "{growth:.2} MiB more in 10 minutes");
         }
     }
 
@@ -104,7 +111,7 @@ impl Verdict {
     }
 
     fn growth_mib(&self) -> Option<f64> {
-        growth(&self.samples).map(|(growth, _)| growth / 1_048_576.0)
+        growth(&self.samples).filter(|(_, over)| *over >= LEAST).map(|(growth, _)| growth)
     }
 }
 
@@ -113,14 +120,14 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / 1_048_576.0
 }
 
-/// Bytes per ten minutes: the slope of the least squares through the samples of the last life, without the first
+/// MiB per ten minutes: the slope of the least squares through the samples of the last life, without the first
 /// quarter of the run; and over what time.
 fn growth(samples: &[Sample]) -> Option<(f64, Duration)> {
     let last = samples.last()?;
     let used: Vec<(f64, f64)> = samples
         .iter()
         .filter(|sample| sample.life == last.life && sample.at >= last.at / 4)
-        .map(|sample| (sample.at.as_secs_f64() / 600.0, mib(sample.resident) * 1_048_576.0))
+        .map(|sample| (sample.at.as_secs_f64() / 600.0, mib(sample.resident)))
         .collect();
     let count = f64::from(u32::try_from(used.len()).ok()?);
     let mean = |of: fn(&(f64, f64)) -> f64| used.iter().map(of).sum::<f64>() / count;
@@ -148,13 +155,10 @@ mod tests {
         let leak = samples(0, 0, 600, |second| 1_000_000 * second);
         let flat = samples(1, 600, 600, |second| 50_000_000 + second % 3);
         let (growth_of_flat, over) = growth(&[leak.clone(), flat].concat()).unwrap();
-        assert!(
-            growth_of_flat.abs() < 1_000.0 && over == Duration::from_secs(599),
-            "{growth_of_flat} over {over:?}"
-        );
+        assert!(growth_of_flat.abs() < 0.01 && over == Duration::from_secs(599), "{growth_of_flat} over {over:?}");
         let slow = samples(1, 600, 600, |second| 50_000_000 + second * 2_000);
         let (growth_of_slow, _) = growth(&[leak, slow].concat()).unwrap();
-        assert!((growth_of_slow - 1_200_000.0).abs() < 10.0 && growth_of_slow > FLAT_BYTES, "{growth_of_slow}");
+        assert!((growth_of_slow - 1.144).abs() < 0.01 && growth_of_slow > FLAT_MIB, "{growth_of_slow}");
         assert_eq!(growth(&[]), None);
         assert_eq!(growth(&samples(0, 0, 1, |_| 1)), None);
     }
