@@ -1,4 +1,4 @@
-# One profile each: `demo` and `bench` build release, everything else uses the dev profile, so nothing is built twice.
+# One profile each: `demo`, `bench` and `soak` build release, everything else uses the dev profile, so nothing is built twice.
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -12,6 +12,8 @@ export PYTHON := $(VENV)/bin/python
 
 CARGO ?= cargo
 FUZZ_CASES ?= 20000
+MINUTES ?= 20
+BROKER ?= all
 
 step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 
@@ -37,6 +39,12 @@ bench: setup-build release ## processor time per event: the real daemon on the f
 fuzz: setup-build ## the properties with FUZZ_CASES (20000) random cases each
 	$(call step,fuzz: $(FUZZ_CASES) cases of each property)
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --lib
+
+.PHONY: soak
+soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each
+	$(call step,soak: $(MINUTES) minutes on $(BROKER))
+	@SOAK_MINUTES=$(MINUTES) SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --features failpoints \
+	    --test suite -- --nocapture --test-threads 1 soak::run::survives_faults_of_every_kind_on_$(BROKER:all=)
 
 .PHONY: brokers-up
 brokers-up: setup ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses

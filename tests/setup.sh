@@ -55,6 +55,7 @@ if [ "$mode" = test ]; then
     want curl "a client that is not ours" has curl
     want procps "processes and their memory" has ps
     want prometheus "promtool checks metrics and the scrape configuration" has promtool
+    want faketime "steps the clock of a daemon" has faketime
     want systemd "systemd-analyze checks the unit" has systemd-analyze
     want shellcheck "checks the shell scripts" has shellcheck
 fi

@@ -9,7 +9,7 @@ use std::process::Stdio;
 use serde_json::{Value, json};
 
 use crate::support::{
-    Answer, Bridge, Client, LIMIT, Payload, Program, get, request_once, until_closed, wait_until,
+    Answer, Bridge, Client, LIMIT, Payload, Program, Setup, get, request_once, until_closed, wait_until,
 };
 
 /// Every series that exists from the start with 0, or with what it is then (`*`), for one source with one secret.
@@ -43,7 +43,7 @@ oldest_event_timestamp_seconds
 last_published_timestamp_seconds
 broker_connected *
 journal_events
-journal_bytes
+journal_bytes *
 journal_capacity_bytes *
 dead_letters_events
 dead_letters_bytes
@@ -59,8 +59,8 @@ publish_duration_seconds_count
 publish_duration_seconds_sum
 delivery_duration_seconds_count
 delivery_duration_seconds_sum
-journal_sync_duration_seconds_count
-journal_sync_duration_seconds_sum
+journal_sync_duration_seconds_count *
+journal_sync_duration_seconds_sum *
 "#;
 
 /// The series above, `a|b` written out; whether each must be 0.
@@ -108,6 +108,7 @@ fn has_every_series_from_the_start() {
         ("buffer_capacity_bytes", "67108864"),
         ("connections_capacity", "4096"),
         ("dead_letters_capacity_bytes", "268435456"),
+        ("journal_capacity_bytes", "1073741824"),
         ("config_last_reload_successful", "1"),
         ("ready", "1"),
     ] {
@@ -350,6 +351,7 @@ fn shows_how_things_stand_as_json() {
         ("/connections", &["capacity", "open"]),
         ("/dead_letters", &["bytes", "capacity_bytes", "events"]),
         ("/invalid", &["bytes", "capacity_bytes", "dropped", "events", "kept"]),
+        ("/journal", &["bytes", "capacity_bytes", "damaged", "events", "failed", "recovered"]),
         (
             "/sources/0",
             &[
@@ -376,6 +378,30 @@ fn shows_how_things_stand_as_json() {
     assert_eq!(status["broker"]["state"], "connected", "{}", status["broker"]);
     assert_eq!(status["sources"][0]["last"]["outcome"], "accepted", "{}", status["sources"]);
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"), "the version");
+}
+
+#[test]
+fn shows_the_mode_and_no_journal_without_a_state_directory() {
+    for mode in ["buffered", "journaled", "published"] {
+        let bridge = Bridge::start(|setup| setup.text("ack", mode));
+        assert_eq!(bridge.daemon.status().text("/ack"), mode);
+        assert!(bridge.daemon.status().0["journal"].is_object(), "{mode}: {}", bridge.daemon.status().0);
+        bridge.stop();
+    }
+    let bridge = Bridge::start(|setup| setup);
+    let status = bridge.daemon.status().0;
+    let journal = &status["journal"];
+    for (field, value) in
+        [("events", json!(0)), ("recovered", json!(0)), ("damaged", json!(0)), ("failed", json!(null))]
+    {
+        assert_eq!(journal[field], value, "`{field}` of the journal: {journal}");
+    }
+    assert_eq!(journal["capacity_bytes"], 1 << 30, "{journal}");
+    bridge.stop();
+    let bridge = Bridge::start(Setup::without_state);
+    assert_eq!(bridge.daemon.status().0["journal"], json!(null));
+    assert_eq!(bridge.daemon.metric("journal_capacity_bytes", &[]), 0, "there is none");
+    bridge.stop();
 }
 
 #[test]

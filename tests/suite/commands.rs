@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use serde_json::Value;
 
-use crate::support::{Bridge, Ended, LIMIT, PATH, Payload, Program, SECRET, get, node_signs, request_once, sign};
+use crate::support::{
+    Bridge, Ended, LIMIT, PATH, Payload, Program, SECRET, Setup, get, node_signs, request_once, sign,
+};
 
 const COMMANDS: [&str; 7] = ["serve", "check", "demo", "sign", "send", "dead-letters", "healthcheck"];
 
@@ -215,7 +217,7 @@ fn sends_no_faster_than_it_is_told() {
 
 #[test]
 fn sends_the_bytes_of_files_unchanged() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::takes_repeats);
     let directory = tempfile::tempdir().unwrap();
     let bodies = [
         format!(" {}\r\n", String::from_utf8(Payload::new("blanks").body()).unwrap()).into_bytes(),

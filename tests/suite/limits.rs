@@ -7,7 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Bridge, Client, LIMIT, PATH, Payload, Program, SECRET, plain, request_once, rest, sign, statuses, wait_until,
+    Bridge, Client, LIMIT, PATH, Payload, Program, SECRET, Setup, plain, request_once, rest, sign, statuses,
+    wait_until,
 };
 
 /// Between two drops: far below every time-out here.
@@ -63,7 +64,7 @@ fn closes_on_a_head_that_comes_drop_by_drop() {
 
 #[test]
 fn answers_408_to_a_body_that_comes_drop_by_drop() {
-    let bridge = Bridge::start(|setup| setup.text("ingress.body_timeout", "400ms"));
+    let bridge = Bridge::start(|setup| setup.takes_repeats().text("ingress.body_timeout", "400ms"));
     let body = Payload::new("dripping").body();
     let before = bridge.counters();
     for (framing, bytes) in [
@@ -137,7 +138,7 @@ fn counts_a_sender_that_leaves_within_its_body_and_makes_no_event_of_it() {
 
 #[test]
 fn accepts_a_whole_request_whose_sender_does_not_wait() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::takes_repeats);
     let body = Payload::new("gone").body();
     let request = [head(&body, &format!("Content-Length: {}", body.len())), body.clone()].concat();
     for _ in 0..20 {
@@ -153,7 +154,8 @@ fn accepts_a_whole_request_whose_sender_does_not_wait() {
 #[test]
 fn serves_no_more_connections_than_it_may_and_the_next_one_when_one_ends() {
     let bridge = Bridge::start(|setup| {
-        setup.raw("ingress.max_connections", "4").raw("ingress.threads", "2").text("ingress.header_timeout", "60s")
+        let setup = setup.takes_repeats().text("ingress.header_timeout", "60s");
+        setup.raw("ingress.max_connections", "4").raw("ingress.threads", "2")
     });
     let mut served: Vec<_> = (0..4).map(|_| bridge.connect()).collect();
     wait_until("all four are served", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 4);

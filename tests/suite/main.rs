@@ -18,9 +18,17 @@ mod conformance;
 #[cfg(test)]
 mod dead_letters;
 
+// Equal requests: the window, the limit, all at once, what is no duplicate.
+#[cfg(test)]
+mod duplicates;
+
 // The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;
+
+// What was accepted survives crashes, damage, full and failing disks, restarts, stepped clocks.
+#[cfg(test)]
+mod journal;
 
 // The rules of the house, kept by reading src/.
 #[cfg(test)]
@@ -29,6 +37,10 @@ mod layers;
 // Requests that come drop by drop or stop half-way, and what is counted for them.
 #[cfg(test)]
 mod limits;
+
+// The mode `published`: 200 for what the broker confirmed, time-outs, senders that leave or ask twice.
+#[cfg(test)]
+mod published;
 
 // No secret in logs, errors, status, metrics or on the page.
 #[cfg(test)]
@@ -45,6 +57,14 @@ mod settings;
 // Bodies and signatures made by Node.
 #[cfg(test)]
 mod signatures;
+
+// Faults of every kind on each real broker under steady load, for as long as is asked: `make soak`.
+#[cfg(test)]
+mod soak;
+
+// The stop: what is not settled is written to the journal and delivered by the next start.
+#[cfg(test)]
+mod spill;
 
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]

@@ -188,6 +188,11 @@ fn tells_what_was_expected_and_what_was_found() {
         ("[buffer]\nmax_events = 0", "`buffer.max_events` in bridge.toml: expected a whole number, at least 1, found 0".to_owned()),
         ("[buffer]\nmax_events = \"1\"", "`buffer.max_events` in bridge.toml: expected a whole number, found \"1\"".to_owned()),
         ("[buffer]\nmax_bytes = \"1KiB\"", "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit".to_owned()),
+        ("[journal]\nmax_bytes = 5", format!("`journal.max_bytes` in bridge.toml: {SIZE}, found 5")),
+        ("[journal]\nsegment_bytes = \"16MB\"", format!("`journal.segment_bytes` in bridge.toml: {SIZE}, found \"16MB\"")),
+        ("[deduplication]\nwindow = 10", format!("`deduplication.window` in bridge.toml: {DURATION}, found 10")),
+        ("[deduplication]\nmax_entries = \"many\"", "`deduplication.max_entries` in bridge.toml: expected a whole number, found \"many\"".to_owned()),
+        ("[publish]\ntimeout = 4", format!("`publish.timeout` in bridge.toml: {DURATION}, found 4")),
         ("[publish]\nretry_min = \"3s\"", "`publish.retry_max`: is below `publish.retry_min`".to_owned()),
         ("[log]\nformat = 1", "`log.format` in bridge.toml: expected one of \"auto\", \"text\", \"json\", found 1".to_owned()),
         ("[[broker.file.routes]]\nname = \"x\"", "`broker.file.routes[0].event`: missing or empty; a route names the event it takes".to_owned()),
@@ -218,19 +223,36 @@ fn tells_all_problems_at_once() {
 #[test]
 fn refuses_what_later_versions_will_have() {
     for (toml, key) in [
-        ("[journal]\nmax_bytes = \"1GiB\"", "journal"),
-        ("[deduplication]\nwindow = \"10m\"", "deduplication"),
         ("[ingress]\ntrusted_proxies = []", "ingress.trusted_proxies"),
         ("[ingress.tls]\nkey_file = \"x\"", "ingress.tls"),
-        ("[publish]\ntimeout = \"4s\"", "publish.timeout"),
     ] {
         Settings::good(toml)
             .refused(&[&format!("`{key}` in bridge.toml: not available in this version; remove it")]);
     }
-    for mode in ["journaled", "published"] {
-        Settings::new(&format!("ack = \"{mode}\"\n{SOURCE}{BROKER}"))
-            .refused(&["`ack` in bridge.toml: not available in this version; the one mode so far is \"buffered\""]);
-    }
+}
+
+#[test]
+fn takes_every_mode_and_wants_a_state_directory_for_the_journaled_one() {
+    let mode = |mode: &str| Settings::new(&format!("ack = \"{mode}\"\n{SOURCE}{BROKER}"));
+    mode("buffered").accepted(&[], DEFAULT_SOURCE);
+    mode("published").accepted(&[], DEFAULT_SOURCE);
+    mode("journald").refused(&[
+        "`ack` in bridge.toml: expected one of \"buffered\", \"journaled\", \"published\", found \"journald\"; did you mean \"journaled\"?",
+    ]);
+    let without = mode("journaled");
+    let ended = without.check();
+    ended.assert_code(78);
+    assert!(ended.err.contains("`state_directory`") && ended.err.contains("journaled"), "{}", ended.err);
+    // Nor does it serve in another mode.
+    let ended = without.run(&["serve", "--config", "bridge.toml"]);
+    ended.assert_code(78);
+    assert!(!ended.err.contains("listening"), "{}", ended.err);
+    let state = without.directory.path().join("state").display().to_string();
+    without.variable("STATE_DIRECTORY", &state).accepted(&[], DEFAULT_SOURCE);
+    Settings::new(&format!("ack = \"journaled\"\nstate_directory = \"state\"\n{SOURCE}{BROKER}"))
+        .accepted(&[], DEFAULT_SOURCE);
+    let parent = Settings::new(&format!("ack = \"journaled\"\nstate_directory = \"/no/such\"\n{SOURCE}{BROKER}"));
+    parent.refused(&["`state_directory` in bridge.toml: neither /no/such nor its parent exists; create /no"]);
 }
 
 #[test]
@@ -255,7 +277,12 @@ fn names_the_variable_that_is_wrong() {
         ("INGRESS__THREADS", "many", "expected a whole number, found \"many\"".to_owned()),
         ("ADMIN__PAGE", "maybe", "expected true or false, found \"maybe\"".to_owned()),
         ("BUFFER__MAX_BYTES", "5", format!("{SIZE}, found \"5\"")),
-        ("ACK", "journaled", "not available in this version; the one mode so far is \"buffered\"".to_owned()),
+        (
+            "ACK",
+            "journald",
+            "expected one of \"buffered\", \"journaled\", \"published\", found \"journald\"; did you mean \"journaled\"?"
+                .to_owned(),
+        ),
         (
             "SOURCES__PLEXTRAC__SECRETS",
             "[{id=\"a\",value=\"hunter2hunter2hunter2\"}]",
@@ -558,7 +585,7 @@ fn has_every_default_that_was_promised() {
 }
 
 /// The settings with their defaults: other values or names would break those who rely on them.
-const PROMISED: [(&str, &str); 13] = [
+const PROMISED: [(&str, &str); 15] = [
     ("", "ack = \"buffered\"\nstate_directory = \"\""),
     (
         "ingress",
@@ -578,7 +605,12 @@ const PROMISED: [(&str, &str); 13] = [
         validation = \"strict\"",
     ),
     ("buffer", "max_events = 100000\nmax_bytes = \"64MiB\""),
-    ("publish", "max_in_flight = 1000\nretry_min = \"100ms\"\nretry_max = \"2s\"\nheaders = \"cloudevents\""),
+    ("journal", "max_bytes = \"1GiB\"\nsegment_bytes = \"16MiB\""),
+    ("deduplication", "window = \"10m\"\nmax_entries = 100000"),
+    (
+        "publish",
+        "max_in_flight = 1000\ntimeout = \"4s\"\nretry_min = \"100ms\"\nretry_max = \"2s\"\nheaders = \"cloudevents\"",
+    ),
     (
         "broker.kafka",
         "bootstrap_servers = \"localhost:9092\"

@@ -132,7 +132,7 @@ pub(super) fn keeps_the_order_of_every_key_over_10_000_events<R: Rig>(test: &str
 
 pub(super) fn gives_a_repeated_request_the_same_id<R: Rig>(test: &str) {
     let rig = R::new(test);
-    let daemon = Setup::new(&rig.table()).start();
+    let daemon = Setup::new(&rig.table()).takes_repeats().start();
     let body = Payload::new("cuid-1").body();
     for _ in 0..2 {
         assert_eq!(request_once(&daemon, &body, &[]).status, 200);

@@ -25,9 +25,32 @@ pub(super) fn delivers_everything_before_it_ends_under_load<R: Rig>(test: &str) 
     assert_eq!(delivered.len() as u64, accepted);
 }
 
-pub(super) fn counts_what_it_could_not_deliver_as_lost<R: Remote>(test: &str) {
+pub(super) fn keeps_what_it_could_not_deliver_for_the_next_start<R: Remote>(test: &str) {
     let rig = R::proxied(test);
     let setup = Setup::new(&rig.table()).text("shutdown.grace", "1s");
+    let daemon = setup.start();
+    let before = Load { events: 30, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    rig.proxy().refuse();
+    let sent = before.and(Load { events: 50, ..Load::default() }.send(&daemon.ingress).all_accepted());
+    let stopped = daemon.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.last);
+    let counts = ["accepted", "published", "lost", "held"].map(|name| stopped.count(name));
+    assert_eq!(counts, [80, 30, 0, 50]);
+    rig.proxy().heal();
+    let daemon = setup.start();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("recovered"), status.count("published")), (50, 50));
+    let delivered = rig.read(80);
+    let oracle = Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: 0 };
+    // What was sent as the connection was cut may have arrived.
+    assert!(oracle.judge() <= 50, "{} messages", delivered.len());
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+pub(super) fn counts_what_it_could_not_deliver_as_lost<R: Remote>(test: &str) {
+    let rig = R::proxied(test);
+    let setup = Setup::new(&rig.table()).text("shutdown.grace", "1s").without_state();
     let daemon = setup.start();
     let before = Load { events: 30, ..Load::default() }.send(&daemon.ingress).all_accepted();
     daemon.wait_until_empty();

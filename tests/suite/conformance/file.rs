@@ -1,13 +1,7 @@
 //! The embedded file broker in the conformance suite.
 
-use std::fs;
-
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use serde_json::Value;
-
 use super::rig::{Binding, Rig};
-use crate::support::{Delivered, Payload, Table};
+use crate::support::{Delivered, Payload, Table, files};
 
 conform! { File:
     delivery {
@@ -54,23 +48,6 @@ impl Rig for File {
     }
 
     fn read(&self, _at_least: u64) -> Vec<Delivered> {
-        let mut all = Vec::new();
-        for entry in fs::read_dir(self.directory.path()).expect("the directory can be read").flatten() {
-            let text = fs::read_to_string(entry.path()).expect("the files are UTF-8");
-            let address = entry.path().file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            all.extend(text.lines().map(|line| message(&address, line)));
-        }
-        all
+        files::read(self.directory.path())
     }
-}
-
-fn message(address: &str, line: &str) -> Delivered {
-    let mut line: Value = serde_json::from_str(line).expect("a line of the file is JSON");
-    line["address"] = address.into();
-    if let Some(text) = line["body"].as_str() {
-        line["body"] = BASE64_STANDARD.encode(text).into();
-    } else {
-        line["body"] = line["body_base64"].take();
-    }
-    Delivered::from(&line)
 }

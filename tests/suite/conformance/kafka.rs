@@ -33,6 +33,14 @@ conform! { Kafka:
         keeps_events_through_cut_connections
         keeps_events_through_a_stalled_connection
     }
+    modes {
+        keeps_events_through_cut_connections_when_journaled
+        keeps_events_through_cut_connections_when_published
+        loses_nothing_when_it_is_killed_and_started_again
+        answers_503_when_the_confirm_is_late_and_knows_the_repeat
+        takes_back_what_was_not_sent_in_time
+        refuses_at_once_while_the_broker_is_away_when_published
+    }
     faults {
         loses_nothing_when_the_broker_is_killed_under_load
         loses_nothing_when_the_broker_hangs
@@ -50,6 +58,7 @@ conform! { Kafka:
     }
     end {
         delivers_everything_before_it_ends_under_load
+        keeps_what_it_could_not_deliver_for_the_next_start
         counts_what_it_could_not_deliver_as_lost
         delivers_through_a_slow_broker_before_it_ends
     }
@@ -58,7 +67,8 @@ conform! { Kafka:
 /// Listeners of the shared broker that are advertised as proxies: a client follows what is advertised.
 const PROXIED: u16 = 3;
 
-struct Kafka {
+/// A place on Apache Kafka.
+pub(crate) struct Kafka {
     broker: Instance,
     name: String,
     proxy: Option<Proxy>,
@@ -73,32 +83,38 @@ struct Shared {
 fn shared() -> &'static Shared {
     static SHARED: OnceLock<Shared> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let base = ports(4 + PROXIED);
-        let proxies: Vec<Proxy> = (0..PROXIED).map(|at| Proxy::to(base + 4 + at)).collect();
-        let own: Vec<u16> = (base..base + 4 + PROXIED).collect();
-        let names = ["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "CONTROLLER", "PROXY0", "PROXY1", "PROXY2"];
-        let list = |ports: &[(&str, u16)]| {
-            let list: Vec<String> = ports.iter().map(|(name, port)| format!("{name}://127.0.0.1:{port}")).collect();
-            list.join(",")
-        };
-        let bound: Vec<(&str, u16)> = names.into_iter().zip(own).collect();
-        let outer = names[4..].iter().copied().zip(proxies.iter().map(Proxy::port));
-        let advertised: Vec<(&str, u16)> = bound[..3].iter().copied().chain(outer).collect();
-        let protocols = names.map(|name| match name {
-            "SASL_PLAINTEXT" | "SSL" => format!("{name}:{name}"),
-            _ => format!("{name}:PLAINTEXT"),
-        });
-        let properties = format!(
-            "listeners={}\nadvertised.listeners={}\nlistener.security.protocol.map={}\n\
-             authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
-             super.users=User:ANONYMOUS\nallow.everyone.if.no.acl.found=true\n",
-            list(&bound),
-            list(&advertised),
-            protocols.join(",")
-        );
-        let broker = Broker::start(Kind::Kafka, base, &[("KAFKA_PROPERTIES", properties)]);
+        let (broker, proxies) = behind(PROXIED);
         Shared { broker, proxies: Mutex::new(proxies), returned: Condvar::new() }
     })
+}
+
+/// A broker with this many more listeners, each behind a proxy.
+fn behind(count: u16) -> (Broker, Vec<Proxy>) {
+    let base = ports(4 + count);
+    let proxies: Vec<Proxy> = (0..count).map(|at| Proxy::to(base + 4 + at)).collect();
+    let names = ["PLAINTEXT", "SASL_PLAINTEXT", "SSL", "CONTROLLER"].map(str::to_owned).into_iter();
+    let names: Vec<String> = names.chain((0..count).map(|at| format!("PROXY{at}"))).collect();
+    let list = |ports: &[(&String, u16)]| {
+        let list: Vec<String> = ports.iter().map(|(name, port)| format!("{name}://127.0.0.1:{port}")).collect();
+        list.join(",")
+    };
+    let bound: Vec<(&String, u16)> = names.iter().zip(base..base + 4 + count).collect();
+    let outer = names[4..].iter().zip(proxies.iter().map(Proxy::port));
+    let advertised: Vec<(&String, u16)> = bound[..3].iter().copied().chain(outer).collect();
+    let protocol = |name: &String| match name.as_str() {
+        "SASL_PLAINTEXT" | "SSL" => format!("{name}:{name}"),
+        _ => format!("{name}:PLAINTEXT"),
+    };
+    let protocols: Vec<String> = names.iter().map(protocol).collect();
+    let properties = format!(
+        "listeners={}\nadvertised.listeners={}\nlistener.security.protocol.map={}\n\
+         authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
+         super.users=User:ANONYMOUS\nallow.everyone.if.no.acl.found=true\n",
+        list(&bound),
+        list(&advertised),
+        protocols.join(",")
+    );
+    (Broker::start(Kind::Kafka, base, &[("KAFKA_PROPERTIES", properties)]), proxies)
 }
 
 impl Kafka {
@@ -126,7 +142,8 @@ impl Kafka {
 
 impl Drop for Kafka {
     fn drop(&mut self) {
-        if let Some(proxy) = self.proxy.take() {
+        let shared_one = matches!(self.broker, Instance::Shared(_));
+        if let Some(proxy) = self.proxy.take().filter(|_| shared_one) {
             proxy.heal();
             proxy.cut();
             shared().proxies.lock().unwrap_or_else(PoisonError::into_inner).push(proxy);
@@ -176,7 +193,7 @@ impl Rig for Kafka {
     }
 
     fn read(&self, _at_least: u64) -> Vec<Delivered> {
-        read(&self.order(&json!({"prefix": self.name}))).iter().map(Delivered::from).collect()
+        read(&self.order(&json!({"prefix": self.name})))
     }
 }
 
@@ -187,6 +204,8 @@ impl Named for Kafka {
 }
 
 impl Remote for Kafka {
+    const SMALL_TRAP: Trap = Trap::TooLarge;
+
     fn proxied(test: &str) -> Self {
         let shared = shared();
         let mut free = shared.proxies.lock().unwrap_or_else(PoisonError::into_inner);
@@ -202,6 +221,11 @@ impl Remote for Kafka {
     fn private(test: &str) -> Self {
         let broker = Broker::start(Kind::Kafka, ports(4), &[]);
         Self { broker: Instance::Own(Box::new(broker)), name: unique(test), proxy: None }
+    }
+
+    fn private_and_proxied(test: &str) -> Self {
+        let (broker, mut proxies) = behind(1);
+        Self { broker: Instance::Own(Box::new(broker)), name: unique(test), proxy: proxies.pop() }
     }
 
     fn broker(&self) -> &Broker {

@@ -14,18 +14,19 @@ macro_rules! conform {
 
 // The brokers.
 mod file;
-mod kafka;
-mod nats;
-mod rabbitmq;
+pub(crate) mod kafka;
+pub(crate) mod nats;
+pub(crate) mod rabbitmq;
 
 // What a broker supplies.
-mod rig;
+pub(crate) mod rig;
 
 // The cases.
 mod access;
 mod delivery;
 mod end;
 mod faults;
+mod modes;
 mod outage;
 mod refusal;
 mod topology;

@@ -31,6 +31,14 @@ conform! { Nats:
         keeps_events_through_cut_connections
         keeps_events_through_a_stalled_connection
     }
+    modes {
+        keeps_events_through_cut_connections_when_journaled
+        keeps_events_through_cut_connections_when_published
+        loses_nothing_when_it_is_killed_and_started_again
+        answers_503_when_the_confirm_is_late_and_knows_the_repeat
+        takes_back_what_was_not_sent_in_time
+        refuses_at_once_while_the_broker_is_away_when_published
+    }
     faults {
         loses_nothing_when_the_broker_is_killed_under_load
         loses_nothing_when_the_broker_hangs
@@ -48,6 +56,7 @@ conform! { Nats:
     }
     end {
         delivers_everything_before_it_ends_under_load
+        keeps_what_it_could_not_deliver_for_the_next_start
         counts_what_it_could_not_deliver_as_lost
         delivers_through_a_slow_broker_before_it_ends
     }
@@ -62,7 +71,8 @@ authorization { users: [
   { user: limited, password: limited-secret, permissions: { publish: { deny: ["*.other.>"] } } }
 ] }"#;
 
-struct Nats {
+/// A place on NATS JetStream.
+pub(crate) struct Nats {
     broker: Instance,
     name: String,
     proxy: Option<Proxy>,
@@ -132,7 +142,7 @@ impl Rig for Nats {
     }
 
     fn read(&self, _at_least: u64) -> Vec<Delivered> {
-        read(&self.order(&json!({}))).iter().map(Delivered::from).collect()
+        read(&self.order(&json!({})))
     }
 }
 
@@ -143,6 +153,8 @@ impl Named for Nats {
 }
 
 impl Remote for Nats {
+    const SMALL_TRAP: Trap = Trap::Unroutable;
+
     fn proxied(test: &str) -> Self {
         let rig = Self::new(test);
         let proxy = Some(Proxy::to(rig.port()));
@@ -152,6 +164,12 @@ impl Remote for Nats {
     fn private(test: &str) -> Self {
         let broker = Broker::start(Kind::Nats, ports(2), &[]);
         Self { broker: Instance::Own(Box::new(broker)), name: unique(test), proxy: None }
+    }
+
+    fn private_and_proxied(test: &str) -> Self {
+        let rig = Self::private(test);
+        let proxy = Some(Proxy::to(rig.port()));
+        Self { proxy, ..rig }
     }
 
     fn broker(&self) -> &Broker {

@@ -35,6 +35,14 @@ conform! { Rabbitmq:
         keeps_events_through_cut_connections
         keeps_events_through_a_stalled_connection
     }
+    modes {
+        keeps_events_through_cut_connections_when_journaled
+        keeps_events_through_cut_connections_when_published
+        loses_nothing_when_it_is_killed_and_started_again
+        answers_503_when_the_confirm_is_late_and_knows_the_repeat
+        takes_back_what_was_not_sent_in_time
+        refuses_at_once_while_the_broker_is_away_when_published
+    }
     faults {
         loses_nothing_when_the_broker_is_killed_under_load
         loses_nothing_when_the_broker_hangs
@@ -52,6 +60,7 @@ conform! { Rabbitmq:
     }
     end {
         delivers_everything_before_it_ends_under_load
+        keeps_what_it_could_not_deliver_for_the_next_start
         counts_what_it_could_not_deliver_as_lost
         delivers_through_a_slow_broker_before_it_ends
     }
@@ -60,7 +69,8 @@ conform! { Rabbitmq:
 /// Above every `max_body` here but that of the test of what is too large.
 const LARGEST: &str = "max_message_size = 524288";
 
-struct Rabbitmq {
+/// A place on RabbitMQ.
+pub(crate) struct Rabbitmq {
     broker: Instance,
     name: String,
     proxy: Option<Proxy>,
@@ -141,7 +151,7 @@ impl Rig for Rabbitmq {
         let left = at_least.saturating_sub(taken.len() as u64);
         let queues = [self.name.clone(), format!("{}-special", self.name)];
         let order = json!({"prefix": self.name, "queues": queues, "at_least": left});
-        taken.extend(read(&self.order(&order)).iter().map(Delivered::from));
+        taken.extend(read(&self.order(&order)));
         taken.clone()
     }
 }
@@ -153,6 +163,8 @@ impl Named for Rabbitmq {
 }
 
 impl Remote for Rabbitmq {
+    const SMALL_TRAP: Trap = Trap::Unroutable;
+
     fn proxied(test: &str) -> Self {
         let rig = Self::new(test);
         let proxy = Some(Proxy::to(rig.port()));
@@ -162,6 +174,12 @@ impl Remote for Rabbitmq {
     fn private(test: &str) -> Self {
         let broker = Broker::start(Kind::Rabbitmq, ports(8), &[]);
         Self::on(Instance::Own(Box::new(broker)), unique(test))
+    }
+
+    fn private_and_proxied(test: &str) -> Self {
+        let rig = Self::private(test);
+        let proxy = Some(Proxy::to(rig.port()));
+        Self { proxy, ..rig }
     }
 
     fn broker(&self) -> &Broker {

@@ -65,11 +65,17 @@ pub(crate) struct Trapped {
 
 /// A broker behind a network: it can be away, slow, shut or wrong.
 pub(crate) trait Remote: Rig {
+    /// What a small message can be refused for, behind the proxy too.
+    const SMALL_TRAP: Trap;
+
     /// A place on the shared broker behind a proxy of its own.
     fn proxied(test: &str) -> Self;
 
     /// A place on a broker of its own.
     fn private(test: &str) -> Self;
+
+    /// A place on a broker of its own, behind a proxy of its own.
+    fn private_and_proxied(test: &str) -> Self;
 
     /// The broker itself.
     fn broker(&self) -> &Broker;

@@ -11,6 +11,8 @@ pub(super) enum Outcome {
     Accepted(Vec<u8>),
     /// 200 `probe`.
     Probe,
+    /// 200 `duplicate`: known already.
+    Duplicate,
     /// Refused: the status, the reason of the counter, whether a signature matched.
     Refused(u16, &'static str, Signature),
     /// 404: no source's path.
@@ -83,7 +85,7 @@ impl Case {
     fn look_at(&self, answer: &Answer) {
         let name = &self.name;
         let status = match &self.outcome {
-            Outcome::Accepted(_) | Outcome::Probe => 200,
+            Outcome::Accepted(_) | Outcome::Probe | Outcome::Duplicate => 200,
             Outcome::Refused(status, _, _) => *status,
             Outcome::Unknown => 404,
         };
@@ -91,6 +93,7 @@ impl Case {
         match &self.outcome {
             Outcome::Accepted(_) => assert_ok(name, answer, r#"{"status":"accepted"}"#),
             Outcome::Probe => assert_ok(name, answer, r#"{"status":"probe"}"#),
+            Outcome::Duplicate => assert_ok(name, answer, r#"{"status":"duplicate"}"#),
             Outcome::Refused(..) | Outcome::Unknown => {
                 let problem = problem(name, answer);
                 if let Some(detail) = &self.detail {
@@ -123,6 +126,10 @@ impl Case {
             }
             Outcome::Probe => {
                 risen.extend([answered(200), of("events_received_total"), of("events_probe_total")]);
+                risen.extend(has_secret.then_some(matched));
+            }
+            Outcome::Duplicate => {
+                risen.extend([answered(200), of("events_received_total"), of("events_duplicate_total")]);
                 risen.extend(has_secret.then_some(matched));
             }
             Outcome::Refused(status, reason, signature) => {

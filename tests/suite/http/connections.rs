@@ -5,11 +5,13 @@ use std::thread;
 use std::time::Duration;
 
 use super::case::{Case, Outcome, Request, Signature, assert_closed, good, problem};
-use crate::support::{Bridge, LIMIT, PATH, plain, rest, statuses, until_closed, until_closed_by_both, wait_until};
+use crate::support::{
+    Bridge, LIMIT, PATH, Setup, plain, rest, statuses, until_closed, until_closed_by_both, wait_until,
+};
 
 #[test]
 fn keeps_a_connection_alive_over_good_and_bad_requests() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::takes_repeats);
     let mut client = bridge.connect();
     for round in 0..10 {
         let body = good(&format!("kept alive {round}"));
@@ -98,7 +100,7 @@ fn answers_http_1_0_and_closes() {
 
 #[test]
 fn says_100_continue_before_it_reads_a_body() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::takes_repeats);
     let body = good("continued");
     for request in [Request::signed(&body), Request::signed(&body).chunked(30)] {
         let request = request.header("Expect", "100-continue");

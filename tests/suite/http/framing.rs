@@ -1,7 +1,7 @@
 //! Lengths, chunks and headers that lie. Whatever is behind a request of doubtful framing is never served as another.
 
 use super::case::{Case, Outcome, Request, Signature, good};
-use crate::support::{Bridge, Counters, PATH, SECRET, sign, statuses, until_closed};
+use crate::support::{Bridge, Counters, PATH, SECRET, Setup, sign, statuses, until_closed};
 
 /// A whole good request that must never be served where it stands.
 fn smuggled() -> Vec<u8> {
@@ -87,7 +87,7 @@ fn refuses_transfer_codings_that_it_does_not_know() {
 
 #[test]
 fn lets_chunks_win_over_a_length_and_closes() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::takes_repeats);
     for (name, length) in [("shorter", "1"), ("zero", "0"), ("longer", "5000"), ("too long", "99999999")] {
         let body = good(name);
         let chunked = Request::signed(&body).chunked(20);
@@ -147,7 +147,7 @@ fn answers_400_to_broken_chunks_and_closes() {
 
 #[test]
 fn reads_chunks_as_http_allows_them() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::takes_repeats);
     let body = good("allowed chunks");
     let right = format!("{:x}", body.len());
     let chunk = |size: &str, end: &str| [size.as_bytes(), &body, end.as_bytes()].concat();

@@ -20,6 +20,7 @@ fn answers_503_when_the_buffer_has_no_room_for_an_event() {
     // What needs no room is answered as ever.
     Case::body("a connection test", "{}", Outcome::Probe).run(&bridge);
     Case::body("invalid", r#"{"event":1}"#, Outcome::Refused(422, "invalid", Signature::Matched)).run(&bridge);
+    Case::body("a repeat", good("second"), Outcome::Duplicate).run(&bridge);
     bridge.bring_the_broker_back();
     bridge.check();
     accepted("there is room again").run(&bridge);

@@ -1,6 +1,7 @@
 //! The real daemon as a child: its log, its addresses, its status, its end.
 
 use std::fmt::Write as _;
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStderr, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -71,6 +72,15 @@ impl Stopped {
         assert_eq!(self.last["message"], "stopped", "the last line of the log: {}", self.last);
         self.last[name].as_u64().unwrap_or_else(|| panic!("no number `{name}` in the last line: {}", self.last))
     }
+
+    /// Both equations of the accounting in the last line.
+    pub(crate) fn assert_balanced(&self) {
+        let sum = |names: &[&str]| names.iter().map(|name| self.count(name)).sum::<u64>();
+        let received = sum(&["accepted", "duplicate", "probe", "rejected"]);
+        assert_eq!(self.count("received"), received, "what was received: {}", self.last);
+        let ended = sum(&["published", "dead_lettered", "withdrawn", "lost", "held"]);
+        assert_eq!(sum(&["accepted", "recovered", "replayed"]), ended, "what became of it: {}", self.last);
+    }
 }
 
 /// `/status` at one moment.
@@ -96,8 +106,8 @@ impl Status {
 }
 
 impl Daemon {
-    /// Starts the command and waits, by reading its log, until it listens.
-    pub(super) fn start(mut command: Command, directory: Arc<tempfile::TempDir>) -> Self {
+    /// Starts the command and waits, by reading its log, until it listens; how it ended where it did before.
+    pub(super) fn start(mut command: Command, directory: Arc<tempfile::TempDir>) -> Result<Self, Stopped> {
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
         let mut child = child.expect("the daemon can be started");
         let log = Arc::new(Log::default());
@@ -114,15 +124,22 @@ impl Daemon {
             ingress: String::new(),
             admin: String::new(),
         };
-        let listening = daemon.wait_for_line("listening", |line| line["message"] == "listening");
+        let Some(listening) = daemon.find_line("listening", |line| line["message"] == "listening") else {
+            return Err(daemon.wait());
+        };
         let field = |name: &str| listening[name].as_str().unwrap_or_default().to_owned();
         (daemon.ingress, daemon.admin) = (field("ingress"), field("admin"));
         assert!(!daemon.ingress.is_empty() && !daemon.admin.is_empty(), "no addresses in {listening}");
-        daemon
+        Ok(daemon)
     }
 
     /// Waits for a line of the log.
     pub(crate) fn wait_for_line(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Value {
+        self.find_line(what, is_it).unwrap_or_else(|| panic!("the daemon ended before {what}"))
+    }
+
+    /// The same; none where the daemon ends before.
+    fn find_line(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Option<Value> {
         let deadline = Instant::now() + LIMIT;
         let mut seen = 0;
         let mut lines = self.log.lock();
@@ -131,12 +148,14 @@ impl Daemon {
                 if let Ok(line) = serde_json::from_str(line)
                     && is_it(&line)
                 {
-                    return line;
+                    return Some(line);
                 }
             }
             seen = lines.lines.len();
             let left = deadline.saturating_duration_since(Instant::now());
-            assert!(!lines.ended, "the daemon ended before {what}");
+            if lines.ended {
+                return None;
+            }
             assert!(!left.is_zero(), "not in the log within {LIMIT:?}: {what}");
             lines = self.log.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -174,9 +193,11 @@ impl Daemon {
         panic!("not within {limit:?}: {what}; /status: {}", last.map(|status| status.0).unwrap_or_default());
     }
 
-    /// Waits until nothing is buffered or in flight.
+    /// Waits until nothing is held: buffered, in flight or in the journal.
     pub(crate) fn wait_until_empty(&self) -> Status {
-        self.wait_until("the buffer is empty", LIMIT, |status| status.number("/buffer/events") == 0)
+        self.wait_until("nothing is held", LIMIT, |status| {
+            status.count("held") == 0 && status.number("/buffer/events") == 0
+        })
     }
 
     /// The sum of the series of this name (without `plextrac_bridge_`) that have all these labels.
@@ -210,6 +231,26 @@ impl Daemon {
     pub(crate) fn stop(self) -> Stopped {
         self.terminate();
         self.wait()
+    }
+
+    /// SIGKILL: a crash. Returns once it has ended.
+    pub(crate) fn kill(mut self) {
+        self.child.kill().expect("the daemon has not been waited for");
+        self.child.wait().expect("it is our child");
+        self.join();
+    }
+
+    /// Whether it has ended by itself.
+    pub(crate) fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("it is our child").is_some()
+    }
+
+    /// Bytes of memory in use.
+    pub(crate) fn resident(&self) -> u64 {
+        let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells VmRSS");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
+        kib << 10
     }
 
     /// Waits for the end.

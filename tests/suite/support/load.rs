@@ -69,6 +69,14 @@ impl Sent {
         self.0.iter().filter(|note| note.outcome == Outcome::Refused(status)).count()
     }
 
+    /// What was answered 503 may have been accepted all the same: the sender of these modes gave up waiting.
+    pub(crate) fn unsure_of_503(mut self) -> Self {
+        for note in self.0.iter_mut().filter(|note| note.outcome == Outcome::Refused(503)) {
+            note.outcome = Outcome::Maybe;
+        }
+        self
+    }
+
     /// Adds what another load sent.
     pub(crate) fn and(mut self, other: Self) -> Self {
         self.0.extend(other.0);
@@ -100,11 +108,25 @@ pub(crate) struct Load {
     pub(crate) every: Option<(u64, &'static str, String)>,
     /// Whether an event answered 503 is sent again until it is accepted.
     pub(crate) again: bool,
+    /// Whether an event without an answer is sent again too, on a new connection, as long as the load runs.
+    pub(crate) patient: bool,
+    /// The name of its cuids and keys, and the number of its first event: for loads that go on where another ended.
+    pub(crate) series: Option<(String, u64)>,
 }
 
 impl Default for Load {
     fn default() -> Self {
-        Self { events: 100, connections: 4, keys: 8, rate: 0, text: "x".repeat(200), every: None, again: false }
+        Self {
+            events: 100,
+            connections: 4,
+            keys: 8,
+            rate: 0,
+            text: "x".repeat(200),
+            every: None,
+            again: false,
+            patient: false,
+            series: None,
+        }
     }
 }
 
@@ -117,6 +139,11 @@ pub(crate) struct Running {
 }
 
 impl Running {
+    /// Whether all is sent.
+    pub(crate) fn is_over(&self) -> bool {
+        self.threads.iter().all(JoinHandle::is_finished)
+    }
+
     /// How many were answered so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
@@ -144,11 +171,13 @@ impl Load {
     pub(crate) fn start(&self, ingress: &str) -> Running {
         static RUNS: AtomicU64 = AtomicU64::new(0);
         let run = RUNS.fetch_add(1, Ordering::Relaxed);
+        let (name, first) = self.series.clone().unwrap_or_else(|| (run.to_string(), 0));
         let (end, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let start = Instant::now();
         let threads = (0..self.connections.min(self.keys)).map(|connection| {
             let (load, ingress, end, sent) = (self.clone(), ingress.to_owned(), end.clone(), sent.clone());
-            thread::spawn(move || load.connection(connection, run, &ingress, start, &end, &sent))
+            let series = (name.clone(), first);
+            thread::spawn(move || load.connection(connection, &series, &ingress, start, &end, &sent))
         });
         Running { threads: threads.collect(), end, sent }
     }
@@ -156,7 +185,7 @@ impl Load {
     fn connection(
         &self,
         connection: u64,
-        run: u64,
+        (name, first): &(String, u64),
         ingress: &str,
         start: Instant,
         end: &AtomicBool,
@@ -164,27 +193,28 @@ impl Load {
     ) -> Vec<Note> {
         let mut sender = Sender { ingress, client: None };
         let mut notes = Vec::new();
-        for number in 0..self.events {
+        for at in 0..self.events {
+            let number = first + at;
             let key = number % self.keys;
             if key % self.connections.min(self.keys) != connection {
                 continue;
             }
-            if let Some(micros) = (1_000_000 * number).checked_div(self.rate) {
+            if let Some(micros) = (1_000_000 * at).checked_div(self.rate) {
                 let due = start + Duration::from_micros(micros);
                 thread::sleep(due.saturating_duration_since(Instant::now()));
             }
             if end.load(Ordering::Relaxed) {
                 break;
             }
-            let mut note = self.note(run, key, number);
-            sender.send(&mut note, self.again, end);
+            let mut note = self.note(name, key, number);
+            sender.send(&mut note, self, end);
             sent.fetch_add(1, Ordering::Relaxed);
             notes.push(note);
         }
         notes
     }
 
-    fn note(&self, run: u64, key: u64, number: u64) -> Note {
+    fn note(&self, run: &str, key: u64, number: u64) -> Note {
         let (event, text) = match &self.every {
             Some((every, event, text)) if number % every == every / 2 => (*event, text),
             _ => ("ReportPublished", &self.text),
@@ -218,24 +248,30 @@ struct Sender<'a> {
 }
 
 impl Sender<'_> {
-    fn send(&mut self, note: &mut Note, again: bool, end: &AtomicBool) {
+    fn send(&mut self, note: &mut Note, load: &Load, end: &AtomicBool) {
         let signature = sign(SECRET, &note.body);
+        let mut unanswered = false;
         loop {
             let began = Instant::now();
             let answer = self.post(&signature, &note.body);
             note.took = began.elapsed();
-            // An earlier 503 says nothing about a last try without an answer.
+            unanswered |= answer.is_err();
+            // A 503 says nothing about another try that had no answer.
             note.outcome = match &answer {
                 Ok(answer) if answer.status == 200 => Outcome::Accepted,
-                Ok(answer) => Outcome::Refused(answer.status),
-                Err(_) => Outcome::Maybe,
+                Ok(answer) if !unanswered => Outcome::Refused(answer.status),
+                Ok(_) | Err(_) => Outcome::Maybe,
             };
             note.retry_after =
                 answer.as_ref().ok().and_then(|answer| answer.header("retry-after")).map(str::to_owned);
+            let is_repeated = match &answer {
+                Ok(answer) => answer.status == 503 && load.again,
+                Err(_) => load.patient,
+            };
             if answer.map_or(true, |answer| answer.header("connection") == Some("close")) {
                 self.client = None;
             }
-            if note.outcome != Outcome::Refused(503) || !again || end.load(Ordering::Relaxed) {
+            if !is_repeated || end.load(Ordering::Relaxed) {
                 return;
             }
             thread::sleep(AGAIN);

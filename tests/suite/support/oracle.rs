@@ -133,7 +133,8 @@ impl Oracle<'_> {
     /// The bridge's own accounting agrees with the sender and with the broker.
     pub(crate) fn agrees_with(&self, status: &Status) {
         let maybe = self.sent.0.iter().filter(|note| note.outcome == Outcome::Maybe).count() as u64;
-        let accepted = status.count("accepted");
+        // What was withdrawn was sent again, or its sender was told 503.
+        let accepted = status.count("accepted") - status.count("withdrawn");
         let told = self.sent.accepted();
         assert!(
             (told..=told + maybe).contains(&accepted),

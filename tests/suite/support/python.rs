@@ -1,10 +1,13 @@
 //! The clients that are not the bridge's: `read.py` reads a broker, `admin.py` changes one.
 
+use std::io::{BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::thread;
 
 use serde_json::{Deserializer, Value};
 
+use super::Delivered;
 use super::wait::test_file;
 
 /// `$PYTHON` (the Makefile's), else what `tests/setup.sh` makes.
@@ -17,28 +20,38 @@ fn interpreter() -> PathBuf {
     cache.join("plextrac-bridge/venv/bin/python")
 }
 
-fn run(script: &str, order: &Value) -> Vec<Value> {
+/// Line by line: a long run reads back more than a process should hold twice.
+fn run<T>(script: &str, order: &Value, parse: impl Fn(Value) -> T) -> Vec<T> {
     let python = interpreter();
-    let done = Command::new(&python)
+    let mut child = Command::new(&python)
         .arg(test_file(&format!("suite/support/{script}")))
         .arg(order.to_string())
         .stdin(Stdio::null())
-        .output()
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
         .unwrap_or_else(|error| panic!("{}: {error}; set PYTHON or run `make test`", python.display()));
-    let text = String::from_utf8_lossy(&done.stderr);
-    assert!(done.status.success(), "{script} {order}: {text}");
-    Deserializer::from_slice(&done.stdout)
-        .into_iter()
-        .collect::<Result<_, _>>()
-        .unwrap_or_else(|error| panic!("{script} {order}: {error}"))
+    let mut stderr = child.stderr.take().expect("stderr is piped");
+    let complaints = thread::spawn(move || {
+        let mut text = Vec::new();
+        // What cannot be read is missing in the message alone.
+        let _ = stderr.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).into_owned()
+    });
+    let lines = Deserializer::from_reader(BufReader::new(child.stdout.take().expect("stdout is piped")));
+    let read: Result<Vec<T>, _> = lines.into_iter().map(|line| line.map(&parse)).collect();
+    let status = child.wait().expect("it is our child");
+    let text = complaints.join().expect("the reader does not panic");
+    assert!(status.success(), "{script} {order}: {text}");
+    read.unwrap_or_else(|error| panic!("{script} {order}: {error}"))
 }
 
 /// All messages of a place, in the broker's order.
-pub(crate) fn read(order: &Value) -> Vec<Value> {
-    run("read.py", order)
+pub(crate) fn read(order: &Value) -> Vec<Delivered> {
+    run("read.py", order, |line| Delivered::from(&line))
 }
 
 /// One change of a broker; waits until it is done.
 pub(crate) fn admin(order: &Value) -> Vec<Value> {
-    run("admin.py", order)
+    run("admin.py", order, |line| line)
 }

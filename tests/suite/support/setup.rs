@@ -11,8 +11,8 @@ use std::thread;
 use serde_json::Value;
 
 use super::table::{Table, quoted};
-use super::wait::LIMIT;
-use super::{Daemon, wait_for};
+use super::wait::{LIMIT, port};
+use super::{Daemon, Delivered, Oracle, Sent, Stopped, files, wait_for};
 
 /// The secret of the source, as the sender knows it.
 pub(crate) const SECRET: &str = "the suite's own secret, 0123456789";
@@ -28,6 +28,7 @@ pub(crate) struct Setup {
     broker: String,
     limits: Option<u32>,
     level: &'static str,
+    program: PathBuf,
     variables: Vec<(&'static str, String)>,
 }
 
@@ -39,9 +40,24 @@ impl Setup {
 
     /// The same on the file broker, whose files are in `events/` of the test's directory.
     pub(crate) fn on_files() -> Self {
+        Self::with_files("events", "{event}.{targetType}")
+    }
+
+    /// The same with another template of the files' names.
+    pub(crate) fn on_files_named(name: &str) -> Self {
+        Self::with_files("events", name)
+    }
+
+    /// The same with the broker away until [`Setup::bring_the_broker_back`].
+    pub(crate) fn on_missing_files() -> Self {
+        // A directory is created only where its parent exists.
+        Self::with_files("away/events", "{event}.{targetType}")
+    }
+
+    fn with_files(events: &str, name: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let events = directory.path().join("events").display().to_string();
-        Self::within(directory, &Table::new("file").text("directory", events))
+        let events = directory.path().join(events).display().to_string();
+        Self::within(directory, &Table::new("file").text("directory", events).text("name", name))
     }
 
     fn within(directory: tempfile::TempDir, broker: &Table) -> Self {
@@ -52,6 +68,7 @@ impl Setup {
             broker: broker.toml(),
             limits: None,
             level: "info",
+            program: env!("CARGO_BIN_EXE_plextrac-bridge").into(),
             variables: Vec::new(),
         };
         setup
@@ -92,15 +109,38 @@ impl Setup {
         self
     }
 
-    /// Makes the disk fail or the daemon die at these places: `letters.sync=error@3`.
-    pub(crate) fn failpoints(mut self, points: &str) -> Self {
-        self.variables.push(("PLEXTRAC_BRIDGE_FAILPOINTS", points.to_owned()));
-        self
+    /// No deduplication: equal requests are events of their own.
+    pub(crate) fn takes_repeats(self) -> Self {
+        self.text("deduplication.window", "0s")
+    }
+
+    /// The address of the ingress stays the same from one start to the next.
+    pub(crate) fn at_one_address(self) -> Self {
+        let address = format!("127.0.0.1:{}", port());
+        self.text("ingress.listen", &address)
+    }
+
+    /// Makes the disk fail or the daemon die at these places: `journal.sync=error@3`.
+    pub(crate) fn failpoints(self, points: &str) -> Self {
+        self.variable("PLEXTRAC_BRIDGE_FAILPOINTS", points)
     }
 
     /// Nothing fails any more.
     pub(crate) fn without_failpoints(mut self) -> Self {
         self.variables.retain(|(name, _)| *name != "PLEXTRAC_BRIDGE_FAILPOINTS");
+        self
+    }
+
+    /// One more variable of the daemon's environment.
+    pub(crate) fn variable(mut self, name: &'static str, value: &str) -> Self {
+        self.variables.retain(|(known, _)| *known != name);
+        self.variables.push((name, value.to_owned()));
+        self
+    }
+
+    /// Another build of the program.
+    pub(crate) fn program(mut self, program: &Path) -> Self {
+        program.clone_into(&mut self.program);
         self
     }
 
@@ -112,12 +152,18 @@ impl Setup {
 
     /// Starts the daemon; returns once it listens.
     pub(crate) fn start(&self) -> Daemon {
+        let ended = |stopped: Stopped| panic!("the daemon ended before it listened:\n{}", stopped.log);
+        self.try_start().unwrap_or_else(ended)
+    }
+
+    /// Starts the daemon; how it ended where it did before it listened.
+    pub(crate) fn try_start(&self) -> Result<Daemon, Stopped> {
         let mut command = match self.limits {
-            None => command(),
+            None => self.command(),
             Some(limit) => {
                 let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$@\""), "sh"]).arg(program());
-                clean(&mut shell);
+                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$@\""), "sh"]).arg(&self.program);
+                self.clean(&mut shell);
                 shell
             }
         };
@@ -129,7 +175,7 @@ impl Setup {
 
     /// Runs another command on these settings and waits for its end.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = command();
+        let mut command = self.command();
         command.args(arguments).arg("--config").arg(self.file()).stdin(Stdio::null());
         let running = thread::spawn(move || command.output());
         wait_for(&format!("the end of {arguments:?}"), LIMIT, || running.is_finished().then_some(()));
@@ -138,7 +184,7 @@ impl Setup {
 
     /// The dead letters, oldest file first.
     pub(crate) fn dead_letters(&self) -> Vec<Value> {
-        let directory = self.directory().join("state/dead-letters");
+        let directory = self.state().join("dead-letters");
         let mut files: Vec<PathBuf> =
             fs::read_dir(directory).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
         files.retain(|file| file.extension().is_some_and(|extension| extension == "ndjson"));
@@ -146,6 +192,37 @@ impl Setup {
         let text = |file| fs::read_to_string(file).expect("dead letters are UTF-8");
         let parse = |line: &str| serde_json::from_str(line).expect("a dead letter is one line of JSON");
         files.into_iter().map(text).flat_map(|text| text.lines().map(parse).collect::<Vec<Value>>()).collect()
+    }
+
+    /// What the file broker holds.
+    pub(crate) fn delivered(&self) -> Vec<Delivered> {
+        ["events", "away/events"].iter().flat_map(|events| files::read(&self.directory().join(events))).collect()
+    }
+
+    /// Judges what the file broker holds against what was sent; how many messages were repeats.
+    pub(crate) fn judge(&self, sent: &Sent) -> usize {
+        let (delivered, dead) = (self.delivered(), self.dead_letters());
+        Oracle { sent, delivered: &delivered, dead: &dead, out_of_order: 0 }.judge()
+    }
+
+    /// From now on the broker of [`Setup::on_missing_files`] takes events.
+    pub(crate) fn bring_the_broker_back(&self) {
+        fs::create_dir(self.directory().join("away")).expect("the temporary directory can be written");
+    }
+
+    /// The state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.directory().join("state")
+    }
+
+    /// The names and sizes of the journal's files, oldest first.
+    pub(crate) fn segments(&self) -> Vec<(PathBuf, u64)> {
+        let entries = fs::read_dir(self.state().join("journal")).into_iter().flatten().flatten();
+        // One that is renamed or removed meanwhile is not there.
+        let sized = entries.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len())));
+        let mut files: Vec<(PathBuf, u64)> = sized.collect();
+        files.sort();
+        files
     }
 
     /// Where everything of this test is.
@@ -168,31 +245,28 @@ impl Setup {
         fs::write(&file, toml).expect("the temporary directory can be written");
         file
     }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.program);
+        self.clean(&mut command);
+        command
+    }
+
+    /// What the environment of this run says must not reach the daemon.
+    fn clean(&self, command: &mut Command) {
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("PLEXTRAC_BRIDGE") {
+                command.env_remove(name);
+            }
+        }
+        for name in ["STATE_DIRECTORY", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "RUST_LOG", "RUST_BACKTRACE"] {
+            command.env_remove(name);
+        }
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+    }
 }
 
 /// All that a command printed.
 pub(crate) fn said(done: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr))
-}
-
-fn program() -> &'static str {
-    env!("CARGO_BIN_EXE_plextrac-bridge")
-}
-
-fn command() -> Command {
-    let mut command = Command::new(program());
-    clean(&mut command);
-    command
-}
-
-/// What the environment of this run says must not reach the daemon.
-fn clean(command: &mut Command) {
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("PLEXTRAC_BRIDGE") {
-            command.env_remove(name);
-        }
-    }
-    for name in ["STATE_DIRECTORY", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "RUST_LOG", "RUST_BACKTRACE"] {
-        command.env_remove(name);
-    }
 }

@@ -1,5 +1,7 @@
 //! Deadlines instead of sleeps, names no other test has, and the lock of the tests that load the machine.
 
+use std::collections::BTreeSet;
+use std::net::TcpListener;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -37,6 +39,19 @@ pub(crate) fn unique(test: &str) -> String {
     format!("{test:.40}-{number}x")
 }
 
+/// A port for one test alone, free a moment ago; below those of brokers, proxies and clients.
+pub(super) fn port() -> u16 {
+    static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    for _ in 0..500 {
+        let port = fastrand::u16(5_000..10_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() && taken.insert(port) {
+            return port;
+        }
+    }
+    panic!("no free port found");
+}
+
 /// One heavy test at a time, so that a time-out means a defect and not a busy machine.
 pub(crate) fn heavy() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
@@ -46,6 +61,14 @@ pub(crate) fn heavy() -> MutexGuard<'static, ()> {
 /// Whether the long forms were asked for: `SUITE_LONG=1`.
 pub(crate) fn long() -> bool {
     std::env::var_os("SUITE_LONG").is_some_and(|value| !value.is_empty())
+}
+
+/// Chances that can be had again: `SUITE_SEED` with the number that is printed.
+pub(crate) fn random() -> fastrand::Rng {
+    let asked = std::env::var("SUITE_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = asked.unwrap_or_else(|| fastrand::u64(..));
+    println!("SUITE_SEED={seed}");
+    fastrand::Rng::with_seed(seed)
 }
 
 /// A file of the project's tests.

@@ -1,0 +1,16 @@
+//! The journal: what was answered 200 in `journaled` mode survives crashes, damage, bad and full disks, and restarts.
+
+// Killed at random moments and at named points.
+mod crashes;
+
+// Bytes of the files flipped, zeroed, cut off.
+mod damage;
+
+// Syncs that fail, disks that are full or gone, two daemons for one directory.
+mod disk;
+
+// The limit of the journal; no limit by the buffer.
+mod full;
+
+// What a start finds: order, modes, ids, clocks.
+mod starts;

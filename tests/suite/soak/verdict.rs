@@ -1,0 +1,165 @@
+//! What is said in the end: a short table, the same as JSON, and whether the memory stayed flat.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::fault::Fault;
+
+/// So much growth in ten minutes is none.
+const FLAT_MIB: f64 = 1.0;
+
+/// Over less time a line says nothing.
+const LEAST: Duration = Duration::from_mins(5);
+
+/// The memory at one moment.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sample {
+    /// Which start of the bridge.
+    pub(super) life: u32,
+    /// Since the run began.
+    pub(super) at: Duration,
+    /// Bytes.
+    pub(super) resident: u64,
+}
+
+/// What was found; what must not be found has panicked before.
+#[derive(Clone, Debug)]
+pub(super) struct Verdict {
+    pub(super) seed: u64,
+    pub(super) took: Duration,
+    pub(super) accepted: u64,
+    pub(super) unanswered: usize,
+    pub(super) delivered: usize,
+    pub(super) dead: usize,
+    pub(super) repeats: usize,
+    pub(super) out_of_order: u64,
+    pub(super) faults: Vec<Fault>,
+    pub(super) samples: Vec<Sample>,
+}
+
+impl Verdict {
+    /// One line each.
+    pub(super) fn table(&self, broker: &str) -> String {
+        let mut table = format!(
+            "soak on {broker}: {} s, {} faults, SUITE_SEED={}\n",
+            self.took.as_secs(),
+            self.faults.len(),
+            self.seed
+        );
+        for (name, count) in self.counted() {
+            writeln!(table, "  {name:<28}{count:>10}").expect("a String takes everything");
+        }
+        for (name, value) in [
+            ("accepted", self.accepted.to_string()),
+            ("unanswered", self.unanswered.to_string()),
+            ("delivered", self.delivered.to_string()),
+            ("dead letters", self.dead.to_string()),
+            ("lost", "0".to_owned()),
+            ("repeats", self.repeats.to_string()),
+            ("out of order", self.out_of_order.to_string()),
+            ("memory, MiB", self.last_mib().map_or_else(|| "-".to_owned(), |mib| format!("{mib:.1}"))),
+            (
+                "memory, MiB per 10 minutes",
+                self.growth_mib().map_or_else(|| "-".to_owned(), |mib| format!("{mib:+.2}")),
+            ),
+        ] {
+            writeln!(table, "  {name:<28}{value:>10}").expect("a String takes everything");
+        }
+        table
+    }
+
+    /// For a program, on one line.
+    pub(super) fn json(&self, broker: &str) -> String {
+        json!({
+            "broker": broker,
+            "seed": self.seed,
+            "seconds": self.took.as_secs_f64(),
+            "faults": self.counted(),
+            "accepted": self.accepted,
+            "unanswered": self.unanswered,
+            "delivered": self.delivered,
+            "dead_letters": self.dead,
+            "lost": 0,
+            "repeats": self.repeats,
+            "out_of_order": self.out_of_order,
+            "memory_mib": self.last_mib(),
+            "memory_mib_per_10_minutes": self.growth_mib(),
+        })
+        .to_string()
+    }
+
+    /// Panics if the memory grew, where that can be told.
+    pub(super) fn assert_flat(&self) {
+        if let Some(growth) = self.growth_mib() {
+            assert!(growth < FLAT_MIB, "{growth:.2} MiB more in 10 minutes");
+        }
+    }
+
+    fn counted(&self) -> BTreeMap<&'static str, u32> {
+        let mut counted = BTreeMap::new();
+        for fault in &self.faults {
+            *counted.entry(fault.name()).or_default() += 1;
+        }
+        counted
+    }
+
+    fn last_mib(&self) -> Option<f64> {
+        self.samples.last().map(|sample| mib(sample.resident))
+    }
+
+    fn growth_mib(&self) -> Option<f64> {
+        growth(&self.samples).filter(|(_, over)| *over >= LEAST).map(|(growth, _)| growth)
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "bytes of memory are far below 2^52")]
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / 1_048_576.0
+}
+
+/// MiB per ten minutes: the slope of the least squares through the samples of the last life, without the first
+/// quarter of the run; and over what time.
+fn growth(samples: &[Sample]) -> Option<(f64, Duration)> {
+    let last = samples.last()?;
+    let used: Vec<(f64, f64)> = samples
+        .iter()
+        .filter(|sample| sample.life == last.life && sample.at >= last.at / 4)
+        .map(|sample| (sample.at.as_secs_f64() / 600.0, mib(sample.resident)))
+        .collect();
+    let count = f64::from(u32::try_from(used.len()).ok()?);
+    let mean = |of: fn(&(f64, f64)) -> f64| used.iter().map(of).sum::<f64>() / count;
+    let (middle, level) = (mean(|point| point.0), mean(|point| point.1));
+    let (mut above, mut below) = (0.0, 0.0);
+    for (at, bytes) in &used {
+        above += (at - middle) * (bytes - level);
+        below += (at - middle).powi(2);
+    }
+    let over = Duration::from_secs_f64((used.last()?.0 - used.first()?.0) * 600.0);
+    (below > 0.0).then_some((above / below, over))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn samples(life: u32, from: u64, count: u64, resident: impl Fn(u64) -> u64) -> Vec<Sample> {
+        let at = |second: u64| Duration::from_secs(from + second);
+        (0..count).map(|second| Sample { life, at: at(second), resident: resident(second) }).collect()
+    }
+
+    #[test]
+    fn sees_growth_in_the_last_life_alone() {
+        let leak = samples(0, 0, 600, |second| 1_000_000 * second);
+        let flat = samples(1, 600, 600, |second| 50_000_000 + second % 3);
+        let (growth_of_flat, over) = growth(&[leak.clone(), flat].concat()).unwrap();
+        assert!(growth_of_flat.abs() < 0.01 && over == Duration::from_secs(599), "{growth_of_flat} over {over:?}");
+        let slow = samples(1, 600, 600, |second| 50_000_000 + second * 2_000);
+        let (growth_of_slow, _) = growth(&[leak, slow].concat()).unwrap();
+        assert!((growth_of_slow - 1.144).abs() < 0.01 && growth_of_slow > FLAT_MIB, "{growth_of_slow}");
+        assert_eq!(growth(&[]), None);
+        assert_eq!(growth(&samples(0, 0, 1, |_| 1)), None);
+    }
+}

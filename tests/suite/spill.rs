@@ -1,0 +1,203 @@
+//! The stop: what is not settled goes to the journal, in any mode, and the next start delivers it first.
+
+use std::time::{Duration, Instant};
+
+use crate::support::{LIMIT, Load, Sent, Setup, wait_until};
+
+fn load(events: u64) -> Load {
+    Load { events, keys: 4, ..Load::default() }
+}
+
+#[test]
+fn keeps_what_is_not_settled_for_the_next_start() {
+    for mode in ["buffered", "journaled"] {
+        let setup = Setup::on_missing_files().text("ack", mode).text("shutdown.grace", "300ms");
+        let daemon = setup.start();
+        let sent = load(200).send(&daemon.ingress).all_accepted();
+        let stopped = daemon.stop();
+        assert_eq!(stopped.code, Some(0), "{mode}: {}", stopped.last);
+        let counts = ["accepted", "published", "lost", "held"].map(|name| stopped.count(name));
+        assert_eq!(counts, [200, 0, 0, 200], "{mode}");
+        stopped.assert_balanced();
+        setup.bring_the_broker_back();
+        let daemon = setup.start();
+        let status = daemon.wait_until_empty();
+        assert_eq!((status.count("recovered"), status.count("published")), (200, 200), "{mode}");
+        assert_eq!(setup.judge(&sent), 0, "{mode}: repeats although nothing was sent before");
+        assert_eq!(daemon.stop().code, Some(0), "{mode}");
+        let daemon = setup.start();
+        assert_eq!(daemon.status().count("recovered"), 0, "{mode}: settled is settled");
+    }
+}
+
+#[test]
+fn loses_what_is_not_settled_without_a_state_directory_and_says_so() {
+    let setup = Setup::on_missing_files().without_state().text("shutdown.grace", "300ms");
+    let daemon = setup.start();
+    load(200).send(&daemon.ingress).all_accepted();
+    let stopped = daemon.stop();
+    assert_eq!(stopped.code, Some(1), "{}", stopped.last);
+    assert_eq!(["lost", "held"].map(|name| stopped.count(name)), [200, 0]);
+    setup.bring_the_broker_back();
+    let daemon = setup.start();
+    assert_eq!(daemon.status().count("recovered"), 0);
+    daemon.wait_until_empty();
+    assert!(setup.delivered().is_empty());
+}
+
+#[test]
+fn keeps_what_was_accepted_in_the_middle_of_a_load() {
+    for mode in ["buffered", "journaled", "published"] {
+        let setup = Setup::on_missing_files().text("ack", mode).text("shutdown.grace", "500ms");
+        let daemon = setup.start();
+        let running = Load { connections: 8, keys: 16, ..load(100_000) }.start(&daemon.ingress);
+        let enough = if mode == "published" { 8 } else { 500 };
+        daemon.wait_until("events are held", LIMIT, |status| status.count("held") >= enough);
+        let stopped = daemon.stop();
+        let sent = running.end().unsure_of_503();
+        assert_eq!((stopped.code, stopped.count("lost")), (Some(0), 0), "{mode}: {}", stopped.last);
+        let held = stopped.count("held");
+        assert_eq!(stopped.count("accepted"), held + stopped.count("withdrawn"), "{mode}: {}", stopped.last);
+        setup.bring_the_broker_back();
+        let daemon = setup.start();
+        let status = daemon.wait_until_empty();
+        assert_eq!((status.count("recovered"), status.count("published")), (held, held), "{mode}");
+        assert_eq!(setup.judge(&sent), 0, "{mode}: repeats although nothing was sent before");
+        assert_eq!(daemon.stop().code, Some(0), "{mode}");
+    }
+}
+
+#[test]
+fn marks_what_is_delivered_during_the_stop() {
+    for mode in ["buffered", "journaled"] {
+        let setup = Setup::on_files().text("ack", mode);
+        let daemon = setup.start();
+        let running = load(100_000).start(&daemon.ingress);
+        daemon.wait_until("events flow", LIMIT, |status| status.count("accepted") >= 500);
+        let stopped = daemon.stop();
+        let sent = running.end().unsure_of_503();
+        assert_eq!((stopped.code, stopped.count("held")), (Some(0), 0), "{mode}: {}", stopped.last);
+        let daemon = setup.start();
+        let status = daemon.wait_until_empty();
+        assert_eq!(status.count("recovered"), 0, "{mode}: what was delivered during the stop");
+        assert_eq!(setup.judge(&sent), 0, "{mode}: repeats");
+    }
+}
+
+#[test]
+fn delivers_what_the_broker_takes_within_the_grace() {
+    let setup = Setup::on_missing_files().text("shutdown.grace", "60s");
+    let daemon = setup.start();
+    let sent = load(300).send(&daemon.ingress).all_accepted();
+    daemon.terminate();
+    daemon.wait_until("all is in the journal", LIMIT, |status| status.number("/journal/events") == 300);
+    setup.bring_the_broker_back();
+    let stopped = daemon.wait();
+    assert_eq!((stopped.code, stopped.count("published"), stopped.count("held")), (Some(0), 300, 0));
+    assert_eq!(setup.judge(&sent), 0);
+    let daemon = setup.start();
+    assert_eq!(daemon.status().count("recovered"), 0, "it was delivered");
+}
+
+#[test]
+fn keeps_everything_when_a_second_signal_hurries_it() {
+    for mode in ["buffered", "journaled"] {
+        // Neither of both is waited for.
+        let setup = Setup::on_missing_files().text("ack", mode);
+        let setup = setup.text("shutdown.delay", "300s").text("shutdown.grace", "300s");
+        let daemon = setup.start();
+        let sent = load(300).send(&daemon.ingress).all_accepted();
+        let began = Instant::now();
+        daemon.terminate();
+        wait_until("it is stopping", LIMIT, || daemon.get("/readyz").status == 503);
+        daemon.terminate();
+        let stopped = daemon.wait();
+        assert!(began.elapsed() < Duration::from_mins(1), "{mode}: it was not hurried");
+        assert_eq!((stopped.code, stopped.count("held")), (Some(0), 300), "{mode}: {}", stopped.last);
+        setup.bring_the_broker_back();
+        let daemon = setup.start();
+        daemon.wait_until_empty();
+        assert_eq!(setup.judge(&sent), 0, "{mode}");
+    }
+}
+
+#[test]
+fn keeps_everything_when_it_is_killed_while_it_stops() {
+    let setup = Setup::on_missing_files().text("shutdown.grace", "300s");
+    let daemon = setup.start();
+    let sent = load(300).send(&daemon.ingress).all_accepted();
+    daemon.terminate();
+    // Written first; then it goes on trying to deliver.
+    daemon.wait_until("all is in the journal", LIMIT, |status| status.number("/journal/events") == 300);
+    daemon.kill();
+    setup.bring_the_broker_back();
+    let daemon = setup.start();
+    let status = daemon.wait_until_empty();
+    assert_eq!(status.count("recovered"), 300);
+    assert_eq!(setup.judge(&sent), 0);
+}
+
+#[test]
+fn keeps_the_order_over_several_stops() {
+    let setup = Setup::on_missing_files().text("shutdown.grace", "100ms");
+    let mut sent = Sent::default();
+    for stop in 0..3 {
+        let daemon = setup.start();
+        assert_eq!(daemon.status().count("recovered"), stop * 100);
+        let series = Some(("stops".to_owned(), stop * 100));
+        sent = sent.and(Load { series, ..load(100) }.send(&daemon.ingress).all_accepted());
+        let stopped = daemon.stop();
+        assert_eq!((stopped.code, stopped.count("held")), (Some(0), (stop + 1) * 100), "{}", stopped.last);
+    }
+    setup.bring_the_broker_back();
+    let daemon = setup.start();
+    let status = daemon.wait_until_empty();
+    assert_eq!(status.count("published"), 300);
+    assert_eq!(setup.judge(&sent), 0);
+}
+
+#[test]
+fn keeps_the_oldest_and_counts_the_rest_as_lost_when_the_journal_has_no_room() {
+    let setup = Setup::on_missing_files()
+        .text("journal.max_bytes", "2MiB")
+        .text("journal.segment_bytes", "1MiB")
+        .text("shutdown.grace", "300ms");
+    let daemon = setup.start();
+    // 8 MB; one connection, so that the order of the answers is the order of acceptance.
+    let load = Load { connections: 1, text: "x".repeat(8_000), ..load(1_000) };
+    let sent = load.send(&daemon.ingress).all_accepted();
+    let stopped = daemon.stop();
+    assert_eq!(stopped.code, Some(1), "something is lost: {}", stopped.last);
+    let (held, lost) = (stopped.count("held"), stopped.count("lost"));
+    assert_eq!(held + lost, 1_000, "{}", stopped.last);
+    stopped.assert_balanced();
+    assert!(held > 50, "only {held} are kept in 2 MiB");
+    assert!(setup.segments().iter().map(|(_, size)| size).sum::<u64>() <= 2 << 20, "{:?}", setup.segments());
+    setup.bring_the_broker_back();
+    let daemon = setup.start();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("recovered"), status.count("published")), (held, held));
+    let kept: Vec<String> = setup.delivered().into_iter().map(|message| message.id).collect();
+    let oldest = sent.0[..kept.len()].iter().map(|note| note.id.clone());
+    assert_eq!(kept, oldest.collect::<Vec<_>>(), "the oldest, in their order");
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn loses_nothing_of_journaled_events_at_a_stop_with_a_full_journal() {
+    let setup = Setup::on_missing_files()
+        .text("ack", "journaled")
+        .text("journal.max_bytes", "2MiB")
+        .text("journal.segment_bytes", "1MiB")
+        .text("shutdown.grace", "300ms");
+    let daemon = setup.start();
+    let sent = Load { text: "x".repeat(8_000), ..load(500) }.send(&daemon.ingress);
+    assert!(sent.refused(503) > 0, "the journal is not full");
+    let stopped = daemon.stop();
+    assert_eq!((stopped.code, stopped.count("lost")), (Some(0), 0), "{}", stopped.last);
+    assert_eq!(stopped.count("held"), sent.accepted());
+    setup.bring_the_broker_back();
+    let daemon = setup.start();
+    daemon.wait_until_empty();
+    assert_eq!(setup.judge(&sent), 0);
+}
