@@ -327,7 +327,9 @@ impl Work<'_> {
             }
         }
         self.progress.done = before;
-        self.progress.error = None;
+        if waiting.iter().all(|(.., ticket)| ticket.outcome() == Some(Outcome::Kept)) {
+            self.progress.error = None;
+        }
     }
 
     /// Writes down how far it is, and what delivery waits for.
