@@ -8,6 +8,7 @@ mod requests;
 mod ring;
 #[cfg(test)]
 mod scripted;
+mod selection;
 mod settings;
 mod settle;
 mod view;

@@ -1,4 +1,6 @@
 //! The bounded buffer in memory, and with it the books: one lock for both, so that the accounting is exact.
+//!
+//! Length: more than a third are its tests.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
