@@ -1,17 +1,19 @@
 //! The only file that knows all parts: binds them together, starts their threads, stops them in order.
 //!
 //! Threads: the caller's (signals, the order of stopping), one for the admin port, one for delivery, and one per
-//! core for the ingress; each has a runtime of its own.
+//! core for the ingress; each has a runtime of its own. With a state directory one more, without a runtime: the
+//! journal's writer.
 
-use std::fs::{self, File};
+mod letters;
+
+use std::fs::File;
 use std::future::Future;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::LocalSet;
@@ -19,13 +21,26 @@ use tokio::task::LocalSet;
 use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
 use crate::brokers::Broker;
-use crate::delivery::{Delivery, Store, View};
-use crate::ingress::{self, Connections, Ingress, Listeners, Recent, UnknownPaths};
+use crate::delivery::{self, BacklogReader, Delivery, View};
+use crate::ingress::{self, Connections, Deduplication, Ingress, Invalids, Listeners, Recent, UnknownPaths};
+use crate::letters::Kind;
+use crate::message::Origin;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::queue::Buffer;
+use crate::queue::journal::{self, Opened, Writer};
+use crate::queue::{Ack, Buffer, Journaling};
 use crate::settings::Settings;
 use crate::shutdown::{self, Drain, Phase, Stopper};
+use crate::state::{self, StateError};
+
+use letters::Letters;
+pub use letters::{Alone, alone};
+
+/// How long the end waits for the journal's last words.
+const JOURNAL_END: Duration = Duration::from_secs(5);
+
+/// The journal's place in the state directory.
+const JOURNAL: &str = "journal";
 
 /// Why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -41,16 +56,11 @@ pub enum StartError {
         source: io::Error,
     },
     /// The state directory cannot be used.
-    #[error("cannot use the state directory {path}: {source}")]
-    State {
-        /// The directory or file.
-        path: String,
-        /// Why.
-        source: io::Error,
-    },
-    /// Another daemon uses the state directory.
-    #[error("another plextrac-bridge uses the state directory {0}; stop it, or give this one its own")]
-    Locked(String),
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] journal::OpenError),
     /// A thread or runtime cannot be made.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -75,16 +85,24 @@ pub struct App {
     settings: Settings,
     listeners: Listeners,
     admin: Option<TcpListener>,
-    store: Option<Store>,
-    /// Held as long as the state directory is ours.
-    lock: Option<File>,
+    state: Option<State>,
+}
+
+/// What the state directory holds.
+struct State {
+    letters: Letters,
+    journal: Opened,
+    /// Held as long as the directory is ours.
+    lock: File,
 }
 
 /// How a run ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Outcome {
     /// The accounting at the end.
     pub totals: Totals,
+    /// Why it ended without being asked to.
+    pub failed: Option<String>,
 }
 
 /// Binds both listeners and takes the state directory; nothing is served yet, so the addresses are known first.
@@ -92,16 +110,7 @@ pub struct Outcome {
 /// # Errors
 /// What stands in the way.
 pub fn bind(settings: Settings) -> Result<App, StartError> {
-    let (lock, store) = match &settings.state_directory {
-        Some(path) => {
-            let lock = lock_state(path)?;
-            let directory = path.join("dead-letters");
-            let store = Store::open(&directory, settings.dead_letters.bytes)
-                .map_err(|source| StartError::State { path: directory.display().to_string(), source })?;
-            (Some(lock), Some(store))
-        }
-        None => (None, None),
-    };
+    let state = settings.state_directory.as_deref().map(|path| open_state(path, &settings)).transpose()?;
     let address = settings.ingress.listen;
     let listeners = Listeners::bind(address, settings.ingress.threads).map_err(|source| StartError::Listen {
         key: "ingress.listen",
@@ -116,23 +125,40 @@ pub fn bind(settings: Settings) -> Result<App, StartError> {
         })?),
         None => None,
     };
-    Ok(App { settings, listeners, admin, store, lock })
+    Ok(App { settings, listeners, admin, state })
 }
 
-fn lock_state(path: &Path) -> Result<File, StartError> {
-    let state = |path: &Path| {
-        let path = path.display().to_string();
-        move |source| StartError::State { path, source }
-    };
-    if !path.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(path).map_err(state(path))?;
+/// Takes the state directory, and opens what is in it.
+fn open_state(path: &Path, settings: &Settings) -> Result<State, StartError> {
+    let lock = state::lock(path)?;
+    let letters = Letters::open(path, settings.dead_letters.bytes)?;
+    let mut journal = journal::open(&path.join(JOURNAL), &settings.journal)?;
+    for finding in &journal.findings {
+        tracing::error!("the journal is damaged: {finding}");
     }
-    let file = path.join("lock");
-    let lock = File::options().create(true).truncate(false).write(true).open(&file).map_err(state(&file))?;
-    match lock.try_lock() {
-        Ok(()) => Ok(lock),
-        Err(fs::TryLockError::WouldBlock) => Err(StartError::Locked(path.display().to_string())),
-        Err(fs::TryLockError::Error(error)) => Err(state(&file)(error)),
+    if !journal.recovered.is_empty() {
+        let count = journal.recovered.end - journal.recovered.start;
+        tracing::info!(events = count, "found events in the journal; they are delivered first");
+    }
+    if settings.mode.ack != Ack::Journaled {
+        reserve_for_the_stop(&mut journal, settings.buffer.bytes as u64);
+    }
+    Ok(State { letters, journal, lock })
+}
+
+/// What the buffer may hold must fit into the journal when the bridge stops.
+fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
+    let Opened { writer, layout, .. } = journal;
+    match writer.allocate(layout, bytes) {
+        Ok(fits) if fits >= bytes => {}
+        Ok(fits) => tracing::warn!(
+            "the journal has room for {fits} bytes of the {bytes} that the buffer may hold at a stop; raise \
+             `journal.max_bytes`, or what is not delivered within `shutdown.grace` is lost"
+        ),
+        Err(error) => tracing::warn!(
+            "cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}; what is not \
+             delivered within `shutdown.grace` may be lost"
+        ),
     }
 }
 
@@ -154,42 +180,85 @@ impl App {
     /// # Errors
     /// A thread cannot be made.
     pub async fn run(self, mut signals: impl Signals) -> Result<Outcome, StartError> {
-        let Self { settings, listeners, admin, store, lock } = self;
+        let Self { settings, listeners, admin, state } = self;
         let threads = settings.ingress.threads;
         // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
-        let parts = Parts::new(&settings, stop);
+        let (parts, kept) = Parts::new(&settings, stop, state);
+        let Kept { letters, backlog, writer, lock } = kept;
         let broker = settings.broker.broker(&settings.terms());
         let delivering = Pulse::new("the delivery task");
+        let writing = Pulse::new("the journal's writer");
         let accepting: Vec<_> =
             (0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))).collect();
         if let Some(listener) = admin {
-            let pulses = [std::slice::from_ref(&delivering), &accepting].concat();
-            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, store.as_ref()));
+            let journal = writer.iter().map(|_| writing.clone());
+            let pulses = accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
+            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, letters.as_ref()));
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
-        let (queue, metrics, view) = (parts.queue.clone(), parts.metrics.clone(), parts.view.clone());
-        let (publish, drain) = (settings.publish, parts.stop.clone());
-        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || {
-            Delivery::new(broker, queue, metrics, view, publish, store, drain).run()
+        let journal = writer.map(|writer| parts.write_journal(writer, writing)).transpose()?;
+        let delivery = delivery::Parts {
+            broker,
+            queue: parts.queue.clone(),
+            metrics: parts.metrics.clone(),
+            view: parts.view.clone(),
+            settings: settings.publish,
+            store: letters.as_ref().map(|letters| letters.stores.dead_letters.clone()),
+            backlog,
+            drain: parts.stop.clone(),
+        };
+        let requests = letters
+            .as_ref()
+            .map(|letters| letters.requests(&settings.sources, &parts.queue, &parts.view, &parts.stop));
+        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || async move {
+            let serving = requests.map(|requests| tokio::task::spawn_local(requests.serve()));
+            let lost = Delivery::new(delivery).run().await;
+            if let Some(serving) = serving {
+                // It ends with the drain, once it has removed what was published in time.
+                let _ = serving.await;
+            }
+            lost
         })?;
-        let ingress = Arc::new(parts.ingress(&settings));
+        let invalids = match &letters {
+            Some(letters) => Some(Arc::new(Invalids::start(letters.stores.invalid.clone())?)),
+            None => None,
+        };
+        let ingress = Arc::new(parts.ingress(&settings).keeping(invalids.clone()));
         let mut serving = Vec::new();
         for (socket, pulse) in listeners.into_sockets().into_iter().zip(accepting) {
             let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), parts.stop.clone());
             let serve = move || ingress::serve(socket, ingress, connections, stop);
             serving.push(thread("ingress", runtimes.next()?, Some(pulse), serve)?);
         }
-        signals.next().await;
-        stop_in_order(&mut signals, &stopper, settings.shutdown, &parts.queue, serving, delivery).await;
+        parts.recall(&settings)?;
+        let (queue, shutdown) = (&parts.queue, settings.shutdown);
+        let failed = tokio::select! {
+            () = signals.next() => false,
+            () = queue.failed() => true,
+        };
+        stop_in_order(&mut signals, &stopper, shutdown, queue, serving, delivery, journal).await;
         // What an ingress thread enqueued in the very last moment of a hurried stop.
-        parts.queue.lose_waiting();
-        let snapshot = parts.queue.snapshot();
+        queue.lose_waiting();
+        if let Some(invalids) = invalids {
+            let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
+        }
+        let snapshot = queue.snapshot();
         drop(lock);
-        Ok(Outcome { totals: snapshot.ledger.totals(snapshot.events as u64) })
+        let failure = || snapshot.journal.as_ref().and_then(|journal| journal.failed.clone());
+        Ok(Outcome { totals: snapshot.totals(), failed: failed.then(failure).flatten() })
     }
+}
+
+/// What each of the parts gets of the state directory.
+#[derive(Default)]
+struct Kept {
+    letters: Option<Letters>,
+    backlog: Option<BacklogReader>,
+    writer: Option<Writer>,
+    lock: Option<File>,
 }
 
 /// What several threads share.
@@ -199,12 +268,13 @@ struct Parts {
     connections: Arc<Connections>,
     recents: Vec<Arc<Recent>>,
     unknown_paths: Arc<UnknownPaths>,
+    known: Arc<Deduplication>,
     view: View,
     stop: Drain,
 }
 
 impl Parts {
-    fn new(settings: &Settings, stop: Drain) -> Self {
+    fn new(settings: &Settings, stop: Drain, state: Option<State>) -> (Self, Kept) {
         let books = settings.sources.iter().map(|source| {
             SourceBook::new(source.name.clone(), source.secrets.iter().map(|secret| secret.id.clone()))
         });
@@ -215,18 +285,68 @@ impl Parts {
                 (source.name.to_string(), source.secrets.iter().map(|secret| secret.id.to_string()).collect())
             })
             .collect();
-        Self {
-            queue: Arc::new(Buffer::new(settings.buffer, Ledger::new(books.collect()))),
+        let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::new(books.collect()));
+        let mut kept = Kept::default();
+        if let Some(State { letters, journal, lock }) = state {
+            let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
+            queue = queue.with_journal(layout, recovered, damaged);
+            let backlog = BacklogReader::new(reader, ingress::rebuild);
+            kept = Kept { letters: Some(letters), backlog: Some(backlog), writer: Some(writer), lock: Some(lock) };
+        }
+        let parts = Self {
+            queue: Arc::new(queue),
             metrics: Arc::new(Metrics::new(&names)),
             connections: Arc::new(Connections::new(settings.ingress.max_connections)),
             recents: settings.sources.iter().map(|_| Arc::default()).collect(),
             unknown_paths: Arc::default(),
+            known: Arc::new(Deduplication::new(settings.deduplication)),
             view: View::default(),
             stop,
-        }
+        };
+        (parts, kept)
     }
 
-    fn admin(&self, settings: &Settings, pulses: Vec<Pulse>, broker: &dyn Broker, store: Option<&Store>) -> Admin {
+    fn write_journal(&self, writer: Writer, pulse: Pulse) -> io::Result<JoinHandle<()>> {
+        let journaling = Journaling::new(self.queue.clone(), writer, self.metrics.clone(), pulse);
+        std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
+    }
+
+    /// Reads back, beside everything else, what an earlier run accepted lately: a repeat of it is a duplicate.
+    fn recall(&self, settings: &Settings) -> io::Result<()> {
+        let Some(directory) = settings.state_directory.as_ref().filter(|_| self.known.is_on()) else {
+            return Ok(());
+        };
+        let (known, directory) = (self.known.clone(), directory.join(JOURNAL));
+        let (window, most) = (settings.deduplication.window, settings.deduplication.max_entries);
+        let sources: Vec<Arc<str>> = settings.sources.iter().map(|source| source.name.clone()).collect();
+        let recall = move || {
+            let now = SystemTime::now();
+            let Some(since) = now.checked_sub(window) else { return };
+            let mut accepted = Vec::new();
+            let mut visit = |origin: &Origin, body: &[u8]| {
+                let Some(source) = sources.iter().position(|name| *name == origin.source) else { return };
+                let digest = ingress::digest(origin.signature.as_ref().filter(|_| origin.verified), body);
+                let age = now.duration_since(origin.received).unwrap_or_default();
+                accepted.push((ingress::Key::new(source, &digest), age));
+            };
+            if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
+                tracing::warn!(
+                    "cannot read back what was accepted before the start; repeats of it are taken: {error}"
+                );
+            }
+            known.restore(accepted);
+        };
+        std::thread::Builder::new().name("recall".to_owned()).spawn(recall)?;
+        Ok(())
+    }
+
+    fn admin(
+        &self,
+        settings: &Settings,
+        pulses: Vec<Pulse>,
+        broker: &dyn Broker,
+        letters: Option<&Letters>,
+    ) -> Admin {
         Admin {
             health: Health { pulses, queue: self.queue.clone(), view: self.view.clone(), stop: self.stop.clone() },
             metrics: self.metrics.clone(),
@@ -234,7 +354,8 @@ impl Parts {
             sources: settings.sources.clone(),
             recents: self.recents.clone(),
             unknown_paths: self.unknown_paths.clone(),
-            dead_letters: store.map(Store::held),
+            dead_letters: letters.map(|letters| letters.held(Kind::DeadLetters)),
+            invalid: letters.map(|letters| letters.held(Kind::Invalid)),
             dead_letters_capacity: settings.dead_letters.bytes as u64,
             broker_name: broker.name(),
             broker_location: broker.location(),
@@ -243,15 +364,14 @@ impl Parts {
     }
 
     fn ingress(&self, settings: &Settings) -> Ingress {
-        Ingress::new(
-            settings.ingress.clone(),
-            &settings.sources,
-            self.queue.clone(),
-            self.metrics.clone(),
-            &self.recents,
-            self.unknown_paths.clone(),
-            settings.buffer.bytes,
-        )
+        let shared = ingress::Shared {
+            queue: self.queue.clone(),
+            metrics: self.metrics.clone(),
+            recents: self.recents.clone(),
+            unknown: self.unknown_paths.clone(),
+            known: self.known.clone(),
+        };
+        Ingress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes)
     }
 }
 
@@ -291,6 +411,7 @@ async fn stop_in_order<T: Send + 'static>(
     queue: &Arc<Buffer>,
     serving: Vec<JoinHandle<T>>,
     delivery: JoinHandle<usize>,
+    journal: Option<JoinHandle<()>>,
 ) {
     tracing::info!(
         "stopping: unready, serving for {:?}, then delivering for up to {:?}",
@@ -310,6 +431,9 @@ async fn stop_in_order<T: Send + 'static>(
         queue.drain();
         stopper.enter(Phase::Draining);
         joined(vec![delivery]).await;
+        queue.close_journal();
+        // A disk that hangs must not hold up the end for ever.
+        let _ = tokio::time::timeout(JOURNAL_END, joined(journal.into_iter().collect())).await;
     };
     tokio::pin!(ended);
     loop {

@@ -101,6 +101,7 @@ impl Labels {
 }
 
 /// One accepted event: the signed bytes, and what was learnt of them.
+#[derive(Clone)]
 pub struct Event {
     /// Where it came from.
     pub origin: Origin,

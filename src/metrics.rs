@@ -45,6 +45,8 @@ pub struct Moment {
     pub connections_capacity: usize,
     /// Dead letters: events, bytes, capacity.
     pub dead_letters: (u64, u64, u64),
+    /// Invalid bodies kept since the start.
+    pub invalid_kept: u64,
 }
 
 /// All series.
@@ -56,9 +58,11 @@ pub struct Metrics {
     request_duration: HistogramVec,
     publish_duration: Histogram,
     delivery_duration: Histogram,
+    journal_sync_duration: Histogram,
     retries: IntCounter,
     out_of_order: IntCounter,
     broker_errors: IntCounterVec,
+    invalid_kept: IntCounter,
     books: Books,
     gauges: Gauges,
 }
@@ -77,6 +81,7 @@ struct Books {
     dead_lettered: IntCounterVec,
     withdrawn: IntCounter,
     lost: IntCounterVec,
+    damaged: IntCounter,
 }
 
 #[derive(Debug)]
@@ -92,6 +97,9 @@ struct Gauges {
     broker_connected: IntGauge,
     connections_open: IntGauge,
     connections_capacity: IntGauge,
+    journal_events: IntGauge,
+    journal_bytes: IntGauge,
+    journal_capacity_bytes: IntGauge,
     dead_letters_events: IntGauge,
     dead_letters_bytes: IntGauge,
     dead_letters_capacity_bytes: IntGauge,
@@ -174,12 +182,18 @@ impl Metrics {
                 "From accepting an event to settling it.",
                 &DELIVERY_BUCKETS,
             ),
+            journal_sync_duration: add.histogram(
+                "journal_sync_duration_seconds",
+                "One commit of the journal: one write and one fdatasync.",
+                &REQUEST_BUCKETS,
+            ),
             retries: add.counter("publish_retries_total", "Messages handed to the broker's client once more."),
             out_of_order: add.counter(
                 "publish_out_of_order_total",
                 "Messages stored after a younger one of their key, because the broker had refused them for now.",
             ),
             broker_errors: add.counters("broker_errors_total", "What went wrong with the broker.", &["kind"]),
+            invalid_kept: add.counter("invalid_kept_total", "Signed but invalid bodies kept."),
             books: Books::new(&add),
             gauges: Gauges::new(&add),
             registry: registry.clone(),
@@ -243,6 +257,11 @@ impl Metrics {
         self.delivery_duration.observe(duration.as_secs_f64());
     }
 
+    /// One write and one fdatasync of the journal.
+    pub fn journal_sync_duration(&self, duration: Duration) {
+        self.journal_sync_duration.observe(duration.as_secs_f64());
+    }
+
     /// A message is handed over once more.
     pub fn publish_retry(&self) {
         self.retries.inc();
@@ -265,6 +284,7 @@ impl Metrics {
         let _one = self.scrape.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.books.copy(snapshot);
         self.gauges.copy(snapshot, totals, moment);
+        follow(&self.invalid_kept, moment.invalid_kept);
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
@@ -308,7 +328,7 @@ impl Books {
                 "Requests for a source's path whose answer was decided.",
                 &["source"],
             ),
-            accepted: add.counters("events_accepted_total", "Events taken into the buffer.", &["source"]),
+            accepted: add.counters("events_accepted_total", "Events taken into buffer or journal.", &["source"]),
             duplicate: add.counters("events_duplicate_total", "Events that were there already.", &["source"]),
             probe: add.counters("events_probe_total", "Connection tests, not published.", &["source"]),
             rejected: add.counters("events_rejected_total", "Requests refused.", &["source", "reason"]),
@@ -331,6 +351,7 @@ impl Books {
             ),
             withdrawn: add.counter("events_withdrawn_total", "Events timed out before they were sent."),
             lost: add.counters("events_lost_total", "Accepted events that are gone.", &["reason"]),
+            damaged: add.counter("journal_damaged_records_total", "Damaged records found in the journal."),
         }
     }
 
@@ -362,6 +383,7 @@ impl Books {
         for (loss, count) in Loss::ALL.iter().zip(ledger.lost) {
             follow(&self.lost.with_label_values(&[loss.name()]), count);
         }
+        follow(&self.damaged, snapshot.journal.as_ref().map_or(0, |journal| journal.damaged));
     }
 }
 
@@ -369,7 +391,7 @@ impl Gauges {
     fn new(add: &Register<'_>) -> Self {
         Self {
             ready: add.gauge("ready", "1 while events can be accepted."),
-            buffer_events: add.gauge("buffer_events", "Events held, from enqueue to settle."),
+            buffer_events: add.gauge("buffer_events", "Events in memory, from enqueue to settle."),
             buffer_bytes: add.gauge("buffer_bytes", "What they take of the byte limit."),
             buffer_capacity_events: add.gauge("buffer_capacity_events", "buffer.max_events."),
             buffer_capacity_bytes: add.gauge("buffer_capacity_bytes", "buffer.max_bytes."),
@@ -381,6 +403,10 @@ impl Gauges {
             broker_connected: add.gauge("broker_connected", "1 while there is a session with the broker."),
             connections_open: add.gauge("connections_open", "Open connections of senders."),
             connections_capacity: add.gauge("connections_capacity", "ingress.max_connections."),
+            journal_events: add.gauge("journal_events", "Events in the journal that are not settled."),
+            journal_bytes: add.gauge("journal_bytes", "Bytes of its segments in use."),
+            journal_capacity_bytes: add
+                .gauge("journal_capacity_bytes", "journal.max_bytes; 0 where there is none."),
             dead_letters_events: add.gauge("dead_letters_events", "Dead letters on disk."),
             dead_letters_bytes: add.gauge("dead_letters_bytes", "Their size."),
             dead_letters_capacity_bytes: add.gauge("dead_letters_capacity_bytes", "dead_letters.max_bytes."),
@@ -402,6 +428,10 @@ impl Gauges {
         self.broker_connected.set(i64::from(moment.broker_connected));
         self.connections_open.set(count(moment.connections_open));
         self.connections_capacity.set(count(moment.connections_capacity));
+        let journal = snapshot.journal.as_ref();
+        self.journal_events.set(journal.map_or(0, |journal| count(journal.events)));
+        self.journal_bytes.set(journal.map_or(0, |journal| large(journal.bytes)));
+        self.journal_capacity_bytes.set(journal.map_or(0, |journal| large(journal.capacity)));
         self.dead_letters_events.set(large(moment.dead_letters.0));
         self.dead_letters_bytes.set(large(moment.dead_letters.1));
         self.dead_letters_capacity_bytes.set(large(moment.dead_letters.2));
@@ -411,18 +441,12 @@ impl Gauges {
 
 /// Names that dashboards may rely on already; their parts are not built in this version.
 fn not_built_yet(add: &Register<'_>) {
-    add.counter("invalid_kept_total", "Signed but invalid bodies kept.");
-    add.counter("journal_damaged_records_total", "Damaged records found in the journal.");
     let reloads = add.counters("config_reloads_total", "Reloads of the settings.", &["result"]);
     for result in ["success", "failure"] {
         reloads.with_label_values(&[result]);
     }
-    add.gauge("journal_events", "Events in the journal that are not settled.");
-    add.gauge("journal_bytes", "Bytes of the journal in use.");
-    add.gauge("journal_capacity_bytes", "journal.max_bytes.");
     add.gauge("config_last_reload_successful", "1 if the last load of the settings was good.").set(1);
     add.time("tls_certificate_not_after_timestamp_seconds", "End of the server certificate; 0 without TLS.");
-    add.histogram("journal_sync_duration_seconds", "One sync of the journal.", &REQUEST_BUCKETS);
 }
 
 /// A wall-clock time as Prometheus writes it; 0 for none.

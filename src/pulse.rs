@@ -1,7 +1,7 @@
 //! Signs of life: each thread that must not hang ticks once a second; `/livez` looks when it did last.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// How often a thread ticks.
@@ -17,13 +17,15 @@ pub struct Pulse {
     start: Instant,
     /// Milliseconds since `start`.
     last: Arc<AtomicU64>,
+    /// It waits for something that may take long, and says so.
+    paused: Arc<AtomicBool>,
 }
 
 impl Pulse {
     /// A pulse that has just ticked.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        Self { name: name.into(), start: Instant::now(), last: Arc::default() }
+        Self { name: name.into(), start: Instant::now(), last: Arc::default(), paused: Arc::default() }
     }
 
     /// Ticks for ever; runs on the thread it speaks for.
@@ -34,7 +36,14 @@ impl Pulse {
         }
     }
 
-    fn tick(&self) {
+    /// Waits for broker or disk, however long that takes: no sign of hanging, until the next tick.
+    pub fn pause(&self) {
+        self.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Shows life.
+    pub fn tick(&self) {
+        self.paused.store(false, Ordering::Relaxed);
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
     }
@@ -42,6 +51,9 @@ impl Pulse {
     /// What is wrong, if the thread hangs.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
+        if self.paused.load(Ordering::Relaxed) {
+            return None;
+        }
         let since = self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)));
         (since > DEAD_AFTER).then(|| format!("{} has not moved for {} s", self.name, since.as_secs()))
     }

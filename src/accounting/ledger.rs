@@ -191,18 +191,53 @@ pub struct Limits {
 pub struct Snapshot {
     /// The books.
     pub ledger: Ledger,
-    /// Events held: waiting and in delivery's ring.
+    /// Events in memory: waiting and in delivery's ring.
     pub events: usize,
     /// Their cost in bytes.
     pub bytes: usize,
+    /// Everything accepted and not settled: in memory, in flight, on disk.
+    pub held: u64,
     /// The limits.
     pub limits: Limits,
     /// Receipt of the oldest event held.
     pub oldest: Option<SystemTime>,
     /// A limit was reached, and less than 10 % is free since.
     pub full: bool,
+    /// The broker has been away longer than a sender waits, and the mode needs it.
+    pub away: bool,
     /// The bridge is stopping.
     pub draining: bool,
+    /// The journal, where there is one.
+    pub journal: Option<JournalState>,
+}
+
+impl Snapshot {
+    /// The two sums.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        self.ledger.totals(self.held)
+    }
+}
+
+/// The journal at this moment.
+#[derive(Clone, Debug)]
+pub struct JournalState {
+    /// Events not settled, on disk or read back.
+    pub events: usize,
+    /// Bytes of its segments in use.
+    pub bytes: u64,
+    /// `journal.max_bytes`, as far as whole segments go.
+    pub capacity: u64,
+    /// Events found at start.
+    pub recovered: u64,
+    /// Damaged records found.
+    pub damaged: u64,
+    /// The limit was reached, and less than 10 % is free since.
+    pub full: bool,
+    /// Why it can never be written again.
+    pub failed: Option<String>,
+    /// Why it cannot be written at the moment.
+    pub no_space: Option<String>,
 }
 
 #[cfg(test)]

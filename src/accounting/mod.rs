@@ -7,7 +7,7 @@
 mod ledger;
 mod reasons;
 
-pub use ledger::{Ledger, Limits, PairBook, SecretUse, Snapshot, SourceBook, Totals};
+pub use ledger::{JournalState, Ledger, Limits, PairBook, SecretUse, Snapshot, SourceBook, Totals};
 pub use reasons::{Decision, ErrorKind, Loss, Reason, RefusalReason};
 
 /// At most so many pairs of event and target type have a series of their own; then `other`.

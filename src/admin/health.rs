@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::accounting::Snapshot;
 use crate::delivery::View;
 use crate::pulse::Pulse;
-use crate::queue::Buffer;
+use crate::queue::{Ack, Buffer};
 use crate::shutdown::{Drain, Phase};
 
 /// What health is judged by.
@@ -22,6 +22,10 @@ pub struct Health {
 }
 
 impl Health {
+    fn is_journaled(&self) -> bool {
+        self.queue.mode().ack == Ack::Journaled
+    }
+
     /// What hangs.
     #[must_use]
     pub fn dead(&self) -> Vec<String> {
@@ -41,8 +45,23 @@ impl Health {
                 snapshot.events, snapshot.limits.events, snapshot.bytes, snapshot.limits.bytes
             ));
         }
-        if let Some(blocked) = self.view.copy().blocked {
+        if let Some(journal) = &snapshot.journal {
+            if let Some(text) =
+                journal.failed.as_ref().or(journal.no_space.as_ref().filter(|_| self.is_journaled()))
+            {
+                reasons.push(format!("journal: {text}"));
+            }
+            if journal.full && self.is_journaled() {
+                reasons.push(format!("journal full: {} of {} bytes", journal.bytes, journal.capacity));
+            }
+        }
+        let view = self.view.copy();
+        if let Some(blocked) = view.blocked {
             reasons.push(format!("dead letters: {blocked}"));
+        }
+        if snapshot.away {
+            let error = view.last_error.map_or_else(String::new, |error| format!(": {}", error.text));
+            reasons.push(format!("the broker has been away longer than publish.timeout{error}"));
         }
         reasons
     }

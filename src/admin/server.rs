@@ -20,8 +20,8 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::admin::health::Health;
 use crate::admin::page;
-use crate::delivery::DeadLetters;
 use crate::ingress::{Connections, Recent, Source, UnknownPaths};
+use crate::letters::Held;
 use crate::metrics::Metrics;
 
 /// Probes, a scraper and some browsers.
@@ -46,7 +46,9 @@ pub struct Admin {
     /// Paths asked for in vain.
     pub unknown_paths: Arc<UnknownPaths>,
     /// What the dead letters hold, where there is a state directory.
-    pub dead_letters: Option<Arc<DeadLetters>>,
+    pub dead_letters: Option<Arc<Held>>,
+    /// What the invalid bodies take, where there is a state directory.
+    pub invalid: Option<Arc<Held>>,
     /// `dead_letters.max_bytes`.
     pub dead_letters_capacity: u64,
     /// The broker's name.
@@ -125,7 +127,7 @@ impl Admin {
 
     fn metrics_text(&self) -> Answer {
         let snapshot = self.health.queue.snapshot();
-        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let totals = snapshot.totals();
         let moment = self.moment(self.health.unready(&snapshot).is_empty());
         let body = self.metrics.render(&snapshot, &totals, &moment);
         typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
@@ -133,7 +135,7 @@ impl Admin {
 
     fn status_json(&self, started: Instant) -> Answer {
         let snapshot = self.health.queue.snapshot();
-        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let totals = snapshot.totals();
         let body = format!("{:#}\n", self.status(&snapshot, &totals, started));
         typed(StatusCode::OK, "application/json", body)
     }

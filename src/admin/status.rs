@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::accounting::{Reason, Snapshot, SourceBook, Totals};
+use crate::accounting::{JournalState, Reason, Snapshot, SourceBook, Totals};
 use crate::admin::Admin;
 use crate::delivery::BrokerState;
 use crate::ingress::{Recent, Source, UnknownPath, Validation};
@@ -25,6 +25,7 @@ impl Admin {
                 .dead_letters
                 .as_ref()
                 .map_or((0, 0, self.dead_letters_capacity), |held| (held.events(), held.bytes(), held.capacity())),
+            invalid_kept: self.invalid.as_ref().map_or(0, |held| held.kept()),
         }
     }
 
@@ -44,7 +45,7 @@ impl Admin {
             "revision": revision(),
             "uptime_seconds": started.elapsed().as_secs_f64(),
             "time_seconds": unix_seconds(Some(SystemTime::now())),
-            "ack": "buffered",
+            "ack": self.health.queue.mode().ack.name(),
             "ready": reasons.is_empty(),
             "reasons": reasons,
             "accounting": accounting(totals),
@@ -56,8 +57,15 @@ impl Admin {
                 "in_flight_events": view.in_flight,
                 "oldest_event_timestamp_seconds": unix_seconds(snapshot.oldest),
             },
-            "journal": null,
+            "journal": snapshot.journal.as_ref().map(journal),
             "dead_letters": self.dead_letters.as_ref().map(|held| json!({
+                "events": held.events(),
+                "bytes": held.bytes(),
+                "capacity_bytes": held.capacity(),
+            })),
+            "invalid": self.invalid.as_ref().map(|held| json!({
+                "kept": held.kept(),
+                "dropped": held.dropped(),
                 "events": held.events(),
                 "bytes": held.bytes(),
                 "capacity_bytes": held.capacity(),
@@ -79,6 +87,17 @@ impl Admin {
             "sources": sources.map(|((source, recent), book)| source_status(source, recent, book)).collect::<Vec<_>>(),
         })
     }
+}
+
+fn journal(journal: &JournalState) -> Value {
+    json!({
+        "events": journal.events,
+        "bytes": journal.bytes,
+        "capacity_bytes": journal.capacity,
+        "recovered": journal.recovered,
+        "damaged": journal.damaged,
+        "failed": journal.failed.as_ref().or(journal.no_space.as_ref()),
+    })
 }
 
 fn unknown_path(unknown: &UnknownPath) -> Value {

@@ -16,9 +16,10 @@ use base64::prelude::BASE64_STANDARD;
 use tokio::task::JoinHandle;
 
 use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, Headers, Refusal, Router, Session, SessionError,
-    Shape, Terms, Ticket, Verdict,
+    Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, Headers, Refusal, RefusalReason, Router, Session,
+    SessionError, Shape, Terms, Ticket, Verdict,
 };
+use crate::failpoint;
 use crate::message::{Event, Message};
 use crate::settings::Section;
 
@@ -100,6 +101,8 @@ impl Broker for File {
     }
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+        failpoint::pass("file.address")
+            .map_err(|error| Refusal::new(RefusalReason::Unroutable, format!("no address: {error}")))?;
         self.settings.router.address(event)
     }
 

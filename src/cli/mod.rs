@@ -3,8 +3,10 @@
 
 mod check;
 mod client;
+mod dead_letters;
 mod demo;
 mod healthcheck;
+mod journal;
 mod sample;
 mod send;
 mod serve;
@@ -67,9 +69,20 @@ enum Command {
         after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json"
     )]
     Send(send::Options),
+    /// Look at what the broker refused, publish it again, or delete it; --invalid: signed bodies answered 422
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters list\n  plextrac-bridge --config bridge.toml dead-letters replay --reason too_large"
+    )]
+    DeadLetters {
+        #[command(subcommand)]
+        command: dead_letters::DeadLetters,
+    },
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
     Healthcheck(healthcheck::Options),
+    /// Look at the journal on disk
+    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml journal verify")]
+    Journal(journal::Options),
 }
 
 /// Runs a command.
@@ -82,7 +95,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Demo(options) => demo::run(&flags, &options),
         Command::Sign(options) => sign::run(&flags, &options),
         Command::Send(options) => send::run(&flags, &options),
+        Command::DeadLetters { command } => dead_letters::run(&flags, &command),
         Command::Healthcheck(options) => healthcheck::run(&flags, &options),
+        Command::Journal(options) => journal::run(&flags, &options),
     }
 }
 

@@ -39,7 +39,11 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         app.run(signals).await
     });
     match outcome {
-        Ok(outcome) => stopped(&outcome.totals),
+        Ok(outcome) => {
+            let code = stopped(&outcome.totals);
+            // The last line of the log is the accounting; why it came to that stands before.
+            if outcome.failed.is_some() { ExitCode::FAILURE } else { code }
+        }
         Err(error) => {
             tracing::error!("{error}");
             ExitCode::FAILURE

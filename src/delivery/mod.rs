@@ -1,9 +1,11 @@
 //! From the queue to the broker: publish (the ring), settle, dead letters.
 
+mod backlog;
 mod backoff;
 mod dead_letters;
 mod pairs;
 mod publish;
+mod requests;
 mod ring;
 #[cfg(test)]
 mod scripted;
@@ -12,7 +14,8 @@ mod settle;
 mod view;
 mod window;
 
-pub use dead_letters::{DeadLetters, Store};
-pub use publish::Delivery;
+pub use backlog::BacklogReader;
+pub use publish::{Delivery, Parts};
+pub use requests::{Invalid, Rebuilder, Requests, Stores};
 pub use settings::{DeadLetterLimit, Settings};
 pub use view::{BrokerState, BrokerView, LastError, View};

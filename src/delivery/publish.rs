@@ -6,27 +6,29 @@
 //! Length: the one place of all these decisions, which are only understood side by side.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::brokers::{
     Broker, ErrorKind, Finding, Handed, Refusal, Session, SessionError, Suspect, Ticket, Verdict,
 };
+use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
-use crate::delivery::dead_letters::Store;
 use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::view::{BrokerState, View};
 use crate::delivery::window::Window;
+use crate::letters::Store;
 use crate::logs::Throttle;
 use crate::message::{Event, Message};
 use crate::metrics::Metrics;
-use crate::queue::Buffer;
+use crate::queue::{Backlog, Buffer, Reach, Spilling, Taken};
 use crate::shutdown::Drain;
+use crate::ticket::Outcome;
 
 /// How long verdicts of a lost session are waited for: purging at once turns every message in flight into a repeat.
 const COLLECT: Duration = Duration::from_secs(1);
@@ -37,6 +39,32 @@ const BATCH: usize = 256;
 /// How often it is looked whether a session that is not lost still reaches a broker.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// How much is written to the journal at once when the bridge stops.
+const SPILL_BYTES: usize = 1 << 20;
+
+/// A disk that takes longer than this for one such write takes no more.
+const SPILL_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What the delivery task is made of.
+pub struct Parts {
+    /// Where events go.
+    pub broker: Box<dyn Broker>,
+    /// Where they come from.
+    pub queue: Arc<Buffer>,
+    /// What is counted beside the books.
+    pub metrics: Arc<Metrics>,
+    /// What others see.
+    pub view: View,
+    /// `[publish]`.
+    pub settings: Settings,
+    /// Dead letters, where they are kept.
+    pub store: Option<Arc<Mutex<Store>>>,
+    /// The journal's backlog, where there is a journal.
+    pub backlog: Option<BacklogReader>,
+    /// The stop.
+    pub drain: Drain,
+}
+
 /// The delivery task.
 pub struct Delivery {
     broker: Box<dyn Broker>,
@@ -45,6 +73,7 @@ pub struct Delivery {
     view: View,
     settings: Settings,
     drain: Drain,
+    backlog: Option<BacklogReader>,
     ring: Ring,
     taken: VecDeque<Box<Event>>,
     verdicts: Vec<(Ticket, Verdict)>,
@@ -55,20 +84,15 @@ pub struct Delivery {
     not_now: Throttle,
     /// The session lives, but its brokers do not answer.
     away: bool,
+    /// What only memory keeps was written to the journal, because the bridge stops.
+    spilled: bool,
 }
 
 impl Delivery {
     /// A delivery task; nothing is connected yet.
     #[must_use]
-    pub fn new(
-        broker: Box<dyn Broker>,
-        queue: Arc<Buffer>,
-        metrics: Arc<Metrics>,
-        view: View,
-        settings: Settings,
-        store: Option<Store>,
-        drain: Drain,
-    ) -> Self {
+    pub fn new(parts: Parts) -> Self {
+        let Parts { broker, queue, metrics, view, settings, store, backlog, drain } = parts;
         let settler = Settler::new(store, broker.headers().clone());
         Self {
             broker,
@@ -76,6 +100,7 @@ impl Delivery {
             metrics,
             view,
             drain,
+            backlog,
             ring: Ring::default(),
             taken: VecDeque::new(),
             verdicts: Vec::new(),
@@ -85,21 +110,27 @@ impl Delivery {
             backoff: Backoff::new(settings.retry_min, settings.retry_max),
             not_now: Throttle::new(1, Duration::from_secs(5)),
             away: false,
+            spilled: false,
             settings,
         }
     }
 
-    /// Delivers until the drain is over: everything is settled, or its deadline has come and the rest is lost.
-    /// Says how many events were lost at the exit.
+    /// Delivers until the drain is over: everything is settled, or its deadline has come. What is left then is held
+    /// where it is kept, else lost. Says how many events were lost at the exit.
     pub async fn run(mut self) -> usize {
         let mut reported = String::new();
+        // Seen early: how old the oldest event is, and what the disk has damaged.
+        self.look_at_the_disk().await;
         while !self.is_finished() {
-            let (drain, finished) = (self.drain.clone(), self.finished());
+            if self.drain.has_begun() && !self.spilled {
+                self.spill().await;
+            }
+            let (drain, interrupted) = (self.drain.clone(), self.interrupted());
             let connected = tokio::select! {
                 biased;
                 connected = self.broker.connect() => connected,
                 () = drain.deadline() => break,
-                () = finished => break,
+                () = interrupted => continue,
             };
             match connected {
                 Ok((session, findings)) => {
@@ -121,23 +152,31 @@ impl Delivery {
                     }
                 }
             }
-            self.view.state(BrokerState::Connecting);
-            if self.is_finished() {
-                break;
-            }
+            self.reach(BrokerState::Connecting);
+            self.queue.sweep();
             let wait = self.backoff.next();
             tokio::select! {
                 () = sleep(wait) => {}
                 () = drain.deadline() => break,
-                () = self.finished() => break,
+                () = self.interrupted() => {}
             }
         }
-        self.settler.lose(&mut self.ring, &self.queue)
+        if !self.spilled {
+            self.spill().await;
+        }
+        let held = self.settler.refused_events().chain(self.ring.events()).map(|event| &*event);
+        let lost = self.queue.lose_taken(held.chain(self.taken.iter().map(|event| &**event)));
+        self.queue.lose_waiting();
+        lost
     }
 
     /// Nothing is left, and nothing will come.
     fn is_finished(&self) -> bool {
-        self.drain.has_begun() && self.ring.unsettled() == 0 && self.settler.is_empty() && self.queue.is_empty()
+        self.drain.has_begun() && self.holds_nothing() && self.queue.is_empty()
+    }
+
+    fn holds_nothing(&self) -> bool {
+        self.ring.unsettled() == 0 && self.taken.is_empty() && self.settler.is_empty()
     }
 
     /// Settles what is judged; a disk that fails holds it up until the drain's deadline.
@@ -149,16 +188,68 @@ impl Delivery {
         }
     }
 
-    /// Resolves when the drain begins and there is nothing to deliver; the ring stands still meanwhile.
-    fn finished(&self) -> impl Future<Output = ()> + Send + use<> {
-        let idle = self.ring.unsettled() == 0 && self.settler.is_empty();
+    /// Resolves when the drain begins and there is something to be done at once: to write to the journal what only
+    /// memory keeps, or to end because nothing is left. The ring stands still meanwhile.
+    fn interrupted(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (spilled, idle) = (self.spilled, self.holds_nothing());
         let (drain, queue) = (self.drain.clone(), self.queue.clone());
         async move {
             drain.begun().await;
-            if !idle || !queue.is_empty() {
+            if spilled && !(idle && queue.is_empty()) {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// The bridge stops: what only memory keeps goes to the journal first.
+    async fn spill(&mut self) {
+        self.spilled = true;
+        if !self.queue.has_journal() {
+            return;
+        }
+        loop {
+            let held = self.settler.refused_events().chain(self.ring.events());
+            let held = held.chain(self.taken.iter_mut().map(|event| &mut **event));
+            let problem = match self.queue.spill(held, SPILL_BYTES) {
+                Spilling::Done => return,
+                Spilling::Refused(text) => text,
+                Spilling::Waits(ticket) => match timeout(SPILL_PATIENCE, ticket.wait()).await {
+                    Ok(Outcome::Kept) => continue,
+                    Ok(_) => "it could not be written".to_owned(),
+                    Err(_) => "the disk does not answer".to_owned(),
+                },
+            };
+            tracing::error!(
+                "cannot write to the journal what is left, what is not delivered until the end is lost: {problem}"
+            );
+            let held = self.settler.refused_events().chain(self.ring.events());
+            self.queue.unspill(held.chain(self.taken.iter_mut().map(|event| &mut **event)));
+            return;
+        }
+    }
+
+    /// Takes what is next, also where it has to be read from disk.
+    async fn look_at_the_disk(&mut self) {
+        let most = self.settings.max_in_flight.min(BATCH);
+        if let Taken::OnDisk(backlog) = self.queue.take(most, &mut self.taken) {
+            self.read(&backlog).await;
+        }
+    }
+
+    async fn read(&mut self, backlog: &Backlog) {
+        let room = self.settings.max_in_flight.saturating_sub(self.ring.span()).clamp(1, BATCH);
+        let Some(reader) = &mut self.backlog else { return };
+        tokio::select! {
+            biased;
+            () = reader.read(backlog, room, &self.queue, &self.view, &mut self.taken) => {}
+            () = self.drain.deadline() => {}
+        }
+    }
+
+    /// Notes how things stand with the broker, also for those who wait for it.
+    fn reach(&self, state: BrokerState) {
+        self.view.state(state);
+        self.queue.reach(if state == BrokerState::Connected { Reach::There } else { Reach::Away });
     }
 
     fn connected(&mut self, findings: &[Finding]) {
@@ -175,7 +266,7 @@ impl Delivery {
             }
         }
         self.view.change(|view| view.findings = texts);
-        self.view.state(BrokerState::Connected);
+        self.reach(BrokerState::Connected);
         self.away = false;
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
     }
@@ -183,6 +274,9 @@ impl Delivery {
     /// Uses one session until it is lost or everything is delivered.
     async fn deliver(&mut self, mut session: Box<dyn Session>) {
         let ended = loop {
+            if self.drain.has_begun() && !self.spilled {
+                self.spill().await;
+            }
             let pumped = self.pump(&mut *session);
             self.settle().await;
             let going = match pumped {
@@ -193,6 +287,14 @@ impl Delivery {
                 Ok(Pumped::Some) => {
                     tokio::task::yield_now().await;
                     Ok(Going::On)
+                }
+                Ok(Pumped::OnDisk(backlog)) => {
+                    self.read(&backlog).await;
+                    if self.drain.remaining().is_some_and(|left| left.is_zero()) {
+                        Ok(Going::Finished)
+                    } else {
+                        Ok(Going::On)
+                    }
                 }
                 Err(lost) => Err(lost),
             };
@@ -222,7 +324,7 @@ impl Delivery {
                 self.away = true;
                 self.metrics.broker_error(error.kind);
                 self.view.error(error.kind, &error.text);
-                self.view.state(BrokerState::Connecting);
+                self.reach(BrokerState::Connecting);
                 tracing::error!(
                     broker = self.broker.name(),
                     kind = error.kind.name(),
@@ -233,7 +335,7 @@ impl Delivery {
             Some(error) => self.view.error(error.kind, &error.text),
             None if self.away => {
                 self.away = false;
-                self.view.state(BrokerState::Connected);
+                self.reach(BrokerState::Connected);
                 tracing::info!(broker = self.broker.name(), "connected again");
             }
             None => {}
@@ -284,11 +386,18 @@ impl Delivery {
                     // A broker that refuses everything at once: settle these before more are taken.
                     return Ok(Pumped::Some);
                 }
-                if !self.refill() {
-                    break;
+                match self.refill() {
+                    Taken::Events(_) => continue,
+                    Taken::OnDisk(backlog) => return Ok(Pumped::OnDisk(backlog)),
+                    Taken::Nothing => break,
+                }
+            };
+            if message.event.ticket.as_ref().is_some_and(|waits| !waits.send()) {
+                if let Some(taken) = self.ring.take(ticket, false) {
+                    self.settler.withdrawn(&taken);
                 }
                 continue;
-            };
+            }
             let handed = session.send(ticket, message);
             if attempts > 0 && matches!(handed, Handed::Over) {
                 self.metrics.publish_retry();
@@ -308,6 +417,7 @@ impl Delivery {
     fn adjust_window(&mut self) {
         if let Some(next) = self.window.next(&self.ring) {
             if matches!(self.window, Window::Shut { .. }) {
+                // Whether it takes events again is seen when it confirms one.
                 self.view.state(BrokerState::Connected);
             }
             self.window = next;
@@ -317,7 +427,7 @@ impl Delivery {
     fn shut(&mut self, reason: &str) {
         self.metrics.broker_error(ErrorKind::NotNow);
         self.view.error(ErrorKind::NotNow, reason);
-        self.view.state(BrokerState::Waiting);
+        self.reach(BrokerState::Waiting);
         if self.not_now.admits() {
             tracing::warn!(broker = self.broker.name(), "the broker takes nothing for now, waiting: {reason}");
         }
@@ -332,11 +442,15 @@ impl Delivery {
         }
     }
 
-    /// Takes events from the queue into the ring; whether there were any.
-    fn refill(&mut self) -> bool {
+    /// Takes events from the queue into the ring, if there is room.
+    fn refill(&mut self) -> Taken {
         let room = self.settings.max_in_flight.saturating_sub(self.ring.span()).min(BATCH);
-        if room == 0 || self.queue.take(room, &mut self.taken) == 0 {
-            return false;
+        if room == 0 {
+            return Taken::Nothing;
+        }
+        let mut found = Taken::Events(self.taken.len());
+        if self.taken.is_empty() {
+            found = self.queue.take(room, &mut self.taken);
         }
         while let Some(event) = self.taken.pop_front() {
             let pair = self.pairs.number(&event, &self.queue);
@@ -349,7 +463,7 @@ impl Delivery {
                 }
             }
         }
-        true
+        found
     }
 
     /// Waits for verdicts, new events or time, and judges what came.
@@ -365,7 +479,10 @@ impl Delivery {
             () = self.queue.ready(), if takes_more => Ok(()),
             () = sleep_until(again), if again.is_some() => Ok(()),
             () = self.drain.begun(), if !draining => Ok(()),
-            () = sleep(LOOK) => Ok(()),
+            () = sleep(LOOK) => {
+                self.queue.sweep();
+                Ok(())
+            }
             () = self.drain.deadline() => return Ok(Going::Finished),
         };
         self.judge();
@@ -400,6 +517,8 @@ impl Delivery {
 enum Pumped {
     All,
     Some,
+    /// The next events are to be read from the journal.
+    OnDisk(Backlog),
 }
 
 enum Going {

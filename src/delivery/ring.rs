@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::brokers::Ticket;
-use crate::message::Message;
+use crate::message::{Event, Message};
 
 #[derive(Debug)]
 enum State {
@@ -200,12 +200,9 @@ impl Ring {
         self.slots.iter().enumerate().filter(move |(_, slot)| handed(slot)).map(move |(at, _)| first + at as Ticket)
     }
 
-    /// Takes everything that is not settled, oldest first.
-    pub(super) fn drain(&mut self) -> Vec<Message> {
-        let messages = self.slots.drain(..).filter_map(|slot| slot.message).collect();
-        self.first = self.end();
-        (self.cursor, self.handed, self.settled) = (0, 0, 0);
-        messages
+    /// The events that are not settled, oldest first.
+    pub(super) fn events(&mut self) -> impl Iterator<Item = &mut Event> {
+        self.slots.iter_mut().filter_map(|slot| slot.message.as_mut()).map(|message| &mut *message.event)
     }
 }
 

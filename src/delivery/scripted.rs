@@ -14,10 +14,11 @@ use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, HeaderStyle, Headers, Refusal, Session,
     SessionError, Ticket, Verdict,
 };
-use crate::delivery::{Delivery, Settings, Store, View};
+use crate::delivery::{Delivery, Parts, Settings, View};
+use crate::letters::Store;
 use crate::message::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
-use crate::queue::Buffer;
+use crate::queue::{Ack, Buffer, Mode};
 use crate::shutdown::{self, Phase};
 
 /// What the broker does with the next message, once its script has a step for it.
@@ -170,7 +171,9 @@ fn run(world: World, events: &[(String, String)], max_in_flight: usize, has_stat
 fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, letters: Option<usize>) -> Ended {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let directory = tempfile::tempdir().unwrap();
+    let mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
     let queue = Arc::new(Buffer::new(
+        mode,
         Limits { events: 10_000, bytes: 1 << 30 },
         Ledger::new(vec![SourceBook::new("a".into(), [])]),
     ));
@@ -183,7 +186,8 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
             received: SystemTime::UNIX_EPOCH,
         };
         let fields = Fields { cuid: name, event: key, ..Fields::default() };
-        queue.enqueue(0, None, Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]))).unwrap();
+        let event = Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]));
+        assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
     }
     let metrics = Arc::new(Metrics::new(&[]));
     let world = Arc::new(Mutex::new(world));
@@ -191,20 +195,32 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         Scripted { world: world.clone(), headers: Headers::new(HeaderStyle::None, "", "", Encoding::Plain) };
     let settings = Settings {
         max_in_flight,
+        timeout: Duration::from_secs(4),
         retry_min: Duration::from_millis(100),
         retry_max: Duration::from_secs(2),
         headers: HeaderStyle::None,
     };
-    let store = letters.map(|bytes| Store::open(directory.path(), bytes).unwrap());
+    let store = letters.map(|bytes| {
+        let store = Store::open(directory.path(), crate::letters::Limits::dead_letters(bytes));
+        Arc::new(Mutex::new(store.unwrap()))
+    });
     let (stopper, drain) = shutdown::channel();
     queue.drain();
     stopper.enter(Phase::Draining);
     stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
-    let delivery =
-        Delivery::new(Box::new(broker), queue.clone(), metrics.clone(), View::default(), settings, store, drain);
+    let delivery = Delivery::new(Parts {
+        broker: Box::new(broker),
+        queue: queue.clone(),
+        metrics: metrics.clone(),
+        view: View::default(),
+        settings,
+        store,
+        backlog: None,
+        drain,
+    });
     runtime.block_on(async { tokio::time::timeout(Duration::from_hours(2), delivery.run()).await }).unwrap();
     let snapshot = queue.snapshot();
-    let totals = snapshot.ledger.totals(snapshot.events as u64);
+    let totals = snapshot.totals();
     let text = metrics.render(&snapshot, &totals, &crate::metrics::Moment::default());
     let out_of_order = !text.contains("plextrac_bridge_publish_out_of_order_total 0");
     let world = std::mem::take(&mut *world.lock().unwrap());

@@ -10,6 +10,8 @@ use crate::settings::Section;
 pub struct Settings {
     /// The most unconfirmed messages.
     pub max_in_flight: usize,
+    /// The longest that a sender waits for what `ack` promises.
+    pub timeout: Duration,
     /// The shortest wait between two attempts to reach the broker.
     pub retry_min: Duration,
     /// The longest.
@@ -25,12 +27,15 @@ impl Settings {
         let most = section.integer("max_in_flight", 1, 1_000_000);
         let settings = Self {
             max_in_flight: usize::try_from(most).unwrap_or(1),
+            timeout: section.duration("timeout"),
             retry_min: section.duration("retry_min"),
             retry_max: section.duration("retry_max"),
             headers: section
                 .choice("headers", &[("cloudevents", HeaderStyle::CloudEvents), ("none", HeaderStyle::None)]),
         };
-        section.not_available("timeout");
+        if settings.timeout.is_zero() {
+            section.problem("timeout", "must be above 0, or no sender ever gets a 200 in `published` mode");
+        }
         if settings.retry_min.is_zero() {
             section.problem("retry_min", "must be above 0, or an absent broker is asked without a pause");
         }

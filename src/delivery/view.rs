@@ -54,8 +54,10 @@ pub struct BrokerView {
     pub in_flight: usize,
     /// The last confirmation.
     pub last_published: Option<SystemTime>,
-    /// Why delivery waits for the disk, if it does.
+    /// Why delivery waits for the disk of the dead letters, if it does.
     pub blocked: Option<String>,
+    /// Why the journal cannot be read, if so.
+    pub unreadable: Option<String>,
 }
 
 /// The view, shared.
@@ -72,6 +74,7 @@ impl Default for View {
             in_flight: 0,
             last_published: None,
             blocked: None,
+            unreadable: None,
         })))
     }
 }

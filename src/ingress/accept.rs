@@ -14,9 +14,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
-use crate::ingress::handle::Ingress;
+use crate::ingress::clock::{Clocked, FirstByte};
+use crate::ingress::handle::{Ingress, Sender};
 use crate::logs::Throttle;
 use crate::shutdown::{Drain, Phase};
+use crate::ticket::Mailbox;
 
 /// A webhook's head is below 2 KiB; hyper's own limit is 400 KiB for each connection.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -120,6 +122,8 @@ pub async fn serve(
     stop: Drain,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
+    let mailbox = Arc::new(Mailbox::default());
+    tokio::task::spawn_local(mailbox.clone().deliver());
     let mut builder = http1::Builder::new();
     builder
         .timer(TokioTimer::new())
@@ -138,15 +142,22 @@ pub async fn serve(
             accepted = accept(&listener, &connections, &throttle) => accepted,
             () = &mut closing => break,
         };
-        let ingress = ingress.clone();
+        let (ingress, mailbox) = (ingress.clone(), mailbox.clone());
         let mut stream = TimeoutStream::new(stream);
         // A sender that does not read its answers must not keep a connection for ever.
         stream.set_write_timeout(Some(ingress.settings.header_timeout));
+        let first_byte = FirstByte::default();
+        let stream = Clocked { stream: Box::pin(stream), first_byte: first_byte.clone() };
         let service = service_fn(move |request| {
-            let ingress = ingress.clone();
-            async move { Ok::<_, std::convert::Infallible>(ingress.handle(request, peer).await) }
+            let (ingress, mailbox, first_byte) = (ingress.clone(), mailbox.clone(), first_byte.clone());
+            async move {
+                let sender = Sender { peer, begun: first_byte.came(), home: &mailbox };
+                let reply = ingress.handle(request, &sender).await;
+                first_byte.clear();
+                Ok::<_, std::convert::Infallible>(reply)
+            }
         });
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%peer, "a connection ended: {error}");

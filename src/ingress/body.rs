@@ -21,7 +21,7 @@ pub(super) struct Budget {
 
 /// A part of the budget, given back when dropped.
 #[derive(Debug)]
-struct Share {
+pub(super) struct Share {
     budget: Arc<Budget>,
     bytes: usize,
 }
@@ -80,7 +80,7 @@ pub(super) async fn read(
     most: usize,
     longest: Duration,
     budget: &Arc<Budget>,
-) -> Result<Box<[u8]>, Unread> {
+) -> Result<(Box<[u8]>, Share), Unread> {
     let deadline = Instant::now() + longest;
     let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| Unread::TooLarge)?;
     // Only what has come is charged: an announced length alone takes nothing from anybody.
@@ -89,7 +89,7 @@ pub(super) async fn read(
     loop {
         let frame = match timeout_at(deadline, body.frame()).await {
             Err(_) => return Err(Unread::TooSlow),
-            Ok(None) => return Ok(bytes.into_boxed_slice()),
+            Ok(None) => return Ok((bytes.into_boxed_slice(), share)),
             Ok(Some(Err(error))) => return Err(broken(&error)),
             Ok(Some(Ok(frame))) => frame,
         };

@@ -11,6 +11,8 @@ use hyper::{Method, Request, StatusCode};
 
 use crate::accounting::{Decision, Reason};
 use crate::ingress::body::{self, Budget, Unread};
+use crate::ingress::deduplicate::{Deduplication, Key, Known};
+use crate::ingress::invalid::Invalids;
 use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
 use crate::ingress::settings::{Settings, Source, Validation};
@@ -18,7 +20,23 @@ use crate::ingress::validate::{Invalid, Valid, validate};
 use crate::ingress::verify::{self, Verifier};
 use crate::message::{Event, Labels, Origin};
 use crate::metrics::{Metrics, SourceMetrics};
-use crate::queue::{Buffer, Refused};
+use crate::queue::{Ack, Buffer, Refused};
+use crate::ticket::{Mailbox, Outcome, Ticket};
+
+/// What ingress shares with other parts.
+#[derive(Debug)]
+pub struct Shared {
+    /// Where events go.
+    pub queue: Arc<Buffer>,
+    /// What is counted beside the books.
+    pub metrics: Arc<Metrics>,
+    /// The last refusals, one list per source.
+    pub recents: Vec<Arc<Recent>>,
+    /// The last paths asked for in vain.
+    pub unknown: Arc<UnknownPaths>,
+    /// What was accepted already.
+    pub known: Arc<Deduplication>,
+}
 
 /// One source, ready to serve.
 struct Endpoint {
@@ -29,6 +47,16 @@ struct Endpoint {
     recent: Arc<Recent>,
 }
 
+/// Who sent a request.
+#[derive(Debug)]
+pub(super) struct Sender<'s> {
+    pub(super) peer: SocketAddr,
+    /// When the first byte of its request came.
+    pub(super) begun: Instant,
+    /// The mailbox of this thread.
+    pub(super) home: &'s Arc<Mailbox>,
+}
+
 /// Everything a request needs.
 pub struct Ingress {
     pub(super) settings: Settings,
@@ -37,6 +65,8 @@ pub struct Ingress {
     metrics: Arc<Metrics>,
     budget: Arc<Budget>,
     unknown: Arc<UnknownPaths>,
+    known: Arc<Deduplication>,
+    invalids: Option<Arc<Invalids>>,
 }
 
 /// A request that was not accepted: the answer, and the word for it.
@@ -52,16 +82,9 @@ fn refuse(reason: Reason, status: StatusCode, title: &'static str, detail: impl 
 impl Ingress {
     /// An ingress for these sources; `read_budget` bounds the bodies being read, in bytes.
     #[must_use]
-    pub fn new(
-        settings: Settings,
-        sources: &[Source],
-        queue: Arc<Buffer>,
-        metrics: Arc<Metrics>,
-        recents: &[Arc<Recent>],
-        unknown: Arc<UnknownPaths>,
-        read_budget: usize,
-    ) -> Self {
-        let endpoints = sources.iter().zip(recents).enumerate().map(|(number, (source, recent))| Endpoint {
+    pub fn new(settings: Settings, sources: &[Source], shared: Shared, read_budget: usize) -> Self {
+        let Shared { queue, metrics, recents, unknown, known } = shared;
+        let endpoints = sources.iter().zip(&recents).enumerate().map(|(number, (source, recent))| Endpoint {
             number,
             verifier: Verifier::new(&source.secrets),
             metrics: metrics.source(&source.name),
@@ -69,19 +92,35 @@ impl Ingress {
             recent: recent.clone(),
         });
         let endpoints = endpoints.collect();
-        Self { settings, endpoints, queue, metrics, budget: Budget::new(read_budget), unknown }
+        Self {
+            settings,
+            endpoints,
+            queue,
+            metrics,
+            budget: Budget::new(read_budget),
+            unknown,
+            known,
+            invalids: None,
+        }
+    }
+
+    /// Keeps signed bodies that are answered 422 there.
+    #[must_use]
+    pub fn keeping(mut self, invalids: Option<Arc<Invalids>>) -> Self {
+        self.invalids = invalids;
+        self
     }
 
     /// Answers one request.
-    pub(super) async fn handle(&self, request: Request<Incoming>, peer: SocketAddr) -> Reply {
+    pub(super) async fn handle(&self, request: Request<Incoming>, sender: &Sender<'_>) -> Reply {
         let begun = Instant::now();
         let (head, mut body) = request.into_parts();
         let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.source.path == head.uri.path()) else {
-            let reply = self.unknown_path(head.uri.path(), peer);
+            let reply = self.unknown_path(head.uri.path(), sender.peer);
             discard(&head.headers, body);
             return reply;
         };
-        let mut guard = Guard { ingress: self, endpoint, peer, secret: None, decided: false };
+        let mut guard = Guard { ingress: self, endpoint, sender, secret: None, decided: false };
         let reply = match guard.decide(&head, &mut body).await {
             Ok(reply) => reply,
             Err(refusal) => {
@@ -113,7 +152,7 @@ impl Ingress {
 struct Guard<'i> {
     ingress: &'i Ingress,
     endpoint: &'i Endpoint,
-    peer: SocketAddr,
+    sender: &'i Sender<'i>,
     secret: Option<usize>,
     decided: bool,
 }
@@ -139,17 +178,29 @@ impl Guard<'_> {
             ));
         }
         let read = body::read(body, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
-        let bytes = read.map_err(|unread| unreadable(unread, settings.max_body))?;
+        // What waits for the disk is still charged: journaled or not, no more bodies are in memory than that.
+        let (bytes, _share) = read.map_err(|unread| unreadable(unread, settings.max_body))?;
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
             let text = "the request is not signed with a secret of this source";
             return Err(refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text));
         };
         self.secret = verified.secret;
-        let labels = match validate(&bytes, self.endpoint.source.validation).map_err(invalid)? {
+        let key = Key::new(self.endpoint.number, &verified.digest);
+        if let Some(known) = self.ingress.known.look(&key) {
+            return self.duplicate(known).await;
+        }
+        let valid = validate(&bytes, self.endpoint.source.validation).map_err(|problem| {
+            if let Some(invalids) = &self.ingress.invalids {
+                let traceparent = traceparent(&head.headers);
+                invalids.keep(&self.endpoint.source, &problem, &verified, traceparent, received, &bytes);
+            }
+            invalid(problem)
+        });
+        let labels = match valid? {
             Valid::Event(payload) => Labels::new(&payload.fields(), &verified.digest),
             Valid::Probe => {
                 self.count(Decision::Probe);
-                tracing::info!(source = &*self.endpoint.source.name, peer = %self.peer, "a connection test came");
+                tracing::info!(source = &*self.endpoint.source.name, peer = %self.sender.peer, "a connection test came");
                 return Ok(reply::ok(reply::PROBE));
             }
         };
@@ -160,21 +211,53 @@ impl Guard<'_> {
             traceparent: traceparent(&head.headers),
             received,
         };
-        let event = Box::new(Event::labelled(origin, bytes, labels));
-        // The buffer decides and counts in one breath.
-        let enqueued = self.ingress.queue.enqueue(self.endpoint.number, self.secret, event);
+        self.enqueue(&key, Box::new(Event::labelled(origin, bytes, labels))).await
+    }
+
+    /// The buffer or the journal's writer decides and counts, whatever becomes of this request.
+    async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Refusal> {
+        let (ingress, secret) = (self.ingress, self.secret);
+        let is_known_by_body = !event.cuid().is_empty();
+        let enqueue = || ingress.queue.enqueue(self.endpoint.number, secret, event, self.sender.home);
+        let enqueued = if is_known_by_body { ingress.known.enter(key, enqueue) } else { Ok(enqueue()) };
+        let enqueued = match enqueued {
+            Ok(enqueued) => enqueued,
+            // An equal request was faster.
+            Err(known) => return self.duplicate(known).await,
+        };
         self.decided = true;
-        match enqueued {
-            Ok(()) => Ok(reply::ok(reply::ACCEPTED)),
-            Err(Refused::Full) => {
-                let text = "the buffer is full because the broker is away or slow; try again later";
-                Err(refuse(Reason::BufferFull, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text))
-            }
-            Err(Refused::Draining) => {
-                let text = "the bridge is stopping; try again later";
-                Err(refuse(Reason::Draining, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text))
-            }
+        match enqueued.map_err(|refused| not_enqueued(&refused))? {
+            None => Ok(reply::ok(reply::ACCEPTED)),
+            Some(ticket) => self.wait(&ticket, reply::ACCEPTED).await,
         }
+    }
+
+    /// An equal request was accepted, or is on its way: this one gets the same answer.
+    async fn duplicate(&mut self, known: Known) -> Result<Reply, Refusal> {
+        self.count(Decision::Duplicate);
+        match known {
+            Known::Recorded => Ok(reply::ok(reply::DUPLICATE)),
+            Known::Pending(ticket) => self.wait(&ticket, reply::DUPLICATE).await,
+        }
+    }
+
+    /// Waits, as long as a sender waits, for what the mode promises.
+    async fn wait(&self, ticket: &Ticket, answer: &'static [u8]) -> Result<Reply, Refusal> {
+        let mode = self.ingress.queue.mode();
+        let outcome = tokio::time::timeout_at((self.sender.begun + mode.timeout).into(), ticket.wait()).await;
+        let text = match outcome {
+            Ok(Outcome::Kept) => return Ok(reply::ok(answer)),
+            Ok(Outcome::Failed) if mode.ack == Ack::Journaled => "the event could not be written to the journal",
+            Ok(Outcome::Failed) => "the broker refused the event, and there is nowhere to keep it",
+            Ok(Outcome::Withdrawn) => "the broker did not take the event in time; try again later",
+            Err(_) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
+            // Not sent yet, it never will be: a repeat is a new event. Sent, its confirmation may come late.
+            Err(_) if answer == reply::ACCEPTED && ticket.withdraw() => {
+                "the broker did not take the event in time; try again later"
+            }
+            Err(_) => "the broker did not confirm the event in time; try again later",
+        };
+        Err(unavailable(Reason::Unavailable, text))
     }
 
     fn count(&mut self, decision: Decision) {
@@ -194,7 +277,7 @@ impl Guard<'_> {
 
     fn note(&self, reason: Reason, status: u16, detail: String, request_id: String) {
         let refusal = RecentRefusal { reason, status, detail, request_id, at: SystemTime::now() };
-        self.endpoint.recent.note(&self.endpoint.source.name, &self.peer.to_string(), refusal);
+        self.endpoint.recent.note(&self.endpoint.source.name, &self.sender.peer.to_string(), refusal);
     }
 }
 
@@ -206,6 +289,21 @@ impl Drop for Guard<'_> {
             self.note(Reason::Disconnected, 0, text.to_owned(), reply::request_id());
         }
     }
+}
+
+fn unavailable(reason: Reason, text: &str) -> Refusal {
+    refuse(reason, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text)
+}
+
+fn not_enqueued(refused: &Refused) -> Refusal {
+    let text = match refused {
+        Refused::Full => "the buffer is full because the broker is away or slow; try again later",
+        Refused::JournalFull => "the journal is full because the broker is away or slow; try again later",
+        Refused::Disk(_) => "the journal cannot be written; try again later",
+        Refused::Away => "the broker is away; try again later",
+        Refused::Draining => "the bridge is stopping; try again later",
+    };
+    unavailable(refused.reason(), text)
 }
 
 fn too_large(most: usize) -> Refusal {
@@ -220,8 +318,7 @@ fn unreadable(unread: Unread, most: usize) -> Refusal {
             refuse(Reason::Timeout, StatusCode::REQUEST_TIMEOUT, "Request Timeout", "the body came too slowly")
         }
         Unread::NoBudget => {
-            let text = "too many bodies are being read at the moment; try again later";
-            refuse(Reason::BufferFull, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text)
+            unavailable(Reason::BufferFull, "too many bodies are being read at the moment; try again later")
         }
         Unread::Malformed => refuse(
             Reason::Malformed,

@@ -2,7 +2,10 @@
 
 mod accept;
 mod body;
+mod clock;
+mod deduplicate;
 mod handle;
+mod invalid;
 mod refusals;
 mod reply;
 mod settings;
@@ -10,6 +13,9 @@ pub mod validate;
 mod verify;
 
 pub use accept::{Connections, Listeners, serve};
-pub use handle::{Ingress, rebuild};
+pub use deduplicate::{Deduplication, Key, Settings as DeduplicationSettings};
+pub use handle::{Ingress, Shared, rebuild};
+pub use invalid::{Invalids, revalidate};
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};
+pub use verify::digest;

@@ -55,6 +55,7 @@ pub(super) fn ok(body: &'static [u8]) -> Reply {
 }
 
 pub(super) const ACCEPTED: &[u8] = br#"{"status":"accepted"}"#;
+pub(super) const DUPLICATE: &[u8] = br#"{"status":"duplicate"}"#;
 pub(super) const PROBE: &[u8] = br#"{"status":"probe"}"#;
 
 /// An id for a request that was refused: unique enough to find its log line.

@@ -60,7 +60,8 @@ impl Verifier {
 }
 
 /// The digest of a body that was verified before: of its signature as received, or the SHA-256 where unsigned.
-pub(super) fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
+#[must_use]
+pub fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
     let mut digest = [0; 32];
     match signature {
         Some(hex) if faster_hex::hex_decode(hex, &mut digest).is_ok() => digest,

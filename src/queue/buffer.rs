@@ -1,136 +1,280 @@
-//! The bounded buffer in memory, and with it the books: one lock for both, so that the accounting is exact.
+//! The queue: events in memory and the books, under one lock, so that the accounting is exact in every mode.
+//!
+//! Memory holds what delivery takes next. In `journaled` mode an event comes here once it is synced; where memory is
+//! full it stays on disk alone, and delivery catches up there before memory is used again: order holds, memory is
+//! bounded. A journal found at start is such a backlog, whatever the mode.
+//!
+//! Length: everything that must happen under the one lock is only understood side by side.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::accounting::{Decision, Ledger, Limits, Loss, PairBook, Reason, RefusalReason, Snapshot};
-use crate::message::Event;
+use crate::accounting::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Reason, Snapshot};
+use crate::message::{Event, Kept};
+use crate::queue::Settlement;
+use crate::queue::disk::{Backlog, Disk, Entry, Holder, Incoming, Tail, Writing};
+use crate::queue::journal::{Layout, Record};
 use crate::settings::Section;
+use crate::ticket::{self, Mailbox, Outcome, Ticket};
 
 /// Full until it is below this share again, in percent: a probe must not flicker.
 const READY_BELOW: usize = 90;
+
+/// So many bytes are read from the journal at once.
+const READ_BYTES: usize = 1 << 20;
 
 /// Reads `[buffer]`.
 pub fn limits(section: &mut Section<'_>) -> Limits {
     Limits { events: section.count("max_events", 1), bytes: section.size("max_bytes") }
 }
 
-/// Why an event was not taken.
+/// What a 200 means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// The event is in the bounded buffer.
+    Buffered,
+    /// It is in the journal, synced.
+    Journaled,
+    /// The broker confirmed it, or it is a dead letter.
+    Published,
+}
+
+impl Ack {
+    /// Its name in the settings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Buffered => "buffered",
+            Self::Journaled => "journaled",
+            Self::Published => "published",
+        }
+    }
+}
+
+/// `ack`, and `publish.timeout`, the longest that a sender waits for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// What a 200 means.
+    pub ack: Ack,
+    /// From the head of the request on.
+    pub timeout: Duration,
+}
+
+/// Why an event was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refused {
-    /// One of the limits is reached.
+    /// A limit of the buffer is reached.
     Full,
+    /// The journal is full.
+    JournalFull,
+    /// The journal cannot be written.
+    Disk(String),
+    /// `published`: the broker has been away longer than a sender waits.
+    Away,
     /// The bridge is stopping.
     Draining,
 }
 
-/// What became of a batch of events: counted and released under one lock.
-#[derive(Debug, Default)]
-pub struct Settlement {
-    /// The pair number of each confirmed event.
-    pub published: Vec<u16>,
-    /// Dead letters written, by their reason.
-    pub dead_lettered: Vec<RefusalReason>,
-    /// Lost, by their reason.
-    pub lost: Vec<Loss>,
-    /// What all of these cost of the byte limit.
-    pub bytes: usize,
+impl Refused {
+    /// How it is counted.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Full | Self::JournalFull => Reason::BufferFull,
+            Self::Disk(_) | Self::Away => Reason::Unavailable,
+            Self::Draining => Reason::Draining,
+        }
+    }
 }
 
-impl Settlement {
-    fn events(&self) -> usize {
-        self.published.len() + self.dead_lettered.len() + self.lost.len()
-    }
-
-    /// Whether there is nothing in it.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.events() == 0
-    }
-
-    /// Empties it, keeping its memory.
-    pub fn clear(&mut self) {
-        self.published.clear();
-        self.dead_lettered.clear();
-        self.lost.clear();
-        self.bytes = 0;
-    }
+/// What [`Buffer::take`] found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Taken {
+    /// So many events.
+    Events(usize),
+    /// The next ones are to be read from the journal first.
+    OnDisk(Backlog),
+    /// Nothing waits.
+    Nothing,
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
     waiting: VecDeque<Box<Event>>,
+    /// Events made of letters, which come late anyway: they have a share beside `waiting`.
+    replays: VecDeque<Box<Event>>,
+    /// What `take` owes the replays, in quarters of an event.
+    owed: usize,
+    /// Delivery is over.
+    closed: bool,
     /// Events that delivery took and has not settled.
     taken: usize,
-    /// Cost of everything held.
+    /// Of all that is in memory: what the journal does not keep.
+    unjournaled: usize,
+    /// Cost of everything held in memory.
     bytes: usize,
     /// Receipt of the oldest event that delivery holds.
     oldest_taken: Option<SystemTime>,
     full: bool,
     draining: bool,
-    ledger: Ledger,
+    /// Since when the broker takes nothing.
+    away: Option<Instant>,
+    pub(super) disk: Option<Disk>,
+    pub(super) ledger: Ledger,
 }
 
-/// The buffer. Ingress threads enqueue, the one delivery task takes and settles.
+impl State {
+    fn in_memory(&self) -> usize {
+        self.waiting.len() + self.replays.len() + self.taken
+    }
+
+    fn has_room(&self, limits: Limits, cost: usize) -> bool {
+        self.in_memory() < limits.events && self.bytes + cost <= limits.bytes
+    }
+}
+
+/// The queue. Ingress threads enqueue, the one delivery task takes and settles.
 #[derive(Debug)]
 pub struct Buffer {
     state: Mutex<State>,
     ready: Notify,
+    /// Wakes the journal's writer.
+    pub(super) work: Condvar,
+    /// The journal can never be written again.
+    failed: Notify,
     limits: Limits,
+    mode: Mode,
 }
 
 impl Buffer {
-    /// An empty buffer with these limits and books.
+    /// An empty queue with these limits and books.
     #[must_use]
-    pub fn new(limits: Limits, ledger: Ledger) -> Self {
+    pub fn new(mode: Mode, limits: Limits, ledger: Ledger) -> Self {
         let state = State {
             waiting: VecDeque::new(),
+            replays: VecDeque::new(),
+            owed: 0,
+            closed: false,
             taken: 0,
+            unjournaled: 0,
             bytes: 0,
             oldest_taken: None,
             full: false,
             draining: false,
+            away: Some(Instant::now()),
+            disk: None,
             ledger,
         };
-        Self { state: Mutex::new(state), ready: Notify::new(), limits }
+        Self {
+            state: Mutex::new(state),
+            ready: Notify::new(),
+            work: Condvar::new(),
+            failed: Notify::new(),
+            limits,
+            mode,
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    /// The same with a journal: `recovered` are the sequences found in it, `damaged` what was found broken.
+    #[must_use]
+    pub fn with_journal(mut self, layout: Layout, recovered: std::ops::Range<u64>, damaged: u64) -> Self {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let disk = Disk::new(layout, recovered, damaged);
+        state.ledger.recovered = disk.recovered;
+        state.disk = Some(disk);
+        self
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing under the lock panics half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes an event, or refuses it at once; counts the decision in the same breath.
+    /// What a 200 means here.
+    #[must_use]
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Takes an event, or refuses it at once. Where the mode promises more than the buffer, the ticket tells when the
+    /// promise is kept; `home` is the mailbox of the thread that waits. The decision is counted in the same breath,
+    /// `journaled` by the writer once it is synced.
     ///
     /// # Errors
-    /// A limit is reached, or the bridge is stopping.
-    pub fn enqueue(&self, source: usize, secret: Option<usize>, event: Box<Event>) -> Result<(), Refused> {
-        let cost = event.cost();
+    /// A limit is reached, the bridge is stopping, disk or broker cannot keep the promise.
+    pub fn enqueue(
+        &self,
+        source: usize,
+        secret: Option<usize>,
+        event: Box<Event>,
+        home: &Arc<Mailbox>,
+    ) -> Result<Option<Arc<Ticket>>, Refused> {
         let mut state = self.lock();
-        let refused = if state.draining {
-            Some((Refused::Draining, Reason::Draining))
-        } else if state.waiting.len() + state.taken >= self.limits.events || state.bytes + cost > self.limits.bytes
-        {
-            // One body too large for what is left does not make the buffer full for smaller ones.
-            state.full |= !self.is_below_the_mark(&state);
-            Some((Refused::Full, Reason::BufferFull))
-        } else {
-            None
+        let enqueued = match self.mode.ack {
+            _ if state.draining => Err(Refused::Draining),
+            Ack::Buffered => self.hold(&mut state, event).map(|()| None),
+            Ack::Published if self.is_away_too_long(&state) => Err(Refused::Away),
+            Ack::Published => {
+                let ticket = Ticket::new(Some(home.clone()));
+                let mut event = event;
+                event.ticket = Some(ticket.clone());
+                self.hold(&mut state, event).map(|()| Some(ticket))
+            }
+            Ack::Journaled => self.submit(&mut state, source, secret, event, home).map(Some),
         };
-        if let Some((refused, reason)) = refused {
-            state.ledger.decide(source, secret, Decision::Rejected(reason));
-            return Err(refused);
+        match &enqueued {
+            Err(refused) => state.ledger.decide(source, secret, Decision::Rejected(refused.reason())),
+            Ok(_) if self.mode.ack == Ack::Journaled => {}
+            Ok(_) => state.ledger.decide(source, secret, Decision::Accepted),
+        }
+        drop(state);
+        if enqueued.is_ok() && self.mode.ack != Ack::Journaled {
+            self.ready.notify_one();
+        }
+        enqueued
+    }
+
+    fn hold(&self, state: &mut State, event: Box<Event>) -> Result<(), Refused> {
+        let cost = event.cost();
+        if !state.has_room(self.limits, cost) {
+            // One body too large for what is left does not make the buffer full for smaller ones.
+            state.full |= !self.is_below_the_mark(state);
+            return Err(Refused::Full);
         }
         state.bytes += cost;
+        state.unjournaled += 1;
         state.waiting.push_back(event);
-        state.ledger.decide(source, secret, Decision::Accepted);
-        state.full |= state.waiting.len() + state.taken >= self.limits.events;
-        drop(state);
-        self.ready.notify_one();
+        state.full |= state.in_memory() >= self.limits.events;
         Ok(())
+    }
+
+    fn submit(
+        &self,
+        state: &mut State,
+        source: usize,
+        secret: Option<usize>,
+        mut event: Box<Event>,
+        home: &Arc<Mailbox>,
+    ) -> Result<Arc<Ticket>, Refused> {
+        let Some(disk) = &mut state.disk else { return Err(Refused::Disk("there is no journal".to_owned())) };
+        if let Some(text) = disk.failed.as_ref().or(disk.no_space.as_ref()) {
+            return Err(Refused::Disk(text.clone()));
+        }
+        let Some(place) = disk.layout.reserve(Record::of(&event).length()) else {
+            disk.full = true;
+            return Err(Refused::JournalFull);
+        };
+        event.kept = Kept::Journal(place.sequence);
+        let ticket = Ticket::new(Some(home.clone()));
+        let entry = Entry::Accept { source, secret, ticket: ticket.clone() };
+        disk.incoming.push(Incoming { place, event, entry });
+        if disk.wakes_writer() {
+            self.work.notify_one();
+        }
+        Ok(ticket)
     }
 
     /// Notes any other decision about a request.
@@ -143,11 +287,42 @@ impl Buffer {
         self.ready.notified().await;
     }
 
-    /// Moves up to `most` events, oldest first, to the end of `into`; says how many.
-    pub fn take(&self, most: usize, into: &mut VecDeque<Box<Event>>) -> usize {
+    /// Moves up to `most` events, oldest first, to the end of `into`. What a sender took back meanwhile goes at once.
+    pub fn take(&self, most: usize, into: &mut VecDeque<Box<Event>>) -> Taken {
         let mut state = self.lock();
-        let count = most.min(state.waiting.len());
-        into.extend(state.waiting.drain(..count));
+        let state = &mut *state;
+        // A quarter of what is taken, counted over many batches: some are of one event.
+        state.owed = if state.replays.is_empty() { 0 } else { state.owed + most };
+        let share = (state.owed / 4).min(state.replays.len()).min(most);
+        let before = into.len();
+        while into.len() - before < most - share {
+            let Some(event) = state.waiting.front() else { break };
+            let is_next = match (event.kept, &mut state.disk) {
+                (Kept::Journal(sequence), Some(disk)) => {
+                    let is_next = disk.cursor == sequence;
+                    if is_next {
+                        disk.take(sequence);
+                    }
+                    is_next
+                }
+                // A backlog on disk is older than what is in memory alone.
+                (_, Some(disk)) => disk.cursor == disk.synced,
+                (_, None) => true,
+            };
+            if !is_next {
+                break;
+            }
+            let Some(event) = state.waiting.pop_front() else { break };
+            if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
+                withdraw(state, &event);
+                continue;
+            }
+            into.push_back(event);
+        }
+        let late = state.replays.len().min(most - (into.len() - before));
+        state.owed = state.owed.saturating_sub(4 * late);
+        into.extend(state.replays.drain(..late));
+        let count = into.len() - before;
         state.taken += count;
         if count > 0 && state.oldest_taken.is_none() {
             state.oldest_taken = into.front().map(|event| event.origin.received);
@@ -156,7 +331,60 @@ impl Buffer {
             // After a backlog: the pointers of 100,000 events are a megabyte that idle memory need not hold.
             state.waiting.shrink_to(1024);
         }
-        count
+        if count > 0 {
+            return Taken::Events(count);
+        }
+        self.backlog(state).map_or(Taken::Nothing, Taken::OnDisk)
+    }
+
+    /// What is to be read from disk before anything in memory, as far as memory has room for it.
+    fn backlog(&self, state: &State) -> Option<Backlog> {
+        let disk = state.disk.as_ref()?;
+        let next = match state.waiting.front().map(|event| event.kept) {
+            Some(Kept::Journal(sequence)) => sequence,
+            _ => disk.synced,
+        };
+        // A little beyond the limit: new events that fill it must not keep the older ones on disk.
+        let has_room = state.bytes < self.limits.bytes + READ_BYTES;
+        (disk.cursor < next && has_room).then_some(Backlog { sequences: disk.cursor..next, bytes: READ_BYTES })
+    }
+
+    /// Notes what was read of a backlog: the events are delivery's now, `damaged` ones are lost, `next` comes next.
+    pub fn read_back(&self, events: &VecDeque<Box<Event>>, damaged: u64, next: u64) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(disk) = &mut state.disk else { return };
+        for event in events {
+            if let Kept::Journal(sequence) = event.kept {
+                disk.take(sequence);
+            }
+            state.bytes += event.cost();
+        }
+        disk.skip_to(next);
+        disk.events -= usize::try_from(damaged).unwrap_or(usize::MAX).min(disk.events);
+        disk.damaged += damaged;
+        state.ledger.lost[Loss::Damaged as usize] += damaged;
+        state.taken += events.len();
+        if state.oldest_taken.is_none() {
+            state.oldest_taken = events.front().map(|event| event.origin.received);
+        }
+    }
+
+    /// Takes events that were made of letters; false once delivery is over. They are few at a time: no limit refuses
+    /// them.
+    #[must_use]
+    pub fn replay(&self, events: Vec<Box<Event>>) -> bool {
+        let mut state = self.lock();
+        if state.closed {
+            return false;
+        }
+        state.ledger.replayed += events.len() as u64;
+        state.unjournaled += events.len();
+        state.bytes += events.iter().map(|event| event.cost()).sum::<usize>();
+        state.replays.extend(events);
+        drop(state);
+        self.ready.notify_one();
+        true
     }
 
     /// Counts and releases a batch; `oldest` is the receipt of the oldest event that delivery still holds.
@@ -169,9 +397,21 @@ impl Buffer {
         for loss in &settlement.lost {
             state.ledger.lost[*loss as usize] += 1;
         }
+        state.ledger.withdrawn += settlement.withdrawn as u64;
         state.taken -= settlement.events();
+        state.unjournaled -= settlement.events() - settlement.sequences.len();
         state.bytes -= settlement.bytes;
         state.oldest_taken = oldest;
+        if !settlement.published.is_empty() {
+            state.away = None;
+        }
+        if let Some(disk) = state.disk.as_mut().filter(|_| !settlement.sequences.is_empty()) {
+            let is_news = !disk.moved;
+            disk.settle(&settlement.sequences);
+            if is_news && disk.wakes_writer() {
+                self.work.notify_one();
+            }
+        }
         if self.is_below_the_mark(&state) {
             state.full = false;
         }
@@ -180,7 +420,41 @@ impl Buffer {
     fn is_below_the_mark(&self, state: &State) -> bool {
         let is_below =
             |held: usize, limit: usize| held < limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100;
-        is_below(state.waiting.len() + state.taken, self.limits.events) && is_below(state.bytes, self.limits.bytes)
+        is_below(state.in_memory(), self.limits.events) && is_below(state.bytes, self.limits.bytes)
+    }
+
+    /// Notes whether the broker takes events.
+    pub fn reach(&self, broker: Reach) {
+        let mut state = self.lock();
+        match broker {
+            Reach::Away => state.away = state.away.or_else(|| Some(Instant::now())),
+            Reach::There => state.away = None,
+        }
+    }
+
+    fn is_away_too_long(&self, state: &State) -> bool {
+        state.away.is_some_and(|since| since.elapsed() > self.mode.timeout)
+    }
+
+    /// Lets go of everything waiting that its sender took back.
+    pub fn sweep(&self) {
+        if self.mode.ack != Ack::Published {
+            return;
+        }
+        let mut state = self.lock();
+        let state = &mut *state;
+        let mut waiting = std::mem::take(&mut state.waiting);
+        waiting.retain(|event| {
+            let is_withdrawn = event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn());
+            if is_withdrawn {
+                withdraw(state, event);
+            }
+            !is_withdrawn
+        });
+        state.waiting = waiting;
+        if self.is_below_the_mark(state) {
+            state.full = false;
+        }
     }
 
     /// Adds a pair of event and target type to the books; its number.
@@ -198,36 +472,251 @@ impl Buffer {
         self.ready.notify_one();
     }
 
-    /// Counts everything that is still waiting as lost at exit.
-    pub fn lose_waiting(&self) {
-        let mut state = self.lock();
-        let count = state.waiting.len() as u64;
-        let bytes: usize = state.waiting.iter().map(|event| event.cost()).sum();
-        state.waiting.clear();
-        state.bytes -= bytes;
-        state.ledger.lost[Loss::Exit as usize] += count;
+    /// Whether there is a journal.
+    #[must_use]
+    pub fn has_journal(&self) -> bool {
+        self.lock().disk.is_some()
     }
 
-    /// Whether anything is waiting.
+    /// Puts copies of events that nothing but memory keeps into the journal, oldest first: of those that delivery
+    /// holds, then, once there are none, of those that wait. At most about `bytes` of them at once.
+    pub fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> Spilling {
+        let mut state = self.lock();
+        let State { waiting, disk, .. } = &mut *state;
+        let Some(disk) = disk.as_mut() else { return Spilling::Refused("there is no journal".to_owned()) };
+        if let Some(text) = disk.failed.as_ref().or(disk.no_space.as_ref()) {
+            return Spilling::Refused(text.clone());
+        }
+        let (mut spilled, mut refused) = (0, false);
+        let held = held.map(|event| (event, Holder::Delivery));
+        let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));
+        for (event, holder) in held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory) {
+            if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
+                continue;
+            }
+            if spilled >= bytes {
+                break;
+            }
+            let Some(place) = disk.layout.reserve(Record::of(event).length()) else {
+                refused = true;
+                break;
+            };
+            spilled += event.cost();
+            event.kept = Kept::Journal(place.sequence);
+            let entry = Entry::Spill { holder, ticket: None };
+            disk.incoming.push(Incoming { place, event: Box::new(event.clone()), entry });
+        }
+        if spilled == 0 {
+            return if refused { Spilling::Refused("the journal is full".to_owned()) } else { Spilling::Done };
+        }
+        let ticket = Ticket::new(None);
+        if let Some(Incoming { entry: Entry::Spill { ticket: last, .. }, .. }) = disk.incoming.last_mut() {
+            *last = Some(ticket.clone());
+        }
+        disk.wakes_writer();
+        self.work.notify_one();
+        Spilling::Waits(ticket)
+    }
+
+    /// After a spill that the journal did not take: its events are in memory alone again.
+    pub fn unspill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
+        let mut state = self.lock();
+        let State { waiting, disk, .. } = &mut *state;
+        let Some(disk) = disk.as_ref() else { return };
+        let waits = waiting.iter_mut().map(|event| &mut **event);
+        for event in held.map(|event| &mut *event).chain(waits) {
+            if matches!(event.kept, Kept::Journal(_)) && !disk.keeps(event.kept) {
+                event.kept = Kept::Memory;
+            }
+        }
+    }
+
+    /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held. Those who wait are told.
+    pub fn lose_waiting(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let State { waiting, replays, disk, .. } = &mut *state;
+        let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
+        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
+        let lost = sum(all.iter().map(|event| &**event).filter(|event| !keeps(event.kept)));
+        state.bytes -= lost.1;
+        state.unjournaled -= lost.0;
+        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        drop(state);
+        give_up(all.iter().map(|event| &**event));
+    }
+
+    /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; says how many.
+    pub fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
+        let events: Vec<&Event> = events.collect();
+        let mut state = self.lock();
+        let State { disk, .. } = &mut *state;
+        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
+        let lost = sum(events.iter().copied().filter(|event| !keeps(event.kept)));
+        state.bytes -= lost.1;
+        state.taken -= lost.0;
+        state.unjournaled -= lost.0;
+        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        drop(state);
+        give_up(events.into_iter());
+        lost.0
+    }
+
+    /// Events in memory, and their cost in bytes.
+    #[must_use]
+    pub fn held(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.in_memory(), state.bytes)
+    }
+
+    /// The limits.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Whether anything waits to be taken, in memory, on disk, or on its way there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.lock().waiting.is_empty()
+        let state = self.lock();
+        let on_disk = |disk: &Disk| disk.cursor < disk.synced || !disk.incoming.is_empty();
+        state.waiting.is_empty() && state.replays.is_empty() && !state.disk.as_ref().is_some_and(on_disk)
+    }
+
+    /// Takes what the writer has synced into books and memory.
+    pub(super) fn committed(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
+        let mut tickets = Vec::with_capacity(run.len());
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(disk) = &mut state.disk else { return tickets };
+        for Incoming { place, event, entry } in run {
+            disk.synced = place.sequence + 1;
+            disk.events += 1;
+            match entry {
+                Entry::Accept { source, secret, ticket } => {
+                    state.ledger.decide(source, secret, Decision::Accepted);
+                    tickets.push(ticket);
+                    let cost = event.cost();
+                    let held = state.waiting.len() + state.replays.len() + state.taken;
+                    if held >= self.limits.events || state.bytes + cost > self.limits.bytes {
+                        disk.tail = Tail::OnDisk;
+                    }
+                    if disk.tail == Tail::InMemory {
+                        state.bytes += cost;
+                        state.waiting.push_back(event);
+                    }
+                }
+                Entry::Spill { holder, ticket } => {
+                    state.unjournaled -= 1;
+                    if holder == Holder::Delivery {
+                        disk.take(place.sequence);
+                    }
+                    tickets.extend(ticket);
+                }
+            }
+        }
+        self.ready.notify_one();
+        tickets
+    }
+
+    /// The journal did not take these: those that somebody waits for are refused, copies are forgotten.
+    pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
+        let mut state = self.lock();
+        let mut tickets = Vec::with_capacity(run.len());
+        for Incoming { entry, .. } in run {
+            match entry {
+                Entry::Accept { source, secret, ticket } => {
+                    state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable));
+                    tickets.push(ticket);
+                }
+                Entry::Spill { ticket, .. } => tickets.extend(ticket),
+            }
+        }
+        tickets
+    }
+
+    /// Ends the writer once it has written everything.
+    pub fn close_journal(&self) {
+        if let Some(disk) = &mut self.lock().disk {
+            disk.writing = Writing::Closing;
+        }
+        self.work.notify_one();
+    }
+
+    /// Tells the waiter of [`Buffer::failed`].
+    pub(super) fn fail(&self) {
+        self.failed.notify_one();
+    }
+
+    /// Waits until the journal can never be written again; the bridge is to end then.
+    pub async fn failed(&self) {
+        self.failed.notified().await;
     }
 
     /// A copy of everything countable.
     #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         let state = self.lock();
+        let journal = state.disk.as_ref().map(|disk| JournalState {
+            events: disk.events,
+            bytes: disk.layout.bytes(),
+            capacity: disk.layout.capacity(),
+            recovered: disk.recovered,
+            damaged: disk.damaged,
+            full: disk.full,
+            failed: disk.failed.clone(),
+            no_space: disk.no_space.clone(),
+        });
         Snapshot {
             ledger: state.ledger.clone(),
-            events: state.waiting.len() + state.taken,
+            events: state.in_memory(),
             bytes: state.bytes,
+            held: (state.unjournaled + journal.as_ref().map_or(0, |journal| journal.events)) as u64,
             limits: self.limits,
             oldest: state.oldest_taken.or_else(|| state.waiting.front().map(|event| event.origin.received)),
             full: state.full,
+            away: self.mode.ack == Ack::Published && self.is_away_too_long(&state),
             draining: state.draining,
+            journal,
         }
     }
+}
+
+/// Whether the broker takes events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// A session lives and takes events.
+    There,
+    /// There is no session, or the broker takes nothing.
+    Away,
+}
+
+/// What [`Buffer::spill`] did.
+#[derive(Debug)]
+pub enum Spilling {
+    /// Nothing is left to be spilled.
+    Done,
+    /// Some are on their way: wait, then go on.
+    Waits(Arc<Ticket>),
+    /// The journal does not take them.
+    Refused(String),
+}
+
+fn withdraw(state: &mut State, event: &Event) {
+    state.ledger.withdrawn += 1;
+    state.unjournaled -= 1;
+    state.bytes -= event.cost();
+}
+
+/// How many, and what they cost.
+fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
+    events.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()))
+}
+
+/// Tells those who wait for events that nothing comes of them in this process.
+fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
+    let tickets = events.filter_map(|event| event.ticket.clone());
+    ticket::end(tickets.filter(|ticket| ticket.outcome().is_none()).map(|ticket| (ticket, Outcome::Failed)));
 }
 
 #[cfg(test)]
@@ -235,6 +724,12 @@ mod tests {
     use super::*;
     use crate::accounting::SourceBook;
     use crate::message::{Fields, Origin};
+
+    const MODE: Mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
+
+    fn enqueue(buffer: &Buffer, event: Box<Event>) -> Result<(), Refused> {
+        buffer.enqueue(0, None, event, &Arc::default()).map(|ticket| assert!(ticket.is_none()))
+    }
 
     fn event(size: usize) -> Box<Event> {
         let origin = Origin {
@@ -249,17 +744,17 @@ mod tests {
 
     fn buffer(events: usize, bytes: usize) -> Buffer {
         let ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
-        Buffer::new(Limits { events, bytes }, ledger)
+        Buffer::new(MODE, Limits { events, bytes }, ledger)
     }
 
     #[test]
     fn refuses_at_the_limit_of_events_and_counts_both() {
         let buffer = buffer(2, 1 << 20);
-        assert_eq!(buffer.enqueue(0, None, event(1)), Ok(()));
-        assert_eq!(buffer.enqueue(0, None, event(1)), Ok(()));
-        assert_eq!(buffer.enqueue(0, None, event(1)), Err(Refused::Full));
+        assert_eq!(enqueue(&buffer, event(1)), Ok(()));
+        assert_eq!(enqueue(&buffer, event(1)), Ok(()));
+        assert_eq!(enqueue(&buffer, event(1)), Err(Refused::Full));
         let snapshot = buffer.snapshot();
-        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let totals = snapshot.totals();
         assert_eq!((totals.received, totals.accepted, totals.rejected, totals.held), (3, 2, 1, 2));
         assert_eq!(totals.mismatch(), 0);
         assert!(snapshot.full);
@@ -268,9 +763,9 @@ mod tests {
     #[test]
     fn refuses_at_the_limit_of_bytes_and_is_not_passed_by_one() {
         let buffer = buffer(10, 2 * 512 + 30);
-        assert_eq!(buffer.enqueue(0, None, event(15)), Ok(()));
-        assert_eq!(buffer.enqueue(0, None, event(16)), Err(Refused::Full));
-        assert_eq!(buffer.enqueue(0, None, event(15)), Ok(()));
+        assert_eq!(enqueue(&buffer, event(15)), Ok(()));
+        assert_eq!(enqueue(&buffer, event(16)), Err(Refused::Full));
+        assert_eq!(enqueue(&buffer, event(15)), Ok(()));
         assert_eq!(buffer.snapshot().bytes, 2 * 512 + 30);
     }
 
@@ -278,27 +773,28 @@ mod tests {
     fn keeps_what_is_taken_in_the_limits_until_it_is_settled() {
         let buffer = buffer(1, 1 << 20);
         buffer.add_pair("other", "other");
-        assert_eq!(buffer.enqueue(0, None, event(1)), Ok(()));
+        assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         let mut taken = VecDeque::new();
-        assert_eq!(buffer.take(10, &mut taken), 1);
-        assert_eq!(buffer.enqueue(0, None, event(1)), Err(Refused::Full));
-        let settlement = Settlement { published: vec![0], bytes: 513, ..Settlement::default() };
+        assert_eq!(buffer.take(10, &mut taken), Taken::Events(1));
+        assert_eq!(enqueue(&buffer, event(1)), Err(Refused::Full));
+        let mut settlement = Settlement { published: vec![0], ..Settlement::default() };
+        settlement.release(&taken[0]);
         buffer.settle(&settlement, None);
-        assert_eq!(buffer.enqueue(0, None, event(1)), Ok(()));
+        assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         let snapshot = buffer.snapshot();
-        assert_eq!(snapshot.ledger.totals(snapshot.events as u64).mismatch(), 0);
+        assert_eq!(snapshot.totals().mismatch(), 0);
         assert_eq!(snapshot.ledger.pairs[0].published, 1);
     }
 
     #[test]
     fn counts_what_is_left_at_exit_as_lost() {
         let buffer = buffer(5, 1 << 20);
-        assert_eq!(buffer.enqueue(0, None, event(1)), Ok(()));
+        assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         buffer.drain();
-        assert_eq!(buffer.enqueue(0, None, event(1)), Err(Refused::Draining));
+        assert_eq!(enqueue(&buffer, event(1)), Err(Refused::Draining));
         buffer.lose_waiting();
         let snapshot = buffer.snapshot();
-        let totals = snapshot.ledger.totals(snapshot.events as u64);
+        let totals = snapshot.totals();
         assert_eq!((totals.lost, totals.held, totals.mismatch()), (1, 0, 0));
     }
 }

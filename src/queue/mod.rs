@@ -1,5 +1,14 @@
-//! What holds accepted events between enqueue and publish.
+//! What holds accepted events between enqueue and publish: the buffer in memory, and the journal on disk.
 
 mod buffer;
+mod disk;
+pub mod journal;
+mod settlement;
+#[cfg(test)]
+mod together;
+mod writer;
 
-pub use buffer::{Buffer, Refused, Settlement, limits};
+pub use buffer::{Ack, Buffer, Mode, Reach, Refused, Spilling, Taken, limits};
+pub use disk::Backlog;
+pub use settlement::Settlement;
+pub use writer::Journaling;

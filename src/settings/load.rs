@@ -14,7 +14,7 @@ use crate::brokers::{self, Terms};
 use crate::delivery;
 use crate::ingress::{self, Source};
 use crate::logs;
-use crate::queue;
+use crate::queue::{self, Ack, Mode, journal};
 use crate::settings::defaults::{self, Defaults};
 use crate::settings::environment::{Environment, PREFIX};
 use crate::settings::section::{Problems, Section, nearest};
@@ -37,6 +37,8 @@ pub struct Flags {
 /// All settings, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// `ack`, and how long a sender waits for it.
+    pub mode: Mode,
     /// Where state is kept, if anywhere.
     pub state_directory: Option<PathBuf>,
     /// `[ingress]`.
@@ -45,6 +47,10 @@ pub struct Settings {
     pub sources: Vec<Source>,
     /// `[buffer]`.
     pub buffer: Limits,
+    /// `[journal]`.
+    pub journal: journal::Settings,
+    /// `[deduplication]`.
+    pub deduplication: ingress::DeduplicationSettings,
     /// `[publish]`.
     pub publish: delivery::Settings,
     /// `[broker.*]`.
@@ -208,7 +214,8 @@ const BROKER_LINES: &str = "[broker.kafka]\n  bootstrap_servers = \"localhost:90
 
 /// Reads every part; none where a source or the broker is missing (a problem then).
 fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings> {
-    read_ack(&mut top);
+    let words = [("buffered", Ack::Buffered), ("journaled", Ack::Journaled), ("published", Ack::Published)];
+    let ack = top.choice("ack", &words);
     let state_directory = top.path("state_directory").or_else(|| {
         // systemd separates several with colons.
         let first = systemd_state?.split(':').next()?.to_owned();
@@ -223,12 +230,11 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
             );
         }
     }
-    for later in ["journal", "deduplication"] {
-        top.not_available(later);
-    }
     let ingress = part(&mut top, "ingress", ingress::Settings::read);
     let sources = read_sources(&mut top);
     let buffer = part(&mut top, "buffer", queue::limits);
+    let journal = part(&mut top, "journal", journal::Settings::read);
+    let deduplication = part(&mut top, "deduplication", ingress::DeduplicationSettings::read);
     let publish = part(&mut top, "publish", delivery::Settings::read);
     let broker = read_broker(&mut top);
     let dead_letters = part(&mut top, "dead_letters", delivery::DeadLetterLimit::read);
@@ -241,9 +247,24 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     if top.is_sound() && buffer.bytes < ingress.max_body + crate::message::EVENT_OVERHEAD {
         top.general("`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit");
     }
+    if ack == Ack::Journaled && state_directory.is_none() {
+        top.problem(
+            "ack",
+            "\"journaled\" needs a `state_directory` for its journal; set one, or take \"buffered\"",
+        );
+    }
+    if top.is_sound()
+        && state_directory.is_some()
+        && let Some(text) = journal.problem(ingress.max_body)
+    {
+        top.general(text);
+    }
     top.finish();
     Some(Settings {
+        mode: Mode { ack, timeout: publish.timeout },
         state_directory,
+        journal,
+        deduplication,
         ingress,
         sources,
         buffer,
@@ -254,18 +275,6 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
         log,
         shutdown,
     })
-}
-
-fn read_ack(top: &mut Section<'_>) {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Ack {
-        Buffered,
-        Later,
-    }
-    let words = [("buffered", Ack::Buffered), ("journaled", Ack::Later), ("published", Ack::Later)];
-    if top.choice("ack", &words) == Ack::Later {
-        top.problem("ack", "not available in this version; the one mode so far is \"buffered\"");
-    }
 }
 
 fn part<T>(top: &mut Section<'_>, key: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> T {

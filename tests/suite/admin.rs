@@ -295,6 +295,7 @@ fn shows_how_things_stand_as_json() {
                 "buffer",
                 "connections",
                 "dead_letters",
+                "invalid",
                 "journal",
                 "ready",
                 "reasons",
@@ -349,6 +350,7 @@ fn shows_how_things_stand_as_json() {
         ),
         ("/connections", &["capacity", "open"]),
         ("/dead_letters", &["bytes", "capacity_bytes", "events"]),
+        ("/invalid", &["bytes", "capacity_bytes", "dropped", "events", "kept"]),
         ("/journal", &["bytes", "capacity_bytes", "damaged", "events", "failed", "recovered"]),
         (
             "/sources/0",

@@ -85,8 +85,20 @@ fn assert_none(rule: &str, problems: &[String]) {
 }
 
 /// What every part may use: the ground.
-const GROUND: [&str; 10] =
-    ["message", "template", "accounting", "metrics", "secret", "logs", "shutdown", "pulse", "ticket", "failpoint"];
+const GROUND: [&str; 12] = [
+    "message",
+    "template",
+    "accounting",
+    "metrics",
+    "secret",
+    "logs",
+    "letters",
+    "state",
+    "shutdown",
+    "pulse",
+    "ticket",
+    "failpoint",
+];
 
 /// What each part may use beside itself and the ground of the settings.
 fn allowed(part: &str) -> Vec<&'static str> {
@@ -98,6 +110,8 @@ fn allowed(part: &str) -> Vec<&'static str> {
         // Who stands on the ground itself uses less of it.
         "secret" | "pulse" | "ticket" | "failpoint" => return vec![],
         "message" => return vec!["ticket"],
+        "letters" => return vec!["message", "failpoint"],
+        "state" => return vec!["letters"],
         "template" => return vec!["message"],
         "accounting" => return vec!["message", "secret"],
         "metrics" | "logs" | "shutdown" => return vec!["accounting", "message", "secret"],

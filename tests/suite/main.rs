@@ -14,6 +14,10 @@ mod commands;
 #[cfg(test)]
 mod conformance;
 
+// What the broker refused and what was invalid: listed, shown, replayed, dropped, with a daemon and without.
+#[cfg(test)]
+mod dead_letters;
+
 // Equal requests: the window, the limit, all at once, what is no duplicate.
 #[cfg(test)]
 mod duplicates;

@@ -217,7 +217,7 @@ function showEvents(s) {
   const drift = (r) => (Math.abs(r) < 0.05 ? "steady" : `${r > 0 ? "growing" : "shrinking"} ${perSecond(Math.abs(r))}`);
   tile("held", "held", books.held, "", "accepted, not settled yet", drift);
   tile("dead", "dead", books.dead_lettered, (letters ? letters.events : books.dead_lettered) > 0 ? "warn" : "",
-    letters ? `${count(letters.events)} kept; in dead-letters/ of the state directory` : "no state_directory: a refused event is lost");
+    letters ? `${count(letters.events)} kept; plextrac-bridge dead-letters list shows them` : "no state_directory: a refused event is lost");
   tile("lost", "lost", books.lost, books.lost > 0 ? "bad" : "", books.lost > 0 ? "the log says which and why" : "none since the start");
 }
 

@@ -91,6 +91,12 @@ impl Setup {
         self
     }
 
+    /// Another broker, in the same directories.
+    pub(crate) fn with_broker(mut self, broker: &Table) -> Self {
+        self.broker = broker.toml();
+        self
+    }
+
     /// No state directory: nowhere to keep dead letters.
     pub(crate) fn without_state(mut self) -> Self {
         self.sections.entry(String::new()).or_default().remove("state_directory");
@@ -161,6 +167,7 @@ impl Setup {
                 shell
             }
         };
+        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
         command.arg("serve").arg("--config").arg(self.file());
         command.args(["--log-format", "json", "--log-level", self.level]);
         Daemon::start(command, self.directory.clone())

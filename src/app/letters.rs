@@ -1,0 +1,137 @@
+//! The letters of a state directory, put together with what looks after them: inside the daemon, or alone for a command.
+
+use std::fs::File;
+use std::future::Future;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::accounting::Ledger;
+use crate::app::StartError;
+use crate::delivery::{Delivery, Parts, Rebuilder, Requests, Stores, View};
+use crate::ingress::{self, Source, Validation};
+use crate::letters::{Action, Desk, Held, Kind, Limits, Request, Store};
+use crate::metrics::Metrics;
+use crate::queue::Buffer;
+use crate::settings::Settings;
+use crate::shutdown::{self, Drain, Phase};
+use crate::state::{self, StateError};
+
+/// How long a command waits for its session to close.
+const CLOSE: Duration = Duration::from_secs(5);
+
+/// Both stores, and where requests about them are left.
+pub(super) struct Letters {
+    pub(super) stores: Stores,
+    desk: Desk,
+}
+
+impl Letters {
+    /// Opens both stores in a state directory that is ours.
+    pub(super) fn open(state: &Path, capacity: usize) -> Result<Self, StateError> {
+        let open = |kind: Kind, limits| {
+            let directory = state.join(kind.directory());
+            let store = Store::open(&directory, limits).map_err(StateError::unusable(&directory))?;
+            Ok(Arc::new(Mutex::new(store)))
+        };
+        let dead_letters = open(Kind::DeadLetters, Limits::dead_letters(capacity))?;
+        let invalid = open(Kind::Invalid, Limits::invalid())?;
+        let desk = Desk::within(state);
+        desk.open().map_err(StateError::unusable(&state.join(Kind::DeadLetters.directory())))?;
+        Ok(Self { stores: Stores { dead_letters, invalid }, desk })
+    }
+
+    /// What a store holds.
+    pub(super) fn held(&self, kind: Kind) -> Arc<Held> {
+        self.stores.of(kind).lock().unwrap_or_else(PoisonError::into_inner).held()
+    }
+
+    /// The task that looks after requests.
+    pub(super) fn requests(&self, sources: &[Source], queue: &Arc<Buffer>, view: &View, drain: &Drain) -> Requests {
+        let (desk, stores) = (self.desk.clone(), self.stores.clone());
+        Requests::new(desk, stores, rebuilder(sources), queue.clone(), view.clone(), drain.clone())
+    }
+}
+
+/// How events are made of letters again, with these sources.
+fn rebuilder(sources: &[Source]) -> Rebuilder {
+    let ways: Vec<(Arc<str>, Validation)> =
+        sources.iter().map(|source| (source.name.clone(), source.validation)).collect();
+    Rebuilder {
+        lenient: ingress::rebuild,
+        configured: Arc::new(move |origin, body| {
+            let way = ways.iter().find(|(name, _)| *name == origin.source);
+            // A source that is no longer there says nothing: the default.
+            ingress::revalidate(origin, body, way.map_or(Validation::Strict, |(_, validation)| *validation))
+        }),
+    }
+}
+
+/// Letters looked after by a command, while no daemon runs.
+pub struct Alone {
+    settings: Settings,
+    letters: Letters,
+    /// Keeps daemons out.
+    lock: File,
+}
+
+/// Takes the state directory, so that no daemon starts meanwhile.
+///
+/// # Errors
+/// A daemon holds it, or it cannot be used.
+pub fn alone(settings: Settings, state: &Path) -> Result<Alone, StartError> {
+    let lock = state::lock(state)?;
+    let letters = Letters::open(state, settings.dead_letters.bytes)?;
+    Ok(Alone { settings, letters, lock })
+}
+
+impl Alone {
+    /// Does what a request asks for, with the broker of the settings, until it is done or `stop` says so. What is not
+    /// stored by then stays a letter.
+    pub async fn finish(self, request: &Request, name: &str, stop: impl Future<Output = ()>) {
+        let Self { settings, letters, lock } = self;
+        let (stopper, drain) = shutdown::channel();
+        let queue = Arc::new(Buffer::new(settings.mode, settings.buffer, Ledger::default()));
+        let view = View::default();
+        let requests = letters.requests(&settings.sources, &queue, &view, &drain);
+        let end = |at: Instant| {
+            queue.drain();
+            stopper.enter(Phase::Draining);
+            stopper.deadline(at);
+        };
+        let finished = async {
+            requests.finish(name).await;
+            end(Instant::now() + CLOSE);
+        };
+        let halted = async {
+            stop.await;
+            end(Instant::now());
+            // What was published in time is still removed.
+            std::future::pending::<()>().await;
+        };
+        let work = async {
+            tokio::select! {
+                () = finished => {}
+                () = halted => {}
+            }
+        };
+        if request.action == Action::Drop {
+            work.await;
+        } else {
+            let broker = settings.broker.broker(&settings.terms());
+            let (metrics, store) = (Arc::new(Metrics::new(&[])), letters.stores.dead_letters.clone());
+            let delivery = Delivery::new(Parts {
+                broker,
+                queue: queue.clone(),
+                metrics,
+                view: view.clone(),
+                settings: settings.publish,
+                store: Some(store),
+                backlog: None,
+                drain: drain.clone(),
+            });
+            tokio::join!(delivery.run(), work);
+        }
+        drop(lock);
+    }
+}

@@ -1,0 +1,226 @@
+//! `dead-letters list` and `show`: reading, without a lock, while a daemon may be writing.
+
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
+use std::process::ExitCode;
+
+use clap::Args;
+use plextrac_bridge::letters::{Filter, Letter, Lines, Unreadable, files};
+use plextrac_bridge::settings::Flags;
+use serde_json::{Value, json};
+
+use crate::cli::dead_letters::{Chosen, Which, state};
+use crate::cli::{self, complain, say};
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct List {
+    #[command(flatten)]
+    which: Which,
+    #[command(flatten)]
+    chosen: Chosen,
+    /// One JSON object for each, without its body
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(in crate::cli) struct Show {
+    #[command(flatten)]
+    which: Which,
+    /// Which ones
+    #[arg(required = true, value_name = "ID")]
+    ids: Vec<String>,
+    /// The lines as they are stored
+    #[arg(long, conflicts_with = "body")]
+    json: bool,
+    /// Only the body, byte for byte; for one id
+    #[arg(long)]
+    body: bool,
+}
+
+/// What lines are no letters: by how many, and the first of them.
+#[derive(Default)]
+struct Unread {
+    count: u64,
+    first: Option<String>,
+}
+
+impl Unread {
+    fn note(&mut self, path: &Path, number: usize, why: &Unreadable) {
+        self.count += 1;
+        self.first.get_or_insert_with(|| format!("{} line {number}: {why}", path.display()));
+    }
+
+    /// Says so; whether all could be read.
+    fn report(&self) -> bool {
+        if let Some(first) = &self.first {
+            complain(format_args!("{} lines cannot be read, and are kept; the first: {first}", self.count));
+        }
+        self.count == 0
+    }
+}
+
+/// Calls `see` with each letter that matches, and its line.
+fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -> Result<Unread, ExitCode> {
+    let cannot = |path: &Path| {
+        let path = path.display().to_string();
+        move |error| cli::failed(format_args!("cannot read {path}: {error}"))
+    };
+    let mut unread = Unread::default();
+    for (_, path) in files(directory).map_err(cannot(directory))? {
+        for (at, line) in Lines::open(&path).map_err(cannot(&path))?.into_iter().flatten().enumerate() {
+            let line = line.map_err(cannot(&path))?;
+            match Letter::parse(&line) {
+                Ok(letter) if filter.matches(&letter) => see(letter, &line),
+                Ok(_) => {}
+                Err(why) => unread.note(&path, at + 1, &why),
+            }
+        }
+    }
+    Ok(unread)
+}
+
+pub(super) fn list(flags: &Flags, options: &List) -> Result<ExitCode, ExitCode> {
+    let (_, state) = state(flags)?;
+    let directory = state.join(options.which.kind().directory());
+    let width = width();
+    let (mut count, mut bytes) = (0u64, 0u64);
+    let unread = each(&directory, &options.chosen.filter(), |letter, line| {
+        if options.json {
+            say(without_body(line));
+        } else {
+            if count == 0 {
+                say(row(width, ["time", "reason", "event", "id", "address", "text"]));
+            }
+            let time = humantime::format_rfc3339_seconds(letter.time).to_string();
+            let Letter { reason, event, id, address, text, .. } = &letter;
+            say(row(width, [&time, reason, event, id, address, text]));
+        }
+        count += 1;
+        bytes += line.len() as u64 + 1;
+    })?;
+    if !options.json {
+        say(format_args!("{count} in {}, {bytes} bytes", directory.display()));
+    }
+    Ok(if unread.report() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn without_body(line: &[u8]) -> Value {
+    let mut value: Value = serde_json::from_slice(line).unwrap_or_default();
+    if let Some(fields) = value.as_object_mut() {
+        fields.remove("body");
+        fields.remove("body_base64");
+    }
+    value
+}
+
+/// The columns of the terminal; without one, lines are as long as they are.
+fn width() -> usize {
+    let size = std::io::stdout().is_terminal().then(terminal_size::terminal_size).flatten();
+    size.map_or(usize::MAX, |(width, _)| usize::from(width.0))
+}
+
+/// A line of the table, cut at the width.
+fn row(width: usize, [time, reason, event, id, address, text]: [&str; 6]) -> String {
+    let line = format!("{time:<20}  {reason:<14}  {event:<20}  {id:<38}  {address:<20}  {text}");
+    // A stranger's words: no control character reaches the terminal.
+    let line = line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c });
+    line.take(width).collect()
+}
+
+pub(super) fn show(flags: &Flags, options: &Show) -> Result<ExitCode, ExitCode> {
+    let (_, state) = state(flags)?;
+    let directory = state.join(options.which.kind().directory());
+    let filter = Filter { ids: options.ids.clone(), ..Filter::default() };
+    let mut found: Vec<(Letter, Vec<u8>)> = Vec::new();
+    let unread = each(&directory, &filter, |letter, line| found.push((letter, line.to_vec())))?;
+    let mut good = unread.report();
+    for id in &options.ids {
+        if !found.iter().any(|(letter, _)| letter.id == *id) {
+            complain(format_args!(
+                "no letter {id} in {}; `dead-letters list` shows those there are",
+                directory.display()
+            ));
+            good = false;
+        }
+    }
+    if options.body {
+        return body(&found, good);
+    }
+    for (at, (letter, line)) in found.iter().enumerate() {
+        if options.json {
+            say(String::from_utf8_lossy(line));
+        } else {
+            if at > 0 {
+                say("");
+            }
+            describe(letter);
+        }
+    }
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The bytes of one body; the same letter kept twice has one.
+fn body(found: &[(Letter, Vec<u8>)], good: bool) -> Result<ExitCode, ExitCode> {
+    let Some((first, _)) = found.first() else { return Err(ExitCode::FAILURE) };
+    if found.iter().any(|(letter, _)| letter.body != first.body) {
+        return Err(cli::failed("these are several bodies; name one id"));
+    }
+    let mut out = std::io::stdout().lock();
+    match out.write_all(&first.body).and_then(|()| out.flush()) {
+        Ok(()) if good => Ok(ExitCode::SUCCESS),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(cli::failed(format_args!("cannot write the body: {error}")))
+        }
+        _ => Ok(ExitCode::FAILURE),
+    }
+}
+
+fn describe(letter: &Letter) {
+    let time = |time| humantime::format_rfc3339_millis(time).to_string();
+    let none = || "-".to_owned();
+    let fields = [
+        ("id", letter.id.clone()),
+        ("reason", letter.reason.clone()),
+        ("text", letter.text.clone()),
+        ("kept", time(letter.time)),
+        ("received", time(letter.received)),
+        ("attempts", letter.attempts.to_string()),
+        ("source", letter.source.clone()),
+        ("event", letter.event.clone()),
+        ("address", letter.address.clone()),
+        ("key", letter.key.clone()),
+        ("signature", letter.signature.clone().unwrap_or_else(none)),
+        ("traceparent", letter.traceparent.clone().unwrap_or_else(none)),
+        ("headers", json!(letter.headers).to_string()),
+        ("body", format!("{} bytes", letter.body.len())),
+    ];
+    for (name, value) in fields {
+        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        say(format_args!("{name:<12} {value}"));
+    }
+    // Whatever a body holds, no control character reaches the terminal.
+    let text = String::from_utf8_lossy(&letter.body);
+    let shown: String = text
+        .chars()
+        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
+        .collect();
+    say(shown);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_a_row_at_the_width_and_lets_no_control_character_through() {
+        let line = row(usize::MAX, ["t", "r", "e", "i", "a", "red \x1b[31m\nnext"]);
+        assert!(line.ends_with("red  [31m next"), "{line:?}");
+        assert_eq!(row(10, ["2026-11-22", "r", "e", "i", "a", "x"]).chars().count(), 10);
+    }
+
+    #[test]
+    fn leaves_the_body_out() {
+        assert_eq!(without_body(br#"{"id":"a","body":"secret","body_base64":"c2VjcmV0"}"#), json!({ "id": "a" }));
+    }
+}

@@ -1,0 +1,104 @@
+//! `dead-letters`: look at what the broker refused, or at invalid bodies, publish it again, or delete it.
+
+mod change;
+mod list;
+mod progress;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::{Duration, SystemTime};
+
+use clap::{Args, Subcommand};
+use plextrac_bridge::letters::{Age, Filter, Kind};
+use plextrac_bridge::settings::{Flags, Settings};
+
+use crate::cli;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum DeadLetters {
+    /// List them: time, reason, event, id, address, text; never bodies
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters list --reason too_large --newer-than 1h\n  plextrac-bridge --config bridge.toml dead-letters list --invalid --json"
+    )]
+    List(list::List),
+    /// Show some with everything, bodies included
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters show cm1-4f2a90c1d3e5\n  plextrac-bridge --config bridge.toml dead-letters show cm1-4f2a90c1d3e5 --body > body.json"
+    )]
+    Show(list::Show),
+    /// Publish them again, to the addresses of today's settings; each goes when the broker has stored it
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters replay\n  plextrac-bridge --config bridge.toml dead-letters replay --reason unroutable --older-than 1h\n  plextrac-bridge --config bridge.toml dead-letters replay --invalid --lenient\n\nWith a running daemon on the state directory, the daemon does it; else this command."
+    )]
+    Replay(change::Replay),
+    /// Delete them
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters drop --id cm1-4f2a90c1d3e5\n  plextrac-bridge --config bridge.toml dead-letters drop --older-than 720h\n  plextrac-bridge --config bridge.toml dead-letters drop --invalid --all"
+    )]
+    Drop(change::Drop),
+}
+
+/// Which store.
+#[derive(Debug, Args)]
+struct Which {
+    /// Signed bodies that were answered 422 instead of events that the broker refused
+    #[arg(long)]
+    invalid: bool,
+}
+
+impl Which {
+    fn kind(&self) -> Kind {
+        if self.invalid { Kind::Invalid } else { Kind::DeadLetters }
+    }
+}
+
+/// Which letters; each may be given several times.
+#[derive(Debug, Args)]
+struct Chosen {
+    /// Only of this reason
+    #[arg(long, value_name = "REASON", value_parser = ["too_large", "unroutable", "no_destination", "not_authorised", "other", "invalid"])]
+    reason: Vec<String>,
+    /// Only of this event
+    #[arg(long, value_name = "EVENT")]
+    event: Vec<String>,
+    /// Only this id
+    #[arg(long, value_name = "ID")]
+    id: Vec<String>,
+    /// Only those kept for so long, such as 90s, 15m, 1h or 30d
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    older_than: Option<Duration>,
+    /// Only those kept since, such as 1h ago
+    #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
+    newer_than: Option<Duration>,
+}
+
+impl Chosen {
+    fn filter(&self) -> Filter {
+        let Self { reason, event, id, older_than, newer_than } = self;
+        let filter =
+            Filter { reasons: reason.clone(), events: event.clone(), ids: id.clone(), ..Filter::default() };
+        filter.aged(Age { older_than: *older_than, newer_than: *newer_than }, SystemTime::now())
+    }
+}
+
+pub(super) fn run(flags: &Flags, command: &DeadLetters) -> ExitCode {
+    let done = match command {
+        DeadLetters::List(options) => list::list(flags, options),
+        DeadLetters::Show(options) => list::show(flags, options),
+        DeadLetters::Replay(options) => change::replay(flags, options),
+        DeadLetters::Drop(options) => change::drop(flags, options),
+    };
+    done.unwrap_or_else(|code| code)
+}
+
+/// The settings, and the state directory in them.
+fn state(flags: &Flags) -> Result<(Settings, PathBuf), ExitCode> {
+    let (settings, _) = cli::settings(flags)?;
+    let state = settings.state_directory.clone().ok_or_else(|| {
+        cli::failed(
+            "these settings keep no letters: set `state_directory` (systemd sets STATE_DIRECTORY for the daemon only), \
+             such as PLEXTRAC_BRIDGE__STATE_DIRECTORY=/var/lib/plextrac-bridge",
+        )
+    })?;
+    Ok((settings, state))
+}

@@ -1,0 +1,126 @@
+//! `journal`: looks at the journal on disk. `verify` reads all of it and changes nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Args, Subcommand};
+use plextrac_bridge::queue::journal::{Report, SegmentReport, verify};
+use plextrac_bridge::settings::Flags;
+use serde_json::json;
+
+use crate::cli::{self, say};
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Read every record of the journal and say what is sound and what is damaged; change nothing
+    ///
+    /// Works while a daemon runs. Exit status: 0 sound or empty, 1 damaged or unreadable.
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml journal verify\n  plextrac-bridge journal verify --json /backup/journal"
+    )]
+    Verify(Verify),
+}
+
+#[derive(Debug, Args)]
+struct Verify {
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+    /// The journal's directory [default: journal/ in `state_directory`]
+    directory: Option<PathBuf>,
+}
+
+pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+    let Action::Verify(options) = &options.action;
+    check(flags, options).unwrap_or_else(|code| code)
+}
+
+fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
+    let directory = match &options.directory {
+        Some(directory) => directory.clone(),
+        None => configured(flags)?,
+    };
+    let fail = |text: String| {
+        if options.json {
+            say(json!({ "sound": false, "directory": directory.display().to_string(), "error": text }));
+            ExitCode::FAILURE
+        } else {
+            cli::failed(text)
+        }
+    };
+    if !directory.is_dir() {
+        let place = directory.display();
+        let text = format!(
+            "there is no journal at {place}; a bridge with `ack = \"journaled\"` makes it at its first start: name \
+             its file with --config, or the directory itself"
+        );
+        return Err(fail(text));
+    }
+    let report = verify(&directory).map_err(|error| fail(error.to_string()))?;
+    if options.json {
+        let mut object = report.to_json();
+        object["directory"] = directory.display().to_string().into();
+        say(object);
+    } else {
+        show(&directory, &report);
+    }
+    Ok(if report.damaged() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn configured(flags: &Flags) -> Result<PathBuf, ExitCode> {
+    let (settings, _) = cli::settings(flags)?;
+    let state = settings.state_directory.ok_or_else(|| {
+        cli::failed("`state_directory` is not set, so there is no journal; set it, or name the journal's directory")
+    })?;
+    Ok(state.join("journal"))
+}
+
+fn show(directory: &Path, report: &Report) {
+    if !report.segments.is_empty() {
+        say(format_args!("{:<18}{:>14}{:>10}{:>14}{:>9}", "segment", "first", "records", "bytes", "damaged"));
+    }
+    for segment in &report.segments {
+        show_segment(segment);
+    }
+    say(format_args!(
+        "{}: {} unsettled and {} settled records in {} segment(s), {} spare(s), {} bytes; watermark {}, next {}",
+        directory.display(),
+        report.unsettled(),
+        report.settled(),
+        report.segments.len(),
+        report.spares,
+        report.bytes,
+        report.watermark,
+        report.next
+    ));
+    if report.damaged() == 0 {
+        say(if report.records() == 0 { "sound; nothing is in it" } else { "sound" });
+    } else {
+        say(format_args!(
+            "damaged in {} place(s), {} record(s) lost; the bridge starts all the same and publishes the sound ones. While \
+             one is running, a torn end may be a commit on its way: try again",
+            report.damaged(),
+            report.lost()
+        ));
+    }
+}
+
+fn show_segment(segment: &SegmentReport) {
+    let name = segment.file.file_name().unwrap_or_default().to_string_lossy();
+    let first = segment.first.map_or_else(|| "?".into(), |first| first.to_string());
+    say(format_args!(
+        "{name:<18}{first:>14}{:>10}{:>14}{:>9}",
+        segment.records,
+        segment.bytes,
+        segment.damage.len()
+    ));
+    for damage in &segment.damage {
+        say(format_args!("  at byte {}: {}", damage.offset, damage.text));
+    }
+}

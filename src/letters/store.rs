@@ -1,0 +1,557 @@
+//! A store of letters: numbered files of NDJSON, one line a letter, fsynced before a write is reported.
+//!
+//! A line that a crash tore is cut off at the next start. Lines leave only by [`Store::rewrite`], or with a whole
+//! file where the oldest are dropped at the limit.
+//!
+//! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::failpoint;
+use crate::letters::read::{self, Lines};
+
+/// What happens when a letter does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtLimit {
+    /// It is not taken.
+    Refuse,
+    /// The oldest file goes, and its letters are counted.
+    DropOldest,
+}
+
+/// How large a store and its files become.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The most bytes of all files.
+    pub capacity: u64,
+    /// A file is closed at this size, so that a rewrite is small.
+    pub file: u64,
+    /// What happens beyond.
+    pub at_limit: AtLimit,
+}
+
+impl Limits {
+    /// Dead letters: nothing is dropped.
+    #[must_use]
+    pub fn dead_letters(capacity: usize) -> Self {
+        Self { capacity: capacity as u64, file: 4 << 20, at_limit: AtLimit::Refuse }
+    }
+
+    /// Invalid bodies: at most 16 MiB; small files, for the oldest go as a whole.
+    #[must_use]
+    pub fn invalid() -> Self {
+        Self { capacity: 16 << 20, file: 1 << 20, at_limit: AtLimit::DropOldest }
+    }
+}
+
+/// What a store holds, and what became of letters since the start; for metrics and `/status`.
+#[derive(Debug, Default)]
+pub struct Held {
+    events: AtomicU64,
+    bytes: AtomicU64,
+    capacity: u64,
+    kept: AtomicU64,
+    returned: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl Held {
+    /// Letters on disk.
+    #[must_use]
+    pub fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Bytes on disk.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Letters written since the start.
+    #[must_use]
+    pub fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Of them: letters of events that were replayed, and refused again.
+    #[must_use]
+    pub fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
+    }
+
+    /// Letters that were dropped or could not be kept since the start.
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Counts letters that could not be kept.
+    pub fn drop_some(&self, count: u64) {
+        self.dropped.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// Why lines were not written; none of them is.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// No room.
+    #[error(
+        "no room for a letter of {length} bytes ({bytes} of {capacity} bytes used in {directory}); drop letters with \
+         `plextrac-bridge dead-letters drop`, or raise `dead_letters.max_bytes`"
+    )]
+    Full {
+        /// Of the first line.
+        length: usize,
+        /// Used.
+        bytes: u64,
+        /// The limit.
+        capacity: u64,
+        /// Where.
+        directory: String,
+    },
+    /// The disk.
+    #[error("cannot write letters to {directory}: {source}")]
+    Disk {
+        /// Where.
+        directory: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// A line to append.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// With its end.
+    pub line: Vec<u8>,
+    /// A replayed event was refused again: its old line goes as soon as this one is there, so that it always fits.
+    pub returns: bool,
+}
+
+/// The store.
+#[derive(Debug)]
+pub struct Store {
+    directory: PathBuf,
+    limits: Limits,
+    held: Arc<Held>,
+    current: Option<(File, u64)>,
+    number: u64,
+    /// Lines and bytes of each file, by its number.
+    counted: BTreeMap<u64, (u64, u64)>,
+}
+
+impl Store {
+    /// Opens or creates the store. Its owner is the only one who writes there.
+    ///
+    /// # Errors
+    /// The directory cannot be created or read.
+    pub fn open(directory: &Path, limits: Limits) -> io::Result<Self> {
+        create(directory)?;
+        let held = Arc::new(Held { capacity: limits.capacity, ..Held::default() });
+        let directory = directory.to_owned();
+        let mut store = Self { directory, limits, held, current: None, number: 0, counted: BTreeMap::new() };
+        for entry in fs::read_dir(&store.directory)? {
+            let path = entry?.path();
+            // A rewrite that a crash cut short: the file that it was made from is whole.
+            if path.extension().is_some_and(|extension| extension == "rewrite") {
+                fs::remove_file(path)?;
+            }
+        }
+        for (_, path) in read::files(&store.directory)? {
+            let (length, (_, sound)) = (fs::metadata(&path)?.len(), sound_lines(&path)?);
+            if length > sound {
+                tracing::warn!(file = %path.display(), "cut off a letter that a crash had torn");
+                OpenOptions::new().write(true).open(&path)?.set_len(sound)?;
+            }
+        }
+        store.measure()?;
+        Ok(store)
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn held(&self) -> Arc<Held> {
+        self.held.clone()
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Counts what is on disk; the operator may have moved files away. A file whose length is known is not read again.
+    fn measure(&mut self) -> io::Result<()> {
+        let mut counted = BTreeMap::new();
+        for (number, path) in read::files(&self.directory)? {
+            self.number = self.number.max(number);
+            let length = fs::metadata(&path)?.len();
+            let known = self.counted.get(&number).copied().filter(|(_, known)| *known == length);
+            counted.insert(number, known.map_or_else(|| sound_lines(&path), Ok)?);
+        }
+        self.counted = counted;
+        self.recount();
+        Ok(())
+    }
+
+    fn recount(&self) {
+        self.held.events.store(self.counted.values().map(|(lines, _)| lines).sum(), Ordering::Relaxed);
+        self.held.bytes.store(self.counted.values().map(|(_, bytes)| bytes).sum(), Ordering::Relaxed);
+    }
+
+    /// Appends as many of the lines, from the first on, as fit, and syncs them; says how many.
+    ///
+    /// # Errors
+    /// Not even the first fits, or the disk fails.
+    pub fn append(&mut self, entries: &[Entry]) -> Result<usize, WriteError> {
+        let all: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
+        if self.held.bytes() + all > self.limits.capacity {
+            self.measure().map_err(|source| self.disk(source))?;
+            self.make_room(all).map_err(|source| self.disk(source))?;
+        }
+        let mut free = self.limits.capacity.saturating_sub(self.held.bytes());
+        let fits = |entry: &&Entry| {
+            let rest = free.checked_sub(entry.line.len() as u64);
+            free = rest.unwrap_or(if entry.returns { free } else { 0 });
+            rest.is_some() || entry.returns
+        };
+        let count = entries.iter().take_while(fits).count();
+        if let (0, Some(first)) = (count, entries.first()) {
+            return Err(WriteError::Full {
+                length: first.line.len(),
+                bytes: self.held.bytes(),
+                capacity: self.limits.capacity,
+                directory: self.directory.display().to_string(),
+            });
+        }
+        let entries = &entries[..count];
+        if let Err(source) = self.write(entries) {
+            // The file may end in half a line: cut it if that can be done, and take a new one next time.
+            if let Some((file, length)) = self.current.take() {
+                let _ = file.set_len(length);
+            }
+            return Err(self.disk(source));
+        }
+        let bytes: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
+        let (events, length) = self.counted.entry(self.number).or_default();
+        *events += count as u64;
+        *length += bytes;
+        self.recount();
+        self.held.kept.fetch_add(count as u64, Ordering::Relaxed);
+        let returned = entries.iter().filter(|entry| entry.returns).count();
+        self.held.returned.fetch_add(returned as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    /// Drops whole files, oldest first, until this many bytes fit; none where nothing may be dropped.
+    fn make_room(&mut self, bytes: u64) -> io::Result<()> {
+        if self.limits.at_limit == AtLimit::Refuse {
+            return Ok(());
+        }
+        while self.held.bytes() + bytes > self.limits.capacity {
+            let Some((number, (lines, _))) = self.counted.first_key_value().map(|(at, count)| (*at, *count)) else {
+                break;
+            };
+            if number == self.number {
+                self.current = None;
+            }
+            remove(&self.path(number))?;
+            self.counted.remove(&number);
+            self.recount();
+            self.held.drop_some(lines);
+        }
+        Ok(())
+    }
+
+    fn disk(&self, source: io::Error) -> WriteError {
+        WriteError::Disk { directory: self.directory.display().to_string(), source }
+    }
+
+    fn write(&mut self, entries: &[Entry]) -> io::Result<()> {
+        failpoint::pass("letters.write")?;
+        let gone = !self.path(self.number).exists();
+        if gone || self.current.as_ref().is_some_and(|(_, length)| *length >= self.limits.file) {
+            self.current = None;
+        }
+        if self.current.is_none() {
+            create(&self.directory)?;
+            self.number += 1;
+            let path = self.path(self.number);
+            let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
+            give_to_the_owner(&file, &self.directory);
+            File::open(&self.directory)?.sync_all()?;
+            self.current = Some((file, 0));
+        }
+        let (file, length) = self.current.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let text: Vec<u8> = entries.iter().flat_map(|entry| entry.line.iter().copied()).collect();
+        file.write_all(&text)?;
+        failpoint::pass("letters.sync")?;
+        file.sync_data()?;
+        *length += text.len() as u64;
+        Ok(())
+    }
+
+    /// Closes the file in use: what comes later goes to files of higher numbers than the one it says.
+    pub fn seal(&mut self) -> u64 {
+        self.current = None;
+        self.number
+    }
+
+    /// The number of the file in use or used last.
+    #[must_use]
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The numbers of the files there are, up to this one, oldest first.
+    #[must_use]
+    pub fn files(&self, up_to: u64) -> Vec<u64> {
+        self.counted.range(..=up_to).map(|(number, _)| *number).collect()
+    }
+
+    /// The path of a file.
+    #[must_use]
+    pub fn path(&self, number: u64) -> PathBuf {
+        self.directory.join(format!("{number:08}.ndjson"))
+    }
+
+    /// Leaves of a sealed file only the lines that `keep` says, by their place from 0 on and their text; says how
+    /// many went. A crash leaves the file as it was, or as it is to be.
+    ///
+    /// # Errors
+    /// The disk fails; the file is as it was.
+    pub fn rewrite(&mut self, number: u64, mut keep: impl FnMut(usize, &[u8]) -> bool) -> io::Result<u64> {
+        let path = self.path(number);
+        if number == self.number {
+            self.current = None;
+        }
+        let Some(lines) = Lines::open(&path)? else {
+            self.counted.remove(&number);
+            self.recount();
+            return Ok(0);
+        };
+        let temporary = path.with_extension("rewrite");
+        let (mut kept, mut bytes, mut gone) = (0, 0, 0);
+        let mut file = None;
+        for (at, line) in lines.enumerate() {
+            let line = line?;
+            if !keep(at, &line) {
+                gone += 1;
+                continue;
+            }
+            let into = match &mut file {
+                Some(file) => file,
+                None => file.insert(BufWriter::new(self.temporary(&temporary)?)),
+            };
+            into.write_all(&line)?;
+            into.write_all(b"\n")?;
+            kept += 1;
+            bytes += line.len() as u64 + 1;
+        }
+        if gone == 0 {
+            // Nothing to change; the copy is of no use.
+            return if file.is_some() { remove(&temporary).map(|()| 0) } else { Ok(0) };
+        }
+        if let Some(file) = file {
+            failpoint::pass("letters.rewrite")?;
+            file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            failpoint::pass("letters.rename")?;
+            fs::rename(&temporary, &path)?;
+            self.counted.insert(number, (kept, bytes));
+        } else {
+            failpoint::pass("letters.remove")?;
+            remove(&path)?;
+            self.counted.remove(&number);
+        }
+        self.recount();
+        File::open(&self.directory)?.sync_all()?;
+        Ok(gone)
+    }
+
+    fn temporary(&self, path: &Path) -> io::Result<File> {
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+        give_to_the_owner(&file, &self.directory);
+        Ok(file)
+    }
+}
+
+/// Removes a file that may be gone already.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Creates the directory where it is missing, for its owner alone: bodies are confidential.
+pub(super) fn create(directory: &Path) -> io::Result<()> {
+    if !directory.is_dir() {
+        fs::DirBuilder::new().mode(0o700).create(directory)?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            let made = File::open(directory)?;
+            give_to_the_owner(&made, parent);
+            File::open(parent)?.sync_all()?;
+        }
+    }
+    Ok(())
+}
+
+/// A command that root runs must leave nothing that the daemon's user cannot read. Where that is not possible, the
+/// daemon says so when it tries.
+pub fn give_to_the_owner(file: &File, directory: &Path) {
+    if let (Ok(is), Ok(owner)) = (file.metadata(), fs::metadata(directory))
+        && is.uid() != owner.uid()
+    {
+        let _ = std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()));
+    }
+}
+
+/// How many whole lines a file has, and where the last one ends.
+fn sound_lines(path: &Path) -> io::Result<(u64, u64)> {
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let (mut lines, mut at, mut end) = (0, 0, 0);
+    loop {
+        let chunk = reader.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok((lines, end));
+        }
+        for (offset, _) in chunk.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+            lines += 1;
+            end = at + offset as u64 + 1;
+        }
+        let read = chunk.len();
+        at += read as u64;
+        reader.consume(read);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(capacity: usize) -> Limits {
+        Limits::dead_letters(capacity)
+    }
+
+    fn entries(lines: &[&str]) -> Vec<Entry> {
+        lines.iter().map(|line| Entry { line: format!("{line}\n").into_bytes(), returns: false }).collect()
+    }
+
+    fn counts(store: &Store) -> (u64, u64) {
+        (store.held().events(), store.held().bytes())
+    }
+
+    fn lines(store: &Store, number: u64) -> Vec<String> {
+        let text = fs::read_to_string(store.path(number)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn counts_what_it_holds_across_a_restart_and_cuts_a_torn_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("dead-letters");
+        let mut store = Store::open(&path, limits(1000)).unwrap();
+        store.append(&entries(&["{\"a\":1}", "{\"b\":2}"])).unwrap();
+        assert_eq!(counts(&store), (2, 16));
+        let file = store.path(1);
+        OpenOptions::new().append(true).open(&file).unwrap().write_all(b"{\"to").unwrap();
+        let mut store = Store::open(&path, limits(1000)).unwrap();
+        assert_eq!(counts(&store), (2, 16));
+        assert_eq!(fs::read(&file).unwrap().len(), 16);
+        store.append(&entries(&["{\"c\":3}"])).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn is_full_at_its_limit_and_takes_again_when_files_are_moved_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(20)).unwrap();
+        let line = entries(&["0123456789"]);
+        store.append(&line).unwrap();
+        assert!(matches!(store.append(&line), Err(WriteError::Full { bytes: 11, .. })));
+        assert_eq!(store.append(&entries(&["12345678", "1"])).unwrap(), 1, "the first one fits");
+        for entry in fs::read_dir(directory.path()).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        store.append(&line).unwrap();
+        assert_eq!(counts(&store), (1, 11));
+    }
+
+    #[test]
+    fn always_takes_the_letter_of_a_replayed_event_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(12)).unwrap();
+        store.append(&entries(&["0123456789"])).unwrap();
+        let mut returning = entries(&["9876543210", "x"]);
+        returning[0].returns = true;
+        assert_eq!(store.append(&returning).unwrap(), 1, "the other one must wait");
+        assert_eq!((store.held().returned(), store.held().kept()), (1, 2));
+    }
+
+    #[test]
+    fn writes_behind_a_seal_into_a_new_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a"])).unwrap();
+        assert_eq!(store.seal(), 1);
+        store.append(&entries(&["b"])).unwrap();
+        assert_eq!((store.files(1), store.files(9)), (vec![1], vec![1, 2]));
+        assert_eq!((lines(&store, 1), lines(&store, 2)), (vec!["a".to_owned()], vec!["b".to_owned()]));
+    }
+
+    #[test]
+    fn removes_lines_and_empty_files_and_corrects_its_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a", "bb", "a"])).unwrap();
+        let number = store.seal();
+        assert_eq!(store.rewrite(number, |_, _| true).unwrap(), 0);
+        assert_eq!(store.rewrite(number, |at, line| !(at == 2 && line == b"a")).unwrap(), 1);
+        assert_eq!((lines(&store, 1), counts(&store)), (vec!["a".to_owned(), "bb".to_owned()], (2, 5)));
+        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 2);
+        assert_eq!((counts(&store), fs::read_dir(directory.path()).unwrap().count()), ((0, 0), 0));
+        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 0, "a file that is gone");
+        store.append(&entries(&["c"])).unwrap();
+        assert_eq!(store.files(9), [2]);
+    }
+
+    #[test]
+    fn loses_no_line_where_a_rewrite_was_cut_short() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a", "b"])).unwrap();
+        // Before its rename: half of the copy, and nothing changed.
+        fs::write(directory.path().join("00000001.rewrite"), "b").unwrap();
+        let store = Store::open(directory.path(), limits(1000)).unwrap();
+        assert_eq!((lines(&store, 1), counts(&store)), (vec!["a".to_owned(), "b".to_owned()], (2, 4)));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn drops_the_oldest_file_at_the_limit_where_it_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { capacity: 20, file: 6, at_limit: AtLimit::DropOldest };
+        let mut store = Store::open(directory.path(), limits).unwrap();
+        for line in ["1", "2", "3", "4", "5", "6", "7", "8"] {
+            store.append(&entries(&[line])).unwrap();
+        }
+        assert_eq!((counts(&store), store.held().dropped()), ((8, 16), 0));
+        assert_eq!(store.append(&entries(&["9", "10"])).unwrap(), 2);
+        assert_eq!(store.append(&entries(&["11"])).unwrap(), 1);
+        assert_eq!((store.held().dropped(), store.files(99)), (3, vec![2, 3, 4]));
+        assert!(matches!(store.append(&entries(&["a line that never fits"])), Err(WriteError::Full { .. })));
+    }
+}

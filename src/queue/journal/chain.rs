@@ -1,0 +1,154 @@
+//! The records of one segment, one after the other, over whatever is damaged between them.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+
+use crate::queue::journal::files::read_some;
+use crate::queue::journal::format::{ALIGNMENT, HEADER_BYTES, Header, MARK_BYTES, Mark};
+
+/// Read at once: large enough that a system call costs nothing per record, small beside the bodies in flight.
+const CHUNK: u64 = 256 << 10;
+
+/// What a sound mark introduces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A record; where in the buffer its payload is.
+    Record(Range<usize>),
+    /// A record whose payload is damaged, or cut off by the end of the file.
+    Damaged,
+    /// The end: all records below this sequence stand before it, or in earlier segments.
+    End,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    pub(super) offset: u64,
+    /// Where the next mark is expected.
+    pub(super) after: u64,
+    pub(super) sequence: u64,
+    pub(super) kind: Kind,
+}
+
+/// A place in the records of a segment.
+#[derive(Debug)]
+pub(super) struct Chain {
+    file: File,
+    header: Header,
+    /// Of the file.
+    length: u64,
+    /// Where the next mark is expected.
+    offset: u64,
+    /// The lowest sequence that it can have.
+    least: u64,
+    buffer: Vec<u8>,
+    /// Where in the file the buffer starts.
+    start: u64,
+}
+
+impl Chain {
+    /// Starts before the first record.
+    pub(super) fn new(file: File, header: Header, length: u64) -> Self {
+        Self { file, header, length, offset: HEADER_BYTES, least: header.first, buffer: Vec::new(), start: 0 }
+    }
+
+    pub(super) fn header(&self) -> Header {
+        self.header
+    }
+
+    pub(super) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    pub(super) fn least(&self) -> u64 {
+        self.least
+    }
+
+    /// Forgets what was read ahead: the writer may have written there since.
+    pub(super) fn forget(&mut self) {
+        self.buffer.clear();
+        // After a large record.
+        self.buffer.shrink_to(4 * usize::try_from(CHUNK).unwrap_or_default());
+    }
+
+    /// The next sound mark at or behind this place; none up to the end of the segment. Does not move.
+    pub(super) fn peek(&mut self) -> io::Result<Option<Item>> {
+        let end = self.length.min(self.header.size);
+        let mut offset = self.offset;
+        while offset + MARK_BYTES <= end {
+            let Some(at) = self.window(offset, MARK_BYTES)? else { break };
+            let bytes = &self.buffer[at];
+            let mark = Mark::decode(bytes);
+            if self.is_possible(mark, offset)
+                && let Some(sum) = Mark::sum(bytes, self.header.salt)
+            {
+                return self.item(offset, mark, sum).map(Some);
+            }
+            offset += ALIGNMENT;
+        }
+        Ok(None)
+    }
+
+    /// What is cheaper to see than a wrong sum: the numbers are dense, and a record ends in its segment.
+    fn is_possible(&self, mark: Mark, offset: u64) -> bool {
+        let most = self.header.first.saturating_add(self.header.size / MARK_BYTES);
+        let fits = mark.length == Mark::END
+            || offset + Mark::record_bytes(u64::from(mark.length)) + MARK_BYTES <= self.header.size;
+        (self.least..=most).contains(&mark.sequence) && fits
+    }
+
+    fn item(&mut self, offset: u64, mark: Mark, sum: u32) -> io::Result<Item> {
+        let mut item = Item { offset, after: offset, sequence: mark.sequence, kind: Kind::End };
+        if mark.length != Mark::END {
+            let whole = Mark::record_bytes(u64::from(mark.length));
+            item.after = offset + whole;
+            item.kind = Kind::Damaged;
+            if let Some(at) = self.window(offset, whole)? {
+                let payload = at.start + 16..at.start + 16 + mark.length as usize;
+                let stored = &self.buffer[payload.end..payload.end + 4];
+                if *stored == crc32c::crc32c_append(sum, &self.buffer[payload.clone()]).to_le_bytes() {
+                    item.kind = Kind::Record(payload);
+                }
+            }
+        }
+        Ok(item)
+    }
+
+    /// The payload of a record just found.
+    pub(super) fn payload(&self, at: &Range<usize>) -> &[u8] {
+        &self.buffer[at.clone()]
+    }
+
+    /// Moves behind a record.
+    pub(super) fn pass(&mut self, item: &Item) {
+        self.offset = item.after;
+        self.least = item.sequence + u64::from(item.kind != Kind::End);
+    }
+
+    /// Moves over an end mark, to see whether anything stands behind it.
+    pub(super) fn pass_end(&mut self) {
+        self.offset += MARK_BYTES;
+    }
+
+    /// So many bytes of the file in the buffer; none where the file is shorter.
+    fn window(&mut self, offset: u64, length: u64) -> io::Result<Option<Range<usize>>> {
+        if offset + length > self.length {
+            return Ok(None);
+        }
+        let held = self.start..self.start + self.buffer.len() as u64;
+        if offset < held.start || offset + length > held.end {
+            let wanted = length.max(CHUNK).min(self.length - offset);
+            self.buffer.resize(usize::try_from(wanted).map_err(io::Error::other)?, 0);
+            self.start = offset;
+            let read = read_some(&self.file, &mut self.buffer, offset);
+            self.buffer.truncate(*read.as_ref().unwrap_or(&0));
+            if (read? as u64) < length {
+                return Ok(None);
+            }
+        }
+        let from = usize::try_from(offset - self.start).map_err(io::Error::other)?;
+        let length = usize::try_from(length).map_err(io::Error::other)?;
+        Ok(Some(from..from + length))
+    }
+}

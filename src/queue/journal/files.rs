@@ -1,0 +1,146 @@
+//! The files of the journal's directory: their names, their header blocks, making them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use crate::failpoint;
+use crate::queue::journal::format::{BLOCK_LENGTH, Block};
+
+const SUFFIX: &str = ".segment";
+/// Zeros are written in pieces of this size.
+const PIECE: usize = 1 << 20;
+
+fn name(number: u32) -> String {
+    format!("{number:08}{SUFFIX}")
+}
+
+/// Where a segment is.
+pub(super) fn path(directory: &Path, number: u32) -> PathBuf {
+    directory.join(name(number))
+}
+
+/// The numbers of all segments, in no order. Files of other names are nobody's business.
+pub(super) fn list(directory: &Path) -> io::Result<Vec<u32>> {
+    let mut numbers = Vec::new();
+    for entry in fs::read_dir(directory)? {
+        let file_name = entry?.file_name();
+        let number = file_name.to_str().and_then(|text| text.strip_suffix(SUFFIX)?.parse().ok());
+        if let Some(number) = number
+            && *file_name == *name(number)
+        {
+            numbers.push(number);
+        }
+    }
+    Ok(numbers)
+}
+
+/// A segment as it is found on disk.
+#[derive(Debug)]
+pub(super) struct Segment {
+    pub(super) number: u32,
+    /// Of the file, whatever its header says.
+    pub(super) length: u64,
+    pub(super) block: Block,
+}
+
+/// Opens a segment for reading and reads its header block; none where there is no such file (any more).
+pub(super) fn look(directory: &Path, number: u32) -> io::Result<Option<(File, Segment)>> {
+    let path = path(directory, number);
+    let named = |error| at(&path, &error);
+    let file = match File::open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(named(error)),
+    };
+    let metadata = file.metadata().map_err(named)?;
+    if !metadata.is_file() {
+        return Ok(None);
+    }
+    let mut bytes = [0; BLOCK_LENGTH];
+    read_some(&file, &mut bytes, 0).map_err(named)?;
+    let segment = Segment { number, length: metadata.len(), block: Block::parse(&bytes) };
+    Ok(Some((file, segment)))
+}
+
+/// All segments that are there now.
+pub(super) fn look_at_all(directory: &Path) -> io::Result<Vec<Segment>> {
+    let mut segments = Vec::new();
+    for number in list(directory).map_err(|error| at(directory, &error))? {
+        if let Some((_, segment)) = look(directory, number)? {
+            segments.push(segment);
+        }
+    }
+    segments.sort_unstable_by_key(|segment| (segment.block.header.map(|header| header.first), segment.number));
+    Ok(segments)
+}
+
+/// Reads until the buffer is full or the file ends; says how much.
+pub(super) fn read_some(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
+    let mut length = 0;
+    while length < buffer.len() {
+        match file.read_at(&mut buffer[length..], from + length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}
+
+/// Writes zeros.
+pub(super) fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let piece = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(PIECE).min(PIECE)];
+    let mut offset = from;
+    while offset < to {
+        let length = usize::try_from(to - offset).unwrap_or(PIECE).min(PIECE);
+        file.write_all_at(&piece[..length], offset)?;
+        offset += length as u64;
+    }
+    Ok(())
+}
+
+/// How a new file gets its blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fill {
+    /// Zeros are written: later writes change nothing but data.
+    Written,
+    /// The room is reserved, which is quick; the first write to a block is a little dearer.
+    Reserved,
+}
+
+/// Makes a segment that was never used, with all its blocks, safe on disk. What is left of a failure is removed.
+pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io::Result<()> {
+    let path = path(directory, number);
+    let made = make(&path, size, how).and_then(|()| sync_directory(directory));
+    if made.is_err() {
+        // It holds nothing, and what cannot be removed now is written over by the next try.
+        let _ = fs::remove_file(&path);
+    }
+    made.map_err(|error| at(&path, &error))
+}
+
+fn make(path: &Path, size: u64, how: Fill) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
+    failpoint::pass("journal.create")?;
+    let reserved = how == Fill::Reserved
+        && rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)
+            .map(|()| true)
+            .or_else(|error| if error == rustix::io::Errno::OPNOTSUPP { Ok(false) } else { Err(error) })?;
+    if !reserved {
+        zero(&file, 0, size)?;
+    }
+    file.sync_all()
+}
+
+/// Makes names in a directory safe on disk.
+pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
+    File::open(directory)?.sync_all()
+}
+
+/// The error with the place where it happened.
+pub(super) fn at(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+}

@@ -1,0 +1,394 @@
+//! The arithmetic of places: which record goes where, which segments are free again, how much disk that takes. No files.
+
+use std::collections::VecDeque;
+
+use crate::queue::journal::format::{HEADER_BYTES, MARK_BYTES, room};
+
+/// Spares that a release leaves: one to go on with, one while the next is released.
+const SPARES: usize = 2;
+
+/// Where a record goes: assigned under the queue's lock, before it is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its number.
+    pub sequence: u64,
+    /// The segment's number.
+    pub segment: u32,
+    /// Where in the segment.
+    pub offset: u64,
+    /// Whether it is the first record of this use of the segment.
+    pub opens: bool,
+}
+
+/// A segment in use.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Used {
+    pub(super) number: u32,
+    /// Its first sequence.
+    pub(super) first: u64,
+    /// On disk.
+    pub(super) bytes: u64,
+    /// Up to here records and the end mark may reach.
+    pub(super) limit: u64,
+    /// Where the next record goes.
+    pub(super) filled: u64,
+    /// Whether the file exists.
+    pub(super) made: bool,
+}
+
+/// Where records go. Lives under the queue's lock.
+#[derive(Debug)]
+pub struct Layout {
+    max: u64,
+    segment: u64,
+    /// Oldest first; the last is the active one.
+    used: VecDeque<Used>,
+    /// In the order of their reuse: what was released first goes first, so that the old records still on disk are always
+    /// the latest ones, without a gap.
+    spares: VecDeque<u32>,
+    making: Option<u32>,
+    /// No spare is wanted ahead for the active segment: making one failed.
+    declined: bool,
+    /// Numbers that no file has, all below `unused`.
+    free: Vec<u32>,
+    /// No number from here on was ever used.
+    unused: u32,
+    next: u64,
+    /// Of all files, with those that are being made.
+    total: u64,
+}
+
+impl Layout {
+    /// An empty one; what was found at the start is added to it.
+    pub(super) fn new(max: u64, segment: u64, next: u64) -> Self {
+        Self {
+            max,
+            segment,
+            used: VecDeque::new(),
+            spares: VecDeque::new(),
+            making: None,
+            declined: false,
+            free: Vec::new(),
+            unused: 0,
+            next,
+            total: 0,
+        }
+    }
+
+    /// Adds a segment in use, younger than all before.
+    pub(super) fn add_used(&mut self, used: Used) {
+        self.count(used.number, used.bytes);
+        self.used.push_back(used);
+    }
+
+    /// Adds a spare of the size of a segment, to be reused after all before.
+    pub(super) fn add_spare(&mut self, number: u32) {
+        self.count(number, self.segment);
+        self.spares.push_back(number);
+    }
+
+    fn count(&mut self, number: u32, bytes: u64) {
+        self.total += bytes;
+        self.unused = self.unused.max(number.saturating_add(1));
+    }
+
+    /// Spares that the limit has no room for, as after a change of settings: to be deleted.
+    pub(super) fn surplus(&mut self) -> Vec<u32> {
+        let mut surplus = Vec::new();
+        while self.total > self.max
+            && let Some(number) = self.spares.pop_front()
+        {
+            self.drop_file(number, self.segment);
+            surplus.push(number);
+        }
+        surplus
+    }
+
+    /// A place for a record of this encoded length; none where the journal is full.
+    ///
+    /// A place that opens a segment takes a spare, or the number of a segment to be made, if the limit allows one.
+    pub fn reserve(&mut self, length: u64) -> Option<Place> {
+        let fits = |used: &Used| used.filled + length + MARK_BYTES <= used.limit;
+        let opens = !self.used.back().is_some_and(fits);
+        if opens {
+            if length > room(self.segment) {
+                return None;
+            }
+            let (number, made) = self.open()?;
+            self.declined = false;
+            self.used.push_back(Used {
+                number,
+                first: self.next,
+                bytes: self.segment,
+                limit: self.segment,
+                filled: HEADER_BYTES,
+                made,
+            });
+        }
+        let used = self.used.back_mut()?;
+        let place = Place { sequence: self.next, segment: used.number, offset: used.filled, opens };
+        used.filled += length;
+        self.next += 1;
+        Some(place)
+    }
+
+    fn open(&mut self) -> Option<(u32, bool)> {
+        if let Some(number) = self.spares.pop_front() {
+            return Some((number, true));
+        }
+        // The writer works in order: when it comes to this place, the spare is made, or it tries again.
+        let number = self.making.take().or_else(|| self.grow())?;
+        Some((number, false))
+    }
+
+    /// A number for another file, which counts from now on; none where the limit allows none.
+    pub(super) fn grow(&mut self) -> Option<u32> {
+        // A segment of no room is of no use.
+        if room(self.segment) == 0 || self.total + self.segment > self.max {
+            return None;
+        }
+        let number = self.free.pop().or_else(|| {
+            let number = self.unused;
+            self.unused = number.checked_add(1)?;
+            Some(number)
+        })?;
+        self.total += self.segment;
+        Some(number)
+    }
+
+    fn drop_file(&mut self, number: u32, bytes: u64) {
+        self.total -= bytes;
+        self.free.push(number);
+    }
+
+    /// The sequence of the next record.
+    #[must_use]
+    pub fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// Forgets a place that could not be written, and all later ones.
+    pub fn undo(&mut self, from: &Place) {
+        while let Some(last) = self.used.back().copied() {
+            if last.first < from.sequence || (last.first == from.sequence && !from.opens) {
+                break;
+            }
+            self.used.pop_back();
+            if last.made {
+                self.spares.push_front(last.number);
+            } else {
+                self.drop_file(last.number, last.bytes);
+            }
+        }
+        if !from.opens
+            && let Some(last) = self.used.back_mut()
+        {
+            last.filled = from.offset;
+        }
+        self.next = from.sequence;
+    }
+
+    /// Makes spares of all segments wholly below the watermark; those returned are the writer's to delete, in this order
+    /// and before it makes a segment or commits to one that was given a place after this. The active segment is never
+    /// released.
+    #[must_use]
+    pub fn release(&mut self, watermark: u64) -> Vec<u32> {
+        let mut deleted = Vec::new();
+        while self.used.get(1).is_some_and(|second| second.first <= watermark)
+            && let Some(oldest) = self.used.pop_front()
+        {
+            if oldest.bytes != self.segment || self.total > self.max {
+                // The older ones go before it: a start that does not know this watermark must not find a gap.
+                while let Some(number) = self.spares.pop_front() {
+                    self.drop_file(number, self.segment);
+                    deleted.push(number);
+                }
+                self.drop_file(oldest.number, oldest.bytes);
+                deleted.push(oldest.number);
+                continue;
+            }
+            let before = self.spares.len();
+            self.spares.push_back(oldest.number);
+            if before >= SPARES
+                && let Some(number) = self.spares.pop_front()
+            {
+                self.drop_file(number, self.segment);
+                deleted.push(number);
+            }
+        }
+        deleted
+    }
+
+    /// The number of a spare to be made ahead, if the active segment is more than half full, there is no spare and the
+    /// limit allows one. It counts from now on; the outcome goes to [`Layout::prepared`].
+    pub fn wants_spare(&mut self) -> Option<u32> {
+        let half = self.used.back().is_some_and(|active| active.filled > HEADER_BYTES.midpoint(active.limit));
+        if !half || self.declined || self.making.is_some() || !self.spares.is_empty() {
+            return None;
+        }
+        self.making = self.grow();
+        self.making
+    }
+
+    /// What became of a spare that was wanted. After a failure none is wanted until another segment is opened.
+    pub fn prepared(&mut self, segment: u32, made: bool) {
+        if self.making == Some(segment) {
+            self.making = None;
+            if made {
+                self.spares.push_back(segment);
+            } else {
+                self.drop_file(segment, self.segment);
+            }
+        } else if let Some(used) = self.used.iter_mut().find(|used| used.number == segment) {
+            // A record was given a place in it meanwhile.
+            used.made |= made;
+        }
+        self.declined = !made;
+    }
+
+    /// What is in use: whole segments, and of the active one what is filled.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let left = self.used.iter().rev().skip(1).map(|used| used.bytes).sum::<u64>();
+        left + self.used.back().map_or(0, |active| active.filled)
+    }
+
+    /// The limit of the sizes of all files.
+    #[must_use]
+    pub fn capacity(&self) -> u64 {
+        self.max
+    }
+
+    /// Of all files, in use, spare and being made.
+    #[cfg(test)]
+    pub(super) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// What a segment takes that is made from now on.
+    pub(super) fn segment_bytes(&self) -> u64 {
+        self.segment
+    }
+
+    /// Whether there is no file at all.
+    pub(super) fn is_empty(&self) -> bool {
+        self.used.is_empty() && self.spares.is_empty()
+    }
+
+    /// How many bytes of records fit without another file.
+    pub(super) fn left(&self) -> u64 {
+        let active = self.used.back().map_or(0, |used| used.limit.saturating_sub(used.filled + MARK_BYTES));
+        active + self.spares.len() as u64 * room(self.segment)
+    }
+
+    /// Takes up a spare made at the start.
+    pub(super) fn grown(&mut self, number: u32, made: bool) {
+        if made {
+            self.spares.push_front(number);
+        } else {
+            self.drop_file(number, self.segment);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SEGMENT: u64 = 8192;
+    const LARGEST: u64 = SEGMENT - HEADER_BYTES - MARK_BYTES;
+
+    fn layout(segments: u64) -> Layout {
+        Layout::new(segments * SEGMENT, SEGMENT, 1)
+    }
+
+    #[test]
+    fn keeps_room_for_the_end_mark_and_not_a_byte_more() {
+        let mut layout = layout(2);
+        let place = layout.reserve(LARGEST).unwrap();
+        assert_eq!(place, Place { sequence: 1, segment: 0, offset: HEADER_BYTES, opens: true });
+        let place = layout.reserve(8).unwrap();
+        assert_eq!(place, Place { sequence: 2, segment: 1, offset: HEADER_BYTES, opens: true });
+        assert_eq!(layout.reserve(LARGEST - 8).map(|place| place.offset), Some(HEADER_BYTES + 8));
+        assert_eq!(layout.reserve(8), None, "full");
+        assert_eq!(layout.next(), 4);
+        assert_eq!(Layout::new(1 << 20, SEGMENT, 1).reserve(LARGEST + 8), None, "never fits");
+    }
+
+    #[test]
+    fn forgets_what_could_not_be_written_and_gives_the_places_again() {
+        let mut layout = layout(2);
+        let first = layout.reserve(1000).unwrap();
+        let second = layout.reserve(LARGEST).unwrap();
+        assert!(second.opens);
+        let before = (layout.total(), layout.bytes());
+        layout.undo(&second);
+        assert_eq!((layout.next(), layout.total()), (2, SEGMENT));
+        assert_eq!(layout.reserve(LARGEST), Some(second));
+        assert_eq!((layout.total(), layout.bytes()), before);
+        layout.undo(&first);
+        assert_eq!((layout.next(), layout.total(), layout.bytes()), (1, 0, 0));
+        assert_eq!(layout.reserve(1000), Some(first));
+    }
+
+    #[test]
+    fn goes_on_after_an_undo_that_left_no_segment_in_use() {
+        let mut layout = layout(2);
+        layout.reserve(LARGEST).unwrap();
+        layout.add_spare_for_test();
+        let second = layout.reserve(LARGEST).unwrap();
+        assert_eq!(layout.release(2), [] as [u32; 0]);
+        layout.undo(&second);
+        let again = layout.reserve(8).unwrap();
+        assert!(again.opens && again.sequence == 2);
+    }
+
+    impl Layout {
+        fn add_spare_for_test(&mut self) {
+            let number = self.grow().unwrap();
+            self.grown(number, true);
+        }
+    }
+
+    #[test]
+    fn keeps_two_spares_and_deletes_the_oldest_beyond() {
+        let mut layout = layout(6);
+        for _ in 0..5 {
+            layout.reserve(LARGEST).unwrap();
+        }
+        assert_eq!(layout.release(5), [0, 1], "0 to 3 are settled, 2 and 3 are kept");
+        assert_eq!(layout.total(), 3 * SEGMENT);
+        assert_eq!(layout.reserve(LARGEST).map(|place| place.segment), Some(2), "the oldest is recycled first");
+        assert_eq!(layout.reserve(LARGEST).map(|place| place.segment), Some(3));
+        let made: Vec<u32> = (0..3).map(|_| layout.reserve(LARGEST).unwrap().segment).collect();
+        assert_eq!((made, layout.total()), (vec![1, 0, 5], 6 * SEGMENT));
+        assert_eq!(layout.reserve(LARGEST), None);
+        assert_eq!(layout.release(100).len(), 3, "never the active one");
+        assert_eq!(layout.bytes(), HEADER_BYTES + LARGEST);
+    }
+
+    #[test]
+    fn wants_a_spare_from_half_a_segment_on_and_gives_it_away_before_it_is_made() {
+        let mut layout = layout(2);
+        layout.reserve(2048).unwrap();
+        assert_eq!(layout.wants_spare(), None);
+        layout.reserve(8).unwrap();
+        assert_eq!(layout.wants_spare(), Some(1));
+        assert_eq!((layout.wants_spare(), layout.total()), (None, 2 * SEGMENT));
+        assert_eq!(layout.reserve(LARGEST).map(|place| place.segment), Some(1));
+        layout.prepared(1, true);
+        assert_eq!(layout.total(), 2 * SEGMENT);
+        assert_eq!(layout.wants_spare(), None, "the limit");
+    }
+
+    #[test]
+    fn wants_no_spare_again_after_a_failure_until_a_segment_is_opened() {
+        let mut layout = layout(3);
+        layout.reserve(2056).unwrap();
+        let number = layout.wants_spare().unwrap();
+        layout.prepared(number, false);
+        assert_eq!((layout.wants_spare(), layout.total()), (None, SEGMENT));
+        layout.reserve(LARGEST).unwrap();
+        assert!(layout.wants_spare().is_some());
+    }
+}

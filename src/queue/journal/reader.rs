@@ -1,0 +1,200 @@
+//! Reading: the records of a range of sequences, over whatever is damaged between them, while the writer goes on.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::queue::journal::chain::{Chain, Item, Kind};
+use crate::queue::journal::files;
+use crate::queue::journal::record::{Names, Stored};
+
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// In order.
+    pub records: Vec<Stored>,
+    /// Go on here.
+    pub next: u64,
+    /// Sequences passed that have no sound record.
+    pub damaged: u64,
+    /// What was found, for the log.
+    pub findings: Vec<String>,
+}
+
+impl Batch {
+    /// Passes over sequences that have no sound record.
+    fn skip(&mut self, to: u64, why: impl FnOnce() -> String) {
+        if to > self.next {
+            let count = to - self.next;
+            let (first, last) = (self.next, to - 1);
+            let which =
+                if count == 1 { format!("record {first} is") } else { format!("records {first} to {last} are") };
+            self.findings.push(format!("{}: {which} damaged", why()));
+            self.damaged += count;
+            self.next = to;
+        }
+    }
+}
+
+/// Where a segment's records begin.
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    first: u64,
+    number: u32,
+}
+
+/// Reads records back. Keeps its place between calls.
+#[derive(Debug)]
+pub struct Reader {
+    directory: PathBuf,
+    /// Oldest first; read again where it does not go far enough. A segment with unsettled records is never recycled, so
+    /// what it says of these stays true.
+    index: Vec<Entry>,
+    chain: Option<Chain>,
+    number: u32,
+    /// The sequence at the place that is kept.
+    place: u64,
+    /// What was read ahead is true below this sequence.
+    stable: u64,
+    names: Names,
+}
+
+impl Reader {
+    pub(super) fn new(directory: PathBuf) -> Self {
+        Self { directory, index: Vec::new(), chain: None, number: 0, place: 0, stable: 0, names: Names::default() }
+    }
+
+    /// Reads records of the sequences `from..end`, all of which are committed: at most `most` and about `bytes` bytes of
+    /// bodies, but at least one if there is one.
+    ///
+    /// # Errors
+    /// A segment cannot be read. The place is not lost: the same call may be tried again.
+    pub fn read(&mut self, from: u64, end: u64, most: usize, bytes: usize) -> io::Result<Batch> {
+        let mut batch = Batch { next: from, ..Batch::default() };
+        if self.place != from {
+            self.chain = None;
+        }
+        let done = self.fill(&mut batch, end, most, bytes);
+        self.place = batch.next;
+        if done.is_err() {
+            self.chain = None;
+            self.place = 0;
+        }
+        done.map(|()| batch)
+    }
+
+    fn fill(&mut self, batch: &mut Batch, end: u64, most: usize, bytes: usize) -> io::Result<()> {
+        let mut held = 0;
+        while batch.next < end && batch.records.len() < most && (held < bytes || batch.records.is_empty()) {
+            let Some(chain) = &mut self.chain else {
+                if !self.enter(batch.next, None)? {
+                    batch.skip(end, || format!("{}: no segment has them", self.directory.display()));
+                }
+                continue;
+            };
+            let item = chain.peek()?;
+            let plain = |item: &Item| matches!(item.kind, Kind::Record(_)) && item.sequence <= batch.next;
+            if self.stable < end && !item.as_ref().is_some_and(|item| plain(item) && item.sequence < self.stable) {
+                // What was read ahead may be older than what the writer has put there since.
+                chain.forget();
+                self.stable = end;
+                continue;
+            }
+            match item {
+                Some(item) if item.kind != Kind::End => held += self.take(batch, &item, end),
+                other => self.leave(batch, other.as_ref(), end)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a record that was found; says how large it is.
+    fn take(&mut self, batch: &mut Batch, item: &Item, end: u64) -> usize {
+        let Some(chain) = &mut self.chain else { return 0 };
+        let path = || files::path(&self.directory, self.number).display().to_string();
+        let at = chain.offset();
+        batch.skip(item.sequence.min(end), || format!("{} at byte {at}", path()));
+        if item.sequence >= end {
+            return 0;
+        }
+        let mut size = 0;
+        if item.sequence == batch.next {
+            let decoded = match &item.kind {
+                Kind::Record(payload) => self.names.decode(chain.payload(payload)),
+                _ => None,
+            };
+            if let Some((origin, body)) = decoded {
+                size = body.len();
+                batch.records.push(Stored { sequence: item.sequence, origin, body: body.into() });
+                batch.next += 1;
+            } else {
+                batch.skip(item.sequence + 1, || format!("{} at byte {}", path(), item.offset));
+            }
+        }
+        chain.pass(item);
+        size
+    }
+
+    /// Goes on behind the last record of a segment: at its end mark, or where nothing sound follows.
+    fn leave(&mut self, batch: &mut Batch, mark: Option<&Item>, end: u64) -> io::Result<()> {
+        let Some(chain) = &mut self.chain else { return Ok(()) };
+        let (at, first) = (chain.offset(), chain.header().first);
+        let path = files::path(&self.directory, self.number);
+        let place = || format!("{} at byte {at}", path.display());
+        if let Some(mark) = mark {
+            batch.skip(mark.sequence.min(end), place);
+            if batch.next >= end {
+                return Ok(());
+            }
+        }
+        if self.enter(batch.next, Some(first))? {
+            let first = self.chain.as_ref().map_or(end, |chain| chain.header().first);
+            if mark.is_none() && first <= batch.next {
+                batch.findings.push(format!("{}: the end mark is damaged; no record is", place()));
+            }
+            batch.skip(first.min(end), place);
+        } else {
+            batch.skip(end, place);
+        }
+        Ok(())
+    }
+
+    /// Opens the segment that has this sequence, or, `after` another one, the next; false where there is none, and then
+    /// the place is kept.
+    fn enter(&mut self, sequence: u64, after: Option<u64>) -> io::Result<bool> {
+        for fresh in [false, true] {
+            if fresh {
+                self.look()?;
+            }
+            let Some(entry) = self.choose(sequence, after) else { continue };
+            let Some((file, segment)) = files::look(&self.directory, entry.number)? else { continue };
+            // It may have been recycled since it was listed.
+            if let Some(header) = segment.block.header
+                && header.first == entry.first
+            {
+                self.chain = Some(Chain::new(file, header, segment.length));
+                self.number = entry.number;
+                self.stable = 0;
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn choose(&self, sequence: u64, after: Option<u64>) -> Option<Entry> {
+        let Some(first) = after else {
+            let below = self.index.partition_point(|entry| entry.first <= sequence);
+            // The last one known may not be the one: later segments may have been added. One with a later neighbour is.
+            return if below > 0 { self.index.get(below - 1) } else { self.index.first() }.copied();
+        };
+        self.index.get(self.index.partition_point(|entry| entry.first <= first)).copied()
+    }
+
+    fn look(&mut self) -> io::Result<()> {
+        let segments = files::look_at_all(&self.directory)?;
+        let entry = |segment: &files::Segment| {
+            segment.block.header.map(|header| Entry { first: header.first, number: segment.number })
+        };
+        self.index = segments.iter().filter_map(entry).collect();
+        Ok(())
+    }
+}

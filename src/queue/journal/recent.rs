@@ -1,0 +1,102 @@
+//! What was accepted lately, for deduplication. Reads only, and beside the writer.
+
+use std::io;
+use std::path::Path;
+use std::time::SystemTime;
+
+use crate::message::Origin;
+use crate::queue::journal::chain::{Chain, Kind};
+use crate::queue::journal::files::{self, Segment};
+use crate::queue::journal::record::Names;
+
+/// Visits records received at or after `since`: the newest segment first, at most the `most` newest in all. Within a
+/// segment they come in order. Settled records are among them as long as their segment was not recycled.
+///
+/// # Errors
+/// A segment cannot be read.
+pub fn recent(
+    directory: &Path,
+    since: SystemTime,
+    most: usize,
+    visit: &mut dyn FnMut(&Origin, &[u8]),
+) -> io::Result<()> {
+    let mut left = most;
+    for segment in files::look_at_all(directory)?.iter().rev() {
+        if left == 0 {
+            break;
+        }
+        // Two passes, so that of too many the newest are visited and none is held in memory.
+        let found = walk(directory, segment, since, &mut |_, _| {})?;
+        let mut older = found.saturating_sub(left);
+        walk(directory, segment, since, &mut |origin, body| {
+            if older > 0 {
+                older -= 1;
+            } else if left > 0 {
+                left -= 1;
+                visit(origin, body);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Visits all records of a segment received since then; says how many.
+fn walk(
+    directory: &Path,
+    segment: &Segment,
+    since: SystemTime,
+    visit: &mut dyn FnMut(&Origin, &[u8]),
+) -> io::Result<usize> {
+    let Some(header) = segment.block.header else { return Ok(0) };
+    let Some((file, _)) = files::look(directory, segment.number)? else { return Ok(0) };
+    // Written last before then: what is in it was received before.
+    if file.metadata()?.modified()? < since {
+        return Ok(0);
+    }
+    let mut names = Names::default();
+    let mut found = 0;
+    let mut chain = Chain::new(file, header, segment.length);
+    while let Some(item) = chain.peek()?.filter(|item| item.kind != Kind::End) {
+        if let Kind::Record(payload) = &item.kind
+            && let Some((origin, body)) = names.decode(chain.payload(payload))
+            && origin.received >= since
+        {
+            found += 1;
+            visit(&origin, body);
+        }
+        chain.pass(&item);
+    }
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::queue::journal::rig::{Rig, received};
+
+    fn bodies(rig: &Rig, since: SystemTime, most: usize) -> Vec<String> {
+        let mut bodies = Vec::new();
+        let mut visit = |_: &Origin, body: &[u8]| bodies.push(String::from_utf8_lossy(body).into_owned());
+        recent(&rig.directory(), since, most, &mut visit).unwrap();
+        bodies
+    }
+
+    #[test]
+    fn visits_the_newest_segment_first_and_of_too_many_the_newest() {
+        let mut rig = Rig::new(1 << 20, 8192);
+        // Two of these fill a segment.
+        for sequence in 1..=5 {
+            rig.append(&format!("{sequence}{}", " ".repeat(1500)));
+        }
+        let trimmed = |since, most| -> Vec<String> {
+            bodies(&rig, since, most).iter().map(|body| body.trim().to_owned()).collect()
+        };
+        assert_eq!(trimmed(SystemTime::UNIX_EPOCH, 10), ["5", "3", "4", "1", "2"]);
+        assert_eq!(trimmed(SystemTime::UNIX_EPOCH, 2), ["5", "4"]);
+        assert_eq!(trimmed(received(4), 10), ["5", "4"], "received before");
+        let later = SystemTime::now() + Duration::from_hours(1);
+        assert_eq!(trimmed(later, 10), [] as [&str; 0]);
+    }
+}

@@ -1,0 +1,204 @@
+//! One event as the bytes of a record, and back.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::message::{Event, Origin};
+use crate::queue::journal::format::{ALIGNMENT, Mark};
+
+/// Received time, flags, two lengths.
+const FIXED: usize = 16;
+const SIGNATURE: usize = 64;
+/// A W3C `traceparent` of version 00.
+const TRACEPARENT: usize = 55;
+/// More than any sensible name of a source.
+const LONGEST_SOURCE: usize = 255;
+
+const SIGNED: u8 = 1;
+const VERIFIED: u8 = 2;
+const TRACED: u8 = 4;
+
+/// The most that a record with a body of this size takes.
+pub(super) fn largest(body: usize) -> u64 {
+    Mark::record_bytes((FIXED + LONGEST_SOURCE + SIGNATURE + TRACEPARENT + body) as u64)
+}
+
+/// What the journal keeps of an event.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// Wall clock when the head of the request was read; kept to the microsecond.
+    pub received: SystemTime,
+    /// Name of the source.
+    pub source: &'a str,
+    /// The signature as received.
+    pub signature: Option<&'a [u8; 64]>,
+    /// Whether the signature was verified.
+    pub verified: bool,
+    /// A well-formed `traceparent`.
+    pub traceparent: Option<&'a str>,
+    /// The signed bytes.
+    pub body: &'a [u8],
+}
+
+impl Record<'_> {
+    /// What the journal keeps of this event.
+    #[must_use]
+    pub fn of(event: &Event) -> Record<'_> {
+        let origin = &event.origin;
+        Record {
+            received: origin.received,
+            source: &origin.source,
+            signature: origin.signature.as_ref(),
+            verified: origin.verified,
+            traceparent: origin.traceparent.as_deref(),
+            body: &event.body,
+        }
+    }
+
+    /// Bytes in the segment, padding included.
+    #[must_use]
+    pub fn length(&self) -> u64 {
+        Mark::record_bytes(self.payload() as u64)
+    }
+
+    fn source(&self) -> &[u8] {
+        part(self.source)
+    }
+
+    fn traceparent(&self) -> &[u8] {
+        part(self.traceparent.unwrap_or_default())
+    }
+
+    fn payload(&self) -> usize {
+        let signature = self.signature.map_or(0, |_| SIGNATURE);
+        FIXED + self.source().len() + signature + self.traceparent().len() + self.body.len()
+    }
+
+    /// Appends the record with this sequence.
+    pub(super) fn encode(&self, sequence: u64, salt: u64, into: &mut Vec<u8>) {
+        // A body is at most 1 GiB (`ingress.max_body` is checked).
+        let length = u32::try_from(self.payload()).unwrap_or(Mark::END - 1);
+        let (mark, sum) = Mark { length, sequence }.encode(salt);
+        let start = into.len();
+        into.extend_from_slice(&mark);
+        let from = into.len();
+        let since = self.received.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        into.extend_from_slice(&u64::try_from(since.as_micros()).unwrap_or(u64::MAX).to_le_bytes());
+        let flag = |set: bool, flag: u8| if set { flag } else { 0 };
+        let flags = flag(self.signature.is_some(), SIGNED)
+            | flag(self.verified, VERIFIED)
+            | flag(self.traceparent.is_some(), TRACED);
+        into.extend_from_slice(&[flags, 0]);
+        for part in [self.source(), self.traceparent()] {
+            into.extend_from_slice(&u16::try_from(part.len()).unwrap_or(u16::MAX).to_le_bytes());
+        }
+        into.extend_from_slice(&[0; 2]);
+        into.extend_from_slice(self.source());
+        into.extend_from_slice(self.signature.map_or(&[][..], |signature| signature));
+        into.extend_from_slice(self.traceparent());
+        into.extend_from_slice(self.body);
+        let sum = crc32c::crc32c_append(sum, &into[from..]);
+        into.extend_from_slice(&sum.to_le_bytes());
+        into.resize(start + (into.len() - start).next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(8)), 0);
+    }
+}
+
+/// Both lengths have two bytes. Names are far shorter; one that is not is cut, never the body.
+fn part(text: &str) -> &[u8] {
+    &text.as_bytes()[..text.len().min(usize::from(u16::MAX))]
+}
+
+/// An event as the journal gives it back.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    /// Its number, dense in the order of acceptance.
+    pub sequence: u64,
+    /// What of the request goes on beside the body.
+    pub origin: Origin,
+    /// The signed bytes.
+    pub body: Box<[u8]>,
+}
+
+/// Sources' names seen before, so that a thousand records do not allocate a thousand names.
+#[derive(Debug, Default)]
+pub(super) struct Names(Option<Arc<str>>);
+
+impl Names {
+    fn get(&mut self, name: &str) -> Arc<str> {
+        match &self.0 {
+            Some(known) if **known == *name => known.clone(),
+            _ => self.0.insert(name.into()).clone(),
+        }
+    }
+
+    /// Reads a payload whose sum is right; none where it makes no sense all the same.
+    pub(super) fn decode<'p>(&mut self, payload: &'p [u8]) -> Option<(Origin, &'p [u8])> {
+        let (fixed, rest) = payload.split_at_checked(FIXED)?;
+        let micros = u64::from_le_bytes(fixed[..8].try_into().ok()?);
+        let flags = fixed[8];
+        let length = |at: usize| usize::from(u16::from_le_bytes([fixed[at], fixed[at + 1]]));
+        let (source, rest) = rest.split_at_checked(length(10))?;
+        let (signature, rest) = rest.split_at_checked(if flags & SIGNED == 0 { 0 } else { SIGNATURE })?;
+        let (traceparent, body) = rest.split_at_checked(length(12))?;
+        let traceparent = std::str::from_utf8(traceparent).ok()?;
+        let origin = Origin {
+            source: self.get(std::str::from_utf8(source).ok()?),
+            signature: signature.try_into().ok(),
+            verified: flags & VERIFIED != 0,
+            traceparent: (flags & TRACED != 0).then(|| traceparent.into()),
+            received: SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(micros))?,
+        };
+        Some((origin, body))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comes_back_as_it_went_with_and_without_what_is_optional() {
+        let received = SystemTime::UNIX_EPOCH + Duration::from_micros(1_790_000_000_123_456);
+        let full = Record {
+            received,
+            source: "plextrac",
+            signature: Some(&[b'f'; 64]),
+            verified: true,
+            traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            body: b"{\"event\":\"E\"}",
+        };
+        let bare = Record { signature: None, verified: false, traceparent: None, body: b"", ..full };
+        for record in [full, bare] {
+            let mut bytes = vec![1; 3];
+            record.encode(7, 99, &mut bytes);
+            assert_eq!(bytes.len() as u64 - 3, record.length());
+            assert_eq!(record.length() % 8, 0);
+            let length = Mark::decode(&bytes[3..]).length as usize;
+            let (origin, body) = Names::default().decode(&bytes[19..19 + length]).unwrap();
+            assert_eq!(&*origin.source, record.source);
+            assert_eq!(origin.signature.as_ref(), record.signature);
+            assert_eq!(origin.verified, record.verified);
+            assert_eq!(origin.traceparent.as_deref(), record.traceparent);
+            assert_eq!((origin.received, body), (received, record.body));
+        }
+    }
+
+    #[test]
+    fn allocates_the_name_of_a_source_once() {
+        let record = Record {
+            received: SystemTime::UNIX_EPOCH,
+            source: "a",
+            signature: None,
+            verified: false,
+            traceparent: None,
+            body: b"x",
+        };
+        let mut bytes = Vec::new();
+        record.encode(1, 0, &mut bytes);
+        let length = Mark::decode(&bytes).length as usize;
+        let mut names = Names::default();
+        let one = names.decode(&bytes[16..16 + length]).unwrap().0.source;
+        let two = names.decode(&bytes[16..16 + length]).unwrap().0.source;
+        assert!(Arc::ptr_eq(&one, &two));
+    }
+}

@@ -1,0 +1,43 @@
+//! The end of the last segment, where writing goes on: found at the start, mended where a crash or the disk tore it.
+
+use std::io;
+
+use crate::queue::journal::chain::{Chain, Kind};
+
+/// Where the records of the last segment end.
+#[derive(Debug)]
+pub(super) struct Tail {
+    /// The next record goes here.
+    pub(super) offset: u64,
+    /// And has this sequence.
+    pub(super) next: u64,
+    /// No sound end mark stands there.
+    pub(super) torn: bool,
+    /// Behind a sound end mark stands what a commit cut short left.
+    pub(super) stale: bool,
+}
+
+/// Reads the last segment to its end. `short`: the file is shorter than its header says, so what is missing was there.
+pub(super) fn find(chain: &mut Chain, short: bool) -> io::Result<Tail> {
+    let mut tail = Tail { offset: chain.offset(), next: chain.least(), torn: true, stale: false };
+    // A damaged record counts once something sound stands behind it; else it may be a commit that never was complete.
+    while let Some(item) = chain.peek()? {
+        chain.pass(&item);
+        match item.kind {
+            Kind::Record(_) => (tail.offset, tail.next) = (item.after, item.sequence + 1),
+            Kind::Damaged => {}
+            Kind::End => {
+                (tail.offset, tail.next, tail.torn) = (item.offset, item.sequence, false);
+                break;
+            }
+        }
+    }
+    if tail.torn && short {
+        tail.next = chain.least().max(tail.next + 1);
+    }
+    if !tail.torn {
+        chain.pass_end();
+        tail.stale = chain.peek()?.is_some();
+    }
+    Ok(tail)
+}

@@ -1,0 +1,242 @@
+//! Looking at a whole journal without changing it: every record of every segment in use.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use crate::queue::journal::chain::{Chain, Kind};
+use crate::queue::journal::files::{self, Segment};
+use crate::queue::journal::format::{Header, VERSION};
+use crate::queue::journal::open::{OpenError, Survey, survey};
+
+/// A running daemon recycles segments and writes while they are read: what looks damaged is looked at again.
+const LOOKS: usize = 3;
+
+/// One damaged place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Damage {
+    /// Where in the file.
+    pub offset: u64,
+    /// Sequences that have no sound record because of it.
+    pub records: u64,
+    /// What is wrong.
+    pub text: String,
+}
+
+/// One segment in use.
+#[derive(Clone, Debug)]
+pub struct SegmentReport {
+    /// Its file.
+    pub file: PathBuf,
+    /// The sequence that it starts with; none where its header is damaged.
+    pub first: Option<u64>,
+    /// Sound records.
+    pub records: u64,
+    /// Of these below the watermark.
+    pub settled: u64,
+    /// On disk.
+    pub bytes: u64,
+    /// What is damaged.
+    pub damage: Vec<Damage>,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// Segments in use, oldest first.
+    pub segments: Vec<SegmentReport>,
+    /// Segments that hold nothing unsettled: waiting to be used (again).
+    pub spares: u64,
+    /// The oldest unsettled sequence.
+    pub watermark: u64,
+    /// The sequence of the next record.
+    pub next: u64,
+    /// Of all files.
+    pub bytes: u64,
+}
+
+impl Report {
+    /// Sound records in segments in use.
+    #[must_use]
+    pub fn records(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.records).sum()
+    }
+
+    /// Sound records that were settled.
+    #[must_use]
+    pub fn settled(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.settled).sum()
+    }
+
+    /// Sound records that are still to be published.
+    #[must_use]
+    pub fn unsettled(&self) -> u64 {
+        self.records() - self.settled()
+    }
+
+    /// Damaged places.
+    #[must_use]
+    pub fn damaged(&self) -> u64 {
+        self.segments.iter().map(|segment| segment.damage.len() as u64).sum()
+    }
+
+    /// Sequences that have no sound record.
+    #[must_use]
+    pub fn lost(&self) -> u64 {
+        self.segments.iter().flat_map(|segment| &segment.damage).map(|damage| damage.records).sum()
+    }
+
+    /// The report for programs.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let damage =
+            |damage: &Damage| json!({ "offset": damage.offset, "records": damage.records, "text": damage.text });
+        let segment = |segment: &SegmentReport| {
+            json!({
+                "file": segment.file.display().to_string(),
+                "first": segment.first,
+                "records": segment.records,
+                "settled": segment.settled,
+                "bytes": segment.bytes,
+                "damage": segment.damage.iter().map(damage).collect::<Vec<_>>(),
+            })
+        };
+        json!({
+            "version": VERSION,
+            "sound": self.damaged() == 0,
+            "segments": self.segments.iter().map(segment).collect::<Vec<_>>(),
+            "spares": self.spares,
+            "records": self.records(),
+            "settled": self.settled(),
+            "unsettled": self.unsettled(),
+            "damaged": self.damaged(),
+            "lost": self.lost(),
+            "watermark": self.watermark,
+            "next": self.next,
+            "bytes": self.bytes,
+        })
+    }
+}
+
+/// Reads a whole journal, also while a daemon writes it; changes nothing.
+///
+/// # Errors
+/// See [`OpenError`].
+pub fn verify(directory: &Path) -> Result<Report, OpenError> {
+    let mut report = look(directory)?;
+    for _ in 1..LOOKS {
+        if report.damaged() == 0 {
+            break;
+        }
+        report = look(directory)?;
+    }
+    Ok(report)
+}
+
+fn look(directory: &Path) -> Result<Report, OpenError> {
+    let survey = survey(directory)?;
+    let mut report = Report {
+        segments: Vec::new(),
+        spares: survey.blank.len() as u64,
+        watermark: survey.watermark,
+        next: survey.watermark.max(1),
+        bytes: bytes(&survey),
+    };
+    let mut expected = survey.sound.first().map_or(1, |(_, header)| header.first).max(survey.watermark);
+    report.watermark = expected;
+    for (at, (segment, header)) in survey.sound.iter().enumerate() {
+        let following = survey.sound.get(at + 1).map(|(_, header)| header.first);
+        if following.is_some_and(|first| first <= survey.watermark) {
+            report.spares += 1;
+            continue;
+        }
+        let mut found = SegmentReport {
+            file: files::path(directory, segment.number),
+            first: Some(header.first),
+            records: 0,
+            settled: 0,
+            bytes: segment.length,
+            damage: headers(&survey, segment.number),
+        };
+        if header.first > expected {
+            let records = header.first - expected;
+            found.damage.push(Damage { offset: 0, records, text: "what stood before it is lost".into() });
+        }
+        let end = walk(directory, segment, *header, following, survey.watermark, &mut found)?;
+        expected = following.map_or(end, |first| end.min(first)).max(survey.watermark);
+        report.next = report.next.max(expected);
+        report.segments.push(found);
+    }
+    for segment in &survey.garbage {
+        report.segments.push(SegmentReport {
+            file: files::path(directory, segment.number),
+            first: None,
+            records: 0,
+            settled: 0,
+            bytes: segment.length,
+            damage: headers(&survey, segment.number),
+        });
+    }
+    Ok(report)
+}
+
+fn bytes(survey: &Survey) -> u64 {
+    let sound = survey.sound.iter().map(|(segment, _)| segment);
+    sound.chain(&survey.blank).chain(&survey.garbage).map(|segment| segment.length).sum()
+}
+
+fn headers(survey: &Survey, number: u32) -> Vec<Damage> {
+    let damage = survey.damage.iter().filter(|(damaged, _)| *damaged == number);
+    damage.map(|(_, text)| Damage { offset: 0, records: 0, text: (*text).into() }).collect()
+}
+
+/// Reads all records of a segment; the sequence behind the last.
+fn walk(
+    directory: &Path,
+    segment: &Segment,
+    header: Header,
+    following: Option<u64>,
+    watermark: u64,
+    found: &mut SegmentReport,
+) -> io::Result<u64> {
+    let Some((file, _)) = files::look(directory, segment.number)? else { return Ok(header.first) };
+    let mut chain = Chain::new(file, header, segment.length);
+    let mut next = header.first;
+    loop {
+        let (offset, item) = (chain.offset(), chain.peek()?);
+        let reached = item.as_ref().map_or(next, |item| item.sequence);
+        if reached > next {
+            let last = reached - 1;
+            let text = if next == last {
+                format!("record {next} is damaged")
+            } else {
+                format!("records {next} to {last} are damaged")
+            };
+            found.damage.push(Damage { offset, records: reached - next, text });
+            next = reached;
+        }
+        let Some(item) = item else {
+            let text = if following.is_some() {
+                "no sound end mark; records that stood here are told by the next segment"
+            } else {
+                "the end is torn: what stood there was never acknowledged, or the disk damaged it"
+            };
+            found.damage.push(Damage { offset, records: 0, text: text.into() });
+            return Ok(next);
+        };
+        match item.kind {
+            Kind::End => return Ok(next),
+            Kind::Record(_) => {
+                found.records += 1;
+                found.settled += u64::from(item.sequence < watermark);
+            }
+            Kind::Damaged => {
+                let text = format!("record {} is damaged", item.sequence);
+                found.damage.push(Damage { offset: item.offset, records: 1, text });
+            }
+        }
+        next += 1;
+        chain.pass(&item);
+    }
+}

@@ -1,0 +1,238 @@
+//! The journal's one writer thread: group commit. It writes everything that came while it synced what came before,
+//! with one write and one fdatasync, and then tells all who wait at once.
+
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::failpoint;
+use crate::logs::Throttle;
+use crate::metrics::Metrics;
+use crate::pulse::Pulse;
+use crate::queue::Buffer;
+use crate::queue::disk::{Disk, Incoming, Writing};
+use crate::queue::journal::{CommitError, Record, Writer};
+use crate::ticket::{self, Outcome, Ticket};
+
+/// A watermark that moved is written with the next commit, or after this time.
+const NOTE_AFTER: Duration = Duration::from_millis(100);
+
+/// How often an idle writer looks whether its directory is still there, and shows that it lives.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the writer is to do next.
+struct Work {
+    incoming: Vec<Incoming>,
+    watermark: u64,
+    /// It moved since it was noted.
+    moved: bool,
+    surplus: Vec<u32>,
+    /// A segment to be made ahead.
+    spare: Option<u32>,
+    closing: bool,
+    failed: bool,
+}
+
+/// The writer with what it works on.
+#[derive(Debug)]
+pub struct Journaling {
+    queue: Arc<Buffer>,
+    writer: Writer,
+    metrics: Arc<Metrics>,
+    pulse: Pulse,
+    /// How often a full disk is spoken of.
+    throttle: Throttle,
+}
+
+impl Journaling {
+    /// Nothing is written yet.
+    #[must_use]
+    pub fn new(queue: Arc<Buffer>, writer: Writer, metrics: Arc<Metrics>, pulse: Pulse) -> Self {
+        Self { queue, writer, metrics, pulse, throttle: Throttle::new(1, Duration::from_secs(30)) }
+    }
+
+    /// Writes until [`Buffer::close_journal`] is called and everything is written.
+    pub fn run(mut self) {
+        loop {
+            self.pulse.tick();
+            let work = self.queue.work();
+            let is_last = work.closing && work.incoming.is_empty();
+            if !work.failed {
+                // Waiting for the disk is no hanging.
+                self.pulse.pause();
+                self.carry_out(work);
+            } else if !work.incoming.is_empty() {
+                self.refuse(work.incoming);
+            }
+            if is_last {
+                return;
+            }
+        }
+    }
+
+    fn carry_out(&mut self, work: Work) {
+        let is_idle = work.incoming.is_empty();
+        let mut incoming = work.incoming;
+        // Segments are free already, the watermark that says so is not written: a test may end the process here.
+        if work.moved
+            && let Err(error) = failpoint::pass("journal.release")
+        {
+            self.not_written(&CommitError::Failed(error), incoming);
+            return;
+        }
+        while !incoming.is_empty() {
+            // All in one segment: one write, one sync.
+            let segment = incoming[0].place.segment;
+            let length = incoming.iter().take_while(|next| next.place.segment == segment).count();
+            let later = incoming.split_off(length);
+            let run = std::mem::replace(&mut incoming, later);
+            let records: Vec<_> = run.iter().map(|next| (next.place, Record::of(&next.event))).collect();
+            let began = Instant::now();
+            match self.writer.commit(&records, work.watermark) {
+                Ok(()) => {
+                    self.metrics.journal_sync_duration(began.elapsed());
+                    tell(self.queue.committed(run), Outcome::Kept);
+                }
+                Err(error) => {
+                    let rest = run.into_iter().chain(std::mem::take(&mut incoming)).collect();
+                    self.not_written(&error, rest);
+                    return;
+                }
+            }
+        }
+        let noted = if work.closing {
+            self.writer.note(work.watermark).and_then(|()| self.writer.sync())
+        } else if is_idle && work.moved {
+            self.writer.note(work.watermark)
+        } else if is_idle {
+            self.writer.is_there().map_err(CommitError::Failed)
+        } else {
+            Ok(())
+        };
+        if let Err(error) = noted {
+            self.not_written(&error, Vec::new());
+            return;
+        }
+        self.writer.delete(&work.surplus);
+        if let Some(segment) = work.spare {
+            let made = self.writer.create(segment);
+            if let Err(error) = &made
+                && self.throttle.admits()
+            {
+                tracing::warn!("cannot make a segment of the journal ahead: {error}");
+            }
+            self.queue.prepared(segment, made.is_ok());
+        }
+    }
+
+    /// Refuses what could not be written, and all that came after it.
+    fn not_written(&mut self, error: &CommitError, run: Vec<Incoming>) {
+        match error {
+            CommitError::NoSpace(_) => tracing::error!("{error}; answering 503 until it works again"),
+            CommitError::Failed(_) => tracing::error!("{error}; the bridge stops"),
+        }
+        let run = self.queue.give_up(error, run);
+        self.refuse(run);
+        if matches!(error, CommitError::Failed(_)) {
+            self.queue.fail();
+        }
+    }
+
+    fn refuse(&mut self, run: Vec<Incoming>) {
+        tell(self.queue.not_written(run), Outcome::Failed);
+    }
+}
+
+fn tell(tickets: Vec<Arc<Ticket>>, outcome: Outcome) {
+    ticket::end(tickets.into_iter().map(|ticket| (ticket, outcome)));
+}
+
+impl Buffer {
+    /// Waits for something to do.
+    fn work(&self) -> Work {
+        let mut state = self.lock();
+        let mut patience = LOOK;
+        loop {
+            let Some(disk) = &mut state.disk else {
+                return Work::nothing();
+            };
+            let waited_enough = patience.is_zero();
+            if !disk.incoming.is_empty()
+                || disk.writing == Writing::Closing
+                || !disk.surplus.is_empty()
+                || waited_enough
+            {
+                return disk.work();
+            }
+            if disk.moved {
+                patience = patience.min(NOTE_AFTER);
+            }
+            disk.writing = Writing::Idle;
+            let began = Instant::now();
+            let (woken, _) = self.work.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            patience = patience.saturating_sub(began.elapsed());
+        }
+    }
+
+    /// Forgets the places of these events and of all that came after them; gives them all back.
+    fn give_up(&self, error: &CommitError, mut run: Vec<Incoming>) -> Vec<Incoming> {
+        let mut state = self.lock();
+        let Some(disk) = &mut state.disk else { return run };
+        run.append(&mut disk.incoming);
+        if let Some(first) = run.first() {
+            disk.layout.undo(&first.place);
+        }
+        match error {
+            CommitError::NoSpace(_) => disk.no_space = Some(error.to_string()),
+            CommitError::Failed(_) => disk.failed = Some(error.to_string()),
+        }
+        run
+    }
+
+    fn prepared(&self, segment: u32, made: bool) {
+        if let Some(disk) = &mut self.lock().disk {
+            disk.layout.prepared(segment, made);
+            if made {
+                disk.no_space = None;
+            }
+        }
+    }
+}
+
+impl Disk {
+    fn work(&mut self) -> Work {
+        let moved = std::mem::take(&mut self.moved);
+        let spare = self.layout.wants_spare();
+        if spare.is_none() && self.incoming.is_empty() {
+            // Nothing can be made ahead: the next event shows whether there is space again.
+            self.no_space = None;
+        }
+        let closing = self.writing == Writing::Closing;
+        if !closing {
+            self.writing = Writing::Busy;
+        }
+        Work {
+            incoming: std::mem::take(&mut self.incoming),
+            watermark: self.watermark(),
+            moved,
+            surplus: std::mem::take(&mut self.surplus),
+            spare,
+            closing,
+            failed: self.failed.is_some(),
+        }
+    }
+}
+
+impl Work {
+    fn nothing() -> Self {
+        Self {
+            incoming: Vec::new(),
+            watermark: 0,
+            moved: false,
+            surplus: Vec::new(),
+            spare: None,
+            closing: true,
+            failed: false,
+        }
+    }
+}

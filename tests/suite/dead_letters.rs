@@ -1,0 +1,344 @@
+//! `dead-letters` and invalid bodies, on the file broker: what was refused is listed, shown, replayed with the same id
+//! and dropped, by a running daemon and without one; nothing is lost on the way.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Output;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::support::{Daemon, Payload, Program, SECRET, Setup, Table, request_once, said, sign, wait_until};
+
+/// Where the file broker says that there is no address for an event.
+const REFUSE: &str = "file.address=error@1+";
+
+/// A bridge that refuses every event, or none, in the same directories.
+struct Pair {
+    setup: Setup,
+    events: PathBuf,
+}
+
+impl Pair {
+    fn refusing() -> Self {
+        let setup = Setup::on_files().failpoints(REFUSE);
+        let events = setup.directory().join("events");
+        Self { setup, events }
+    }
+
+    /// The cause is mended, and the address of all is another one.
+    fn mended(self) -> Self {
+        let table = Table::new("file").text("directory", self.events.display().to_string()).text("name", "all");
+        Self { setup: self.setup.without_failpoints().with_broker(&table), events: self.events }
+    }
+
+    /// A broker that is not there.
+    fn away(self) -> Self {
+        let table = Table::new("file").text("directory", self.events.join("no/such").display().to_string());
+        Self { setup: self.setup.without_failpoints().with_broker(&table), events: self.events }
+    }
+
+    /// Starts a daemon that refuses so many events, and ends it; their ids.
+    fn with_letters(count: usize) -> (Self, Vec<String>) {
+        let pair = Self::refusing();
+        let daemon = pair.setup.start();
+        let ids = (0..count).map(|number| send(&daemon, &format!("c{number:03}"))).collect();
+        daemon.wait_until("all are dead letters", Duration::from_mins(1), |status| {
+            status.number("/dead_letters/events") == count as u64 && status.number("/buffer/events") == 0
+        });
+        balanced(&daemon);
+        assert_eq!(daemon.stop().code, Some(0));
+        (pair, ids)
+    }
+
+    /// Event ids and bodies that the broker has.
+    fn arrived(&self) -> Vec<(String, Vec<u8>)> {
+        let mut all = Vec::new();
+        for entry in fs::read_dir(&self.events).into_iter().flatten().flatten() {
+            for line in fs::read_to_string(entry.path()).unwrap().lines() {
+                let line: Value = serde_json::from_str(line).unwrap();
+                let body = line["body"].as_str().unwrap_or_default().as_bytes().to_vec();
+                all.push((line["id"].as_str().unwrap().to_owned(), body));
+            }
+        }
+        all
+    }
+
+    fn assert_arrived(&self, ids: &[String]) {
+        let mut arrived: Vec<String> = self.arrived().into_iter().map(|(id, _)| id).collect();
+        let mut ids = ids.to_vec();
+        arrived.sort();
+        ids.sort();
+        assert_eq!(arrived, ids);
+    }
+
+    fn letters(&self) -> usize {
+        self.setup.dead_letters().len()
+    }
+
+    fn run(&self, arguments: &[&str], code: i32) -> Output {
+        let arguments = [&["dead-letters"], arguments].concat();
+        let done = self.setup.run(&arguments);
+        assert_eq!(done.status.code(), Some(code), "{arguments:?}: {}", said(&done));
+        done
+    }
+
+    /// The final object of `--json`.
+    fn json(&self, arguments: &[&str], code: i32) -> Value {
+        let done = self.run(&[arguments, &["--json"]].concat(), code);
+        serde_json::from_slice(&done.stdout).unwrap_or_else(|error| panic!("{error}: {}", said(&done)))
+    }
+}
+
+fn body(cuid: &str) -> Vec<u8> {
+    Payload::new(cuid).body()
+}
+
+/// Sends one event, which is accepted; its id.
+fn send(daemon: &Daemon, cuid: &str) -> String {
+    let body = body(cuid);
+    assert_eq!(request_once(daemon, &body, &[]).status, 200);
+    format!("{cuid}-{}", &sign(SECRET, &body)[..12])
+}
+
+fn balanced(daemon: &Daemon) {
+    let status = daemon.status();
+    assert_eq!(status.count("mismatch"), 0, "{}", status.0["accounting"]);
+}
+
+fn text(output: &[u8]) -> String {
+    String::from_utf8_lossy(output).into_owned()
+}
+
+#[test]
+fn lists_and_shows_letters_and_drops_them_with_a_daemon_and_without() {
+    let pair = Pair::refusing();
+    let daemon = pair.setup.start();
+    let ids = [send(&daemon, "a"), send(&daemon, "b")];
+    daemon.wait_until("two letters", Duration::from_mins(1), |status| status.number("/dead_letters/events") == 2);
+    let list = text(&pair.run(&["list"], 0).stdout);
+    assert_eq!(list.lines().count(), 4, "a head, two rows, a sum: {list}");
+    assert!(list.contains(&ids[0]) && list.contains("unroutable") && !list.contains("Client||Report"), "{list}");
+    let last = list.lines().last().unwrap();
+    assert!(last.starts_with("2 in ") && last.ends_with(" bytes"), "{last}");
+    let list = text(&pair.run(&["list", "--json", "--id", &ids[1]], 0).stdout);
+    let line: Value = serde_json::from_str(list.trim()).unwrap();
+    assert_eq!((&line["id"], &line["body"]), (&Value::from(ids[1].as_str()), &Value::Null));
+    assert!(text(&pair.run(&["list", "--older-than", "1h"], 0).stdout).starts_with("0 in "));
+    assert!(text(&pair.run(&["list", "--reason", "too_large"], 0).stdout).starts_with("0 in "));
+    let shown = text(&pair.run(&["show", &ids[0]], 0).stdout);
+    assert!(shown.contains("Client||Report") && shown.contains("no address"), "{shown}");
+    let line: Value = serde_json::from_slice(&pair.run(&["show", "--json", &ids[0]], 0).stdout).unwrap();
+    assert_eq!(line, pair.setup.dead_letters()[0], "as it is stored");
+    assert_eq!(pair.run(&["show", "--body", &ids[0]], 0).stdout, body("a"));
+    assert!(said(&pair.run(&["show", "nobody"], 1)).contains("no letter nobody"));
+    pair.run(&["drop"], 2);
+    pair.run(&["drop", "--all", "--id", "x"], 2);
+    pair.run(&["replay", "--lenient"], 2);
+    assert_eq!(pair.letters(), 2);
+    let done = pair.json(&["drop", "--id", &ids[0]], 0);
+    assert_eq!((&done["selected"], &done["dropped"], &done["state"]), (&1.into(), &1.into(), &"done".into()));
+    let status = daemon.status();
+    assert_eq!(status.number("/dead_letters/events"), 1);
+    balanced(&daemon);
+    assert_eq!(daemon.stop().code, Some(0));
+    assert_eq!(pair.setup.dead_letters()[0]["id"], ids[1].as_str());
+    assert_eq!(pair.json(&["drop", "--all"], 0)["dropped"], 1);
+    assert_eq!(pair.letters(), 0);
+    let left: Vec<_> = fs::read_dir(pair.setup.directory().join("state/dead-letters/requests")).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[test]
+fn replays_through_a_running_daemon_with_the_same_id_and_body() {
+    let (pair, ids) = Pair::with_letters(300);
+    let pair = pair.mended();
+    let daemon = pair.setup.start();
+    let done = pair.json(&["replay"], 0);
+    assert_eq!((&done["selected"], &done["published"], &done["done"]), (&300.into(), &300.into(), &300.into()));
+    pair.assert_arrived(&ids);
+    let (_, first) = pair.arrived().into_iter().find(|(id, _)| *id == ids[0]).unwrap();
+    assert_eq!(first, body("c000"));
+    let status = daemon.status();
+    assert_eq!((status.count("replayed"), status.count("published"), status.count("held")), (300, 300, 0));
+    assert_eq!(status.number("/dead_letters/events"), 0);
+    assert_eq!(daemon.metric("events_replayed_total", &[]), 300);
+    balanced(&daemon);
+    assert_eq!((daemon.stop().code, pair.letters()), (Some(0), 0));
+}
+
+#[test]
+fn replays_without_a_daemon_what_the_filter_says() {
+    let (pair, ids) = Pair::with_letters(3);
+    let pair = pair.mended();
+    let said = said(&pair.run(&["replay", "--id", &ids[1]], 0));
+    assert!(said.contains("1 selected: 1 published, 0 refused again and kept, 0 left"), "{said}");
+    pair.assert_arrived(&ids[1..2]);
+    assert_eq!(pair.letters(), 2);
+    pair.run(&["replay"], 0);
+    pair.assert_arrived(&ids);
+    assert_eq!(pair.letters(), 0);
+    assert_eq!(pair.json(&["replay"], 0)["selected"], 0);
+}
+
+#[test]
+fn keeps_what_is_refused_again_and_says_so() {
+    let (pair, ids) = Pair::with_letters(3);
+    let daemon = pair.setup.start();
+    let done = pair.json(&["replay"], 1);
+    assert_eq!(
+        (&done["dead_lettered"], &done["published"], &done["state"]),
+        (&3.into(), &0.into(), &"done".into())
+    );
+    let mut kept: Vec<String> =
+        pair.setup.dead_letters().iter().map(|letter| letter["id"].as_str().unwrap().to_owned()).collect();
+    kept.sort();
+    assert_eq!(kept, ids, "each once");
+    let status = daemon.status();
+    assert_eq!((status.count("replayed"), status.count("dead_lettered"), status.count("held")), (3, 3, 0));
+    balanced(&daemon);
+    assert_eq!(daemon.stop().code, Some(0));
+    let config = pair.setup.directory().join("config.toml").display().to_string();
+    let replay = Program::new(["dead-letters", "replay", "--config", &config]);
+    let done = replay.variable("PLEXTRAC_BRIDGE_FAILPOINTS", REFUSE).run();
+    done.assert_code(1);
+    assert!(done.out.contains("3 selected: 0 published, 3 refused again and kept, 0 left"), "{}", done.out);
+    assert_eq!(pair.letters(), 3);
+}
+
+#[test]
+fn gives_up_on_a_broker_that_is_away_and_keeps_every_letter() {
+    let (pair, ids) = Pair::with_letters(2);
+    let pair = pair.away();
+    let done = pair.json(&["replay", "--timeout", "1s"], 1);
+    assert_eq!((&done["state"], &done["skipped"]), (&"failed".into(), &2.into()), "{done}");
+    assert!(done["error"].as_str().unwrap().contains("no/such"), "{done}");
+    assert_eq!(pair.letters(), 2);
+    let pair = pair.mended();
+    pair.run(&["replay"], 0);
+    pair.assert_arrived(&ids);
+}
+
+#[test]
+fn goes_on_with_a_request_after_a_restart() {
+    let (pair, ids) = Pair::with_letters(2);
+    let pair = Pair { setup: pair.setup.text("shutdown.grace", "500ms"), ..pair }.away();
+    let daemon = pair.setup.start();
+    let said = said(&pair.run(&["replay", "--timeout", "1s"], 1));
+    assert!(said.contains("the daemon goes on with the request"), "{said}");
+    let status = daemon.wait_until("both are held", Duration::from_mins(1), |status| status.count("held") == 2);
+    assert_eq!(status.count("replayed"), 2);
+    balanced(&daemon);
+    let stopped = daemon.stop();
+    assert_eq!((stopped.code, stopped.count("lost"), stopped.count("held")), (Some(0), 0, 2), "{}", stopped.log);
+    assert_eq!(pair.letters(), 2);
+    let pair = pair.mended();
+    let daemon = pair.setup.start();
+    wait_until("the request is done", Duration::from_mins(1), || pair.letters() == 0);
+    pair.assert_arrived(&ids);
+    balanced(&daemon);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn loses_no_letter_wherever_the_process_dies() {
+    for point in ["letters.rewrite", "letters.rename", "letters.remove"] {
+        let (pair, ids) = Pair::with_letters(3);
+        let pair = pair.mended();
+        // One is left in the file, so that it is rewritten, not removed; and the other way round.
+        let arguments = match point {
+            "letters.remove" => vec!["replay"],
+            _ => vec!["replay", "--id", &ids[0], "--id", &ids[1]],
+        };
+        pair.run(&["list"], 0);
+        let config = pair.setup.directory().join("config.toml").display().to_string();
+        let all = ["dead-letters"].into_iter().chain(arguments).chain(["--config", &config]);
+        let died = Program::new(all).variable("PLEXTRAC_BRIDGE_FAILPOINTS", format!("{point}=kill")).run();
+        assert_eq!(died.code, None, "{point}: {}{}", died.out, died.err);
+        assert_eq!(pair.letters(), 3, "{point}");
+        // The next daemon goes on with the request.
+        let daemon = pair.setup.start();
+        let left = if point == "letters.remove" { 0 } else { 1 };
+        wait_until(point, Duration::from_mins(1), || pair.letters() == left);
+        balanced(&daemon);
+        assert_eq!(daemon.stop().code, Some(0));
+        pair.run(&["replay"], 0);
+        let mut arrived: Vec<String> = pair.arrived().into_iter().map(|(id, _)| id).collect();
+        arrived.sort();
+        arrived.dedup();
+        assert_eq!(arrived, ids, "{point}");
+    }
+}
+
+#[test]
+fn puts_a_bad_request_aside_and_goes_on() {
+    let (pair, ids) = Pair::with_letters(1);
+    let pair = pair.mended();
+    let requests = pair.setup.directory().join("state/dead-letters/requests");
+    fs::write(requests.join("0000.json"), "{\"version\":9}").unwrap();
+    let daemon = pair.setup.start();
+    pair.run(&["replay"], 0);
+    assert!(requests.join("0000.bad").exists());
+    pair.assert_arrived(&ids);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn keeps_and_reports_lines_that_it_cannot_read() {
+    let (pair, ids) = Pair::with_letters(1);
+    let pair = pair.mended();
+    let file = pair.setup.directory().join("state/dead-letters/00000001.ndjson");
+    let newer = "{\"version\":2,\"new\":true}\n";
+    fs::write(&file, format!("{newer}{}", fs::read_to_string(&file).unwrap())).unwrap();
+    assert!(said(&pair.run(&["list"], 1)).contains("written in version 2 of the format"));
+    assert_eq!(pair.json(&["replay"], 1)["unreadable"], 1);
+    pair.assert_arrived(&ids);
+    pair.run(&["drop", "--all"], 1);
+    assert_eq!(fs::read_to_string(&file).unwrap(), newer);
+}
+
+#[test]
+fn keeps_an_invalid_body_once_and_replays_it_leniently() {
+    let pair = Pair::refusing().mended();
+    let daemon = pair.setup.start();
+    let body = br#"{"event":"E","cuid":"c1","colour":"red"}"#;
+    for _ in 0..3 {
+        assert_eq!(request_once(&daemon, body, &[]).status, 422);
+    }
+    assert_eq!(request_once(&daemon, b"[1]", &[]).status, 422);
+    assert_eq!(request_once(&daemon, b"{", &[]).status, 400);
+    let id = format!("c1-{}", &sign(SECRET, body)[..12]);
+    let other = sign(SECRET, b"[1]")[..32].to_owned();
+    let status =
+        daemon.wait_until("both are kept", Duration::from_mins(1), |status| status.number("/invalid/kept") == 2);
+    assert_eq!((status.number("/invalid/events"), status.number("/invalid/dropped")), (2, 0));
+    assert_eq!(daemon.metric("invalid_kept_total", &[]), 2);
+    let list = text(&pair.run(&["list", "--invalid"], 0).stdout);
+    assert!(list.contains(&id) && list.contains(&other) && list.contains("is missing"), "{list}");
+    assert!(!list.contains("colour"), "no bodies: {list}");
+    assert_eq!(pair.run(&["show", "--invalid", "--body", &id], 0).stdout, body);
+    let done = pair.json(&["replay", "--invalid"], 1);
+    assert_eq!((&done["selected"], &done["skipped"], &done["published"]), (&2.into(), &2.into(), &0.into()));
+    let done = pair.json(&["replay", "--invalid", "--lenient"], 1);
+    assert_eq!((&done["skipped"], &done["published"]), (&1.into(), &1.into()));
+    assert_eq!(pair.arrived(), [(id, body.to_vec())]);
+    balanced(&daemon);
+    assert_eq!(daemon.stop().code, Some(0));
+    // Known across a restart; and without a daemon.
+    let daemon = pair.setup.start();
+    assert_eq!(request_once(&daemon, b"[1]", &[]).status, 422);
+    assert_eq!(request_once(&daemon, b"[2]", &[]).status, 422);
+    assert_eq!(daemon.stop().code, Some(0), "flushed before the exit");
+    assert_eq!(text(&pair.run(&["list", "--invalid", "--json"], 0).stdout).lines().count(), 2);
+    assert_eq!(pair.json(&["drop", "--invalid", "--all"], 0)["dropped"], 2);
+}
+
+#[test]
+fn says_what_to_set_where_nothing_is_kept() {
+    let setup = Setup::on_files().without_state();
+    for arguments in [&["list"][..], &["show", "x"], &["replay"], &["drop", "--all"]] {
+        let done = setup.run(&[&["dead-letters"], arguments].concat());
+        assert_eq!(done.status.code(), Some(1), "{}", said(&done));
+        assert!(said(&done).contains("set `state_directory`"), "{}", said(&done));
+    }
+}
