@@ -108,7 +108,7 @@ fn has_every_series_from_the_start() {
         ("buffer_capacity_bytes", "67108864"),
         ("connections_capacity", "4096"),
         ("dead_letters_capacity_bytes", "268435456"),
-        ("journal_capacity_bytes", "1073741824"),
+        ("journal_capacity_bytes", "8388608"),
         ("config_last_reload_successful", "1"),
         ("ready", "1"),
     ] {
@@ -396,7 +396,7 @@ fn shows_the_mode_and_no_journal_without_a_state_directory() {
     {
         assert_eq!(journal[field], value, "`{field}` of the journal: {journal}");
     }
-    assert_eq!(journal["capacity_bytes"], 1 << 30, "{journal}");
+    assert_eq!(journal["capacity_bytes"], 8 << 20, "{journal}");
     bridge.stop();
     let bridge = Bridge::start(Setup::without_state);
     assert_eq!(bridge.daemon.status().0["journal"], json!(null));

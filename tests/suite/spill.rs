@@ -11,7 +11,10 @@ fn load(events: u64) -> Load {
 #[test]
 fn keeps_what_is_not_settled_for_the_next_start() {
     for mode in ["buffered", "journaled"] {
-        let setup = Setup::on_missing_files().text("ack", mode).text("shutdown.grace", "300ms");
+        let setup = Setup::on_missing_files()
+            .text("ack", mode)
+            .text("publish.timeout", "60s")
+            .text("shutdown.grace", "300ms");
         let daemon = setup.start();
         let sent = load(200).send(&daemon.ingress).all_accepted();
         let stopped = daemon.stop();
@@ -48,7 +51,10 @@ fn loses_what_is_not_settled_without_a_state_directory_and_says_so() {
 #[test]
 fn keeps_what_was_accepted_in_the_middle_of_a_load() {
     for mode in ["buffered", "journaled", "published"] {
-        let setup = Setup::on_missing_files().text("ack", mode).text("shutdown.grace", "500ms");
+        let setup = Setup::on_missing_files()
+            .text("ack", mode)
+            .text("publish.timeout", "60s")
+            .text("shutdown.grace", "500ms");
         let daemon = setup.start();
         let running = Load { connections: 8, keys: 16, ..load(100_000) }.start(&daemon.ingress);
         let enough = if mode == "published" { 8 } else { 500 };
@@ -70,7 +76,7 @@ fn keeps_what_was_accepted_in_the_middle_of_a_load() {
 #[test]
 fn marks_what_is_delivered_during_the_stop() {
     for mode in ["buffered", "journaled"] {
-        let setup = Setup::on_files().text("ack", mode);
+        let setup = Setup::on_files().text("ack", mode).text("publish.timeout", "60s");
         let daemon = setup.start();
         let running = load(100_000).start(&daemon.ingress);
         daemon.wait_until("events flow", LIMIT, |status| status.count("accepted") >= 500);
@@ -103,7 +109,7 @@ fn delivers_what_the_broker_takes_within_the_grace() {
 fn keeps_everything_when_a_second_signal_hurries_it() {
     for mode in ["buffered", "journaled"] {
         // Neither of both is waited for.
-        let setup = Setup::on_missing_files().text("ack", mode);
+        let setup = Setup::on_missing_files().text("ack", mode).text("publish.timeout", "60s");
         let setup = setup.text("shutdown.delay", "300s").text("shutdown.grace", "300s");
         let daemon = setup.start();
         let sent = load(300).send(&daemon.ingress).all_accepted();
@@ -158,10 +164,7 @@ fn keeps_the_order_over_several_stops() {
 
 #[test]
 fn keeps_the_oldest_and_counts_the_rest_as_lost_when_the_journal_has_no_room() {
-    let setup = Setup::on_missing_files()
-        .text("journal.max_bytes", "2MiB")
-        .text("journal.segment_bytes", "1MiB")
-        .text("shutdown.grace", "300ms");
+    let setup = Setup::on_missing_files().text("journal.max_bytes", "2MiB").text("shutdown.grace", "300ms");
     let daemon = setup.start();
     // 8 MB; one connection, so that the order of the answers is the order of acceptance.
     let load = Load { connections: 1, text: "x".repeat(8_000), ..load(1_000) };
@@ -187,8 +190,8 @@ fn keeps_the_oldest_and_counts_the_rest_as_lost_when_the_journal_has_no_room() {
 fn loses_nothing_of_journaled_events_at_a_stop_with_a_full_journal() {
     let setup = Setup::on_missing_files()
         .text("ack", "journaled")
+        .text("publish.timeout", "60s")
         .text("journal.max_bytes", "2MiB")
-        .text("journal.segment_bytes", "1MiB")
         .text("shutdown.grace", "300ms");
     let daemon = setup.start();
     let sent = Load { text: "x".repeat(8_000), ..load(500) }.send(&daemon.ingress);

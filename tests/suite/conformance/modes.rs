@@ -159,3 +159,22 @@ pub(super) fn refuses_at_once_while_the_broker_is_away_when_published<R: Remote>
     // None of the refused five is among them: the oracle knows only the others.
     judge(&rig, &setup, &before.and(after), &status, 0);
 }
+
+pub(super) fn answers_200_when_the_event_is_a_dead_letter_and_not_before<R: Remote>(test: &str) {
+    let rig = R::new(test);
+    let trapped = rig.trap(R::SMALL_TRAP);
+    let setup = Setup::new(&trapped.table).text("ack", "published").text("publish.timeout", "60s");
+    let daemon = setup.start();
+    for number in 1..=10 {
+        let mut payload = Payload::new(format!("cuid-{number}"));
+        "Trapped".clone_into(&mut payload.event);
+        payload.text.clone_from(&trapped.text);
+        let answer = request_once(&daemon, &payload.body(), &[]);
+        assert_eq!((answer.status, answer.text().as_str()), (200, ACCEPTED));
+        // No waiting: it is there already.
+        assert_eq!(setup.dead_letters().len(), number, "after {number} answers");
+    }
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("accepted"), status.count("dead_lettered")), (10, 10));
+    assert_eq!(daemon.stop().code, Some(0));
+}

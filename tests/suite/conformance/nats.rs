@@ -24,6 +24,7 @@ conform! { Nats:
         counts_refused_events_as_lost_without_a_state_directory
         replays_what_was_unroutable_with_the_same_id
         replays_what_was_forbidden_without_a_daemon
+        waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away
     }
     outage {
         accepts_while_the_broker_is_down_at_start
@@ -40,6 +41,7 @@ conform! { Nats:
         answers_503_when_the_confirm_is_late_and_knows_the_repeat
         takes_back_what_was_not_sent_in_time
         refuses_at_once_while_the_broker_is_away_when_published
+        answers_200_when_the_event_is_a_dead_letter_and_not_before
     }
     faults {
         loses_nothing_when_the_broker_is_killed_under_load

@@ -1,9 +1,11 @@
 //! What a broker refuses for good becomes a dead letter with its reason, and everything else flows.
 
+use std::fs;
+
 use serde_json::Value;
 
 use super::rig::{Remote, Trap, judge};
-use crate::support::{Load, Setup, said};
+use crate::support::{LIMIT, Load, Setup, said, wait_until};
 
 /// So many events, every hundredth trapped.
 const EVENTS: u64 = 2_000;
@@ -148,4 +150,40 @@ pub(super) fn replays_what_was_unroutable_with_the_same_id<R: Remote>(test: &str
 
 pub(super) fn replays_what_was_forbidden_without_a_daemon<R: Remote>(test: &str) {
     replays::<R>(test, Trap::Forbidden, Replayer::Command);
+}
+
+pub(super) fn waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away<R: Remote>(test: &str) {
+    const MOST: u64 = 4 << 10;
+    const LETTERS: usize = 12;
+    let rig = R::new(test);
+    let trapped = rig.trap(R::SMALL_TRAP);
+    // Room for a few letters, and for at least one.
+    let room = MOST + 2 * trapped.text.len() as u64;
+    let setup = Setup::new(&trapped.table).text("dead_letters.max_bytes", &format!("{room}B"));
+    let daemon = setup.start();
+    let all = Load { events: LETTERS as u64, every: Some((1, "Trapped", trapped.text)), ..Load::default() };
+    all.send(&daemon.ingress).all_accepted();
+    let store = setup.state().join("dead-letters");
+    let mut moved = Vec::new();
+    wait_until("all of them are dead letters", LIMIT, || {
+        let entries = fs::read_dir(&store).expect("the store is there").flatten();
+        let kept: Vec<_> = entries.map(|entry| entry.path()).filter(|path| path.is_file()).collect();
+        let bytes: u64 = kept.iter().map(|path| fs::metadata(path).map_or(0, |about| about.len())).sum();
+        assert!(bytes <= room, "{bytes} bytes of dead letters, {room} may be");
+        let ready = daemon.get("/readyz");
+        if ready.status == 503 {
+            assert!(ready.text().contains("dead letters"), "{}", ready.text());
+            for path in kept {
+                let to = setup.directory().join(format!("moved-{}", moved.len()));
+                fs::rename(path, &to).expect("it was there just now");
+                moved.push(to);
+            }
+        }
+        daemon.status().count("held") == 0
+    });
+    assert!(!moved.is_empty(), "the limit was never reached");
+    let lines = |path| fs::read_to_string(path).expect("it was moved here").lines().count();
+    assert_eq!(moved.iter().map(lines).sum::<usize>() + setup.dead_letters().len(), LETTERS, "each once");
+    assert_eq!(daemon.status().count("dead_lettered"), LETTERS as u64);
+    assert_eq!(daemon.stop().code, Some(0));
 }

@@ -14,12 +14,8 @@ const UNMARKED: usize = 200;
 /// A start reads one segment, however much the journal holds.
 const START: Duration = Duration::from_secs(1);
 
-fn small_segments(setup: Setup) -> Setup {
-    setup
-        .text("ack", "journaled")
-        .text("journal.max_bytes", "8MiB")
-        .text("journal.segment_bytes", "1MiB")
-        .raw("publish.max_in_flight", WINDOW.to_string())
+fn journaled(setup: Setup) -> Setup {
+    setup.text("ack", "journaled").text("publish.timeout", "60s").raw("publish.max_in_flight", WINDOW.to_string())
 }
 
 /// After the crashes everything is delivered, and fresh events too; how many messages were repeats.
@@ -41,7 +37,7 @@ fn loses_nothing_when_it_is_killed_at_random_moments() {
     let _one = heavy();
     let rounds = if long() { 50 } else { 5 };
     let mut random = random();
-    let setup = small_segments(Setup::on_files());
+    let setup = journaled(Setup::on_files());
     let mut sent = Sent::default();
     let mut starts = Vec::new();
     for _ in 0..rounds {
@@ -98,9 +94,10 @@ enum Broker {
 fn dies_at(point: &str, passes: &[u32], broker: Broker) {
     for pass in passes {
         let setup = if broker == Broker::There { Setup::on_files() } else { Setup::on_missing_files() };
-        let setup = small_segments(setup).failpoints(&format!("{point}=kill@{pass}"));
+        let setup = journaled(setup).failpoints(&format!("{point}=kill@{pass}"));
         // 8 KB each: a segment is full after a good hundred.
-        let load = Load { events: 1_000_000, connections: 8, text: "x".repeat(8_000), ..Load::default() };
+        let load =
+            Load { events: 1_000_000, connections: 32, keys: 64, text: "x".repeat(8_000), ..Load::default() };
         let mut sent = Sent::default();
         // Some points are passed at a start already.
         let died = setup.try_start().map_or_else(
@@ -164,7 +161,7 @@ fn loses_nothing_when_it_dies_between_the_release_of_segments_and_the_watermark(
 
 #[test]
 fn survives_a_crash_within_a_crash() {
-    let mut setup = small_segments(Setup::on_missing_files());
+    let mut setup = journaled(Setup::on_missing_files());
     let mut sent = Sent::default();
     // Each start finds what the one before left, and dies before it has come far.
     for pass in 1..=4 {

@@ -12,7 +12,7 @@ use crate::support::{Payload, Setup, request_once};
 const RECORDS: usize = 4096;
 
 fn journaled(setup: Setup) -> Setup {
-    setup.text("ack", "journaled").text("journal.max_bytes", "2MiB").text("journal.segment_bytes", "1MiB")
+    setup.text("ack", "journaled").text("journal.max_bytes", "2MiB").text("publish.timeout", "60s")
 }
 
 /// What happens to the file.

@@ -4,16 +4,16 @@ use crate::support::{LIMIT, Load, Note, Setup, wait_until};
 
 const CAPACITY: u64 = 4 << 20;
 
-/// Four segments; events of which some hundred fill them.
+/// Four segments, which some hundred events fill, and patience with a busy disk.
 fn small_journal() -> Setup {
     Setup::on_missing_files()
         .text("ack", "journaled")
         .text("journal.max_bytes", &format!("{CAPACITY}B"))
-        .text("journal.segment_bytes", "1MiB")
+        .text("publish.timeout", "60s")
 }
 
 fn large(events: u64) -> Load {
-    Load { events, text: "x".repeat(8_000), ..Load::default() }
+    Load { events, connections: 32, keys: 64, text: "x".repeat(8_000), ..Load::default() }
 }
 
 fn size(setup: &Setup) -> u64 {
@@ -82,6 +82,9 @@ fn refuses_nothing_for_a_full_buffer_and_keeps_its_memory_bounded() {
     const EVENTS: u64 = 4_000;
     let setup = Setup::on_missing_files()
         .text("ack", "journaled")
+        .text("journal.max_bytes", "256MiB")
+        .text("journal.segment_bytes", "16MiB")
+        .text("publish.timeout", "60s")
         .raw("buffer.max_events", "100")
         .text("buffer.max_bytes", "1MiB");
     let daemon = setup.start();
@@ -89,8 +92,7 @@ fn refuses_nothing_for_a_full_buffer_and_keeps_its_memory_bounded() {
         large(200).send(&daemon.ingress).all_accepted();
         daemon.resident()
     };
-    let load = Load { connections: 8, keys: 16, ..large(EVENTS) };
-    let sent = load.send(&daemon.ingress).all_accepted();
+    let sent = large(EVENTS).send(&daemon.ingress).all_accepted();
     let status = daemon.status();
     assert_eq!(status.count("held"), EVENTS + 200);
     assert!(status.number("/buffer/events") <= 100, "{}", status.0["buffer"]);

@@ -12,7 +12,10 @@ fn part(series: &str, first: u64, events: u64) -> Load {
 
 #[test]
 fn keeps_the_order_of_every_key_across_restarts() {
-    let setup = Setup::on_missing_files().text("ack", "journaled").text("shutdown.grace", "100ms");
+    let setup = Setup::on_missing_files()
+        .text("ack", "journaled")
+        .text("publish.timeout", "60s")
+        .text("shutdown.grace", "100ms");
     let mut sent = Sent::default();
     for start in 0..4 {
         let daemon = setup.start();
@@ -88,7 +91,7 @@ fn knows_what_came_before(daemon: &Daemon, sent: &Sent) {
 
 #[test]
 fn knows_after_a_crash_what_it_had_not_delivered() {
-    let setup = Setup::on_missing_files().text("ack", "journaled");
+    let setup = Setup::on_missing_files().text("ack", "journaled").text("publish.timeout", "60s");
     let daemon = setup.start();
     let sent = Load { events: 500, ..Load::default() }.send(&daemon.ingress).all_accepted();
     daemon.kill();
@@ -101,7 +104,7 @@ fn knows_after_a_crash_what_it_had_not_delivered() {
 
 #[test]
 fn knows_after_a_restart_what_it_had_delivered() {
-    let setup = Setup::on_files().text("ack", "journaled");
+    let setup = Setup::on_files().text("ack", "journaled").text("publish.timeout", "60s");
     let daemon = setup.start();
     let sent = Load { events: 500, ..Load::default() }.send(&daemon.ingress).all_accepted();
     daemon.wait_until_empty();
@@ -115,7 +118,10 @@ fn knows_after_a_restart_what_it_had_delivered() {
 #[test]
 fn knows_a_body_before_it_looks_at_its_json() {
     // What a lenient source took is a duplicate to the strict one that comes after it, and no invalid payload.
-    let setup = Setup::on_missing_files().text("ack", "journaled").text("sources.plextrac.validation", "lenient");
+    let setup = Setup::on_missing_files()
+        .text("ack", "journaled")
+        .text("publish.timeout", "60s")
+        .text("sources.plextrac.validation", "lenient");
     let daemon = setup.start();
     let body = |number: u64| format!(r#"{{"event":"E","cuid":"lenient-{number}"}}"#).into_bytes();
     for number in 0..50 {
@@ -147,7 +153,7 @@ fn step(clock: &Path, offset: &str) {
 
 #[test]
 fn changes_nothing_but_timestamps_when_the_clock_is_stepped_by_two_hours() {
-    let setup = Setup::on_missing_files().text("ack", "journaled");
+    let setup = Setup::on_missing_files().text("ack", "journaled").text("publish.timeout", "60s");
     let clock = setup.directory().join("clock");
     step(&clock, "+0");
     let setup = setup

@@ -20,6 +20,9 @@ pub(crate) const SECRET: &str = "the suite's own secret, 0123456789";
 /// The path of the source.
 pub(crate) const PATH: &str = "/webhooks/plextrac";
 
+/// The limit of a test's journal: what a start reserves is written, and hundreds of tests start.
+pub(crate) const JOURNAL: &str = "8MiB";
+
 /// Settings, and a directory of their own.
 #[derive(Debug)]
 pub(crate) struct Setup {
@@ -40,24 +43,19 @@ impl Setup {
 
     /// The same on the file broker, whose files are in `events/` of the test's directory.
     pub(crate) fn on_files() -> Self {
-        Self::with_files("events", "{event}.{targetType}")
-    }
-
-    /// The same with another template of the files' names.
-    pub(crate) fn on_files_named(name: &str) -> Self {
-        Self::with_files("events", name)
+        Self::with_files("events")
     }
 
     /// The same with the broker away until [`Setup::bring_the_broker_back`].
     pub(crate) fn on_missing_files() -> Self {
         // A directory is created only where its parent exists.
-        Self::with_files("away/events", "{event}.{targetType}")
+        Self::with_files("away/events")
     }
 
-    fn with_files(events: &str, name: &str) -> Self {
+    fn with_files(events: &str) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let events = directory.path().join(events).display().to_string();
-        Self::within(directory, &Table::new("file").text("directory", events).text("name", name))
+        Self::within(directory, &Table::new("file").text("directory", events))
     }
 
     fn within(directory: tempfile::TempDir, broker: &Table) -> Self {
@@ -77,6 +75,8 @@ impl Setup {
             .raw("ingress.threads", "2")
             .text("sources.plextrac.secret", SECRET)
             .text("admin.listen", "127.0.0.1:0")
+            .text("journal.max_bytes", JOURNAL)
+            .text("journal.segment_bytes", "1MiB")
     }
 
     /// Sets a text: `buffer.max_bytes`.
