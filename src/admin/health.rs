@@ -22,10 +22,6 @@ pub struct Health {
 }
 
 impl Health {
-    fn is_journaled(&self) -> bool {
-        self.queue.mode().ack == Ack::Journaled
-    }
-
     /// What hangs.
     #[must_use]
     pub fn dead(&self) -> Vec<String> {
@@ -45,13 +41,11 @@ impl Health {
                 snapshot.events, snapshot.limits.events, snapshot.bytes, snapshot.limits.bytes
             ));
         }
-        if let Some(journal) = &snapshot.journal {
-            if let Some(text) =
-                journal.failed.as_ref().or(journal.no_space.as_ref().filter(|_| self.is_journaled()))
-            {
+        if let Some(journal) = snapshot.journal.as_ref().filter(|_| self.queue.mode().ack == Ack::Journaled) {
+            if let Some(text) = journal.failed.as_ref().or(journal.no_space.as_ref()) {
                 reasons.push(format!("journal: {text}"));
             }
-            if journal.full && self.is_journaled() {
+            if journal.full {
                 reasons.push(format!("journal full: {} of {} bytes", journal.bytes, journal.capacity));
             }
         }

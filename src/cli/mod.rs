@@ -77,12 +77,12 @@ enum Command {
         #[command(subcommand)]
         command: dead_letters::DeadLetters,
     },
-    /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
-    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
-    Healthcheck(healthcheck::Options),
     /// Look at the journal on disk
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml journal verify")]
     Journal(journal::Options),
+    /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
+    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
+    Healthcheck(healthcheck::Options),
 }
 
 /// Runs a command.

@@ -8,9 +8,9 @@ use crate::failpoint;
 use crate::logs::Throttle;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::queue::Buffer;
 use crate::queue::disk::{Disk, Incoming, Writing};
 use crate::queue::journal::{CommitError, Record, Writer};
+use crate::queue::{Ack, Buffer};
 use crate::ticket::{self, Outcome, Ticket};
 
 /// A watermark that moved is written with the next commit, or after this time.
@@ -79,6 +79,8 @@ impl Journaling {
             self.not_written(&CommitError::Failed(error), incoming);
             return;
         }
+        // Before any commit: what was reserved since may take the numbers of these.
+        self.writer.delete(&work.surplus);
         while !incoming.is_empty() {
             // All in one segment: one write, one sync.
             let segment = incoming[0].place.segment;
@@ -112,7 +114,6 @@ impl Journaling {
             self.not_written(&error, Vec::new());
             return;
         }
-        self.writer.delete(&work.surplus);
         if let Some(segment) = work.spare {
             let made = self.writer.create(segment);
             if let Err(error) = &made
@@ -126,13 +127,18 @@ impl Journaling {
 
     /// Refuses what could not be written, and all that came after it.
     fn not_written(&mut self, error: &CommitError, run: Vec<Incoming>) {
+        // Without it the other modes keep their promise; only a stop may lose what is in memory.
+        let ends = matches!(error, CommitError::Failed(_)) && self.queue.mode().ack == Ack::Journaled;
         match error {
             CommitError::NoSpace(_) => tracing::error!("{error}; answering 503 until it works again"),
-            CommitError::Failed(_) => tracing::error!("{error}; the bridge stops"),
+            CommitError::Failed(_) if ends => tracing::error!("{error}; the bridge stops"),
+            CommitError::Failed(_) => {
+                tracing::error!("{error}; what is not delivered when the bridge stops is lost");
+            }
         }
         let run = self.queue.give_up(error, run);
         self.refuse(run);
-        if matches!(error, CommitError::Failed(_)) {
+        if ends {
             self.queue.fail();
         }
     }

@@ -4,7 +4,6 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::Instant;
 
 use crate::queue::journal::rig::{Rig, record};
 use crate::queue::journal::{CommitError, Settings, open};
@@ -274,36 +273,4 @@ fn counts_what_no_segment_has() {
     fs::remove_file(rig.path(0)).unwrap();
     let batch = rig.read_all();
     assert_eq!((batch.next, batch.damaged, batch.findings.len()), (2, 1, 1));
-}
-
-/// A person's measure, with the optimiser on: `cargo test --release ... -- --ignored --nocapture`.
-#[test]
-#[ignore = "measures: writes a gigabyte"]
-fn opens_a_gigabyte_in_milliseconds() {
-    let mut rig = Rig::new(1 << 30, 16 << 20);
-    let body = "x".repeat(400);
-    let start = Instant::now();
-    let mut count = 0_u64;
-    loop {
-        let places: Vec<_> = std::iter::from_fn(|| rig.reserve(&body)).take(256).collect();
-        if places.is_empty() {
-            break;
-        }
-        count += places.len() as u64;
-        for run in places.chunk_by(|one, other| one.segment == other.segment) {
-            let records: Vec<_> = run.iter().map(|place| (*place, record(place.sequence, &body))).collect();
-            rig.writer.commit(&records, 1).unwrap();
-        }
-    }
-    println!("{count} records in {:?}", start.elapsed());
-    let settings = Settings { max_bytes: 1 << 30, segment_bytes: 16 << 20 };
-    let start = Instant::now();
-    let opened = open(&rig.directory(), &settings).unwrap();
-    println!("opened in {:?}", start.elapsed());
-    assert_eq!(opened.recovered, 1..count + 1);
-    let (mut reader, mut next, start) = (opened.reader, 1, Instant::now());
-    while next <= count {
-        next = reader.read(next, count + 1, 1000, 1 << 20).unwrap().next;
-    }
-    println!("read in {:?}", start.elapsed());
 }
