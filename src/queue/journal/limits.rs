@@ -211,7 +211,7 @@ fn reads_what_is_committed_while_the_writer_goes_on_and_recycles() {
 
 #[test]
 fn reads_on_one_thread_what_another_writes_and_recycles() {
-    const LAST: u64 = 1000;
+    const LAST: u64 = 600;
     let mut rig = Rig::new(4 * SEGMENT, SEGMENT);
     let (committed, settled) = (AtomicU64::new(1), AtomicU64::new(1));
     let (layout, writer, reader) = (&mut rig.layout, &mut rig.writer, &mut rig.reader);
