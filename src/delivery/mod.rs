@@ -9,6 +9,7 @@ mod requests;
 mod ring;
 #[cfg(test)]
 mod scripted;
+mod selection;
 mod settings;
 mod settle;
 mod view;

@@ -4,7 +4,6 @@
 //! only when delivery has settled them. What a stop leaves undone is done after the next start.
 
 use std::collections::HashMap;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,8 +12,9 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
+use crate::delivery::selection::{count, hash, read};
 use crate::delivery::view::{BrokerState, View};
-use crate::letters::{Action, Desk, Filter, Kind, Letter, Lines, Progress, Request, RequestState, Store, Validity};
+use crate::letters::{Action, Desk, Filter, Kind, Letter, Progress, Request, RequestState, Store};
 use crate::logs::Throttle;
 use crate::message::{Event, Kept, Origin, Rebuild};
 use crate::queue::Buffer;
@@ -24,10 +24,7 @@ use crate::ticket::{Outcome, Ticket};
 /// How often it is looked for requests: a person waits.
 const LOOK: Duration = Duration::from_millis(500);
 
-/// The most letters that are replayed at once.
-const BATCH: usize = 256;
-
-/// And the most bytes of their bodies, unless one alone has more.
+/// The most bytes of bodies that are replayed at once, unless one alone has more.
 const BATCH_BYTES: usize = 8 << 20;
 
 /// How often the progress is written down, at most.
@@ -327,7 +324,9 @@ impl Work<'_> {
             }
         }
         self.progress.done = before;
-        self.progress.error = None;
+        if waiting.iter().all(|(.., ticket)| ticket.outcome() == Some(Outcome::Kept)) {
+            self.progress.error = None;
+        }
     }
 
     /// Writes down how far it is, and what delivery waits for.
@@ -353,74 +352,6 @@ impl Work<'_> {
             tracing::error!(request = self.name, "cannot remove a request that is done: {error}");
         }
     }
-}
-
-/// Some letters of a file, as events.
-#[derive(Default)]
-struct Batch {
-    /// With the place of the line, and its hash.
-    events: Vec<(usize, u64, Box<Event>)>,
-    /// Letters that match and make no event.
-    skipped: u64,
-    /// How many lines of the file were looked at.
-    seen: usize,
-    is_last: bool,
-}
-
-fn read(
-    path: &std::path::Path,
-    from: usize,
-    request: &Request,
-    rebuilder: &Rebuilder,
-    most: usize,
-) -> io::Result<Batch> {
-    let mut batch = Batch { seen: from, is_last: true, ..Batch::default() };
-    let Some(lines) = Lines::open(path)? else { return Ok(batch) };
-    let mut bytes = 0;
-    for (at, line) in lines.enumerate().skip(from) {
-        let line = line?;
-        if let Ok(letter) = Letter::parse(&line)
-            && request.filter.matches(&letter)
-        {
-            if !batch.events.is_empty() && (batch.events.len() == BATCH || bytes + letter.body.len() > most) {
-                batch.is_last = false;
-                break;
-            }
-            let (origin, body) = letter.origin_and_body();
-            bytes += body.len();
-            let event = match (request.kind, request.validity) {
-                (Kind::Invalid, Validity::AsConfigured) => (rebuilder.configured)(origin, body),
-                _ => (rebuilder.lenient)(origin, body),
-            };
-            match event {
-                Some(event) => batch.events.push((at, hash(&line), event)),
-                None => batch.skipped += 1,
-            }
-        }
-        batch.seen = at + 1;
-    }
-    Ok(batch)
-}
-
-/// How many letters match, and how many lines are none.
-fn count(paths: &[PathBuf], filter: &Filter) -> io::Result<(u64, u64)> {
-    let (mut selected, mut unreadable) = (0, 0);
-    for path in paths {
-        for line in Lines::open(path)?.into_iter().flatten() {
-            match Letter::parse(&line?) {
-                Ok(letter) => selected += u64::from(filter.matches(&letter)),
-                Err(_) => unreadable += 1,
-            }
-        }
-    }
-    Ok((selected, unreadable))
-}
-
-/// Enough to see that a line is still the one that was read, should somebody have edited the file.
-fn hash(line: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    line.hash(&mut hasher);
-    hasher.finish()
 }
 
 fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {

@@ -724,6 +724,7 @@ mod tests {
     use super::*;
     use crate::accounting::SourceBook;
     use crate::message::{Fields, Origin};
+    use crate::ticket::Ticket;
 
     const MODE: Mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
 
@@ -784,6 +785,49 @@ mod tests {
         let snapshot = buffer.snapshot();
         assert_eq!(snapshot.totals().mismatch(), 0);
         assert_eq!(snapshot.ledger.pairs[0].published, 1);
+    }
+
+    fn letter(size: usize) -> Box<Event> {
+        let mut letter = event(size);
+        letter.kept = Kept::DeadLetter;
+        letter.ticket = Some(Ticket::new(None));
+        letter
+    }
+
+    #[test]
+    fn leaves_replayed_events_a_quarter_while_others_wait_and_all_of_it_else() {
+        let buffer = buffer(1000, 1 << 20);
+        for _ in 0..20 {
+            assert_eq!(enqueue(&buffer, event(1)), Ok(()));
+        }
+        assert!(buffer.replay((0..20).map(|_| letter(1)).collect()));
+        let replays = |taken: &VecDeque<Box<Event>>| taken.iter().filter(|event| event.ticket.is_some()).count();
+        let mut taken = VecDeque::new();
+        assert_eq!((buffer.take(8, &mut taken), replays(&taken)), (Taken::Events(8), 2));
+        for _ in 0..8 {
+            assert_eq!(buffer.take(1, &mut taken), Taken::Events(1));
+        }
+        assert_eq!(replays(&taken), 4, "also of batches of one");
+        assert_eq!(buffer.take(100, &mut taken), Taken::Events(24));
+        assert!(buffer.is_empty());
+        let snapshot = buffer.snapshot();
+        let totals = snapshot.totals();
+        assert_eq!((totals.replayed, totals.held, totals.mismatch()), (20, 40, 0));
+    }
+
+    #[test]
+    fn holds_replayed_events_at_exit_and_tells_who_waits_for_them() {
+        let buffer = buffer(5, 1 << 20);
+        assert_eq!(enqueue(&buffer, event(1)), Ok(()));
+        let replayed = letter(1);
+        let ticket = replayed.ticket.clone().unwrap();
+        assert!(buffer.replay(vec![replayed]));
+        buffer.lose_waiting();
+        assert_eq!(ticket.outcome(), Some(Outcome::Failed));
+        let snapshot = buffer.snapshot();
+        let totals = snapshot.totals();
+        assert_eq!((totals.lost, totals.held, totals.mismatch(), snapshot.bytes), (1, 1, 0, 513));
+        assert!(!buffer.replay(vec![letter(1)]), "delivery is over");
     }
 
     #[test]

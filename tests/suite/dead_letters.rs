@@ -119,8 +119,8 @@ fn lists_and_shows_letters_and_drops_them_with_a_daemon_and_without() {
     let list = text(&pair.run(&["list"], 0).stdout);
     assert_eq!(list.lines().count(), 4, "a head, two rows, a sum: {list}");
     assert!(list.contains(&ids[0]) && list.contains("unroutable") && !list.contains("Client||Report"), "{list}");
-    let last = list.lines().last().unwrap();
-    assert!(last.starts_with("2 in ") && last.ends_with(" bytes"), "{last}");
+    let sum = list.lines().last().unwrap();
+    assert!(sum.starts_with("2 in ") && sum.ends_with(" bytes"), "{sum}");
     let list = text(&pair.run(&["list", "--json", "--id", &ids[1]], 0).stdout);
     let line: Value = serde_json::from_str(list.trim()).unwrap();
     assert_eq!((&line["id"], &line["body"]), (&Value::from(ids[1].as_str()), &Value::Null));
@@ -258,7 +258,7 @@ fn loses_no_letter_wherever_the_process_dies() {
         assert_eq!(pair.letters(), 3, "{point}");
         // The next daemon goes on with the request.
         let daemon = pair.setup.start();
-        let left = if point == "letters.remove" { 0 } else { 1 };
+        let left = usize::from(point != "letters.remove");
         wait_until(point, Duration::from_mins(1), || pair.letters() == left);
         balanced(&daemon);
         assert_eq!(daemon.stop().code, Some(0));

@@ -5,7 +5,7 @@ use std::io;
 use std::ops::Range;
 
 use crate::queue::journal::files::read_some;
-use crate::queue::journal::format::{ALIGNMENT, HEADER_BYTES, Header, MARK_BYTES, Mark};
+use crate::queue::journal::format::{ALIGNMENT, BLOCK_LENGTH, Block, HEADER_BYTES, Header, MARK_BYTES, Mark};
 
 /// Read at once: large enough that a system call costs nothing per record, small beside the bodies in flight.
 const CHUNK: u64 = 256 << 10;
@@ -63,6 +63,13 @@ impl Chain {
 
     pub(super) fn least(&self) -> u64 {
         self.least
+    }
+
+    /// Whether the file has another use by now: its records were settled, and what was read of it means nothing.
+    pub(super) fn is_recycled(&self) -> io::Result<bool> {
+        let mut block = [0; BLOCK_LENGTH];
+        read_some(&self.file, &mut block, 0)?;
+        Ok(Block::parse(&block).header.is_some_and(|header| header.salt != self.header.salt))
     }
 
     /// Forgets what was read ahead: the writer may have written there since.

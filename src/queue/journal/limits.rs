@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 use std::time::Instant;
 
 use crate::queue::journal::rig::{Rig, record};
@@ -206,6 +208,49 @@ fn reads_what_is_committed_while_the_writer_goes_on_and_recycles() {
         }
     }
     assert_eq!(rig.reader.read(place, place, 1, 1).unwrap().records.len(), 0);
+}
+
+#[test]
+fn reads_on_one_thread_what_another_writes_and_recycles() {
+    const LAST: u64 = 1000;
+    let mut rig = Rig::new(4 * SEGMENT, SEGMENT);
+    let (committed, settled) = (AtomicU64::new(1), AtomicU64::new(1));
+    let (layout, writer, reader) = (&mut rig.layout, &mut rig.writer, &mut rig.reader);
+    // Both sides end if the other one fails.
+    thread::scope(|scope| {
+        let writing = scope.spawn(|| {
+            while layout.next() <= LAST && settled.load(Ordering::Acquire) < u64::MAX {
+                let watermark = settled.load(Ordering::Acquire);
+                writer.delete(&layout.release(watermark));
+                let body = text(layout.next());
+                let Some(place) = layout.reserve(record(layout.next(), &body).length()) else {
+                    thread::yield_now();
+                    continue;
+                };
+                writer.commit(&[(place, record(place.sequence, &body))], watermark).unwrap();
+                committed.store(layout.next(), Ordering::Release);
+            }
+        });
+        let mut next = 1;
+        let mut findings = Vec::new();
+        while next <= LAST && findings.is_empty() {
+            let finished = writing.is_finished();
+            let end = committed.load(Ordering::Acquire);
+            assert!(!finished || end > LAST, "the writer failed");
+            if end == next {
+                thread::yield_now();
+            }
+            let batch = reader.read(next, end, 5, 2000).unwrap();
+            findings.extend(batch.findings);
+            for stored in &batch.records {
+                let right = stored.sequence == next && *stored.body == *text(next).as_bytes();
+                findings.extend((!right).then(|| format!("{next} is {stored:?}")));
+                next += 1;
+            }
+            settled.store(if findings.is_empty() { next } else { u64::MAX }, Ordering::Release);
+        }
+        assert_eq!(findings, [] as [&str; 0]);
+    });
 }
 
 #[test]

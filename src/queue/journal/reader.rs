@@ -49,6 +49,9 @@ pub struct Reader {
     /// Oldest first; read again where it does not go far enough. A segment with unsettled records is never recycled, so
     /// what it says of these stays true.
     index: Vec<Entry>,
+    /// All segments that start below this sequence are in the index. Those that the writer recycles while it is read
+    /// are not: of two it may show only the later one.
+    known: u64,
     chain: Option<Chain>,
     number: u32,
     /// The sequence at the place that is kept.
@@ -60,7 +63,16 @@ pub struct Reader {
 
 impl Reader {
     pub(super) fn new(directory: PathBuf) -> Self {
-        Self { directory, index: Vec::new(), chain: None, number: 0, place: 0, stable: 0, names: Names::default() }
+        Self {
+            directory,
+            index: Vec::new(),
+            known: 0,
+            chain: None,
+            number: 0,
+            place: 0,
+            stable: 0,
+            names: Names::default(),
+        }
     }
 
     /// Reads records of the sequences `from..end`, all of which are committed: at most `most` and about `bytes` bytes of
@@ -86,7 +98,7 @@ impl Reader {
         let mut held = 0;
         while batch.next < end && batch.records.len() < most && (held < bytes || batch.records.is_empty()) {
             let Some(chain) = &mut self.chain else {
-                if !self.enter(batch.next, None)? {
+                if !self.enter(batch.next, None, end)? {
                     batch.skip(end, || format!("{}: no segment has them", self.directory.display()));
                 }
                 continue;
@@ -146,9 +158,10 @@ impl Reader {
                 return Ok(());
             }
         }
-        if self.enter(batch.next, Some(first))? {
+        let torn = mark.is_none() && !chain.is_recycled()?;
+        if self.enter(batch.next, Some(first), end)? {
             let first = self.chain.as_ref().map_or(end, |chain| chain.header().first);
-            if mark.is_none() && first <= batch.next {
+            if torn && first <= batch.next {
                 batch.findings.push(format!("{}: the end mark is damaged; no record is", place()));
             }
             batch.skip(first.min(end), place);
@@ -160,10 +173,12 @@ impl Reader {
 
     /// Opens the segment that has this sequence, or, `after` another one, the next; false where there is none, and then
     /// the place is kept.
-    fn enter(&mut self, sequence: u64, after: Option<u64>) -> io::Result<bool> {
+    fn enter(&mut self, sequence: u64, after: Option<u64>, end: u64) -> io::Result<bool> {
         for fresh in [false, true] {
             if fresh {
-                self.look()?;
+                self.look(end)?;
+            } else if sequence >= self.known {
+                continue;
             }
             let Some(entry) = self.choose(sequence, after) else { continue };
             let Some((file, segment)) = files::look(&self.directory, entry.number)? else { continue };
@@ -183,18 +198,19 @@ impl Reader {
     fn choose(&self, sequence: u64, after: Option<u64>) -> Option<Entry> {
         let Some(first) = after else {
             let below = self.index.partition_point(|entry| entry.first <= sequence);
-            // The last one known may not be the one: later segments may have been added. One with a later neighbour is.
             return if below > 0 { self.index.get(below - 1) } else { self.index.first() }.copied();
         };
         self.index.get(self.index.partition_point(|entry| entry.first <= first)).copied()
     }
 
-    fn look(&mut self) -> io::Result<()> {
+    /// Lists the segments that start below a sequence that is committed.
+    fn look(&mut self, end: u64) -> io::Result<()> {
         let segments = files::look_at_all(&self.directory)?;
         let entry = |segment: &files::Segment| {
             segment.block.header.map(|header| Entry { first: header.first, number: segment.number })
         };
-        self.index = segments.iter().filter_map(entry).collect();
+        self.index = segments.iter().filter_map(entry).filter(|entry| entry.first < end).collect();
+        self.known = end;
         Ok(())
     }
 }

@@ -202,25 +202,32 @@ fn walk(
 ) -> io::Result<u64> {
     let Some((file, _)) = files::look(directory, segment.number)? else { return Ok(header.first) };
     let mut chain = Chain::new(file, header, segment.length);
-    let mut next = header.first;
+    let next = walk_records(&mut chain, following.is_none(), watermark, found)?;
+    if chain.is_recycled()? {
+        found.damage.clear();
+    }
+    Ok(next)
+}
+
+fn walk_records(chain: &mut Chain, last: bool, watermark: u64, found: &mut SegmentReport) -> io::Result<u64> {
+    let mut next = chain.header().first;
     loop {
         let (offset, item) = (chain.offset(), chain.peek()?);
         let reached = item.as_ref().map_or(next, |item| item.sequence);
         if reached > next {
-            let last = reached - 1;
-            let text = if next == last {
+            let text = if reached == next + 1 {
                 format!("record {next} is damaged")
             } else {
-                format!("records {next} to {last} are damaged")
+                format!("records {next} to {} are damaged", reached - 1)
             };
             found.damage.push(Damage { offset, records: reached - next, text });
             next = reached;
         }
         let Some(item) = item else {
-            let text = if following.is_some() {
-                "no sound end mark; records that stood here are told by the next segment"
-            } else {
+            let text = if last {
                 "the end is torn: what stood there was never acknowledged, or the disk damaged it"
+            } else {
+                "no sound end mark; records that stood here are told by the next segment"
             };
             found.damage.push(Damage { offset, records: 0, text: text.into() });
             return Ok(next);

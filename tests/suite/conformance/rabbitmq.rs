@@ -26,6 +26,9 @@ conform! { Rabbitmq:
         keeps_what_goes_to_a_forbidden_address_as_dead_letters
         keeps_what_is_unroutable_as_dead_letters
         counts_refused_events_as_lost_without_a_state_directory
+        replays_what_went_to_a_missing_address_with_the_same_id
+        replays_what_was_unroutable_with_the_same_id
+        replays_what_was_forbidden_without_a_daemon
         waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away
     }
     outage {

@@ -2,8 +2,10 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use super::rig::{Remote, Trap, judge};
-use crate::support::{LIMIT, Load, Setup, wait_until};
+use crate::support::{LIMIT, Load, Setup, said, wait_until};
 
 /// So many events, every hundredth trapped.
 const EVENTS: u64 = 2_000;
@@ -87,6 +89,67 @@ pub(super) fn counts_refused_events_as_lost_without_a_state_directory<R: Remote>
     }
     let stopped = daemon.stop();
     assert_eq!((stopped.code, stopped.count("lost")), (Some(1), 4));
+}
+
+/// The refused are listed, and arrive with the same id once the cause is mended: through a daemon, or without one.
+fn replays<R: Remote>(test: &str, trap: Trap, by: Replayer) {
+    let rig = R::new(test);
+    let trapped = rig.trap(trap);
+    let setup = Setup::new(&trapped.table).text("ingress.max_body", MAX_BODY);
+    let daemon = setup.start();
+    let every = Some((4, "Trapped", trapped.text));
+    let sent = Load { events: 40, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    assert_eq!(daemon.stop().code, Some(0));
+    let wanted: Vec<_> = sent.0.iter().filter(|note| note.event == "Trapped").collect();
+    if trap == Trap::TooLarge {
+        // Made again by the next session, without the limit.
+        rig.delete();
+    }
+    let setup = setup.with_broker(&rig.table());
+    let listed = setup.run(&["dead-letters", "list", "--json", "--reason", trapped.reason]);
+    assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), wanted.len(), "{}", said(&listed));
+    let daemon = (by == Replayer::Daemon).then(|| setup.start());
+    let done = setup.run(&["dead-letters", "replay", "--json"]);
+    assert_eq!(done.status.code(), Some(0), "{}", said(&done));
+    let progress: Value = serde_json::from_slice(&done.stdout).expect("the result is JSON");
+    assert_eq!(progress["published"], wanted.len(), "{progress}");
+    assert!(setup.dead_letters().is_empty());
+    if let Some(daemon) = daemon {
+        let status = daemon.status();
+        let counts = ["replayed", "published", "held", "mismatch"].map(|name| status.count(name));
+        assert_eq!(counts, [wanted.len() as u64, wanted.len() as u64, 0, 0]);
+        assert_eq!(daemon.stop().code, Some(0));
+    }
+    let delivered = rig.read(if trap == Trap::TooLarge { wanted.len() } else { sent.0.len() } as u64);
+    for note in wanted {
+        let message = delivered.iter().find(|message| message.id == note.id);
+        let message = message.unwrap_or_else(|| panic!("{} did not arrive", note.id));
+        assert!(message.body == note.body, "the body of {} is not the one that was signed", note.id);
+    }
+}
+
+/// Who replays.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replayer {
+    Daemon,
+    Command,
+}
+
+pub(super) fn replays_what_was_too_large_with_the_same_id<R: Remote>(test: &str) {
+    replays::<R>(test, Trap::TooLarge, Replayer::Daemon);
+}
+
+pub(super) fn replays_what_went_to_a_missing_address_with_the_same_id<R: Remote>(test: &str) {
+    replays::<R>(test, Trap::Missing, Replayer::Daemon);
+}
+
+pub(super) fn replays_what_was_unroutable_with_the_same_id<R: Remote>(test: &str) {
+    replays::<R>(test, Trap::Unroutable, Replayer::Daemon);
+}
+
+pub(super) fn replays_what_was_forbidden_without_a_daemon<R: Remote>(test: &str) {
+    replays::<R>(test, Trap::Forbidden, Replayer::Command);
 }
 
 pub(super) fn waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away<R: Remote>(test: &str) {
