@@ -4,7 +4,9 @@
 //! core for the ingress; each has a runtime of its own. With a state directory one more, without a runtime: the
 //! journal's writer.
 
+mod journal;
 mod letters;
+mod threads;
 
 use std::fs::File;
 use std::future::Future;
@@ -13,10 +15,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
-
-use tokio::runtime::{Builder, Runtime};
-use tokio::task::LocalSet;
+use std::time::{Duration, Instant};
 
 use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
@@ -24,23 +23,20 @@ use crate::brokers::Broker;
 use crate::delivery::{self, BacklogReader, Delivery, View};
 use crate::ingress::{self, Connections, Deduplication, Ingress, Invalids, Listeners, Recent, UnknownPaths};
 use crate::letters::Kind;
-use crate::message::Origin;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::queue::journal::{self, Opened, Writer};
-use crate::queue::{Ack, Buffer, Journaling};
+use crate::queue::Buffer;
+use crate::queue::journal::{OpenError, Opened, Writer};
 use crate::settings::Settings;
 use crate::shutdown::{self, Drain, Phase, Stopper};
 use crate::state::{self, StateError};
 
 use letters::Letters;
 pub use letters::{Alone, alone};
+use threads::{Runtimes, joined, thread};
 
 /// How long the end waits for the journal's last words.
 const JOURNAL_END: Duration = Duration::from_secs(5);
-
-/// The journal's place in the state directory.
-const JOURNAL: &str = "journal";
 
 /// Why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +56,7 @@ pub enum StartError {
     State(#[from] StateError),
     /// The journal cannot be used.
     #[error(transparent)]
-    Journal(#[from] journal::OpenError),
+    Journal(#[from] OpenError),
     /// A thread or runtime cannot be made.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -132,34 +128,8 @@ pub fn bind(settings: Settings) -> Result<App, StartError> {
 fn open_state(path: &Path, settings: &Settings) -> Result<State, StartError> {
     let lock = state::lock(path)?;
     let letters = Letters::open(path, settings.dead_letters.bytes)?;
-    let mut journal = journal::open(&path.join(JOURNAL), &settings.journal)?;
-    for finding in &journal.findings {
-        tracing::error!("the journal is damaged: {finding}");
-    }
-    if !journal.recovered.is_empty() {
-        let count = journal.recovered.end - journal.recovered.start;
-        tracing::info!(events = count, "found events in the journal; they are delivered first");
-    }
-    if settings.mode.ack != Ack::Journaled {
-        reserve_for_the_stop(&mut journal, settings.buffer.bytes as u64);
-    }
+    let journal = journal::open(path, settings)?;
     Ok(State { letters, journal, lock })
-}
-
-/// What the buffer may hold must fit into the journal when the bridge stops.
-fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
-    let Opened { writer, layout, .. } = journal;
-    match writer.allocate(layout, bytes) {
-        Ok(fits) if fits >= bytes => {}
-        Ok(fits) => tracing::warn!(
-            "the journal has room for {fits} bytes of the {bytes} that the buffer may hold at a stop; raise \
-             `journal.max_bytes`, or what is not delivered within `shutdown.grace` is lost"
-        ),
-        Err(error) => tracing::warn!(
-            "cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}; what is not \
-             delivered within `shutdown.grace` may be lost"
-        ),
-    }
 }
 
 impl App {
@@ -199,7 +169,7 @@ impl App {
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
-        let journal = writer.map(|writer| parts.write_journal(writer, writing)).transpose()?;
+        let journal = writer.map(|writer| journal::write(&parts, writer, writing)).transpose()?;
         let delivery = delivery::Parts {
             broker,
             queue: parts.queue.clone(),
@@ -233,7 +203,7 @@ impl App {
             let serve = move || ingress::serve(socket, ingress, connections, stop);
             serving.push(thread("ingress", runtimes.next()?, Some(pulse), serve)?);
         }
-        parts.recall(&settings)?;
+        journal::recall(&parts.known, &settings)?;
         let (queue, shutdown) = (&parts.queue, settings.shutdown);
         let failed = tokio::select! {
             () = signals.next() => false,
@@ -306,40 +276,6 @@ impl Parts {
         (parts, kept)
     }
 
-    fn write_journal(&self, writer: Writer, pulse: Pulse) -> io::Result<JoinHandle<()>> {
-        let journaling = Journaling::new(self.queue.clone(), writer, self.metrics.clone(), pulse);
-        std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
-    }
-
-    /// Reads back, beside everything else, what an earlier run accepted lately: a repeat of it is a duplicate.
-    fn recall(&self, settings: &Settings) -> io::Result<()> {
-        let Some(directory) = settings.state_directory.as_ref().filter(|_| self.known.is_on()) else {
-            return Ok(());
-        };
-        let (known, directory) = (self.known.clone(), directory.join(JOURNAL));
-        let (window, most) = (settings.deduplication.window, settings.deduplication.max_entries);
-        let sources: Vec<Arc<str>> = settings.sources.iter().map(|source| source.name.clone()).collect();
-        let recall = move || {
-            let now = SystemTime::now();
-            let Some(since) = now.checked_sub(window) else { return };
-            let mut accepted = Vec::new();
-            let mut visit = |origin: &Origin, body: &[u8]| {
-                let Some(source) = sources.iter().position(|name| *name == origin.source) else { return };
-                let digest = ingress::digest(origin.signature.as_ref().filter(|_| origin.verified), body);
-                let age = now.duration_since(origin.received).unwrap_or_default();
-                accepted.push((ingress::Key::new(source, &digest), age));
-            };
-            if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
-                tracing::warn!(
-                    "cannot read back what was accepted before the start; repeats of it are taken: {error}"
-                );
-            }
-            known.restore(accepted);
-        };
-        std::thread::Builder::new().name("recall".to_owned()).spawn(recall)?;
-        Ok(())
-    }
-
     fn admin(
         &self,
         settings: &Settings,
@@ -372,34 +308,6 @@ impl Parts {
             known: self.known.clone(),
         };
         Ingress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes)
-    }
-}
-
-/// One runtime per thread, not yet given to its thread.
-struct Runtimes(Vec<Runtime>);
-
-impl Runtimes {
-    fn new(count: usize) -> io::Result<Self> {
-        let mut made = Self(Vec::with_capacity(count));
-        for _ in 0..count {
-            made.0.push(Self::one()?);
-        }
-        Ok(made)
-    }
-
-    fn one() -> io::Result<Runtime> {
-        Builder::new_current_thread().enable_all().build()
-    }
-
-    fn next(&mut self) -> io::Result<Runtime> {
-        self.0.pop().map_or_else(Self::one, Ok)
-    }
-}
-
-impl Drop for Runtimes {
-    fn drop(&mut self) {
-        // Where a start failed: tokio panics when a runtime is dropped inside another in any other way.
-        self.0.drain(..).for_each(Runtime::shutdown_background);
     }
 }
 
@@ -445,35 +353,4 @@ async fn stop_in_order<T: Send + 'static>(
             }
         }
     }
-}
-
-async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
-    for thread in threads {
-        // A panic ends the process (`panic = "abort"`) or is in the log already.
-        let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-    }
-}
-
-/// Starts a thread with a runtime of its own, for one future and what it spawns there.
-fn thread<F, T>(
-    name: &str,
-    runtime: Runtime,
-    pulse: Option<Pulse>,
-    make: impl FnOnce() -> F + Send + 'static,
-) -> Result<JoinHandle<T>, StartError>
-where
-    F: Future<Output = T>,
-    T: Send + 'static,
-{
-    let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        let local = LocalSet::new();
-        if let Some(pulse) = pulse {
-            local.spawn_local(pulse.beat());
-        }
-        let output = local.block_on(&runtime, async { make().await });
-        // Blocking work that is still under way (a client library closing) must not hold the end up.
-        runtime.shutdown_background();
-        output
-    })?;
-    Ok(handle)
 }

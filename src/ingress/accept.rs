@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_io_timeout::TimeoutStream;
 
-use crate::ingress::clock::{Clocked, FirstByte};
+use crate::ingress::connection::Connection;
 use crate::ingress::handle::{Ingress, Sender};
 use crate::logs::Throttle;
 use crate::shutdown::{Drain, Phase};
@@ -143,21 +143,21 @@ pub async fn serve(
             () = &mut closing => break,
         };
         let (ingress, mailbox) = (ingress.clone(), mailbox.clone());
+        let stream = Connection::new(stream);
+        let connection = stream.clone();
         let mut stream = TimeoutStream::new(stream);
         // A sender that does not read its answers must not keep a connection for ever.
         stream.set_write_timeout(Some(ingress.settings.header_timeout));
-        let first_byte = FirstByte::default();
-        let stream = Clocked { stream: Box::pin(stream), first_byte: first_byte.clone() };
         let service = service_fn(move |request| {
-            let (ingress, mailbox, first_byte) = (ingress.clone(), mailbox.clone(), first_byte.clone());
+            let (ingress, mailbox, connection) = (ingress.clone(), mailbox.clone(), connection.clone());
             async move {
-                let sender = Sender { peer, begun: first_byte.came(), home: &mailbox };
+                let sender = Sender { peer, begun: connection.began(), connection: &connection, home: &mailbox };
                 let reply = ingress.handle(request, &sender).await;
-                first_byte.clear();
+                connection.answered();
                 Ok::<_, std::convert::Infallible>(reply)
             }
         });
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(stream), service));
+        let connection = graceful.watch(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
         tokio::task::spawn_local(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%peer, "a connection ended: {error}");

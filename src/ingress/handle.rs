@@ -1,4 +1,7 @@
-//! One request, from its head to its answer: path, method, length, encoding, body, signature, JSON, fields, buffer.
+//! One request, from its head to its answer: path, method, length, encoding, body, signature, duplicate, JSON, fields,
+//! buffer.
+//!
+//! Length: the order of these checks is the contract; they stand in it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -8,9 +11,11 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
+use tokio::net::TcpStream;
 
 use crate::accounting::{Decision, Reason};
 use crate::ingress::body::{self, Budget, Unread};
+use crate::ingress::connection::Connection;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
 use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
@@ -53,6 +58,7 @@ pub(super) struct Sender<'s> {
     pub(super) peer: SocketAddr,
     /// When the first byte of its request came.
     pub(super) begun: Instant,
+    pub(super) connection: &'s Connection<TcpStream>,
     /// The mailbox of this thread.
     pub(super) home: &'s Arc<Mailbox>,
 }
@@ -252,7 +258,8 @@ impl Guard<'_> {
             Ok(Outcome::Withdrawn) => "the broker did not take the event in time; try again later",
             Err(_) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
             // Not sent yet, it never will be: a repeat is a new event. Sent, its confirmation may come late.
-            Err(_) if answer == reply::ACCEPTED && ticket.withdraw() => {
+            // One who has left cancels nothing: he learns of no 503.
+            Err(_) if answer == reply::ACCEPTED && !self.sender.connection.is_left() && ticket.withdraw() => {
                 "the broker did not take the event in time; try again later"
             }
             Err(_) => "the broker did not confirm the event in time; try again later",

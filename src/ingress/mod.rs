@@ -2,7 +2,7 @@
 
 mod accept;
 mod body;
-mod clock;
+mod connection;
 mod deduplicate;
 mod handle;
 mod invalid;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crate::queue::journal::rig::{Rig, record};
-use crate::queue::journal::{CommitError, Settings, open};
+use crate::queue::journal::{CommitError, Settings};
 
 const SEGMENT: u64 = 8192;
 

@@ -1,0 +1,83 @@
+//! The journal of a state directory: opened, written by a thread of its own, recalled for deduplication.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::SystemTime;
+
+use crate::app::Parts;
+use crate::ingress::{self, Deduplication};
+use crate::message::Origin;
+use crate::pulse::Pulse;
+use crate::queue::journal::{self, OpenError, Opened, Writer};
+use crate::queue::{Ack, Journaling};
+use crate::settings::Settings;
+
+/// Its place in the state directory.
+const DIRECTORY: &str = "journal";
+
+/// Opens it, and says what was found.
+pub(super) fn open(state: &Path, settings: &Settings) -> Result<Opened, OpenError> {
+    let mut journal = journal::open(&state.join(DIRECTORY), &settings.journal)?;
+    for finding in &journal.findings {
+        tracing::error!("the journal is damaged: {finding}");
+    }
+    if !journal.recovered.is_empty() {
+        let count = journal.recovered.end - journal.recovered.start;
+        tracing::info!(events = count, "found events in the journal; they are delivered first");
+    }
+    if settings.mode.ack != Ack::Journaled {
+        reserve_for_the_stop(&mut journal, settings.buffer.bytes as u64);
+    }
+    Ok(journal)
+}
+
+/// What the buffer may hold must fit into the journal when the bridge stops.
+fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
+    let Opened { writer, layout, .. } = journal;
+    match writer.allocate(layout, bytes) {
+        Ok(fits) if fits >= bytes => {}
+        Ok(fits) => tracing::warn!(
+            "the journal has room for {fits} bytes of the {bytes} that the buffer may hold at a stop; raise \
+             `journal.max_bytes`, or what is not delivered within `shutdown.grace` is lost"
+        ),
+        Err(error) => tracing::warn!(
+            "cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}; what is not \
+             delivered within `shutdown.grace` may be lost"
+        ),
+    }
+}
+
+/// Starts its writer.
+pub(super) fn write(parts: &Parts, writer: Writer, pulse: Pulse) -> io::Result<JoinHandle<()>> {
+    let journaling = Journaling::new(parts.queue.clone(), writer, parts.metrics.clone(), pulse);
+    std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
+}
+
+/// Reads back, beside everything else, what an earlier run accepted lately: a repeat of it is a duplicate.
+pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Result<()> {
+    let Some(directory) = settings.state_directory.as_ref().filter(|_| known.is_on()) else {
+        return Ok(());
+    };
+    let (known, directory) = (known.clone(), directory.join(DIRECTORY));
+    let (window, most) = (settings.deduplication.window, settings.deduplication.max_entries);
+    let sources: Vec<Arc<str>> = settings.sources.iter().map(|source| source.name.clone()).collect();
+    let recall = move || {
+        let now = SystemTime::now();
+        let Some(since) = now.checked_sub(window) else { return };
+        let mut accepted = Vec::new();
+        let mut visit = |origin: &Origin, body: &[u8]| {
+            let Some(source) = sources.iter().position(|name| *name == origin.source) else { return };
+            let digest = ingress::digest(origin.signature.as_ref().filter(|_| origin.verified), body);
+            let age = now.duration_since(origin.received).unwrap_or_default();
+            accepted.push((ingress::Key::new(source, &digest), age));
+        };
+        if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
+            tracing::warn!("cannot read back what was accepted before the start; repeats of it are taken: {error}");
+        }
+        known.restore(accepted);
+    };
+    std::thread::Builder::new().name("recall".to_owned()).spawn(recall)?;
+    Ok(())
+}
