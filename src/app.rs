@@ -215,6 +215,9 @@ impl App {
         if let Some(invalids) = invalids {
             let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
         }
+        if failed && journal::is_gone(&settings) {
+            queue.lose_journal();
+        }
         let snapshot = queue.snapshot();
         drop(lock);
         let failure = || snapshot.journal.as_ref().and_then(|journal| journal.failed.clone());

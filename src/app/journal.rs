@@ -33,6 +33,11 @@ pub(super) fn open(state: &Path, settings: &Settings) -> Result<Opened, OpenErro
     Ok(journal)
 }
 
+/// Whether somebody has removed it.
+pub(super) fn is_gone(settings: &Settings) -> bool {
+    settings.state_directory.as_ref().is_some_and(|state| !state.join(DIRECTORY).exists())
+}
+
 /// What the buffer may hold must fit into the journal when the bridge stops.
 fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
     let Opened { writer, layout, .. } = journal;

@@ -483,14 +483,18 @@ impl Buffer {
     pub fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> Spilling {
         let mut state = self.lock();
         let State { waiting, disk, .. } = &mut *state;
+        let held = held.map(|event| (event, Holder::Delivery));
+        let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));
+        let mut events = held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory).peekable();
+        if events.peek().is_none() {
+            return Spilling::Done;
+        }
         let Some(disk) = disk.as_mut() else { return Spilling::Refused("there is no journal".to_owned()) };
         if let Some(text) = disk.failed.as_ref().or(disk.no_space.as_ref()) {
             return Spilling::Refused(text.clone());
         }
         let (mut spilled, mut refused) = (0, false);
-        let held = held.map(|event| (event, Holder::Delivery));
-        let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));
-        for (event, holder) in held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory) {
+        for (event, holder) in events {
             if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
                 continue;
             }
@@ -573,6 +577,15 @@ impl Buffer {
     #[must_use]
     pub fn limits(&self) -> Limits {
         self.limits
+    }
+
+    /// The journal is not there any more: what it kept is lost.
+    pub fn lose_journal(&self) {
+        let mut state = self.lock();
+        let State { disk, ledger, .. } = &mut *state;
+        if let Some(disk) = disk {
+            ledger.lost[Loss::Exit as usize] += std::mem::take(&mut disk.events) as u64;
+        }
     }
 
     /// Whether anything waits to be taken, in memory, on disk, or on its way there.

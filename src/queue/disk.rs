@@ -100,6 +100,8 @@ pub(super) struct Disk {
 impl Disk {
     pub(super) fn new(layout: Layout, recovered: Range<u64>, damaged: u64) -> Self {
         let count = recovered.end - recovered.start;
+        // As it was left: the last record that did not fit may have been a large one.
+        let full = layout.bytes() >= layout.capacity() / 100 * 99;
         Self {
             layout,
             incoming: Vec::new(),
@@ -111,7 +113,7 @@ impl Disk {
             moved: false,
             surplus: Vec::new(),
             tail: if count == 0 { Tail::InMemory } else { Tail::OnDisk },
-            full: false,
+            full,
             no_space: None,
             failed: None,
             damaged,

@@ -1,7 +1,7 @@
 //! What stands in a signed body: one JSON value in UTF-8, the documented payload, and its size.
 
 use super::case::{Case, Outcome, Request, Signature, good, run_all};
-use crate::support::{Bridge, Payload};
+use crate::support::{Bridge, Payload, Setup};
 
 const MALFORMED: Outcome = Outcome::Refused(400, "malformed", Signature::Matched);
 const INVALID: Outcome = Outcome::Refused(422, "invalid", Signature::Matched);
@@ -142,7 +142,13 @@ fn takes_numbers_of_a_megabyte() {
             .detail("`event` is a number, a string is documented"),
         Case::body("with a letter", changed(r#""ReportPublished""#, &format!("{digits}x")), MALFORMED),
     ];
-    run_all(Bridge::start(|setup| setup.text("ingress.max_body", "4MiB")), &cases);
+    let large = |setup: Setup| {
+        setup
+            .text("ingress.max_body", "4MiB")
+            .text("journal.max_bytes", "16MiB")
+            .text("journal.segment_bytes", "8MiB")
+    };
+    run_all(Bridge::start(large), &cases);
 }
 
 #[test]

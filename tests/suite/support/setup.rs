@@ -76,7 +76,7 @@ impl Setup {
             .text("sources.plextrac.secret", SECRET)
             .text("admin.listen", "127.0.0.1:0")
             .text("journal.max_bytes", JOURNAL)
-            .text("journal.segment_bytes", "1MiB")
+            .text("journal.segment_bytes", "2MiB")
     }
 
     /// Sets a text: `buffer.max_bytes`.
