@@ -8,17 +8,17 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::accounting::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Reason, Snapshot};
+use crate::accounting::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
 use crate::message::{Event, Kept};
-use crate::queue::Settlement;
-use crate::queue::disk::{Backlog, Disk, Entry, Holder, Incoming, Tail, Writing};
+use crate::queue::disk::{Backlog, Disk, Entry, Incoming};
 use crate::queue::journal::{Layout, Record};
+use crate::queue::{Ack, Mode, Refused, Settlement};
 use crate::settings::Section;
-use crate::ticket::{self, Mailbox, Outcome, Ticket};
+use crate::ticket::{Mailbox, Ticket};
 
 /// Full until it is below this share again, in percent: a probe must not flicker.
 const READY_BELOW: usize = 90;
@@ -29,65 +29,6 @@ const READ_BYTES: usize = 1 << 20;
 /// Reads `[buffer]`.
 pub fn limits(section: &mut Section<'_>) -> Limits {
     Limits { events: section.count("max_events", 1), bytes: section.size("max_bytes") }
-}
-
-/// What a 200 means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ack {
-    /// The event is in the bounded buffer.
-    Buffered,
-    /// It is in the journal, synced.
-    Journaled,
-    /// The broker confirmed it, or it is a dead letter.
-    Published,
-}
-
-impl Ack {
-    /// Its name in the settings.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Buffered => "buffered",
-            Self::Journaled => "journaled",
-            Self::Published => "published",
-        }
-    }
-}
-
-/// `ack`, and `publish.timeout`, the longest that a sender waits for it.
-#[derive(Clone, Copy, Debug)]
-pub struct Mode {
-    /// What a 200 means.
-    pub ack: Ack,
-    /// From the head of the request on.
-    pub timeout: Duration,
-}
-
-/// Why an event was not taken.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// A limit of the buffer is reached.
-    Full,
-    /// The journal is full.
-    JournalFull,
-    /// The journal cannot be written.
-    Disk(String),
-    /// `published`: the broker has been away longer than a sender waits.
-    Away,
-    /// The bridge is stopping.
-    Draining,
-}
-
-impl Refused {
-    /// How it is counted.
-    #[must_use]
-    pub fn reason(&self) -> Reason {
-        match self {
-            Self::Full | Self::JournalFull => Reason::BufferFull,
-            Self::Disk(_) | Self::Away => Reason::Unavailable,
-            Self::Draining => Reason::Draining,
-        }
-    }
 }
 
 /// What [`Buffer::take`] found.
@@ -103,25 +44,25 @@ pub enum Taken {
 
 #[derive(Debug)]
 pub(super) struct State {
-    waiting: VecDeque<Box<Event>>,
+    pub(super) waiting: VecDeque<Box<Event>>,
     /// Events made of letters, which come late anyway: they have a share beside `waiting`.
-    replays: VecDeque<Box<Event>>,
+    pub(super) replays: VecDeque<Box<Event>>,
     /// What `take` owes the replays, in quarters of an event.
-    owed: usize,
+    pub(super) owed: usize,
     /// Delivery is over.
-    closed: bool,
+    pub(super) closed: bool,
     /// Events that delivery took and has not settled.
-    taken: usize,
+    pub(super) taken: usize,
     /// Of all that is in memory: what the journal does not keep.
-    unjournaled: usize,
+    pub(super) unjournaled: usize,
     /// Cost of everything held in memory.
-    bytes: usize,
+    pub(super) bytes: usize,
     /// Receipt of the oldest event that delivery holds.
-    oldest_taken: Option<SystemTime>,
-    full: bool,
-    draining: bool,
+    pub(super) oldest_taken: Option<SystemTime>,
+    pub(super) full: bool,
+    pub(super) draining: bool,
     /// Since when the broker takes nothing.
-    away: Option<Instant>,
+    pub(super) away: Option<Instant>,
     pub(super) disk: Option<Disk>,
     pub(super) ledger: Ledger,
 }
@@ -140,12 +81,12 @@ impl State {
 #[derive(Debug)]
 pub struct Buffer {
     state: Mutex<State>,
-    ready: Notify,
+    pub(super) ready: Notify,
     /// Wakes the journal's writer.
     pub(super) work: Condvar,
     /// The journal can never be written again.
-    failed: Notify,
-    limits: Limits,
+    pub(super) failed: Notify,
+    pub(super) limits: Limits,
     mode: Mode,
 }
 
@@ -466,106 +407,6 @@ impl Buffer {
         u16::try_from(number).unwrap_or(u16::MAX)
     }
 
-    /// From now on nothing is accepted.
-    pub fn drain(&self) {
-        self.lock().draining = true;
-        self.ready.notify_one();
-    }
-
-    /// Whether there is a journal.
-    #[must_use]
-    pub fn has_journal(&self) -> bool {
-        self.lock().disk.is_some()
-    }
-
-    /// Puts copies of events that nothing but memory keeps into the journal, oldest first: of those that delivery
-    /// holds, then, once there are none, of those that wait. At most about `bytes` of them at once.
-    pub fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> Spilling {
-        let mut state = self.lock();
-        let State { waiting, disk, .. } = &mut *state;
-        let held = held.map(|event| (event, Holder::Delivery));
-        let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));
-        let mut events = held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory).peekable();
-        if events.peek().is_none() {
-            return Spilling::Done;
-        }
-        let Some(disk) = disk.as_mut() else { return Spilling::Refused("there is no journal".to_owned()) };
-        if let Some(text) = disk.failed.as_ref().or(disk.no_space.as_ref()) {
-            return Spilling::Refused(text.clone());
-        }
-        let (mut spilled, mut refused) = (0, false);
-        for (event, holder) in events {
-            if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
-                continue;
-            }
-            if spilled >= bytes {
-                break;
-            }
-            let Some(place) = disk.layout.reserve(Record::of(event).length()) else {
-                refused = true;
-                break;
-            };
-            spilled += event.cost();
-            event.kept = Kept::Journal(place.sequence);
-            let entry = Entry::Spill { holder, ticket: None };
-            disk.incoming.push(Incoming { place, event: Box::new(event.clone()), entry });
-        }
-        if spilled == 0 {
-            return if refused { Spilling::Refused("the journal is full".to_owned()) } else { Spilling::Done };
-        }
-        let ticket = Ticket::new(None);
-        if let Some(Incoming { entry: Entry::Spill { ticket: last, .. }, .. }) = disk.incoming.last_mut() {
-            *last = Some(ticket.clone());
-        }
-        disk.wakes_writer();
-        self.work.notify_one();
-        Spilling::Waits(ticket)
-    }
-
-    /// After a spill that the journal did not take: its events are in memory alone again.
-    pub fn unspill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
-        let mut state = self.lock();
-        let State { waiting, disk, .. } = &mut *state;
-        let Some(disk) = disk.as_ref() else { return };
-        let waits = waiting.iter_mut().map(|event| &mut **event);
-        for event in held.map(|event| &mut *event).chain(waits) {
-            if matches!(event.kept, Kept::Journal(_)) && !disk.keeps(event.kept) {
-                event.kept = Kept::Memory;
-            }
-        }
-    }
-
-    /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held. Those who wait are told.
-    pub fn lose_waiting(&self) {
-        let mut state = self.lock();
-        state.closed = true;
-        let State { waiting, replays, disk, .. } = &mut *state;
-        let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
-        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
-        let lost = sum(all.iter().map(|event| &**event).filter(|event| !keeps(event.kept)));
-        state.bytes -= lost.1;
-        state.unjournaled -= lost.0;
-        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
-        drop(state);
-        give_up(all.iter().map(|event| &**event));
-    }
-
-    /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; says how many.
-    pub fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
-        let events: Vec<&Event> = events.collect();
-        let mut state = self.lock();
-        let State { disk, .. } = &mut *state;
-        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
-        let lost = sum(events.iter().copied().filter(|event| !keeps(event.kept)));
-        state.bytes -= lost.1;
-        state.taken -= lost.0;
-        state.unjournaled -= lost.0;
-        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
-        drop(state);
-        give_up(events.into_iter());
-        lost.0
-    }
-
     /// Events in memory, and their cost in bytes.
     #[must_use]
     pub fn held(&self) -> (usize, usize) {
@@ -579,91 +420,12 @@ impl Buffer {
         self.limits
     }
 
-    /// The journal is not there any more: what it kept is lost.
-    pub fn lose_journal(&self) {
-        let mut state = self.lock();
-        let State { disk, ledger, .. } = &mut *state;
-        if let Some(disk) = disk {
-            ledger.lost[Loss::Exit as usize] += std::mem::take(&mut disk.events) as u64;
-        }
-    }
-
     /// Whether anything waits to be taken, in memory, on disk, or on its way there.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         let state = self.lock();
         let on_disk = |disk: &Disk| disk.cursor < disk.synced || !disk.incoming.is_empty();
         state.waiting.is_empty() && state.replays.is_empty() && !state.disk.as_ref().is_some_and(on_disk)
-    }
-
-    /// Takes what the writer has synced into books and memory.
-    pub(super) fn committed(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
-        let mut tickets = Vec::with_capacity(run.len());
-        let mut state = self.lock();
-        let state = &mut *state;
-        let Some(disk) = &mut state.disk else { return tickets };
-        for Incoming { place, event, entry } in run {
-            disk.synced = place.sequence + 1;
-            disk.events += 1;
-            match entry {
-                Entry::Accept { source, secret, ticket } => {
-                    state.ledger.decide(source, secret, Decision::Accepted);
-                    tickets.push(ticket);
-                    let cost = event.cost();
-                    let held = state.waiting.len() + state.replays.len() + state.taken;
-                    if held >= self.limits.events || state.bytes + cost > self.limits.bytes {
-                        disk.tail = Tail::OnDisk;
-                    }
-                    if disk.tail == Tail::InMemory {
-                        state.bytes += cost;
-                        state.waiting.push_back(event);
-                    }
-                }
-                Entry::Spill { holder, ticket } => {
-                    state.unjournaled -= 1;
-                    if holder == Holder::Delivery {
-                        disk.take(place.sequence);
-                    }
-                    tickets.extend(ticket);
-                }
-            }
-        }
-        self.ready.notify_one();
-        tickets
-    }
-
-    /// The journal did not take these: those that somebody waits for are refused, copies are forgotten.
-    pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
-        let mut state = self.lock();
-        let mut tickets = Vec::with_capacity(run.len());
-        for Incoming { entry, .. } in run {
-            match entry {
-                Entry::Accept { source, secret, ticket } => {
-                    state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable));
-                    tickets.push(ticket);
-                }
-                Entry::Spill { ticket, .. } => tickets.extend(ticket),
-            }
-        }
-        tickets
-    }
-
-    /// Ends the writer once it has written everything.
-    pub fn close_journal(&self) {
-        if let Some(disk) = &mut self.lock().disk {
-            disk.writing = Writing::Closing;
-        }
-        self.work.notify_one();
-    }
-
-    /// Tells the waiter of [`Buffer::failed`].
-    pub(super) fn fail(&self) {
-        self.failed.notify_one();
-    }
-
-    /// Waits until the journal can never be written again; the bridge is to end then.
-    pub async fn failed(&self) {
-        self.failed.notified().await;
     }
 
     /// A copy of everything countable.
@@ -704,40 +466,20 @@ pub enum Reach {
     Away,
 }
 
-/// What [`Buffer::spill`] did.
-#[derive(Debug)]
-pub enum Spilling {
-    /// Nothing is left to be spilled.
-    Done,
-    /// Some are on their way: wait, then go on.
-    Waits(Arc<Ticket>),
-    /// The journal does not take them.
-    Refused(String),
-}
-
 fn withdraw(state: &mut State, event: &Event) {
     state.ledger.withdrawn += 1;
     state.unjournaled -= 1;
     state.bytes -= event.cost();
 }
 
-/// How many, and what they cost.
-fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
-    events.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()))
-}
-
-/// Tells those who wait for events that nothing comes of them in this process.
-fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
-    let tickets = events.filter_map(|event| event.ticket.clone());
-    ticket::end(tickets.filter(|ticket| ticket.outcome().is_none()).map(|ticket| (ticket, Outcome::Failed)));
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::accounting::SourceBook;
     use crate::message::{Fields, Origin};
-    use crate::ticket::Ticket;
+    use crate::ticket::Outcome;
 
     const MODE: Mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
 

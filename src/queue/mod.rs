@@ -3,12 +3,16 @@
 mod buffer;
 mod disk;
 pub mod journal;
+mod mode;
 mod settlement;
+mod stop;
 #[cfg(test)]
 mod together;
 mod writer;
 
-pub use buffer::{Ack, Buffer, Mode, Reach, Refused, Spilling, Taken, limits};
+pub use buffer::{Buffer, Reach, Taken, limits};
 pub use disk::Backlog;
+pub use mode::{Ack, Mode, Refused};
 pub use settlement::Settlement;
+pub use stop::Spilling;
 pub use writer::Journaling;

@@ -4,11 +4,12 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::accounting::{Decision, Reason};
 use crate::failpoint;
 use crate::logs::Throttle;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::queue::disk::{Disk, Incoming, Writing};
+use crate::queue::disk::{Disk, Entry, Holder, Incoming, Tail, Writing};
 use crate::queue::journal::{CommitError, Record, Writer};
 use crate::queue::{Ack, Buffer};
 use crate::ticket::{self, Outcome, Ticket};
@@ -178,6 +179,76 @@ impl Buffer {
             state = woken;
             patience = patience.saturating_sub(began.elapsed());
         }
+    }
+
+    /// Takes what the writer has synced into books and memory.
+    pub(super) fn committed(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
+        let mut tickets = Vec::with_capacity(run.len());
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(disk) = &mut state.disk else { return tickets };
+        for Incoming { place, event, entry } in run {
+            disk.synced = place.sequence + 1;
+            disk.events += 1;
+            match entry {
+                Entry::Accept { source, secret, ticket } => {
+                    state.ledger.decide(source, secret, Decision::Accepted);
+                    tickets.push(ticket);
+                    let cost = event.cost();
+                    let held = state.waiting.len() + state.replays.len() + state.taken;
+                    if held >= self.limits.events || state.bytes + cost > self.limits.bytes {
+                        disk.tail = Tail::OnDisk;
+                    }
+                    if disk.tail == Tail::InMemory {
+                        state.bytes += cost;
+                        state.waiting.push_back(event);
+                    }
+                }
+                Entry::Spill { holder, ticket } => {
+                    state.unjournaled -= 1;
+                    if holder == Holder::Delivery {
+                        disk.take(place.sequence);
+                    }
+                    tickets.extend(ticket);
+                }
+            }
+        }
+        self.ready.notify_one();
+        tickets
+    }
+
+    /// The journal did not take these: those that somebody waits for are refused, copies are forgotten.
+    pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
+        let mut state = self.lock();
+        let mut tickets = Vec::with_capacity(run.len());
+        for Incoming { entry, .. } in run {
+            match entry {
+                Entry::Accept { source, secret, ticket } => {
+                    state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable));
+                    tickets.push(ticket);
+                }
+                Entry::Spill { ticket, .. } => tickets.extend(ticket),
+            }
+        }
+        tickets
+    }
+
+    /// Ends the writer once it has written everything.
+    pub fn close_journal(&self) {
+        if let Some(disk) = &mut self.lock().disk {
+            disk.writing = Writing::Closing;
+        }
+        self.work.notify_one();
+    }
+
+    /// Tells the waiter of [`Buffer::failed`].
+    pub(super) fn fail(&self) {
+        self.failed.notify_one();
+    }
+
+    /// Waits until the journal can never be written again; the bridge is to end then.
+    pub async fn failed(&self) {
+        self.failed.notified().await;
     }
 
     /// Forgets the places of these events and of all that came after them; gives them all back.

@@ -1,0 +1,64 @@
+//! The three promises behind a 200, and why an event is not taken.
+
+use std::time::Duration;
+
+use crate::accounting::Reason;
+
+/// What a 200 means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// The event is in the bounded buffer.
+    Buffered,
+    /// It is in the journal, synced.
+    Journaled,
+    /// The broker confirmed it, or it is a dead letter.
+    Published,
+}
+
+impl Ack {
+    /// Its name in the settings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Buffered => "buffered",
+            Self::Journaled => "journaled",
+            Self::Published => "published",
+        }
+    }
+}
+
+/// `ack`, and `publish.timeout`, the longest that a sender waits for it.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// What a 200 means.
+    pub ack: Ack,
+    /// From the head of the request on.
+    pub timeout: Duration,
+}
+
+/// Why an event was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// A limit of the buffer is reached.
+    Full,
+    /// The journal is full.
+    JournalFull,
+    /// The journal cannot be written.
+    Disk(String),
+    /// `published`: the broker has been away longer than a sender waits.
+    Away,
+    /// The bridge is stopping.
+    Draining,
+}
+
+impl Refused {
+    /// How it is counted.
+    #[must_use]
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Full | Self::JournalFull => Reason::BufferFull,
+            Self::Disk(_) | Self::Away => Reason::Unavailable,
+            Self::Draining => Reason::Draining,
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! The queue's side of the stop: what only memory keeps goes to the journal; what nothing keeps at the end is lost.
+
+use std::sync::Arc;
+
+use crate::accounting::Loss;
+use crate::message::{Event, Kept};
+use crate::queue::Buffer;
+use crate::queue::buffer::State;
+use crate::queue::disk::{Entry, Holder, Incoming};
+use crate::queue::journal::Record;
+use crate::ticket::{self, Outcome, Ticket};
+
+/// What [`Buffer::spill`] did.
+#[derive(Debug)]
+pub enum Spilling {
+    /// Nothing is left to be spilled.
+    Done,
+    /// Some are on their way: wait, then go on.
+    Waits(Arc<Ticket>),
+    /// The journal does not take them.
+    Refused(String),
+}
+
+impl Buffer {
+    /// From now on nothing is accepted.
+    pub fn drain(&self) {
+        self.lock().draining = true;
+        self.ready.notify_one();
+    }
+
+    /// Whether there is a journal.
+    #[must_use]
+    pub fn has_journal(&self) -> bool {
+        self.lock().disk.is_some()
+    }
+
+    /// Puts copies of events that nothing but memory keeps into the journal, oldest first: of those that delivery
+    /// holds, then, once there are none, of those that wait. At most about `bytes` of them at once.
+    pub fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> Spilling {
+        let mut state = self.lock();
+        let State { waiting, disk, .. } = &mut *state;
+        let held = held.map(|event| (event, Holder::Delivery));
+        let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));
+        let mut events = held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory).peekable();
+        if events.peek().is_none() {
+            return Spilling::Done;
+        }
+        let Some(disk) = disk.as_mut() else { return Spilling::Refused("there is no journal".to_owned()) };
+        if let Some(text) = disk.failed.as_ref().or(disk.no_space.as_ref()) {
+            return Spilling::Refused(text.clone());
+        }
+        let (mut spilled, mut refused) = (0, false);
+        for (event, holder) in events {
+            if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
+                continue;
+            }
+            if spilled >= bytes {
+                break;
+            }
+            let Some(place) = disk.layout.reserve(Record::of(event).length()) else {
+                refused = true;
+                break;
+            };
+            spilled += event.cost();
+            event.kept = Kept::Journal(place.sequence);
+            let entry = Entry::Spill { holder, ticket: None };
+            disk.incoming.push(Incoming { place, event: Box::new(event.clone()), entry });
+        }
+        if spilled == 0 {
+            return if refused { Spilling::Refused("the journal is full".to_owned()) } else { Spilling::Done };
+        }
+        let ticket = Ticket::new(None);
+        if let Some(Incoming { entry: Entry::Spill { ticket: last, .. }, .. }) = disk.incoming.last_mut() {
+            *last = Some(ticket.clone());
+        }
+        disk.wakes_writer();
+        self.work.notify_one();
+        Spilling::Waits(ticket)
+    }
+
+    /// After a spill that the journal did not take: its events are in memory alone again.
+    pub fn unspill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
+        let mut state = self.lock();
+        let State { waiting, disk, .. } = &mut *state;
+        let Some(disk) = disk.as_ref() else { return };
+        let waits = waiting.iter_mut().map(|event| &mut **event);
+        for event in held.map(|event| &mut *event).chain(waits) {
+            if matches!(event.kept, Kept::Journal(_)) && !disk.keeps(event.kept) {
+                event.kept = Kept::Memory;
+            }
+        }
+    }
+
+    /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held. Those who wait are told.
+    pub fn lose_waiting(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let State { waiting, replays, disk, .. } = &mut *state;
+        let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
+        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
+        let lost = sum(all.iter().map(|event| &**event).filter(|event| !keeps(event.kept)));
+        state.bytes -= lost.1;
+        state.unjournaled -= lost.0;
+        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        drop(state);
+        give_up(all.iter().map(|event| &**event));
+    }
+
+    /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; says how many.
+    pub fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
+        let events: Vec<&Event> = events.collect();
+        let mut state = self.lock();
+        let State { disk, .. } = &mut *state;
+        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
+        let lost = sum(events.iter().copied().filter(|event| !keeps(event.kept)));
+        state.bytes -= lost.1;
+        state.taken -= lost.0;
+        state.unjournaled -= lost.0;
+        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        drop(state);
+        give_up(events.into_iter());
+        lost.0
+    }
+
+    /// The journal is not there any more: what it kept is lost.
+    pub fn lose_journal(&self) {
+        let mut state = self.lock();
+        let State { disk, ledger, .. } = &mut *state;
+        if let Some(disk) = disk {
+            ledger.lost[Loss::Exit as usize] += std::mem::take(&mut disk.events) as u64;
+        }
+    }
+}
+
+/// How many, and what they cost.
+fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
+    events.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()))
+}
+
+/// Tells those who wait for events that nothing comes of them in this process.
+fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
+    let tickets = events.filter_map(|event| event.ticket.clone());
+    ticket::end(tickets.filter(|ticket| ticket.outcome().is_none()).map(|ticket| (ticket, Outcome::Failed)));
+}
