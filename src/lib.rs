@@ -28,10 +28,10 @@
 //!
 //! # The rules
 //! Imports point down only: `app` to `ingress`, `delivery`, `admin`; these to `queue` and `brokers`; these to the ground:
-//! `message`, `template`, `accounting`, `metrics`, `secret`, `logs`, `letters`, `state`, `shutdown`, `pulse`,
-//! `ticket`, `failpoint`, and what `settings` offers to all. Two exceptions: `admin` reads the views that `ingress` and `delivery` offer, and
-//! `settings::load` gathers what every part declares. Ingress never sees brokers; brokers never see ingress, queue,
-//! delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
+//! `message`, `template`, `accounting`, `metrics`, `secret`, `logs`, `letters`, `state`, `shutdown`, `pulse`, `ticket`,
+//! `failpoint`, and what `settings` offers to all. Two exceptions: `admin` reads the views that `ingress` and `delivery`
+//! offer, and `settings::load` gathers what every part declares. Ingress never sees brokers; brokers never see ingress,
+//! queue, delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
 //! `settings`; prometheus only in `metrics`. A test keeps these rules.
 //!
 //! A new broker is one file (or folder) with `Settings`, a [`brokers::Broker`] and a [`brokers::Session`], its lines in
