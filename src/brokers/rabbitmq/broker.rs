@@ -61,7 +61,7 @@ impl Rabbitmq {
             return Ok((link, channel));
         }
         // It may have been restarted with another limit.
-        lock(&self.known).limit(None);
+        lock(&self.known).forget_limit();
         let link = Link::open(&self.settings).await?;
         let channel = timeout(ATTEMPT, channel(&link.connection)).await.map_err(|_| self.silent())?;
         let channel = channel.map_err(|error| {

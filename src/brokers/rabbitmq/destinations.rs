@@ -9,8 +9,8 @@ use crate::brokers::{Refusal, RefusalReason};
 /// broker's log.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
-/// Permissions change by hand; trying costs the channel, and with it repeats of all that is on its way.
-const FORBIDDEN_FOR: Duration = Duration::from_secs(5);
+/// Permissions and limits change by hand; trying costs the channel, and with it repeats of all that is on its way.
+const REMEMBERED: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 enum Standing {
@@ -32,20 +32,21 @@ pub(super) enum Gate {
 #[derive(Debug, Default)]
 pub(super) struct Destinations {
     standings: HashMap<Box<str>, Standing>,
-    /// RabbitMQ's `max_message_size`, known only once it has refused a message.
-    largest: Option<usize>,
+    /// RabbitMQ's `max_message_size`, known only once it has refused a message, and when that was.
+    largest: Option<(usize, Instant)>,
 }
 
 impl Destinations {
     pub(super) fn gate(&self, exchange: &str, size: usize, now: Instant) -> Gate {
-        if let Some(largest) = self.largest.filter(|largest| size > *largest) {
+        let limit = self.largest.filter(|(largest, since)| size > *largest && now < *since + REMEMBERED);
+        if let Some((largest, _)) = limit {
             let text = format!("the body is {size} bytes, more than the broker's max_message_size of {largest}");
             return Gate::Refuse(Refusal::new(RefusalReason::TooLarge, text));
         }
         match self.standings.get(exchange) {
             Some(Standing::Missing { looked }) if now < *looked + LOOK_AGAIN => Gate::Refuse(missing(exchange)),
             Some(Standing::Missing { .. }) => Gate::Look,
-            Some(Standing::Forbidden { since, text }) if now < *since + FORBIDDEN_FOR => {
+            Some(Standing::Forbidden { since, text }) if now < *since + REMEMBERED => {
                 Gate::Refuse(Refusal::new(RefusalReason::NotAuthorised, text))
             }
             _ => Gate::Open,
@@ -83,8 +84,13 @@ impl Destinations {
     }
 
     /// The broker named its limit, or (`None`) it may have been restarted with another one.
-    pub(super) fn limit(&mut self, largest: Option<usize>) {
-        self.largest = largest;
+    pub(super) fn limit(&mut self, largest: usize, now: Instant) {
+        self.largest = Some((largest, now));
+    }
+
+    /// Another connection, which may be another server with another limit.
+    pub(super) fn forget_limit(&mut self) {
+        self.largest = None;
     }
 }
 
@@ -117,17 +123,22 @@ mod tests {
         destinations.forbid("x", "ACCESS_REFUSED", now);
         destinations.saw("x");
         let refusal = Refusal::new(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
-        assert_eq!(destinations.gate("x", 1, now + FORBIDDEN_FOR / 2), Gate::Refuse(refusal));
-        assert_eq!(destinations.gate("x", 1, now + FORBIDDEN_FOR), Gate::Open);
+        assert_eq!(destinations.gate("x", 1, now + REMEMBERED / 2), Gate::Refuse(refusal));
+        assert_eq!(destinations.gate("x", 1, now + REMEMBERED), Gate::Open);
     }
 
     #[test]
-    fn refuses_a_body_above_the_size_that_the_broker_has_named() {
+    fn refuses_a_body_above_the_size_that_the_broker_has_named_for_five_seconds() {
+        let now = Instant::now();
         let mut destinations = Destinations::default();
-        destinations.limit(Some(100));
-        assert_eq!(destinations.gate("x", 100, Instant::now()), Gate::Open);
+        destinations.limit(100, now);
+        assert_eq!(destinations.gate("x", 100, now), Gate::Open);
         let text = "the body is 101 bytes, more than the broker's max_message_size of 100";
         let refusal = Refusal::new(RefusalReason::TooLarge, text);
-        assert_eq!(destinations.gate("x", 101, Instant::now()), Gate::Refuse(refusal));
+        assert_eq!(destinations.gate("x", 101, now + REMEMBERED / 2), Gate::Refuse(refusal));
+        assert_eq!(destinations.gate("x", 101, now + REMEMBERED), Gate::Open);
+        destinations.limit(100, now);
+        destinations.forget_limit();
+        assert_eq!(destinations.gate("x", 101, now), Gate::Open);
     }
 }

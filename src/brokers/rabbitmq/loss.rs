@@ -45,9 +45,8 @@ pub(super) fn judge(error: &lapin::Error, company: Company, plan: &Plan, known: 
             SessionError::suspect(Refusal::new(RefusalReason::NotAuthorised, text))
         }
         (406 | 311, _) => {
-            let largest = largest(&text);
-            if largest.is_some() {
-                known.limit(largest);
+            if let Some(largest) = largest(&text) {
+                known.limit(largest, now);
             }
             let too_large = code == 311 || text.contains("message size");
             let reason = if too_large { RefusalReason::TooLarge } else { RefusalReason::Other };
