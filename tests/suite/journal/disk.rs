@@ -33,7 +33,9 @@ fn answered(note: &Note) -> Instant {
 fn ends_with_an_error_when_a_sync_fails_and_answers_200_to_nothing_of_that_batch_or_later() {
     // The one after the failing one would be the end of the process: there must be none.
     let points = "journal.sync=error@20,journal.sync=kill@20";
-    let setup = small_segments(Setup::on_missing_files()).text("shutdown.grace", "2s").failpoints(points);
+    let setup = small_segments(Setup::on_missing_files()).text("shutdown.grace", "5s").failpoints(points);
+    // A slow disk is no failed one: no 503 but for the failure.
+    let setup = setup.text("publish.timeout", "60s");
     let daemon = setup.start();
     let running = large(5_000).start(&daemon.ingress);
     wait_until("it is unready", LIMIT, || {
