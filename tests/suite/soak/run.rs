@@ -103,6 +103,8 @@ fn run<R: Remote>(broker: &str) {
     let mut setup = Setup::new(&trapped.table)
         .at_one_address()
         .text("ack", "journaled")
+        // What it remembers of requests is full before memory is measured.
+        .text("deduplication.window", "30s")
         .raw("publish.max_in_flight", WINDOW.to_string());
     if let Some(program) = std::env::var_os("SOAK_PROGRAM") {
         setup = setup.program(Path::new(&program));

@@ -93,11 +93,13 @@ impl Oracle<'_> {
             .collect();
         assert!(
             missing.is_empty(),
-            "{} of {} accepted events are neither delivered nor dead letters, for one {:?} and {:?}",
+            "{} of {} accepted events are neither delivered nor dead letters, for one {:?} and {:?}; {} messages were \
+             read, {repeats} of them repeats",
             missing.len(),
             self.sent.accepted(),
             missing[0],
-            missing[missing.len() - 1]
+            missing[missing.len() - 1],
+            self.delivered.len()
         );
         self.judge_order(&arrived);
         repeats
