@@ -109,12 +109,13 @@ links_lead_somewhere() {
 
 # Every command and flag of the examples is one that --help knows; every `make` target exists.
 commands_exist() {
-    local line command flag bad=
+    local line flag bad= command
+    local known='\b(serve|check|demo|sign|send|healthcheck|dead-letters (list|show|replay|drop)|journal verify)\b'
     while IFS= read -r line; do
-        command=$(grep -oE '\b(serve|check|demo|sign|send|healthcheck)\b' <<<"${line#*plextrac-bridge }" | head -n 1 || true)
-        [ -n "$command" ] || { echo "no command in: $line" && bad=1 && continue; }
+        read -ra command < <(grep -oE "$known" <<<"${line#*plextrac-bridge }" | head -n 1) || true
+        [ -n "${command[*]}" ] || { echo "no command in: $line" && bad=1 && continue; }
         for flag in $(grep -oE -- ' --[a-z-]+' <<<"${line#*plextrac-bridge }" || true); do
-            "$bridge" "$command" --help | grep -qF -- "$flag" || { echo "$command has no $flag" && bad=1; }
+            "$bridge" "${command[@]}" --help | grep -qF -- "$flag" || { echo "${command[*]} has no $flag" && bad=1; }
         done
     done < <(blocks sh | tr '\0' '\n' | grep -oE '(^|until |exec bridge-[a-z]+ )plextrac-bridge [^;]*')
     for flag in $(grep -oE '`make [a-z-]+' "$readme" | cut -d' ' -f2 | sort -u); do
