@@ -109,7 +109,7 @@ links_lead_somewhere() {
 
 # Every command and flag of the examples is one that --help knows; every `make` target exists.
 commands_exist() {
-    local line flag bad= command
+    local line flag command bad=
     local known='\b(serve|check|demo|sign|send|healthcheck|dead-letters (list|show|replay|drop)|journal verify)\b'
     while IFS= read -r line; do
         read -ra command < <(grep -oE "$known" <<<"${line#*plextrac-bridge }" | head -n 1) || true
