@@ -72,6 +72,19 @@ impl State {
         self.waiting.len() + self.replays.len() + self.taken
     }
 
+    /// Lets go of everything waiting that its sender took back.
+    pub(super) fn sweep(&mut self) {
+        let mut waiting = std::mem::take(&mut self.waiting);
+        waiting.retain(|event| {
+            let is_withdrawn = event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn());
+            if is_withdrawn {
+                withdraw(self, event);
+            }
+            !is_withdrawn
+        });
+        self.waiting = waiting;
+    }
+
     fn has_room(&self, limits: Limits, cost: usize) -> bool {
         self.in_memory() < limits.events && self.bytes + cost <= limits.bytes
     }
@@ -383,17 +396,8 @@ impl Buffer {
             return;
         }
         let mut state = self.lock();
-        let state = &mut *state;
-        let mut waiting = std::mem::take(&mut state.waiting);
-        waiting.retain(|event| {
-            let is_withdrawn = event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn());
-            if is_withdrawn {
-                withdraw(state, event);
-            }
-            !is_withdrawn
-        });
-        state.waiting = waiting;
-        if self.is_below_the_mark(state) {
+        state.sweep();
+        if self.is_below_the_mark(&state) {
             state.full = false;
         }
     }

@@ -38,6 +38,8 @@ impl Buffer {
     /// holds, then, once there are none, of those that wait. At most about `bytes` of them at once.
     pub fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> Spilling {
         let mut state = self.lock();
+        // One that was taken back is not written, and must not stand before those that are.
+        state.sweep();
         let State { waiting, disk, .. } = &mut *state;
         let held = held.map(|event| (event, Holder::Delivery));
         let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));

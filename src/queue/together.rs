@@ -246,3 +246,21 @@ fn lets_go_of_what_was_withdrawn() {
     assert_eq!(queue.drain(), [2]);
     queue.close();
 }
+
+#[test]
+fn delivers_after_the_stop_has_begun_what_stood_behind_one_that_was_withdrawn() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Published, directory.path());
+    queue.buffer.reach(crate::queue::Reach::There);
+    let tickets: Vec<_> = (1..=3).map(|number| queue.enqueue(number).unwrap().unwrap()).collect();
+    assert!(tickets[0].withdraw());
+    queue.buffer.drain();
+    let Spilling::Waits(ticket) = queue.buffer.spill(std::iter::empty(), 1 << 20) else {
+        panic!("there are events to spill");
+    };
+    assert_eq!(outcome(&ticket), Outcome::Kept);
+    assert_eq!(queue.drain(), [2, 3]);
+    assert!(queue.buffer.is_empty(), "nothing is waited for in vain");
+    assert_eq!((queue.check().withdrawn, queue.check().published, queue.check().held), (1, 2, 0));
+    queue.close();
+}
