@@ -3,13 +3,19 @@
 //! An entry is pending as long as its ticket has not ended, recorded afterwards; one whose ticket ended otherwise than
 //! kept counts as absent. Nobody has to come back to change it: whoever asks looks at the ticket.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use hashbrown::HashTable;
 
 use crate::queue::Refused;
 use crate::settings::Section;
 use crate::ticket::{Outcome, Ticket};
+
+/// What the age of a request is counted in: four bytes of it last thirteen years.
+const TICK: Duration = Duration::from_millis(100);
 
 /// `[deduplication]`.
 #[derive(Clone, Copy, Debug)]
@@ -44,18 +50,30 @@ impl Key {
     }
 }
 
+/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB.
 #[derive(Clone, Debug)]
 struct Entry {
-    since: Instant,
+    key: Key,
+    /// Ticks.
+    since: u32,
     /// Until it is known how it ended.
     ticket: Option<Arc<Ticket>>,
 }
 
-#[derive(Debug, Default)]
+/// The entries in order of age, and the way from a key to its entry.
+#[derive(Debug)]
 struct Table {
-    entries: HashMap<Key, Entry>,
-    /// Oldest first; a key that was entered again stands here twice, once out of date.
-    order: VecDeque<(Key, Instant)>,
+    window: Duration,
+    max_entries: usize,
+    /// Ticks are counted from here: one window before the program, as it restores what is no older.
+    begin: Instant,
+    /// Oldest first, numbered one after the other.
+    entries: VecDeque<Entry>,
+    /// The number of the oldest.
+    first: u32,
+    /// The numbers of those that count. The others ended otherwise than kept, and leave when they are the oldest.
+    known: HashTable<u32>,
+    hasher: RandomState,
 }
 
 /// Whether a request is known.
@@ -69,26 +87,23 @@ pub(super) enum Known {
 
 /// The requests that are known.
 #[derive(Debug)]
-pub struct Deduplication {
-    settings: Settings,
-    table: Mutex<Table>,
-}
+pub struct Deduplication(Mutex<Table>, Settings);
 
 impl Deduplication {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self { settings, table: Mutex::default() }
+        Self(Mutex::new(Table::new(settings)), settings)
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is turned on at all.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        !self.settings.window.is_zero()
+        !self.1.window.is_zero()
     }
 
     /// Looks for an equal request.
@@ -96,7 +111,9 @@ impl Deduplication {
         if !self.is_on() {
             return None;
         }
-        self.lock().look(key, self.settings.window)
+        let mut table = self.lock();
+        let now = table.now();
+        table.look(key, now)
     }
 
     /// Enters a request and enqueues it in one breath: of two equal ones at the same time one is enqueued. `Err` of
@@ -110,12 +127,13 @@ impl Deduplication {
             return Ok(enqueue());
         }
         let mut table = self.lock();
-        if let Some(known) = table.look(key, self.settings.window) {
+        let now = table.now();
+        if let Some(known) = table.look(key, now) {
             return Err(known);
         }
         let enqueued = enqueue();
         if let Ok(ticket) = &enqueued {
-            table.enter(*key, Entry { since: Instant::now(), ticket: ticket.clone() }, self.settings);
+            table.enter(Entry { key: *key, since: now, ticket: ticket.clone() });
         }
         Ok(enqueued)
     }
@@ -123,60 +141,119 @@ impl Deduplication {
     /// Enters what was accepted by an earlier run: keys with their ages. What is known already stays as it is.
     pub fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
         accepted.sort_by_key(|(_, age)| *age);
-        let now = Instant::now();
         let mut table = self.lock();
-        for (key, age) in accepted {
-            let Some(since) = now.checked_sub(age).filter(|_| age < self.settings.window) else { continue };
-            if table.entries.len() >= self.settings.max_entries {
+        let now = table.now();
+        for (key, age) in accepted.into_iter().take_while(|(_, age)| *age < self.1.window) {
+            if table.entries.len() >= table.max_entries {
                 break;
             }
-            if let std::collections::hash_map::Entry::Vacant(vacant) = table.entries.entry(key) {
-                vacant.insert(Entry { since, ticket: None });
-                table.order.push_front((key, since));
+            if table.find(&key).is_none() {
+                table.restore(Entry { key, since: now.saturating_sub(ticks(age)), ticket: None });
             }
         }
     }
 }
 
+fn ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
+}
+
 impl Table {
-    fn look(&mut self, key: &Key, window: Duration) -> Option<Known> {
-        let entry = self.entries.get_mut(key)?;
-        let Some(ticket) = &entry.ticket else {
-            return (entry.since.elapsed() < window).then_some(Known::Recorded);
-        };
-        match ticket.outcome() {
-            None => Some(Known::Pending(ticket.clone())),
-            Some(Outcome::Kept) => {
-                entry.ticket = None;
-                (entry.since.elapsed() < window).then_some(Known::Recorded)
-            }
-            Some(Outcome::Failed | Outcome::Withdrawn) => {
-                self.entries.remove(key);
-                None
-            }
+    fn new(Settings { window, max_entries }: Settings) -> Self {
+        let now = Instant::now();
+        Self {
+            window,
+            max_entries,
+            begin: now.checked_sub(window).unwrap_or(now),
+            entries: VecDeque::new(),
+            first: 0,
+            known: HashTable::new(),
+            hasher: RandomState::new(),
         }
     }
 
-    fn enter(&mut self, key: Key, entry: Entry, settings: Settings) {
-        self.order.push_back((key, entry.since));
-        self.entries.insert(key, entry);
-        while let Some((key, since)) = self.order.front() {
-            let current = self.entries.get(key).filter(|entry| entry.since == *since);
-            if current.is_some() && self.entries.len() <= settings.max_entries && since.elapsed() < settings.window
-            {
-                break;
-            }
-            if current.is_some() {
-                self.entries.remove(key);
-            }
-            self.order.pop_front();
-        }
-        if self.order.len() < self.order.capacity() / 4 && self.order.capacity() > 4096 {
-            // After a flood: idle memory need not hold its room.
-            self.order.shrink_to(self.order.len() * 2);
-            self.entries.shrink_to(self.entries.len() * 2);
+    /// Ticks.
+    fn now(&self) -> u32 {
+        ticks(self.begin.elapsed())
+    }
+
+    fn is_recent(&self, since: u32, now: u32) -> bool {
+        TICK * now.saturating_sub(since) < self.window
+    }
+
+    /// The number of the entry that counts.
+    fn find(&self, key: &Key) -> Option<u32> {
+        let (entries, first) = (&self.entries, self.first);
+        self.known.find(self.hasher.hash_one(key), |number| at(entries, first, *number).key == *key).copied()
+    }
+
+    fn forget(&mut self, number: u32) {
+        let hash = self.hasher.hash_one(at(&self.entries, self.first, number).key);
+        if let Ok(found) = self.known.find_entry(hash, |known| *known == number) {
+            found.remove();
         }
     }
+
+    fn look(&mut self, key: &Key, now: u32) -> Option<Known> {
+        let number = self.find(key)?;
+        let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
+        match entry.ticket.as_ref().map(|ticket| ticket.outcome()) {
+            Some(None) => return entry.ticket.clone().map(Known::Pending),
+            Some(Some(Outcome::Failed | Outcome::Withdrawn)) => {
+                entry.ticket = None;
+                self.forget(number);
+                return None;
+            }
+            Some(Some(Outcome::Kept)) => entry.ticket = None,
+            None => {}
+        }
+        let since = entry.since;
+        self.is_recent(since, now).then_some(Known::Recorded)
+    }
+
+    /// Makes it the youngest; its key is not known, or known no more.
+    fn enter(&mut self, entry: Entry) {
+        if let Some(number) = self.find(&entry.key) {
+            self.forget(number);
+        }
+        let now = entry.since;
+        let number = self.first.wrapping_add(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
+        self.insert(number, &entry.key);
+        self.entries.push_back(entry);
+        while self.entries.len() > self.max_entries
+            || self.entries.front().is_some_and(|oldest| !self.is_recent(oldest.since, now))
+        {
+            self.forget(self.first);
+            self.entries.pop_front();
+            self.first = self.first.wrapping_add(1);
+        }
+        if self.entries.len() < self.entries.capacity() / 4 && self.entries.capacity() > 4096 {
+            // After a flood: idle memory need not hold its room.
+            let (few, entries, first, hasher) =
+                (self.entries.len() * 2, &mut self.entries, self.first, &self.hasher);
+            entries.shrink_to(few);
+            self.known.shrink_to(few, |number| hasher.hash_one(at(entries, first, *number).key));
+        }
+    }
+
+    /// Makes it the oldest.
+    fn restore(&mut self, entry: Entry) {
+        self.first = self.first.wrapping_sub(1);
+        let key = entry.key;
+        self.entries.push_front(entry);
+        self.insert(self.first, &key);
+    }
+
+    fn insert(&mut self, number: u32, key: &Key) {
+        let (entries, first, hasher) = (&self.entries, self.first, &self.hasher);
+        let hash = |number: &u32| hasher.hash_one(at(entries, first, *number).key);
+        self.known.insert_unique(hasher.hash_one(key), number, hash);
+    }
+}
+
+/// The entry with this number.
+fn at(entries: &VecDeque<Entry>, first: u32, number: u32) -> &Entry {
+    &entries[number.wrapping_sub(first) as usize]
 }
 
 #[cfg(test)]
@@ -232,14 +309,51 @@ mod tests {
 
     #[test]
     fn tells_sources_apart_and_forgets_after_the_window() {
-        let known = Deduplication::new(Settings { window: Duration::from_millis(20), max_entries: 9 });
+        let known = Deduplication::new(Settings { window: 2 * TICK, max_entries: 9 });
         assert!(accept(&known, 1));
         assert!(known.look(&Key::new(1, &[1; 32])).is_none());
         assert!(known.look(&key(1)).is_some());
-        std::thread::sleep(Duration::from_millis(25));
+        std::thread::sleep(3 * TICK);
         assert!(known.look(&key(1)).is_none());
         assert!(accept(&known, 2));
-        assert_eq!(known.lock().entries.len(), 1, "what is too old takes no room");
+        let table = known.lock();
+        assert_eq!((table.entries.len(), table.known.len()), (1, 1), "what is too old takes no room");
+    }
+
+    #[test]
+    fn takes_an_entry_that_failed_for_no_entry_and_leaves_its_room() {
+        let known = deduplication(3);
+        for _ in 0..5 {
+            let ticket = Ticket::new(None);
+            assert!(known.enter(&key(1), || Ok(Some(ticket.clone()))).is_ok());
+            ticket::end([(ticket, Outcome::Failed)]);
+        }
+        assert!(accept(&known, 1) && accept(&known, 2));
+        assert!(!accept(&known, 1) && !accept(&known, 2));
+        let table = known.lock();
+        assert_eq!((table.entries.len(), table.known.len()), (3, 2));
+    }
+
+    #[test]
+    fn agrees_with_a_list_through_a_long_random_life() {
+        let (mut random, mut list) = (fastrand::Rng::with_seed(3), VecDeque::new());
+        let known = deduplication(20);
+        known.lock().first = u32::MAX - 50;
+        for _ in 0..2_000 {
+            let number = random.u8(..60);
+            assert_eq!(accept(&known, number), !list.contains(&number));
+            if !list.contains(&number) {
+                list.push_back(number);
+                list.drain(..list.len().saturating_sub(20));
+            }
+            let table = known.lock();
+            assert_eq!((table.entries.len(), table.known.len()), (list.len(), list.len()));
+        }
+    }
+
+    #[test]
+    fn takes_32_bytes_an_entry() {
+        assert_eq!(size_of::<Entry>(), 32);
     }
 
     #[test]
