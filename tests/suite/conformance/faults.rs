@@ -56,7 +56,7 @@ pub(super) fn loses_nothing_when_the_broker_hangs<R: Remote>(test: &str) {
     daemon.wait_until("events flow again", LIMIT, |status| status.count("published") > published + 2_000);
     let sent = running.end().all_accepted();
     let slowest = sent.0.iter().map(|note| note.took).max().unwrap_or_default();
-    assert!(slowest < Duration::from_secs(2), "a sender waited {slowest:?} while the broker hung");
+    assert!(slowest < hang / 3, "a sender waited {slowest:?} while the broker hung");
     let status = daemon.wait_until_empty();
     let out_of_order = daemon.metric("publish_out_of_order_total", &[]);
     let repeats = judge(&rig, &setup, &sent, &status, out_of_order);

@@ -197,8 +197,8 @@ impl Rig for Kafka {
         (format!("{}-special", self.name), format!("all {}", payload.target))
     }
 
-    fn read(&self, _at_least: u64) -> Vec<Delivered> {
-        read(&self.order(&json!({"prefix": self.name})))
+    fn read(&self, at_least: u64) -> Vec<Delivered> {
+        read(&self.order(&json!({"prefix": self.name, "at_least": at_least})))
     }
 }
 

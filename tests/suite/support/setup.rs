@@ -11,7 +11,7 @@ use std::thread;
 use serde_json::Value;
 
 use super::table::{Table, quoted};
-use super::wait::{LIMIT, port};
+use super::wait::{LIMIT, port, tell_panics_at_once};
 use super::{Daemon, Delivered, Oracle, Sent, Stopped, files, wait_for};
 
 /// The secret of the source, as the sender knows it.
@@ -59,6 +59,7 @@ impl Setup {
     }
 
     fn within(directory: tempfile::TempDir, broker: &Table) -> Self {
+        tell_panics_at_once();
         let state = directory.path().join("state");
         let setup = Self {
             directory: Arc::new(directory),

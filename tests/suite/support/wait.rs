@@ -1,10 +1,12 @@
 //! Deadlines instead of sleeps, names no other test has, and the lock of the tests that load the machine.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::net::TcpListener;
+use std::panic;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -56,6 +58,21 @@ pub(super) fn port() -> u16 {
 pub(crate) fn heavy() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// From now on a panic is also told at once, between the lines of the tests, and not only at the end of a long run.
+pub(super) fn tell_panics_at_once() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let usual = panic::take_hook();
+        panic::set_hook(Box::new(move |panic| {
+            usual(panic);
+            let thread = thread::current();
+            let name = thread.name().unwrap_or("a thread");
+            // Written by itself: what `eprintln` writes is kept for the end. Who cannot write it has it there.
+            let _ = writeln!(std::io::stderr(), "\n{name}: {panic}");
+        }));
+    });
 }
 
 /// Whether the long forms were asked for: `SUITE_LONG=1`.
