@@ -6,6 +6,7 @@
 
 mod journal;
 mod letters;
+mod memory;
 mod threads;
 
 use std::fs::File;
@@ -205,6 +206,7 @@ impl App {
         }
         journal::recall(&parts.known, &settings)?;
         let (queue, shutdown) = (&parts.queue, settings.shutdown);
+        tokio::spawn(memory::keep_low(queue.clone()));
         let failed = tokio::select! {
             () = signals.next() => false,
             () = queue.failed() => true,

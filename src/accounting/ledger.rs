@@ -113,6 +113,12 @@ impl Ledger {
         }
     }
 
+    /// Requests of all sources that were decided.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.sources.iter().map(|book| book.received).sum()
+    }
+
     /// The totals, with what is held at this moment.
     #[must_use]
     pub fn totals(&self, held: u64) -> Totals {
@@ -123,11 +129,11 @@ impl Ledger {
             dead_lettered: self.dead_lettered.iter().sum(),
             withdrawn: self.withdrawn,
             lost: self.lost.iter().sum(),
+            received: self.received(),
             held,
             ..Totals::default()
         };
         for book in &self.sources {
-            totals.received += book.received;
             totals.accepted += book.accepted;
             totals.duplicate += book.duplicate;
             totals.probe += book.probe;

@@ -418,6 +418,12 @@ impl Buffer {
         (state.in_memory(), state.bytes)
     }
 
+    /// Requests until now.
+    #[must_use]
+    pub fn received(&self) -> u64 {
+        self.lock().ledger.received()
+    }
+
     /// The limits.
     #[must_use]
     pub fn limits(&self) -> Limits {

@@ -1,0 +1,237 @@
+//! The brokers: real ones, started by the project's own script; how many messages each of them holds, in its own words.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use async_nats::jetstream;
+use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
+use lapin::types::FieldTable;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::{ClientConfig, TopicPartitionList};
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+
+/// Which broker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Apache Kafka.
+    Kafka,
+    /// RabbitMQ.
+    Rabbitmq,
+    /// NATS with JetStream.
+    Nats,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Kafka, Self::Rabbitmq, Self::Nats];
+
+    /// Its name in the settings.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kafka => "kafka",
+            Self::Rabbitmq => "rabbitmq",
+            Self::Nats => "nats",
+        }
+    }
+}
+
+/// Topic, queue or stream, as the bridge's defaults name them.
+const TOPIC: &str = "plextrac-events";
+const QUEUE: &str = "plextrac-events";
+const STREAM: &str = "PLEXTRAC";
+
+/// The client that counts is not to be waited for longer than this.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Running brokers of our own; they end with this process.
+pub struct Brokers {
+    home: PathBuf,
+    facts: HashMap<Kind, HashMap<String, String>>,
+    runtime: Runtime,
+    kafka: Option<BaseConsumer>,
+    rabbitmq: Option<lapin::Channel>,
+    nats: Option<jetstream::Context>,
+}
+
+impl Brokers {
+    /// Starts these.
+    pub fn start(kinds: &[Kind], home: &Path) -> Result<Self> {
+        let mut facts = HashMap::new();
+        for kind in kinds {
+            facts.insert(*kind, up(*kind, home)?);
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let mut brokers = Self { home: home.to_owned(), facts, runtime, kafka: None, rabbitmq: None, nats: None };
+        for kind in kinds {
+            brokers.connect(*kind).with_context(|| format!("connect to {}", kind.name()))?;
+        }
+        Ok(brokers)
+    }
+
+    fn connect(&mut self, kind: Kind) -> Result<()> {
+        match kind {
+            Kind::Kafka => {
+                let mut config = ClientConfig::new();
+                config.set("bootstrap.servers", self.fact(kind, "KAFKA_BOOTSTRAP")?).set("group.id", "bench");
+                self.kafka = Some(config.create()?);
+            }
+            Kind::Rabbitmq => {
+                let url = self.fact(kind, "RABBITMQ_URL")?;
+                self.rabbitmq = Some(self.runtime.block_on(async {
+                    let connection =
+                        lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await?;
+                    connection.create_channel().await
+                })?);
+            }
+            Kind::Nats => {
+                let url = self.fact(kind, "NATS_URL")?;
+                let address: async_nats::ServerAddr = url.parse()?;
+                let options = match (address.username(), address.password()) {
+                    (Some(user), Some(password)) => {
+                        async_nats::ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned())
+                    }
+                    _ => async_nats::ConnectOptions::new(),
+                };
+                let connected = async { options.connect(address).await.map(jetstream::new) };
+                self.nats = Some(self.runtime.block_on(connected)?);
+            }
+        }
+        Ok(())
+    }
+
+    /// A line that the script printed.
+    pub fn fact(&self, kind: Kind, name: &str) -> Result<String> {
+        let facts = self.facts.get(&kind).with_context(|| format!("{} was not started", kind.name()))?;
+        facts.get(name).cloned().with_context(|| format!("up.sh printed no {name}"))
+    }
+
+    /// All lines that the script printed.
+    pub fn facts(&self) -> impl Iterator<Item = (&String, &String)> {
+        self.facts.values().flatten()
+    }
+
+    /// The process that is stopped to play a broker that is away.
+    pub fn pid(&self, kind: Kind) -> Result<i32> {
+        Ok(self.fact(kind, &format!("{}_PID", kind.name().to_uppercase()))?.parse()?)
+    }
+
+    /// The bridge's table for this broker.
+    pub fn table(&self, kind: Kind) -> Result<String> {
+        Ok(match kind {
+            Kind::Kafka => {
+                format!("[broker.kafka]\nbootstrap_servers = \"{}\"\n", self.fact(kind, "KAFKA_BOOTSTRAP")?)
+            }
+            Kind::Rabbitmq => format!("[broker.rabbitmq]\nuri = \"{}\"\n", self.fact(kind, "RABBITMQ_URL")?),
+            Kind::Nats => format!("[broker.nats]\nservers = [\"{}\"]\n", self.fact(kind, "NATS_URL")?),
+        })
+    }
+
+    /// How many messages it holds; 0 where there is no topic, queue or stream yet.
+    pub fn count(&self, kind: Kind) -> Result<u64> {
+        match kind {
+            Kind::Kafka => self.count_kafka(),
+            Kind::Rabbitmq => {
+                let channel = self.rabbitmq.as_ref().context("not connected")?;
+                let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+                let declared = channel.queue_declare(QUEUE.into(), options, FieldTable::default());
+                Ok(self.runtime.block_on(declared)?.message_count().into())
+            }
+            Kind::Nats => {
+                let stream = self.nats.as_ref().context("not connected")?.get_stream(STREAM);
+                Ok(self.runtime.block_on(stream)?.cached_info().state.messages)
+            }
+        }
+    }
+
+    fn count_kafka(&self) -> Result<u64> {
+        let consumer = self.kafka.as_ref().context("not connected")?;
+        let metadata = consumer.fetch_metadata(Some(TOPIC), PATIENCE)?;
+        let mut partitions = TopicPartitionList::new();
+        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+            partitions.add_partition(TOPIC, partition.id());
+        }
+        let mut count = 0;
+        for partition in partitions.elements() {
+            let (low, high) = consumer.fetch_watermarks(TOPIC, partition.partition(), PATIENCE)?;
+            count += u64::try_from(high - low)?;
+        }
+        Ok(count)
+    }
+
+    /// Waits until it holds so many; how long ago the last look before was that saw fewer is at most some
+    /// milliseconds.
+    pub fn wait_for(&self, kind: Kind, messages: u64, limit: Duration) -> Result<Instant> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let count = self.count(kind)?;
+            if count >= messages {
+                return Ok(Instant::now());
+            }
+            if Instant::now() > deadline {
+                bail!("{} holds {count} of {messages} messages after {} s", kind.name(), limit.as_secs());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Forgets what it holds, where that costs it memory.
+    pub fn empty(&self, kind: Kind) -> Result<()> {
+        match kind {
+            // On disk, and of no concern to what comes next.
+            Kind::Kafka => {}
+            Kind::Rabbitmq => {
+                let channel = self.rabbitmq.as_ref().context("not connected")?;
+                self.runtime.block_on(channel.queue_purge(QUEUE.into(), QueuePurgeOptions::default()))?;
+            }
+            Kind::Nats => {
+                let context = self.nats.as_ref().context("not connected")?;
+                self.runtime.block_on(async {
+                    context.get_stream(STREAM).await?.purge().await.map_err(anyhow::Error::from)
+                })?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Brokers {
+    fn drop(&mut self) {
+        self.rabbitmq = None;
+        self.nats = None;
+        // They end with this process in any case.
+        let _ = script("down.sh").args(["--kill", "--wipe"]).env("BROKERS_HOME", &self.home).status();
+    }
+}
+
+fn script(name: &str) -> Command {
+    Command::new(Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/brokers").join(name))
+}
+
+fn up(kind: Kind, home: &Path) -> Result<HashMap<String, String>> {
+    let printed = script("up.sh")
+        .arg(kind.name())
+        .env("BROKERS_HOME", home)
+        .env("BROKERS_OWNER_PID", std::process::id().to_string())
+        .env(format!("{}_PORT", kind.name().to_uppercase()), "auto")
+        // As it is run by people: with the optimising compiler.
+        .env("KAFKA_JVM_OPTS", "-XX:+UseG1GC")
+        .output()?;
+    anyhow::ensure!(
+        printed.status.success(),
+        "up.sh {}: {}",
+        kind.name(),
+        String::from_utf8_lossy(&printed.stderr)
+    );
+    let text = String::from_utf8(printed.stdout)?;
+    let line = |line: &str| {
+        let (name, value) = line.split_once('=')?;
+        Some((name.to_owned(), value.trim_matches('\'').to_owned()))
+    };
+    Ok(text.lines().filter_map(line).collect())
+}
