@@ -1,8 +1,9 @@
 //! The brokers: real ones, started by the project's own script; how many messages each of them holds, in its own words.
 
 use std::collections::HashMap;
+use std::io::{Read as _, Seek as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -55,7 +56,7 @@ pub struct Brokers {
     facts: HashMap<Kind, HashMap<String, String>>,
     runtime: Runtime,
     kafka: Option<BaseConsumer>,
-    rabbitmq: Option<lapin::Channel>,
+    rabbitmq: Option<lapin::Connection>,
     nats: Option<jetstream::Context>,
 }
 
@@ -83,11 +84,9 @@ impl Brokers {
             }
             Kind::Rabbitmq => {
                 let url = self.fact(kind, "RABBITMQ_URL")?;
-                self.rabbitmq = Some(self.runtime.block_on(async {
-                    let connection =
-                        lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await?;
-                    connection.create_channel().await
-                })?);
+                let connecting =
+                    async { lapin::Connection::connect(&url, lapin::ConnectionProperties::default()).await };
+                self.rabbitmq = Some(self.runtime.block_on(connecting)?);
             }
             Kind::Nats => {
                 let url = self.fact(kind, "NATS_URL")?;
@@ -137,10 +136,15 @@ impl Brokers {
         match kind {
             Kind::Kafka => self.count_kafka(),
             Kind::Rabbitmq => {
-                let channel = self.rabbitmq.as_ref().context("not connected")?;
+                let connection = self.rabbitmq.as_ref().context("not connected")?;
                 let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-                let declared = channel.queue_declare(QUEUE.into(), options, FieldTable::default());
-                Ok(self.runtime.block_on(declared)?.message_count().into())
+                self.runtime.block_on(async {
+                    // A channel of its own: asking for a queue that is not there ends it.
+                    let channel = connection.create_channel().await?;
+                    let queue = channel.queue_declare(QUEUE.into(), options, FieldTable::default()).await?;
+                    channel.close(0, "".into()).await?;
+                    Ok(queue.message_count().into())
+                })
             }
             Kind::Nats => {
                 let stream = self.nats.as_ref().context("not connected")?.get_stream(STREAM);
@@ -169,11 +173,13 @@ impl Brokers {
     pub fn wait_for(&self, kind: Kind, messages: u64, limit: Duration) -> Result<Instant> {
         let deadline = Instant::now() + limit;
         loop {
-            let count = self.count(kind)?;
-            if count >= messages {
+            // Kafka knows none of its partitions for a moment after it stood still.
+            let count = self.count(kind);
+            if matches!(count, Ok(count) if count >= messages) {
                 return Ok(Instant::now());
             }
             if Instant::now() > deadline {
+                let count = count.with_context(|| format!("count what {} holds", kind.name()))?;
                 bail!("{} holds {count} of {messages} messages after {} s", kind.name(), limit.as_secs());
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -186,8 +192,12 @@ impl Brokers {
             // On disk, and of no concern to what comes next.
             Kind::Kafka => {}
             Kind::Rabbitmq => {
-                let channel = self.rabbitmq.as_ref().context("not connected")?;
-                self.runtime.block_on(channel.queue_purge(QUEUE.into(), QueuePurgeOptions::default()))?;
+                let connection = self.rabbitmq.as_ref().context("not connected")?;
+                self.runtime.block_on(async {
+                    let channel = connection.create_channel().await?;
+                    channel.queue_purge(QUEUE.into(), QueuePurgeOptions::default()).await?;
+                    channel.close(0, "".into()).await
+                })?;
             }
             Kind::Nats => {
                 let context = self.nats.as_ref().context("not connected")?;
@@ -214,21 +224,22 @@ fn script(name: &str) -> Command {
 }
 
 fn up(kind: Kind, home: &Path) -> Result<HashMap<String, String>> {
-    let printed = script("up.sh")
+    // A file and no pipe: a broker inherits what the script has open, and lives on.
+    let mut said = tempfile::tempfile()?;
+    let status = script("up.sh")
         .arg(kind.name())
         .env("BROKERS_HOME", home)
         .env("BROKERS_OWNER_PID", std::process::id().to_string())
         .env(format!("{}_PORT", kind.name().to_uppercase()), "auto")
         // As it is run by people: with the optimising compiler.
         .env("KAFKA_JVM_OPTS", "-XX:+UseG1GC")
-        .output()?;
-    anyhow::ensure!(
-        printed.status.success(),
-        "up.sh {}: {}",
-        kind.name(),
-        String::from_utf8_lossy(&printed.stderr)
-    );
-    let text = String::from_utf8(printed.stdout)?;
+        .stdin(Stdio::null())
+        .stdout(said.try_clone()?)
+        .status()?;
+    anyhow::ensure!(status.success(), "up.sh {} failed", kind.name());
+    said.rewind()?;
+    let mut text = String::new();
+    said.read_to_string(&mut text)?;
     let line = |line: &str| {
         let (name, value) = line.split_once('=')?;
         Some((name.to_owned(), value.trim_matches('\'').to_owned()))

@@ -4,7 +4,6 @@
 //! kept counts as absent. Nobody has to come back to change it: whoever asks looks at the ticket.
 
 use std::collections::VecDeque;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -34,7 +33,7 @@ impl Settings {
 }
 
 /// What a request is known by. Half of a digest is enough: who could find two bodies that share it has the secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Key {
     digest: [u8; 16],
     source: u16,
@@ -47,6 +46,16 @@ impl Key {
         let mut half = [0; 16];
         half.copy_from_slice(&digest[..16]);
         Self { digest: half, source: u16::try_from(source).unwrap_or(u16::MAX) }
+    }
+
+    /// A digest is as good as random already, but who may send unsigned bodies can choose some of its bits: the seed
+    /// keeps him from filling one place of the table.
+    fn hash(&self, seed: u64) -> u64 {
+        let half = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| self.digest[at + byte]));
+        let product = u128::from(half(0) ^ seed) * u128::from((half(8) ^ u64::from(self.source)) | 1);
+        let bytes = product.to_le_bytes();
+        let part = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
+        part(0) ^ part(8)
     }
 }
 
@@ -73,7 +82,7 @@ struct Table {
     first: u32,
     /// The numbers of those that count. The others ended otherwise than kept, and leave when they are the oldest.
     known: HashTable<u32>,
-    hasher: RandomState,
+    seed: u64,
 }
 
 /// Whether a request is known.
@@ -168,7 +177,7 @@ impl Table {
             entries: VecDeque::new(),
             first: 0,
             known: HashTable::new(),
-            hasher: RandomState::new(),
+            seed: fastrand::u64(..),
         }
     }
 
@@ -184,11 +193,11 @@ impl Table {
     /// The number of the entry that counts.
     fn find(&self, key: &Key) -> Option<u32> {
         let (entries, first) = (&self.entries, self.first);
-        self.known.find(self.hasher.hash_one(key), |number| at(entries, first, *number).key == *key).copied()
+        self.known.find(key.hash(self.seed), |number| at(entries, first, *number).key == *key).copied()
     }
 
     fn forget(&mut self, number: u32) {
-        let hash = self.hasher.hash_one(at(&self.entries, self.first, number).key);
+        let hash = at(&self.entries, self.first, number).key.hash(self.seed);
         if let Ok(found) = self.known.find_entry(hash, |known| *known == number) {
             found.remove();
         }
@@ -229,10 +238,9 @@ impl Table {
         }
         if self.entries.len() < self.entries.capacity() / 4 && self.entries.capacity() > 4096 {
             // After a flood: idle memory need not hold its room.
-            let (few, entries, first, hasher) =
-                (self.entries.len() * 2, &mut self.entries, self.first, &self.hasher);
+            let (few, entries, first, seed) = (self.entries.len() * 2, &mut self.entries, self.first, self.seed);
             entries.shrink_to(few);
-            self.known.shrink_to(few, |number| hasher.hash_one(at(entries, first, *number).key));
+            self.known.shrink_to(few, |number| at(entries, first, *number).key.hash(seed));
         }
     }
 
@@ -245,9 +253,8 @@ impl Table {
     }
 
     fn insert(&mut self, number: u32, key: &Key) {
-        let (entries, first, hasher) = (&self.entries, self.first, &self.hasher);
-        let hash = |number: &u32| hasher.hash_one(at(entries, first, *number).key);
-        self.known.insert_unique(hasher.hash_one(key), number, hash);
+        let (entries, first, seed) = (&self.entries, self.first, self.seed);
+        self.known.insert_unique(key.hash(seed), number, |number| at(entries, first, *number).key.hash(seed));
     }
 }
 

@@ -26,7 +26,17 @@ def text(value):
 
 
 def kafka(order):
-    from confluent_kafka import Consumer, TopicPartition
+    from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+    def ends(part):
+        # A broker that stood still knows none of its partitions for a moment.
+        while True:
+            try:
+                return consumer.get_watermark_offsets(part, timeout=10)
+            except KafkaException:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
     consumer = Consumer({"bootstrap.servers": order["bootstrap"], "security.protocol": "SSL",
                          "ssl.ca.location": order["ca"], "group.id": "reader", "enable.auto.commit": False,
@@ -44,7 +54,7 @@ def kafka(order):
         # Up to what the broker itself says is there, not to the first time that a partition seems to end.
         for part in parts:
             place = part.topic, part.partition
-            low, high = consumer.get_watermark_offsets(part, timeout=30)
+            low, high = ends(part)
             follows[place] = max(follows[place], low)
             while follows[place] < high:
                 if time.monotonic() > deadline:
