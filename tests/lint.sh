@@ -66,6 +66,8 @@ unit_is_sound() {
 unit_exposure=15
 unit_is_confined() { systemd-analyze security --offline=true --no-pager --threshold="$unit_exposure" "$unit"; }
 
+alerts=deploy/prometheus/alerts
+
 # The clone's own place, the home directory, and homes in general.
 no_machine_paths() {
     local list home=${HOME%/}
@@ -94,6 +96,9 @@ check "$unit (systemd-analyze verify)" unit_is_sound
 check "$unit (systemd-analyze security, at most $unit_exposure of 100)" unit_is_confined
 systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 's/^→ */      /p'
 check "deploy/prometheus/prometheus.yml (promtool)" promtool check config deploy/prometheus/prometheus.yml
+check "$alerts.yml (promtool check rules)" promtool check rules --lint-fatal "$alerts.yml"
+check "$alerts.yml (promtool test rules)" promtool test rules "${alerts}_test.yml"
+check "$alerts.yml: each alert firing and quiet in a test" python tests/alert_cases.py "$alerts.yml" "${alerts}_test.yml"
 check "no leftovers in Rust (dbg, todo, fixme)" none_with '\b(dbg|todo|unimplemented)!|\b([Tt][Oo][Dd][Oo]|[Ff][Ii][Xx][Mm][Ee]|[Xx]{3})\b' '*.rs'
 check "no #[allow]: #[expect] with a reason" none_with '#!?\[allow\(' '*.rs'
 check "no path of this machine" no_machine_paths
