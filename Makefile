@@ -29,7 +29,7 @@ demo: setup-build release ## builds the bridge and shows it at work, on the embe
 test: setup fmt clippy files doc doctest readme cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
 
 .PHONY: lint
-lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, workflow, words
+lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, alerts, dashboard, workflow, words
 
 .PHONY: bench
 bench: setup-build release ## processor time per event: the real daemon on the file broker, 20,000 signed events

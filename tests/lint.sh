@@ -47,7 +47,7 @@ yaml() {
 compose() {
     if docker compose version >/dev/null 2>&1; then
         local profile
-        for profile in kafka rabbitmq nats; do docker compose --profile "$profile" config -q; done
+        for profile in kafka rabbitmq nats; do docker compose --profile "$profile" --profile grafana config -q; done
     else
         check-jsonschema --builtin-schema vendor.compose-spec docker-compose.yml
     fi
@@ -65,6 +65,12 @@ unit_is_sound() {
 # The exposure in tenths: 0 is perfect, 100 is no protection at all.
 unit_exposure=15
 unit_is_confined() { systemd-analyze security --offline=true --no-pager --threshold="$unit_exposure" "$unit"; }
+
+alerts=deploy/prometheus/alerts
+dashboards_ask_promql() {
+    python tests/dashboard_queries.py deploy/grafana/dashboards/*.json >"$temporary/queries.yml" &&
+        promtool check rules "$temporary/queries.yml"
+}
 
 # The clone's own place, the home directory, and homes in general.
 no_machine_paths() {
@@ -94,6 +100,10 @@ check "$unit (systemd-analyze verify)" unit_is_sound
 check "$unit (systemd-analyze security, at most $unit_exposure of 100)" unit_is_confined
 systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 's/^→ */      /p'
 check "deploy/prometheus/prometheus.yml (promtool)" promtool check config deploy/prometheus/prometheus.yml
+check "$alerts.yml (promtool check rules)" promtool check rules --lint-fatal "$alerts.yml"
+check "$alerts.yml (promtool test rules)" promtool test rules "${alerts}_test.yml"
+check "$alerts.yml: each alert firing and quiet in a test" python tests/alert_cases.py "$alerts.yml" "${alerts}_test.yml"
+check "deploy/grafana: JSON, its queries (promtool check rules)" dashboards_ask_promql
 check "no leftovers in Rust (dbg, todo, fixme)" none_with '\b(dbg|todo|unimplemented)!|\b([Tt][Oo][Dd][Oo]|[Ff][Ii][Xx][Mm][Ee]|[Xx]{3})\b' '*.rs'
 check "no #[allow]: #[expect] with a reason" none_with '#!?\[allow\(' '*.rs'
 check "no path of this machine" no_machine_paths

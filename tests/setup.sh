@@ -54,7 +54,7 @@ if [ "$mode" = test ]; then
     want openssl "makes the brokers' certificates" has openssl
     want curl "a client that is not ours" has curl
     want procps "processes and their memory" has ps
-    want prometheus "promtool checks metrics and the scrape configuration" has promtool
+    want prometheus "promtool checks metrics, the scrape configuration and the alerts" has promtool
     want faketime "steps the clock of a daemon" has faketime
     want systemd "systemd-analyze checks the unit" has systemd-analyze
     want shellcheck "checks the shell scripts" has shellcheck

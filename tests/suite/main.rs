@@ -14,6 +14,10 @@ mod commands;
 #[cfg(test)]
 mod conformance;
 
+// What dashboard and alerts ask Prometheus for is what the daemon exposes.
+#[cfg(test)]
+mod dashboards;
+
 // What the broker refused and what was invalid: listed, shown, replayed, dropped, with a daemon and without.
 #[cfg(test)]
 mod dead_letters;
