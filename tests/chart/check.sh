@@ -80,6 +80,7 @@ schema_catches_typos() {
         typo "additional properties 'bootstrap_server' not allowed" --set settings.broker.kafka.bootstrap_server=a:9092 &&
         typo "additional properties 'tlsSecret' not allowed" --set ingress.tlsSecret=a &&
         typo "additional properties 'labells' not allowed" --set serviceMonitor.labells.a=b &&
+        refused "missing property 'bootstrap_servers'" template --set settings.broker.kafka.topic=a &&
         typo "'/settings/ack'" --set settings.ack=journalled &&
         typo "'/settings/broker/kafka/topology'" --set settings.broker.kafka.topology=declared &&
         typo "'/settings/shutdown/grace'" --set-string settings.shutdown.grace=20 &&
@@ -135,6 +136,11 @@ END
     refused "Deploymnet" valid "$newest" "$file"
 }
 
+program_is_asked() { # BINARY
+    template -f "$minimal" --set 'settings.broker.kafka.topic=no topic' >"$temporary/wrong.yaml"
+    refused "broker.kafka.topic" manifests accepted "$temporary/wrong.yaml" "$1"
+}
+
 if [ $# = 0 ]; then
     check "the chart's files are those of deploy/" eval \
         'copied "$chart/files/alerts.yml" deploy/prometheus/alerts.yml &&
@@ -161,6 +167,8 @@ if [ $# = 0 ]; then
     check "secrets in the values are refused" schema_keeps_secrets_out
     check "contradictions are refused" templates_refuse_contradictions
     check "these checks can fail" checks_can_fail
+else
+    check "this check can fail" program_is_asked "$(realpath "$1")"
 fi
 
 if [ ${#failed[@]} != 0 ]; then
