@@ -8,6 +8,7 @@ CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/plextrac-bridge
 export VENV ?= $(CACHE)/venv
 export BROKERS_HOME ?= $(CACHE)/brokers
 export BROKERS_DIST ?= $(BROKERS_HOME)/dist
+export HELM_DIST ?= $(CACHE)/helm
 export PYTHON := $(VENV)/bin/python
 
 CARGO ?= cargo
@@ -26,10 +27,10 @@ demo: setup-build release ## builds the bridge and shows it at work, on the embe
 	@./target/release/plextrac-bridge demo
 
 .PHONY: test
-test: setup fmt clippy files doc doctest readme cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
+test: setup fmt clippy files doc doctest readme chart cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
 
 .PHONY: lint
-lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, alerts, dashboard, workflow, words
+lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflow, words
 
 .PHONY: bench
 bench: setup-build release ## processor time per event: the real daemon on the file broker, 20,000 signed events
@@ -99,6 +100,12 @@ readme:
 	$(call step,readme: its commands as written)
 	@$(CARGO) build --locked --features failpoints
 	@tests/readme.sh
+
+.PHONY: chart
+chart:
+	$(call step,chart: its settings by the program)
+	@$(CARGO) build --locked --features failpoints
+	@tests/chart/check.sh target/debug/plextrac-bridge
 
 .PHONY: cargo-test
 cargo-test:

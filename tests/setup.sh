@@ -5,7 +5,8 @@
 #   setup.sh test      (default) that, real brokers, clients to read them back, and the tools of `make lint`
 #
 # System packages come by apt, through sudo where the caller is not root. Everything else goes to a cache directory
-# that all clones share: ${XDG_CACHE_HOME:-~/.cache}/plextrac-bridge, with brokers/ and venv/ (BROKERS_HOME, VENV).
+# that all clones share: ${XDG_CACHE_HOME:-~/.cache}/plextrac-bridge, with brokers/, helm/ and venv/ (BROKERS_HOME,
+# HELM_DIST, VENV).
 set -euo pipefail
 tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$tests/.."
@@ -93,5 +94,6 @@ if [ "$mode" = test ]; then
         } 8>&-
     fi
     PYTHON=$VENV/bin/python "$tests/brokers/install.sh" 8>&-
+    PYTHON=$VENV/bin/python "$tests/chart/install.sh" 8>&-
 fi
 say "ready to $mode (${SECONDS} s)"

@@ -34,6 +34,10 @@ mod http;
 #[cfg(test)]
 mod journal;
 
+// The daemon in a pod: variables of services, and those that take back what the image sets.
+#[cfg(test)]
+mod kubernetes;
+
 // The rules of the house, kept by reading src/.
 #[cfg(test)]
 mod layers;

@@ -1,0 +1,98 @@
+{{/* Names, labels, and what is reckoned from the settings. */}}
+
+{{- define "plextrac-bridge.fullname" -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 50 | trimSuffix "-" -}}
+{{- else if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 50 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "plextrac-bridge.selectorLabels" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "plextrac-bridge.labels" -}}
+{{ include "plextrac-bridge.selectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
+{{- end -}}
+
+{{- define "plextrac-bridge.serviceAccountName" -}}
+{{- default (ternary (include "plextrac-bridge.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "plextrac-bridge.image" -}}
+{{- with .Values.image -}}
+{{- if .digest -}}
+{{- printf "%s@%s" .repository .digest -}}
+{{- else -}}
+{{- printf "%s:%s" .repository (default $.Chart.AppVersion .tag) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The port of an address such as 0.0.0.0:8080. */}}
+{{- define "plextrac-bridge.port" -}}
+{{- regexFind "[0-9]+$" . -}}
+{{- end -}}
+
+{{/* A duration of the settings in milliseconds. */}}
+{{- define "plextrac-bridge.milliseconds" -}}
+{{- $unit := regexFind "[a-z]+$" . -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (get (dict "ms" 1 "s" 1000 "m" 60000 "h" 3600000) $unit) -}}
+{{- end -}}
+
+{{/* A size of the settings (1GiB) or a quantity (1Gi, 1G) in bytes. */}}
+{{- define "plextrac-bridge.bytes" -}}
+{{- $factors := dict "" 1 "B" 1 "KiB" 1024 "MiB" 1048576 "GiB" 1073741824
+      "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776
+      "k" 1000 "M" 1000000 "G" 1000000000 "T" 1000000000000 -}}
+{{- mul (regexFind "^[0-9]+" . | int64) (get $factors (regexFind "[A-Za-z]*$" .)) -}}
+{{- end -}}
+
+{{/* What the state directory can grow to: with `journaled` the journal, else what a stop writes; 16 MiB of invalid bodies. */}}
+{{- define "plextrac-bridge.stateBytes" -}}
+{{- $settings := .Values.settings -}}
+{{- $events := dig "buffer" "max_bytes" "64MiB" $settings -}}
+{{- if eq (default "buffered" $settings.ack) "journaled" -}}
+{{- $events = dig "journal" "max_bytes" "1GiB" $settings -}}
+{{- end -}}
+{{- add (include "plextrac-bridge.bytes" $events) (include "plextrac-bridge.bytes" (dig "dead_letters" "max_bytes" "256MiB" $settings)) 16777216 -}}
+{{- end -}}
+
+{{/* shutdown.delay + shutdown.grace + 10 s, rounded up. */}}
+{{- define "plextrac-bridge.terminationGracePeriodSeconds" -}}
+{{- $delay := include "plextrac-bridge.milliseconds" (dig "shutdown" "delay" "0s" .Values.settings) -}}
+{{- $grace := include "plextrac-bridge.milliseconds" (dig "shutdown" "grace" "20s" .Values.settings) -}}
+{{- add (div (add $delay $grace 999) 1000) 10 -}}
+{{- end -}}
+
+{{/* The broker's ports, comma-separated: those it is named with, else its usual ones. */}}
+{{- define "plextrac-bridge.brokerPorts" -}}
+{{- $broker := .Values.settings.broker -}}
+{{- $ports := list -}}
+{{- with $broker.kafka -}}
+{{- range splitList "," (default "localhost:9092" .bootstrap_servers) -}}
+{{- $ports = append $ports (default "9092" (regexFind "[0-9]+$" (regexFind ":[0-9]+$" (trim .)))) -}}
+{{- end -}}
+{{- end -}}
+{{- with $broker.nats -}}
+{{- range .servers | default (list "nats://localhost:4222") -}}
+{{- $ports = append $ports (default "4222" (regexFind "[0-9]+$" (regexFind ":[0-9]+$" (trimSuffix "/" .)))) -}}
+{{- end -}}
+{{- end -}}
+{{- with $broker.rabbitmq -}}
+{{- with .uri -}}
+{{- $ports = append $ports (default (ternary "5671" "5672" (hasPrefix "amqps:" .)) (regexFind "[0-9]+$" (regexFind "^amqps?://[^/?]*:[0-9]+" .))) -}}
+{{- else -}}
+{{- $ports = list "5671" "5672" -}}
+{{- end -}}
+{{- end -}}
+{{- join "," (uniq $ports) -}}
+{{- end -}}

@@ -1,0 +1,172 @@
+#!/usr/bin/env bash
+# Checks deploy/helm/plextrac-bridge by Helm itself, with each file of values in its ci/: lint, templates, the schema of
+# values, and what is rendered, by kubernetes-validate and manifests.py. The tools come from setup.sh.
+#
+#   check.sh             all of it without the program
+#   check.sh BINARY      that the program accepts the rendered settings, no more
+set -euo pipefail
+tests=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$tests/.."
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
+PATH=${VENV:-$cache/venv}/bin:${HELM_DIST:-$cache/helm}:$PATH
+export BROKERS_DIST=${BROKERS_DIST:-${BROKERS_HOME:-$cache/brokers}/dist} # its certificates stand for the pods'
+temporary=$(mktemp -d)
+trap 'rm -rf "$temporary"' EXIT
+# None of this user's repositories, plugins and caches.
+export HELM_CONFIG_HOME=$temporary/config HELM_CACHE_HOME=$temporary/cache HELM_DATA_HOME=$temporary/data
+unset KUBECONFIG
+
+chart=deploy/helm/plextrac-bridge
+oldest=$(sed -n 's/^kubeVersion: ">=\([0-9]*\.[0-9]*\)\..*/\1/p' "$chart/Chart.yaml")
+newest=$(kubernetes-validate --version | grep -oE '[0-9]+\.[0-9]+' | head -n 1)
+
+failed=()
+check() { # NAME COMMAND...
+    local name=$1
+    shift
+    if "$@" >"$temporary/out" 2>&1; then
+        printf 'ok    %s\n' "$name"
+    else
+        printf 'FAIL  %s\n' "$name"
+        sed 's/^/      /' "$temporary/out"
+        failed+=("$name")
+    fi
+}
+
+lint() { helm lint --strict --kube-version "$newest.0" "$chart" "$@"; }
+template() { helm template release "$chart" --namespace hooks --kube-version "$newest.0" "$@"; }
+template_to() { template "${@:2}" >"$1"; } # FILE ARGUMENT...
+manifests() { python tests/chart/manifests.py "$@"; }
+
+# A chart carries its own files alone; links would break where it is packed.
+copied() { # ORIGINAL COPY
+    cmp "$1" "$2" || { echo "cp $1 $2" && return 1; }
+}
+
+# Kinds of the Prometheus operator have no schema there; no other may be unknown.
+valid() { # VERSION FILE
+    kubernetes-validate --strict -k "$1" "$2" >"$temporary/validate" 2>&1 || { cat "$temporary/validate" && return 1; }
+    ! grep -F WARN "$temporary/validate" | grep -vF 'api version monitoring.coreos.com/v1 '
+}
+
+# What is wrong is refused with these words.
+refused() { # WORDS COMMAND...
+    local words=$1
+    shift
+    if "$@" >"$temporary/refused" 2>&1; then
+        echo "accepted: $*"
+        return 1
+    fi
+    grep -F -- "$words" "$temporary/refused" >/dev/null || { cat "$temporary/refused" && return 1; }
+}
+minimal=$chart/ci/kafka-values.yaml
+typo() { # WORDS ARGUMENT...: by lint and by template
+    local words=$1
+    shift
+    refused "$words" lint -f "$minimal" "$@" && refused "$words" template -f "$minimal" "$@"
+}
+schema_catches_typos() {
+    typo "additional properties 'replica' not allowed" --set replica=1 &&
+        typo "'/replicas': got string" --set-string replicas=1 &&
+        typo "additional properties 'maxbody' not allowed" --set settings.ingress.maxbody=1MiB &&
+        typo "additional properties 'kafak' not allowed" --set settings.broker.kafak.topic=a &&
+        typo "additional properties 'bootstrap_server' not allowed" \
+            --set settings.broker.kafka.bootstrap_server=a:9092 &&
+        typo "additional properties 'tlsSecret' not allowed" --set ingress.tlsSecret=a &&
+        typo "additional properties 'labells' not allowed" --set serviceMonitor.labells.a=b &&
+        refused "missing property 'bootstrap_servers'" template --set settings.broker.kafka.topic=a &&
+        typo "'/settings/ack'" --set settings.ack=journalled &&
+        typo "'/settings/broker/kafka/topology'" --set settings.broker.kafka.topology=declared &&
+        typo "'/settings/shutdown/grace'" --set-string settings.shutdown.grace=20 &&
+        typo "'/settings/buffer/max_bytes'" --set settings.buffer.max_bytes=64MB &&
+        typo "'/settings/ingress/listen'" --set settings.ingress.listen=localhost:8080 &&
+        typo "'/settings/state_directory'" --set settings.state_directory=state &&
+        typo "additional properties 'Plextrac' not allowed" --set settings.sources.Plextrac.path=/x &&
+        typo "'/image/pullPolicy'" --set image.pullPolicy=always
+}
+# A ConfigMap is no place for them.
+schema_keeps_secrets_out() {
+    typo "additional properties 'secret' not allowed" --set settings.sources.plextrac.secret=0123456789abcdef &&
+        typo "additional properties 'value' not allowed" \
+            --set-json 'settings.sources.plextrac.secrets=[{"id": "a", "value": "0123456789abcdef"}]' &&
+        typo "additional properties 'password' not allowed" --set settings.broker.kafka.password=a &&
+        typo "'/settings/broker/rabbitmq/uri'" \
+            --set settings.broker.rabbitmq.uri=amqps://user:password@rabbitmq &&
+        typo "'/settings/broker/nats/servers/0'" \
+            --set 'settings.broker.nats.servers={nats://user:password@nats}'
+}
+templates_refuse_contradictions() {
+    refused "settings.broker names 0 brokers" template --set existingSecret=a &&
+        refused "settings.broker names 2 brokers" template -f "$minimal" -f "$chart/ci/nats-values.yaml" &&
+        refused "settings.sources names no source" template -f "$minimal" --set settings.sources.plextrac=null &&
+        refused "existingSecret is not set" template -f "$minimal" --set existingSecret= &&
+        refused "needs settings.state_directory" template -f "$minimal" \
+            --set settings.state_directory=,settings.ack=journaled &&
+        refused "have the same port" template -f "$minimal" --set settings.admin.listen=0.0.0.0:8080 &&
+        refused "may take 337 MiB" template -f "$minimal" \
+            --set persistence.size=336Mi,settings.buffer.max_bytes=65MiB &&
+        refused "ingress.host is not set" template -f "$minimal" --set ingress.enabled=true
+}
+# The checks of what is rendered see what they are for.
+checks_can_fail() {
+    local file=$temporary/wrong.yaml argument words
+    while IFS='|' read -r argument words; do
+        template -f "$minimal" --set-json "$argument" >"$file"
+        refused "$words" manifests pods "$file" || return 1
+    done <<'END'
+podSecurityContext.runAsNonRoot=false|runAsNonRoot is not true
+podSecurityContext.runAsUser=0|runAsUser is 0
+podSecurityContext.seccompProfile=null|no seccompProfile
+podSecurityContext.sysctls=[{"name": "kernel.sem", "value": "1"}]|the sysctl kernel.sem
+securityContext.allowPrivilegeEscalation=null|allowPrivilegeEscalation is not false
+securityContext.capabilities.drop=["NET_RAW"]|capabilities are not dropped
+securityContext.capabilities.add=["SYS_ADMIN"]|capabilities are added
+securityContext.privileged=true|privileged
+securityContext.readOnlyRootFilesystem=false|readOnlyRootFilesystem is not true
+extraVolumes=[{"name": "host", "hostPath": {"path": "/"}}]|the volume host is of kind hostPath
+extraEnv=[{"name": "PLEXTRAC_BRIDGE__INGRESS__LISTEN", "value": "0.0.0.0:1"}]|goes before the settings
+END
+    template -f "$minimal" --set-json 'extraVolumes=[{"name": "a", "emptyDirr": {}}]' >"$file"
+    refused "emptyDirr" valid "$newest" "$file" || return 1
+    printf 'apiVersion: apps/v1\nkind: Deploymnet\nmetadata:\n  name: a\n' >"$file"
+    refused "Deploymnet" valid "$newest" "$file"
+}
+
+program_is_asked() { # BINARY
+    template -f "$minimal" --set 'settings.broker.kafka.topic=no topic' >"$temporary/wrong.yaml"
+    refused "broker.kafka.topic" manifests accepted "$temporary/wrong.yaml" "$1"
+}
+
+if [ $# = 0 ]; then
+    check "its alerts are those of deploy/prometheus" copied deploy/prometheus/alerts.yml "$chart/files/alerts.yml"
+    check "its dashboard is that of deploy/grafana" \
+        copied deploy/grafana/dashboards/plextrac-bridge.json "$chart/files/dashboard.json"
+    check "its schema has the settings of config/default.toml, its version is Cargo.toml's" manifests settings
+fi
+for values in "$chart"/ci/*-values.yaml; do
+    name=${values##*/}
+    file=$temporary/$name
+    if [ $# = 0 ]; then check "$name (helm lint --strict)" lint -f "$values"; fi
+    check "$name (helm template)" template_to "$file" -f "$values"
+    if [ $# = 0 ]; then
+        check "$name (kubernetes-validate $oldest)" valid "$oldest" "$file"
+        check "$name (kubernetes-validate $newest)" valid "$newest" "$file"
+        check "$name (restricted Pod Security, agreement with the settings)" manifests pods "$file"
+        check "$name (monitoring)" manifests monitoring "$file"
+    else
+        check "$name (plextrac-bridge check)" manifests accepted "$file" "$(realpath "$1")"
+    fi
+done
+if [ $# = 0 ]; then
+    check "typos are refused" schema_catches_typos
+    check "secrets in the values are refused" schema_keeps_secrets_out
+    check "contradictions are refused" templates_refuse_contradictions
+    check "these checks can fail" checks_can_fail
+else
+    check "this check can fail" program_is_asked "$(realpath "$1")"
+fi
+
+if [ ${#failed[@]} != 0 ]; then
+    printf 'chart: %s failed\n' "${#failed[@]}" >&2
+    exit 1
+fi
