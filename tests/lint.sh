@@ -3,7 +3,8 @@
 # those that failed, and fails if any did. The tools come from setup.sh.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-VENV=${VENV:-${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge/venv}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
+VENV=${VENV:-$cache/venv}
 PATH=$VENV/bin:$PATH
 temporary=$(mktemp -d)
 trap 'rm -rf "$temporary"' EXIT
@@ -73,6 +74,29 @@ dashboards_ask_promql() {
         promtool check rules "$temporary/queries.yml"
 }
 
+# Scripts are read by their interpreters, without being run.
+scripts_parse() {
+    local file
+    while IFS= read -r file; do
+        case $file in
+        *.js) node --check "$file" ;;
+        *.py) python -c 'import sys; compile(open(sys.argv[1], "rb").read(), sys.argv[1], "exec")' "$file" ;;
+        esac || return 1
+    done < <(files '*.js' '*.py')
+}
+
+go_is_sound() (
+    cd examples/go-nats
+    # What setup.sh fetched and compiled.
+    export GOMODCACHE=$cache/go/modules GOCACHE=$cache/go/build GOFLAGS=-mod=readonly GOPROXY=off
+    unformatted=$("$(go env GOROOT)/bin/gofmt" -l .)
+    [ -z "$unformatted" ] || { printf 'not as gofmt writes it: %s\n' "$unformatted" && exit 1; }
+    go vet ./...
+)
+
+# A registry's name in a lockfile would send everybody to that registry.
+no_lockfile_names_a_registry() { none_with '"resolved"|registry\.' '*package-lock.json'; }
+
 # The clone's own place, the home directory, and homes in general.
 no_machine_paths() {
     local list home=${HOME%/}
@@ -105,6 +129,13 @@ check "$alerts.yml (promtool check rules)" promtool check rules --lint-fatal "$a
 check "$alerts.yml (promtool test rules)" promtool test rules "${alerts}_test.yml"
 check "$alerts.yml: each alert firing and quiet in a test" python tests/alert_cases.py "$alerts.yml" "${alerts}_test.yml"
 check "deploy/grafana: JSON, its queries (promtool check rules)" dashboards_ask_promql
+check "scripts in JavaScript and Python parse" scripts_parse
+check "examples/go-nats (gofmt, go vet)" go_is_sound
+check "docs/schema/payload.schema.json (JSON Schema 2020-12)" check-jsonschema --check-metaschema docs/schema/payload.schema.json
+check "docs/schema/asyncapi.yaml (AsyncAPI 3.0)" check-jsonschema \
+    --schemafile "$cache/node/asyncapi/node_modules/@asyncapi/specs/schemas/3.0.0.json" docs/schema/asyncapi.yaml
+check "docs/schema/asyncapi.yaml (references, payload)" python tests/asyncapi/check.py
+check "no lockfile names a registry" no_lockfile_names_a_registry
 check "no leftovers in Rust (dbg, todo, fixme)" none_with '\b(dbg|todo|unimplemented)!|\b([Tt][Oo][Dd][Oo]|[Ff][Ii][Xx][Mm][Ee]|[Xx]{3})\b' '*.rs'
 check "no #[allow]: #[expect] with a reason" none_with '#!?\[allow\(' '*.rs'
 check "no path of this machine" no_machine_paths

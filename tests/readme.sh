@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Checks README.md against the program: runs the shell blocks marked `<!-- run -->`, in their order, and checks the rest
+# Checks README.md and docs/consumers.md against the program: runs the shell blocks marked `<!-- run -->`, in their order, and checks the rest
 # as far as it goes without a network: settings by `check`, Python by its compiler, links by their files, commands and
 # flags by --help, metric names by a scrape.
 #
@@ -84,26 +84,27 @@ settings_are_good() {
 }
 
 python_compiles() {
-    local block number=0
+    local readme=docs/consumers.md block number=0
     while IFS= read -r -d '' block; do
         number=$((number + 1))
-        python3 -c 'import sys; compile(sys.stdin.read(), "README.md", "exec")' <<<"$block" || return 1
+        python3 -c 'import sys; compile(sys.stdin.read(), sys.argv[1], "exec")' "$readme" <<<"$block" || return 1
     done < <(blocks python)
     [ "$number" -ge 3 ]
 }
 
 links_lead_somewhere() {
-    local link heading bad=
-    while IFS= read -r link; do
-        case $link in
-        http*) ;;
-        '#'*)
-            heading=$(sed -n 's/^##* //p' "$readme" | tr '[:upper:] ' '[:lower:]-' | grep -Fx "${link#\#}" || true)
-            [ -n "$heading" ] || { echo "no section $link" && bad=1; }
-            ;;
-        *) [ -e "$link" ] || { echo "no file $link" && bad=1; } ;;
-        esac
-    done < <(grep -oE '\]\([^)]+\)' "$readme" | sed 's/^](//; s/)$//')
+    local page link target section heading bad=
+    for page in README.md docs/*.md examples/*/README.md; do
+        while IFS= read -r link; do
+            case $link in http*) continue ;; esac
+            target=$(dirname "$page")/${link%%#*}
+            [ "${link%%#*}" ] || target=$page
+            [ -e "$target" ] || { echo "$page: no file $link" && bad=1 && continue; }
+            case $link in *'#'*) section=${link#*#} ;; *) continue ;; esac
+            heading=$(sed -n 's/^##* //p' "$target" | tr '[:upper:] ' '[:lower:]-' | grep -Fx "$section" || true)
+            [ -n "$heading" ] || { echo "$page: no section $link" && bad=1; }
+        done < <(grep -oE '\]\([^)]+\)' "$page" | sed 's/^](//; s/)$//')
+    done
     [ -z "$bad" ]
 }
 

@@ -2,11 +2,12 @@
 # Makes a machine ready (written for Debian 12). Says what it installs, one line each; takes a second when all is there.
 #
 #   setup.sh build     what a build needs: a C and C++ compiler, make, perl, the Rust toolchain
-#   setup.sh test      (default) that, real brokers, clients to read them back, and the tools of `make lint`
+#   setup.sh test      (default) that, real brokers, clients to read them back, what the examples need, and the tools
+#                      of `make lint`
 #
 # System packages come by apt, through sudo where the caller is not root. Everything else goes to a cache directory
 # that all clones share: ${XDG_CACHE_HOME:-~/.cache}/plextrac-bridge, with brokers/, helm/ and venv/ (BROKERS_HOME,
-# HELM_DIST, VENV).
+# HELM_DIST, VENV), node/ (one directory per lockfile) and go/ (modules, and the example's program).
 set -euo pipefail
 tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$tests/.."
@@ -36,6 +37,9 @@ want() { # PACKAGE WHY CHECK...: wanted if the check fails
 compiles() { printf 'int main(void) { return 0; }\n' | "$1" -x "$2" - -o /dev/null; } # COMPILER LANGUAGE
 java_17() { [ "$(java -version 2>&1 | sed -n 's/.* version "\([0-9]*\).*/\1/p')" -ge 17 ]; }
 has() { command -v "$1"; }
+go_needed=$(sed -n 's/^go //p' examples/go-nats/go.mod)
+# Asked where the module is: from 1.21 on Go fetches a newer one by itself, unless it was told not to.
+go_new() { printf 'go%s\n%s\n' "$go_needed" "$(cd examples/go-nats && go env GOVERSION)" | sort -VC; }
 
 want gcc "compiles librdkafka, OpenSSL and zstd, and links" compiles cc c
 want g++ "librdkafka's build asks for it" compiles c++ c++
@@ -47,7 +51,9 @@ want ca-certificates "certificates for the package registries" test -s /etc/ssl/
 if [ "$mode" = test ]; then
     want python3 "clients that read the brokers back" has python3
     want python3-venv "the virtual environment of those clients" python3 -c 'import ensurepip, venv'
-    want nodejs "signs as PlexTrac does" has node
+    want nodejs "signs as PlexTrac does, runs an example" has node
+    want npm "fetches what the example in Node.js uses, and the schema of AsyncAPI" has npm
+    want golang-go "builds the example in Go (Go $go_needed or newer)" go_new
     want default-jre-headless "runs Kafka (Java 17 or newer)" java_17
     want maven "fetches Kafka" has mvn
     want kcat "asks Kafka whether it is ready" has kcat
@@ -67,6 +73,10 @@ if [ ${#packages[@]} != 0 ]; then
         say "java is still older than 17, which Kafka needs: put a newer one first in PATH" >&2
         exit 1
     fi
+    if [ "$mode" = test ] && ! go_new 2>/dev/null; then
+        say "Go is still older than $go_needed, which the example in Go needs: put a newer one first in PATH, see https://go.dev/doc/install" >&2
+        exit 1
+    fi
 fi
 
 # The toolchain itself, its version and its components follow from rust-toolchain.toml.
@@ -84,16 +94,55 @@ if ! printf '%s\n' "$toolchain" "$have" | sort -VC; then
     exit 1
 fi
 
-if [ "$mode" = test ]; then
-    if ! cmp -s "$tests/requirements.txt" "$VENV/requirements.txt" || ! "$VENV/bin/python" -c '' 2>/dev/null; then
-        say "installing Python packages into $VENV: $(grep -v '^#' "$tests/requirements.txt" | paste -sd' ')"
-        {
-            python3 -m venv --clear "$VENV"
-            "$VENV/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: -r "$tests/requirements.txt"
-            cp "$tests/requirements.txt" "$VENV/requirements.txt"
-        } 8>&-
+# What the tests use of Python, and what the example in Python does.
+python_packages() {
+    local wanted
+    wanted=$(cat "$tests/requirements.txt" examples/python-kafka/requirements.txt)
+    if [ "$wanted" = "$(cat "$VENV/requirements.txt" 2>/dev/null)" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
+        return
     fi
-    PYTHON=$VENV/bin/python "$tests/brokers/install.sh" 8>&-
-    PYTHON=$VENV/bin/python "$tests/chart/install.sh" 8>&-
+    say "installing Python packages into $VENV: $(grep -v '^#' <<<"$wanted" | paste -sd' ')"
+    python3 -m venv --clear "$VENV"
+    "$VENV/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: \
+        -r "$tests/requirements.txt" -r examples/python-kafka/requirements.txt
+    printf '%s\n' "$wanted" >"$VENV/requirements.txt"
+}
+
+# Exactly what a lockfile says, in a directory of its own.
+node_packages() { # DIRECTORY
+    local to=$cache/node/${1##*/}
+    ! cmp -s "$1/package-lock.json" "$to/installed.json" || return 0
+    say "installing Node packages into $to: $(sed -n 's/^    "\(.*\)": "\([0-9.]*\)",*$/\1@\2/p' "$1/package.json" | paste -sd' ')"
+    rm -rf "$to"
+    mkdir -p "$to"
+    cp "$1/package.json" "$1/package-lock.json" "$to"
+    npm ci --prefix "$to" --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null
+    cp "$1/package-lock.json" "$to/installed.json"
+}
+
+# The example in Go, built. lint.sh knows the directories.
+go_program() {
+    local to=$cache/go source
+    source=$(cat examples/go-nats/{main.go,go.mod,go.sum} | sha256sum)
+    if [ "$source" = "$(cat "$to/consumer.sha256" 2>/dev/null)" ] && [ -x "$to/consumer" ]; then
+        return
+    fi
+    say "building examples/go-nats into $to"
+    mkdir -p "$to"
+    (cd examples/go-nats && GOMODCACHE=$to/modules GOCACHE=$to/build GOFLAGS="-mod=readonly -modcacherw" CGO_ENABLED=0 \
+        go build -trimpath -buildvcs=false -o "$to/consumer.new" . 2>"$to/build.log") || { cat "$to/build.log" >&2 && exit 1; }
+    mv "$to/consumer.new" "$to/consumer"
+    printf '%s\n' "$source" >"$to/consumer.sha256"
+}
+
+if [ "$mode" = test ]; then
+    {
+        python_packages
+        node_packages examples/node-rabbitmq
+        node_packages tests/asyncapi
+        go_program
+        PYTHON=$VENV/bin/python "$tests/brokers/install.sh"
+        PYTHON=$VENV/bin/python "$tests/chart/install.sh"
+    } 8>&-
 fi
 say "ready to $mode (${SECONDS} s)"

@@ -26,6 +26,10 @@ mod dead_letters;
 #[cfg(test)]
 mod duplicates;
 
+// The consumers in examples/, run against the bridge and real brokers.
+#[cfg(test)]
+mod examples;
+
 // The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;
@@ -49,6 +53,10 @@ mod limits;
 // The mode `published`: 200 for what the broker confirmed, time-outs, senders that leave or ask twice.
 #[cfg(test)]
 mod published;
+
+// The documents in docs/schema/: they say of payloads and headers what the bridge does.
+#[cfg(test)]
+mod schema;
 
 // No secret in logs, errors, status, metrics or on the page.
 #[cfg(test)]

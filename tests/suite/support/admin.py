@@ -1,6 +1,7 @@
 """Changes a broker as its administrator would: `admin.py ORDER`, the order as JSON; ends when the change is done."""
 
 import asyncio
+import base64
 import json
 import sys
 import time
@@ -33,6 +34,15 @@ def kafka(order):
         rule = AclBinding(ResourceType.TOPIC, order["topic"], ResourcePatternType.LITERAL, "User:" + order["user"], "*",
                           AclOperation.WRITE, AclPermissionType.DENY)
         admin.create_acls([rule])[rule].result(30)
+    elif order["do"] == "publish":
+        from confluent_kafka import Producer
+
+        producer = Producer({"bootstrap.servers": order["bootstrap"], "security.protocol": "SSL",
+                             "ssl.ca.location": order["ca"], "partitioner": "murmur2_random"})
+        headers = [(name, value.encode()) for name, value in order["headers"].items()]
+        producer.produce(order["topic"], base64.b64decode(order["body"]), order["key"], headers=headers)
+        if producer.flush(30):
+            sys.exit("kafka: not published")
 
 
 def rabbitmq(order):
@@ -47,6 +57,12 @@ def rabbitmq(order):
             channel.queue_bind(order["queue"], order["exchange"], "#")
     elif order["do"] == "delete":
         channel.queue_delete(order["queue"])
+    elif order["do"] == "publish":
+        headers = order["headers"]
+        properties = pika.BasicProperties("application/json", headers=headers, delivery_mode=2,
+                                          message_id=headers["cloudEvents_id"])
+        channel.confirm_delivery()
+        channel.basic_publish(order["exchange"], order["key"], base64.b64decode(order["body"]), properties, True)
     connection.close()
 
 
@@ -60,6 +76,9 @@ async def nats(order):
         await js.add_stream(StreamConfig(name=order["stream"], subjects=order["subjects"]))
     elif order["do"] == "delete":
         await js.delete_stream(order["stream"])
+    elif order["do"] == "publish":
+        await js.publish(order["subject"], base64.b64decode(order["body"]), stream=order["stream"],
+                         headers=order["headers"])
     await nc.close()
 
 

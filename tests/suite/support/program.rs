@@ -31,7 +31,7 @@ impl Program {
     }
 
     /// Another program.
-    pub(crate) fn other<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(name: &str, arguments: I) -> Self {
+    pub(crate) fn other<I: IntoIterator<Item = A>, A: AsRef<OsStr>>(name: impl AsRef<OsStr>, arguments: I) -> Self {
         let mut command = Command::new(name);
         command.env_clear().args(arguments);
         if let Some(path) = std::env::var_os("PATH") {

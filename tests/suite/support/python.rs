@@ -1,23 +1,26 @@
-//! The clients that are not the bridge's: `read.py` reads a broker, `admin.py` changes one.
+//! What the tests use of Python: `read.py` reads a broker, `admin.py` changes one, `schema.py` knows the documents.
 
+use std::collections::BTreeMap;
 use std::io::{BufReader, Read as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 
-use serde_json::{Deserializer, Value};
+use serde_json::{Deserializer, Value, json};
 
 use super::Delivered;
 use super::wait::test_file;
 
-/// `$PYTHON` (the Makefile's), else what `tests/setup.sh` makes.
-fn interpreter() -> PathBuf {
-    if let Some(python) = std::env::var_os("PYTHON") {
-        return python.into();
-    }
+/// Where `tests/setup.sh` puts what it makes.
+pub(crate) fn cache() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from);
-    cache.join("plextrac-bridge/venv/bin/python")
+    cache.join("plextrac-bridge")
+}
+
+/// `$PYTHON` (the Makefile's), else what `tests/setup.sh` makes.
+pub(crate) fn interpreter() -> PathBuf {
+    std::env::var_os("PYTHON").map_or_else(|| cache().join("venv/bin/python"), PathBuf::from)
 }
 
 /// Line by line: a long run reads back more than a process should hold twice.
@@ -49,6 +52,20 @@ fn run<T>(script: &str, order: &Value, parse: impl Fn(Value) -> T) -> Vec<T> {
 /// All messages of a place, in the broker's order.
 pub(crate) fn read(order: &Value) -> Vec<Delivered> {
     run("read.py", order, |line| Delivered::from(&line))
+}
+
+/// Whether the payload's schema takes each of these bodies, and then each of its own examples.
+pub(crate) fn fit_the_schema(bodies: &[&str]) -> Vec<bool> {
+    run("schema.py", &json!({"bodies": bodies}), |line| line == true)
+}
+
+/// The names of the headers in the document for this broker, and whether a message always has them.
+pub(crate) fn documented_headers(broker: &str) -> BTreeMap<String, bool> {
+    run("schema.py", &json!({"headers": broker}), |line| {
+        (line[0].as_str().unwrap_or_default().to_owned(), line[1] == true)
+    })
+    .into_iter()
+    .collect()
 }
 
 /// One change of a broker; waits until it is done.
