@@ -1,4 +1,5 @@
-# One profile each: `demo`, `bench` and `soak` build release, everything else uses the dev profile, so nothing is built twice.
+# One profile each: `demo`, `bench` and `soak` build release, everything else the dev profile, of the whole workspace (its
+# packages share features then), so nothing is built twice.
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -15,6 +16,7 @@ CARGO ?= cargo
 FUZZ_CASES ?= 20000
 MINUTES ?= 20
 BROKER ?= all
+ROUNDS ?= 3
 
 step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 
@@ -33,18 +35,20 @@ test: setup fmt clippy files doc doctest readme chart cargo-test ## everything t
 lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflow, words
 
 .PHONY: bench
-bench: setup-build release ## processor time per event: the real daemon on the file broker, 20,000 signed events
-	@tests/bench.sh
+bench: setup ## measures the bridge beside bare hyper on real brokers, in ROUNDS (3) alternating rounds
+	$(call step,bench: cargo build --release --workspace)
+	@$(CARGO) build --release --locked --workspace
+	@./target/release/plextrac-bridge-bench run --rounds $(ROUNDS)
 
 .PHONY: fuzz
 fuzz: setup-build ## the properties with FUZZ_CASES (20000) random cases each
 	$(call step,fuzz: $(FUZZ_CASES) cases of each property)
-	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --lib
+	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --workspace --lib
 
 .PHONY: soak
 soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each
 	$(call step,soak: $(MINUTES) minutes on $(BROKER))
-	@SOAK_MINUTES=$(MINUTES) SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --features failpoints \
+	@SOAK_MINUTES=$(MINUTES) SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --workspace --features failpoints \
 	    --test suite -- --nocapture --test-threads 1 soak::run::survives_faults_of_every_kind_on_$(BROKER:all=)
 
 .PHONY: brokers-up
@@ -78,7 +82,7 @@ fmt:
 .PHONY: clippy
 clippy:
 	$(call step,clippy: warnings are errors)
-	@$(CARGO) clippy --locked --all-targets --features failpoints -- -D warnings
+	@$(CARGO) clippy --locked --workspace --all-targets --features failpoints -- -D warnings
 
 .PHONY: files
 files:
@@ -88,26 +92,26 @@ files:
 .PHONY: doc
 doc:
 	$(call step,doc: cargo doc)
-	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --workspace --no-deps
 
 .PHONY: doctest
 doctest:
 	$(call step,doctest: the examples in the documentation)
-	@$(CARGO) test --locked --doc
+	@$(CARGO) test --locked --workspace --doc
 
 .PHONY: readme
 readme:
 	$(call step,readme: its commands as written)
-	@$(CARGO) build --locked --features failpoints
+	@$(CARGO) build --locked --workspace --features failpoints
 	@tests/readme.sh
 
 .PHONY: chart
 chart:
 	$(call step,chart: its settings by the program)
-	@$(CARGO) build --locked --features failpoints
+	@$(CARGO) build --locked --workspace --features failpoints
 	@tests/chart/check.sh target/debug/plextrac-bridge
 
 .PHONY: cargo-test
 cargo-test:
 	$(call step,cargo-test: unit and integration tests)
-	@$(CARGO) test --locked --all-targets --features failpoints
+	@$(CARGO) test --locked --workspace --all-targets --features failpoints

@@ -11,6 +11,7 @@ use async_nats::jetstream;
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::metadata::MetadataTopic;
 use rdkafka::{ClientConfig, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
@@ -157,7 +158,7 @@ impl Brokers {
         let consumer = self.kafka.as_ref().context("not connected")?;
         let metadata = consumer.fetch_metadata(Some(TOPIC), PATIENCE)?;
         let mut partitions = TopicPartitionList::new();
-        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+        for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
             partitions.add_partition(TOPIC, partition.id());
         }
         let mut count = 0;

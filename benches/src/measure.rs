@@ -33,6 +33,9 @@ pub struct Size {
 /// Events before anything is measured.
 const WARM_UP: usize = 3_000;
 
+/// After work a program may need a moment until it has tidied up.
+const QUIET: Duration = Duration::from_millis(2_500);
+
 /// Everything of one life. Times in microseconds unless they say otherwise, memory in MiB.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Life {
@@ -149,7 +152,7 @@ pub fn life(candidate: &Candidate, batch: &str, size: Size, bridge: &Path, broke
 
     let answers = send(&running, &made("w", WARM_UP), size.connections)?;
     arrivals.wait(answers.accepted)?;
-    thread::sleep(Duration::from_millis(500));
+    thread::sleep(QUIET);
     life.idle_mib = mib(running.process.memory()?.0);
 
     let events = made("l", size.events);
@@ -191,9 +194,9 @@ fn load(
     thread::sleep(Duration::from_millis(50));
     let (cpu, own) = (running.process.cpu()?, own_cpu()?);
     let answers = sender.closed_loop(events)?;
-    let own = own_cpu()? - own;
+    let own = own_cpu()?.saturating_sub(own);
     let arrived = arrivals.wait(answers.accepted)?;
-    let cpu = running.process.cpu()? - cpu;
+    let cpu = running.process.cpu()?.saturating_sub(cpu);
     anyhow::ensure!(answers.other == 0, "{} requests were answered neither 200 nor 503", answers.other);
     life.cpu = per(cpu, answers.accepted);
     life.sender_cpu = per(own, answers.accepted);
@@ -216,7 +219,7 @@ fn away(
     thread::sleep(Duration::from_millis(50));
     let cpu = running.process.cpu()?;
     let answers = sender.closed_loop(burst)?;
-    let cpu = running.process.cpu()? - cpu;
+    let cpu = running.process.cpu()?.saturating_sub(cpu);
     let mut away = Away {
         accepted_rate: answers.accepted_rate(),
         share_503: answers.share_of_503(),
@@ -232,7 +235,7 @@ fn away(
     let accepted = answers.accepted + later.accepted;
     let arrived = arrivals.wait(accepted).context("after the broker's return")?;
     away.drained_rate = rate(accepted, arrived.duration_since(back));
-    thread::sleep(Duration::from_millis(1500));
+    thread::sleep(QUIET);
     away.drained_mib = mib(running.process.memory()?.0);
     Ok(away)
 }

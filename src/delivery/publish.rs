@@ -40,8 +40,7 @@ const BATCH: usize = 256;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// Between the beginnings of two rounds: under load one wake of this thread takes many events and many verdicts. An
-/// event that comes after a pause goes out at once. Processor time per event, measured against no pause in one run:
-/// PACE_GAIN.
+/// event that comes after a pause goes out at once.
 const PACE: Duration = Duration::from_millis(1);
 
 /// How much is written to the journal at once when the bridge stops.
