@@ -15,6 +15,9 @@ const LOOK: Duration = Duration::from_secs(1);
 /// A backlog below this leaves nothing worth the effort.
 const FLOOD: usize = 1 << 20;
 
+/// A flood has ebbed when this part of it is left: earlier, much of what it took is still in use.
+const EBB: usize = 16;
+
 /// What is seen of the queue from one look to the next.
 #[derive(Debug, Default)]
 struct Tide {
@@ -33,7 +36,7 @@ impl Tide {
         self.worked |= received != self.received;
         self.received = received;
         self.peak = self.peak.max(bytes);
-        let ebbed = (quiet && self.worked) || (self.peak >= FLOOD && bytes <= self.peak / 4);
+        let ebbed = (quiet && self.worked) || (self.peak >= FLOOD && bytes <= self.peak / EBB);
         if ebbed {
             self.peak = bytes;
             self.worked = false;
@@ -80,10 +83,10 @@ mod tests {
     #[test]
     fn gives_back_after_a_flood_although_requests_go_on() {
         let mut tide = Tide::default();
-        assert!(!tide.has_ebbed(40 << 20, 1) && !tide.has_ebbed(20 << 20, 2));
+        assert!(!tide.has_ebbed(160 << 20, 1) && !tide.has_ebbed(20 << 20, 2));
         assert!(tide.has_ebbed(10 << 20, 3));
         assert!(!tide.has_ebbed(9 << 20, 4), "so much is held, and was seen");
-        assert!(tide.has_ebbed(2 << 20, 5));
-        assert!(tide.has_ebbed(0, 6) && !tide.has_ebbed(1000, 7), "little is left alone");
+        assert!(tide.has_ebbed(1 << 19, 5));
+        assert!(!tide.has_ebbed(1000, 6), "little is left alone");
     }
 }
