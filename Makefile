@@ -40,6 +40,15 @@ bench: setup ## measures the bridge beside bare hyper on real brokers, in ROUNDS
 	@$(CARGO) build --release --locked --workspace
 	@./target/release/plextrac-bridge-bench run --rounds $(ROUNDS)
 
+.PHONY: bench-stages
+bench-stages: setup-build ## time and allocations of each stage of an event by itself, by criterion
+	$(call step,bench-stages)
+	@$(CARGO) bench --locked -p plextrac-bridge-bench --bench stages
+
+.PHONY: bench-instructions
+bench-instructions: setup-build release ## instructions per event, by callgrind, against the figure in benches/instructions.txt
+	@benches/instructions.sh
+
 .PHONY: fuzz
 fuzz: setup-build ## the properties with FUZZ_CASES (20000) random cases each
 	$(call step,fuzz: $(FUZZ_CASES) cases of each property)

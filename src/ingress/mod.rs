@@ -18,4 +18,4 @@ pub use handle::{Ingress, Shared, rebuild};
 pub use invalid::{Invalids, revalidate};
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};
-pub use verify::digest;
+pub use verify::{Verified, Verifier, digest};

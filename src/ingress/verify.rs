@@ -13,23 +13,28 @@ use crate::ingress::settings::NamedSecret;
 pub(super) const HEADER: &str = "x-authorization-hmac-256";
 
 /// The keyed MACs of one source: each is cloned per request, which saves keying it again.
-pub(super) struct Verifier {
+pub struct Verifier {
     keyed: Vec<Hmac<Sha256>>,
 }
 
 /// A genuine body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Verified {
+pub struct Verified {
     /// The MAC, or the SHA-256 of an unsigned body.
-    pub(super) digest: [u8; 32],
+    pub digest: [u8; 32],
     /// Which secret matched.
-    pub(super) secret: Option<usize>,
+    pub secret: Option<usize>,
     /// The header as received.
-    pub(super) signature: Option<[u8; 64]>,
+    pub signature: Option<[u8; 64]>,
 }
 
 impl Verifier {
-    pub(super) fn new(secrets: &[NamedSecret]) -> Self {
+    /// For the secrets of one source; without any, nothing is asked for.
+    ///
+    /// # Panics
+    /// Never: HMAC takes keys of every length.
+    #[must_use]
+    pub fn new(secrets: &[NamedSecret]) -> Self {
         let keyed = secrets.iter().map(|named| {
             // HMAC takes keys of every length (RFC 2104, section 2).
             Hmac::new_from_slice(named.secret.reveal().as_bytes()).expect("HMAC takes keys of every length")
@@ -38,7 +43,8 @@ impl Verifier {
     }
 
     /// Whether the body is genuine; `None` is all that a stranger learns.
-    pub(super) fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Option<Verified> {
+    #[must_use]
+    pub fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Option<Verified> {
         let received = header(headers);
         if self.keyed.is_empty() {
             let digest = Sha256::digest(body).into();
