@@ -132,6 +132,9 @@ check "deploy/grafana: JSON, its queries (promtool check rules)" dashboards_ask_
 check "scripts in JavaScript and Python parse" scripts_parse
 check "examples/go-nats (gofmt, go vet)" go_is_sound
 check "docs/schema/payload.schema.json (JSON Schema 2020-12)" check-jsonschema --check-metaschema docs/schema/payload.schema.json
+check "docs/schema/settings.schema.json (JSON Schema 2020-12)" check-jsonschema --check-metaschema docs/schema/settings.schema.json
+check "config/: each broker's file is as the schema says" check-jsonschema \
+    --schemafile docs/schema/settings.schema.json config/kafka.toml config/rabbitmq.toml config/nats.toml
 check "docs/schema/asyncapi.yaml (AsyncAPI 3.0)" check-jsonschema \
     --schemafile "$cache/node/asyncapi/node_modules/@asyncapi/specs/schemas/3.0.0.json" docs/schema/asyncapi.yaml
 check "docs/schema/asyncapi.yaml (references, payload)" python tests/asyncapi/check.py

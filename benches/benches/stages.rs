@@ -116,7 +116,8 @@ fn ingress(criterion: &mut Criterion) {
 fn broker() -> Box<dyn Broker> {
     let directory = tempfile::tempdir().expect("a temporary directory can be made");
     let file = directory.path().join("bridge.toml");
-    let text = format!("[sources.plextrac]\nsecret = \"{SECRET}\"\n[broker.kafka]\nbootstrap_servers = \"localhost:1\"\n");
+    let text =
+        format!("[sources.plextrac]\nsecret = \"{SECRET}\"\n[broker.kafka]\nbootstrap_servers = \"localhost:1\"\n");
     std::fs::write(&file, text).expect("it can be written");
     let flags = Flags { config: Some(file), ..Flags::default() };
     let (settings, _) = load_from(&flags, Vec::new(), None).expect("the settings are sound");

@@ -2,7 +2,6 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -10,10 +9,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use hyper::Uri;
-use plextrac_bridge::app::{self, App, Signals};
+use plextrac_bridge::app::{self, App, Signals, StartError};
 use plextrac_bridge::logs;
 use plextrac_bridge::secret::Secret;
-use plextrac_bridge::settings::{Flags, load_from};
+use plextrac_bridge::settings::{Flags, Settings, load_from};
 use tokio::sync::Notify;
 
 use crate::cli::client::{Http, sign};
@@ -162,40 +161,41 @@ impl Signals for DemoSignals<'_> {
 
 /// The demo's own settings: nothing of this machine's.
 fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, impl Drop), ExitCode> {
-    let (ingress, admin) = (free(8080), free(8081));
-    let config = scratch.path.join("config.toml");
+    scratch.write("secret", secret.reveal())?;
+    let usual = settings(flags, scratch, 8080, 8081)?;
+    let log = logs::start(usual.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
+    let app = match app::bind(usual) {
+        // Whatever listens there: free ports do as well.
+        Err(StartError::Listen { .. }) => app::bind(settings(flags, scratch, 0, 0)?),
+        bound => bound,
+    };
+    Ok((app.map_err(cli::failed)?, log))
+}
+
+/// The settings of a bridge on these ports.
+fn settings(flags: &Flags, scratch: &Scratch, ingress: u16, admin: u16) -> Result<Settings, ExitCode> {
+    let name = format!("config-{ingress}.toml");
+    let config = scratch.path.join(&name);
     let toml = format!(
-        "state_directory = {}\n[ingress]\nlisten = {:?}\nthreads = 1\n[admin]\nlisten = {:?}\n[sources.plextrac]\nsecret_file = {}\n\
+        "state_directory = {}\n[ingress]\nlisten = \"127.0.0.1:{ingress}\"\nthreads = 1\n\
+         [admin]\nlisten = \"127.0.0.1:{admin}\"\n[sources.plextrac]\nsecret_file = {}\n\
          [broker.file]\ndirectory = {}\n",
         quoted(&scratch.path.join("state")),
-        ingress.to_string(),
-        admin.to_string(),
         quoted(&scratch.path.join("secret")),
         quoted(&scratch.events()),
     );
-    scratch.write("secret", secret.reveal())?;
-    scratch.write("config.toml", &toml)?;
+    scratch.write(&name, &toml)?;
     let flags = Flags {
         config: Some(config),
         log_level: Some(flags.log_level.clone().unwrap_or_else(|| "warn".to_owned())),
         log_format: Some(flags.log_format.clone().unwrap_or_else(|| "text".to_owned())),
     };
-    let (settings, _) = load_from(&flags, Vec::new(), None).map_err(cli::failed)?;
-    let log =
-        logs::start(settings.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
-    Ok((app::bind(settings).map_err(cli::failed)?, log))
+    load_from(&flags, Vec::new(), None).map(|(settings, _)| settings).map_err(cli::failed)
 }
 
 /// A path as a TOML text.
 fn quoted(path: &Path) -> String {
     format!("{:?}", path.to_string_lossy())
-}
-
-/// The usual port if nobody has it, else a free one.
-fn free(port: u16) -> SocketAddr {
-    let usual = SocketAddr::from(([127, 0, 0, 1], port));
-    let none = SocketAddr::from(([127, 0, 0, 1], 0));
-    if TcpListener::bind(usual).is_ok() { usual } else { none }
 }
 
 /// A directory that is removed at the end.

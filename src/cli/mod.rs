@@ -5,9 +5,11 @@ mod check;
 mod client;
 mod dead_letters;
 mod demo;
+mod generate;
 mod healthcheck;
 mod journal;
 mod sample;
+mod schema;
 mod send;
 mod serve;
 mod sign;
@@ -83,6 +85,21 @@ enum Command {
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
     Healthcheck(healthcheck::Options),
+    /// Print a schema: JSON Schema of the payload or of the settings, AsyncAPI of what consumers get
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge schema settings > settings.schema.json\n  plextrac-bridge schema asyncapi"
+    )]
+    Schema(schema::Options),
+    /// Print a script that completes commands and options
+    #[command(
+        after_help = "Example:\n  plextrac-bridge completions bash | sudo tee /etc/bash_completion.d/plextrac-bridge > /dev/null"
+    )]
+    Completions(generate::Completions),
+    /// Print the manual page, or write those of all commands
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge man | man -l -\n  sudo plextrac-bridge man --directory /usr/local/share/man/man1"
+    )]
+    Man(generate::Man),
 }
 
 /// Runs a command.
@@ -98,6 +115,9 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::DeadLetters { command } => dead_letters::run(&flags, &command),
         Command::Healthcheck(options) => healthcheck::run(&flags, &options),
         Command::Journal(options) => journal::run(&flags, &options),
+        Command::Schema(options) => schema::run(&options),
+        Command::Completions(options) => generate::completions(&options),
+        Command::Man(options) => generate::man(&options),
     }
 }
 

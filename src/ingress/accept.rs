@@ -45,13 +45,12 @@ impl Listeners {
     /// # Errors
     /// The address is taken, or not of this machine.
     pub fn bind(address: SocketAddr, count: usize) -> io::Result<Self> {
-        // SO_REUSEPORT would let a second program of this user share the port in silence: see that it is free first.
-        drop(StdListener::bind(address)?);
-        let first = bind(address)?;
+        // With SO_REUSEPORT from the beginning a second program of this user would share the port in silence.
+        let first = bind(address, Sharing::Alone)?;
         let address = first.local_addr()?;
         let mut sockets = vec![first];
         for _ in 1..count {
-            sockets.push(bind(address)?);
+            sockets.push(bind(address, Sharing::Among)?);
         }
         Ok(Self { sockets, address })
     }
@@ -69,13 +68,23 @@ impl Listeners {
     }
 }
 
-fn bind(address: SocketAddr) -> io::Result<StdListener> {
+/// Who may listen on the address of a socket when it is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sharing {
+    /// Nobody; those that are bound later may.
+    Alone,
+    /// Other sockets of this program.
+    Among,
+}
+
+fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(sharing == Sharing::Among)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
+    socket.set_reuse_port(true)?;
     Ok(socket.into())
 }
 
@@ -209,4 +218,45 @@ fn is_of_one_connection(error: &io::Error) -> bool {
             | io::ErrorKind::ConnectionRefused
             | io::ErrorKind::Interrupted
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn gives_an_address_to_one_program_only_however_many_ask_at_once() {
+        for _ in 0..20 {
+            let free = Listeners::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 2).unwrap().address();
+            let start = Barrier::new(4);
+            let bound: Vec<_> = thread::scope(|scope| {
+                let ask = || {
+                    start.wait();
+                    Listeners::bind(free, 2)
+                };
+                let asking: Vec<_> = (0..4).map(|_| scope.spawn(ask)).collect();
+                asking.into_iter().map(|asked| asked.join().unwrap()).collect()
+            });
+            let (good, bad): (Vec<_>, Vec<_>) = bound.into_iter().partition(Result::is_ok);
+            assert_eq!(good.len(), 1, "so many listen on {free}");
+            assert!(bad.iter().all(|one| matches!(one, Err(error) if error.kind() == io::ErrorKind::AddrInUse)));
+        }
+    }
+
+    #[test]
+    fn spreads_connections_over_its_sockets() {
+        let listeners = Listeners::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 2).unwrap();
+        let address = listeners.address();
+        let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let taken: Vec<usize> = listeners
+            .into_sockets()
+            .iter()
+            .map(|socket| std::iter::repeat_with(|| socket.accept()).take_while(Result::is_ok).count())
+            .collect();
+        assert_eq!(taken.iter().sum::<usize>(), clients.len());
+        assert!(taken.iter().all(|taken| *taken > 10), "{taken:?}");
+    }
 }

@@ -12,7 +12,19 @@ use crate::support::{
     Bridge, Ended, LIMIT, PATH, Payload, Program, SECRET, Setup, get, node_signs, request_once, sign,
 };
 
-const COMMANDS: [&str; 8] = ["serve", "check", "demo", "sign", "send", "dead-letters", "journal", "healthcheck"];
+const COMMANDS: [&str; 11] = [
+    "serve",
+    "check",
+    "demo",
+    "sign",
+    "send",
+    "dead-letters",
+    "journal",
+    "healthcheck",
+    "schema",
+    "completions",
+    "man",
+];
 
 /// A file with the secret of the suite.
 fn secret_file(directory: &Path) -> String {

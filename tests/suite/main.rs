@@ -30,6 +30,10 @@ mod duplicates;
 #[cfg(test)]
 mod examples;
 
+// What the program prints for others: schemas, completions, manual pages.
+#[cfg(test)]
+mod generated;
+
 // The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;

@@ -52,7 +52,13 @@ fn ends_with_an_error_when_a_sync_fails_and_answers_200_to_nothing_of_that_batch
     assert!(sent.accepted() > 0 && sent.refused(503) > 0, "{} accepted", sent.accepted());
     let first = sent.0.iter().filter(|note| note.outcome == Outcome::Refused(503)).map(answered).min();
     let late = sent.0.iter().filter(|note| note.accepted() && Some(note.began) > first).count();
-    assert_eq!(late, 0, "answered 200 after the disk had failed");
+    let refusals = stopped.log.lines().filter(|line| line.contains("refused a request")).take(3);
+    assert_eq!(
+        late,
+        0,
+        "answered 200 after the disk had failed; the first 503: {:?}",
+        refusals.collect::<Vec<_>>()
+    );
     for note in sent.0.iter().filter(|note| note.outcome == Outcome::Refused(503)) {
         assert!(note.retry_after.is_some(), "no Retry-After");
     }

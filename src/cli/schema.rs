@@ -1,0 +1,33 @@
+//! `schema`: what machines want to know of the payload, of the settings, and of what consumers get.
+
+use std::process::ExitCode;
+
+use clap::{Args, ValueEnum};
+
+use crate::cli::say;
+
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// Of what
+    of: Of,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Of {
+    /// The webhook's body, as `validation = "strict"` takes it: JSON Schema
+    Payload,
+    /// The file of settings, for editors and for checks: JSON Schema
+    Settings,
+    /// What arrives at a consumer, by each broker: AsyncAPI 3, in YAML
+    Asyncapi,
+}
+
+pub(super) fn run(options: &Options) -> ExitCode {
+    let text = match options.of {
+        Of::Payload => include_str!("../../docs/schema/payload.schema.json"),
+        Of::Settings => include_str!("../../docs/schema/settings.schema.json"),
+        Of::Asyncapi => include_str!("../../docs/schema/asyncapi.yaml"),
+    };
+    say(text.trim_end());
+    ExitCode::SUCCESS
+}
