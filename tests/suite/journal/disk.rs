@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
 
 use crate::support::{
     Daemon, LIMIT, Load, Note, Outcome, Payload, Sent, Setup, get, request_once, said, wait_until,
@@ -22,11 +21,6 @@ fn small_segments(setup: Setup) -> Setup {
 
 fn large(events: u64) -> Load {
     Load { events, connections: 32, keys: 64, text: "x".repeat(8_000), ..Load::default() }
-}
-
-/// When the answer to an event came.
-fn answered(note: &Note) -> Instant {
-    note.began + note.took
 }
 
 #[test]
@@ -50,7 +44,7 @@ fn ends_with_an_error_when_a_sync_fails_and_answers_200_to_nothing_of_that_batch
     assert!(stopped.log.lines().any(|line| line.contains("ERROR") && line.contains("journal")), "{}", stopped.log);
     let sent = running.end();
     assert!(sent.accepted() > 0 && sent.refused(503) > 0, "{} accepted", sent.accepted());
-    let first = sent.0.iter().filter(|note| note.outcome == Outcome::Refused(503)).map(answered).min();
+    let first = sent.0.iter().filter(|note| note.outcome == Outcome::Refused(503)).map(|note| note.answered).min();
     let late = sent.0.iter().filter(|note| note.accepted() && Some(note.began) > first).count();
     let refusals = stopped.log.lines().filter(|line| line.contains("refused a request")).take(3);
     assert_eq!(

@@ -43,6 +43,8 @@ pub(crate) struct Note {
     pub(crate) outcome: Outcome,
     /// How long its last answer took.
     pub(crate) took: Duration,
+    /// When that came.
+    pub(crate) answered: Instant,
     /// `Retry-After` of its last answer.
     pub(crate) retry_after: Option<String>,
 }
@@ -226,6 +228,7 @@ impl Load {
         payload.sequence = number / self.keys;
         let body = payload.body();
         let signature = sign(SECRET, &body);
+        let now = Instant::now();
         Note {
             id: format!("{}-{}", payload.cuid, &signature[..12]),
             cuid: payload.cuid,
@@ -233,9 +236,10 @@ impl Load {
             key: payload.target,
             sequence: payload.sequence,
             body,
-            began: Instant::now(),
+            began: now,
             outcome: Outcome::Maybe,
             took: Duration::ZERO,
+            answered: now,
             retry_after: None,
         }
     }
@@ -251,10 +255,12 @@ impl Sender<'_> {
     fn send(&mut self, note: &mut Note, load: &Load, end: &AtomicBool) {
         let signature = sign(SECRET, &note.body);
         let mut unanswered = false;
+        note.began = Instant::now();
         loop {
             let began = Instant::now();
             let answer = self.post(&signature, &note.body);
-            note.took = began.elapsed();
+            note.answered = Instant::now();
+            note.took = note.answered - began;
             unanswered |= answer.is_err();
             // A 503 says nothing about another try that had no answer.
             note.outcome = match &answer {

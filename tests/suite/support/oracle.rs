@@ -205,6 +205,7 @@ mod tests {
             began: Instant::now(),
             outcome,
             took: Duration::ZERO,
+            answered: Instant::now(),
             retry_after: None,
         }
     }
