@@ -178,6 +178,14 @@ pub trait Session: Send {
     /// Hands one message to the client library. Never waits.
     fn send(&mut self, ticket: Ticket, message: &Message) -> Handed;
 
+    /// Whether it would take more before a verdict comes: false where that would only wait in the client library.
+    fn takes_more(&self) -> bool {
+        true
+    }
+
+    /// There is no more to hand over at the moment.
+    fn flush(&mut self) {}
+
     /// Waits for verdicts and appends all there are; returns with at least one, or with the loss of the session.
     /// Cancel-safe: dropping the future loses no verdict. Once it returned an error it is not called again.
     ///

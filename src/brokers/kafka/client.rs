@@ -84,6 +84,11 @@ impl Reports {
         std::mem::take(&mut *lock(&self.outcomes))
     }
 
+    /// How many outcomes there are to take.
+    pub(super) fn count(&self) -> usize {
+        lock(&self.outcomes).len()
+    }
+
     /// The last thing that went wrong since the last success.
     pub(super) fn reason(&self) -> Option<ConnectError> {
         lock(&self.health).reason.clone()

@@ -6,6 +6,7 @@ use rdkafka::producer::BaseProducer;
 use rdkafka::types::RDKafkaConfRes;
 
 use crate::brokers::Terms;
+use crate::brokers::kafka::batch::LINGER;
 use crate::brokers::kafka::client::Quiet;
 use crate::brokers::kafka::record;
 use crate::brokers::kafka::settings::Settings;
@@ -150,7 +151,7 @@ fn base(settings: &Settings) -> ClientConfig {
     let has = |name: &str| settings.properties.iter().any(|(property, _)| property == name);
     // An alias beside its property would win or lose by chance.
     if !has("queue.buffering.max.ms") {
-        config.set("linger.ms", "5");
+        config.set("linger.ms", LINGER.as_millis().to_string());
     }
     if !security.mechanism.is_empty() {
         config.set("sasl.mechanism", security.mechanism).set("sasl.username", &security.username);

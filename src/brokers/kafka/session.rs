@@ -9,6 +9,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use crate::brokers::kafka::batch::Batch;
 use crate::brokers::kafka::client::{Client, Outcome};
 use crate::brokers::kafka::questions::{Asked, BETWEEN_QUESTIONS};
 use crate::brokers::kafka::record::{Extras, Waiting};
@@ -57,7 +58,12 @@ pub(super) struct KafkaSession {
     /// Why some messages wait for their topic.
     pub(super) trouble: Option<ConnectError>,
     pub(super) failure: Option<SessionError>,
+    /// What librdkafka has.
+    pub(super) batch: Batch,
 }
+
+/// How long the rest of a batch's verdicts may take after the first: several partitions, one look.
+const GATHER: Duration = Duration::from_millis(1);
 
 pub(super) type Verdicts = Vec<(Ticket, Verdict)>;
 
@@ -83,6 +89,7 @@ impl KafkaSession {
             asked,
             trouble,
             failure,
+            batch: Batch::default(),
         }
     }
 
@@ -156,7 +163,10 @@ impl KafkaSession {
             return;
         }
         let Waiting { key, body, extras, .. } = &mut *waiting;
-        let Err(code) = self.client.send(ticket, &name, key, body, extras) else { return };
+        let Err(code) = self.client.send(ticket, &name, key, body, extras) else {
+            self.batch.add(extras.size);
+            return;
+        };
         match self.not_taken(code, &name) {
             None => self.hold(&name, Held::Waiting(waiting)),
             Some(Handed::Refused(refusal)) => into.push((ticket, Verdict::Refused(refusal))),
@@ -246,12 +256,21 @@ impl Session for KafkaSession {
             return Handed::Refused(refusal);
         }
         let Err(code) = self.client.send(ticket, name, &message.key, &message.event.body, &mut extras) else {
+            self.batch.add(extras.size);
             return Handed::Over;
         };
         self.not_taken(code, name).unwrap_or_else(|| {
             self.hold(name, waiting(extras));
             Handed::Over
         })
+    }
+
+    fn takes_more(&self) -> bool {
+        self.batch.takes_more()
+    }
+
+    fn flush(&mut self) {
+        self.batch.close();
     }
 
     async fn verdicts(&mut self, into: &mut Verdicts) -> Result<(), SessionError> {
@@ -263,7 +282,9 @@ impl Session for KafkaSession {
             if self.asking.as_ref().is_some_and(JoinHandle::is_finished) {
                 self.hear(into).await;
             }
-            for (ticket, outcome) in reports.take() {
+            let outcomes = reports.take();
+            self.batch.answered(outcomes.len());
+            for (ticket, outcome) in outcomes {
                 self.judge(ticket, outcome, into);
             }
             let due = self.ask();
@@ -277,7 +298,11 @@ impl Session for KafkaSession {
                 return Err(failure.clone());
             }
             tokio::select! {
-                () = reports.news.notified() => {}
+                () = reports.news.notified() => {
+                    if reports.count() < self.batch.messages() {
+                        tokio::time::sleep(GATHER).await;
+                    }
+                }
                 () = self.hear(into) => {}
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
