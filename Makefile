@@ -22,7 +22,7 @@ step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 
 .PHONY: help
 help: ## lists these targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf 'make %-14s %s\n' "$$name" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf 'make %-18s %s\n' "$$name" "$$what"; done
 
 .PHONY: demo
 demo: setup-build release ## builds the bridge and shows it at work, on the embedded file broker, until Ctrl-C

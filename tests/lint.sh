@@ -6,21 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
 VENV=${VENV:-$cache/venv}
 PATH=$VENV/bin:$PATH
-temporary=$(mktemp -d)
-trap 'rm -rf "$temporary"' EXIT
-
-failed=()
-check() { # NAME COMMAND...
-    local name=$1
-    shift
-    if "$@" >"$temporary/out" 2>&1; then
-        printf 'ok    %s\n' "$name"
-    else
-        printf 'FAIL  %s\n' "$name"
-        sed 's/^/      /' "$temporary/out"
-        failed+=("$name")
-    fi
-}
+. tests/checks.sh
 
 files() { git ls-files --cached --others --exclude-standard -- "$@"; }
 # The files of a pattern that hold what must not be there; fails if there are any.
@@ -145,7 +131,4 @@ check "no path of this machine" no_machine_paths
 check "Rust files over 400 lines say why" long_files_say_why
 tests/chart/check.sh || failed+=("deploy/helm")
 
-if [ ${#failed[@]} != 0 ]; then
-    printf 'lint: %s failed\n' "${#failed[@]}" >&2
-    exit 1
-fi
+report lint

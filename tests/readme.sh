@@ -1,32 +1,19 @@
 #!/usr/bin/env bash
-# Checks README.md and docs/consumers.md against the program: runs the shell blocks marked `<!-- run -->`, in their order, and checks the rest
-# as far as it goes without a network: settings by `check`, Python by its compiler, links by their files, commands and
-# flags by --help, metric names by a scrape.
+# Checks the documents against the program: runs the README's shell blocks marked `<!-- run -->`, in their order, and
+# checks the rest as far as it goes without a network: settings by `check`, Python by its compiler, links by their files,
+# commands and flags by --help, metric names by those that the program registers.
 #
 #   readme.sh [BINARY]      target/debug/plextrac-bridge by default
 set -euo pipefail
 tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$tests/.."
+# shellcheck source=tests/checks.sh
+. "$tests/checks.sh"
 . "$tests/brokers/lib.sh" # free_base, port numbers no client is given by chance
 
 bridge=$(realpath "${1:-target/debug/plextrac-bridge}")
 [ -x "$bridge" ] || die "no $bridge: cargo build"
-temporary=$(mktemp -d)
-trap 'rm -rf "$temporary"' EXIT
 readme=$PWD/README.md
-
-failed=()
-check() { # NAME COMMAND...
-    local name=$1
-    shift
-    if "$@" >"$temporary/out" 2>&1; then
-        printf 'ok    %s\n' "$name"
-    else
-        printf 'FAIL  %s\n' "$name"
-        sed 's/^/      /' "$temporary/out"
-        failed+=("$name")
-    fi
-}
 
 # The blocks of one language, each followed by a line with only NUL; indented ones lose their indent.
 blocks() { # LANGUAGE
@@ -140,7 +127,4 @@ check "links lead somewhere" links_lead_somewhere
 check "commands, flags and targets exist" commands_exist
 check "metrics exist" metrics_exist
 
-if [ ${#failed[@]} != 0 ]; then
-    printf 'readme: %s failed\n' "${#failed[@]}" >&2
-    exit 1
-fi
+report readme

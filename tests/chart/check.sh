@@ -10,8 +10,8 @@ cd "$tests/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
 PATH=${VENV:-$cache/venv}/bin:${HELM_DIST:-$cache/helm}:$PATH
 export BROKERS_DIST=${BROKERS_DIST:-${BROKERS_HOME:-$cache/brokers}/dist} # its certificates stand for the pods'
-temporary=$(mktemp -d)
-trap 'rm -rf "$temporary"' EXIT
+# shellcheck source=tests/checks.sh
+. "$tests/checks.sh"
 # None of this user's repositories, plugins and caches.
 export HELM_CONFIG_HOME=$temporary/config HELM_CACHE_HOME=$temporary/cache HELM_DATA_HOME=$temporary/data
 unset KUBECONFIG
@@ -19,19 +19,6 @@ unset KUBECONFIG
 chart=deploy/helm/plextrac-bridge
 oldest=$(sed -n 's/^kubeVersion: ">=\([0-9]*\.[0-9]*\)\..*/\1/p' "$chart/Chart.yaml")
 newest=$(kubernetes-validate --version | grep -oE '[0-9]+\.[0-9]+' | head -n 1)
-
-failed=()
-check() { # NAME COMMAND...
-    local name=$1
-    shift
-    if "$@" >"$temporary/out" 2>&1; then
-        printf 'ok    %s\n' "$name"
-    else
-        printf 'FAIL  %s\n' "$name"
-        sed 's/^/      /' "$temporary/out"
-        failed+=("$name")
-    fi
-}
 
 lint() { helm lint --strict --kube-version "$newest.0" "$chart" "$@"; }
 template() { helm template release "$chart" --namespace hooks --kube-version "$newest.0" "$@"; }
@@ -166,7 +153,4 @@ else
     check "this check can fail" program_is_asked "$(realpath "$1")"
 fi
 
-if [ ${#failed[@]} != 0 ]; then
-    printf 'chart: %s failed\n' "${#failed[@]}" >&2
-    exit 1
-fi
+report chart
