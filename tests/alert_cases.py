@@ -1,10 +1,12 @@
-"""Every alert of a file of rules says how bad it is and what to do, and its tests have it firing once and quiet once.
+"""Every alert of a file of rules says how bad it is and what to do, its tests have it firing once and quiet once, and the
+guide has a section of its name that says the same of how bad it is.
 
-    alert_cases.py RULES TESTS
+    alert_cases.py RULES TESTS GUIDE
 
 PyYAML comes with yamllint.
 """
 
+import re
 import sys
 
 import yaml
@@ -16,21 +18,27 @@ def load(name):
 
 
 def main():
-    rules, tests = map(load, sys.argv[1:])
+    rules, tests = map(load, sys.argv[1:3])
+    with open(sys.argv[3], encoding="utf-8") as file:
+        sections = dict(re.findall(r"^### (PlexTracBridge\w*)\n\*(\w+)\.\*", file.read(), re.MULTILINE))
     alerts = {rule["alert"]: rule for group in rules["groups"] for rule in group["rules"] if "alert" in rule}
     cases = [case for test in tests["tests"] for case in test.get("alert_rule_test", [])]
     firing = {case["alertname"] for case in cases if case.get("exp_alerts")}
     quiet = {case["alertname"] for case in cases if not case.get("exp_alerts")}
     wrong = [] if alerts else ["no alerts at all"]
     for name, alert in alerts.items():
-        if alert.get("labels", {}).get("severity") not in ("critical", "warning"):
+        severity = alert.get("labels", {}).get("severity")
+        if severity not in ("critical", "warning"):
             wrong.append(f"{name}: its severity is neither critical nor warning")
+        if sections.pop(name, None) != severity:
+            wrong.append(f"{name}: {sys.argv[3]} has no section `### {name}` that begins with *{severity}.*")
         texts = alert.get("annotations", {})
         wrong += [f"{name}: no {text}" for text in ("summary", "description") if not texts.get(text)]
         if name not in firing:
             wrong.append(f"{name}: no test has it firing")
         if name not in quiet:
             wrong.append(f"{name}: no test has it quiet")
+    wrong += [f"{name}: {sys.argv[3]} has a section, but there is no such alert" for name in sections]
     # promtool takes a name that no rule has for an alert that is quiet.
     wrong += [f"{name}: tested, but no such alert" for name in sorted((firing | quiet) - set(alerts))]
     print("\n".join(wrong) or f"{len(alerts)} alerts, {len(cases)} cases")

@@ -113,7 +113,8 @@ systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 
 check "deploy/prometheus/prometheus.yml (promtool)" promtool check config deploy/prometheus/prometheus.yml
 check "$alerts.yml (promtool check rules)" promtool check rules --lint-fatal "$alerts.yml"
 check "$alerts.yml (promtool test rules)" promtool test rules "${alerts}_test.yml"
-check "$alerts.yml: each alert firing and quiet in a test" python tests/alert_cases.py "$alerts.yml" "${alerts}_test.yml"
+check "$alerts.yml: each alert firing and quiet in a test, and in docs/operations.md" \
+    python tests/alert_cases.py "$alerts.yml" "${alerts}_test.yml" docs/operations.md
 check "deploy/grafana: JSON, its queries (promtool check rules)" dashboards_ask_promql
 check "scripts in JavaScript and Python parse" scripts_parse
 check "examples/go-nats (gofmt, go vet)" go_is_sound

@@ -58,6 +58,10 @@ mod limits;
 #[cfg(test)]
 mod published;
 
+// Two bridges on one broker: repeats, order and accounting of each, and of both together.
+#[cfg(test)]
+mod scaling;
+
 // The documents in docs/schema/: they say of payloads and headers what the bridge does.
 #[cfg(test)]
 mod schema;
