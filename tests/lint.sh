@@ -102,6 +102,23 @@ long_files_say_why() {
     [ -z "$bad" ]
 }
 
+# Whoever builds needs this version; rust-toolchain.toml has it build, test and lint here, so it is tried each time.
+one_rust_version() {
+    local version file text bad=
+    version=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+    while IFS='|' read -r file text; do
+        grep -qF -- "$text" "$file" || { echo "$file does not say: $text" && bad=1; }
+    done <<END
+benches/Cargo.toml|rust-version = "$version"
+rust-toolchain.toml|channel = "$version.0"
+deploy/Dockerfile|FROM rust:$version.0-
+deploy/Dockerfile|RUSTUP_TOOLCHAIN=$version.0
+.github/workflows/ci.yml|container: rust:$version.0-
+README.md|Rust $version
+END
+    [ -n "$version" ] && [ -z "$bad" ]
+}
+
 check "shellcheck" shell_scripts
 check "yamllint" yaml
 check "deploy/Dockerfile (hadolint)" hadolint deploy/Dockerfile
@@ -125,6 +142,9 @@ check "config/: each broker's file is as the schema says" check-jsonschema \
 check "docs/schema/asyncapi.yaml (AsyncAPI 3.0)" check-jsonschema \
     --schemafile "$cache/node/asyncapi/node_modules/@asyncapi/specs/schemas/3.0.0.json" docs/schema/asyncapi.yaml
 check "docs/schema/asyncapi.yaml (references, payload)" python tests/asyncapi/check.py
+check "dependencies: licences, sources, none twice without a reason (cargo-deny)" \
+    cargo-deny --locked check -D warnings bans licenses sources
+check "one version of Rust everywhere" one_rust_version
 check "no lockfile names a registry" no_lockfile_names_a_registry
 check "no leftovers in Rust (dbg, todo, fixme)" none_with '\b(dbg|todo|unimplemented)!|\b([Tt][Oo][Dd][Oo]|[Ff][Ii][Xx][Mm][Ee]|[Xx]{3})\b' '*.rs'
 check "no #[allow]: #[expect] with a reason" none_with '#!?\[allow\(' '*.rs'
