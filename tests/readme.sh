@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the documents against the program: runs the README's shell blocks marked `<!-- run -->`, in their order, and
-# checks the rest as far as it goes without a network: settings by `check`, Python by its compiler, links by their files,
-# commands and flags by --help, metric names by those that the program registers.
+# checks the rest as far as it goes without a network: examples of settings by `check`, Python by its compiler, links by
+# their files, commands and flags by --help, metrics by what the program registers, settings by config/default.toml.
 #
 #   readme.sh [BINARY]      target/debug/plextrac-bridge by default
 set -euo pipefail
@@ -95,18 +95,25 @@ links_lead_somewhere() {
     [ -z "$bad" ]
 }
 
-# Every command and flag of the examples is one that --help knows; every `make` target exists.
+# Where commands, metrics and settings are named.
+pages=(README.md SECURITY.md docs/operations.md)
+
+# Every command and flag of the examples, and of inline code, is one that --help knows; every `make` target exists.
 commands_exist() {
-    local line flag command bad=
-    local known='\b(serve|check|demo|sign|send|healthcheck|dead-letters (list|show|replay|drop)|journal verify)\b'
+    local line flag command readme bad=
+    local known='\b(serve|check|demo|sign|send|schema|healthcheck|dead-letters (list|show|replay|drop)|journal verify)\b'
     while IFS= read -r line; do
         read -ra command < <(grep -oE "$known" <<<"${line#*plextrac-bridge }" | head -n 1) || true
         [ -n "${command[*]}" ] || { echo "no command in: $line" && bad=1 && continue; }
         for flag in $(grep -oE -- ' --[a-z-]+' <<<"${line#*plextrac-bridge }" || true); do
             "$bridge" "${command[@]}" --help | grep -qF -- "$flag" || { echo "${command[*]} has no $flag" && bad=1; }
         done
-    done < <(blocks sh | tr '\0' '\n' | grep -oE '(^|until |exec bridge-[a-z]+ )plextrac-bridge [^;]*')
-    for flag in $(grep -oE '`make [a-z-]+' "$readme" | cut -d' ' -f2 | sort -u); do
+    done < <(
+        for readme in "${pages[@]}"; do blocks sh; done | tr '\0' '\n' |
+            grep -oE '(^|until |exec bridge-[a-z]+ )plextrac-bridge [^;]*'
+        cat "${pages[@]}" | grep -oE '`plextrac-bridge (--config [^ `]+ )?[a-z][^`]*'
+    )
+    for flag in $(cat "${pages[@]}" CONTRIBUTING.md | grep -oE '`make [a-z-]+' | cut -d' ' -f2 | sort -u); do
         grep -q "^$flag:" Makefile || { echo "no target $flag" && bad=1; }
     done
     [ -z "$bad" ]
@@ -114,8 +121,20 @@ commands_exist() {
 
 metrics_exist() {
     local name bad=
-    for name in $(grep -oE '(plextrac_bridge_)?[a-z_]+_total\b|plextrac_bridge_[a-z_]+[a-z]' "$readme" | sed 's/^plextrac_bridge_//' | sort -u); do
+    local metric='(plextrac_bridge_)?[a-z_]+_total\b|plextrac_bridge_[a-z_]+[a-z]|`[a-z_]+_seconds`'
+    for name in $(cat "${pages[@]}" | grep -oE "$metric" | tr -d '`' | sed 's/^plextrac_bridge_//' | sort -u); do
         grep -qF "\"$name\"" src/metrics.rs || { echo "no metric $name" && bad=1; }
+    done
+    [ -z "$bad" ]
+}
+
+settings_exist() {
+    local name bad=
+    local setting='`(ingress|buffer|journal|publish|deduplication|dead_letters|admin|log|shutdown)\.[a-z_.]+\b'
+    for name in $(cat "${pages[@]}" | grep -oE "$setting" | tr -d '`' | sort -u); do
+        awk -v name="$name" '/^\[/ { gsub(/[][]/, "", $1); section = $1 }
+            section "." $1 == name && $2 == "=" { found = 1 } END { exit !found }' config/default.toml ||
+            { echo "no setting $name" && bad=1; }
     done
     [ -z "$bad" ]
 }
@@ -126,5 +145,6 @@ check "the examples in Python compile" python_compiles
 check "links lead somewhere" links_lead_somewhere
 check "commands, flags and targets exist" commands_exist
 check "metrics exist" metrics_exist
+check "settings exist" settings_exist
 
 report readme
