@@ -25,12 +25,13 @@ use crate::delivery::{self, BacklogReader, Delivery, View};
 use crate::ingress::{self, Connections, Deduplication, Ingress, Invalids, Listeners, Recent, UnknownPaths};
 use crate::letters::Kind;
 use crate::metrics::Metrics;
-use crate::pulse::Pulse;
+use crate::pulse::{self, Pulse};
 use crate::queue::Buffer;
 use crate::queue::journal::{OpenError, Opened, Writer};
 use crate::settings::Settings;
 use crate::shutdown::{self, Drain, Phase, Stopper};
 use crate::state::{self, StateError};
+use crate::systemd::{self, Passed};
 
 use letters::Letters;
 pub use letters::{Alone, alone};
@@ -102,25 +103,27 @@ pub struct Outcome {
     pub failed: Option<String>,
 }
 
-/// Binds both listeners and takes the state directory; nothing is served yet, so the addresses are known first.
+/// Binds the listeners that were not passed and takes the state directory; nothing is served yet, so the addresses are
+/// known first.
 ///
 /// # Errors
 /// What stands in the way.
-pub fn bind(settings: Settings) -> Result<App, StartError> {
+pub fn bind(settings: Settings, passed: Passed) -> Result<App, StartError> {
     let state = settings.state_directory.as_deref().map(|path| open_state(path, &settings)).transpose()?;
     let address = settings.ingress.listen;
-    let listeners = Listeners::bind(address, settings.ingress.threads).map_err(|source| StartError::Listen {
-        key: "ingress.listen",
-        address,
-        source,
-    })?;
-    let admin = match settings.admin.listen {
+    let threads = settings.ingress.threads;
+    let listeners = match passed.ingress {
+        Some(socket) => Listeners::share(socket, threads),
+        None => Listeners::bind(address, threads),
+    };
+    let listeners = listeners.map_err(|source| StartError::Listen { key: "ingress.listen", address, source })?;
+    let admin = match settings.admin.listen.filter(|_| passed.admin.is_none()) {
         Some(address) => Some(admin::bind(address).map_err(|source| StartError::Listen {
             key: "admin.listen",
             address,
             source,
         })?),
-        None => None,
+        None => passed.admin,
     };
     Ok(App { settings, listeners, admin, state })
 }
@@ -163,10 +166,10 @@ impl App {
         let writing = Pulse::new("the journal's writer");
         let accepting: Vec<_> =
             (0..threads).map(|number| Pulse::new(&format!("ingress thread {number}"))).collect();
+        let journal = writer.iter().map(|_| writing.clone());
+        let pulses: Arc<[Pulse]> = accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
         if let Some(listener) = admin {
-            let journal = writer.iter().map(|_| writing.clone());
-            let pulses = accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
-            let admin = Arc::new(parts.admin(&settings, pulses, &*broker, letters.as_ref()));
+            let admin = Arc::new(parts.admin(&settings, pulses.clone(), &*broker, letters.as_ref()));
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
@@ -207,6 +210,8 @@ impl App {
         journal::recall(&parts.known, &settings)?;
         let (queue, shutdown) = (&parts.queue, settings.shutdown);
         tokio::spawn(memory::keep_low(queue.clone()));
+        systemd::notify(systemd::State::Ready);
+        tokio::spawn(systemd::feed_watchdog(move || pulse::dead(&pulses)));
         let failed = tokio::select! {
             () = signals.next() => false,
             () = queue.failed() => true,
@@ -284,7 +289,7 @@ impl Parts {
     fn admin(
         &self,
         settings: &Settings,
-        pulses: Vec<Pulse>,
+        pulses: Arc<[Pulse]>,
         broker: &dyn Broker,
         letters: Option<&Letters>,
     ) -> Admin {
@@ -331,6 +336,7 @@ async fn stop_in_order<T: Send + 'static>(
         settings.delay,
         settings.grace
     );
+    systemd::notify(systemd::State::Stopping);
     stopper.enter(Phase::Leaving);
     let hurried = tokio::select! {
         () = tokio::time::sleep(settings.delay) => false,

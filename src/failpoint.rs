@@ -2,8 +2,8 @@
 //! `failpoints`, which no release has.
 //!
 //! `PLEXTRAC_BRIDGE_FAILPOINTS="journal.sync=error@3,journal.write=kill"`: at the third pass of `journal.sync` an
-//! error, at the first of `journal.write` an end without any clean-up. `full` is the error of a full disk. `error@3+`
-//! is every pass from the third on.
+//! error, at the first of `journal.write` an end without any clean-up. `full` is the error of a full disk, `hang`
+//! ends neither way. `error@3+` is every pass from the third on.
 
 use std::io;
 
@@ -53,6 +53,9 @@ pub fn pass(name: &str) -> io::Result<()> {
         }
         match point.action.as_str() {
             "kill" => std::process::abort(),
+            "hang" => loop {
+                std::thread::park();
+            },
             "full" => return Err(io::Error::from(io::ErrorKind::StorageFull)),
             _ => return Err(io::Error::other(format!("the failpoint {name}"))),
         }

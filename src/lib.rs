@@ -23,13 +23,14 @@
 //! | [`accounting`] [`metrics`] [`logs`] | the books and their words; the series; the lines |
 //! | [`letters`] [`state`] | what is kept for a person to look at, and requests about it; the state directory |
 //! | [`shutdown`] [`pulse`] [`ticket`] | the phases of stopping; signs of life; the one who waits for an event |
+//! | [`systemd`] | states, signs of life and passed sockets between the bridge and systemd |
 //! | [`failpoint`] | where a test makes the disk fail or the process die |
 //! | [`settings`] | `section`, which every part reads its own table from, and `load`, which stands on all parts |
 //!
 //! # The rules
 //! Imports point down only: `app` to `ingress`, `delivery`, `admin`; these to `queue` and `brokers`; these to the ground:
 //! `message`, `template`, `accounting`, `metrics`, `secret`, `logs`, `letters`, `state`, `shutdown`, `pulse`, `ticket`,
-//! `failpoint`, and what `settings` offers to all. Two exceptions: `admin` reads the views that `ingress` and `delivery`
+//! `failpoint`, `systemd`, and what `settings` offers to all. Two exceptions: `admin` reads the views that `ingress` and `delivery`
 //! offer, and `settings::load` gathers what every part declares. Ingress never sees brokers; brokers never see ingress,
 //! queue, delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
 //! `settings`; prometheus only in `metrics`. A test keeps these rules.
@@ -54,5 +55,6 @@ pub mod secret;
 pub mod settings;
 pub mod shutdown;
 pub mod state;
+pub mod systemd;
 pub mod template;
 pub mod ticket;

@@ -10,6 +10,12 @@ const EVERY: Duration = Duration::from_secs(1);
 /// A thread that has not ticked for so long hangs.
 const DEAD_AFTER: Duration = Duration::from_secs(10);
 
+/// What hangs; empty as long as the bridge is alive.
+#[must_use]
+pub fn dead(pulses: &[Pulse]) -> Vec<String> {
+    pulses.iter().filter_map(Pulse::problem).collect()
+}
+
 /// The pulse of one thread.
 #[derive(Clone, Debug)]
 pub struct Pulse {
@@ -36,7 +42,7 @@ impl Pulse {
         }
     }
 
-    /// Waits for broker or disk, however long that takes: no sign of hanging, until the next tick.
+    /// Waits for broker or disk, however long that takes, or has ended: no sign of hanging, until the next tick.
     pub fn pause(&self) {
         self.paused.store(true, Ordering::Relaxed);
     }
@@ -49,8 +55,7 @@ impl Pulse {
     }
 
     /// What is wrong, if the thread hangs.
-    #[must_use]
-    pub fn problem(&self) -> Option<String> {
+    fn problem(&self) -> Option<String> {
         if self.paused.load(Ordering::Relaxed) {
             return None;
         }

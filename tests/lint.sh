@@ -43,10 +43,13 @@ compose() {
 compose_by() { if docker compose version >/dev/null 2>&1; then echo "docker compose config"; else echo "schema only: no Compose plugin here"; fi; }
 
 unit=deploy/systemd/plextrac-bridge.service
-unit_is_sound() {
+units_are_sound() {
+    local file
     # Nothing is installed here: some program stands for the bridge.
-    sed 's:/usr/local/bin/plextrac-bridge:/usr/bin/env:' "$unit" >"$temporary/plextrac-bridge.service"
-    systemd-analyze verify --man=no "$temporary/plextrac-bridge.service" 2>"$temporary/verify" || true
+    for file in deploy/systemd/*; do
+        sed 's:/usr/local/bin/plextrac-bridge:/usr/bin/env:' "$file" >"$temporary/${file##*/}"
+    done
+    systemd-analyze verify --man=no "$temporary"/plextrac-bridge.* 2>"$temporary/verify" || true
     # Units of this machine may have faults of their own.
     ! grep -F plextrac-bridge "$temporary/verify"
 }
@@ -124,7 +127,7 @@ check "yamllint" yaml
 check "deploy/Dockerfile (hadolint)" hadolint deploy/Dockerfile
 check "docker-compose.yml ($(compose_by))" compose
 check "workflows (schema)" check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-check "$unit (systemd-analyze verify)" unit_is_sound
+check "deploy/systemd (systemd-analyze verify)" units_are_sound
 check "$unit (systemd-analyze security, at most $unit_exposure of 100)" unit_is_confined
 systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 's/^→ */      /p'
 check "deploy/prometheus/prometheus.yml (promtool)" promtool check config deploy/prometheus/prometheus.yml

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::accounting::Snapshot;
 use crate::delivery::View;
-use crate::pulse::Pulse;
+use crate::pulse::{self, Pulse};
 use crate::queue::{Ack, Buffer};
 use crate::shutdown::{Drain, Phase};
 
@@ -12,7 +12,7 @@ use crate::shutdown::{Drain, Phase};
 #[derive(Debug)]
 pub struct Health {
     /// The threads that must not hang.
-    pub pulses: Vec<Pulse>,
+    pub pulses: Arc<[Pulse]>,
     /// The queue.
     pub queue: Arc<Buffer>,
     /// The view of delivery.
@@ -25,7 +25,7 @@ impl Health {
     /// What hangs.
     #[must_use]
     pub fn dead(&self) -> Vec<String> {
-        self.pulses.iter().filter_map(Pulse::problem).collect()
+        pulse::dead(&self.pulses)
     }
 
     /// Why events cannot be accepted; empty when they can.

@@ -58,10 +58,12 @@ where
 {
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let local = LocalSet::new();
-        if let Some(pulse) = pulse {
+        if let Some(pulse) = pulse.clone() {
             local.spawn_local(pulse.beat());
         }
         let output = local.block_on(&runtime, async { make().await });
+        // One that has ended does not hang.
+        pulse.iter().for_each(Pulse::pause);
         // Blocking work that is still under way (a client library closing) must not hold the end up.
         runtime.shutdown_background();
         output

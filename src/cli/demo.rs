@@ -13,6 +13,7 @@ use plextrac_bridge::app::{self, App, Signals, StartError};
 use plextrac_bridge::logs;
 use plextrac_bridge::secret::Secret;
 use plextrac_bridge::settings::{Flags, Settings, load_from};
+use plextrac_bridge::systemd::Passed;
 use tokio::sync::Notify;
 
 use crate::cli::client::{Http, sign};
@@ -164,9 +165,9 @@ fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, impl 
     scratch.write("secret", secret.reveal())?;
     let usual = settings(flags, scratch, 8080, 8081)?;
     let log = logs::start(usual.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
-    let app = match app::bind(usual) {
+    let app = match app::bind(usual, Passed::default()) {
         // Whatever listens there: free ports do as well.
-        Err(StartError::Listen { .. }) => app::bind(settings(flags, scratch, 0, 0)?),
+        Err(StartError::Listen { .. }) => app::bind(settings(flags, scratch, 0, 0)?, Passed::default()),
         bound => bound,
     };
     Ok((app.map_err(cli::failed)?, log))

@@ -147,6 +147,12 @@ fn failed(text: impl Display) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// Says what is wrong with the settings, or with what stands for some of them.
+fn misconfigured(text: impl Display) -> ExitCode {
+    complain(text);
+    ExitCode::from(EX_CONFIG)
+}
+
 /// A runtime for a command that talks to the network.
 fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
     tokio::runtime::Builder::new_current_thread()

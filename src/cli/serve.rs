@@ -6,11 +6,16 @@ use plextrac_bridge::accounting::Totals;
 use plextrac_bridge::app::{self, Signals};
 use plextrac_bridge::logs;
 use plextrac_bridge::settings::Flags;
+use plextrac_bridge::systemd;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli;
 
 pub(super) fn run(flags: &Flags) -> ExitCode {
+    let passed = match systemd::sockets() {
+        Ok(passed) => passed,
+        Err(error) => return cli::misconfigured(error),
+    };
     let (settings, warnings) = match cli::settings(flags) {
         Ok(loaded) => loaded,
         Err(code) => return code,
@@ -29,7 +34,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     let outcome = runtime.block_on(async {
         // Before anything is bound: a signal during the start stops it too.
         let signals = Unix::listen()?.outlive_hangups()?;
-        let app = app::bind(settings)?;
+        let app = app::bind(settings, passed)?;
         tracing::info!(
             ingress = %app.ingress_address(),
             admin = app.admin_address().map(|address| address.to_string()),

@@ -1,17 +1,19 @@
 //! Accept: connections within the limit, one runtime per thread, each with a listening socket of its own.
 
+use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
+use hyper_util::server::graceful::GracefulConnection;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_io_timeout::TimeoutStream;
 
 use crate::ingress::connection::Connection;
@@ -26,13 +28,17 @@ const HEAD_BYTES: usize = 16 * 1024;
 /// hyper's read buffer; it must hold a whole head.
 const READ_BUFFER: usize = 64 * 1024;
 
+/// How long the stop waits for the first byte of a connection that has sent none: a few round trips.
+const FIRST_BYTE: Duration = Duration::from_secs(2);
+
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
 
 /// The pause after an error of resources: the next attempt would fail as well.
 const RESOURCE_PAUSE: Duration = Duration::from_millis(100);
 
-/// One listening socket per thread, all on one address: the kernel spreads connections over them.
+/// One listening socket per thread, all on one address: the kernel spreads connections over them, or one queue is
+/// shared by all.
 #[derive(Debug)]
 pub struct Listeners {
     sockets: Vec<StdListener>,
@@ -51,6 +57,20 @@ impl Listeners {
         let mut sockets = vec![first];
         for _ in 1..count {
             sockets.push(bind(address, Sharing::Among)?);
+        }
+        Ok(Self { sockets, address })
+    }
+
+    /// Shares a socket among `count` threads: each accepts from its one queue. What nobody has accepted when they close
+    /// it stays there for whoever has it besides.
+    ///
+    /// # Errors
+    /// There is no descriptor left.
+    pub fn share(socket: StdListener, count: usize) -> io::Result<Self> {
+        let address = socket.local_addr()?;
+        let mut sockets = vec![socket];
+        for _ in 1..count {
+            sockets.push(sockets[0].try_clone()?);
         }
         Ok(Self { sockets, address })
     }
@@ -141,19 +161,26 @@ pub async fn serve(
         .half_close(true)
         .max_header_size(HEAD_BYTES)
         .max_buf_size(READ_BUFFER);
-    let graceful = GracefulShutdown::new();
+    let (goodbye, staying) = watch::channel(());
     let throttle = Throttle::new(1, Duration::from_secs(5));
     let closing = stop.reached(Phase::Closing);
     tokio::pin!(closing);
     loop {
-        // What is over the limit waits, in the kernel but for one per thread.
-        let (stream, peer, permit) = tokio::select! {
-            accepted = accept(&listener, &connections, &throttle) => accepted,
+        let (stream, peer) = tokio::select! {
+            accepted = accept(&listener, &throttle) => accepted,
             () = &mut closing => break,
         };
+        // What is over the limit waits, in the kernel but for one per thread. A permit taken before the connection would
+        // be kept from the thread that the kernel gives the next one to.
+        let permit = tokio::select! {
+            permit = connections.permit() => Some(permit),
+            // It is accepted, so it is served, be it beyond the limit.
+            () = &mut closing => None,
+        };
+        let is_last = permit.is_none();
         let (ingress, mailbox) = (ingress.clone(), mailbox.clone());
         let stream = Connection::new(stream);
-        let connection = stream.clone();
+        let (connection, heard) = (stream.clone(), stream.clone());
         let mut stream = TimeoutStream::new(stream);
         // A sender that does not read its answers must not keep a connection for ever.
         stream.set_write_timeout(Some(ingress.settings.header_timeout));
@@ -166,35 +193,58 @@ pub async fn serve(
                 Ok::<_, std::convert::Infallible>(reply)
             }
         });
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
+        let served = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
+        let served = to_its_end(served, heard, staying.clone());
         tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
+            if let Err(error) = served.await {
                 tracing::debug!(%peer, "a connection ended: {error}");
             }
             drop(permit);
         });
+        if is_last {
+            break;
+        }
     }
-    drop(listener);
+    drop((listener, staying));
+    goodbye.send_replace(());
     tokio::select! {
-        () = graceful.shutdown() => {}
+        () = goodbye.closed() => {}
         () = stop.deadline() => {}
     }
     Ok(())
 }
 
-/// Waits for a connection, then for a permit to serve it; meanwhile this thread accepts no other. A permit taken
-/// first would be kept from the thread whose socket the kernel gave the next connection to.
-async fn accept(
-    listener: &TcpListener,
-    connections: &Connections,
-    throttle: &Throttle,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+/// Serves a connection; after the goodbye it ends with the request that is under way. One that has just been accepted
+/// may still send its first: hyper would close it at once, in the face of what is on its way.
+async fn to_its_end<C: GracefulConnection>(
+    connection: C,
+    heard: Connection<TcpStream>,
+    mut goodbye: watch::Receiver<()>,
+) -> Result<(), C::Error> {
+    tokio::pin!(connection);
+    tokio::select! {
+        ended = &mut connection => return ended,
+        _ = goodbye.changed() => {}
+    }
+    let first_byte = poll_fn(|_| if heard.is_silent() { Poll::Pending } else { Poll::Ready(()) });
+    tokio::select! {
+        // First, for it is what hears.
+        biased;
+        ended = &mut connection => return ended,
+        _ = tokio::time::timeout(FIRST_BYTE, first_byte) => {}
+    }
+    connection.as_mut().graceful_shutdown();
+    connection.await
+}
+
+/// Waits for a connection.
+async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
                 // Answers are small and whole: waiting for more to send would only delay them.
                 let _ = stream.set_nodelay(true);
-                return (stream, peer, connections.permit().await);
+                return (stream, peer);
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {

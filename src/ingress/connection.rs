@@ -18,22 +18,33 @@ pub(super) struct Connection<S> {
     stream: Rc<RefCell<S>>,
     /// Set by the first byte that comes after it was cleared.
     first_byte: Rc<Cell<Option<Instant>>>,
+    /// Nothing has come yet.
+    is_silent: Rc<Cell<bool>>,
 }
 
 impl<S> Clone for Connection<S> {
     fn clone(&self) -> Self {
-        Self { stream: self.stream.clone(), first_byte: self.first_byte.clone() }
+        Self { stream: self.stream.clone(), first_byte: self.first_byte.clone(), is_silent: self.is_silent.clone() }
     }
 }
 
 impl<S> Connection<S> {
     pub(super) fn new(stream: S) -> Self {
-        Self { stream: Rc::new(RefCell::new(stream)), first_byte: Rc::default() }
+        Self {
+            stream: Rc::new(RefCell::new(stream)),
+            first_byte: Rc::default(),
+            is_silent: Rc::new(Cell::new(true)),
+        }
     }
 
     /// When the request that is being read began.
     pub(super) fn began(&self) -> Instant {
         self.first_byte.get().unwrap_or_else(Instant::now)
+    }
+
+    /// Whether nothing has come yet.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_silent.get()
     }
 
     /// The request is answered: what comes next is another one.
@@ -59,6 +70,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
         let polled = Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, buffer);
         if buffer.filled().len() > before && self.first_byte.get().is_none() {
             self.first_byte.set(Some(Instant::now()));
+            self.is_silent.set(false);
         }
         polled
     }

@@ -85,7 +85,7 @@ fn assert_none(rule: &str, problems: &[String]) {
 }
 
 /// What every part may use: the ground.
-const GROUND: [&str; 12] = [
+const GROUND: [&str; 13] = [
     "message",
     "template",
     "accounting",
@@ -98,6 +98,7 @@ const GROUND: [&str; 12] = [
     "pulse",
     "ticket",
     "failpoint",
+    "systemd",
 ];
 
 /// What each part may use beside itself and the ground of the settings.
@@ -108,7 +109,7 @@ fn allowed(part: &str) -> Vec<&'static str> {
         // It reads the views that ingress and delivery offer.
         "admin" => &["queue", "brokers", "ingress", "delivery"],
         // Who stands on the ground itself uses less of it.
-        "secret" | "pulse" | "ticket" | "failpoint" => return vec![],
+        "secret" | "pulse" | "ticket" | "failpoint" | "systemd" => return vec![],
         "message" => return vec!["ticket"],
         "letters" => return vec!["message", "failpoint"],
         "state" => return vec!["letters"],

@@ -90,6 +90,10 @@ mod soak;
 #[cfg(test)]
 mod spill;
 
+// What systemd and the daemon tell each other, passed sockets, restarts behind them.
+#[cfg(test)]
+mod systemd;
+
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]
 mod support;

@@ -106,9 +106,10 @@ impl Status {
 }
 
 impl Daemon {
-    /// Starts the command and waits, by reading its log, until it listens; how it ended where it did before.
+    /// Starts the command, which has its input and output, and waits, by reading its log, until it listens; how it ended
+    /// where it did before.
     pub(super) fn start(mut command: Command, directory: Arc<tempfile::TempDir>) -> Result<Self, Stopped> {
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let child = command.stderr(Stdio::piped()).spawn();
         let mut child = child.expect("the daemon can be started");
         let log = Arc::new(Log::default());
         let stderr = child.stderr.take().expect("stderr is piped");

@@ -112,6 +112,8 @@ pub(crate) struct Load {
     pub(crate) again: bool,
     /// Whether an event without an answer is sent again too, on a new connection, as long as the load runs.
     pub(crate) patient: bool,
+    /// Whether each event has a connection of its own.
+    pub(crate) apart: bool,
     /// The name of its cuids and keys, and the number of its first event: for loads that go on where another ended.
     pub(crate) series: Option<(String, u64)>,
 }
@@ -127,6 +129,7 @@ impl Default for Load {
             every: None,
             again: false,
             patient: false,
+            apart: false,
             series: None,
         }
     }
@@ -274,7 +277,7 @@ impl Sender<'_> {
                 Ok(answer) => answer.status == 503 && load.again,
                 Err(_) => load.patient,
             };
-            if answer.map_or(true, |answer| answer.header("connection") == Some("close")) {
+            if load.apart || answer.map_or(true, |answer| answer.header("connection") == Some("close")) {
                 self.client = None;
             }
             if !is_repeated || end.load(Ordering::Relaxed) {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ pub(crate) struct Setup {
     sections: BTreeMap<String, BTreeMap<String, String>>,
     broker: String,
     limits: Option<u32>,
+    sockets: Vec<(String, OwnedFd)>,
     level: &'static str,
     program: PathBuf,
     variables: Vec<(&'static str, String)>,
@@ -66,6 +68,7 @@ impl Setup {
             sections: BTreeMap::new(),
             broker: broker.toml(),
             limits: None,
+            sockets: Vec::new(),
             level: "info",
             program: env!("CARGO_BIN_EXE_plextrac-bridge").into(),
             variables: Vec::new(),
@@ -107,6 +110,12 @@ impl Setup {
     /// At most this many open files.
     pub(crate) fn open_files(mut self, limit: u32) -> Self {
         self.limits = Some(limit);
+        self
+    }
+
+    /// Passes a socket to the daemon as systemd does, under a name; at most two.
+    pub(crate) fn passing(mut self, name: &str, socket: impl Into<OwnedFd>) -> Self {
+        self.sockets.push((name.to_owned(), socket.into()));
         self
     }
 
@@ -159,16 +168,22 @@ impl Setup {
 
     /// Starts the daemon; how it ended where it did before it listened.
     pub(crate) fn try_start(&self) -> Result<Daemon, Stopped> {
-        let mut command = match self.limits {
-            None => self.command(),
-            Some(limit) => {
-                let mut shell = Command::new("sh");
-                shell.args(["-c", &format!("ulimit -n {limit}; exec \"$@\""), "sh"]).arg(&self.program);
-                self.clean(&mut shell);
-                shell
-            }
+        let mut command = match (self.limits, self.sockets.as_slice()) {
+            (None, []) => self.command(),
+            (Some(limit), _) => self.by_shell(&format!("ulimit -n {limit}; exec \"$@\"")),
+            // The process is the one that was announced: it is replaced, not forked.
+            (None, [_]) => self.by_shell("LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null"),
+            (None, _) => self.by_shell("LISTEN_PID=$$ exec \"$@\" 3<&0 4<&1 </dev/null >/dev/null"),
         };
-        command.envs(self.variables.iter().map(|(name, value)| (name, value)));
+        let fd = |at: usize| {
+            let socket = self.sockets.get(at)?;
+            Some(Stdio::from(socket.1.try_clone().expect("a descriptor can be doubled")))
+        };
+        command.stdin(fd(0).unwrap_or_else(Stdio::null)).stdout(fd(1).unwrap_or_else(Stdio::null));
+        if !self.sockets.is_empty() {
+            let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
+            command.env("LISTEN_FDS", names.len().to_string()).env("LISTEN_FDNAMES", names.join(":"));
+        }
         command.arg("serve").arg("--config").arg(self.file());
         command.args(["--log-format", "json", "--log-level", self.level]);
         Daemon::start(command, self.directory.clone())
@@ -247,6 +262,14 @@ impl Setup {
         file
     }
 
+    /// The program, started by a line of shell that ends in `exec "$@"`.
+    fn by_shell(&self, line: &str) -> Command {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", line, "sh"]).arg(&self.program);
+        self.clean(&mut shell);
+        shell
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(&self.program);
         self.clean(&mut command);
@@ -260,7 +283,12 @@ impl Setup {
                 command.env_remove(name);
             }
         }
-        for name in ["STATE_DIRECTORY", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "RUST_LOG", "RUST_BACKTRACE"] {
+        for name in
+            ["STATE_DIRECTORY", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "RUST_LOG", "RUST_BACKTRACE"]
+        {
+            command.env_remove(name);
+        }
+        for name in ["LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"] {
             command.env_remove(name);
         }
         command.envs(self.variables.iter().map(|(name, value)| (name, value)));
