@@ -5,7 +5,7 @@ use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::support::{
     Client, Daemon, LIMIT, Load, PATH, Payload, SECRET, Setup, heavy, request_once, sign, unique, wait_until,
@@ -41,14 +41,15 @@ impl Notified {
 
     /// Reads until this is told; what was told before.
     fn until(&self, wanted: &str) -> Vec<String> {
-        let mut before = Vec::new();
-        loop {
-            match self.next(LIMIT) {
-                Some(told) if told == wanted => return before,
-                Some(told) => before.push(told),
-                None => panic!("systemd was not told {wanted}, only {before:?}"),
+        let (mut before, began) = (Vec::new(), Instant::now());
+        while let Some(told) = self.next(LIMIT.saturating_sub(began.elapsed()).max(Duration::from_millis(1))) {
+            if told == wanted {
+                return before;
             }
+            assert!(began.elapsed() < LIMIT, "systemd was not told {wanted}, only {before:?}");
+            before.push(told);
         }
+        panic!("systemd was not told {wanted}, only {before:?}");
     }
 }
 
@@ -246,7 +247,7 @@ fn leaves_what_waits_in_the_queue_to_its_successor() {
 #[test]
 fn serves_what_it_has_accepted_before_it_ends() {
     let socket = held();
-    let daemon = passing(Setup::on_files(), "ingress", &socket).start();
+    let daemon = passing(Setup::on_files().raw("ingress.threads", "1"), "ingress", &socket).start();
     let mut idle = idle(&daemon);
     let mut client = Client::connect(&daemon.ingress).unwrap();
     daemon.wait_until("both are accepted", LIMIT, |status| status.number("/connections/open") == 2);
