@@ -40,6 +40,12 @@ bench: setup ## measures the bridge beside bare hyper on real brokers, in ROUNDS
 	@$(CARGO) build --release --locked --workspace
 	@./target/release/plextrac-bridge-bench run --rounds $(ROUNDS)
 
+.PHONY: bench-scale
+bench-scale: setup ## how cost and memory grow with connections, bodies, sources, routes, cores and events buffered
+	$(call step,bench-scale: cargo build --release --workspace)
+	@$(CARGO) build --release --locked --workspace
+	@./target/release/plextrac-bridge-bench scale
+
 .PHONY: bench-stages
 bench-stages: setup-build ## time and allocations of each stage of an event by itself, by criterion
 	$(call step,bench-stages)

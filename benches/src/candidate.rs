@@ -39,9 +39,22 @@ pub enum Program {
         ack: &'static str,
         /// `publish.headers`.
         headers: &'static str,
+        /// What is not as it comes.
+        tweak: Tweak,
     },
     /// A line of the table of peers.
     Peer(Peer),
+}
+
+/// What of the bridge is not as it comes.
+#[derive(Clone, Debug, Default)]
+pub struct Tweak {
+    /// More lines of `[ingress]`.
+    pub ingress: String,
+    /// More lines at the end of the broker's table, and more tables.
+    pub tables: String,
+    /// It runs on one core.
+    pub one_core: bool,
 }
 
 /// How much of a candidate is measured.
@@ -90,8 +103,18 @@ pub struct Running {
     /// From the start of the process until it was ready.
     pub started_in: Duration,
     /// Its directories, removed at the end.
-    _home: TempDir,
+    home: TempDir,
 }
+
+impl Running {
+    /// What it printed.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.home.path().join(LOG)).unwrap_or_default()
+    }
+}
+
+const LOG: &str = "log";
 
 impl Candidate {
     /// Where its messages are counted.
@@ -117,7 +140,7 @@ impl Candidate {
     pub fn start(&self, bridge: &Path, brokers: &Brokers) -> Result<Running> {
         let home = tempfile::tempdir()?;
         let (mut command, address, ready) = self.command(bridge, brokers, home.path())?;
-        let log = home.path().join("log");
+        let log = home.path().join(LOG);
         let began = Instant::now();
         let process = Process::start(&mut command, &log)?;
         let up = match ready {
@@ -125,7 +148,7 @@ impl Candidate {
             Ready::Listens => wait_until_up(address, None),
         };
         up.with_context(|| format!("{}: {}", self.name, fs::read_to_string(&log).unwrap_or_default()))?;
-        Ok(Running { process, address, started_in: began.elapsed(), _home: home })
+        Ok(Running { process, address, started_in: began.elapsed(), home })
     }
 
     fn command(&self, bridge: &Path, brokers: &Brokers, home: &Path) -> Result<(Command, SocketAddr, Ready)> {
@@ -137,10 +160,13 @@ impl Candidate {
                 command.arg(if *work == Work::Bare { "bare" } else { "checked" });
                 (command, address, Ready::Listens)
             }
-            Program::Bridge { broker, ack, headers } => {
+            Program::Bridge { broker, ack, headers, tweak } => {
                 let admin = SocketAddr::from(([127, 0, 0, 1], next_port(address.port())?));
-                let file = settings(home, address, admin, &brokers.table(*broker)?, ack, headers)?;
-                let mut command = Command::new(bridge);
+                let file = settings(home, address, admin, &brokers.table(*broker)?, (ack, headers), tweak)?;
+                let mut command = Command::new(if tweak.one_core { Path::new("taskset") } else { bridge });
+                if tweak.one_core {
+                    command.args(["--cpu-list", "0"]).arg(bridge);
+                }
                 command.arg("--config").arg(file).arg("serve");
                 (command, address, Ready::Answers(admin))
             }
@@ -172,15 +198,17 @@ fn settings(
     listen: SocketAddr,
     admin: SocketAddr,
     broker: &str,
-    ack: &str,
-    headers: &str,
+    (ack, headers): (&str, &str),
+    tweak: &Tweak,
 ) -> Result<PathBuf> {
     let state = home.join("state");
     let text = format!(
         "ack = \"{ack}\"\nstate_directory = \"{}\"\n\
-         [ingress]\nlisten = \"{listen}\"\n[admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"warn\"\n\
-         [sources.plextrac]\nsecret = \"{SECRET}\"\n[publish]\nheaders = \"{headers}\"\n{broker}",
-        state.display()
+         [ingress]\nlisten = \"{listen}\"\n{}\n[admin]\nlisten = \"{admin}\"\n[log]\nlevel = \"warn\"\n\
+         [sources.plextrac]\nsecret = \"{SECRET}\"\n[publish]\nheaders = \"{headers}\"\n{broker}{}",
+        state.display(),
+        tweak.ingress,
+        tweak.tables
     );
     let file = home.join("bridge.toml");
     fs::write(&file, text)?;

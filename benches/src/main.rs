@@ -8,6 +8,7 @@ mod load;
 mod measure;
 mod process;
 mod report;
+mod scale;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -18,7 +19,7 @@ use clap::{Parser, Subcommand};
 
 use crate::baseline::Work;
 use crate::brokers::{Brokers, Kind};
-use crate::candidate::{Candidate, Depth, Program};
+use crate::candidate::{Candidate, Depth, Program, Tweak};
 use crate::measure::Size;
 use crate::report::Results;
 
@@ -33,6 +34,8 @@ struct Arguments {
 enum Commands {
     /// Every candidate, in alternating rounds; prints a table and writes it, the figures and a plot.
     Run(Run),
+    /// How cost and memory grow with connections, bodies, sources, routes, cores and events buffered; prints the tables.
+    Scale(Scale),
     /// A baseline, until it is ended.
     Serve { address: SocketAddr, work: Work },
 }
@@ -74,10 +77,21 @@ struct Run {
     seconds: u32,
 }
 
+#[derive(clap::Args)]
+struct Scale {
+    /// The bridge.
+    #[arg(long, default_value = "target/release/plextrac-bridge")]
+    bridge: PathBuf,
+    /// Where the tables go.
+    #[arg(long, default_value = "target/bench")]
+    out: PathBuf,
+}
+
 fn main() -> Result<()> {
     match Arguments::parse().command {
         Commands::Serve { address, work } => baseline::serve(address, work),
         Commands::Run(asked) => run(&asked),
+        Commands::Scale(asked) => scale(&asked),
     }
 }
 
@@ -97,7 +111,11 @@ fn candidates(asked: &Run) -> Result<Vec<Candidate>> {
     ] {
         for broker in Kind::ALL {
             let name = format!("{} {ack}{}", broker.name(), if headers == "none" { ", no headers" } else { "" });
-            all.push(Candidate { name, program: Program::Bridge { broker, ack, headers }, depth });
+            all.push(Candidate {
+                name,
+                program: Program::Bridge { broker, ack, headers, tweak: Tweak::default() },
+                depth,
+            });
         }
     }
     all.extend(candidate::peers(&asked.peers)?.into_iter().map(|peer| Candidate {
@@ -111,6 +129,15 @@ fn candidates(asked: &Run) -> Result<Vec<Candidate>> {
             || asked.only.iter().any(|word| candidate.name.contains(word.as_str()))
     });
     Ok(all)
+}
+
+fn scale(asked: &Scale) -> Result<()> {
+    let tables = scale::run(&asked.bridge)?;
+    print!("{tables}");
+    std::fs::create_dir_all(&asked.out)?;
+    std::fs::write(asked.out.join("scale.md"), tables)?;
+    eprintln!("wrote {}/scale.md", asked.out.display());
+    Ok(())
 }
 
 fn run(asked: &Run) -> Result<()> {

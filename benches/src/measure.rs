@@ -139,24 +139,37 @@ impl Arrivals<'_> {
 
 /// Measures one life.
 pub fn life(candidate: &Candidate, batch: &str, size: Size, bridge: &Path, brokers: &Brokers) -> Result<Life> {
-    let broker = candidate.broker();
-    if let Some(kind) = broker {
+    if let Some(kind) = candidate.broker() {
         // Not there before the first start.
         let _ = brokers.empty(kind);
     }
     let running = candidate.start(bridge, brokers)?;
+    let measured = of_running(&running, candidate, batch, size, brokers);
+    let measured = measured.with_context(|| format!("{}, which printed: {}", candidate.name, running.log()))?;
+    running.process.stop()?;
+    Ok(measured)
+}
+
+fn of_running(
+    running: &Running,
+    candidate: &Candidate,
+    batch: &str,
+    size: Size,
+    brokers: &Brokers,
+) -> Result<Life> {
+    let broker = candidate.broker();
     let expected = broker.map_or(Ok(0), |kind| brokers.count(kind)).unwrap_or(0);
     let mut arrivals = Arrivals { brokers, broker, expected };
     let mut life = Life { start_ms: running.started_in.as_secs_f64() * 1e3, ..Life::default() };
     let made = |what: &str, count| requests(&format!("{batch}{what}"), count, size.body, candidate.path());
 
-    let answers = send(&running, &made("w", WARM_UP), size.connections)?;
+    let answers = send(running, &made("w", WARM_UP), size.connections)?;
     arrivals.wait(answers.accepted)?;
     thread::sleep(QUIET);
     life.idle_mib = mib(running.process.memory()?.0);
 
     let events = made("l", size.events);
-    load(&running, &events, size, &mut arrivals, &mut life)?;
+    load(running, &events, size, &mut arrivals, &mut life)?;
     life.peak_mib = mib(running.process.memory()?.1);
 
     let count = usize::try_from(size.rate * size.seconds)?;
@@ -166,13 +179,12 @@ pub fn life(candidate: &Candidate, batch: &str, size: Size, bridge: &Path, broke
 
     if let (Some(kind), Depth::Whole) = (broker, candidate.depth) {
         let (burst, fixed) = (made("b", size.burst), made("a", count));
-        life.away = Some(away(&running, kind, size, (&burst, &fixed), &mut arrivals)?);
+        life.away = Some(away(running, kind, size, (&burst, &fixed), &mut arrivals)?);
     } else if broker.is_none() {
         // What a burst is compared with: no broker takes part in it either.
-        let answers = send(&running, &made("b", size.burst), size.connections)?;
+        let answers = send(running, &made("b", size.burst), size.connections)?;
         life.away = Some(Away { accepted_rate: answers.accepted_rate(), ..Away::default() });
     }
-    running.process.stop()?;
     Ok(life)
 }
 

@@ -23,6 +23,17 @@ struct Row {
     rounds: Vec<Life>,
 }
 
+impl Row {
+    fn of(&self, figure: fn(&Life) -> f64) -> Option<Spread> {
+        Spread::of(self.rounds.iter().map(figure))
+    }
+
+    /// Only what has a broker has it away.
+    fn away(&self, figure: Figure) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(figure)).filter(|_| self.broker.is_some())
+    }
+}
+
 /// A median and its range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Spread {
@@ -119,21 +130,20 @@ impl Results {
              p50 / p99 / p99.9 us |\n|---|---|---|---|---|---|---|---|\n",
         );
         for row in self.sorted() {
-            let of = |figure: fn(&Life) -> f64| Spread::of(row.rounds.iter().map(figure));
-            let delivered = row.broker.and_then(|_| of(|life| life.delivered_rate));
+            let delivered = row.broker.and_then(|_| row.of(|life| life.delivered_rate));
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} % | {} / {} / {} |",
                 row.name,
-                cell(of(|life| life.cpu), 1),
+                cell(row.of(|life| life.cpu), 1),
                 cell(self.ratio(row, |life| Some(life.cpu), |life| Some(life.cpu)), 2),
-                thousands(of(|life| life.accepted_rate)),
+                thousands(row.of(|life| life.accepted_rate)),
                 cell(self.ratio(row, |life| Some(life.accepted_rate), |life| Some(life.accepted_rate)), 2),
                 thousands(delivered),
-                cell(of(|life| life.share_503 * 100.0), 1),
-                cell(of(|life| life.closed.p50).map(median_alone), 0),
-                cell(of(|life| life.closed.p99).map(median_alone), 0),
-                cell(of(|life| life.closed.p999).map(median_alone), 0),
+                cell(row.of(|life| life.share_503 * 100.0), 1),
+                cell(row.of(|life| life.closed.p50).map(median_alone), 0),
+                cell(row.of(|life| life.closed.p99).map(median_alone), 0),
+                cell(row.of(|life| life.closed.p999).map(median_alone), 0),
             );
         }
         let sender = Spread::of(self.rows.iter().flat_map(|row| &row.rounds).map(|life| life.sender_cpu));
@@ -148,23 +158,20 @@ impl Results {
             self.size.rate
         );
         for row in self.sorted() {
-            let of = |figure: fn(&Life) -> f64| Spread::of(row.rounds.iter().map(figure));
-            let away =
-                |figure: Figure| Spread::of(row.rounds.iter().filter_map(figure)).filter(|_| row.broker.is_some());
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
                 row.name,
-                cell(of(|life| life.fixed.p50), 0),
-                cell(of(|life| life.fixed.p99), 0),
-                cell(of(|life| life.fixed.p999), 0),
-                cell(away(|life| Some(life.away.as_ref()?.fixed.p50)), 0),
-                cell(away(|life| Some(life.away.as_ref()?.fixed.p99)), 0),
+                cell(row.of(|life| life.fixed.p50), 0),
+                cell(row.of(|life| life.fixed.p99), 0),
+                cell(row.of(|life| life.fixed.p999), 0),
+                cell(row.away(|life| Some(life.away.as_ref()?.fixed.p50)), 0),
+                cell(row.away(|life| Some(life.away.as_ref()?.fixed.p99)), 0),
                 thousands(Spread::of(row.rounds.iter().filter_map(burst))),
                 cell(self.ratio(row, burst, burst), 2),
-                cell(away(|life| Some(life.away.as_ref()?.share_503 * 100.0)), 1),
-                cell(away(|life| Some(life.away.as_ref()?.cpu)), 1),
-                thousands(away(|life| Some(life.away.as_ref()?.drained_rate))),
+                cell(row.away(|life| Some(life.away.as_ref()?.share_503 * 100.0)), 1),
+                cell(row.away(|life| Some(life.away.as_ref()?.cpu)), 1),
+                thousands(row.away(|life| Some(life.away.as_ref()?.drained_rate))),
             );
         }
         text.push('\n');
@@ -176,18 +183,15 @@ impl Results {
              ready after, ms |\n|---|---|---|---|---|---|\n",
         );
         for row in self.sorted() {
-            let of = |figure: fn(&Life) -> f64| Spread::of(row.rounds.iter().map(figure));
-            let away =
-                |figure: Figure| Spread::of(row.rounds.iter().filter_map(figure)).filter(|_| row.broker.is_some());
             let _ = writeln!(
                 text,
                 "| {} | {} | {} | {} | {} | {} |",
                 row.name,
-                cell(of(|life| life.idle_mib), 1),
-                cell(of(|life| life.peak_mib), 1),
-                cell(away(|life| Some(life.away.as_ref()?.full_mib)), 1),
-                cell(away(|life| Some(life.away.as_ref()?.drained_mib)), 1),
-                cell(of(|life| life.start_ms), 0),
+                cell(row.of(|life| life.idle_mib), 1),
+                cell(row.of(|life| life.peak_mib), 1),
+                cell(row.away(|life| Some(life.away.as_ref()?.full_mib)), 1),
+                cell(row.away(|life| Some(life.away.as_ref()?.drained_mib)), 1),
+                cell(row.of(|life| life.start_ms), 0),
             );
         }
         text.push('\n');
