@@ -64,6 +64,7 @@ if [ "$mode" = test ]; then
     want prometheus "promtool checks metrics, the scrape configuration and the alerts" has promtool
     want faketime "steps the clock of a daemon" has faketime
     want systemd "systemd-analyze checks the unit" has systemd-analyze
+    want chromium "shows the admin page to its tests" has chromium
     want shellcheck "checks the shell scripts" has shellcheck
 fi
 if [ ${#packages[@]} != 0 ]; then
@@ -140,6 +141,7 @@ if [ "$mode" = test ]; then
         python_packages
         node_packages examples/node-rabbitmq
         node_packages tests/asyncapi
+        node_packages tests/page
         go_program
         PYTHON=$VENV/bin/python "$tests/brokers/install.sh"
         PYTHON=$VENV/bin/python "$tests/chart/install.sh"

@@ -105,6 +105,7 @@ fn unknown_path(unknown: &UnknownPath) -> Value {
         "path": unknown.path,
         "meant": unknown.meant,
         "count": unknown.count,
+        "peer": unknown.peer,
         "timestamp_seconds": unix_seconds(Some(unknown.at)),
     })
 }
@@ -138,6 +139,8 @@ fn source_status(source: &Source, recent: &Recent, book: &SourceBook) -> Value {
             "status": refusal.status,
             "detail": refusal.detail,
             "request_id": refusal.request_id,
+            "peer": refusal.peer,
+            "advice": refusal.reason.advice(),
             "timestamp_seconds": unix_seconds(Some(refusal.at)),
         })
     });

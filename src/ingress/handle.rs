@@ -283,8 +283,9 @@ impl Guard<'_> {
     }
 
     fn note(&self, reason: Reason, status: u16, detail: String, request_id: String) {
-        let refusal = RecentRefusal { reason, status, detail, request_id, at: SystemTime::now() };
-        self.endpoint.recent.note(&self.endpoint.source.name, &self.sender.peer.to_string(), refusal);
+        let (peer, at) = (self.sender.peer.to_string(), SystemTime::now());
+        let refusal = RecentRefusal { reason, status, detail, request_id, peer, at };
+        self.endpoint.recent.note(&self.endpoint.source.name, refusal);
     }
 }
 

@@ -24,6 +24,8 @@ pub struct RecentRefusal {
     pub detail: String,
     /// The id that the answer carried.
     pub request_id: String,
+    /// From where.
+    pub peer: String,
     /// When.
     pub at: SystemTime,
 }
@@ -43,11 +45,11 @@ impl Default for Recent {
 
 impl Recent {
     /// Logs and keeps a refusal.
-    pub(super) fn note(&self, source: &str, peer: &str, refusal: RecentRefusal) {
+    pub(super) fn note(&self, source: &str, refusal: RecentRefusal) {
         if self.throttle.admits() {
             tracing::warn!(
                 source,
-                peer,
+                peer = refusal.peer,
                 status = refusal.status,
                 reason = refusal.reason.name(),
                 request_id = refusal.request_id,
@@ -76,6 +78,8 @@ pub struct UnknownPath {
     pub meant: Option<String>,
     /// How often since it was last new here.
     pub count: u64,
+    /// From where, last.
+    pub peer: String,
     /// When last.
     pub at: SystemTime,
 }
@@ -114,7 +118,13 @@ impl UnknownPaths {
         let known = list.iter().position(|known| known.path == path).and_then(|at| list.remove(at));
         let count = known.map_or(0, |known| known.count) + 1;
         list.truncate(KEPT - 1);
-        list.push_front(UnknownPath { path, meant: meant.map(str::to_owned), count, at: SystemTime::now() });
+        list.push_front(UnknownPath {
+            path,
+            meant: meant.map(str::to_owned),
+            count,
+            peer: peer.to_owned(),
+            at: SystemTime::now(),
+        });
     }
 
     /// The last ones, newest first.

@@ -54,6 +54,10 @@ mod layers;
 #[cfg(test)]
 mod limits;
 
+// The admin page in a real browser.
+#[cfg(test)]
+mod page;
+
 // The mode `published`: 200 for what the broker confirmed, time-outs, senders that leave or ask twice.
 #[cfg(test)]
 mod published;

@@ -130,23 +130,29 @@ function steps(field) {
   return history.slice(1).map((sample, i) => {
     const before = history[i];
     const seconds = Math.max(sample.at - before.at, 1) / 1000;
-    return { from: before.at, to: sample.at, gap: sample.gap, rate: Math.max(0, sample[field] - before[field]) / seconds };
+    return { from: before.at, to: sample.at, gap: sample.gap, height: Math.max(0, sample[field] - before[field]) / seconds };
   });
 }
 
-function curve(svg, name, points, top) {
+/** What each answer said, until the next one came. */
+function levels(field) {
+  return history.slice(1).map((sample, i) => ({ from: history[i].at, to: sample.at, gap: sample.gap, height: sample[field] }));
+}
+
+/** Draws the points up to `top`; the highest. */
+function curve(svg, points, top, label) {
   const end = history.at(-1).at;
   const x = (at) => (300 - ((end - at) / SPAN) * 300).toFixed(1);
   const y = (value) => (38 - (top > 0 ? value / top : 0) * 35).toFixed(1);
   let path = "";
   points.forEach((point, i) => {
     if (point.gap) return;
-    path += `${i === 0 || points[i - 1].gap ? `M${x(point.from)} 38` : ""}V${y(point.rate)}H${x(point.to)}`;
+    path += `${i === 0 || points[i - 1].gap ? `M${x(point.from)} 38` : ""}V${y(point.height)}H${x(point.to)}`;
     if (i === points.length - 1 || points[i + 1].gap) path += "V38";
   });
   svg.firstElementChild.setAttribute("d", path);
-  const peak = Math.max(0, ...points.map((point) => point.rate));
-  svg.setAttribute("aria-label", `${name} per second over the last 5 minutes, at most ${perSecond(peak)}`);
+  const peak = Math.max(0, ...points.map((point) => point.height));
+  svg.setAttribute("aria-label", label(peak));
   return peak;
 }
 
@@ -209,9 +215,10 @@ function showEvents(s) {
   const since = duration((history.at(-1).at - history[0].at) / 1000);
   const grown = (field) => count(history.at(-1)[field] - history[0][field]);
   const curves = { accepted: steps("accepted"), published: steps("published") };
-  const top = Math.max(...Object.values(curves).flat().map((step) => step.rate), 1); // one scale for both
+  const top = Math.max(...Object.values(curves).flat().map((step) => step.height), 1); // one scale for both
   for (const field of ["accepted", "published"]) {
-    const peak = curve($(field).querySelector("svg"), field, curves[field], top);
+    const label = (peak) => `${field} per second over the last 5 minutes, at most ${perSecond(peak)}`;
+    const peak = curve($(field).querySelector("svg"), curves[field], top, label);
     tile(field, field, books[field], "", `+${grown(field)} in ${since}, peak ${perSecond(peak)}`);
   }
   const drift = (r) => (Math.abs(r) < 0.05 ? "steady" : `${r > 0 ? "growing" : "shrinking"} ${perSecond(Math.abs(r))}`);
@@ -235,6 +242,9 @@ function showMeter(node, [label, used, capacity, format]) {
 
 function showBuffer(s) {
   const b = s.buffer;
+  const label = (peak) => `events in the buffer over the last 5 minutes, at most ${count(peak)}`;
+  const points = levels("events");
+  const peak = curve($("buffer").querySelector("svg"), points, Math.max(1, ...points.map((point) => point.height)), label);
   const meters = [["Events", b.events, b.capacity_events, count], ["Bytes", b.bytes, b.capacity_bytes, bytes]];
   if (s.journal) meters.push(["Journal", s.journal.bytes, s.journal.capacity_bytes, bytes]);
   if (s.dead_letters) meters.push(["Dead letters", s.dead_letters.bytes, s.dead_letters.capacity_bytes, bytes]);
@@ -247,7 +257,7 @@ function showBuffer(s) {
   let full = filling ? `in about ${duration(seconds)} at this rate` : "not in sight";
   if (seconds === 0) full = s.ack === "journaled" ? "now; the journal holds the rest" : "now: new events are answered 503";
   const oldest = b.oldest_event_timestamp_seconds ? `${duration(now - b.oldest_event_timestamp_seconds)} old` : "none";
-  put($("buffer"), { oldest, flight: `${count(b.in_flight_events)} sent, not confirmed yet`, full });
+  put($("buffer"), { note: `events held, at most ${count(peak)} in the last 5 minutes`, oldest, flight: `${count(b.in_flight_events)} sent, not confirmed yet`, full });
 }
 
 function showBroker(s) {
@@ -286,7 +296,7 @@ function showSource(node, source) {
   rows(part(node, "reasons"), rejected.map((r) => [r.reason, count(r.count), r.advice]));
   rows(part(node, "secrets"), secrets.map((key) => [key.id, count(key.matched), ago(key.last_used_timestamp_seconds)]));
   rows(part(node, "refusals"), refusals.map((r) =>
-    [`${clock(r.timestamp_seconds)}, ${ago(r.timestamp_seconds)}`, String(r.status), r.reason, r.detail, r.request_id]));
+    [`${clock(r.timestamp_seconds)}, ${ago(r.timestamp_seconds)}`, r.status ? String(r.status) : "none", r.reason, r.detail, r.advice, r.peer, r.request_id]));
   const tables = { rejections: rejected, keys: secrets, recent: refusals };
   for (const [name, lines] of Object.entries(tables)) part(node, name).hidden = lines.length === 0;
 }
@@ -294,7 +304,7 @@ function showSource(node, source) {
 function showUnknown(s) {
   const paths = s.unknown_paths ?? [];
   $("unknown").hidden = paths.length === 0;
-  rows($("unknown").querySelector("table"), paths.map((u) => [ago(u.timestamp_seconds), u.path, count(u.count),
+  rows($("unknown").querySelector("table"), paths.map((u) => [ago(u.timestamp_seconds), u.path, count(u.count), u.peer,
     u.meant ? `Probably meant: ${u.meant} (a slash, or upper and lower case, differ)` : "No source has this path: correct the URL in PlexTrac's form, or name the path in the settings"]));
 }
 

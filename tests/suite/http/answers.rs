@@ -232,7 +232,11 @@ fn gives_every_refusal_an_id_that_stands_in_its_line_of_log_too() {
         for field in ["request_id", "status", "detail"] {
             assert_eq!(recent[field], problem[field], "`{field}` of the newest refusal on /status");
         }
-        assert_eq!(recent["reason"], line["reason"], "the reason in log and status");
+        for field in ["reason", "peer"] {
+            assert!(line[field].is_string(), "no `{field}` in {line}");
+            assert_eq!(recent[field], line[field], "`{field}` in log and status");
+        }
+        assert!(recent["advice"].as_str().is_some_and(|advice| advice.len() > 20), "what to do: {recent}");
     }
     bridge.stop();
 }

@@ -46,6 +46,11 @@ impl Client {
         Ok(Self { stream: BufReader::new(stream) })
     }
 
+    /// The address that the other side sees.
+    pub(crate) fn address(&self) -> String {
+        self.stream.get_ref().local_addr().expect("it is connected").to_string()
+    }
+
     /// Writes bytes as they are.
     pub(crate) fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.get_mut().write_all(bytes)

@@ -2,6 +2,7 @@
 
 mod bridge;
 mod broker;
+mod browser;
 mod consumer;
 mod daemon;
 pub(crate) mod files;
@@ -21,6 +22,7 @@ mod wait;
 
 pub(crate) use bridge::{Bridge, Counters};
 pub(crate) use broker::{Broker, Kind, ports};
+pub(crate) use browser::Browser;
 pub(crate) use consumer::Consumer;
 pub(crate) use daemon::{Daemon, Status, Stopped, request_once};
 pub(crate) use http::{Answer, Client, get};
