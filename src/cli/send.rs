@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use clap::Args;
 use hyper::Uri;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use plextrac_bridge::secret::Secret;
 use plextrac_bridge::settings::Flags;
 use serde_json::json;
@@ -21,6 +22,9 @@ use crate::cli::{self, sample, say};
 
 /// The wait before a repeat where a 503 names none.
 const RETRY: Duration = Duration::from_secs(1);
+
+/// How often the bar is drawn, at least.
+const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(super) struct Options {
@@ -64,8 +68,16 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
     let bodies = options.files.iter().map(|path| read(path).map(Bytes::from)).collect::<Result<Vec<_>, _>>()?;
     let count = options.count.unwrap_or(bodies.len().max(1) as u64);
     let bar = ProgressBar::new(count);
-    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} events, {per_sec}, {eta} left {msg}") {
-        bar.set_style(style);
+    if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} events, {rate}/s, {eta} left{msg}") {
+        let rate = |state: &ProgressState, to: &mut dyn Write| {
+            // A String takes everything.
+            let _ = write!(to, "{:.0}", state.per_sec());
+        };
+        bar.set_style(style.with_key("rate", rate));
+    }
+    if !bar.is_hidden() {
+        // What changes while nothing is answered is shown, too.
+        bar.enable_steady_tick(LOOK);
     }
     Ok(Rc::new(Plan {
         http: Http::new()?,
@@ -77,6 +89,7 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
         connections: options.connections,
         retry: !options.no_retry,
         next: Cell::new(0),
+        waiting: Cell::new(0),
         tally: RefCell::default(),
         bar,
     }))
@@ -93,6 +106,8 @@ struct Plan {
     connections: u16,
     retry: bool,
     next: Cell<u64>,
+    /// How many wait to repeat after a 503.
+    waiting: Cell<u64>,
     tally: RefCell<Tally>,
     bar: ProgressBar,
 }
@@ -110,6 +125,10 @@ struct Tally {
 }
 
 impl Tally {
+    fn refused(&self) -> u64 {
+        self.codes.iter().filter(|(code, _)| **code != 200).map(|(_, count)| count).sum()
+    }
+
     /// Notes a final answer.
     fn note(&mut self, answer: Result<Answer, String>, latency: Duration) {
         match answer {
@@ -173,18 +192,33 @@ impl Plan {
                 Ok(answer) if answer.status == 503 && self.retry => answer.retry_after.or(Some(RETRY)),
                 _ => None,
             };
-            let Some(wait) = wait else { return self.tally.borrow_mut().note(answer, sent.elapsed()) };
+            let Some(wait) = wait else {
+                self.tally.borrow_mut().note(answer, sent.elapsed());
+                return self.show();
+            };
             self.tally.borrow_mut().repeated += 1;
-            self.bar.set_message("(503: waiting)");
+            self.waiting.set(self.waiting.get() + 1);
+            self.show();
             tokio::time::sleep(wait).await;
+            self.waiting.set(self.waiting.get() - 1);
+            self.show();
         }
+    }
+
+    /// What a person wants to know before the end, behind the bar.
+    fn show(&self) {
+        let tally = self.tally.borrow();
+        let counts =
+            [(tally.refused(), "refused"), (tally.failed, "failed"), (self.waiting.get(), "waiting after a 503")];
+        let shown = counts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!(", {count} {what}"));
+        self.bar.set_message(shown.collect::<String>());
     }
 
     fn report(&self, elapsed: Duration, as_json: bool) -> ExitCode {
         let mut tally = self.tally.borrow_mut();
         tally.latencies.sort_unstable();
         let accepted = tally.codes.get(&200).copied().unwrap_or(0);
-        let refused: u64 = tally.codes.iter().filter(|(code, _)| **code != 200).map(|(_, count)| count).sum();
+        let refused = tally.refused();
         let rate = to_f64(accepted) / elapsed.as_secs_f64().max(1e-9);
         let quantile = |share: usize| {
             let at = (tally.latencies.len() * share / 100).min(tally.latencies.len().saturating_sub(1));

@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::Stdio;
+use std::thread;
 use std::time::Instant;
 
 use serde_json::Value;
@@ -261,7 +262,7 @@ fn repeats_after_a_503_or_counts_it_as_refused() {
     assert_eq!((&result["refused"], &result["repeated"]), (&3.into(), &0.into()), "{result}");
     let url = format!("http://{}{PATH}", bridge.daemon.ingress);
     let secret = secret_file(directory.path());
-    let sending = std::thread::spawn(move || {
+    let sending = thread::spawn(move || {
         Program::new(["send", "--secret-file", &secret, "--count", "3", "--json", &url]).run()
     });
     bridge.daemon.wait_until("a 503", LIMIT, |status| status.count("rejected") > 3);
@@ -358,4 +359,30 @@ fn says_whether_the_broker_is_there_and_changes_nothing() {
     let missing = check("no/events");
     missing.assert_code(1);
     assert_eq!(missing.err, "error: neither no/events nor its parent exists; create no\n", "what is missing");
+}
+
+#[test]
+fn shows_on_a_terminal_how_far_it_is_with_sending() {
+    let bridge = Bridge::start_without_broker(|setup| setup.raw("buffer.max_events", "10"));
+    let directory = tempfile::tempdir().unwrap();
+    let secret = secret_file(directory.path());
+    let url = format!("http://{}{PATH}", bridge.daemon.ingress);
+    let arguments = ["send", "--secret-file", &secret, "--count", "12", &url].map(str::to_owned);
+    let running = thread::spawn(move || Program::on_terminal(&arguments.each_ref().map(String::as_str)).run());
+    bridge.daemon.wait_until("the buffer is full", LIMIT, |status| status.count("rejected") > 0);
+    bridge.bring_the_broker_back();
+    let ended = running.join().unwrap();
+    ended.assert_code(0);
+    for part in ["10/12 events, ", "/s, ", " left, 2 waiting after a 503", "12 accepted, 0 refused"] {
+        assert!(ended.out.contains(part), "no {part:?} in {:?}", ended.out);
+    }
+    let wrong = directory.path().join("wrong").display().to_string();
+    fs::write(&wrong, "another secret, 0123456789").unwrap();
+    let ended = Program::on_terminal(&["send", "--secret-file", &wrong, "--count", "3", &url]).run();
+    ended.assert_code(1);
+    assert!(ended.out.contains(" left, 3 refused"), "{:?}", ended.out);
+    // Where a program reads there is no bar.
+    let ended = send(&bridge, directory.path(), &["--count", "3"], &[]);
+    ended.assert_code(0);
+    assert_eq!(ended.err, "");
 }

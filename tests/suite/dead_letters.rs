@@ -342,3 +342,24 @@ fn says_what_to_set_where_nothing_is_kept() {
         assert!(said(&done).contains("set `state_directory`"), "{}", said(&done));
     }
 }
+
+#[test]
+fn shows_on_a_terminal_how_far_a_replay_is_and_what_it_waits_for() {
+    let (pair, _) = Pair::with_letters(3);
+    let pair = pair.away();
+    // Writes the settings.
+    assert!(pair.setup.run(&["check"]).status.success());
+    let config = pair.setup.directory().join("config.toml").display().to_string();
+    let replay = ["--config", &config, "dead-letters", "replay", "--timeout", "2s"];
+    let ended = Program::on_terminal(&replay).run();
+    ended.assert_code(1);
+    for part in
+        ["0/3 letters, ", " left", "waiting: ", "3 selected: 0 published", "gave up, nothing has moved for 2s"]
+    {
+        assert!(ended.out.contains(part), "no {part:?} in {:?}", ended.out);
+    }
+    assert_eq!(pair.letters(), 3);
+    // Where a program reads there are lines.
+    let ended = pair.setup.run(&replay[2..]);
+    assert!(said(&ended).starts_with("0 of 3"), "{}", said(&ended));
+}

@@ -40,6 +40,13 @@ impl Program {
         Self { command, input: Vec::new() }
     }
 
+    /// The bridge with these arguments, none of which has a blank, on a terminal of 120 columns: all it writes is
+    /// standard output.
+    pub(crate) fn on_terminal(arguments: &[&str]) -> Self {
+        let line = format!("stty cols 120; exec {} {}", env!("CARGO_BIN_EXE_plextrac-bridge"), arguments.join(" "));
+        Self::other("script", ["-q", "-e", "-c", &line, "/dev/null"]).variable("TERM", "xterm")
+    }
+
     /// One more variable of the environment.
     pub(crate) fn variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Self {
         self.command.env(name, value);
