@@ -22,7 +22,7 @@ use crate::accounting::{Ledger, SourceBook, Totals};
 use crate::admin::{self, Admin, Health};
 use crate::brokers::Broker;
 use crate::delivery::{self, BacklogReader, Delivery, View};
-use crate::ingress::{self, Connections, Deduplication, Ingress, Invalids, Listeners, Recent, UnknownPaths};
+use crate::ingress::{self, Connections, Deduplication, Ingress, Invalids, Listeners, Recent, Tls, UnknownPaths};
 use crate::letters::Kind;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
@@ -300,6 +300,7 @@ impl Parts {
             dead_letters_capacity: settings.dead_letters.bytes as u64,
             broker_name: broker.name(),
             broker_location: broker.location(),
+            certificate_not_after: settings.ingress.tls.as_ref().map(Tls::not_after),
             page: settings.admin.page,
         }
     }

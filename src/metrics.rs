@@ -47,6 +47,8 @@ pub struct Moment {
     pub dead_letters: (u64, u64, u64),
     /// Invalid bodies kept since the start.
     pub invalid_kept: u64,
+    /// When the ingress' certificate ends, where it has one.
+    pub certificate_not_after: Option<SystemTime>,
 }
 
 /// All series.
@@ -103,6 +105,7 @@ struct Gauges {
     dead_letters_events: IntGauge,
     dead_letters_bytes: IntGauge,
     dead_letters_capacity_bytes: IntGauge,
+    certificate: Gauge,
     mismatch: IntGauge,
 }
 
@@ -410,6 +413,10 @@ impl Gauges {
             dead_letters_events: add.gauge("dead_letters_events", "Dead letters on disk."),
             dead_letters_bytes: add.gauge("dead_letters_bytes", "Their size."),
             dead_letters_capacity_bytes: add.gauge("dead_letters_capacity_bytes", "dead_letters.max_bytes."),
+            certificate: add.time(
+                "tls_certificate_not_after_timestamp_seconds",
+                "End of the server certificate; 0 without TLS.",
+            ),
             mismatch: add.gauge("accounting_mismatch_events", "0, or the accounting has a defect."),
         }
     }
@@ -435,6 +442,7 @@ impl Gauges {
         self.dead_letters_events.set(large(moment.dead_letters.0));
         self.dead_letters_bytes.set(large(moment.dead_letters.1));
         self.dead_letters_capacity_bytes.set(large(moment.dead_letters.2));
+        self.certificate.set(unix_seconds(moment.certificate_not_after));
         self.mismatch.set(large(totals.mismatch()));
     }
 }
@@ -446,7 +454,6 @@ fn not_built_yet(add: &Register<'_>) {
         reloads.with_label_values(&[result]);
     }
     add.gauge("config_last_reload_successful", "1 if the last load of the settings was good.").set(1);
-    add.time("tls_certificate_not_after_timestamp_seconds", "End of the server certificate; 0 without TLS.");
 }
 
 /// A wall-clock time as Prometheus writes it; 0 for none.

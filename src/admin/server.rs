@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -55,6 +55,8 @@ pub struct Admin {
     pub broker_name: &'static str,
     /// Where it is, without secrets.
     pub broker_location: String,
+    /// When the ingress' certificate ends, where it has one.
+    pub certificate_not_after: Option<SystemTime>,
     /// Whether there is a page.
     pub page: bool,
 }

@@ -25,6 +25,7 @@ impl Admin {
                 .dead_letters
                 .as_ref()
                 .map_or((0, 0, self.dead_letters_capacity), |held| (held.events(), held.bytes(), held.capacity())),
+            certificate_not_after: self.certificate_not_after,
             invalid_kept: self.invalid.as_ref().map_or(0, |held| held.kept()),
         }
     }

@@ -2,29 +2,20 @@
 
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio_io_timeout::TimeoutStream;
 
-use crate::ingress::connection::Connection;
-use crate::ingress::handle::{Ingress, Sender};
+use crate::ingress::conversation::{Conversation, Handshakes};
+use crate::ingress::handle::Ingress;
 use crate::logs::Throttle;
 use crate::shutdown::{Drain, Phase};
 use crate::ticket::Mailbox;
-
-/// A webhook's head is below 2 KiB; hyper's own limit is 400 KiB for each connection.
-const HEAD_BYTES: usize = 16 * 1024;
-
-/// hyper's read buffer; it must hold a whole head.
-const READ_BUFFER: usize = 64 * 1024;
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -133,16 +124,9 @@ pub async fn serve(
     let listener = TcpListener::from_std(socket)?;
     let mailbox = Arc::new(Mailbox::default());
     tokio::task::spawn_local(mailbox.clone().deliver());
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(ingress.settings.header_timeout)
-        // One who ends his side after the request still gets his answer.
-        .half_close(true)
-        .max_header_size(HEAD_BYTES)
-        .max_buf_size(READ_BUFFER);
     let graceful = GracefulShutdown::new();
     let throttle = Throttle::new(1, Duration::from_secs(5));
+    let handshakes = Rc::new(Handshakes::new());
     let closing = stop.reached(Phase::Closing);
     tokio::pin!(closing);
     loop {
@@ -151,28 +135,21 @@ pub async fn serve(
             accepted = accept(&listener, &connections, &throttle) => accepted,
             () = &mut closing => break,
         };
-        let (ingress, mailbox) = (ingress.clone(), mailbox.clone());
-        let stream = Connection::new(stream);
-        let connection = stream.clone();
-        let mut stream = TimeoutStream::new(stream);
-        // A sender that does not read its answers must not keep a connection for ever.
-        stream.set_write_timeout(Some(ingress.settings.header_timeout));
-        let service = service_fn(move |request| {
-            let (ingress, mailbox, connection) = (ingress.clone(), mailbox.clone(), connection.clone());
-            async move {
-                let sender = Sender { peer, begun: connection.began(), connection: &connection, home: &mailbox };
-                let reply = ingress.handle(request, &sender).await;
-                connection.answered();
-                Ok::<_, std::convert::Infallible>(reply)
+        let conversation =
+            Conversation { peer, ingress: ingress.clone(), mailbox: mailbox.clone(), watcher: graceful.watcher() };
+        match ingress.settings.tls.clone() {
+            None => tokio::task::spawn_local(async move {
+                conversation.hold(stream).await;
+                drop(permit);
+            }),
+            Some(tls) => {
+                let (stop, handshakes) = (stop.clone(), handshakes.clone());
+                tokio::task::spawn_local(async move {
+                    conversation.hold_over_tls(stream, &tls, &stop, &handshakes).await;
+                    drop(permit);
+                })
             }
-        });
-        let connection = graceful.watch(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
-        tokio::task::spawn_local(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%peer, "a connection ended: {error}");
-            }
-            drop(permit);
-        });
+        };
     }
     drop(listener);
     tokio::select! {

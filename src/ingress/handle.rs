@@ -11,11 +11,10 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
-use tokio::net::TcpStream;
 
 use crate::accounting::{Decision, Reason};
 use crate::ingress::body::{self, Budget, Unread};
-use crate::ingress::connection::Connection;
+use crate::ingress::connection::Line;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
 use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
@@ -58,7 +57,7 @@ pub(super) struct Sender<'s> {
     pub(super) peer: SocketAddr,
     /// When the first byte of its request came.
     pub(super) begun: Instant,
-    pub(super) connection: &'s Connection<TcpStream>,
+    pub(super) connection: &'s dyn Line,
     /// The mailbox of this thread.
     pub(super) home: &'s Arc<Mailbox>,
 }

@@ -3,12 +3,14 @@
 mod accept;
 mod body;
 mod connection;
+mod conversation;
 mod deduplicate;
 mod handle;
 mod invalid;
 mod refusals;
 mod reply;
 mod settings;
+mod tls;
 pub mod validate;
 mod verify;
 
@@ -18,4 +20,5 @@ pub use handle::{Ingress, Shared, rebuild};
 pub use invalid::{Invalids, revalidate};
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};
+pub use tls::Tls;
 pub use verify::{Verified, Verifier, digest};

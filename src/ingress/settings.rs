@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ingress::tls::Tls;
 use crate::secret::Secret;
 use crate::settings::Section;
 
@@ -26,13 +27,14 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// The longest a body may take.
     pub body_timeout: Duration,
+    /// Where it is named: HTTPS.
+    pub tls: Option<Tls>,
 }
 
 impl Settings {
     /// Reads `[ingress]`.
     pub fn read(section: &mut Section<'_>) -> Self {
         section.not_available("trusted_proxies");
-        section.not_available("tls");
         let threads = section.integer("threads", 0, 1024);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let most_connections = section.integer("max_connections", 1, 1_000_000);
@@ -43,6 +45,7 @@ impl Settings {
             max_connections: usize::try_from(most_connections).unwrap_or(1),
             header_timeout: section.duration("header_timeout"),
             body_timeout: section.duration("body_timeout"),
+            tls: read_tls(section),
         };
         if settings.max_body == 0 || settings.max_body > LARGEST_BODY {
             section.problem("max_body", "must be from \"1B\" to \"1GiB\"");
@@ -54,6 +57,14 @@ impl Settings {
         }
         settings
     }
+}
+
+fn read_tls(section: &mut Section<'_>) -> Option<Tls> {
+    let is_named = section.has("tls");
+    let mut table = section.section("tls");
+    let tls = if is_named { Tls::read(&mut table) } else { None };
+    table.finish();
+    tls
 }
 
 /// How strictly a payload is looked at.

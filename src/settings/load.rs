@@ -180,6 +180,10 @@ fn without_quotation(text: &str) -> String {
 /// The defaults that apply: the templates only where file or environment name such a table.
 fn base(given: &Dict) -> Dict {
     let mut base = defaults::table();
+    let has_tls = matches!(given.get("ingress"), Some(Value::Dict(_, ingress)) if ingress.contains_key("tls"));
+    if let Some(Value::Dict(_, ingress)) = base.get_mut("ingress").filter(|_| !has_tls) {
+        ingress.remove("tls");
+    }
     for (group, template) in [("sources", Some("plextrac")), ("broker", None)] {
         let templates = match base.remove(group) {
             Some(Value::Dict(_, templates)) => templates,

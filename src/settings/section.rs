@@ -292,6 +292,28 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A file that must be named, and its content; `what` is in it.
+    pub fn needed_file(&mut self, key: &str, what: &str) -> Option<(PathBuf, Vec<u8>)> {
+        if self.is_blank(key) {
+            self.text(key);
+            self.problem(key, format_args!("empty; name a file with {what}"));
+            return None;
+        }
+        self.file(key)
+    }
+
+    /// A file and its content; none where it is not named or cannot be read (a problem then).
+    pub fn file(&mut self, key: &str) -> Option<(PathBuf, Vec<u8>)> {
+        let path = self.path(key)?;
+        match std::fs::read(&path) {
+            Ok(content) => Some((path, content)),
+            Err(error) => {
+                self.problem(key, format_args!("cannot read {}: {error}", path.display()));
+                None
+            }
+        }
+    }
+
     /// A secret, in place or in the file that `<key>_file` names; none where both are empty.
     pub fn secret(&mut self, key: &str) -> Option<Secret> {
         let file_key = format!("{key}_file");

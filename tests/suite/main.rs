@@ -86,6 +86,10 @@ mod soak;
 #[cfg(test)]
 mod spill;
 
+// HTTPS and client certificates, with clients that are not ours; pairs that are no pairs.
+#[cfg(test)]
+mod tls;
+
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]
 mod support;

@@ -1,8 +1,14 @@
 //! A small HTTP/1.1 client over a raw socket: one connection, kept alive, its bytes in plain sight.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
+use std::fmt::Debug;
+use std::io::{self, BufRead as _, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::ClientConfig;
+
+use super::over_tls;
 
 /// Longer than the daemon may take for any answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,10 +36,15 @@ impl Answer {
     }
 }
 
+/// What a connection runs over.
+trait Wire: Read + Write + Send + Debug {}
+
+impl<W: Read + Write + Send + Debug> Wire for W {}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Wire>>,
 }
 
 impl Client {
@@ -43,7 +54,12 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self { stream: BufReader::new(Box::new(stream)) })
+    }
+
+    /// Connects over TLS.
+    pub(crate) fn connect_over_tls(address: &str, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        Ok(Self { stream: BufReader::new(Box::new(over_tls(address, config.clone())?)) })
     }
 
     /// Writes bytes as they are.

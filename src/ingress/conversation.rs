@@ -1,0 +1,103 @@
+//! One connection, plain or over TLS, from the first byte to the last: the handshake, then requests and answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::Watcher;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_io_timeout::TimeoutStream;
+
+use crate::ingress::connection::{Connection, Line};
+use crate::ingress::handle::{Ingress, Sender};
+use crate::ingress::tls::Tls;
+use crate::logs::Throttle;
+use crate::shutdown::{Drain, Phase};
+use crate::ticket::Mailbox;
+
+/// A webhook's head is below 2 KiB; hyper's own limit is 400 KiB for each connection.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// hyper's read buffer; it must hold a whole head.
+const READ_BUFFER: usize = 64 * 1024;
+
+/// What it takes to serve a connection.
+pub(super) struct Conversation {
+    pub(super) peer: SocketAddr,
+    pub(super) ingress: Arc<Ingress>,
+    /// Of this thread.
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) watcher: Watcher,
+}
+
+impl Conversation {
+    /// Serves the connection to its end.
+    pub(super) async fn hold<S>(self, stream: S)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+        Connection<S>: Line,
+    {
+        let Self { peer, ingress, mailbox, watcher } = self;
+        let header_timeout = ingress.settings.header_timeout;
+        let stream = Connection::new(stream);
+        let connection = stream.clone();
+        let mut stream = TimeoutStream::new(stream);
+        // A sender that does not read its answers must not keep a connection for ever.
+        stream.set_write_timeout(Some(header_timeout));
+        let service = service_fn(move |request| {
+            let (ingress, mailbox, connection) = (ingress.clone(), mailbox.clone(), connection.clone());
+            async move {
+                let sender = Sender { peer, begun: connection.began(), connection: &connection, home: &mailbox };
+                let reply = ingress.handle(request, &sender).await;
+                connection.answered();
+                Ok::<_, std::convert::Infallible>(reply)
+            }
+        });
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(header_timeout)
+            // One who ends his side after the request still gets his answer.
+            .half_close(true)
+            .max_header_size(HEAD_BYTES)
+            .max_buf_size(READ_BUFFER);
+        let served = watcher.watch(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
+        if let Err(error) = served.await {
+            tracing::debug!(%peer, "a connection ended: {error}");
+        }
+    }
+
+    /// The same over TLS; a handshake that a stop meets is given up.
+    pub(super) async fn hold_over_tls(self, stream: TcpStream, tls: &Tls, stop: &Drain, handshakes: &Handshakes) {
+        let patience = self.ingress.settings.header_timeout;
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(patience, tls.acceptor().accept(stream)) => shaken,
+            () = stop.reached(Phase::Closing) => return,
+        };
+        match shaken {
+            Ok(Ok(stream)) => self.hold(stream).await,
+            Ok(Err(error)) => handshakes.failed(self.peer, &error),
+            Err(_) => handshakes.failed(self.peer, &"it came too slowly"),
+        }
+    }
+}
+
+/// What is said of handshakes that fail: strangers make many.
+#[derive(Debug)]
+pub(super) struct Handshakes(Throttle);
+
+impl Handshakes {
+    pub(super) fn new() -> Self {
+        Self(Throttle::new(1, Duration::from_secs(1)))
+    }
+
+    fn failed(&self, peer: SocketAddr, why: &dyn std::fmt::Display) {
+        if self.0.admits() {
+            tracing::info!(%peer, "a TLS handshake failed: {why}");
+        }
+    }
+}
