@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use hyper_util::server::graceful::GracefulShutdown;
@@ -12,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::ingress::conversation::{Conversation, Handshakes};
-use crate::ingress::handle::Ingress;
+use crate::ingress::live::{Live, Local};
 use crate::logs::Throttle;
 use crate::shutdown::{Drain, Phase};
 use crate::ticket::Mailbox;
@@ -83,30 +84,64 @@ fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
 #[derive(Debug)]
 pub struct Connections {
     permits: Arc<Semaphore>,
-    capacity: usize,
+    capacity: AtomicUsize,
+    open: Arc<AtomicUsize>,
+}
+
+/// A permit in use.
+struct Permit {
+    _permit: OwnedSemaphorePermit,
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Connections {
     /// So many permits.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(capacity)), capacity }
+        Self {
+            permits: Arc::new(Semaphore::new(capacity)),
+            capacity: AtomicUsize::new(capacity),
+            open: Arc::default(),
+        }
     }
 
     /// How many are in use.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.capacity - self.permits.available_permits()
+        self.open.load(Ordering::Relaxed)
     }
 
     /// How many there are.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.capacity.load(Ordering::Relaxed)
     }
 
-    async fn permit(&self) -> OwnedSemaphorePermit {
-        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// Another number from now on. Where there are more connections than that, they stay, and none is accepted until
+    /// enough have ended. Runs in a runtime.
+    ///
+    /// # Panics
+    /// Never: the semaphore is not closed.
+    pub fn limit(&self, capacity: usize) {
+        let before = self.capacity.swap(capacity, Ordering::Relaxed);
+        self.permits.add_permits(capacity.saturating_sub(before));
+        let fewer = u32::try_from(before.saturating_sub(capacity)).unwrap_or(u32::MAX);
+        let permits = self.permits.clone();
+        tokio::spawn(async move {
+            permits.acquire_many_owned(fewer).await.expect("the semaphore is never closed").forget();
+        });
+    }
+
+    async fn permit(&self) -> Permit {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Permit { _permit: permit, open: self.open.clone() }
     }
 }
 
@@ -117,7 +152,7 @@ impl Connections {
 /// The socket cannot be used.
 pub async fn serve(
     socket: StdListener,
-    ingress: Arc<Ingress>,
+    live: Arc<Live>,
     connections: Arc<Connections>,
     stop: Drain,
 ) -> io::Result<()> {
@@ -126,6 +161,7 @@ pub async fn serve(
     tokio::task::spawn_local(mailbox.clone().deliver());
     let graceful = GracefulShutdown::new();
     let throttle = Throttle::new(1, Duration::from_secs(5));
+    let local = Rc::new(Local::new(live));
     let handshakes = Rc::new(Handshakes::new());
     let closing = stop.reached(Phase::Closing);
     tokio::pin!(closing);
@@ -135,9 +171,14 @@ pub async fn serve(
             accepted = accept(&listener, &connections, &throttle) => accepted,
             () = &mut closing => break,
         };
-        let conversation =
-            Conversation { peer, ingress: ingress.clone(), mailbox: mailbox.clone(), watcher: graceful.watcher() };
-        match ingress.settings.tls.clone() {
+        let conversation = Conversation {
+            peer,
+            local: local.clone(),
+            tls: local.now().settings.tls.clone(),
+            mailbox: mailbox.clone(),
+            watcher: graceful.watcher(),
+        };
+        match conversation.tls.clone() {
             None => tokio::task::spawn_local(async move {
                 conversation.hold(stream).await;
                 drop(permit);
@@ -165,7 +206,7 @@ async fn accept(
     listener: &TcpListener,
     connections: &Connections,
     throttle: &Throttle,
-) -> (TcpStream, SocketAddr, OwnedSemaphorePermit) {
+) -> (TcpStream, SocketAddr, Permit) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
@@ -202,6 +243,8 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -221,6 +264,23 @@ mod tests {
             assert_eq!(good.len(), 1, "so many listen on {free}");
             assert!(bad.iter().all(|one| matches!(one, Err(error) if error.kind() == io::ErrorKind::AddrInUse)));
         }
+    }
+
+    #[tokio::test]
+    async fn takes_other_limits_while_connections_are_open() {
+        let connections = Connections::new(1);
+        let first = connections.permit().await;
+        assert!(connections.permit().now_or_never().is_none());
+        connections.limit(3);
+        let others = [connections.permit().await, connections.permit().await];
+        connections.limit(1);
+        tokio::task::yield_now().await;
+        assert_eq!((connections.open(), connections.capacity()), (3, 1), "they stay");
+        drop(others);
+        tokio::task::yield_now().await;
+        assert!(connections.permit().now_or_never().is_none(), "still one");
+        drop(first);
+        assert!(connections.permit().now_or_never().is_some());
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! One connection, plain or over TLS, from the first byte to the last: the handshake, then requests and answers.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -13,7 +15,8 @@ use tokio::net::TcpStream;
 use tokio_io_timeout::TimeoutStream;
 
 use crate::ingress::connection::{Connection, Line};
-use crate::ingress::handle::{Ingress, Sender};
+use crate::ingress::handle::Sender;
+use crate::ingress::live::Local;
 use crate::ingress::tls::Tls;
 use crate::logs::Throttle;
 use crate::shutdown::{Drain, Phase};
@@ -28,7 +31,9 @@ const READ_BUFFER: usize = 64 * 1024;
 /// What it takes to serve a connection.
 pub(super) struct Conversation {
     pub(super) peer: SocketAddr,
-    pub(super) ingress: Arc<Ingress>,
+    pub(super) local: Rc<Local>,
+    /// What the connection was accepted with.
+    pub(super) tls: Option<Tls>,
     /// Of this thread.
     pub(super) mailbox: Arc<Mailbox>,
     pub(super) watcher: Watcher,
@@ -41,19 +46,24 @@ impl Conversation {
         S: AsyncRead + AsyncWrite + Unpin + 'static,
         Connection<S>: Line,
     {
-        let Self { peer, ingress, mailbox, watcher } = self;
-        let header_timeout = ingress.settings.header_timeout;
+        let Self { peer, local, tls, mailbox, watcher } = self;
+        let header_timeout = local.now().settings.header_timeout;
         let stream = Connection::new(stream);
         let connection = stream.clone();
         let mut stream = TimeoutStream::new(stream);
         // A sender that does not read its answers must not keep a connection for ever.
         stream.set_write_timeout(Some(header_timeout));
         let service = service_fn(move |request| {
-            let (ingress, mailbox, connection) = (ingress.clone(), mailbox.clone(), connection.clone());
+            let (ingress, mailbox, connection) = (local.now(), mailbox.clone(), connection.clone());
+            let is_outdated = !Tls::is_same(tls.as_ref(), ingress.settings.tls.as_ref());
             async move {
                 let sender = Sender { peer, begun: connection.began(), connection: &connection, home: &mailbox };
-                let reply = ingress.handle(request, &sender).await;
+                let mut reply = ingress.handle(request, &sender).await;
                 connection.answered();
+                if is_outdated {
+                    // Other certificates, other authorities: the next request comes over a new connection.
+                    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, std::convert::Infallible>(reply)
             }
         });
@@ -73,7 +83,7 @@ impl Conversation {
 
     /// The same over TLS; a handshake that a stop meets is given up.
     pub(super) async fn hold_over_tls(self, stream: TcpStream, tls: &Tls, stop: &Drain, handshakes: &Handshakes) {
-        let patience = self.ingress.settings.header_timeout;
+        let patience = self.local.now().settings.header_timeout;
         let shaken = tokio::select! {
             shaken = tokio::time::timeout(patience, tls.acceptor().accept(stream)) => shaken,
             () = stop.reached(Phase::Closing) => return,

@@ -2,11 +2,13 @@
 
 mod accept;
 mod body;
+mod client;
 mod connection;
 mod conversation;
 mod deduplicate;
 mod handle;
 mod invalid;
+mod live;
 mod refusals;
 mod reply;
 mod settings;
@@ -16,8 +18,9 @@ mod verify;
 
 pub use accept::{Connections, Listeners, serve};
 pub use deduplicate::{Deduplication, Key, Settings as DeduplicationSettings};
-pub use handle::{Ingress, Shared, rebuild};
+pub use handle::{Endpoint, Ingress, Shared, rebuild};
 pub use invalid::{Invalids, revalidate};
+pub use live::Live;
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};
 pub use tls::Tls;

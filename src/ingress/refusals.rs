@@ -24,6 +24,8 @@ pub struct RecentRefusal {
     pub detail: String,
     /// The id that the answer carried.
     pub request_id: String,
+    /// Who sent it: an address, with its port where no proxy stands between.
+    pub peer: String,
     /// When.
     pub at: SystemTime,
 }
@@ -43,11 +45,11 @@ impl Default for Recent {
 
 impl Recent {
     /// Logs and keeps a refusal.
-    pub(super) fn note(&self, source: &str, peer: &str, refusal: RecentRefusal) {
+    pub(super) fn note(&self, source: &str, refusal: RecentRefusal) {
         if self.throttle.admits() {
             tracing::warn!(
                 source,
-                peer,
+                peer = refusal.peer,
                 status = refusal.status,
                 reason = refusal.reason.name(),
                 request_id = refusal.request_id,

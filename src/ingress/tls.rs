@@ -70,6 +70,15 @@ impl Tls {
         self.not_after
     }
 
+    /// Whether both are of one reading: connections of one are as good as those of the other.
+    pub(super) fn is_same(one: Option<&Self>, other: Option<&Self>) -> bool {
+        match (one, other) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(&one.config, &other.config),
+            _ => false,
+        }
+    }
+
     /// What makes handshakes.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         self.config.clone().into()

@@ -58,6 +58,10 @@ mod limits;
 #[cfg(test)]
 mod published;
 
+// Settings read again by a running daemon: secrets and certificates under load, bad files, what needs a restart.
+#[cfg(test)]
+mod reload;
+
 // The documents in docs/schema/: they say of payloads and headers what the bridge does.
 #[cfg(test)]
 mod schema;

@@ -221,9 +221,14 @@ fn tells_all_problems_at_once() {
 }
 
 #[test]
-fn refuses_what_later_versions_will_have() {
-    Settings::good("[ingress]\ntrusted_proxies = []")
-        .refused(&["`ingress.trusted_proxies` in bridge.toml: not available in this version; remove it"]);
+fn takes_networks_and_addresses_for_trusted_proxies() {
+    let good = "[ingress]\ntrusted_proxies = [\"10.0.0.0/8\", \"127.0.0.1\", \"2001:db8::/32\"]";
+    Settings::good(good).accepted(&[], DEFAULT_SOURCE);
+    Settings::good("").set("INGRESS__TRUSTED_PROXIES", "[\"::1\"]").accepted(&[], DEFAULT_SOURCE);
+    Settings::good("[ingress]\ntrusted_proxies = [\"10.0.0.0/33\", \"proxy\"]").refused(&[
+        "`ingress.trusted_proxies` in bridge.toml: \"10.0.0.0/33\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        "`ingress.trusted_proxies` in bridge.toml: \"proxy\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+    ]);
 }
 
 #[test]
@@ -589,7 +594,8 @@ const PROMISED: [(&str, &str); 16] = [
         max_body = \"256KiB\"
         max_connections = 4096
         header_timeout = \"5s\"
-        body_timeout = \"4s\"",
+        body_timeout = \"4s\"
+        trusted_proxies = []",
     ),
     ("ingress.tls", "certificate_file = \"\"\nkey_file = \"\"\nclient_ca_file = \"\""),
     (

@@ -24,7 +24,7 @@ pub(crate) const PATH: &str = "/webhooks/plextrac";
 pub(crate) const JOURNAL: &str = "8MiB";
 
 /// Settings, and a directory of their own.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setup {
     directory: Arc<tempfile::TempDir>,
     sections: BTreeMap<String, BTreeMap<String, String>>,
@@ -231,7 +231,8 @@ impl Setup {
         self.directory.path()
     }
 
-    fn file(&self) -> PathBuf {
+    /// Writes the file of settings, also where a daemon has read it already.
+    pub(crate) fn file(&self) -> PathBuf {
         let mut toml = String::new();
         for (name, settings) in &self.sections {
             if !name.is_empty() {
