@@ -7,6 +7,7 @@
 mod journal;
 mod letters;
 mod memory;
+mod reload;
 mod threads;
 
 use std::fs::File;
@@ -18,11 +19,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::accounting::{Ledger, SourceBook, Totals};
-use crate::admin::{self, Admin, Health};
+use crate::accounting::{Ledger, Totals};
+use crate::admin::{self, Admin, Health, Reloads};
 use crate::brokers::Broker;
 use crate::delivery::{self, BacklogReader, Delivery, View};
-use crate::ingress::{self, Connections, Deduplication, Ingress, Invalids, Listeners, Recent, UnknownPaths};
+use crate::ingress::{self, Connections, Deduplication, Invalids, Listeners, Live, UnknownPaths};
 use crate::letters::Kind;
 use crate::metrics::Metrics;
 use crate::pulse::{self, Pulse};
@@ -35,6 +36,8 @@ use crate::systemd::{self, Passed};
 
 use letters::Letters;
 pub use letters::{Alone, alone};
+use reload::Reloader;
+pub use reload::Reloading;
 use threads::{Runtimes, joined, thread};
 
 /// How long the end waits for the journal's last words.
@@ -84,6 +87,7 @@ pub struct App {
     listeners: Listeners,
     admin: Option<TcpListener>,
     state: Option<State>,
+    reloading: Option<Reloading>,
 }
 
 /// What the state directory holds.
@@ -125,7 +129,7 @@ pub fn bind(settings: Settings, passed: Passed) -> Result<App, StartError> {
         })?),
         None => passed.admin,
     };
-    Ok(App { settings, listeners, admin, state })
+    Ok(App { settings, listeners, admin, state, reloading: None })
 }
 
 /// Takes the state directory, and opens what is in it.
@@ -149,18 +153,29 @@ impl App {
         self.admin.as_ref()?.local_addr().ok()
     }
 
+    /// Reloads its settings when it is asked to, and when a file of secrets or certificates changes.
+    #[must_use]
+    pub fn reloading(self, reloading: Reloading) -> Self {
+        Self { reloading: Some(reloading), ..self }
+    }
+
     /// Serves until `signals` asks for a stop and the stop is over.
     ///
     /// # Errors
     /// A thread cannot be made.
     pub async fn run(self, mut signals: impl Signals) -> Result<Outcome, StartError> {
-        let Self { settings, listeners, admin, state } = self;
+        let Self { settings, listeners, admin, state, reloading } = self;
         let threads = settings.ingress.threads;
         // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
         let (parts, kept) = Parts::new(&settings, stop, state);
         let Kept { letters, backlog, writer, lock } = kept;
+        let invalids = match &letters {
+            Some(letters) => Some(Arc::new(Invalids::start(letters.stores.invalid.clone())?)),
+            None => None,
+        };
+        let live = parts.live(&settings, invalids.clone());
         let broker = settings.broker.broker(&settings.terms());
         let delivering = Pulse::new("the delivery task");
         let writing = Pulse::new("the journal's writer");
@@ -169,7 +184,7 @@ impl App {
         let journal = writer.iter().map(|_| writing.clone());
         let pulses: Arc<[Pulse]> = accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
         if let Some(listener) = admin {
-            let admin = Arc::new(parts.admin(&settings, pulses.clone(), &*broker, letters.as_ref()));
+            let admin = Arc::new(parts.admin(&settings, &live, pulses.clone(), &*broker, letters.as_ref()));
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
@@ -184,9 +199,15 @@ impl App {
             backlog,
             drain: parts.stop.clone(),
         };
-        let requests = letters
-            .as_ref()
-            .map(|letters| letters.requests(&settings.sources, &parts.queue, &parts.view, &parts.stop));
+        let requests = letters.as_ref().map(|letters| {
+            let live = live.clone();
+            let ways = move |name: &str| {
+                let ingress = live.now();
+                let endpoint = ingress.endpoints().iter().find(|endpoint| *endpoint.source.name == *name);
+                endpoint.map(|endpoint| endpoint.source.validation)
+            };
+            letters.requests(Box::new(ways), &parts.queue, &parts.view, &parts.stop)
+        });
         let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || async move {
             let serving = requests.map(|requests| tokio::task::spawn_local(requests.serve()));
             let lost = Delivery::new(delivery).run().await;
@@ -196,33 +217,32 @@ impl App {
             }
             lost
         })?;
-        let invalids = match &letters {
-            Some(letters) => Some(Arc::new(Invalids::start(letters.stores.invalid.clone())?)),
-            None => None,
-        };
-        let ingress = Arc::new(parts.ingress(&settings).keeping(invalids.clone()));
         let mut serving = Vec::new();
         for (socket, pulse) in listeners.into_sockets().into_iter().zip(accepting) {
-            let (ingress, connections, stop) = (ingress.clone(), parts.connections.clone(), parts.stop.clone());
-            let serve = move || ingress::serve(socket, ingress, connections, stop);
+            let (live, connections, stop) = (live.clone(), parts.connections.clone(), parts.stop.clone());
+            let serve = move || ingress::serve(socket, live, connections, stop);
             serving.push(thread("ingress", runtimes.next()?, Some(pulse), serve)?);
         }
         journal::recall(&parts.known, &settings)?;
-        let (queue, shutdown) = (&parts.queue, settings.shutdown);
+        let queue = &parts.queue;
+        let mut reloader = Reloader::new(reloading, settings, &parts, live);
         tokio::spawn(memory::keep_low(queue.clone()));
         systemd::notify(systemd::State::Ready);
         tokio::spawn(systemd::feed_watchdog(move || pulse::dead(&pulses)));
         let failed = tokio::select! {
             () = signals.next() => false,
             () = queue.failed() => true,
+            never = reloader.run() => match never {},
         };
+        let settings = reloader.settings();
+        let shutdown = settings.shutdown;
         stop_in_order(&mut signals, &stopper, shutdown, queue, serving, delivery, journal).await;
         // What an ingress thread enqueued in the very last moment of a hurried stop.
         queue.lose_waiting();
         if let Some(invalids) = invalids {
             let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
         }
-        if failed && journal::is_gone(&settings) {
+        if failed && journal::is_gone(settings) {
             queue.lose_journal();
         }
         let snapshot = queue.snapshot();
@@ -246,7 +266,7 @@ struct Parts {
     queue: Arc<Buffer>,
     metrics: Arc<Metrics>,
     connections: Arc<Connections>,
-    recents: Vec<Arc<Recent>>,
+    reloads: Arc<Reloads>,
     unknown_paths: Arc<UnknownPaths>,
     known: Arc<Deduplication>,
     view: View,
@@ -255,17 +275,7 @@ struct Parts {
 
 impl Parts {
     fn new(settings: &Settings, stop: Drain, state: Option<State>) -> (Self, Kept) {
-        let books = settings.sources.iter().map(|source| {
-            SourceBook::new(source.name.clone(), source.secrets.iter().map(|secret| secret.id.clone()))
-        });
-        let names: Vec<(String, Vec<String>)> = settings
-            .sources
-            .iter()
-            .map(|source| {
-                (source.name.to_string(), source.secrets.iter().map(|secret| secret.id.to_string()).collect())
-            })
-            .collect();
-        let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::new(books.collect()));
+        let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::default());
         let mut kept = Kept::default();
         if let Some(State { letters, journal, lock }) = state {
             let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
@@ -275,9 +285,9 @@ impl Parts {
         }
         let parts = Self {
             queue: Arc::new(queue),
-            metrics: Arc::new(Metrics::new(&names)),
+            metrics: Arc::new(Metrics::new()),
             connections: Arc::new(Connections::new(settings.ingress.max_connections)),
-            recents: settings.sources.iter().map(|_| Arc::default()).collect(),
+            reloads: Arc::default(),
             unknown_paths: Arc::default(),
             known: Arc::new(Deduplication::new(settings.deduplication)),
             view: View::default(),
@@ -289,6 +299,7 @@ impl Parts {
     fn admin(
         &self,
         settings: &Settings,
+        live: &Arc<Live>,
         pulses: Arc<[Pulse]>,
         broker: &dyn Broker,
         letters: Option<&Letters>,
@@ -297,8 +308,8 @@ impl Parts {
             health: Health { pulses, queue: self.queue.clone(), view: self.view.clone(), stop: self.stop.clone() },
             metrics: self.metrics.clone(),
             connections: self.connections.clone(),
-            sources: settings.sources.clone(),
-            recents: self.recents.clone(),
+            live: live.clone(),
+            reloads: self.reloads.clone(),
             unknown_paths: self.unknown_paths.clone(),
             dead_letters: letters.map(|letters| letters.held(Kind::DeadLetters)),
             invalid: letters.map(|letters| letters.held(Kind::Invalid)),
@@ -309,15 +320,15 @@ impl Parts {
         }
     }
 
-    fn ingress(&self, settings: &Settings) -> Ingress {
+    fn live(&self, settings: &Settings, invalids: Option<Arc<Invalids>>) -> Arc<Live> {
         let shared = ingress::Shared {
             queue: self.queue.clone(),
             metrics: self.metrics.clone(),
-            recents: self.recents.clone(),
             unknown: self.unknown_paths.clone(),
             known: self.known.clone(),
+            invalids,
         };
-        Ingress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes)
+        Live::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes)
     }
 }
 

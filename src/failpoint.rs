@@ -6,6 +6,25 @@
 //! ends neither way. `error@3+` is every pass from the third on.
 
 use std::io;
+use std::time::Duration;
+
+/// How often something is done, unless a test says otherwise: `reload.look=50ms`.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+#[must_use]
+pub fn every(_name: &str, usual: Duration) -> Duration {
+    usual
+}
+
+/// How often something is done, unless a test says otherwise: `reload.look=50ms`.
+#[cfg(feature = "failpoints")]
+#[must_use]
+pub fn every(name: &str, usual: Duration) -> Duration {
+    let text = std::env::var("PLEXTRAC_BRIDGE_FAILPOINTS").unwrap_or_default();
+    let mut points = text.split(',').filter_map(|part| part.split_once('='));
+    let given = points.find(|(point, _)| *point == name);
+    given.and_then(|(_, time)| humantime::parse_duration(time).ok()).unwrap_or(usual)
+}
 
 /// Passes a failpoint.
 ///

@@ -13,7 +13,7 @@
 //! # The map
 //! | module | owns |
 //! |---|---|
-//! | [`app`] | the parts, their threads, the order of stopping, memory: the only file that knows all parts |
+//! | [`app`] | the parts, their threads, reloads, memory, the order of stopping: the only file that knows all parts |
 //! | [`ingress`] | accept, verify, validate, deduplicate, the answer |
 //! | [`delivery`] | the ring of unsettled messages, retry and back-off, dead letters, settling |
 //! | [`admin`] | health, metrics, status, the page |

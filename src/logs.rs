@@ -8,8 +8,8 @@ use tracing::level_filters::LevelFilter;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
-use tracing_subscriber::registry;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
+use tracing_subscriber::{Registry, registry, reload};
 
 use crate::settings::Section;
 
@@ -57,20 +57,51 @@ impl Settings {
 /// request.
 const WAITING_LINES: usize = 4096;
 
-/// Starts writing logs to standard error, from a thread of their own. When the guard is dropped, what waits is written.
-///
-/// # Errors
-/// Logs are written already.
-pub fn start(settings: Settings) -> Result<WorkerGuard, TryInitError> {
-    // Client libraries log what they send, credentials included, at their lower levels; ours says what matters of
-    // theirs. lapin warns of every returned message, which is our business.
-    let targets = Targets::new()
-        .with_default(LevelFilter::WARN.min(settings.level))
+/// The log that is being written. When it is dropped, what waits is written.
+#[derive(Debug)]
+pub struct Log {
+    level: Level,
+    _guard: WorkerGuard,
+}
+
+impl Log {
+    /// What changes the level.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        self.level.clone()
+    }
+}
+
+/// Changes the level of the log.
+#[derive(Clone, Debug)]
+pub struct Level(reload::Handle<Targets, Registry>);
+
+impl Level {
+    /// From now on this is the least important line that is written.
+    pub fn set(&self, level: LevelFilter) {
+        // It fails only once the log has ended, when nothing is written any more.
+        let _ = self.0.reload(targets(level));
+    }
+}
+
+/// Client libraries log what they send, credentials included, at their lower levels; ours says what matters of theirs.
+/// lapin warns of every returned message, which is our business.
+fn targets(level: LevelFilter) -> Targets {
+    Targets::new()
+        .with_default(LevelFilter::WARN.min(level))
         .with_target("lapin", LevelFilter::OFF)
         .with_target("async_nats", LevelFilter::OFF)
         .with_target("librdkafka", LevelFilter::OFF)
         .with_target("rdkafka", LevelFilter::OFF)
-        .with_target("plextrac_bridge", settings.level);
+        .with_target("plextrac_bridge", level)
+}
+
+/// Starts writing logs to standard error, from a thread of their own.
+///
+/// # Errors
+/// Logs are written already.
+pub fn start(settings: Settings) -> Result<Log, TryInitError> {
+    let (targets, handle) = reload::Layer::new(targets(settings.level));
     let text = match settings.format {
         Format::Text => true,
         Format::Json => false,
@@ -88,7 +119,7 @@ pub fn start(settings: Settings) -> Result<WorkerGuard, TryInitError> {
     } else {
         registry().with(layer.json().flatten_event(true).with_filter(targets)).try_init()?;
     }
-    Ok(guard)
+    Ok(Log { level: Level(handle), _guard: guard })
 }
 
 /// Lets through so many of the same kind per period.

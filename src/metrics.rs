@@ -2,7 +2,7 @@
 //!
 //! Length: the one list of all series, each with its help text.
 
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
@@ -18,6 +18,9 @@ const DELIVERY_BUCKETS: [f64; 15] =
 
 /// The codes that a source's path can answer.
 pub const CODES: [&str; 9] = ["200", "400", "401", "405", "408", "413", "415", "422", "503"];
+
+/// How a reload of the settings can end.
+const RELOADS: [&str; 2] = ["success", "failure"];
 
 /// The version of the program.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -47,6 +50,12 @@ pub struct Moment {
     pub dead_letters: (u64, u64, u64),
     /// Invalid bodies kept since the start.
     pub invalid_kept: u64,
+    /// Reloads of the settings: how many were good, how many bad.
+    pub reloads: (u64, u64),
+    /// Whether the last one was bad.
+    pub reload_failed: bool,
+    /// When the ingress' certificate ends, where it has one.
+    pub certificate_not_after: Option<SystemTime>,
 }
 
 /// All series.
@@ -63,6 +72,7 @@ pub struct Metrics {
     out_of_order: IntCounter,
     broker_errors: IntCounterVec,
     invalid_kept: IntCounter,
+    reloads: IntCounterVec,
     books: Books,
     gauges: Gauges,
 }
@@ -103,6 +113,8 @@ struct Gauges {
     dead_letters_events: IntGauge,
     dead_letters_bytes: IntGauge,
     dead_letters_capacity_bytes: IntGauge,
+    reloaded: IntGauge,
+    certificate: Gauge,
     mismatch: IntGauge,
 }
 
@@ -142,13 +154,19 @@ impl Register<'_> {
     }
 }
 
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Metrics {
-    /// All series, at 0, for these sources with the ids of their secrets.
+    /// All series, at 0; those of a source exist with its [`Metrics::source`].
     ///
     /// # Panics
     /// When two series have the same name: a test makes one.
     #[must_use]
-    pub fn new(sources: &[(String, Vec<String>)]) -> Self {
+    pub fn new() -> Self {
         let registry = Registry::new();
         let add = Register(&registry);
         let process = prometheus::process_collector::ProcessCollector::for_self();
@@ -194,18 +212,21 @@ impl Metrics {
             ),
             broker_errors: add.counters("broker_errors_total", "What went wrong with the broker.", &["kind"]),
             invalid_kept: add.counter("invalid_kept_total", "Signed but invalid bodies kept."),
+            reloads: add.counters("config_reloads_total", "Reloads of the settings.", &["result"]),
             books: Books::new(&add),
             gauges: Gauges::new(&add),
             registry: registry.clone(),
         };
-        not_built_yet(&add);
-        metrics.start(sources);
+        metrics.start();
         metrics
     }
 
     /// Makes every series exist with 0.
-    fn start(&self, sources: &[(String, Vec<String>)]) {
+    fn start(&self) {
         self.requests.with_label_values(&["none", "404"]);
+        for result in RELOADS {
+            self.reloads.with_label_values(&[result]);
+        }
         for kind in ErrorKind::ALL {
             self.broker_errors.with_label_values(&[kind.name()]);
         }
@@ -215,27 +236,22 @@ impl Metrics {
         for loss in Loss::ALL {
             self.books.lost.with_label_values(&[loss.name()]);
         }
-        for (source, secrets) in sources {
-            for code in CODES {
-                self.requests.with_label_values(&[source.as_str(), code]);
-            }
-            self.request_duration.with_label_values(&[source.as_str()]);
-            let books = &self.books;
-            for counters in [&books.received, &books.accepted, &books.duplicate, &books.probe] {
-                counters.with_label_values(&[source.as_str()]);
-            }
-            for reason in Reason::ALL {
-                books.rejected.with_label_values(&[source.as_str(), reason.name()]);
-            }
-            for secret in secrets {
-                books.matched.with_label_values(&[source.as_str(), secret.as_str()]);
-            }
-        }
     }
 
-    /// The series that one source's requests touch, looked up once.
+    /// The series that one source's requests touch, looked up once. All of that source exist from now on.
     #[must_use]
-    pub fn source(&self, source: &str) -> SourceMetrics {
+    pub fn source(&self, source: &str, secrets: impl Iterator<Item = Arc<str>>) -> SourceMetrics {
+        let books = &self.books;
+        // The codes and the histogram below exist by being looked up.
+        for counters in [&books.received, &books.accepted, &books.duplicate, &books.probe] {
+            counters.with_label_values(&[source]);
+        }
+        for reason in Reason::ALL {
+            books.rejected.with_label_values(&[source, reason.name()]);
+        }
+        for secret in secrets {
+            books.matched.with_label_values(&[source, &*secret]);
+        }
         SourceMetrics {
             duration: self.request_duration.with_label_values(&[source]),
             codes: CODES.map(|code| self.requests.with_label_values(&[source, code])),
@@ -285,6 +301,9 @@ impl Metrics {
         self.books.copy(snapshot);
         self.gauges.copy(snapshot, totals, moment);
         follow(&self.invalid_kept, moment.invalid_kept);
+        for (result, count) in RELOADS.into_iter().zip([moment.reloads.0, moment.reloads.1]) {
+            follow(&self.reloads.with_label_values(&[result]), count);
+        }
         TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default()
     }
 }
@@ -410,6 +429,11 @@ impl Gauges {
             dead_letters_events: add.gauge("dead_letters_events", "Dead letters on disk."),
             dead_letters_bytes: add.gauge("dead_letters_bytes", "Their size."),
             dead_letters_capacity_bytes: add.gauge("dead_letters_capacity_bytes", "dead_letters.max_bytes."),
+            reloaded: add.gauge("config_last_reload_successful", "1 if the last load of the settings was good."),
+            certificate: add.time(
+                "tls_certificate_not_after_timestamp_seconds",
+                "End of the server certificate; 0 without TLS.",
+            ),
             mismatch: add.gauge("accounting_mismatch_events", "0, or the accounting has a defect."),
         }
     }
@@ -435,18 +459,10 @@ impl Gauges {
         self.dead_letters_events.set(large(moment.dead_letters.0));
         self.dead_letters_bytes.set(large(moment.dead_letters.1));
         self.dead_letters_capacity_bytes.set(large(moment.dead_letters.2));
+        self.reloaded.set(i64::from(!moment.reload_failed));
+        self.certificate.set(unix_seconds(moment.certificate_not_after));
         self.mismatch.set(large(totals.mismatch()));
     }
-}
-
-/// Names that dashboards may rely on already; their parts are not built in this version.
-fn not_built_yet(add: &Register<'_>) {
-    let reloads = add.counters("config_reloads_total", "Reloads of the settings.", &["result"]);
-    for result in ["success", "failure"] {
-        reloads.with_label_values(&[result]);
-    }
-    add.gauge("config_last_reload_successful", "1 if the last load of the settings was good.").set(1);
-    add.time("tls_certificate_not_after_timestamp_seconds", "End of the server certificate; 0 without TLS.");
 }
 
 /// A wall-clock time as Prometheus writes it; 0 for none.

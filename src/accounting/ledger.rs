@@ -85,6 +85,23 @@ impl Ledger {
         Self { sources, ..Self::default() }
     }
 
+    /// The number of a source's book, and those of its secrets in it, by their ids. Those that are there already go on;
+    /// none is ever removed, so that numbers stay right and counters never fall.
+    pub fn enter(&mut self, source: &Arc<str>, secrets: impl Iterator<Item = Arc<str>>) -> (usize, Vec<usize>) {
+        let at = self.sources.iter().position(|book| book.name == *source).unwrap_or_else(|| {
+            self.sources.push(SourceBook::new(source.clone(), []));
+            self.sources.len() - 1
+        });
+        let known = &mut self.sources[at].secrets;
+        let numbers = secrets.map(|id| {
+            known.iter().position(|secret| secret.id == id).unwrap_or_else(|| {
+                known.push(SecretUse { id, matched: 0, last: None });
+                known.len() - 1
+            })
+        });
+        (at, numbers.collect())
+    }
+
     /// Notes what was decided about a request, and which secret matched.
     pub fn decide(&mut self, source: usize, secret: Option<usize>, decision: Decision) {
         let Some(book) = self.sources.get_mut(source) else { return };
@@ -272,6 +289,17 @@ mod tests {
             prop_assert_eq!(totals.received, decisions.len() as u64);
             prop_assert_eq!(ledger.sources[0].secrets[0].matched, decisions.len() as u64);
         }
+    }
+
+    #[test]
+    fn sources_and_secrets_that_stay_keep_their_books() {
+        let mut ledger = Ledger::default();
+        let mut enter = |name: &str, ids: &[&str]| ledger.enter(&name.into(), ids.iter().map(|id| (*id).into()));
+        assert_eq!(enter("a", &["1"]), (0, vec![0]));
+        assert_eq!(enter("b", &[]), (1, vec![]));
+        assert_eq!(enter("a", &["2", "1"]), (0, vec![1, 0]));
+        assert_eq!(enter("a", &["2"]), (0, vec![1]));
+        assert_eq!(ledger.sources[0].secrets.len(), 2);
     }
 
     #[test]

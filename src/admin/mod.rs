@@ -3,10 +3,12 @@
 
 mod health;
 mod page;
+mod reloads;
 mod server;
 mod settings;
 mod status;
 
 pub use health::Health;
+pub use reloads::{Reload, Reloads};
 pub use server::{Admin, bind, serve};
 pub use settings::Settings;

@@ -20,7 +20,8 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::admin::health::Health;
 use crate::admin::page;
-use crate::ingress::{Connections, Recent, Source, UnknownPaths};
+use crate::admin::reloads::Reloads;
+use crate::ingress::{Connections, Live, UnknownPaths};
 use crate::letters::Held;
 use crate::metrics::Metrics;
 
@@ -39,10 +40,10 @@ pub struct Admin {
     pub metrics: Arc<Metrics>,
     /// The senders' connections.
     pub connections: Arc<Connections>,
-    /// The sources.
-    pub sources: Vec<Source>,
-    /// Their last refusals.
-    pub recents: Vec<Arc<Recent>>,
+    /// The ingress as it is at the moment.
+    pub live: Arc<Live>,
+    /// What became of reloads of the settings.
+    pub reloads: Arc<Reloads>,
     /// Paths asked for in vain.
     pub unknown_paths: Arc<UnknownPaths>,
     /// What the dead letters hold, where there is a state directory.

@@ -5,7 +5,7 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 
 use crate::accounting::{JournalState, Reason, Snapshot, SourceBook, Totals};
-use crate::admin::Admin;
+use crate::admin::{Admin, Reload};
 use crate::delivery::BrokerState;
 use crate::ingress::{Recent, Source, UnknownPath, Validation};
 use crate::metrics::{Moment, VERSION, revision, unix_seconds};
@@ -25,6 +25,9 @@ impl Admin {
                 .dead_letters
                 .as_ref()
                 .map_or((0, 0, self.dead_letters_capacity), |held| (held.events(), held.bytes(), held.capacity())),
+            certificate_not_after: self.live.now().certificate_not_after(),
+            reloads: self.reloads.counts(),
+            reload_failed: self.reloads.last().is_some_and(|last| last.error.is_some()),
             invalid_kept: self.invalid.as_ref().map_or(0, |held| held.kept()),
         }
     }
@@ -39,7 +42,12 @@ impl Admin {
                 "timestamp_seconds": unix_seconds(Some(error.at)),
             })
         });
-        let sources = self.sources.iter().zip(&self.recents).zip(&snapshot.ledger.sources);
+        let ingress = self.live.now();
+        // One that a reload has just added may be younger than the snapshot.
+        let sources = ingress.endpoints().iter().filter_map(|endpoint| {
+            let book = snapshot.ledger.sources.get(endpoint.number)?;
+            Some(source_status(&endpoint.source, &endpoint.recent, book))
+        });
         json!({
             "version": VERSION,
             "revision": revision(),
@@ -84,7 +92,8 @@ impl Admin {
                 "capacity": self.connections.capacity(),
             },
             "unknown_paths": self.unknown_paths.list().iter().map(unknown_path).collect::<Vec<_>>(),
-            "sources": sources.map(|((source, recent), book)| source_status(source, recent, book)).collect::<Vec<_>>(),
+            "sources": sources.collect::<Vec<_>>(),
+            "reload": self.reloads.last().as_ref().map(reload),
         })
     }
 }
@@ -97,6 +106,16 @@ fn journal(journal: &JournalState) -> Value {
         "recovered": journal.recovered,
         "damaged": journal.damaged,
         "failed": journal.failed.as_ref().or(journal.no_space.as_ref()),
+    })
+}
+
+fn reload(reload: &Reload) -> Value {
+    json!({
+        "result": if reload.error.is_none() { "success" } else { "failure" },
+        "timestamp_seconds": unix_seconds(Some(reload.at)),
+        "changed": reload.changed,
+        "needs_restart": reload.needs_restart,
+        "error": reload.error,
     })
 }
 
@@ -144,7 +163,9 @@ fn source_status(source: &Source, recent: &Recent, book: &SourceBook) -> Value {
             "timestamp_seconds": unix_seconds(Some(refusal.at)),
         })
     });
-    let secrets = book.secrets.iter().map(|secret| {
+    // The book also has those that are no longer in the settings.
+    let is_used = |id: &str| source.secrets.iter().any(|secret| *secret.id == *id);
+    let secrets = book.secrets.iter().filter(|secret| is_used(&secret.id)).map(|secret| {
         json!({
             "id": &*secret.id,
             "matched": secret.matched,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::accounting::Ledger;
 use crate::app::StartError;
 use crate::delivery::{Delivery, Parts, Rebuilder, Requests, Stores, View};
-use crate::ingress::{self, Source, Validation};
+use crate::ingress::{self, Validation};
 use crate::letters::{Action, Desk, Held, Kind, Limits, Request, Store};
 use crate::metrics::Metrics;
 use crate::queue::Buffer;
@@ -47,22 +47,23 @@ impl Letters {
     }
 
     /// The task that looks after requests.
-    pub(super) fn requests(&self, sources: &[Source], queue: &Arc<Buffer>, view: &View, drain: &Drain) -> Requests {
+    pub(super) fn requests(&self, ways: Ways, queue: &Arc<Buffer>, view: &View, drain: &Drain) -> Requests {
         let (desk, stores) = (self.desk.clone(), self.stores.clone());
-        Requests::new(desk, stores, rebuilder(sources), queue.clone(), view.clone(), drain.clone())
+        Requests::new(desk, stores, rebuilder(ways), queue.clone(), view.clone(), drain.clone())
     }
 }
 
-/// How events are made of letters again, with these sources.
-fn rebuilder(sources: &[Source]) -> Rebuilder {
-    let ways: Vec<(Arc<str>, Validation)> =
-        sources.iter().map(|source| (source.name.clone(), source.validation)).collect();
+/// How the payloads of a source are looked at, by its name.
+pub(super) type Ways = Box<dyn Fn(&str) -> Option<Validation> + Send + Sync>;
+
+/// How events are made of letters again.
+fn rebuilder(ways: Ways) -> Rebuilder {
     Rebuilder {
         lenient: ingress::rebuild,
         configured: Arc::new(move |origin, body| {
-            let way = ways.iter().find(|(name, _)| *name == origin.source);
             // A source that is no longer there says nothing: the default.
-            ingress::revalidate(origin, body, way.map_or(Validation::Strict, |(_, validation)| *validation))
+            let way = ways(&origin.source).unwrap_or(Validation::Strict);
+            ingress::revalidate(origin, body, way)
         }),
     }
 }
@@ -93,7 +94,10 @@ impl Alone {
         let (stopper, drain) = shutdown::channel();
         let queue = Arc::new(Buffer::new(settings.mode, settings.buffer, Ledger::default()));
         let view = View::default();
-        let requests = letters.requests(&settings.sources, &queue, &view, &drain);
+        let sources = settings.sources.clone();
+        let ways =
+            move |name: &str| sources.iter().find(|source| *source.name == *name).map(|source| source.validation);
+        let requests = letters.requests(Box::new(ways), &queue, &view, &drain);
         let end = |at: Instant| {
             queue.drain();
             stopper.enter(Phase::Draining);
@@ -119,7 +123,7 @@ impl Alone {
             work.await;
         } else {
             let broker = settings.broker.broker(&settings.terms());
-            let (metrics, store) = (Arc::new(Metrics::new(&[])), letters.stores.dead_letters.clone());
+            let (metrics, store) = (Arc::new(Metrics::new()), letters.stores.dead_letters.clone());
             let delivery = Delivery::new(Parts {
                 broker,
                 queue: queue.clone(),

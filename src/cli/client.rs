@@ -58,7 +58,8 @@ impl Signer {
             let names: Vec<&str> = settings.sources.iter().map(|source| &*source.name).collect();
             return Err(cli::failed(format_args!("name one of the sources with --source: {}", names.join(", "))));
         };
-        let url = format!("http://{}{}", reachable(&settings), source.path);
+        let scheme = if settings.ingress.tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}{}", reachable(&settings), source.path);
         Ok(Identity { secret: source.secrets.first().map(|named| named.secret.clone()), url: Some(url) })
     }
 }

@@ -161,7 +161,7 @@ impl Signals for DemoSignals<'_> {
 }
 
 /// The demo's own settings: nothing of this machine's.
-fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, impl Drop), ExitCode> {
+fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, logs::Log), ExitCode> {
     scratch.write("secret", secret.reveal())?;
     let usual = settings(flags, scratch, 8080, 8081)?;
     let log = logs::start(usual.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;

@@ -1,15 +1,20 @@
 //! `serve`: the bridge itself.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
 
 use plextrac_bridge::accounting::Totals;
-use plextrac_bridge::app::{self, Signals};
-use plextrac_bridge::logs;
-use plextrac_bridge::settings::Flags;
-use plextrac_bridge::systemd;
+use plextrac_bridge::app::{self, Reloading, Signals};
+use plextrac_bridge::settings::{Flags, load};
+use plextrac_bridge::{failpoint, logs, systemd};
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
 
 use crate::cli;
+
+/// How often the contents of secrets and certificates are compared.
+const LOOK: Duration = Duration::from_secs(30);
 
 pub(super) fn run(flags: &Flags) -> ExitCode {
     let passed = match systemd::sockets() {
@@ -20,7 +25,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let _log = match logs::start(settings.log) {
+    let log = match logs::start(settings.log) {
         Ok(guard) => guard,
         Err(error) => return cli::failed(format_args!("cannot start the log: {error}")),
     };
@@ -33,8 +38,17 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     };
     let outcome = runtime.block_on(async {
         // Before anything is bound: a signal during the start stops it too.
-        let signals = Unix::listen()?.outlive_hangups()?;
-        let app = app::bind(settings, passed)?;
+        let signals = Unix::listen()?;
+        let reloading = Reloading {
+            load: Arc::new({
+                let flags = flags.clone();
+                move || load(&flags)
+            }),
+            asked: hangups()?,
+            every: failpoint::every("reload.look", LOOK),
+            level: log.level(),
+        };
+        let app = app::bind(settings, passed)?.reloading(reloading);
         tracing::info!(
             ingress = %app.ingress_address(),
             admin = app.admin_address().map(|address| address.to_string()),
@@ -78,47 +92,36 @@ pub(super) fn stopped(totals: &Totals) -> ExitCode {
     if lost > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// SIGTERM and SIGINT; SIGHUP, where it is heard, stops nothing.
+/// SIGTERM and SIGINT.
 pub(super) struct Unix {
     terminate: Signal,
     interrupt: Signal,
-    hangup: Option<Signal>,
 }
 
 impl Unix {
     pub(super) fn listen() -> std::io::Result<Self> {
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt, hangup: None })
+        Ok(Self { terminate, interrupt })
     }
+}
 
-    /// A daemon outlives the terminal it was started from.
-    pub(super) fn outlive_hangups(mut self) -> std::io::Result<Self> {
-        self.hangup = Some(signal(SignalKind::hangup())?);
-        Ok(self)
-    }
+/// SIGHUP asks for a reload. Heard from now on, it stops nothing: a daemon outlives the terminal it was started from.
+fn hangups() -> std::io::Result<Arc<Notify>> {
+    let (asked, mut hangups) = (Arc::new(Notify::new()), signal(SignalKind::hangup())?);
+    let asks = asked.clone();
+    tokio::spawn(async move {
+        while hangups.recv().await.is_some() {
+            asks.notify_one();
+        }
+    });
+    Ok(asked)
 }
 
 impl Signals for Unix {
     async fn next(&mut self) {
-        loop {
-            let Self { terminate, interrupt, .. } = self;
-            let (stopped, interrupted) = (terminate.recv(), interrupt.recv());
-            tokio::select! {
-                _ = stopped => return,
-                _ = interrupted => return,
-                () = hung_up(&mut self.hangup) => {
-                    tracing::warn!("SIGHUP: this version does not reload its settings; restart it to apply them");
-                }
-            }
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
         }
-    }
-}
-
-async fn hung_up(hangup: &mut Option<Signal>) {
-    match hangup {
-        Some(hangup) => {
-            hangup.recv().await;
-        }
-        None => std::future::pending().await,
     }
 }

@@ -191,7 +191,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         let event = Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]));
         assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
     }
-    let metrics = Arc::new(Metrics::new(&[]));
+    let metrics = Arc::new(Metrics::new());
     let world = Arc::new(Mutex::new(world));
     let broker =
         Scripted { world: world.clone(), headers: Headers::new(HeaderStyle::None, "", "", Encoding::Plain) };

@@ -1,35 +1,21 @@
 //! Accept: connections within the limit, one runtime per thread, each with a listening socket of its own.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulConnection;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
-use tokio_io_timeout::TimeoutStream;
 
-use crate::ingress::connection::Connection;
-use crate::ingress::handle::{Ingress, Sender};
+use crate::ingress::conversation::{Conversation, Handshakes};
+use crate::ingress::live::{Live, Local};
 use crate::logs::Throttle;
 use crate::shutdown::{Drain, Phase};
 use crate::ticket::Mailbox;
-
-/// A webhook's head is below 2 KiB; hyper's own limit is 400 KiB for each connection.
-const HEAD_BYTES: usize = 16 * 1024;
-
-/// hyper's read buffer; it must hold a whole head.
-const READ_BUFFER: usize = 64 * 1024;
-
-/// How long the stop waits for the first byte of a connection that has sent none: a few round trips.
-const FIRST_BYTE: Duration = Duration::from_secs(2);
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -112,30 +98,64 @@ fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
 #[derive(Debug)]
 pub struct Connections {
     permits: Arc<Semaphore>,
-    capacity: usize,
+    capacity: AtomicUsize,
+    open: Arc<AtomicUsize>,
+}
+
+/// A permit in use.
+struct Permit {
+    _permit: OwnedSemaphorePermit,
+    open: Arc<AtomicUsize>,
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Connections {
     /// So many permits.
     #[must_use]
     pub fn new(capacity: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(capacity)), capacity }
+        Self {
+            permits: Arc::new(Semaphore::new(capacity)),
+            capacity: AtomicUsize::new(capacity),
+            open: Arc::default(),
+        }
     }
 
     /// How many are in use.
     #[must_use]
     pub fn open(&self) -> usize {
-        self.capacity - self.permits.available_permits()
+        self.open.load(Ordering::Relaxed)
     }
 
     /// How many there are.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.capacity.load(Ordering::Relaxed)
     }
 
-    async fn permit(&self) -> OwnedSemaphorePermit {
-        self.permits.clone().acquire_owned().await.expect("the semaphore is never closed")
+    /// Another number from now on. Where there are more connections than that, they stay, and none is accepted until
+    /// enough have ended. Runs in a runtime.
+    ///
+    /// # Panics
+    /// Never: the semaphore is not closed.
+    pub fn limit(&self, capacity: usize) {
+        let before = self.capacity.swap(capacity, Ordering::Relaxed);
+        self.permits.add_permits(capacity.saturating_sub(before));
+        let fewer = u32::try_from(before.saturating_sub(capacity)).unwrap_or(u32::MAX);
+        let permits = self.permits.clone();
+        tokio::spawn(async move {
+            permits.acquire_many_owned(fewer).await.expect("the semaphore is never closed").forget();
+        });
+    }
+
+    async fn permit(&self) -> Permit {
+        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
+        self.open.fetch_add(1, Ordering::Relaxed);
+        Permit { _permit: permit, open: self.open.clone() }
     }
 }
 
@@ -146,23 +166,17 @@ impl Connections {
 /// The socket cannot be used.
 pub async fn serve(
     socket: StdListener,
-    ingress: Arc<Ingress>,
+    live: Arc<Live>,
     connections: Arc<Connections>,
     stop: Drain,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     let mailbox = Arc::new(Mailbox::default());
     tokio::task::spawn_local(mailbox.clone().deliver());
-    let mut builder = http1::Builder::new();
-    builder
-        .timer(TokioTimer::new())
-        .header_read_timeout(ingress.settings.header_timeout)
-        // One who ends his side after the request still gets his answer.
-        .half_close(true)
-        .max_header_size(HEAD_BYTES)
-        .max_buf_size(READ_BUFFER);
     let (goodbye, staying) = watch::channel(());
     let throttle = Throttle::new(1, Duration::from_secs(5));
+    let local = Rc::new(Local::new(live));
+    let handshakes = Rc::new(Handshakes::new());
     let closing = stop.reached(Phase::Closing);
     tokio::pin!(closing);
     loop {
@@ -178,29 +192,26 @@ pub async fn serve(
             () = &mut closing => None,
         };
         let is_last = permit.is_none();
-        let (ingress, mailbox) = (ingress.clone(), mailbox.clone());
-        let stream = Connection::new(stream);
-        let (connection, heard) = (stream.clone(), stream.clone());
-        let mut stream = TimeoutStream::new(stream);
-        // A sender that does not read its answers must not keep a connection for ever.
-        stream.set_write_timeout(Some(ingress.settings.header_timeout));
-        let service = service_fn(move |request| {
-            let (ingress, mailbox, connection) = (ingress.clone(), mailbox.clone(), connection.clone());
-            async move {
-                let sender = Sender { peer, begun: connection.began(), connection: &connection, home: &mailbox };
-                let reply = ingress.handle(request, &sender).await;
-                connection.answered();
-                Ok::<_, std::convert::Infallible>(reply)
+        let conversation = Conversation {
+            peer,
+            local: local.clone(),
+            tls: local.now().settings.tls.clone(),
+            mailbox: mailbox.clone(),
+            staying: staying.clone(),
+        };
+        match conversation.tls.clone() {
+            None => tokio::task::spawn_local(async move {
+                conversation.hold(stream).await;
+                drop(permit);
+            }),
+            Some(tls) => {
+                let handshakes = handshakes.clone();
+                tokio::task::spawn_local(async move {
+                    conversation.hold_over_tls(stream, &tls, &handshakes).await;
+                    drop(permit);
+                })
             }
-        });
-        let served = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
-        let served = to_its_end(served, heard, staying.clone());
-        tokio::task::spawn_local(async move {
-            if let Err(error) = served.await {
-                tracing::debug!(%peer, "a connection ended: {error}");
-            }
-            drop(permit);
-        });
+        };
         if is_last {
             break;
         }
@@ -212,29 +223,6 @@ pub async fn serve(
         () = stop.deadline() => {}
     }
     Ok(())
-}
-
-/// Serves a connection; after the goodbye it ends with the request that is under way. One that has just been accepted
-/// may still send its first: hyper would close it at once, in the face of what is on its way.
-async fn to_its_end<C: GracefulConnection>(
-    connection: C,
-    heard: Connection<TcpStream>,
-    mut goodbye: watch::Receiver<()>,
-) -> Result<(), C::Error> {
-    tokio::pin!(connection);
-    tokio::select! {
-        ended = &mut connection => return ended,
-        _ = goodbye.changed() => {}
-    }
-    let first_byte = poll_fn(|_| if heard.is_silent() { Poll::Pending } else { Poll::Ready(()) });
-    tokio::select! {
-        // First, for it is what hears.
-        biased;
-        ended = &mut connection => return ended,
-        _ = tokio::time::timeout(FIRST_BYTE, first_byte) => {}
-    }
-    connection.as_mut().graceful_shutdown();
-    connection.await
 }
 
 /// Waits for a connection.
@@ -275,6 +263,8 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     #[test]
@@ -294,6 +284,23 @@ mod tests {
             assert_eq!(good.len(), 1, "so many listen on {free}");
             assert!(bad.iter().all(|one| matches!(one, Err(error) if error.kind() == io::ErrorKind::AddrInUse)));
         }
+    }
+
+    #[tokio::test]
+    async fn takes_other_limits_while_connections_are_open() {
+        let connections = Connections::new(1);
+        let first = connections.permit().await;
+        assert!(connections.permit().now_or_never().is_none());
+        connections.limit(3);
+        let others = [connections.permit().await, connections.permit().await];
+        connections.limit(1);
+        tokio::task::yield_now().await;
+        assert_eq!((connections.open(), connections.capacity()), (3, 1), "they stay");
+        drop(others);
+        tokio::task::yield_now().await;
+        assert!(connections.permit().now_or_never().is_none(), "still one");
+        drop(first);
+        assert!(connections.permit().now_or_never().is_some());
     }
 
     #[test]

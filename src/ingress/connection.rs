@@ -2,6 +2,7 @@
 //! a sender has waited counts, and whether the sender has left meanwhile.
 
 use std::cell::{Cell, RefCell};
+use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -9,8 +10,9 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
 use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
 
 /// One connection, as hyper reads it and as handlers look at it. All on one thread.
 #[derive(Debug)]
@@ -53,10 +55,24 @@ impl<S> Connection<S> {
     }
 }
 
-impl Connection<TcpStream> {
+/// A connection as handlers look at it, whatever it runs over.
+pub(super) trait Line: Debug {
     /// Whether the sender has closed the connection, or at least its side of it.
-    pub(super) fn is_left(&self) -> bool {
+    fn is_left(&self) -> bool;
+}
+
+impl Line for Connection<TcpStream> {
+    fn is_left(&self) -> bool {
         matches!(self.stream.borrow().peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
+    }
+}
+
+impl Line for Connection<TlsStream<TcpStream>> {
+    /// What TLS says at the end lies unread before the end itself: the socket is asked, not its bytes.
+    fn is_left(&self) -> bool {
+        let stream = self.stream.borrow();
+        let ready = stream.get_ref().0.ready(Interest::READABLE).now_or_never();
+        ready.is_some_and(|ready| ready.is_ok_and(Ready::is_read_closed))
     }
 }
 

@@ -2,8 +2,11 @@
 //!
 //! An entry is pending as long as its ticket has not ended, recorded afterwards; one whose ticket ended otherwise than
 //! kept counts as absent. Nobody has to come back to change it: whoever asks looks at the ticket.
+//!
+//! Length: half of it are the tests of one small table.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -96,23 +99,34 @@ pub(super) enum Known {
 
 /// The requests that are known.
 #[derive(Debug)]
-pub struct Deduplication(Mutex<Table>, Settings);
+pub struct Deduplication {
+    table: Mutex<Table>,
+    /// Whether it is turned on at all.
+    on: AtomicBool,
+}
 
 impl Deduplication {
     /// Nothing is known yet.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self(Mutex::new(Table::new(settings)), settings)
+        Self { table: Mutex::new(Table::new(settings)), on: AtomicBool::new(!settings.window.is_zero()) }
+    }
+
+    /// Another window and limit from now on; what is known stays known as far as both go.
+    pub fn limit(&self, settings: Settings) {
+        let mut table = self.lock();
+        (table.window, table.max_entries) = (settings.window, settings.max_entries);
+        self.on.store(!settings.window.is_zero(), Ordering::Relaxed);
     }
 
     fn lock(&self) -> MutexGuard<'_, Table> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether it is turned on at all.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        !self.1.window.is_zero()
+        self.on.load(Ordering::Relaxed)
     }
 
     /// Looks for an equal request.
@@ -151,8 +165,8 @@ impl Deduplication {
     pub fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
         accepted.sort_by_key(|(_, age)| *age);
         let mut table = self.lock();
-        let now = table.now();
-        for (key, age) in accepted.into_iter().take_while(|(_, age)| *age < self.1.window) {
+        let (now, window) = (table.now(), table.window);
+        for (key, age) in accepted.into_iter().take_while(|(_, age)| *age < window) {
             if table.entries.len() >= table.max_entries {
                 break;
             }
@@ -356,6 +370,19 @@ mod tests {
             let table = known.lock();
             assert_eq!((table.entries.len(), table.known.len()), (list.len(), list.len()));
         }
+    }
+
+    #[test]
+    fn takes_other_limits_and_is_turned_off_and_on() {
+        let known = deduplication(3);
+        assert!((0..3).all(|number| accept(&known, number)));
+        known.limit(Settings { window: Duration::from_mins(1), max_entries: 1 });
+        assert!(!accept(&known, 0), "until another one comes");
+        assert!(accept(&known, 3) && accept(&known, 2), "one is left");
+        known.limit(Settings { window: Duration::ZERO, max_entries: 1 });
+        assert!(accept(&known, 2) && !known.is_on());
+        known.limit(Settings { window: Duration::from_mins(1), max_entries: 1 });
+        assert!(!accept(&known, 2), "known from before");
     }
 
     #[test]

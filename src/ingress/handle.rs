@@ -11,16 +11,17 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
-use tokio::net::TcpStream;
 
 use crate::accounting::{Decision, Reason};
 use crate::ingress::body::{self, Budget, Unread};
-use crate::ingress::connection::Connection;
+use crate::ingress::client::client;
+use crate::ingress::connection::Line;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
 use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
 use crate::ingress::settings::{Settings, Source, Validation};
+use crate::ingress::tls::Tls;
 use crate::ingress::validate::{Invalid, Valid, validate};
 use crate::ingress::verify::{self, Verifier};
 use crate::message::{Event, Labels, Origin};
@@ -28,28 +29,33 @@ use crate::metrics::{Metrics, SourceMetrics};
 use crate::queue::{Ack, Buffer, Refused};
 use crate::ticket::{Mailbox, Outcome, Ticket};
 
-/// What ingress shares with other parts.
-#[derive(Debug)]
+/// What ingress shares with other parts, whatever the settings.
+#[derive(Clone)]
 pub struct Shared {
     /// Where events go.
     pub queue: Arc<Buffer>,
     /// What is counted beside the books.
     pub metrics: Arc<Metrics>,
-    /// The last refusals, one list per source.
-    pub recents: Vec<Arc<Recent>>,
     /// The last paths asked for in vain.
     pub unknown: Arc<UnknownPaths>,
     /// What was accepted already.
     pub known: Arc<Deduplication>,
+    /// Where signed bodies go that are answered 422.
+    pub invalids: Option<Arc<Invalids>>,
 }
 
 /// One source, ready to serve.
-struct Endpoint {
-    number: usize,
-    source: Source,
+pub struct Endpoint {
+    /// Of its book.
+    pub number: usize,
+    /// What the settings say.
+    pub source: Source,
+    /// Its last refusals.
+    pub recent: Arc<Recent>,
+    /// The numbers of its secrets in the book.
+    secrets: Vec<usize>,
     verifier: Verifier,
     metrics: SourceMetrics,
-    recent: Arc<Recent>,
 }
 
 /// Who sent a request.
@@ -58,7 +64,7 @@ pub(super) struct Sender<'s> {
     pub(super) peer: SocketAddr,
     /// When the first byte of its request came.
     pub(super) begun: Instant,
-    pub(super) connection: &'s Connection<TcpStream>,
+    pub(super) connection: &'s dyn Line,
     /// The mailbox of this thread.
     pub(super) home: &'s Arc<Mailbox>,
 }
@@ -67,12 +73,9 @@ pub(super) struct Sender<'s> {
 pub struct Ingress {
     pub(super) settings: Settings,
     endpoints: Vec<Endpoint>,
-    queue: Arc<Buffer>,
-    metrics: Arc<Metrics>,
+    shared: Shared,
     budget: Arc<Budget>,
-    unknown: Arc<UnknownPaths>,
-    known: Arc<Deduplication>,
-    invalids: Option<Arc<Invalids>>,
+    read_budget: usize,
 }
 
 /// A request that was not accepted: the answer, and the word for it.
@@ -86,35 +89,54 @@ fn refuse(reason: Reason, status: StatusCode, title: &'static str, detail: impl 
 }
 
 impl Ingress {
-    /// An ingress for these sources; `read_budget` bounds the bodies being read, in bytes.
-    #[must_use]
-    pub fn new(settings: Settings, sources: &[Source], shared: Shared, read_budget: usize) -> Self {
-        let Shared { queue, metrics, recents, unknown, known } = shared;
-        let endpoints = sources.iter().zip(&recents).enumerate().map(|(number, (source, recent))| Endpoint {
-            number,
-            verifier: Verifier::new(&source.secrets),
-            metrics: metrics.source(&source.name),
-            source: source.clone(),
-            recent: recent.clone(),
-        });
-        let endpoints = endpoints.collect();
-        Self {
-            settings,
-            endpoints,
-            queue,
-            metrics,
-            budget: Budget::new(read_budget),
-            unknown,
-            known,
-            invalids: None,
-        }
+    pub(super) fn new(settings: Settings, sources: &[Source], shared: Shared, read_budget: usize) -> Self {
+        let fresh = |_: &Source| Arc::default();
+        Self::with(settings, sources, shared, (read_budget, Budget::new(read_budget)), fresh)
     }
 
-    /// Keeps signed bodies that are answered 422 there.
+    /// The same with other settings; what is known of a source by its name goes on.
+    pub(super) fn renewed(&self, settings: Settings, sources: &[Source], read_budget: usize) -> Self {
+        let is_same = read_budget == self.read_budget;
+        let budget = if is_same { self.budget.clone() } else { Budget::new(read_budget) };
+        let recent = |source: &Source| {
+            let known = self.endpoints.iter().find(|endpoint| endpoint.source.name == source.name);
+            known.map(|endpoint| endpoint.recent.clone()).unwrap_or_default()
+        };
+        Self::with(settings, sources, self.shared.clone(), (read_budget, budget), recent)
+    }
+
+    fn with(
+        settings: Settings,
+        sources: &[Source],
+        shared: Shared,
+        (read_budget, budget): (usize, Arc<Budget>),
+        recent: impl Fn(&Source) -> Arc<Recent>,
+    ) -> Self {
+        let endpoints = sources.iter().map(|source| {
+            let ids = || source.secrets.iter().map(|secret| secret.id.clone());
+            let (number, secrets) = shared.queue.enter(&source.name, ids());
+            Endpoint {
+                number,
+                verifier: Verifier::new(&source.secrets),
+                metrics: shared.metrics.source(&source.name, ids()),
+                recent: recent(source),
+                source: source.clone(),
+                secrets,
+            }
+        });
+        Self { endpoints: endpoints.collect(), settings, shared, budget, read_budget }
+    }
+
+    /// Its sources.
     #[must_use]
-    pub fn keeping(mut self, invalids: Option<Arc<Invalids>>) -> Self {
-        self.invalids = invalids;
-        self
+    pub fn endpoints(&self) -> &[Endpoint] {
+        &self.endpoints
+    }
+
+    /// When the server's certificate ends, where it has one.
+    #[must_use]
+    pub fn certificate_not_after(&self) -> Option<SystemTime> {
+        self.settings.tls.as_ref().map(Tls::not_after)
     }
 
     /// Answers one request.
@@ -122,11 +144,13 @@ impl Ingress {
         let begun = Instant::now();
         let (head, mut body) = request.into_parts();
         let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.source.path == head.uri.path()) else {
-            let reply = self.unknown_path(head.uri.path(), sender.peer);
+            let client = client(sender.peer, &self.settings.trusted_proxies, &head.headers);
+            let reply = self.unknown_path(head.uri.path(), &client);
             discard(&head.headers, body);
             return reply;
         };
-        let mut guard = Guard { ingress: self, endpoint, sender, secret: None, decided: false };
+        let headers = &head.headers;
+        let mut guard = Guard { ingress: self, endpoint, sender, headers, secret: None, decided: false };
         let reply = match guard.decide(&head, &mut body).await {
             Ok(reply) => reply,
             Err(refusal) => {
@@ -143,13 +167,13 @@ impl Ingress {
         reply
     }
 
-    fn unknown_path(&self, path: &str, peer: SocketAddr) -> Reply {
-        self.metrics.unknown_path();
+    fn unknown_path(&self, path: &str, client: &str) -> Reply {
+        self.shared.metrics.unknown_path();
         let id = reply::request_id();
         let plain = |path: &str| path.trim_end_matches('/').to_lowercase();
         let asked = plain(path);
         let near = self.endpoints.iter().find(|endpoint| plain(&endpoint.source.path) == asked);
-        self.unknown.note(path, near.map(|near| near.source.path.as_str()), &peer.to_string(), &id);
+        self.shared.unknown.note(path, near.map(|near| near.source.path.as_str()), client, &id);
         Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)
     }
 }
@@ -159,6 +183,7 @@ struct Guard<'i> {
     ingress: &'i Ingress,
     endpoint: &'i Endpoint,
     sender: &'i Sender<'i>,
+    headers: &'i HeaderMap,
     secret: Option<usize>,
     decided: bool,
 }
@@ -190,13 +215,13 @@ impl Guard<'_> {
             let text = "the request is not signed with a secret of this source";
             return Err(refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text));
         };
-        self.secret = verified.secret;
+        self.secret = verified.secret.map(|at| self.endpoint.secrets[at]);
         let key = Key::new(self.endpoint.number, &verified.digest);
-        if let Some(known) = self.ingress.known.look(&key) {
+        if let Some(known) = self.ingress.shared.known.look(&key) {
             return self.duplicate(known).await;
         }
         let valid = validate(&bytes, self.endpoint.source.validation).map_err(|problem| {
-            if let Some(invalids) = &self.ingress.invalids {
+            if let Some(invalids) = &self.ingress.shared.invalids {
                 let traceparent = traceparent(&head.headers);
                 invalids.keep(&self.endpoint.source, &problem, &verified, traceparent, received, &bytes);
             }
@@ -206,7 +231,11 @@ impl Guard<'_> {
             Valid::Event(payload) => Labels::new(&payload.fields(), &verified.digest),
             Valid::Probe => {
                 self.count(Decision::Probe);
-                tracing::info!(source = &*self.endpoint.source.name, peer = %self.sender.peer, "a connection test came");
+                tracing::info!(
+                    source = &*self.endpoint.source.name,
+                    peer = self.client(),
+                    "a connection test came"
+                );
                 return Ok(reply::ok(reply::PROBE));
             }
         };
@@ -224,8 +253,8 @@ impl Guard<'_> {
     async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Refusal> {
         let (ingress, secret) = (self.ingress, self.secret);
         let is_known_by_body = !event.cuid().is_empty();
-        let enqueue = || ingress.queue.enqueue(self.endpoint.number, secret, event, self.sender.home);
-        let enqueued = if is_known_by_body { ingress.known.enter(key, enqueue) } else { Ok(enqueue()) };
+        let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.home);
+        let enqueued = if is_known_by_body { ingress.shared.known.enter(key, enqueue) } else { Ok(enqueue()) };
         let enqueued = match enqueued {
             Ok(enqueued) => enqueued,
             // An equal request was faster.
@@ -249,7 +278,7 @@ impl Guard<'_> {
 
     /// Waits, as long as a sender waits, for what the mode promises.
     async fn wait(&self, ticket: &Ticket, answer: &'static [u8]) -> Result<Reply, Refusal> {
-        let mode = self.ingress.queue.mode();
+        let mode = self.ingress.shared.queue.mode();
         let outcome = tokio::time::timeout_at((self.sender.begun + mode.timeout).into(), ticket.wait()).await;
         let text = match outcome {
             Ok(Outcome::Kept) => return Ok(reply::ok(answer)),
@@ -270,7 +299,7 @@ impl Guard<'_> {
     fn count(&mut self, decision: Decision) {
         if !self.decided {
             self.decided = true;
-            self.ingress.queue.decide(self.endpoint.number, self.secret, decision);
+            self.ingress.shared.queue.decide(self.endpoint.number, self.secret, decision);
         }
     }
 
@@ -283,9 +312,14 @@ impl Guard<'_> {
     }
 
     fn note(&self, reason: Reason, status: u16, detail: String, request_id: String) {
-        let (peer, at) = (self.sender.peer.to_string(), SystemTime::now());
-        let refusal = RecentRefusal { reason, status, detail, request_id, peer, at };
+        let refusal =
+            RecentRefusal { reason, status, detail, request_id, peer: self.client(), at: SystemTime::now() };
         self.endpoint.recent.note(&self.endpoint.source.name, refusal);
+    }
+
+    /// Who sent it, as far as is known.
+    fn client(&self) -> String {
+        client(self.sender.peer, &self.ingress.settings.trusted_proxies, self.headers)
     }
 }
 

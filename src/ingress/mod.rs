@@ -2,20 +2,26 @@
 
 mod accept;
 mod body;
+mod client;
 mod connection;
+mod conversation;
 mod deduplicate;
 mod handle;
 mod invalid;
+mod live;
 mod refusals;
 mod reply;
 mod settings;
+mod tls;
 pub mod validate;
 mod verify;
 
 pub use accept::{Connections, Listeners, serve};
 pub use deduplicate::{Deduplication, Key, Settings as DeduplicationSettings};
-pub use handle::{Ingress, Shared, rebuild};
+pub use handle::{Endpoint, Ingress, Shared, rebuild};
 pub use invalid::{Invalids, revalidate};
+pub use live::Live;
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};
 pub use settings::{NamedSecret, Settings, Source, Validation, is_source_name, read_source};
+pub use tls::Tls;
 pub use verify::{Verified, Verifier, digest};

@@ -24,7 +24,7 @@ pub struct RecentRefusal {
     pub detail: String,
     /// The id that the answer carried.
     pub request_id: String,
-    /// From where.
+    /// Who sent it: an address, with its port where no proxy stands between.
     pub peer: String,
     /// When.
     pub at: SystemTime,

@@ -1,10 +1,13 @@
 //! `[ingress]` and `[sources.*]`.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use crate::ingress::tls::Tls;
 use crate::secret::Secret;
 use crate::settings::Section;
 
@@ -26,13 +29,15 @@ pub struct Settings {
     pub header_timeout: Duration,
     /// The longest a body may take.
     pub body_timeout: Duration,
+    /// Whose word about whom they speak for is taken.
+    pub trusted_proxies: Arc<[IpNet]>,
+    /// Where it is named: HTTPS.
+    pub tls: Option<Tls>,
 }
 
 impl Settings {
     /// Reads `[ingress]`.
     pub fn read(section: &mut Section<'_>) -> Self {
-        section.not_available("trusted_proxies");
-        section.not_available("tls");
         let threads = section.integer("threads", 0, 1024);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let most_connections = section.integer("max_connections", 1, 1_000_000);
@@ -43,6 +48,8 @@ impl Settings {
             max_connections: usize::try_from(most_connections).unwrap_or(1),
             header_timeout: section.duration("header_timeout"),
             body_timeout: section.duration("body_timeout"),
+            trusted_proxies: read_networks(section),
+            tls: read_tls(section),
         };
         if settings.max_body == 0 || settings.max_body > LARGEST_BODY {
             section.problem("max_body", "must be from \"1B\" to \"1GiB\"");
@@ -54,6 +61,28 @@ impl Settings {
         }
         settings
     }
+}
+
+fn read_networks(section: &mut Section<'_>) -> Arc<[IpNet]> {
+    const KEY: &str = "trusted_proxies";
+    let mut networks = Vec::new();
+    for text in section.texts(KEY) {
+        if let Ok(network) = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
+            networks.push(network);
+        } else {
+            let text = format!("{text:?} is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"");
+            section.problem(KEY, text);
+        }
+    }
+    networks.into()
+}
+
+fn read_tls(section: &mut Section<'_>) -> Option<Tls> {
+    let is_named = section.has("tls");
+    let mut table = section.section("tls");
+    let tls = if is_named { Tls::read(&mut table) } else { None };
+    table.finish();
+    tls
 }
 
 /// How strictly a payload is looked at.

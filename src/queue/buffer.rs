@@ -65,6 +65,7 @@ pub(super) struct State {
     pub(super) away: Option<Instant>,
     pub(super) disk: Option<Disk>,
     pub(super) ledger: Ledger,
+    pub(super) limits: Limits,
 }
 
 impl State {
@@ -85,8 +86,8 @@ impl State {
         self.waiting = waiting;
     }
 
-    fn has_room(&self, limits: Limits, cost: usize) -> bool {
-        self.in_memory() < limits.events && self.bytes + cost <= limits.bytes
+    fn has_room(&self, cost: usize) -> bool {
+        self.in_memory() < self.limits.events && self.bytes + cost <= self.limits.bytes
     }
 }
 
@@ -99,7 +100,6 @@ pub struct Buffer {
     pub(super) work: Condvar,
     /// The journal can never be written again.
     pub(super) failed: Notify,
-    pub(super) limits: Limits,
     mode: Mode,
 }
 
@@ -121,15 +121,9 @@ impl Buffer {
             away: Some(Instant::now()),
             disk: None,
             ledger,
-        };
-        Self {
-            state: Mutex::new(state),
-            ready: Notify::new(),
-            work: Condvar::new(),
-            failed: Notify::new(),
             limits,
-            mode,
-        }
+        };
+        Self { state: Mutex::new(state), ready: Notify::new(), work: Condvar::new(), failed: Notify::new(), mode }
     }
 
     /// The same with a journal: `recovered` are the sequences found in it, `damaged` what was found broken.
@@ -169,13 +163,13 @@ impl Buffer {
         let mut state = self.lock();
         let enqueued = match self.mode.ack {
             _ if state.draining => Err(Refused::Draining),
-            Ack::Buffered => self.hold(&mut state, event).map(|()| None),
+            Ack::Buffered => Self::hold(&mut state, event).map(|()| None),
             Ack::Published if self.is_away_too_long(&state) => Err(Refused::Away),
             Ack::Published => {
                 let ticket = Ticket::new(Some(home.clone()));
                 let mut event = event;
                 event.ticket = Some(ticket.clone());
-                self.hold(&mut state, event).map(|()| Some(ticket))
+                Self::hold(&mut state, event).map(|()| Some(ticket))
             }
             Ack::Journaled => self.submit(&mut state, source, secret, event, home).map(Some),
         };
@@ -191,17 +185,17 @@ impl Buffer {
         enqueued
     }
 
-    fn hold(&self, state: &mut State, event: Box<Event>) -> Result<(), Refused> {
+    fn hold(state: &mut State, event: Box<Event>) -> Result<(), Refused> {
         let cost = event.cost();
-        if !state.has_room(self.limits, cost) {
+        if !state.has_room(cost) {
             // One body too large for what is left does not make the buffer full for smaller ones.
-            state.full |= !self.is_below_the_mark(state);
+            state.full |= !Self::is_below_the_mark(state);
             return Err(Refused::Full);
         }
         state.bytes += cost;
         state.unjournaled += 1;
         state.waiting.push_back(event);
-        state.full |= state.in_memory() >= self.limits.events;
+        state.full |= state.in_memory() >= state.limits.events;
         Ok(())
     }
 
@@ -288,18 +282,18 @@ impl Buffer {
         if count > 0 {
             return Taken::Events(count);
         }
-        self.backlog(state).map_or(Taken::Nothing, Taken::OnDisk)
+        Self::backlog(state).map_or(Taken::Nothing, Taken::OnDisk)
     }
 
     /// What is to be read from disk before anything in memory, as far as memory has room for it.
-    fn backlog(&self, state: &State) -> Option<Backlog> {
+    fn backlog(state: &State) -> Option<Backlog> {
         let disk = state.disk.as_ref()?;
         let next = match state.waiting.front().map(|event| event.kept) {
             Some(Kept::Journal(sequence)) => sequence,
             _ => disk.synced,
         };
         // A little beyond the limit: new events that fill it must not keep the older ones on disk.
-        let has_room = state.bytes < self.limits.bytes + READ_BYTES;
+        let has_room = state.bytes < state.limits.bytes + READ_BYTES;
         (disk.cursor < next && has_room).then_some(Backlog { sequences: disk.cursor..next, bytes: READ_BYTES })
     }
 
@@ -366,15 +360,15 @@ impl Buffer {
                 self.work.notify_one();
             }
         }
-        if self.is_below_the_mark(&state) {
+        if Self::is_below_the_mark(&state) {
             state.full = false;
         }
     }
 
-    fn is_below_the_mark(&self, state: &State) -> bool {
+    fn is_below_the_mark(state: &State) -> bool {
         let is_below =
             |held: usize, limit: usize| held < limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100;
-        is_below(state.in_memory(), self.limits.events) && is_below(state.bytes, self.limits.bytes)
+        is_below(state.in_memory(), state.limits.events) && is_below(state.bytes, state.limits.bytes)
     }
 
     /// Notes whether the broker takes events.
@@ -397,7 +391,7 @@ impl Buffer {
         }
         let mut state = self.lock();
         state.sweep();
-        if self.is_below_the_mark(&state) {
+        if Self::is_below_the_mark(&state) {
             state.full = false;
         }
     }
@@ -427,7 +421,19 @@ impl Buffer {
     /// The limits.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.limits
+        self.lock().limits
+    }
+
+    /// Other limits from now on; what is held already stays.
+    pub fn limit(&self, limits: Limits) {
+        let mut state = self.lock();
+        state.limits = limits;
+        state.full &= !Self::is_below_the_mark(&state);
+    }
+
+    /// The number of a source's book, and those of its secrets, by name and ids: see [`Ledger::enter`].
+    pub fn enter(&self, source: &Arc<str>, secrets: impl Iterator<Item = Arc<str>>) -> (usize, Vec<usize>) {
+        self.lock().ledger.enter(source, secrets)
     }
 
     /// Whether anything waits to be taken, in memory, on disk, or on its way there.
@@ -457,7 +463,7 @@ impl Buffer {
             events: state.in_memory(),
             bytes: state.bytes,
             held: (state.unjournaled + journal.as_ref().map_or(0, |journal| journal.events)) as u64,
-            limits: self.limits,
+            limits: state.limits,
             oldest: state.oldest_taken.or_else(|| state.waiting.front().map(|event| event.origin.received)),
             full: state.full,
             away: self.mode.ack == Ack::Published && self.is_away_too_long(&state),

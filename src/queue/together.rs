@@ -31,7 +31,7 @@ impl Queue {
         let buffer = Buffer::new(Mode { ack, timeout: Duration::from_secs(4) }, limits, ledger);
         let buffer = Arc::new(buffer.with_journal(layout, recovered, damaged));
         let journaling =
-            Journaling::new(buffer.clone(), writer, Arc::new(Metrics::new(&[])), Pulse::new("the writer"));
+            Journaling::new(buffer.clone(), writer, Arc::new(Metrics::new()), Pulse::new("the writer"));
         Self { buffer, reader, writer: Some(std::thread::spawn(move || journaling.run())) }
     }
 

@@ -196,7 +196,7 @@ impl Buffer {
                     tickets.push(ticket);
                     let cost = event.cost();
                     let held = state.waiting.len() + state.replays.len() + state.taken;
-                    if held >= self.limits.events || state.bytes + cost > self.limits.bytes {
+                    if held >= state.limits.events || state.bytes + cost > state.limits.bytes {
                         disk.tail = Tail::OnDisk;
                     }
                     if disk.tail == Tail::InMemory {

@@ -18,6 +18,7 @@ use crate::queue::{self, Ack, Mode, journal};
 use crate::settings::defaults::{self, Defaults};
 use crate::settings::environment::{Environment, PREFIX};
 use crate::settings::section::{Problems, Section, nearest};
+use crate::settings::written::Written;
 use crate::shutdown;
 
 /// The file that is read where `--config` names none, if it exists.
@@ -63,9 +64,17 @@ pub struct Settings {
     pub log: logs::Settings,
     /// `[shutdown]`.
     pub shutdown: shutdown::Settings,
+    /// What they were read from, for comparison with another reading.
+    pub written: Written,
 }
 
 impl Settings {
+    /// What is wrong where parts of two readings, each right by itself, are put together.
+    #[must_use]
+    pub fn contradiction(&self) -> Option<&'static str> {
+        too_small(&self.buffer, &self.ingress)
+    }
+
     /// What every broker is told beside its own settings.
     #[must_use]
     pub fn terms(&self) -> Terms {
@@ -135,7 +144,8 @@ pub fn load_from(
     let merged = figment.data().map_err(|error| SettingsError(syntax(error, file)))?;
     let merged = merged.get(&Profile::Default).cloned().unwrap_or_default();
     let problems = RefCell::new(Problems::default());
-    let settings = read(Section::top(&figment, merged, &problems), systemd_state);
+    let files = RefCell::default();
+    let settings = read(Section::top(&figment, merged.clone(), &problems, &files), systemd_state);
     let Problems { mut errors, warnings } = problems.into_inner();
     if !errors.is_empty() && file.is_none() {
         errors.insert(
@@ -144,7 +154,10 @@ pub fn load_from(
         );
     }
     match settings {
-        Some(settings) if errors.is_empty() => Ok((settings, warnings)),
+        Some(settings) if errors.is_empty() => {
+            let written = Written::new(&merged, files.into_inner());
+            Ok((Settings { written, ..settings }, warnings))
+        }
         _ => Err(SettingsError(errors)),
     }
 }
@@ -180,6 +193,10 @@ fn without_quotation(text: &str) -> String {
 /// The defaults that apply: the templates only where file or environment name such a table.
 fn base(given: &Dict) -> Dict {
     let mut base = defaults::table();
+    let has_tls = matches!(given.get("ingress"), Some(Value::Dict(_, ingress)) if ingress.contains_key("tls"));
+    if let Some(Value::Dict(_, ingress)) = base.get_mut("ingress").filter(|_| !has_tls) {
+        ingress.remove("tls");
+    }
     for (group, template) in [("sources", Some("plextrac")), ("broker", None)] {
         let templates = match base.remove(group) {
             Some(Value::Dict(_, templates)) => templates,
@@ -244,8 +261,10 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     if top.is_sound() && admin.listen.is_some_and(|address| address == ingress.listen && address.port() != 0) {
         top.general("`ingress.listen` and `admin.listen` are the same address; the admin port needs its own");
     }
-    if top.is_sound() && buffer.bytes < ingress.max_body + crate::message::EVENT_OVERHEAD {
-        top.general("`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit");
+    if top.is_sound()
+        && let Some(text) = too_small(&buffer, &ingress)
+    {
+        top.general(text);
     }
     if ack == Ack::Journaled && state_directory.is_none() {
         top.problem(
@@ -274,7 +293,13 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
         admin,
         log,
         shutdown,
+        written: Written::default(),
     })
+}
+
+fn too_small(buffer: &Limits, ingress: &ingress::Settings) -> Option<&'static str> {
+    (buffer.bytes < ingress.max_body + crate::message::EVENT_OVERHEAD)
+        .then_some("`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit")
 }
 
 fn part<T>(top: &mut Section<'_>, key: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> T {

@@ -10,7 +10,9 @@ mod section;
 #[cfg(test)]
 pub(crate) mod testing;
 mod units;
+mod written;
 
 pub use defaults::TEXT as REFERENCE;
 pub use load::{DEFAULT_FILE, Flags, Settings, SettingsError, load, load_from};
 pub use section::{Problems, Section, nearest};
+pub use written::{Watch, Written};

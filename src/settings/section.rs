@@ -15,6 +15,7 @@ use figment::{Figment, Profile, Provider, Source};
 
 use crate::secret::Secret;
 use crate::settings::environment::{self, variable};
+use crate::settings::written::{Content, Files};
 use crate::settings::{defaults, units};
 
 /// A secret shorter than this is warned about: 16 bytes are the least that cannot be guessed.
@@ -33,6 +34,7 @@ pub struct Problems {
 pub struct Section<'a> {
     figment: &'a Figment,
     problems: &'a RefCell<Problems>,
+    files: &'a RefCell<Files>,
     path: String,
     table: Dict,
     known: BTreeSet<String>,
@@ -40,8 +42,13 @@ pub struct Section<'a> {
 
 impl<'a> Section<'a> {
     /// The top table of the merged settings.
-    pub(super) fn top(figment: &'a Figment, table: Dict, problems: &'a RefCell<Problems>) -> Self {
-        Self { figment, problems, path: String::new(), table, known: BTreeSet::new() }
+    pub(super) fn top(
+        figment: &'a Figment,
+        table: Dict,
+        problems: &'a RefCell<Problems>,
+        files: &'a RefCell<Files>,
+    ) -> Self {
+        Self { figment, problems, files, path: String::new(), table, known: BTreeSet::new() }
     }
 
     fn dotted(&self, key: &str) -> String {
@@ -95,14 +102,6 @@ impl<'a> Section<'a> {
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.problems.borrow().errors.is_empty()
-    }
-
-    /// A key of a later version: known, but refused where it is set.
-    pub fn not_available(&mut self, key: &str) {
-        self.known.insert(key.to_owned());
-        if self.table.contains_key(key) {
-            self.problem(key, "not available in this version; remove it");
-        }
     }
 
     fn value(&mut self, key: &str) -> Option<Value> {
@@ -280,10 +279,40 @@ impl<'a> Section<'a> {
     pub fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
         let path = self.path(key)?;
         match std::fs::File::open(&path).and_then(|file| file.metadata()) {
-            Ok(metadata) if metadata.is_file() => Some(path),
+            Ok(metadata) if metadata.is_file() => self.file(key).map(|_| path),
             Ok(_) => {
                 self.problem(key, format_args!("{} is not a file", path.display()));
                 None
+            }
+            Err(error) => {
+                self.problem(key, format_args!("cannot read {}: {error}", path.display()));
+                None
+            }
+        }
+    }
+
+    /// Remembers what was in a file, for those who ask whether it changed.
+    fn note(&self, key: &str, path: &Path, content: &[u8]) {
+        self.files.borrow_mut().insert(self.dotted(key), Content::of(path, content));
+    }
+
+    /// A file that must be named, and its content; `what` is in it.
+    pub fn needed_file(&mut self, key: &str, what: &str) -> Option<(PathBuf, Vec<u8>)> {
+        if self.is_blank(key) {
+            self.text(key);
+            self.problem(key, format_args!("empty; name a file with {what}"));
+            return None;
+        }
+        self.file(key)
+    }
+
+    /// A file and its content; none where it is not named or cannot be read (a problem then).
+    pub fn file(&mut self, key: &str) -> Option<(PathBuf, Vec<u8>)> {
+        let path = self.path(key)?;
+        match std::fs::read(&path) {
+            Ok(content) => {
+                self.note(key, &path, &content);
+                Some((path, content))
             }
             Err(error) => {
                 self.problem(key, format_args!("cannot read {}: {error}", path.display()));
@@ -333,6 +362,7 @@ impl<'a> Section<'a> {
                 return None;
             }
         };
+        self.note(key, path, text.as_bytes());
         let text = text.strip_suffix('\n').unwrap_or(&text);
         let text = text.strip_suffix('\r').unwrap_or(text);
         if text.is_empty() {
@@ -444,7 +474,7 @@ impl<'a> Section<'a> {
     }
 
     fn below(&self, path: String, table: Dict) -> Section<'a> {
-        Section { figment: self.figment, problems: self.problems, path, table, known: BTreeSet::new() }
+        Section { path, table, known: BTreeSet::new(), ..*self }
     }
 
     /// The names of this table's keys.

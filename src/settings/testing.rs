@@ -14,7 +14,8 @@ pub(crate) fn read<T>(path: &[&str], toml: &str, read: impl FnOnce(&mut Section<
     let figment = Figment::new().merge(Defaults(defaults)).merge(Toml::string(toml));
     let table = figment.data().unwrap().remove(&Profile::Default).unwrap_or_default();
     let problems = RefCell::default();
-    let mut section = Section::top(&figment, table, &problems);
+    let files = RefCell::default();
+    let mut section = Section::top(&figment, table, &problems, &files);
     let value = read(&mut section);
     section.finish();
     (value, problems.into_inner())

@@ -227,19 +227,6 @@ fn takes_nothing_from_the_read_budget_for_a_length_that_is_only_announced() {
 }
 
 #[test]
-fn lives_on_after_a_hangup() {
-    let bridge = Bridge::start(|setup| setup);
-    Program::other("kill", ["-s".to_owned(), "HUP".to_owned(), bridge.daemon.pid().to_string()])
-        .run()
-        .assert_code(0);
-    bridge.daemon.wait_for_line("the word about the hangup", |line| {
-        line["message"].as_str().is_some_and(|text| text.starts_with("SIGHUP: this version does not reload"))
-    });
-    accepted(&bridge, "after the hangup");
-    bridge.stop();
-}
-
-#[test]
 fn answers_although_nobody_reads_its_log() {
     let directory = tempfile::tempdir().unwrap();
     let toml = "[ingress]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\

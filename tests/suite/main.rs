@@ -62,6 +62,10 @@ mod page;
 #[cfg(test)]
 mod published;
 
+// Settings read again by a running daemon: secrets and certificates under load, bad files, what needs a restart.
+#[cfg(test)]
+mod reload;
+
 // Two bridges on one broker: repeats, order and accounting of each, and of both together.
 #[cfg(test)]
 mod scaling;
@@ -97,6 +101,10 @@ mod spill;
 // What systemd and the daemon tell each other, passed sockets, restarts behind them.
 #[cfg(test)]
 mod systemd;
+
+// HTTPS and client certificates, with clients that are not ours; pairs that are no pairs.
+#[cfg(test)]
+mod tls;
 
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]

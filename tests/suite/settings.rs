@@ -221,14 +221,14 @@ fn tells_all_problems_at_once() {
 }
 
 #[test]
-fn refuses_what_later_versions_will_have() {
-    for (toml, key) in [
-        ("[ingress]\ntrusted_proxies = []", "ingress.trusted_proxies"),
-        ("[ingress.tls]\nkey_file = \"x\"", "ingress.tls"),
-    ] {
-        Settings::good(toml)
-            .refused(&[&format!("`{key}` in bridge.toml: not available in this version; remove it")]);
-    }
+fn takes_networks_and_addresses_for_trusted_proxies() {
+    let good = "[ingress]\ntrusted_proxies = [\"10.0.0.0/8\", \"127.0.0.1\", \"2001:db8::/32\"]";
+    Settings::good(good).accepted(&[], DEFAULT_SOURCE);
+    Settings::good("").set("INGRESS__TRUSTED_PROXIES", "[\"::1\"]").accepted(&[], DEFAULT_SOURCE);
+    Settings::good("[ingress]\ntrusted_proxies = [\"10.0.0.0/33\", \"proxy\"]").refused(&[
+        "`ingress.trusted_proxies` in bridge.toml: \"10.0.0.0/33\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        "`ingress.trusted_proxies` in bridge.toml: \"proxy\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+    ]);
 }
 
 #[test]
@@ -585,7 +585,7 @@ fn has_every_default_that_was_promised() {
 }
 
 /// The settings with their defaults: other values or names would break those who rely on them.
-const PROMISED: [(&str, &str); 15] = [
+const PROMISED: [(&str, &str); 16] = [
     ("", "ack = \"buffered\"\nstate_directory = \"\""),
     (
         "ingress",
@@ -594,8 +594,10 @@ const PROMISED: [(&str, &str); 15] = [
         max_body = \"256KiB\"
         max_connections = 4096
         header_timeout = \"5s\"
-        body_timeout = \"4s\"",
+        body_timeout = \"4s\"
+        trusted_proxies = []",
     ),
+    ("ingress.tls", "certificate_file = \"\"\nkey_file = \"\"\nclient_ca_file = \"\""),
     (
         "sources.plextrac",
         "path = \"/webhooks/plextrac\"

@@ -260,6 +260,17 @@ function showBuffer(s) {
   put($("buffer"), { note: `events held, at most ${count(peak)} in the last 5 minutes`, oldest, flight: `${count(b.in_flight_events)} sent, not confirmed yet`, full });
 }
 
+function showReload(s) {
+  const [root, r] = [$("reload"), s.reload];
+  root.hidden = !r;
+  if (!r) return;
+  const when = `${clock(r.timestamp_seconds)} (${ago(r.timestamp_seconds)})`;
+  put(root, { outcome: r.error ? `A reload failed at ${when}. The old settings stay.` : `Reloaded at ${when}.` });
+  const changed = r.changed.map((key) => `${key} changed`);
+  const waiting = r.needs_restart.map((key) => `${key} needs a restart`);
+  list(part(root, "details"), [...(r.error ? r.error.split("\n") : changed), ...waiting]);
+}
+
 function showBroker(s) {
   const b = s.broker;
   const node = $("broker");
@@ -325,7 +336,7 @@ function showBooks(s) {
 }
 
 function show(s) {
-  for (const each of [showAbout, showReady, showEmpty, showEvents, showBuffer, showBroker, showUnknown, showBooks]) each(s);
+  for (const each of [showAbout, showReady, showEmpty, showEvents, showBuffer, showBroker, showReload, showUnknown, showBooks]) each(s);
   fill($("sources"), s.sources, () => clone("source"), showSource);
   $("values").hidden = false;
 }

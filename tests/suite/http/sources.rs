@@ -1,7 +1,7 @@
 //! Several sources, several secrets, no signature, lenient validation, connection tests.
 
 use super::case::{Case, Outcome, Request, Signature, good, run_all};
-use crate::support::{Bridge, Setup, sign, until_closed};
+use crate::support::{Bridge, Daemon, Setup, sign, until_closed, until_closed_by_both};
 
 const NO_SIGNATURE: Outcome = Outcome::Refused(401, "signature", Signature::NotSeen);
 const INVALID: Outcome = Outcome::Refused(422, "invalid", Signature::Matched);
@@ -188,4 +188,29 @@ fn shows_no_secret_whatever_it_is_sent() {
         }
     }
     assert!(shown.contains("TRACE") || shown.contains("DEBUG") || shown.contains("refused a request"), "{shown}");
+}
+
+#[test]
+fn shows_whom_a_trusted_proxy_speaks_for_and_decides_nothing_by_it() {
+    let forged = |header: &str| {
+        let request = Request::unsigned(&good("forged")).start("POST /webhooks/plextrac HTTP/1.1");
+        request.header("X-Forwarded-For", "192.0.2.1").header("X-Forwarded-For", header).bytes()
+    };
+    let bridge = Bridge::start(|setup| setup.raw("ingress.trusted_proxies", r#"["127.0.0.0/8", "10.0.0.1"]"#));
+    let peer = |daemon: &Daemon| daemon.status().text("/sources/0/recent_refusals/0/peer").to_owned();
+    assert!(until_closed_by_both(&bridge.daemon.ingress, &forged("203.0.113.7, 10.0.0.1")).contains(" 401 "));
+    assert_eq!(peer(&bridge.daemon), "203.0.113.7");
+    bridge.daemon.wait_for_line("the refusal", |line| line["peer"] == "203.0.113.7" && line["status"] == 401);
+    assert!(until_closed_by_both(&bridge.daemon.ingress, &forged("203.0.113.8, garbage")).contains(" 401 "));
+    assert!(peer(&bridge.daemon).starts_with("127.0.0.1:"), "{}", peer(&bridge.daemon));
+    until_closed_by_both(
+        &bridge.daemon.ingress,
+        b"GET /nothing HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n",
+    );
+    bridge.daemon.wait_for_line("the path", |line| line["peer"] == "203.0.113.9" && line["path"] == "/nothing");
+    bridge.stop();
+    let bridge = Bridge::start(|setup| setup);
+    until_closed_by_both(&bridge.daemon.ingress, &forged("203.0.113.7"));
+    assert!(peer(&bridge.daemon).starts_with("127.0.0.1:"), "nobody is trusted: {}", peer(&bridge.daemon));
+    bridge.stop();
 }

@@ -228,6 +228,14 @@ impl Daemon {
         assert!(done.expect("kill can be run").success(), "the daemon has ended before");
     }
 
+    /// Sends SIGHUP and waits until the reload is over; `/status` then.
+    pub(crate) fn reload(&self) -> Status {
+        let before = self.metric("config_reloads_total", &[]);
+        let done = Command::new("kill").args(["-s", "HUP", &self.pid().to_string()]).status();
+        assert!(done.expect("kill can be run").success(), "the daemon has ended before");
+        wait_for("the reload", LIMIT, || (self.metric("config_reloads_total", &[]) > before).then(|| self.status()))
+    }
+
     /// Sends SIGTERM and waits for the end.
     pub(crate) fn stop(self) -> Stopped {
         self.terminate();

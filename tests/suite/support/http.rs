@@ -1,8 +1,14 @@
 //! A small HTTP/1.1 client over a raw socket: one connection, kept alive, its bytes in plain sight.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::fmt::Debug;
+use std::io::{self, BufRead as _, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::ClientConfig;
+
+use super::over_tls;
 
 /// Longer than the daemon may take for any answer.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -30,10 +36,16 @@ impl Answer {
     }
 }
 
+/// What a connection runs over.
+trait Wire: Read + Write + Send + Debug {}
+
+impl<W: Read + Write + Send + Debug> Wire for W {}
+
 /// One connection.
 #[derive(Debug)]
 pub(crate) struct Client {
-    stream: BufReader<TcpStream>,
+    stream: BufReader<Box<dyn Wire>>,
+    local: SocketAddr,
 }
 
 impl Client {
@@ -43,12 +55,18 @@ impl Client {
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
-        Ok(Self { stream: BufReader::new(stream) })
+        Ok(Self { local: stream.local_addr()?, stream: BufReader::new(Box::new(stream)) })
+    }
+
+    /// Connects over TLS.
+    pub(crate) fn connect_over_tls(address: &str, config: &Arc<ClientConfig>) -> io::Result<Self> {
+        let stream = over_tls(address, config.clone())?;
+        Ok(Self { local: stream.sock.local_addr()?, stream: BufReader::new(Box::new(stream)) })
     }
 
     /// The address that the other side sees.
     pub(crate) fn address(&self) -> String {
-        self.stream.get_ref().local_addr().expect("it is connected").to_string()
+        self.local.to_string()
     }
 
     /// Writes bytes as they are.

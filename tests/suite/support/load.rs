@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use rustls::ClientConfig;
+
 use super::{Answer, Client, PATH, Payload, SECRET, sign};
 
 /// Between two tries of an event that was answered 503.
@@ -116,6 +118,8 @@ pub(crate) struct Load {
     pub(crate) apart: bool,
     /// The name of its cuids and keys, and the number of its first event: for loads that go on where another ended.
     pub(crate) series: Option<(String, u64)>,
+    /// Over TLS, and whom the sender trusts then.
+    pub(crate) tls: Option<Arc<ClientConfig>>,
 }
 
 impl Default for Load {
@@ -131,6 +135,7 @@ impl Default for Load {
             patient: false,
             apart: false,
             series: None,
+            tls: None,
         }
     }
 }
@@ -196,7 +201,7 @@ impl Load {
         end: &AtomicBool,
         sent: &AtomicU64,
     ) -> Vec<Note> {
-        let mut sender = Sender { ingress, client: None };
+        let mut sender = Sender { ingress, tls: self.tls.clone(), client: None };
         let mut notes = Vec::new();
         for at in 0..self.events {
             let number = first + at;
@@ -251,6 +256,7 @@ impl Load {
 /// One connection, made again when it is gone.
 struct Sender<'a> {
     ingress: &'a str,
+    tls: Option<Arc<ClientConfig>>,
     client: Option<Client>,
 }
 
@@ -290,7 +296,10 @@ impl Sender<'_> {
     fn post(&mut self, signature: &str, body: &[u8]) -> io::Result<Answer> {
         let client = match &mut self.client {
             Some(client) => client,
-            None => self.client.insert(Client::connect(self.ingress)?),
+            None => self.client.insert(match &self.tls {
+                None => Client::connect(self.ingress)?,
+                Some(config) => Client::connect_over_tls(self.ingress, config)?,
+            }),
         };
         client.send("POST", PATH, &[("X-Authorization-HMAC-256", signature)], body)
     }

@@ -1,5 +1,6 @@
 //! What every test stands on: the real daemon, real brokers, a proxy that breaks things, load, and the oracle.
 
+mod authority;
 mod bridge;
 mod broker;
 mod browser;
@@ -20,6 +21,7 @@ mod sign;
 mod table;
 mod wait;
 
+pub(crate) use authority::{Authority, Pair, over_tls};
 pub(crate) use bridge::{Bridge, Counters};
 pub(crate) use broker::{Broker, Kind, ports};
 pub(crate) use browser::Browser;
@@ -32,7 +34,7 @@ pub(crate) use oracle::{Delivered, Oracle, assert_books_balance};
 pub(crate) use payload::{Payload, UNICODE};
 pub(crate) use program::{Ended, Program};
 pub(crate) use proxy::Proxy;
-pub(crate) use python::{admin, cache, documented_headers, fit_the_schema, interpreter, read};
+pub(crate) use python::{admin, cache, documented_headers, fit_the_schema, https, interpreter, read};
 pub(crate) use raw::{plain, rest, statuses, until_closed, until_closed_by_both};
 pub(crate) use setup::{PATH, SECRET, Setup, said};
 pub(crate) use sign::sign;

@@ -1,4 +1,5 @@
-//! What the tests use of Python: `read.py` reads a broker, `admin.py` changes one, `schema.py` knows the documents.
+//! What the tests use of Python: `read.py` reads a broker, `admin.py` changes one, `schema.py` knows the documents, `https.py`
+//! is a sender.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read as _};
@@ -66,6 +67,11 @@ pub(crate) fn documented_headers(broker: &str) -> BTreeMap<String, bool> {
     })
     .into_iter()
     .collect()
+}
+
+/// One request over HTTPS by Python's own client.
+pub(crate) fn https(order: &Value) -> Value {
+    run("https.py", order, |line| line).pop().expect("it prints one line")
 }
 
 /// One change of a broker; waits until it is done.

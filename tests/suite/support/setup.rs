@@ -25,13 +25,13 @@ pub(crate) const PATH: &str = "/webhooks/plextrac";
 pub(crate) const JOURNAL: &str = "8MiB";
 
 /// Settings, and a directory of their own.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Setup {
     directory: Arc<tempfile::TempDir>,
     sections: BTreeMap<String, BTreeMap<String, String>>,
     broker: String,
     limits: Option<u32>,
-    sockets: Vec<(String, OwnedFd)>,
+    sockets: Vec<(String, Arc<OwnedFd>)>,
     level: &'static str,
     program: PathBuf,
     variables: Vec<(&'static str, String)>,
@@ -115,7 +115,7 @@ impl Setup {
 
     /// Passes a socket to the daemon as systemd does, under a name; at most two.
     pub(crate) fn passing(mut self, name: &str, socket: impl Into<OwnedFd>) -> Self {
-        self.sockets.push((name.to_owned(), socket.into()));
+        self.sockets.push((name.to_owned(), Arc::new(socket.into())));
         self
     }
 
@@ -246,7 +246,8 @@ impl Setup {
         self.directory.path()
     }
 
-    fn file(&self) -> PathBuf {
+    /// Writes the file of settings, also where a daemon has read it already.
+    pub(crate) fn file(&self) -> PathBuf {
         let mut toml = String::new();
         for (name, settings) in &self.sections {
             if !name.is_empty() {

@@ -1,0 +1,194 @@
+//! Reload: the settings read again and checked, then all that can change while the bridge runs changed at once; or
+//! everything stays as it is. What changed is told by name, never by value.
+
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::Notify;
+use tokio::task::spawn_blocking;
+
+use crate::admin::{Reload, Reloads};
+use crate::app::Parts;
+use crate::ingress::{self, Connections, Deduplication, Live};
+use crate::logs::Level;
+use crate::queue::Buffer;
+use crate::settings::{Settings, SettingsError, Watch, Written};
+use crate::systemd;
+
+/// What a reload changes; a name that ends in a dot is a whole table. Everything else needs a restart.
+const LIVE: [&str; 13] = [
+    "buffer.max_bytes",
+    "buffer.max_events",
+    "deduplication.max_entries",
+    "deduplication.window",
+    "ingress.body_timeout",
+    "ingress.header_timeout",
+    "ingress.max_connections",
+    "ingress.tls.",
+    "ingress.trusted_proxies",
+    "log.level",
+    "shutdown.delay",
+    "shutdown.grace",
+    "sources.",
+];
+
+/// The table of the certificate, and of whom it is shown to.
+const TLS: &str = "ingress.tls.";
+
+type Load = dyn Fn() -> Result<(Settings, Vec<String>), SettingsError> + Send + Sync;
+
+/// When and how settings are reloaded.
+#[derive(Clone)]
+pub struct Reloading {
+    /// Reads all settings: the settings and the warnings.
+    pub load: Arc<Load>,
+    /// Somebody asks for it.
+    pub asked: Arc<Notify>,
+    /// How often the contents of secrets and certificates are compared.
+    pub every: Duration,
+    /// The log's.
+    pub level: Level,
+}
+
+/// Looks after reloads, for as long as the bridge serves.
+pub(super) struct Reloader {
+    way: Option<Reloading>,
+    /// What is in force.
+    settings: Settings,
+    /// What was read at the start: what needs a restart is compared with it.
+    start: Written,
+    watch: Watch,
+    live: Arc<Live>,
+    queue: Arc<Buffer>,
+    known: Arc<Deduplication>,
+    connections: Arc<Connections>,
+    reloads: Arc<Reloads>,
+}
+
+impl Reloader {
+    pub(super) fn new(reloading: Option<Reloading>, settings: Settings, parts: &Parts, live: Arc<Live>) -> Self {
+        Self {
+            way: reloading,
+            start: settings.written.clone(),
+            watch: settings.written.watch(),
+            settings,
+            live,
+            queue: parts.queue.clone(),
+            known: parts.known.clone(),
+            connections: parts.connections.clone(),
+            reloads: parts.reloads.clone(),
+        }
+    }
+
+    /// What is in force.
+    pub(super) fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Reloads whenever it is asked to, and whenever a secret or a certificate changes. May be dropped at any time: a
+    /// reload is either done or not begun.
+    pub(super) async fn run(&mut self) -> Infallible {
+        let Some(Reloading { load, asked, every, level }) = self.way.clone() else { return pending().await };
+        loop {
+            let is_asked = tokio::select! {
+                () = asked.notified() => true,
+                () = tokio::time::sleep(every) => false,
+            };
+            // Also where it is asked for: a change that was seen, good or bad, is no news later.
+            if !self.is_other_content().await && !is_asked {
+                continue;
+            }
+            systemd::notify(systemd::State::Reloading);
+            let load = load.clone();
+            // Files may be on a disk that hangs.
+            match spawn_blocking(move || load()).await {
+                Ok(Ok((settings, warnings))) => self.take(settings, &warnings, &level),
+                Ok(Err(error)) => self.keep(error.to_string()),
+                Err(_) => self.keep("the program failed to read them".to_owned()),
+            }
+            systemd::notify(systemd::State::Ready);
+        }
+    }
+
+    async fn is_other_content(&mut self) -> bool {
+        let mut watch = std::mem::replace(&mut self.watch, Written::default().watch());
+        let looked = spawn_blocking(move || {
+            let changed = watch.look();
+            (watch, changed)
+        });
+        let Ok((watch, changed)) = looked.await else { return false };
+        self.watch = watch;
+        changed
+    }
+
+    /// Everything stays as it is.
+    fn keep(&self, error: String) {
+        tracing::error!("the settings were not reloaded, the old ones stay: {error}");
+        let (changed, needs_restart) =
+            (Vec::new(), self.reloads.last().map_or_else(Vec::new, |last| last.needs_restart));
+        self.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
+    }
+
+    /// Puts what may change in force.
+    fn take(&mut self, read: Settings, warnings: &[String], level: &Level) {
+        let changed: Vec<String> = self.settings.written.changed(&read.written).into_iter().collect();
+        let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live));
+        let needs_restart: Vec<String> = self.start.changed(&read.written).into_iter().filter(is_fixed).collect();
+        let next = self.mixed(read, changed.iter().any(|key| is_of(key, TLS)));
+        if let Some(contradiction) = next.contradiction() {
+            return self.keep(format!("{contradiction}; a part of it needs a restart"));
+        }
+        self.settings = next;
+        let settings = &self.settings;
+        self.queue.limit(settings.buffer);
+        self.known.limit(settings.deduplication);
+        self.connections.limit(settings.ingress.max_connections);
+        self.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
+        level.set(settings.log.level);
+        self.watch = settings.written.watch();
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        let names = |keys: &[String]| if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") };
+        tracing::info!(changed = names(&changed), "reloaded the settings");
+        if !needs_restart.is_empty() {
+            tracing::warn!(
+                needs_restart = names(&needs_restart),
+                "some settings keep their old values until the bridge is restarted"
+            );
+        }
+        self.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
+    }
+
+    /// What is in force, with what may change as it was read now.
+    fn mixed(&self, read: Settings, is_tls_new: bool) -> Settings {
+        let old = self.settings.clone();
+        let ingress = ingress::Settings {
+            listen: old.ingress.listen,
+            threads: old.ingress.threads,
+            max_body: old.ingress.max_body,
+            // The same pair read twice is still one: its connections go on.
+            tls: if is_tls_new { read.ingress.tls } else { old.ingress.tls },
+            ..read.ingress
+        };
+        let mut log = old.log;
+        log.level = read.log.level;
+        Settings {
+            ingress,
+            sources: read.sources,
+            buffer: read.buffer,
+            deduplication: read.deduplication,
+            shutdown: read.shutdown,
+            written: read.written,
+            log,
+            ..old
+        }
+    }
+}
+
+/// Whether a key is that one, or in that table.
+fn is_of(key: &str, name: &str) -> bool {
+    if name.ends_with('.') { key.starts_with(name) } else { key == name }
+}

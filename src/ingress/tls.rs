@@ -1,0 +1,177 @@
+//! TLS of the ingress: chain, key and authorities from the files that the settings name, checked when they are read.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::crypto::ring;
+use rustls::pki_types::pem::{self, PemObject as _};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use tokio_rustls::TlsAcceptor;
+use x509_parser::time::ASN1Time;
+
+use crate::settings::Section;
+
+/// `[ingress.tls]`, ready to be used.
+#[derive(Clone)]
+pub struct Tls {
+    config: Arc<ServerConfig>,
+    not_after: SystemTime,
+}
+
+impl fmt::Debug for Tls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tls").field("not_after", &self.not_after).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Reads `[ingress.tls]`; none where something is wrong (a problem then).
+    ///
+    /// # Panics
+    /// Never: ring has suites of both protocol versions.
+    pub fn read(section: &mut Section<'_>) -> Option<Self> {
+        let (chain, key, clients) = (read_chain(section), read_key(section), read_clients(section));
+        let ((chain, not_after), (key_file, key)) = chain.zip(key)?;
+        let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("ring has suites of both protocol versions");
+        let builder = match clients? {
+            Clients::Anybody => builder.with_no_client_auth(),
+            Clients::Known(verifier) => builder.with_client_cert_verifier(verifier),
+        };
+        match builder.with_single_cert(chain, key) {
+            Ok(mut config) => {
+                config.alpn_protocols = vec![b"http/1.1".to_vec()];
+                Some(Self { config: Arc::new(config), not_after })
+            }
+            Err(error) => {
+                let file = key_file.display();
+                let text = match error {
+                    rustls::Error::InconsistentKeys(_) => format!(
+                        "{file} does not belong to the first certificate in `certificate_file`; the server's own \
+                         comes first there, then its chain"
+                    ),
+                    error => format!("{file} cannot be used: {error}"),
+                };
+                section.problem("key_file", text);
+                None
+            }
+        }
+    }
+
+    /// When the server's certificate ends.
+    #[must_use]
+    pub fn not_after(&self) -> SystemTime {
+        self.not_after
+    }
+
+    /// Whether both are of one reading: connections of one are as good as those of the other.
+    pub(super) fn is_same(one: Option<&Self>, other: Option<&Self>) -> bool {
+        match (one, other) {
+            (None, None) => true,
+            (Some(one), Some(other)) => Arc::ptr_eq(&one.config, &other.config),
+            _ => false,
+        }
+    }
+
+    /// What makes handshakes.
+    pub(super) fn acceptor(&self) -> TlsAcceptor {
+        self.config.clone().into()
+    }
+}
+
+/// Who may connect.
+enum Clients {
+    Anybody,
+    /// Who shows a certificate of one of the authorities.
+    Known(Arc<dyn ClientCertVerifier>),
+}
+
+type Chain = Vec<CertificateDer<'static>>;
+
+/// The certificates of a file; a problem and none where there is none, or one that is broken.
+fn certificates(section: &mut Section<'_>, key: &str, path: &Path, content: &[u8]) -> Option<Chain> {
+    let found: Result<Chain, pem::Error> = CertificateDer::pem_slice_iter(content).collect();
+    match found {
+        Ok(found) if !found.is_empty() => return Some(found),
+        Ok(_) => {
+            let text = format!("{}: no certificate in PEM is in it (-----BEGIN CERTIFICATE-----)", path.display());
+            section.problem(key, text);
+        }
+        Err(error) => section.problem(key, format_args!("{}: not PEM: {error}", path.display())),
+    }
+    None
+}
+
+/// The server's certificate with its chain, and when it ends. One that does not hold now is only warned of: a bridge
+/// that does not start takes no events at all, and not every proxy looks.
+fn read_chain(section: &mut Section<'_>) -> Option<(Chain, SystemTime)> {
+    const KEY: &str = "certificate_file";
+    let (path, content) = section.needed_file(KEY, "the certificate and its chain, in PEM")?;
+    let chain = certificates(section, KEY, &path, &content)?;
+    let validity = match x509_parser::parse_x509_certificate(&chain[0]) {
+        Ok((_, certificate)) => certificate.validity().clone(),
+        Err(error) => {
+            section.problem(KEY, format_args!("{}: the certificate cannot be read: {error}", path.display()));
+            return None;
+        }
+    };
+    let time = |time: ASN1Time| {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
+    };
+    let (not_before, not_after, now) = (time(validity.not_before), time(validity.not_after), SystemTime::now());
+    let wrong = [("ended at", not_after, not_after < now), ("begins only at", not_before, now < not_before)];
+    for (what, time, _) in wrong.into_iter().filter(|(_, _, is_wrong)| *is_wrong) {
+        let time = humantime::format_rfc3339_seconds(time);
+        section.warning(KEY, format_args!("{}: the certificate {what} {time}; senders refuse it", path.display()));
+    }
+    Some((chain, not_after))
+}
+
+fn read_key(section: &mut Section<'_>) -> Option<(PathBuf, PrivateKeyDer<'static>)> {
+    const KEY: &str = "key_file";
+    let (path, content) = section.needed_file(KEY, "the certificate's private key, in PEM")?;
+    section.warn_if_world_readable(KEY, &path);
+    let text = match PrivateKeyDer::from_pem_slice(&content) {
+        Ok(key) => return Some((path, key)),
+        Err(pem::Error::NoItemsFound) => {
+            "no private key in PEM is in it (-----BEGIN PRIVATE KEY-----); take away its password if it has one"
+        }
+        // Not the error's own text: it may quote a line.
+        Err(_) => "not PEM, or broken off",
+    };
+    section.problem(KEY, format_args!("{}: {text}", path.display()));
+    None
+}
+
+fn read_clients(section: &mut Section<'_>) -> Option<Clients> {
+    const KEY: &str = "client_ca_file";
+    if section.is_blank(KEY) {
+        section.text(KEY);
+        return Some(Clients::Anybody);
+    }
+    let (path, content) = section.file(KEY)?;
+    let mut roots = RootCertStore::empty();
+    let unusable = |section: &mut Section<'_>, error: &dyn fmt::Display| {
+        section.problem(KEY, format_args!("{}: a certificate in it cannot be used: {error}", path.display()));
+    };
+    for certificate in certificates(section, KEY, &path, &content)? {
+        if let Err(error) = roots.add(certificate) {
+            unusable(section, &error);
+            return None;
+        }
+    }
+    let provider = Arc::new(ring::default_provider());
+    match WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build() {
+        Ok(verifier) => Some(Clients::Known(verifier)),
+        Err(error) => {
+            unusable(section, &error);
+            None
+        }
+    }
+}

@@ -1,0 +1,294 @@
+//! Settings read again by a running daemon: secrets and certificates under load, bad files, what needs a restart.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
+use serde_json::json;
+
+use crate::support::{
+    Authority, Client, Daemon, LIMIT, Load, PATH, Payload, SECRET, Setup, Status, request_once, sign, wait_until,
+};
+
+const OTHER: &str = "another secret of this test, 0123456789";
+
+/// The status of one request with a body of its own, signed with this secret.
+fn post(daemon: &Daemon, path: &str, secret: &str, cuid: &str) -> u16 {
+    let body = Payload::new(cuid).body();
+    let signature = sign(secret, &body);
+    let headers = [("X-Authorization-HMAC-256", signature.as_str())];
+    let answer = Client::connect(&daemon.ingress).and_then(|mut client| client.send("POST", path, &headers, &body));
+    answer.expect("the daemon answers").status
+}
+
+fn secret_file(directory: &Path, name: &str, secret: &str) -> String {
+    let (path, new) = (directory.join(name), directory.join("new file"));
+    fs::write(&new, secret).expect("the directory can be written");
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o600)).expect("the file is ours");
+    // Never seen half-written.
+    fs::rename(&new, &path).expect("the directory can be written");
+    path.display().to_string()
+}
+
+/// These secrets, by their files in the test's directory.
+fn with_secrets(setup: &Setup, ids: &[&str]) -> Setup {
+    let file = |id: &&str| {
+        let path = setup.directory().join(id);
+        format!("{{ id = {id:?}, file = {path:?} }}")
+    };
+    let list = ids.iter().map(file).collect::<Vec<_>>().join(", ");
+    setup.clone().text("sources.plextrac.secret", "").raw("sources.plextrac.secrets", format!("[{list}]"))
+}
+
+#[track_caller]
+fn assert_good(status: &Status, changed: &[&str], needs_restart: &[&str]) {
+    let reload = &status.0["reload"];
+    assert_eq!((reload["result"].as_str(), reload["error"].as_str()), (Some("success"), None), "{reload}");
+    assert_eq!(
+        (&reload["changed"], &reload["needs_restart"]),
+        (&json!(changed), &json!(needs_restart)),
+        "{reload}"
+    );
+}
+
+#[test]
+fn rotates_a_secret_and_a_certificate_under_load_without_a_failed_request() {
+    let authority = Authority::new();
+    let setup = Setup::on_files();
+    secret_file(setup.directory(), "old", SECRET);
+    secret_file(setup.directory(), "new", OTHER);
+    let (certificate, key) = authority.issue_until(3000).write(setup.directory(), "server");
+    let setup = with_secrets(&setup, &["old"])
+        .text("ingress.tls.certificate_file", &certificate.display().to_string())
+        .text("ingress.tls.key_file", &key.display().to_string());
+    let daemon = setup.start();
+    let load = Load { events: 1_000_000, rate: 500, tls: Some(authority.client(None)), ..Load::default() };
+    let running = load.start(&daemon.ingress);
+    let goes_on = || {
+        let before = running.sent();
+        wait_until("the load goes on", LIMIT, || running.sent() > before + 100);
+    };
+    goes_on();
+    let mut kept = Client::connect_over_tls(&daemon.ingress, &authority.client(None)).expect("it is trusted");
+    let post = |client: &mut Client, secret: &str, cuid: &str| {
+        let body = Payload::new(cuid).body();
+        let answer = client.send("POST", PATH, &[("X-Authorization-HMAC-256", &sign(secret, &body))], &body);
+        let answer = answer.expect("the daemon answers");
+        (answer.status, answer.header("connection").map(str::to_owned))
+    };
+    with_secrets(&setup, &["old", "new"]).file();
+    assert_good(&daemon.reload(), &["sources.plextrac.secrets"], &[]);
+    assert_eq!(post(&mut kept, SECRET, "kept-1"), (200, None), "other secrets concern no connection");
+    goes_on();
+    authority.issue_until(4000).write(setup.directory(), "server");
+    assert_good(&daemon.reload(), &["ingress.tls.certificate_file", "ingress.tls.key_file"], &[]);
+    assert_eq!(daemon.metric("tls_certificate_not_after_timestamp_seconds", &[]), 64_060_588_800);
+    assert_eq!(post(&mut kept, SECRET, "kept-2"), (200, Some("close".to_owned())), "other certificates do");
+    goes_on();
+    let good = fs::read_to_string(setup.directory().join("config.toml")).expect("it is there");
+    for bad in [&good[..good.len() / 2], "[ingress]\nlisten = 1\n", "", &format!("{good}\n[ingres]\na = 1\n")] {
+        fs::write(setup.directory().join("config.toml"), bad).expect("it can be written");
+        assert_eq!(daemon.reload().text("/reload/result"), "failure", "{bad}");
+        goes_on();
+    }
+    let sent = running.end().all_accepted();
+    assert!(sent.0.len() > 600, "{} were sent", sent.0.len());
+    with_secrets(&setup, &["new"]).file();
+    assert_good(&daemon.reload(), &["sources.plextrac.secrets"], &[]);
+    let mut client = Client::connect_over_tls(&daemon.ingress, &authority.client(None)).expect("it is trusted");
+    assert_eq!(post(&mut client, SECRET, "refused"), (401, None));
+    assert_eq!(post(&mut client, OTHER, "accepted"), (200, None));
+    let matched = |id: &str| daemon.metric("signatures_matched_total", &[("secret_id", id)]);
+    assert_eq!((matched("old"), matched("new")), (sent.accepted() + 2, 1), "the removed one is still counted");
+    let status = daemon.status();
+    assert_eq!(status.0.pointer("/sources/0/secrets").and_then(|list| list.as_array()).map(Vec::len), Some(1));
+    assert_eq!(status.count("mismatch"), 0);
+    daemon.wait_until_empty();
+    let stopped = daemon.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+    for secret in [SECRET, OTHER, "PRIVATE KEY"] {
+        assert!(!stopped.log.contains(secret), "a secret is in the log");
+    }
+}
+
+#[test]
+fn keeps_everything_where_something_is_wrong_and_says_why() {
+    let authority = Authority::new();
+    let setup = Setup::on_files();
+    let (certificate, key) = authority.issue().write(setup.directory(), "server");
+    let setup = setup
+        .text("ingress.tls.certificate_file", &certificate.display().to_string())
+        .text("ingress.tls.key_file", &key.display().to_string());
+    let daemon = setup.start();
+    assert_eq!(daemon.metric("config_last_reload_successful", &[]), 1, "before the first");
+    assert!(daemon.status().0["reload"].is_null());
+    let client = || Client::connect_over_tls(&daemon.ingress, &authority.client(None)).expect("the pair is kept");
+    let serves = |cuid: &str| {
+        let body = Payload::new(cuid).body();
+        let answer = client().send("POST", PATH, &[("X-Authorization-HMAC-256", &sign(SECRET, &body))], &body);
+        assert_eq!(answer.expect("the daemon answers").status, 200);
+    };
+    let file = setup.directory().join("config.toml");
+    // Each with a change that is good by itself and must not come into force.
+    let moved = setup.clone().text("sources.plextrac.path", "/elsewhere");
+    let wrong = |number: u64, text: &str| {
+        let status = daemon.reload();
+        assert_eq!(status.text("/reload/result"), "failure", "{text}");
+        assert!(status.text("/reload/error").contains(text), "not {text:?} in {}", status.0["reload"]);
+        let line = daemon.wait_for_line("what is wrong", |line| {
+            let message = line["message"].as_str().unwrap_or_default();
+            message.starts_with("the settings were not reloaded, the old ones stay: ") && message.contains(text)
+        });
+        assert_eq!(line["level"], "ERROR");
+        assert_eq!(daemon.metric("config_reloads_total", &[("result", "failure")]), number);
+        assert_eq!(daemon.metric("config_last_reload_successful", &[]), 0);
+        serves(&format!("cuid-{number}"));
+    };
+    moved.clone().text("ingress.liste", "x").file();
+    wrong(1, "`ingress.liste` in ");
+    let whole = fs::read_to_string(moved.file()).expect("it is there");
+    fs::write(&file, &whole[..whole.len() - 8]).expect("it can be written");
+    wrong(2, "config.toml: ");
+    moved.clone().text("sources.second.secret_file", "/no/such").file();
+    wrong(3, "`sources.second.secret_file` in ");
+    moved.file();
+    fs::write(&key, authority.issue().key).expect("it can be written");
+    wrong(4, "does not belong to the first certificate");
+    moved.clone().text("buffer.max_bytes", "100KiB").text("ingress.max_body", "1KiB").file();
+    let (_, key) = authority.issue().write(setup.directory(), "server");
+    wrong(5, "`buffer.max_bytes` is below `ingress.max_body` + 512 B");
+    fs::remove_file(&file).expect("it is there");
+    wrong(6, "cannot read it");
+    setup.file();
+    assert_good(&daemon.reload(), &["ingress.tls.certificate_file", "ingress.tls.key_file"], &[]);
+    assert_eq!(daemon.metric("config_last_reload_successful", &[]), 1);
+    serves("cuid-7");
+    let stopped = daemon.stop();
+    let key = fs::read_to_string(key).expect("it is there");
+    assert!(!stopped.log.contains(&key[40..60]) && !stopped.log.contains(SECRET), "a secret is in the log");
+}
+
+#[test]
+fn notices_by_itself_that_a_secret_changed() {
+    let setup = Setup::on_files().failpoints("reload.look=20ms").text("sources.plextrac.secret", "");
+    let file = secret_file(setup.directory(), "secret", SECRET);
+    let daemon = setup.text("sources.plextrac.secret_file", &file).start();
+    assert_eq!(post(&daemon, PATH, SECRET, "cuid-1"), 200);
+    secret_file(&setup_directory(&file), "secret", OTHER);
+    let status = daemon.wait_until("the reload", LIMIT, |status| status.text("/reload/result") == "success");
+    assert_good(&status, &["sources.plextrac.secret_file"], &[]);
+    assert_eq!(post(&daemon, PATH, SECRET, "cuid-2"), 401);
+    assert_eq!(post(&daemon, PATH, OTHER, "cuid-2"), 200);
+    fs::remove_file(&file).expect("it is there");
+    let status = daemon.wait_until("the next one", LIMIT, |status| status.text("/reload/result") == "failure");
+    assert!(status.text("/reload/error").contains("`sources.plextrac.secret_file`"), "{}", status.0["reload"]);
+    assert_eq!(post(&daemon, PATH, OTHER, "cuid-3"), 200);
+    assert_eq!(daemon.metric("config_reloads_total", &[("result", "failure")]), 1, "once for each change");
+    let stopped = daemon.stop();
+    assert!(!stopped.log.contains(SECRET) && !stopped.log.contains(OTHER), "a secret is in the log");
+}
+
+fn setup_directory(file: &str) -> std::path::PathBuf {
+    Path::new(file).parent().expect("it is in a directory").to_owned()
+}
+
+#[test]
+fn names_what_needs_a_restart_and_keeps_it() {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    let changed = setup.clone().text("ack", "published").text("ingress.listen", "127.0.0.1:1");
+    changed.raw("publish.max_in_flight", "7").text("log.level", "debug").text("shutdown.grace", "7s").file();
+    let needs_restart = ["ack", "ingress.listen", "publish.max_in_flight"];
+    let status = daemon.reload();
+    assert_good(&status, &["ack", "ingress.listen", "publish.max_in_flight", "shutdown.grace"], &needs_restart);
+    assert_eq!(status.text("/ack"), "buffered");
+    let line = daemon.wait_for_line("what needs a restart", |line| line["needs_restart"].is_string());
+    assert_eq!((&line["needs_restart"], &line["level"]), (&json!(needs_restart.join(", ")), &json!("WARN")));
+    assert_eq!(request_once(&daemon, &Payload::new("cuid-1").body(), &[]).status, 200);
+    assert_good(&daemon.reload(), &[], &needs_restart);
+    setup.file();
+    let changed = ["ack", "ingress.listen", "publish.max_in_flight", "shutdown.grace"];
+    assert_good(&daemon.reload(), &changed, &[]);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn takes_sources_away_and_brings_them_back_with_their_counters() {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    assert_eq!(post(&daemon, PATH, SECRET, "cuid-1"), 200);
+    let moved = setup.clone().text("sources.plextrac.path", "/moved").text("sources.second.path", "/second");
+    let moved = moved.text("sources.second.secret", OTHER);
+    moved.file();
+    let keys = ["sources.plextrac.path", "sources.second.path", "sources.second.secret"];
+    let status = daemon.reload();
+    assert_eq!(status.text("/reload/result"), "success", "{}", status.0["reload"]);
+    for key in keys {
+        assert!(status.0["reload"]["changed"].as_array().is_some_and(|list| list.contains(&json!(key))), "{key}");
+    }
+    let received = |source: &str| daemon.metric("events_received_total", &[("source", source)]);
+    assert_eq!((received("plextrac"), received("second")), (1, 0), "the new one exists from now on");
+    assert_eq!([post(&daemon, PATH, SECRET, "a"), post(&daemon, "/moved", SECRET, "b")], [404, 200]);
+    assert_eq!([post(&daemon, "/second", SECRET, "c"), post(&daemon, "/second", OTHER, "c")], [401, 200]);
+    assert_eq!(post(&daemon, "/moved", SECRET, "cuid-1"), 200);
+    assert_eq!(daemon.metric("events_duplicate_total", &[("source", "plextrac")]), 1, "known from before");
+    setup.file();
+    let status = daemon.reload();
+    assert_eq!(status.0["sources"].as_array().map(Vec::len), Some(1));
+    assert_eq!((received("plextrac"), received("second")), (3, 2), "no counter is taken back");
+    moved.file();
+    let status = daemon.reload();
+    assert_eq!((status.number("/sources/1/received"), status.number("/sources/1/accepted")), (2, 1));
+    assert_eq!(post(&daemon, "/second", OTHER, "d"), 200);
+    assert_eq!(received("second"), 3);
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("mismatch"), status.count("published")), (0, 4));
+    assert_eq!(setup.delivered().len(), 4);
+}
+
+#[test]
+fn applies_limits() {
+    let setup = Setup::on_missing_files();
+    let daemon = setup.start();
+    let post = |cuid: &str| post(&daemon, PATH, SECRET, cuid);
+    assert_eq!([post("a"), post("a"), post("b")], [200; 3]);
+    assert_eq!(daemon.status().count("duplicate"), 1);
+    let limited = setup.clone().raw("buffer.max_events", "3").text("deduplication.window", "0s");
+    limited.raw("ingress.max_connections", "50").text("ingress.header_timeout", "300ms").file();
+    let keys = ["buffer.max_events", "deduplication.window", "ingress.header_timeout", "ingress.max_connections"];
+    assert_good(&daemon.reload(), &keys, &[]);
+    assert_eq!(daemon.metric("connections_capacity", &[]), 50);
+    assert_eq!(daemon.metric("buffer_capacity_events", &[]), 3);
+    assert_eq!([post("a"), post("c")], [200, 503], "no duplicate any more, and then it is full");
+    assert_eq!(daemon.get("/readyz").status, 503);
+    assert!(Client::connect(&daemon.ingress).expect("it listens").is_closed_by_server());
+    setup.file();
+    daemon.reload();
+    assert_eq!(daemon.get("/readyz").status, 200, "there is room again");
+    assert_eq!(post("c"), 200);
+    setup.bring_the_broker_back();
+    assert_eq!(daemon.wait_until_empty().count("published"), 4);
+}
+
+#[test]
+fn a_request_that_has_begun_ends_with_the_settings_it_began_with() {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    let body = Payload::new("cuid-1").body();
+    let signature = sign(SECRET, &body);
+    let mut client = Client::connect(&daemon.ingress).expect("the daemon listens");
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: bridge\r\nX-Authorization-HMAC-256: {signature}\r\nContent-Length: {}\r\n\
+         Expect: 100-continue\r\n\r\n",
+        body.len()
+    );
+    client.write(head.as_bytes()).expect("the daemon reads");
+    // The handler reads the body now.
+    assert_eq!(client.answer().expect("the daemon answers").status, 100);
+    setup.text("sources.plextrac.secret", OTHER).file();
+    assert_good(&daemon.reload(), &["sources.plextrac.secret"], &[]);
+    client.write(&body).expect("the daemon reads");
+    assert_eq!(client.answer().expect("the daemon answers").status, 200);
+    let again = client.send("POST", PATH, &[("X-Authorization-HMAC-256", &signature)], &body);
+    assert_eq!(again.expect("the daemon answers").status, 401, "the next one on the same connection");
+}
