@@ -160,7 +160,8 @@ impl Delivery {
                 }
             }
             self.reach(BrokerState::Connecting);
-            self.queue.sweep();
+            self.sweep();
+            self.settle().await;
             let wait = self.backoff.next();
             tokio::select! {
                 () = sleep(wait) => {}
@@ -235,11 +236,20 @@ impl Delivery {
         }
     }
 
-    /// Takes what is next, also where it has to be read from disk.
+    /// Reads what is next, where that is on disk. What is in memory can still be taken back there.
     async fn look_at_the_disk(&mut self) {
-        let most = self.settings.max_in_flight.min(BATCH);
-        if let Taken::OnDisk(backlog) = self.queue.take(most, &mut self.taken) {
+        if let Some(backlog) = self.queue.on_disk() {
             self.read(&backlog).await;
+        }
+    }
+
+    /// Lets go of everything that its sender took back before it was sent.
+    fn sweep(&mut self) {
+        self.queue.sweep();
+        for ticket in self.ring.withdrawn() {
+            if let Some(taken) = self.ring.take(ticket, false) {
+                self.settler.withdrawn(&taken);
+            }
         }
     }
 
@@ -504,7 +514,7 @@ impl Delivery {
             () = sleep_until(again), if again.is_some() => Ok(()),
             () = self.drain.begun(), if !draining => Ok(()),
             () = sleep(LOOK) => {
-                self.queue.sweep();
+                self.sweep();
                 Ok(())
             }
             () = self.drain.deadline() => return Ok(Going::Finished),

@@ -193,6 +193,16 @@ impl Ring {
         self.cursor = 0;
     }
 
+    /// The tickets of messages that are to be sent, and that nobody waits for any more.
+    pub(super) fn withdrawn(&self) -> Vec<Ticket> {
+        let is_withdrawn = |slot: &Slot| {
+            let waits = slot.message.as_ref().and_then(|message| message.event.ticket.as_ref());
+            matches!(slot.state, State::Waiting) && waits.is_some_and(|ticket| ticket.is_withdrawn())
+        };
+        let slots = (self.first..).zip(&self.slots);
+        slots.filter(|(_, slot)| is_withdrawn(slot)).map(|(ticket, _)| ticket).collect()
+    }
+
     /// The tickets that wait for a verdict.
     pub(super) fn handed_tickets(&self) -> impl Iterator<Item = Ticket> + '_ {
         let first = self.first;
@@ -280,6 +290,23 @@ mod tests {
         ring.take(1, true).unwrap();
         hand_all(&mut ring);
         assert!(!ring.take(0, true).unwrap().overtaken);
+    }
+
+    #[test]
+    fn knows_what_its_sender_took_back_before_it_was_sent() {
+        let mut ring = Ring::default();
+        let tickets: Vec<_> = (0..3).map(|_| crate::ticket::Ticket::new(None)).collect();
+        for ticket in &tickets {
+            let mut message = message("k");
+            message.event.ticket = Some(ticket.clone());
+            ring.push(message, 0);
+        }
+        assert!(tickets[0].send() && !tickets[0].withdraw());
+        ring.hand(0, Instant::now());
+        assert!(tickets[2].withdraw());
+        assert_eq!(ring.withdrawn(), [2]);
+        ring.take(2, false).unwrap();
+        assert_eq!((ring.withdrawn(), ring.unsettled()), (vec![], 2));
     }
 
     #[test]

@@ -285,6 +285,12 @@ impl Buffer {
         Self::backlog(state).map_or(Taken::Nothing, Taken::OnDisk)
     }
 
+    /// What is to be read from disk next, if that is where the next event is.
+    #[must_use]
+    pub fn on_disk(&self) -> Option<Backlog> {
+        Self::backlog(&self.lock())
+    }
+
     /// What is to be read from disk before anything in memory, as far as memory has room for it.
     fn backlog(state: &State) -> Option<Backlog> {
         let disk = state.disk.as_ref()?;

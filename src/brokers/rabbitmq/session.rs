@@ -225,6 +225,12 @@ impl RabbitmqSession {
     /// Waits until something happens, and notes it.
     async fn step(&mut self) {
         let blocked = self.link.blocked().is_some();
+        if self.confirms.is_empty() && !self.link.is_alive() {
+            // What told so may have been taken by a look at the alarm, or have come before the library knew it itself.
+            let text = self.link.fault().unwrap_or_else(|| "the connection ended".to_owned());
+            self.loss = Some(SessionError::lost(text));
+            return;
+        }
         if self.link.alarms_ended != self.alarms_ended {
             // What is on its way was not read during the alarm: it has all its time from now on.
             self.alarms_ended = self.link.alarms_ended;

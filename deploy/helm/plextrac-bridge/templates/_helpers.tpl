@@ -59,11 +59,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{/* What the state directory can grow to: with `journaled` the journal, else what a stop writes; 16 MiB of invalid bodies. */}}
 {{- define "plextrac-bridge.stateBytes" -}}
 {{- $settings := .Values.settings -}}
-{{- $events := dig "buffer" "max_bytes" "64MiB" $settings -}}
-{{- if eq (default "buffered" $settings.ack) "journaled" -}}
-{{- $events = dig "journal" "max_bytes" "1GiB" $settings -}}
+{{- $events := include "plextrac-bridge.bytes" (dig "journal" "max_bytes" "1GiB" $settings) -}}
+{{- if ne (default "buffered" $settings.ack) "journaled" -}}
+{{- /* What a stop needs, in whole segments. */ -}}
+{{- $segment := include "plextrac-bridge.bytes" (dig "journal" "segment_bytes" "16MiB" $settings) -}}
+{{- $events = add (include "plextrac-bridge.bytes" (dig "buffer" "max_bytes" "64MiB" $settings)) $segment -}}
 {{- end -}}
-{{- add (include "plextrac-bridge.bytes" $events) (include "plextrac-bridge.bytes" (dig "dead_letters" "max_bytes" "256MiB" $settings)) 16777216 -}}
+{{- add $events (include "plextrac-bridge.bytes" (dig "dead_letters" "max_bytes" "256MiB" $settings)) 16777216 -}}
 {{- end -}}
 
 {{/* shutdown.delay + shutdown.grace + 10 s, rounded up. */}}
