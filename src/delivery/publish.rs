@@ -301,13 +301,7 @@ impl Delivery {
                 self.spill().await;
             }
             self.pace().await;
-            let pumped = if self.successor.waits() {
-                // Only the verdicts on what is in flight are waited for.
-                session.flush();
-                Ok(Pumped::All)
-            } else {
-                self.pump(&mut *session)
-            };
+            let pumped = self.pump(&mut *session);
             self.settle().await;
             let going = match pumped {
                 Ok(Pumped::All) => {
@@ -518,7 +512,9 @@ impl Delivery {
     /// Waits for verdicts, new events or time, and judges what came.
     async fn wait(&mut self, session: &mut dyn Session) -> Result<Going, SessionError> {
         let succeeded = self.successor.waits();
-        if self.is_finished() || (succeeded && self.ring.handed() == 0) {
+        // Where nobody answers, verdicts may never come, least of all for an address that is wrong.
+        let is_quiet = self.ring.handed() == 0 || session.away().is_some();
+        if self.is_finished() || (succeeded && is_quiet) {
             return Ok(Going::Finished);
         }
         let again = self.window.again(&self.ring);

@@ -1,6 +1,8 @@
 //! Delivery against a scripted broker: order, accounting, and what the words of the contract lead to.
 //!
 //! The broker stores what it confirms in the order in which it confirms it; a script says what it does instead.
+//!
+//! Length: the broker, its script and what follows from each step are only understood together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -36,6 +38,8 @@ enum Step {
     FailConnect,
     /// As `Store` or, at connect, as `FailConnect`; and a reload sends everything else to another address.
     Reroute,
+    /// The same, and then the session is away: it says no more.
+    Vanish,
 }
 
 #[derive(Default)]
@@ -46,6 +50,7 @@ struct World {
     addresses: Vec<String>,
     successor: Arc<Successor>,
     reroutes: usize,
+    handed: usize,
     connects: usize,
     in_flight: usize,
     most_in_flight: usize,
@@ -84,6 +89,7 @@ struct ScriptedSession {
     world: Arc<Mutex<World>>,
     /// With id and address.
     waiting: VecDeque<(Ticket, String, String)>,
+    away: bool,
     news: tokio::sync::Notify,
 }
 
@@ -118,6 +124,7 @@ impl Broker for Scripted {
         let session = ScriptedSession {
             world: self.world.clone(),
             waiting: VecDeque::new(),
+            away: false,
             news: tokio::sync::Notify::new(),
         };
         Ok((Box::new(session), Vec::new()))
@@ -143,6 +150,7 @@ impl Session for ScriptedSession {
             }
             _ => {}
         }
+        world.handed += 1;
         world.in_flight += 1;
         world.most_in_flight = world.most_in_flight.max(world.in_flight);
         self.waiting.push_back((ticket, message.event.id().to_owned(), message.address.to_string()));
@@ -151,7 +159,7 @@ impl Session for ScriptedSession {
     }
 
     async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
-        while self.waiting.is_empty() {
+        while self.waiting.is_empty() || self.away {
             self.news.notified().await;
         }
         let mut world = self.world.lock().unwrap();
@@ -170,7 +178,8 @@ impl Session for ScriptedSession {
                 world.store(id, address);
                 into.push((ticket, Verdict::Stored));
             }
-            Some(Step::Reroute) => {
+            Some(step @ (Step::Reroute | Step::Vanish)) => {
+                self.away = matches!(step, Step::Vanish);
                 world.reroute(&self.world);
                 world.store(id, address);
                 into.push((ticket, Verdict::Stored));
@@ -183,6 +192,10 @@ impl Session for ScriptedSession {
             }
         }
         Ok(())
+    }
+
+    fn away(&self) -> Option<ConnectError> {
+        self.away.then(|| ConnectError::new(ErrorKind::Connect, "away"))
     }
 
     async fn close(self: Box<Self>, _: Duration, _: &mut Vec<(Ticket, Verdict)>) {}
@@ -355,14 +368,24 @@ fn sends_what_comes_after_a_reload_elsewhere_once_nothing_is_in_flight() {
     let addresses = [vec!["address 0"; 8], vec!["address 1"; 12]].concat();
     assert_eq!(ended.world.addresses, addresses);
     assert_eq!((ended.world.connects, ended.totals.published, ended.totals.mismatch()), (2, 20, 0));
+    assert_eq!(ended.world.handed, 20, "nothing was handed over again");
+}
+
+#[test]
+fn does_not_wait_for_verdicts_of_a_broker_that_is_away() {
+    let ended = run(World { script: [Step::Vanish].into(), ..World::default() }, &events(6, 1), 3, true);
+    let addresses = [vec!["address 0"; 3], vec!["address 1"; 3]].concat();
+    assert_eq!(ended.world.addresses, addresses, "those in flight keep theirs");
+    assert_eq!((ended.world.connects, ended.totals.published, ended.totals.mismatch()), (2, 6, 0));
 }
 
 #[test]
 fn takes_the_latest_of_two_reloads() {
-    let script = [Step::Reroute, Step::Reroute];
-    let ended = run(World { script: script.into(), ..World::default() }, &events(5, 1), 3, true);
-    assert_eq!(ended.world.addresses, ["address 0", "address 0", "address 0", "address 2", "address 2"]);
-    assert_eq!((ended.world.connects, ended.totals.published), (2, 5));
+    let script = [Step::Store, Step::Reroute, Step::Reroute];
+    let ended = run(World { script: script.into(), ..World::default() }, &events(6, 1), 3, true);
+    let addresses = [vec!["address 0"; 4], vec!["address 2"; 2]].concat();
+    assert_eq!(ended.world.addresses, addresses);
+    assert_eq!((ended.world.connects, ended.totals.published), (2, 6));
 }
 
 #[test]
