@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 use crate::accounting::{Ledger, Totals};
 use crate::admin::{self, Admin, Health, Reloads};
 use crate::brokers::Broker;
-use crate::delivery::{self, BacklogReader, Delivery, View};
+use crate::delivery::{self, BacklogReader, Delivery, Successor, View};
 use crate::ingress::{self, Connections, Deduplication, Invalids, Listeners, Live, UnknownPaths};
 use crate::letters::Kind;
 use crate::metrics::Metrics;
@@ -191,6 +191,7 @@ impl App {
         let journal = writer.map(|writer| journal::write(&parts, writer, writing)).transpose()?;
         let delivery = delivery::Parts {
             broker,
+            successor: parts.successor.clone(),
             queue: parts.queue.clone(),
             metrics: parts.metrics.clone(),
             view: parts.view.clone(),
@@ -269,6 +270,7 @@ struct Parts {
     reloads: Arc<Reloads>,
     unknown_paths: Arc<UnknownPaths>,
     known: Arc<Deduplication>,
+    successor: Arc<Successor>,
     view: View,
     stop: Drain,
 }
@@ -290,6 +292,7 @@ impl Parts {
             reloads: Arc::default(),
             unknown_paths: Arc::default(),
             known: Arc::new(Deduplication::new(settings.deduplication)),
+            successor: Arc::default(),
             view: View::default(),
             stop,
         };

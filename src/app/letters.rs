@@ -125,6 +125,7 @@ impl Alone {
             let broker = settings.broker.broker(&settings.terms());
             let (metrics, store) = (Arc::new(Metrics::new()), letters.stores.dead_letters.clone());
             let delivery = Delivery::new(Parts {
+                successor: Arc::default(),
                 broker,
                 queue: queue.clone(),
                 metrics,

@@ -11,13 +11,15 @@ use tokio::task::spawn_blocking;
 
 use crate::admin::{Reload, Reloads};
 use crate::app::Parts;
+use crate::delivery::Successor;
 use crate::ingress::{self, Connections, Deduplication, Live};
 use crate::logs::Level;
 use crate::queue::Buffer;
 use crate::settings::{Settings, SettingsError, Watch, Written};
 use crate::systemd;
 
-/// What a reload changes; a name that ends in a dot is a whole table. Everything else needs a restart.
+/// What a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything else needs
+/// a restart.
 const LIVE: [&str; 13] = [
     "buffer.max_bytes",
     "buffer.max_events",
@@ -61,6 +63,7 @@ pub(super) struct Reloader {
     start: Written,
     watch: Watch,
     live: Arc<Live>,
+    successor: Arc<Successor>,
     queue: Arc<Buffer>,
     known: Arc<Deduplication>,
     connections: Arc<Connections>,
@@ -75,6 +78,7 @@ impl Reloader {
             watch: settings.written.watch(),
             settings,
             live,
+            successor: parts.successor.clone(),
             queue: parts.queue.clone(),
             known: parts.known.clone(),
             connections: parts.connections.clone(),
@@ -134,7 +138,10 @@ impl Reloader {
     /// Puts what may change in force.
     fn take(&mut self, read: Settings, warnings: &[String], level: &Level) {
         let changed: Vec<String> = self.settings.written.changed(&read.written).into_iter().collect();
-        let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live));
+        // The routes of another broker wait for a restart with it.
+        let is_same_broker = self.settings.broker.is_same_broker(&read.broker);
+        let routing = if is_same_broker { read.broker.routing_keys() } else { Vec::new() };
+        let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live)) && !routing.contains(key);
         let needs_restart: Vec<String> = self.start.changed(&read.written).into_iter().filter(is_fixed).collect();
         let next = self.mixed(read, changed.iter().any(|key| is_of(key, TLS)));
         if let Some(contradiction) = next.contradiction() {
@@ -142,6 +149,10 @@ impl Reloader {
         }
         self.settings = next;
         let settings = &self.settings;
+        // First: what comes by a new source goes by its new route.
+        if changed.iter().any(|key| routing.contains(key)) {
+            self.successor.put(settings.broker.broker(&settings.terms()));
+        }
         self.queue.limit(settings.buffer);
         self.known.limit(settings.deduplication);
         self.connections.limit(settings.ingress.max_connections);
@@ -175,6 +186,8 @@ impl Reloader {
         };
         let mut log = old.log;
         log.level = read.log.level;
+        let mut broker = old.broker;
+        broker.reroute(read.broker);
         Settings {
             ingress,
             sources: read.sources,
@@ -182,6 +195,7 @@ impl Reloader {
             deduplication: read.deduplication,
             shutdown: read.shutdown,
             written: read.written,
+            broker,
             log,
             ..old
         }

@@ -140,7 +140,7 @@ pub enum Finding {
     Missing(String),
 }
 
-/// One broker, as the settings describe it. Lives as long as the process; makes sessions.
+/// One broker, as the settings describe it; makes sessions. It lives until a reload has changed its routes.
 #[async_trait]
 pub trait Broker: Send {
     /// The name of its settings table: `kafka`, `rabbitmq`, `nats`, `file`.

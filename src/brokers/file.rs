@@ -30,7 +30,7 @@ const OPEN_FILES: usize = 64;
 #[derive(Clone, Debug)]
 pub struct Settings {
     directory: PathBuf,
-    router: Router,
+    pub(super) router: Router,
 }
 
 const SHAPE: Shape = Shape { address: "name", key: None, address_legal: legal_name, key_legal: |_| Ok(()) };

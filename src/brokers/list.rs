@@ -1,4 +1,4 @@
-//! The list of brokers: a new one is its name, its variant, and one line for each of the two things done with it.
+//! The list of brokers: a new one is its name, its variant, and one line for each thing done with it.
 
 use crate::brokers::{Broker, Terms, file, kafka, nats, rabbitmq};
 use crate::settings::Section;
@@ -29,6 +29,56 @@ impl Settings {
             "file" => Self::File(Box::new(file::Settings::read(section))),
             _ => return None,
         })
+    }
+
+    /// The name of the table.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Kafka(_) => "kafka",
+            Self::Rabbitmq(_) => "rabbitmq",
+            Self::Nats(_) => "nats",
+            Self::File(_) => "file",
+        }
+    }
+
+    /// The keys that say where events go: what [`Settings::reroute`] takes over.
+    #[must_use]
+    pub fn routing_keys(&self) -> Vec<String> {
+        let keys = match self {
+            Self::Kafka(settings) => settings.router.keys(),
+            Self::Rabbitmq(settings) => settings.router.keys(),
+            Self::Nats(settings) => settings.routing_keys(),
+            Self::File(settings) => settings.router.keys(),
+        };
+        keys.into_iter().map(|key| format!("broker.{}.{key}", self.name())).collect()
+    }
+
+    /// Whether both are of the same broker, so that one can take over the other's routes.
+    #[must_use]
+    pub fn is_same_broker(&self, other: &Self) -> bool {
+        self.name() == other.name()
+    }
+
+    /// Takes over where events go from settings of the same broker, and nothing else; nothing at all from another one's.
+    pub fn reroute(&mut self, read: Self) {
+        match (self, read) {
+            (Self::Kafka(settings), Self::Kafka(read)) => settings.router = read.router,
+            (Self::Rabbitmq(settings), Self::Rabbitmq(read)) => settings.router = read.router,
+            (Self::Nats(settings), Self::Nats(read)) => settings.reroute(*read),
+            (Self::File(settings), Self::File(read)) => settings.router = read.router,
+            _ => {}
+        }
+    }
+
+    /// What is wrong where the routes of one reading meet the rest of another.
+    #[must_use]
+    pub fn contradiction(&self) -> Option<String> {
+        match self {
+            Self::Nats(settings) => {
+                settings.contradiction().map(|text| format!("`broker.nats.stream_subjects`: {text}"))
+            }
+            _ => None,
+        }
     }
 
     /// The broker that these settings describe; nothing is connected yet.

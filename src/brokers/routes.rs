@@ -108,6 +108,12 @@ impl Router {
         &self.routes
     }
 
+    /// The keys that it is read from, in the broker's table.
+    #[must_use]
+    pub fn keys(&self) -> Vec<&'static str> {
+        [self.shape.address, "routes"].into_iter().chain(self.shape.key.map(|(name, _)| name)).collect()
+    }
+
     /// Address and key of an event.
     ///
     /// # Errors

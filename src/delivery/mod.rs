@@ -12,6 +12,7 @@ mod scripted;
 mod selection;
 mod settings;
 mod settle;
+mod successor;
 mod view;
 mod window;
 
@@ -19,4 +20,5 @@ pub use backlog::BacklogReader;
 pub use publish::{Delivery, Parts};
 pub use requests::{Invalid, Rebuilder, Requests, Stores};
 pub use settings::{DeadLetterLimit, Settings};
+pub use successor::Successor;
 pub use view::{BrokerState, BrokerView, LastError, View};

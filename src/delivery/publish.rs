@@ -20,6 +20,7 @@ use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
+use crate::delivery::successor::Successor;
 use crate::delivery::view::{BrokerState, View};
 use crate::delivery::window::Window;
 use crate::letters::Store;
@@ -53,6 +54,8 @@ const SPILL_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Parts {
     /// Where events go.
     pub broker: Box<dyn Broker>,
+    /// Where they go after a reload that says so.
+    pub successor: Arc<Successor>,
     /// Where they come from.
     pub queue: Arc<Buffer>,
     /// What is counted beside the books.
@@ -72,6 +75,7 @@ pub struct Parts {
 /// The delivery task.
 pub struct Delivery {
     broker: Box<dyn Broker>,
+    successor: Arc<Successor>,
     queue: Arc<Buffer>,
     metrics: Arc<Metrics>,
     view: View,
@@ -98,10 +102,11 @@ impl Delivery {
     /// A delivery task; nothing is connected yet.
     #[must_use]
     pub fn new(parts: Parts) -> Self {
-        let Parts { broker, queue, metrics, view, settings, store, backlog, drain } = parts;
+        let Parts { broker, successor, queue, metrics, view, settings, store, backlog, drain } = parts;
         let settler = Settler::new(store, broker.headers().clone());
         Self {
             broker,
+            successor,
             queue,
             metrics,
             view,
@@ -132,12 +137,14 @@ impl Delivery {
             if self.drain.has_begun() && !self.spilled {
                 self.spill().await;
             }
-            let (drain, interrupted) = (self.drain.clone(), self.interrupted());
+            self.succeed();
+            let (drain, interrupted, successor) = (self.drain.clone(), self.interrupted(), self.successor.clone());
             let connected = tokio::select! {
                 biased;
                 connected = self.broker.connect() => connected,
                 () = drain.deadline() => break,
                 () = interrupted => continue,
+                () = successor.come() => continue,
             };
             match connected {
                 Ok((session, findings)) => {
@@ -167,6 +174,7 @@ impl Delivery {
                 () = sleep(wait) => {}
                 () = drain.deadline() => break,
                 () = self.interrupted() => {}
+                () = self.successor.come() => {}
             }
         }
         if !self.spilled {
@@ -176,6 +184,14 @@ impl Delivery {
         let lost = self.queue.lose_taken(held.chain(self.taken.iter().map(|event| &**event)));
         self.queue.lose_waiting();
         lost
+    }
+
+    /// Lets the successor take over, where one waits. What is in the ring keeps its address.
+    fn succeed(&mut self) {
+        if let Some(successor) = self.successor.take() {
+            self.broker = successor;
+            tracing::info!(broker = self.broker.name(), "connecting with the routes that were reloaded");
+        }
     }
 
     /// Nothing is left, and nothing will come.
@@ -288,7 +304,7 @@ impl Delivery {
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
     }
 
-    /// Uses one session until it is lost or everything is delivered.
+    /// Uses one session until it is lost, everything is delivered, or another broker takes over.
     async fn deliver(&mut self, mut session: Box<dyn Session>) {
         let ended = loop {
             if self.drain.has_begun() && !self.spilled {
@@ -485,6 +501,10 @@ impl Delivery {
         if self.taken.is_empty() {
             found = self.queue.take(room, &mut self.taken);
         }
+        // Looked at after they were taken: what was accepted since it came is not sent to an old address.
+        if self.successor.waits() {
+            return Taken::Nothing;
+        }
         while let Some(event) = self.taken.pop_front() {
             let pair = self.pairs.number(&event, &self.queue);
             match self.broker.address(&event) {
@@ -501,16 +521,20 @@ impl Delivery {
 
     /// Waits for verdicts, new events or time, and judges what came.
     async fn wait(&mut self, session: &mut dyn Session) -> Result<Going, SessionError> {
-        if self.is_finished() {
+        let succeeded = self.successor.waits();
+        // Where nobody answers, verdicts may never come, least of all for an address that is wrong.
+        let is_quiet = self.ring.handed() == 0 || session.away().is_some();
+        if self.is_finished() || (succeeded && is_quiet) {
             return Ok(Going::Finished);
         }
         let again = self.window.again(&self.ring);
-        let takes_more =
-            self.window.is_open() && self.ring.span() < self.settings.max_in_flight && session.takes_more();
+        let has_room = self.window.is_open() && self.ring.span() < self.settings.max_in_flight;
+        let takes_more = has_room && !succeeded && session.takes_more();
         let draining = self.drain.has_begun();
         let outcome = tokio::select! {
             outcome = session.verdicts(&mut self.verdicts) => outcome,
             () = self.queue.ready(), if takes_more => Ok(()),
+            () = self.successor.come(), if !succeeded => Ok(()),
             () = sleep_until(again), if again.is_some() => Ok(()),
             () = self.drain.begun(), if !draining => Ok(()),
             () = sleep(LOOK) => {

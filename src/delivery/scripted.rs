@@ -1,6 +1,8 @@
 //! Delivery against a scripted broker: order, accounting, and what the words of the contract lead to.
 //!
 //! The broker stores what it confirms in the order in which it confirms it; a script says what it does instead.
+//!
+//! Length: the broker, its script and what follows from each step are only understood together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -14,7 +16,7 @@ use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, HeaderStyle, Headers, Refusal, Session,
     SessionError, Ticket, Verdict,
 };
-use crate::delivery::{Delivery, Parts, Settings, View};
+use crate::delivery::{Delivery, Parts, Settings, Successor, View};
 use crate::letters::Store;
 use crate::message::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
@@ -34,12 +36,21 @@ enum Step {
     LoseAfterStore,
     /// No connection the next time.
     FailConnect,
+    /// As `Store` or, at connect, as `FailConnect`; and a reload sends everything else to another address.
+    Reroute,
+    /// The same, and then the session is away: it says no more.
+    Vanish,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct World {
     script: VecDeque<Step>,
     stored: Vec<String>,
+    /// Of each that is stored: how often there were other routes when it was rendered.
+    addresses: Vec<String>,
+    successor: Arc<Successor>,
+    reroutes: usize,
+    handed: usize,
     connects: usize,
     in_flight: usize,
     most_in_flight: usize,
@@ -52,11 +63,33 @@ struct World {
 struct Scripted {
     world: Arc<Mutex<World>>,
     headers: Headers,
+    address: String,
+}
+
+impl Scripted {
+    fn new(world: &Arc<Mutex<World>>, reroutes: usize) -> Box<Self> {
+        let headers = Headers::new(HeaderStyle::None, "", "", Encoding::Plain);
+        Box::new(Self { world: world.clone(), headers, address: format!("address {reroutes}") })
+    }
+}
+
+impl World {
+    fn reroute(&mut self, world: &Arc<Mutex<Self>>) {
+        self.reroutes += 1;
+        self.successor.put(Scripted::new(world, self.reroutes));
+    }
+
+    fn store(&mut self, id: String, address: String) {
+        self.stored.push(id);
+        self.addresses.push(address);
+    }
 }
 
 struct ScriptedSession {
     world: Arc<Mutex<World>>,
-    waiting: VecDeque<(Ticket, String)>,
+    /// With id and address.
+    waiting: VecDeque<(Ticket, String, String)>,
+    away: bool,
     news: tokio::sync::Notify,
 }
 
@@ -71,7 +104,7 @@ impl Broker for Scripted {
     }
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        Ok(("address".into(), event.event().into()))
+        Ok((self.address.as_str().into(), event.event().into()))
     }
 
     fn headers(&self) -> &Headers {
@@ -82,13 +115,16 @@ impl Broker for Scripted {
         let mut world = self.world.lock().unwrap();
         world.connects += 1;
         world.in_flight = 0;
-        if matches!(world.script.front(), Some(Step::FailConnect)) {
-            world.script.pop_front();
+        if matches!(world.script.front(), Some(Step::FailConnect | Step::Reroute)) {
+            if matches!(world.script.pop_front(), Some(Step::Reroute)) {
+                world.reroute(&self.world);
+            }
             return Err(ConnectError::new(ErrorKind::Connect, "refused"));
         }
         let session = ScriptedSession {
             world: self.world.clone(),
             waiting: VecDeque::new(),
+            away: false,
             news: tokio::sync::Notify::new(),
         };
         Ok((Box::new(session), Vec::new()))
@@ -114,19 +150,20 @@ impl Session for ScriptedSession {
             }
             _ => {}
         }
+        world.handed += 1;
         world.in_flight += 1;
         world.most_in_flight = world.most_in_flight.max(world.in_flight);
-        self.waiting.push_back((ticket, message.event.id().to_owned()));
+        self.waiting.push_back((ticket, message.event.id().to_owned(), message.address.to_string()));
         self.news.notify_one();
         Handed::Over
     }
 
     async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
-        while self.waiting.is_empty() {
+        while self.waiting.is_empty() || self.away {
             self.news.notified().await;
         }
         let mut world = self.world.lock().unwrap();
-        let (ticket, id) = self.waiting.pop_front().unwrap();
+        let (ticket, id, address) = self.waiting.pop_front().unwrap();
         if world.poison.is_some_and(|poison| id.contains(poison)) {
             let refusal = Refusal::new(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
             return Err(SessionError::suspect(refusal));
@@ -138,17 +175,27 @@ impl Session for ScriptedSession {
         }
         match world.script.pop_front() {
             None | Some(Step::Store | Step::FailConnect | Step::RefuseAtSend | Step::NotNowAtSend) => {
-                world.stored.push(id);
+                world.store(id, address);
+                into.push((ticket, Verdict::Stored));
+            }
+            Some(step @ (Step::Reroute | Step::Vanish)) => {
+                self.away = matches!(step, Step::Vanish);
+                world.reroute(&self.world);
+                world.store(id, address);
                 into.push((ticket, Verdict::Stored));
             }
             Some(Step::NotNow) => into.push((ticket, Verdict::NotNow("full".to_owned()))),
             Some(Step::Lose) => return Err(SessionError::lost("cut")),
             Some(Step::LoseAfterStore) => {
-                world.stored.push(id);
+                world.store(id, address);
                 return Err(SessionError::lost("cut"));
             }
         }
         Ok(())
+    }
+
+    fn away(&self) -> Option<ConnectError> {
+        self.away.then(|| ConnectError::new(ErrorKind::Connect, "away"))
     }
 
     async fn close(self: Box<Self>, _: Duration, _: &mut Vec<(Ticket, Verdict)>) {}
@@ -192,9 +239,8 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
     }
     let metrics = Arc::new(Metrics::new());
+    let successor = world.successor.clone();
     let world = Arc::new(Mutex::new(world));
-    let broker =
-        Scripted { world: world.clone(), headers: Headers::new(HeaderStyle::None, "", "", Encoding::Plain) };
     let settings = Settings {
         max_in_flight,
         timeout: Duration::from_secs(4),
@@ -211,7 +257,8 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
     stopper.enter(Phase::Draining);
     stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
     let delivery = Delivery::new(Parts {
-        broker: Box::new(broker),
+        broker: Scripted::new(&world, 0),
+        successor,
         queue: queue.clone(),
         metrics: metrics.clone(),
         view: View::default(),
@@ -310,6 +357,49 @@ fn keeps_what_fits_of_a_batch_of_refusals_and_loses_the_rest_only_at_the_deadlin
     assert_eq!(ended.totals.mismatch(), 0);
 }
 
+#[test]
+fn sends_what_comes_after_a_reload_elsewhere_once_nothing_is_in_flight() {
+    let script = [Step::Store, Step::Store, Step::Store, Step::Store, Step::Reroute];
+    let events = events(20, 2);
+    let ended = run(World { script: script.into(), ..World::default() }, &events, 4, true);
+    let expected: Vec<String> = events.iter().map(|(name, _)| id(name)).collect();
+    assert_eq!(ended.world.stored, expected, "each once, in order");
+    // Those that were stored, and those in flight beside the fifth.
+    let addresses = [vec!["address 0"; 8], vec!["address 1"; 12]].concat();
+    assert_eq!(ended.world.addresses, addresses);
+    assert_eq!((ended.world.connects, ended.totals.published, ended.totals.mismatch()), (2, 20, 0));
+    assert_eq!(ended.world.handed, 20, "nothing was handed over again");
+}
+
+#[test]
+fn does_not_wait_for_verdicts_of_a_broker_that_is_away() {
+    let ended = run(World { script: [Step::Vanish].into(), ..World::default() }, &events(6, 1), 3, true);
+    let addresses = [vec!["address 0"; 3], vec!["address 1"; 3]].concat();
+    assert_eq!(ended.world.addresses, addresses, "those in flight keep theirs");
+    assert_eq!((ended.world.connects, ended.totals.published, ended.totals.mismatch()), (2, 6, 0));
+}
+
+#[test]
+fn takes_the_latest_of_two_reloads() {
+    let script = [Step::Store, Step::Reroute, Step::Reroute];
+    let ended = run(World { script: script.into(), ..World::default() }, &events(6, 1), 3, true);
+    let addresses = [vec!["address 0"; 4], vec!["address 2"; 2]].concat();
+    assert_eq!(ended.world.addresses, addresses);
+    assert_eq!((ended.world.connects, ended.totals.published), (2, 6));
+}
+
+#[test]
+fn takes_other_routes_at_the_next_connect_and_at_once() {
+    let script = [Step::Reroute, Step::FailConnect, Step::Reroute, Step::Store, Step::Lose, Step::Reroute];
+    let ended = run(World { script: script.into(), ..World::default() }, &events(3, 1), 1, true);
+    assert_eq!(ended.world.addresses, ["address 2", "address 2", "address 3"]);
+    assert_eq!(ended.world.stored, [id("n0."), id("n1."), id("n2.")]);
+    assert_eq!(ended.world.connects, 6);
+    let ended = run(World { script: [Step::Reroute].into(), ..World::default() }, &events(3, 1), 1, true);
+    assert_eq!(ended.world.addresses, ["address 1"; 3]);
+    assert!(ended.took < Duration::from_millis(20), "it backed off for {:?}", ended.took);
+}
+
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => Just(Step::Store),
@@ -319,6 +409,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Lose),
         1 => Just(Step::LoseAfterStore),
         1 => Just(Step::FailConnect),
+        1 => Just(Step::Reroute),
     ]
 }
 
@@ -340,11 +431,11 @@ proptest! {
         prop_assert_eq!((ended.totals.held, ended.totals.lost), (0, 0));
         prop_assert_eq!(ended.totals.published + ended.totals.dead_lettered, count as u64);
         let mut seen = HashSet::new();
-        let mut last: HashMap<&str, usize> = HashMap::new();
-        for id in &ended.world.stored {
+        let mut last: HashMap<(&str, &str), usize> = HashMap::new();
+        for (id, address) in ended.world.stored.iter().zip(&ended.world.addresses) {
             let number: usize = id[1..id.find('.').unwrap()].parse().unwrap();
             if seen.insert(number) && !ended.out_of_order {
-                let before = last.insert(&events[number].1, number);
+                let before = last.insert((&events[number].1, address), number);
                 prop_assert!(before.is_none_or(|before| before < number), "{:?}", ended.world.stored);
             }
         }

@@ -71,8 +71,8 @@ pub struct Settings {
 impl Settings {
     /// What is wrong where parts of two readings, each right by itself, are put together.
     #[must_use]
-    pub fn contradiction(&self) -> Option<&'static str> {
-        too_small(&self.buffer, &self.ingress)
+    pub fn contradiction(&self) -> Option<String> {
+        too_small(&self.buffer, &self.ingress).map(str::to_owned).or_else(|| self.broker.contradiction())
     }
 
     /// What every broker is told beside its own settings.

@@ -7,7 +7,8 @@ use std::path::Path;
 use serde_json::json;
 
 use crate::support::{
-    Authority, Client, Daemon, LIMIT, Load, PATH, Payload, SECRET, Setup, Status, request_once, sign, wait_until,
+    Authority, Client, Daemon, LIMIT, Load, PATH, Payload, SECRET, Setup, Status, Table, request_once, sign,
+    wait_until,
 };
 
 const OTHER: &str = "another secret of this test, 0123456789";
@@ -210,6 +211,68 @@ fn names_what_needs_a_restart_and_keeps_it() {
     let changed = ["ack", "ingress.listen", "publish.max_in_flight", "shutdown.grace"];
     assert_good(&daemon.reload(), &changed, &[]);
     assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn takes_routes_and_templates_and_nothing_else_of_a_broker() {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    let (here, elsewhere) = (setup.directory().join("events"), setup.directory().join("elsewhere"));
+    let table = |directory: &Path| Table::new("file").text("directory", directory.display().to_string());
+    let delivered = |cuid: &str| {
+        assert_eq!(post(&daemon, PATH, SECRET, cuid), 200);
+        let body = Payload::new(cuid).body();
+        let status = daemon.wait_until_empty();
+        assert_eq!((status.count("lost"), status.count("mismatch")), (0, 0));
+        setup
+            .delivered()
+            .into_iter()
+            .filter(|event| event.body == body)
+            .map(|event| event.address)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(delivered("a"), ["ReportPublished.report"]);
+    let routed = table(&elsewhere).text("name", "{source}");
+    setup.clone().with_broker(&routed.clone().route(&[("event", "ReportPublished"), ("name", "routed")])).file();
+    let changed = ["broker.file.directory", "broker.file.name", "broker.file.routes"];
+    assert_good(&daemon.reload(), &changed, &["broker.file.directory"]);
+    assert_eq!(delivered("b"), ["routed"]);
+    setup.clone().with_broker(&routed).file();
+    assert_good(&daemon.reload(), &["broker.file.routes"], &["broker.file.directory"]);
+    assert_eq!(delivered("c"), ["plextrac"]);
+    setup.clone().with_broker(&table(&here).text("name", "a/b")).file();
+    assert!(daemon.reload().text("/reload/error").contains("is no legal file name"));
+    assert_eq!(delivered("d"), ["plextrac"]);
+    // Another broker waits for a restart, and so do its routes.
+    setup.clone().with_broker(&Table::new("nats").text("subject", "a.{event}")).file();
+    let status = daemon.reload();
+    for key in ["broker.file.name", "broker.nats.subject", "broker.nats.servers"] {
+        assert!(
+            status.0["reload"]["needs_restart"].as_array().is_some_and(|list| list.contains(&json!(key))),
+            "{key}"
+        );
+    }
+    assert_eq!(delivered("e"), ["plextrac"]);
+    setup.file();
+    assert_eq!(daemon.reload().0["reload"]["needs_restart"], json!([]));
+    assert_eq!(delivered("f"), ["ReportPublished.report"]);
+    assert!(!elsewhere.exists());
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn keeps_the_subjects_where_they_need_another_topology() {
+    let setup = Setup::new(&Table::new("nats").raw("servers", r#"["nats://127.0.0.1:1"]"#));
+    let daemon = setup.start();
+    let table = Table::new("nats").raw("servers", r#"["nats://127.0.0.1:1"]"#).text("topology", "check");
+    setup.clone().with_broker(&table.text("subject", "{event}.a")).file();
+    let status = daemon.reload();
+    let error = status.text("/reload/error");
+    assert!(
+        error.contains("`broker.nats.stream_subjects`: a subject template starts with a placeholder")
+            && error.contains("needs a restart"),
+        "{error}"
+    );
 }
 
 #[test]

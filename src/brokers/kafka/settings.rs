@@ -13,7 +13,7 @@ use crate::template::Kind;
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(super) bootstrap_servers: String,
-    pub(super) router: Router,
+    pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
     pub(super) partitions: i32,
     pub(super) replication_factor: i32,

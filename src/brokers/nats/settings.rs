@@ -64,13 +64,46 @@ impl Settings {
             "topology",
             &[("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)],
         );
-        let stream_subjects = stream_subjects(section, &router, topology);
+        let stream_subjects = stream_subjects(section, &router);
         let stream_replicas = section.integer("stream_replicas", 1, 5);
         let duplicate_window = section.duration("duplicate_window");
         if duplicate_window < LEAST_WINDOW {
             section.problem("duplicate_window", "shorter than \"100ms\", the least that a stream takes");
         }
-        Self { servers, login, tls, router, stream, topology, stream_subjects, stream_replicas, duplicate_window }
+        let settings = Self {
+            servers,
+            login,
+            tls,
+            router,
+            stream,
+            topology,
+            stream_subjects,
+            stream_replicas,
+            duplicate_window,
+        };
+        if let Some(text) = settings.contradiction() {
+            section.problem("stream_subjects", text);
+        }
+        settings
+    }
+
+    /// The keys that say where events go.
+    pub(in crate::brokers) fn routing_keys(&self) -> Vec<&'static str> {
+        [self.router.keys(), vec!["stream_subjects"]].concat()
+    }
+
+    /// Takes over where events go.
+    pub(in crate::brokers) fn reroute(&mut self, read: Self) {
+        self.router = read.router;
+        self.stream_subjects = read.stream_subjects;
+    }
+
+    /// What is wrong where subjects of one reading meet the topology of another.
+    pub(in crate::brokers) fn contradiction(&self) -> Option<&'static str> {
+        (self.stream_subjects.is_empty() && self.topology == Topology::Declare).then_some(
+            "a subject template starts with a placeholder, so nothing says what the stream shall take; set it, such as \
+             [\"plextrac.>\"]",
+        )
     }
 
     /// The servers without secrets.
@@ -184,7 +217,8 @@ fn tls(section: &mut Section<'_>) -> Tls {
     Tls { ca, client: certificate.zip(key) }
 }
 
-fn stream_subjects(section: &mut Section<'_>, router: &Router, topology: Topology) -> Vec<String> {
+/// What is given, else what the templates say, else nothing.
+fn stream_subjects(section: &mut Section<'_>, router: &Router) -> Vec<String> {
     let given = section.texts("stream_subjects");
     for (at, subject) in given.iter().enumerate() {
         if let Err(wrong) = subjects::legal_pattern(subject) {
@@ -199,13 +233,7 @@ fn stream_subjects(section: &mut Section<'_>, router: &Router, topology: Topolog
     if !given.is_empty() {
         return given;
     }
-    let derived = subjects::derived(router.routes().iter().map(crate::brokers::Route::address));
-    if derived.is_none() && topology == Topology::Declare {
-        let text = "a subject template starts with a placeholder, so nothing says what the stream shall take; set it, \
-                    such as [\"plextrac.>\"]";
-        section.problem("stream_subjects", text);
-    }
-    derived.unwrap_or_default()
+    subjects::derived(router.routes().iter().map(crate::brokers::Route::address)).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ const FORM: &str = "write it as amqp://user:password@host:5672/%2f";
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub(super) uri: Secret,
-    pub(super) router: Router,
+    pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
     pub(super) queue: Option<String>,
     pub(super) ca_file: Option<PathBuf>,

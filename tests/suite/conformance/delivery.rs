@@ -1,9 +1,12 @@
 //! What arrives: bodies, headers, addresses, keys, ids, order.
 
 use std::collections::HashMap;
+use std::time::Instant;
 
 use super::rig::{Rig, judge};
-use crate::support::{Delivered, Load, Outcome, Payload, SECRET, Setup, UNICODE, request_once, sign};
+use crate::support::{
+    Delivered, LIMIT, Load, Outcome, Payload, SECRET, Setup, UNICODE, request_once, sign, wait_until,
+};
 
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
@@ -205,4 +208,46 @@ pub(super) fn sends_no_headers_when_told_so<R: Rig>(test: &str) {
     let mut names: Vec<&str> = delivered[0].headers.keys().map(String::as_str).collect();
     names.retain(|name| !R::BINDING.own.contains(name) && *name != "content-type");
     assert_eq!(names, [""; 0], "only the broker's own id");
+}
+
+pub(super) fn sends_elsewhere_after_a_reload_under_load<R: Rig>(test: &str) {
+    let rig = R::new(test);
+    let setup = Setup::new(&rig.table());
+    let elsewhere = setup.clone().with_broker(&rig.templates());
+    let daemon = setup.start();
+    let load = Load { events: 1_000_000, rate: 1000, every: Some((1, "Routed", String::new())), ..Load::default() };
+    let running = load.start(&daemon.ingress);
+    let goes_on = || {
+        let before = running.sent();
+        wait_until("the load goes on", LIMIT, || running.sent() > before + 200);
+    };
+    daemon.wait_until("the first ones are published", LIMIT, |status| status.count("published") > 100);
+    elsewhere.file();
+    let status = daemon.reload();
+    let reloaded = Instant::now();
+    assert_eq!(status.text("/reload/result"), "success", "{}", status.0["reload"]);
+    assert_eq!(status.0["reload"]["needs_restart"], serde_json::json!([]));
+    goes_on();
+    let sent = running.end().all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!(judge(&rig, &setup, &sent, &status, 0), 0, "repeats");
+    assert_eq!(status.count("dead_lettered"), 0);
+    assert_eq!(daemon.metric("publish_retries_total", &[]), 0, "nothing was handed over twice");
+    let delivered = rig.read(status.count("published")).into_iter();
+    let places: HashMap<String, (String, String)> =
+        delivered.map(|message| (message.id, (message.address, message.key))).collect();
+    let (mut earlier, mut later) = (0, 0);
+    for note in &sent.0 {
+        let mut payload = Payload::new(&note.cuid);
+        note.event.clone_into(&mut payload.event);
+        payload.target.clone_from(&note.key);
+        let is_there = places.get(&note.id) == Some(&rig.routed(&payload));
+        if note.began > reloaded {
+            assert!(is_there, "{}, sent after the reload, is at {:?}", note.cuid, places.get(&note.id));
+            later += 1;
+        } else {
+            earlier += usize::from(!is_there);
+        }
+    }
+    assert!(earlier >= 100 && later >= 100, "{earlier} went to the old addresses, {later} came after the reload");
 }

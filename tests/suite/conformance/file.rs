@@ -12,6 +12,7 @@ conform! { File:
         gives_a_repeated_request_the_same_id
         brings_every_cuid_to_an_end
         sends_no_headers_when_told_so
+        sends_elsewhere_after_a_reload_under_load
     }
     end {
         delivers_everything_before_it_ends_under_load

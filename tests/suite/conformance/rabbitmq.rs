@@ -19,6 +19,7 @@ conform! { Rabbitmq:
         gives_a_repeated_request_the_same_id
         brings_every_cuid_to_an_end
         sends_no_headers_when_told_so
+        sends_elsewhere_after_a_reload_under_load
     }
     refusal {
         keeps_what_is_too_large_as_dead_letters
