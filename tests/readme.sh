@@ -133,7 +133,7 @@ settings_exist() {
     local setting='`(ingress|buffer|journal|publish|deduplication|dead_letters|admin|log|shutdown)\.[a-z_.]+\b'
     for name in $(cat "${pages[@]}" | grep -oE "$setting" | tr -d '`' | sort -u); do
         awk -v name="$name" '/^\[/ { gsub(/[][]/, "", $1); section = $1 }
-            section "." $1 == name && $2 == "=" { found = 1 } END { exit !found }' config/default.toml ||
+            section == name || section "." $1 == name && $2 == "=" { found = 1 } END { exit !found }' config/default.toml ||
             { echo "no setting $name" && bad=1; }
     done
     [ -z "$bad" ]
