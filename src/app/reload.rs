@@ -62,6 +62,8 @@ pub(super) struct Reloader {
     /// What was read at the start: what needs a restart is compared with it.
     start: Written,
     watch: Watch,
+    /// A secret or a certificate changed, and something was in the way of taking it: tried again at every look.
+    is_owed: bool,
     live: Arc<Live>,
     successor: Arc<Successor>,
     queue: Arc<Buffer>,
@@ -76,6 +78,7 @@ impl Reloader {
             way: reloading,
             start: settings.written.clone(),
             watch: settings.written.watch(),
+            is_owed: false,
             settings,
             live,
             successor: parts.successor.clone(),
@@ -101,18 +104,37 @@ impl Reloader {
                 () = tokio::time::sleep(every) => false,
             };
             // Also where it is asked for: a change that was seen, good or bad, is no news later.
-            if !self.is_other_content().await && !is_asked {
+            let is_changed = self.is_other_content().await;
+            let is_news = is_asked || is_changed;
+            self.is_owed |= is_changed;
+            if !is_news && !self.is_owed {
                 continue;
             }
-            systemd::notify(systemd::State::Reloading);
+            if is_news {
+                systemd::notify(systemd::State::Reloading);
+            }
             let load = load.clone();
             // Files may be on a disk that hangs.
-            match spawn_blocking(move || load()).await {
-                Ok(Ok((settings, warnings))) => self.take(settings, &warnings, &level),
-                Ok(Err(error)) => self.keep(error.to_string()),
-                Err(_) => self.keep("the program failed to read them".to_owned()),
+            let loaded = match spawn_blocking(move || load()).await {
+                Ok(loaded) => loaded.map_err(|error| error.to_string()),
+                Err(_) => Err("the program failed to read them".to_owned()),
+            };
+            match loaded {
+                Ok((settings, warnings)) => {
+                    self.is_owed = false;
+                    self.take(settings, &warnings, &level);
+                }
+                Err(error)
+                    if is_news || self.reloads.last().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
+                {
+                    self.keep(error);
+                }
+                // What was in the way still is.
+                Err(_) => {}
             }
-            systemd::notify(systemd::State::Ready);
+            if is_news {
+                systemd::notify(systemd::State::Ready);
+            }
         }
     }
 

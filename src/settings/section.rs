@@ -21,6 +21,10 @@ use crate::settings::{defaults, units};
 /// A secret shorter than this is warned about: 16 bytes are the least that cannot be guessed.
 const SHORT_SECRET: usize = 16;
 
+/// What is said instead of what may be no name of a file.
+const UNSHOWN: &str =
+    "the file of that name, which is not shown: it may be the secret itself, or an address with one";
+
 /// What is wrong, and what is odd, in the order in which it was found.
 #[derive(Debug, Default)]
 pub struct Problems {
@@ -358,7 +362,8 @@ impl<'a> Section<'a> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
-                self.problem(key, format_args!("cannot read {}: {error}", path.display()));
+                let shown = if is_surely_a_path(path) { path.display().to_string() } else { UNSHOWN.to_owned() };
+                self.problem(key, format_args!("cannot read {shown}: {error}"));
                 return None;
             }
         };
@@ -538,6 +543,15 @@ impl<'a> Section<'a> {
 }
 
 /// Reads a variable's text as a TOML value.
+/// Whether somebody cannot have put the secret itself where the name of its file belongs.
+fn is_surely_a_path(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    let is_rooted = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
+    let is_in_a_directory = path.parent().is_some_and(Path::is_dir);
+    let is_plain = !text.contains(['@', '+', '=']) && !text.contains("://");
+    text.len() < SHORT_SECRET || (is_plain && (is_rooted || is_in_a_directory))
+}
+
 fn parse(tag: Tag, text: &str) -> Option<Value> {
     let parsed = Toml::string(&format!("value = {text}")).data().ok()?;
     let mut value = parsed.get(&Profile::Default)?.get("value")?.clone();

@@ -189,6 +189,28 @@ fn notices_by_itself_that_a_secret_changed() {
     assert!(!stopped.log.contains(SECRET) && !stopped.log.contains(OTHER), "a secret is in the log");
 }
 
+#[test]
+fn tries_a_changed_secret_again_once_nothing_is_in_the_way() {
+    let setup = Setup::on_files().failpoints("reload.look=20ms").text("sources.plextrac.secret", "");
+    let file = secret_file(setup.directory(), "secret", SECRET);
+    let setup = setup.text("sources.plextrac.secret_file", &file);
+    let daemon = setup.start();
+    setup.clone().text("ingress.liste", "x").file();
+    secret_file(&setup_directory(&file), "secret", OTHER);
+    daemon.wait_until("the reload that fails", LIMIT, |status| status.text("/reload/result") == "failure");
+    assert_eq!(post(&daemon, PATH, SECRET, "cuid-1"), 200);
+    setup.file();
+    daemon.wait_until("the one that does not", LIMIT, |status| status.text("/reload/result") == "success");
+    assert_eq!(post(&daemon, PATH, SECRET, "cuid-2"), 401);
+    assert_eq!(post(&daemon, PATH, OTHER, "cuid-2"), 200);
+    assert_eq!(
+        daemon.metric("config_reloads_total", &[("result", "failure")]),
+        1,
+        "once, however often it is tried"
+    );
+    daemon.stop();
+}
+
 fn setup_directory(file: &str) -> std::path::PathBuf {
     Path::new(file).parent().expect("it is in a directory").to_owned()
 }

@@ -377,6 +377,22 @@ fn takes_a_secret_from_a_file_and_cuts_one_newline() {
 }
 
 #[test]
+fn shows_no_name_of_a_file_that_may_be_the_secret_itself() {
+    let unshown = "cannot read the file of that name, which is not shown: it may be the secret itself, or an address \
+                   with one: No such file or directory (os error 2)";
+    for (name, shown) in [(SECRET, false), ("/etc/no+such/aGVsbG8gd29ybGQ=", false), ("/no/such/secret-file", true)]
+    {
+        let settings = Settings::new(&format!("[sources.plextrac]\nsecret_file = \"{name}\"\n{BROKER}"));
+        let text = if shown {
+            format!("cannot read {name}: No such file or directory (os error 2)")
+        } else {
+            unshown.to_owned()
+        };
+        settings.refused(&[&format!("`sources.plextrac.secret_file` in bridge.toml: {text}")]);
+    }
+}
+
+#[test]
 fn takes_a_secret_file_that_a_variable_names() {
     let settings = Settings::new(BROKER);
     let path = settings.file("secret", SECRET, 0o600).display().to_string();
