@@ -3,6 +3,9 @@
 //! Closed loop: each connection sends its next request when it has its answer. Fixed rate: each request is due at a
 //! moment of its own, and its latency counts from there, sent late or not: what waits because the program is slow is
 //! the program's (coordinated omission).
+//!
+//! A program may close a connection that was idle for too long, which happens where the machine stood still for some
+//! seconds. It is opened again, as any client would, and the request that met the end is sent again. That is counted.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -32,6 +35,8 @@ pub struct Answers {
     pub unavailable: u64,
     /// Answered otherwise.
     pub other: u64,
+    /// Connections that the program closed and that were opened again.
+    pub reopened: u64,
     /// From the first byte sent to the last answer.
     pub took: Duration,
     /// When the first byte was sent.
@@ -43,7 +48,15 @@ pub struct Answers {
 impl Answers {
     fn new() -> Self {
         let latency = Histogram::new_with_bounds(1_000, 60_000_000_000, 3).expect("the bounds are in order");
-        Self { accepted: 0, unavailable: 0, other: 0, took: Duration::ZERO, began: Instant::now(), latency }
+        Self {
+            accepted: 0,
+            unavailable: 0,
+            other: 0,
+            reopened: 0,
+            took: Duration::ZERO,
+            began: Instant::now(),
+            latency,
+        }
     }
 
     fn count(&mut self, status: u16, latency: Duration) {
@@ -76,52 +89,61 @@ impl Answers {
 
 struct Line {
     stream: TcpStream,
+    /// The request on its way.
+    sending: Option<usize>,
     buffer: Vec<u8>,
     filled: usize,
     /// From when the latency of the request on its way counts.
     since: Instant,
 }
 
+/// What came over a connection.
+enum Came {
+    /// A whole answer with this status.
+    Answer(u16),
+    /// No whole answer yet.
+    Nothing,
+    /// Its end.
+    End,
+}
+
 /// Open connections.
 pub struct Sender {
+    address: SocketAddr,
     poll: Poll,
-    events: Events,
     lines: Vec<Line>,
 }
 
 impl Sender {
     /// Opens so many connections.
     pub fn connect(address: SocketAddr, connections: usize) -> Result<Self> {
-        let (poll, mut lines) = (Poll::new()?, Vec::with_capacity(connections));
-        for at in 0..connections {
-            let stream = std::net::TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
-            stream.set_nodelay(true)?;
-            stream.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(stream);
-            poll.registry().register(&mut stream, Token(at), Interest::READABLE)?;
-            lines.push(Line { stream, buffer: vec![0; 4096], filled: 0, since: Instant::now() });
-        }
-        Ok(Self { poll, events: Events::with_capacity(1024), lines })
+        let poll = Poll::new()?;
+        let lines = (0..connections)
+            .map(|at| {
+                let stream = open(address, &poll, at)?;
+                Ok(Line { stream, sending: None, buffer: vec![0; 4096], filled: 0, since: Instant::now() })
+            })
+            .collect::<Result<_>>()?;
+        Ok(Self { address, poll, lines })
     }
 
     /// Sends all of them as fast as they are answered.
     pub fn closed_loop(&mut self, requests: &[Request]) -> Result<Answers> {
-        let mut answers = Answers::new();
-        let mut left = requests.iter();
+        let (mut answers, mut events) = (Answers::new(), Events::with_capacity(1024));
+        let mut left = 0..requests.len();
         for line in &mut self.lines {
             let Some(request) = left.next() else { break };
-            line.send(request, Instant::now())?;
+            line.send(requests, request, Instant::now())?;
         }
         while answers.total() < requests.len() {
-            self.wait()?;
-            for event in &self.events {
-                let line = &mut self.lines[event.token().0];
-                while let Some(status) = line.answer()? {
+            self.wait(&mut events)?;
+            for event in &events {
+                let at = event.token().0;
+                while let Some(status) = self.answer(at, requests, &mut answers)? {
+                    let line = &mut self.lines[at];
                     answers.count(status, line.since.elapsed());
-                    match left.next() {
-                        Some(request) => line.send(request, Instant::now())?,
-                        None => break,
-                    }
+                    let Some(request) = left.next() else { break };
+                    line.send(requests, request, Instant::now())?;
                 }
             }
         }
@@ -135,22 +157,21 @@ impl Sender {
         let timer = TimerFd::new(ClockId::CLOCK_MONOTONIC, TimerFlags::TFD_NONBLOCK | TimerFlags::TFD_CLOEXEC)?;
         let clock = Token(self.lines.len());
         self.poll.registry().register(&mut SourceFd(&timer.as_fd().as_raw_fd()), clock, Interest::READABLE)?;
-        let mut answers = Answers::new();
+        let (mut answers, mut events) = (Answers::new(), Events::with_capacity(1024));
         timer.set(Expiration::Interval(TimeSpec::from_duration(interval)), TimerSetTimeFlags::empty())?;
         let mut free: VecDeque<usize> = (0..self.lines.len()).collect();
-        let (mut left, mut sent) = (requests.iter(), 0);
+        let (mut left, mut sent) = (0..requests.len(), 0);
         while answers.total() < requests.len() {
-            self.wait()?;
-            for event in &self.events {
+            self.wait(&mut events)?;
+            for event in &events {
                 if event.token() == clock {
                     // Never waits: it has ticked. How often is known from the clock.
                     timer.wait()?;
                     continue;
                 }
                 let at = event.token().0;
-                let line = &mut self.lines[at];
-                if let Some(status) = line.answer()? {
-                    answers.count(status, line.since.elapsed());
+                if let Some(status) = self.answer(at, requests, &mut answers)? {
+                    answers.count(status, self.lines[at].since.elapsed());
                     free.push_back(at);
                 }
             }
@@ -160,7 +181,7 @@ impl Sender {
                     break;
                 }
                 let (Some(at), Some(request)) = (free.front(), left.next()) else { break };
-                self.lines[*at].send(request, due)?;
+                self.lines[*at].send(requests, request, due)?;
                 free.pop_front();
                 sent += 1;
             }
@@ -170,44 +191,83 @@ impl Sender {
         Ok(answers)
     }
 
-    fn wait(&mut self) -> Result<()> {
-        match self.poll.poll(&mut self.events, Some(PATIENCE)) {
+    fn wait(&mut self, events: &mut Events) -> Result<()> {
+        match self.poll.poll(events, Some(PATIENCE)) {
             Err(error) if error.kind() == ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error.into()),
-            Ok(()) if self.events.is_empty() => bail!("no answer within {} s", PATIENCE.as_secs()),
+            Ok(()) if events.is_empty() => bail!("no answer within {} s", PATIENCE.as_secs()),
             Ok(()) => Ok(()),
+        }
+    }
+
+    /// The status of a whole answer on a connection, if it is there. One that ended is open again afterwards.
+    fn answer(&mut self, at: usize, requests: &[Request], answers: &mut Answers) -> Result<Option<u16>> {
+        let line = &mut self.lines[at];
+        match line.read()? {
+            Came::Answer(status) => Ok(Some(status)),
+            Came::Nothing => Ok(None),
+            Came::End => {
+                answers.reopened += 1;
+                let most = 2 * self.lines.len() as u64;
+                anyhow::ensure!(answers.reopened <= most, "the program closed more than {most} connections");
+                let line = &mut self.lines[at];
+                line.stream = open(self.address, &self.poll, at)?;
+                line.filled = 0;
+                if let Some(request) = line.sending {
+                    line.send(requests, request, line.since)?;
+                }
+                Ok(None)
+            }
         }
     }
 }
 
+/// A connection, known to `poll` by its number.
+fn open(address: SocketAddr, poll: &Poll, at: usize) -> Result<TcpStream> {
+    let stream = std::net::TcpStream::connect(address).with_context(|| format!("connect to {address}"))?;
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    let mut stream = TcpStream::from_std(stream);
+    poll.registry().register(&mut stream, Token(at), Interest::READABLE)?;
+    Ok(stream)
+}
+
+/// The other side has closed the connection.
+fn is_end(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset)
+}
+
 impl Line {
-    fn send(&mut self, request: &Request, since: Instant) -> Result<()> {
+    /// Sends one of the requests. Where the connection has ended, reading says so.
+    fn send(&mut self, requests: &[Request], request: usize, since: Instant) -> Result<()> {
         self.since = since;
-        let mut left = &request[..];
+        self.sending = Some(request);
+        let mut left = &requests[request][..];
         while !left.is_empty() {
             match self.stream.write(left) {
                 Ok(written) => left = &left[written..],
                 // Only a large body fills the socket: the program is reading it.
                 Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(error) if is_end(&error) => break,
                 Err(error) => return Err(error).context("write a request"),
             }
         }
         Ok(())
     }
 
-    /// The status of a whole answer, if it is there.
-    fn answer(&mut self) -> Result<Option<u16>> {
+    fn read(&mut self) -> Result<Came> {
         loop {
             match self.stream.read(&mut self.buffer[self.filled..]) {
-                Ok(0) => bail!("the program closed a connection"),
+                Ok(0) => return Ok(Came::End),
                 Ok(read) => self.filled += read,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(Came::Nothing),
+                Err(error) if is_end(&error) => return Ok(Came::End),
                 Err(error) => return Err(error).context("read an answer"),
             }
             if let Some((status, length)) = whole(&self.buffer[..self.filled])? {
                 anyhow::ensure!(length == self.filled, "more than one answer to a request");
-                self.filled = 0;
-                return Ok(Some(status));
+                (self.filled, self.sending) = (0, None);
+                return Ok(Came::Answer(status));
             }
         }
     }
@@ -231,6 +291,44 @@ fn whole(bytes: &[u8]) -> Result<Option<(u16, usize)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+
+    /// Answers one request on each of `connections`, and closes it.
+    fn one_each(connections: usize) -> SocketAddr {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let address = listener.local_addr().expect("it is bound");
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().take(connections).flatten() {
+                let _ = stream.read(&mut [0; 64]);
+                let _ = stream.write_all(ANSWER);
+            }
+        });
+        address
+    }
+
+    fn three() -> Vec<Request> {
+        (0..3).map(|_| Request::from(*b"POST / HTTP/1.1\r\n\r\n")).collect()
+    }
+
+    #[test]
+    fn opens_a_closed_connection_again() {
+        let mut sender = Sender::connect(one_each(3), 1).expect("it listens");
+        let answers = sender.closed_loop(&three()).expect("each request is answered");
+        assert_eq!((answers.accepted, answers.reopened), (3, 2));
+        let mut sender = Sender::connect(one_each(4), 1).expect("it listens");
+        let answers = sender.at_rate(&three(), 1_000).expect("each request is answered");
+        assert_eq!(answers.accepted, 3);
+    }
+
+    #[test]
+    fn gives_up_on_a_program_that_always_closes() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("loopback");
+        let address = listener.local_addr().expect("it is bound");
+        std::thread::spawn(move || listener.incoming().for_each(drop));
+        let error = Sender::connect(address, 1).expect("it listens").closed_loop(&three()).expect_err("no answer");
+        assert_eq!(error.to_string(), "the program closed more than 2 connections");
+    }
 
     #[test]
     fn knows_a_whole_answer() {

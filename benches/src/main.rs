@@ -172,6 +172,9 @@ fn run(asked: &Run) -> Result<()> {
                 life.accepted_rate,
                 life.delivered_rate
             );
+            if life.reopened > 0 {
+                eprintln!("        {} idle connections were closed and opened again", life.reopened);
+            }
             results.add(&candidate.name, candidate.broker(), life);
         }
     }

@@ -59,6 +59,8 @@ pub struct Life {
     pub closed: Latency,
     /// At the fixed rate.
     pub fixed: Latency,
+    /// Connections that it closed, idle for too long: the machine stood still.
+    pub reopened: u64,
     /// What only a program with a broker and a buffer has.
     pub away: Option<Away>,
 }
@@ -176,10 +178,11 @@ fn of_running(
     let answers = Sender::connect(running.address, size.connections)?.at_rate(&made("f", count), size.rate)?;
     arrivals.wait(answers.accepted)?;
     life.fixed = Latency::of(&answers);
+    life.reopened += answers.reopened;
 
     if let (Some(kind), Depth::Whole) = (broker, candidate.depth) {
         let (burst, fixed) = (made("b", size.burst), made("a", count));
-        life.away = Some(away(running, kind, size, (&burst, &fixed), &mut arrivals)?);
+        away(running, kind, size, (&burst, &fixed), &mut arrivals, &mut life)?;
     } else if broker.is_none() {
         // What a burst is compared with: no broker takes part in it either.
         let answers = send(running, &made("b", size.burst), size.connections)?;
@@ -216,6 +219,7 @@ fn load(
     life.delivered_rate = rate(answers.accepted, arrived.duration_since(answers.began));
     life.share_503 = answers.share_of_503();
     life.closed = Latency::of(&answers);
+    life.reopened += answers.reopened;
     Ok(())
 }
 
@@ -225,7 +229,8 @@ fn away(
     size: Size,
     (burst, fixed): (&[Request], &[Request]),
     arrivals: &mut Arrivals<'_>,
-) -> Result<Away> {
+    life: &mut Life,
+) -> Result<()> {
     let paused = Paused::new(arrivals.brokers.pid(kind)?)?;
     let mut sender = Sender::connect(running.address, size.connections)?;
     thread::sleep(Duration::from_millis(50));
@@ -249,7 +254,9 @@ fn away(
     away.drained_rate = rate(accepted, arrived.duration_since(back));
     thread::sleep(QUIET);
     away.drained_mib = mib(running.process.memory()?.0);
-    Ok(away)
+    life.away = Some(away);
+    life.reopened += answers.reopened + later.reopened;
+    Ok(())
 }
 
 /// Processor time of this process.
