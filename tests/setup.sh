@@ -2,8 +2,8 @@
 # Makes a machine ready (written for Debian 12). Says what it installs, one line each; takes a second when all is there.
 #
 #   setup.sh build     what a build needs: a C and C++ compiler, make, perl, the Rust toolchain
-#   setup.sh test      (default) that, real brokers, clients to read them back, what the examples need, and the tools
-#                      of `make lint`
+#   setup.sh brokers   that, and real brokers
+#   setup.sh test      (default) that, clients to read them back, what the examples need, and the tools of `make lint`
 #
 # System packages come by apt, through sudo where the caller is not root. Everything else goes to a cache directory
 # that all clones share: ${XDG_CACHE_HOME:-~/.cache}/plextrac-bridge, with brokers/, helm/ and venv/ (BROKERS_HOME,
@@ -14,7 +14,7 @@ cd "$tests/.."
 . "$tests/packages.sh"
 
 mode=${1:-test}
-case $mode in build | test) ;; *) echo "usage: setup.sh [build|test]" >&2 && exit 2 ;; esac
+case $mode in build | brokers | test) ;; *) echo "usage: setup.sh [build|brokers|test]" >&2 && exit 2 ;; esac
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
 VENV=${VENV:-$cache/venv}
@@ -48,19 +48,21 @@ want make "builds librdkafka and OpenSSL" has make
 want perl "configures OpenSSL" perl -MIPC::Cmd -MFindBin -e 1
 want git "the checks ask it for the project's files" has git
 want ca-certificates "certificates for the package registries" test -s /etc/ssl/certs/ca-certificates.crt
+if [ "$mode" != build ]; then
+    want default-jre-headless "runs Kafka (Java 17 or newer)" java_17
+    want maven "fetches Kafka" has mvn
+    want kcat "asks Kafka whether it is ready" has kcat
+    want rabbitmq-server "a broker" test -x /usr/lib/rabbitmq/bin/rabbitmq-server
+    want openssl "makes the brokers' certificates" has openssl
+    want procps "processes and their memory" has ps
+fi
 if [ "$mode" = test ]; then
     want python3 "clients that read the brokers back" has python3
     want python3-venv "the virtual environment of those clients" python3 -c 'import ensurepip, venv'
     want nodejs "signs as PlexTrac does, runs an example" has node
     want npm "fetches what the example in Node.js uses, and the schema of AsyncAPI" has npm
     want golang-go "builds the example in Go (Go $go_needed or newer)" go_new
-    want default-jre-headless "runs Kafka (Java 17 or newer)" java_17
-    want maven "fetches Kafka" has mvn
-    want kcat "asks Kafka whether it is ready" has kcat
-    want rabbitmq-server "a broker" test -x /usr/lib/rabbitmq/bin/rabbitmq-server
-    want openssl "makes the brokers' certificates" has openssl
     want curl "a client that is not ours" has curl
-    want procps "processes and their memory" has ps
     want prometheus "promtool checks metrics, the scrape configuration and the alerts" has promtool
     want faketime "steps the clock of a daemon" has faketime
     want systemd "systemd-analyze checks the unit" has systemd-analyze
@@ -70,7 +72,7 @@ fi
 if [ ${#packages[@]} != 0 ]; then
     say "installing what is missing by apt"
     install_packages "${packages[@]}" 8>&- || exit 1
-    if [ "$mode" = test ] && ! java_17; then
+    if [ "$mode" != build ] && ! java_17; then
         say "java is still older than 17, which Kafka needs: put a newer one first in PATH" >&2
         exit 1
     fi
@@ -136,8 +138,11 @@ go_program() {
     printf '%s\n' "$source" >"$to/consumer.sha256"
 }
 
-if [ "$mode" = test ]; then
-    {
+{
+    case $mode in
+    build) ;;
+    brokers) PYTHON=python3 "$tests/brokers/install.sh" ;;
+    test)
         python_packages
         node_packages examples/node-rabbitmq
         node_packages tests/asyncapi
@@ -145,6 +150,7 @@ if [ "$mode" = test ]; then
         go_program
         PYTHON=$VENV/bin/python "$tests/brokers/install.sh"
         PYTHON=$VENV/bin/python "$tests/chart/install.sh"
-    } 8>&-
-fi
-say "ready to $mode (${SECONDS} s)"
+        ;;
+    esac
+} 8>&-
+say "ready (${SECONDS} s)"

@@ -10,8 +10,11 @@ use anyhow::{Context as _, Result, bail};
 use async_nats::jetstream;
 use lapin::options::{QueueDeclareOptions, QueuePurgeOptions};
 use lapin::types::FieldTable;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::metadata::MetadataTopic;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
@@ -48,6 +51,10 @@ const TOPIC: &str = "plextrac-events";
 const QUEUE: &str = "plextrac-events";
 const STREAM: &str = "PLEXTRAC";
 
+/// Requests of one message each that Kafka takes before anything is measured: a JVM compiles what runs often, for its
+/// first minutes, and would do it on the cores that are measured.
+const WARM_UP: usize = 40_000;
+
 /// The client that counts is not to be waited for longer than this.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -82,6 +89,7 @@ impl Brokers {
                 let mut config = ClientConfig::new();
                 config.set("bootstrap.servers", self.fact(kind, "KAFKA_BOOTSTRAP")?).set("group.id", "bench");
                 self.kafka = Some(config.create()?);
+                self.warm_kafka(&config).context("warm Kafka up")?;
             }
             Kind::Rabbitmq => {
                 let url = self.fact(kind, "RABBITMQ_URL")?;
@@ -102,6 +110,25 @@ impl Brokers {
                 self.nats = Some(self.runtime.block_on(connected)?);
             }
         }
+        Ok(())
+    }
+
+    fn warm_kafka(&self, config: &ClientConfig) -> Result<()> {
+        const TOPIC: &str = "warm-up";
+        let admin: AdminClient<DefaultClientContext> = config.create()?;
+        let topic = NewTopic::new(TOPIC, 1, TopicReplication::Fixed(1));
+        self.runtime.block_on(admin.create_topics([&topic], &AdminOptions::new()))?;
+        let began = Instant::now();
+        let producer: BaseProducer =
+            config.clone().set("batch.num.messages", "1").set("linger.ms", "0").create()?;
+        for _ in 0..WARM_UP / 1_000 {
+            for _ in 0..1_000 {
+                let record = BaseRecord::<(), _>::to(TOPIC).payload(&[0; 350]);
+                producer.send(record).map_err(|(error, _)| error)?;
+            }
+            producer.flush(PATIENCE)?;
+        }
+        eprintln!("kafka warmed up in {:.1} s", began.elapsed().as_secs_f64());
         Ok(())
     }
 

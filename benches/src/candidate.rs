@@ -116,7 +116,20 @@ impl Running {
 
 const LOG: &str = "log";
 
+/// What everything is compared with.
+pub const REFERENCE: &str = "hyper + HMAC + JSON";
+
 impl Candidate {
+    /// A server of this harness.
+    pub fn baseline(name: &str, work: Work) -> Self {
+        Self { name: name.to_owned(), program: Program::Baseline(work), depth: Depth::Whole }
+    }
+
+    /// What everything is compared with.
+    pub fn reference() -> Self {
+        Self::baseline(REFERENCE, Work::Checked)
+    }
+
     /// Where its messages are counted.
     #[must_use]
     pub fn broker(&self) -> Option<Kind> {

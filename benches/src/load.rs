@@ -2,7 +2,8 @@
 //!
 //! Closed loop: each connection sends its next request when it has its answer. Fixed rate: each request is due at a
 //! moment of its own, and its latency counts from there, sent late or not: what waits because the program is slow is
-//! the program's (coordinated omission).
+//! the program's (coordinated omission). What waits because the sender has no core is not: it goes before everybody
+//! else there, as if it had a machine of its own.
 //!
 //! A program may close a connection that was idle for too long, which happens where the machine stood still for some
 //! seconds. It is opened again, as any client would, and the request that met the end is sent again. That is counted.
@@ -22,6 +23,7 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFlags};
 
 use crate::events::Request;
+use crate::priority::First;
 
 /// No answer at all for so long: the program hangs.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -66,6 +68,16 @@ impl Answers {
             _ => self.other += 1,
         }
         self.latency.saturating_record(u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX));
+    }
+
+    /// Adds those of another run.
+    pub fn add(&mut self, other: &Self) -> Result<()> {
+        self.accepted += other.accepted;
+        self.unavailable += other.unavailable;
+        self.other += other.other;
+        self.reopened += other.reopened;
+        self.took += other.took;
+        Ok(self.latency.add(&other.latency)?)
     }
 
     fn total(&self) -> usize {
@@ -159,6 +171,7 @@ impl Sender {
         self.poll.registry().register(&mut SourceFd(&timer.as_fd().as_raw_fd()), clock, Interest::READABLE)?;
         let (mut answers, mut events) = (Answers::new(), Events::with_capacity(1024));
         timer.set(Expiration::Interval(TimeSpec::from_duration(interval)), TimerSetTimeFlags::empty())?;
+        let _first = First::new();
         let mut free: VecDeque<usize> = (0..self.lines.len()).collect();
         let (mut left, mut sent) = (0..requests.len(), 0);
         while answers.total() < requests.len() {
@@ -247,7 +260,9 @@ impl Line {
             match self.stream.write(left) {
                 Ok(written) => left = &left[written..],
                 // Only a large body fills the socket: the program is reading it.
-                Err(error) if error.kind() == ErrorKind::WouldBlock => std::thread::yield_now(),
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    std::thread::sleep(Duration::from_micros(50));
+                }
                 Err(error) if is_end(&error) => break,
                 Err(error) => return Err(error).context("write a request"),
             }

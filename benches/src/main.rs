@@ -6,6 +6,7 @@ mod candidate;
 mod events;
 mod load;
 mod measure;
+mod priority;
 mod process;
 mod report;
 mod scale;
@@ -97,12 +98,7 @@ fn main() -> Result<()> {
 
 /// Everything that can be measured.
 fn candidates(asked: &Run) -> Result<Vec<Candidate>> {
-    let baseline = |name: &str, work| Candidate {
-        name: name.to_owned(),
-        program: Program::Baseline(work),
-        depth: Depth::Whole,
-    };
-    let mut all = vec![baseline("hyper", Work::Bare), baseline(report::REFERENCE, Work::Checked)];
+    let mut all = vec![Candidate::baseline("hyper", Work::Bare), Candidate::reference()];
     for (ack, headers, depth) in [
         ("buffered", "none", Depth::Whole),
         ("buffered", "cloudevents", Depth::Whole),
@@ -124,7 +120,7 @@ fn candidates(asked: &Run) -> Result<Vec<Candidate>> {
         depth: Depth::Load,
     }));
     all.retain(|candidate| {
-        candidate.name == report::REFERENCE
+        candidate.name == candidate::REFERENCE
             || asked.only.is_empty()
             || asked.only.iter().any(|word| candidate.name.contains(word.as_str()))
     });
@@ -156,13 +152,15 @@ fn run(asked: &Run) -> Result<()> {
         rate: asked.rate,
         seconds: asked.seconds,
     };
+    let reference = Candidate::reference().start(&asked.bridge, &brokers)?;
     let (mut results, began) = (Results::new(size), Instant::now());
     for round in 0..asked.rounds {
         // Each round begins elsewhere: nobody always comes after the same one.
         let start = usize::try_from(round)? * 5 % candidates.len();
         for (number, candidate) in candidates[start..].iter().chain(&candidates[..start]).enumerate() {
             let batch = format!("{:02}{round:02}{number:02}", std::process::id() % 100);
-            let life = measure::life(candidate, &batch, size, &asked.bridge, &brokers)?;
+            let beside = (candidate.name != candidate::REFERENCE).then_some(&reference);
+            let life = measure::life(candidate, &batch, size, &asked.bridge, &brokers, beside)?;
             eprintln!(
                 "{:>4} s  round {}  {:<34}{:>7.1} us/event{:>9.0}/s accepted{:>9.0}/s delivered",
                 began.elapsed().as_secs(),
@@ -178,6 +176,7 @@ fn run(asked: &Run) -> Result<()> {
             results.add(&candidate.name, candidate.broker(), life);
         }
     }
+    reference.process.stop()?;
     let table = results.table();
     print!("{table}");
     std::fs::create_dir_all(&asked.out)?;

@@ -1,4 +1,5 @@
-//! One life of one candidate: start, idle memory, load, latency, and the same with the broker away.
+//! One life of one candidate: start, idle memory, load, latency, and the same with the broker away; the reference
+//! beside it, each time just before or after, since the machine changes from minute to minute.
 
 use std::path::Path;
 use std::thread;
@@ -26,7 +27,7 @@ pub struct Size {
     pub burst: usize,
     /// Events a second at the fixed rate.
     pub rate: u32,
-    /// For so long.
+    /// For so long, in two halves: before and after the broker was away; where it stays, the first alone.
     pub seconds: u32,
 }
 
@@ -63,6 +64,8 @@ pub struct Life {
     pub reopened: u64,
     /// What only a program with a broker and a buffer has.
     pub away: Option<Away>,
+    /// The reference in the same minute: processor time, rates and latency alone.
+    pub beside: Option<Box<Self>>,
 }
 
 /// While the broker stands still, and afterwards.
@@ -139,14 +142,21 @@ impl Arrivals<'_> {
     }
 }
 
-/// Measures one life.
-pub fn life(candidate: &Candidate, batch: &str, size: Size, bridge: &Path, brokers: &Brokers) -> Result<Life> {
+/// Measures one life; beside it the reference, which runs all the time and is idle in between.
+pub fn life(
+    candidate: &Candidate,
+    batch: &str,
+    size: Size,
+    bridge: &Path,
+    brokers: &Brokers,
+    reference: Option<&Running>,
+) -> Result<Life> {
     if let Some(kind) = candidate.broker() {
         // Not there before the first start.
         let _ = brokers.empty(kind);
     }
     let running = candidate.start(bridge, brokers)?;
-    let measured = of_running(&running, candidate, batch, size, brokers);
+    let measured = of_running(&running, candidate, batch, size, brokers, reference);
     let measured = measured.with_context(|| format!("{}, which printed: {}", candidate.name, running.log()))?;
     running.process.stop()?;
     Ok(measured)
@@ -158,41 +168,88 @@ fn of_running(
     batch: &str,
     size: Size,
     brokers: &Brokers,
+    reference: Option<&Running>,
 ) -> Result<Life> {
     let broker = candidate.broker();
     let expected = broker.map_or(Ok(0), |kind| brokers.count(kind)).unwrap_or(0);
     let mut arrivals = Arrivals { brokers, broker, expected };
     let mut life = Life { start_ms: running.started_in.as_secs_f64() * 1e3, ..Life::default() };
+    let mut beside = Life::default();
     let made = |what: &str, count| requests(&format!("{batch}{what}"), count, size.body, candidate.path());
 
+    let is_whole = candidate.depth == Depth::Whole;
+    let half = usize::try_from(size.rate * size.seconds)?.div_ceil(2);
+    let (events, first, second) = (made("l", size.events), made("f", half), made("s", half));
+    let beside_at_rate = |reference: &Running, requests| {
+        at_rate(reference, requests, size, &mut Arrivals { brokers, broker: None, expected: 0 })
+    };
+
     let answers = send(running, &made("w", WARM_UP), size.connections)?;
-    arrivals.wait(answers.accepted)?;
-    thread::sleep(QUIET);
+    let idle_since = arrivals.wait(answers.accepted)?;
+    let mut others = None;
+    if let Some(reference) = reference {
+        load(reference, &events, size, &mut Arrivals { brokers, broker: None, expected: 0 }, &mut beside)?;
+        others = is_whole.then(|| beside_at_rate(reference, &first)).transpose()?;
+    }
+    be_quiet(idle_since);
     life.idle_mib = mib(running.process.memory()?.0);
 
-    let events = made("l", size.events);
     load(running, &events, size, &mut arrivals, &mut life)?;
     life.peak_mib = mib(running.process.memory()?.1);
 
-    let count = usize::try_from(size.rate * size.seconds)?;
-    let answers = Sender::connect(running.address, size.connections)?.at_rate(&made("f", count), size.rate)?;
-    arrivals.wait(answers.accepted)?;
-    life.fixed = Latency::of(&answers);
-    life.reopened += answers.reopened;
-
-    if let (Some(kind), Depth::Whole) = (broker, candidate.depth) {
-        let (burst, fixed) = (made("b", size.burst), made("a", count));
-        away(running, kind, size, (&burst, &fixed), &mut arrivals, &mut life)?;
-    } else if broker.is_none() {
+    let mut fixed = at_rate(running, &first, size, &mut arrivals)?;
+    if is_whole {
+        let burst = made("b", size.burst);
         // What a burst is compared with: no broker takes part in it either.
-        let answers = send(running, &made("b", size.burst), size.connections)?;
-        life.away = Some(Away { accepted_rate: answers.accepted_rate(), ..Away::default() });
+        let alone = |running| -> Result<Option<Away>> {
+            let accepted_rate = send(running, &burst, size.connections)?.accepted_rate();
+            Ok(Some(Away { accepted_rate, ..Away::default() }))
+        };
+        if let Some(reference) = reference {
+            beside.away = alone(reference)?;
+        }
+        let idle_since = if let Some(kind) = broker {
+            away(running, kind, size, (&burst, &made("a", 2 * half)), &mut arrivals, &mut life)?
+        } else {
+            life.away = alone(running)?;
+            Instant::now()
+        };
+        if let (Some(reference), Some(others)) = (reference, &mut others) {
+            others.add(&beside_at_rate(reference, &second)?)?;
+            beside.fixed = Latency::of(others);
+        }
+        be_quiet(idle_since);
+        if let Some(away) = &mut life.away {
+            away.drained_mib = mib(running.process.memory()?.0);
+        }
+        fixed.add(&at_rate(running, &second, size, &mut arrivals)?)?;
     }
+    life.fixed = Latency::of(&fixed);
+    life.reopened += fixed.reopened;
+    life.beside = reference.map(|_| Box::new(beside));
     Ok(life)
 }
 
+/// Waits until a program that has been idle since then has tidied up.
+fn be_quiet(since: Instant) {
+    thread::sleep((since + QUIET).saturating_duration_since(Instant::now()));
+}
+
+fn at_rate(running: &Running, requests: &[Request], size: Size, arrivals: &mut Arrivals<'_>) -> Result<Answers> {
+    let answers = connect(running, size.connections)?.at_rate(requests, size.rate)?;
+    arrivals.wait(answers.accepted)?;
+    Ok(answers)
+}
+
+/// Open connections, all of which the program has accepted before a clock starts.
+fn connect(running: &Running, connections: usize) -> Result<Sender> {
+    let sender = Sender::connect(running.address, connections)?;
+    thread::sleep(Duration::from_millis(50));
+    Ok(sender)
+}
+
 fn send(running: &Running, requests: &[Request], connections: usize) -> Result<Answers> {
-    let answers = Sender::connect(running.address, connections)?.closed_loop(requests)?;
+    let answers = connect(running, connections)?.closed_loop(requests)?;
     anyhow::ensure!(answers.other == 0, "{} requests were answered neither 200 nor 503", answers.other);
     Ok(answers)
 }
@@ -204,9 +261,7 @@ fn load(
     arrivals: &mut Arrivals<'_>,
     life: &mut Life,
 ) -> Result<()> {
-    let mut sender = Sender::connect(running.address, size.connections)?;
-    // Accepted by the program before the clock starts.
-    thread::sleep(Duration::from_millis(50));
+    let mut sender = connect(running, size.connections)?;
     let (cpu, own) = (running.process.cpu()?, own_cpu()?);
     let answers = sender.closed_loop(events)?;
     let own = own_cpu()?.saturating_sub(own);
@@ -230,10 +285,9 @@ fn away(
     (burst, fixed): (&[Request], &[Request]),
     arrivals: &mut Arrivals<'_>,
     life: &mut Life,
-) -> Result<()> {
+) -> Result<Instant> {
     let paused = Paused::new(arrivals.brokers.pid(kind)?)?;
-    let mut sender = Sender::connect(running.address, size.connections)?;
-    thread::sleep(Duration::from_millis(50));
+    let mut sender = connect(running, size.connections)?;
     let cpu = running.process.cpu()?;
     let answers = sender.closed_loop(burst)?;
     let cpu = running.process.cpu()?.saturating_sub(cpu);
@@ -252,11 +306,9 @@ fn away(
     let accepted = answers.accepted + later.accepted;
     let arrived = arrivals.wait(accepted).context("after the broker's return")?;
     away.drained_rate = rate(accepted, arrived.duration_since(back));
-    thread::sleep(QUIET);
-    away.drained_mib = mib(running.process.memory()?.0);
     life.away = Some(away);
     life.reopened += answers.reopened + later.reopened;
-    Ok(())
+    Ok(arrived)
 }
 
 /// Processor time of this process.

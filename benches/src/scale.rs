@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use crate::brokers::{Brokers, Kind};
 use crate::candidate::{Candidate, Depth, Program, Tweak};
@@ -91,6 +91,7 @@ pub fn run(bridge: &Path) -> Result<String> {
     let home = tempfile::tempdir()?;
     eprintln!("starting nats");
     let (brokers, began) = (Brokers::start(&[Kind::Nats], home.path())?, Instant::now());
+    let reference = Candidate::reference().start(bridge, &brokers)?;
     let mut text = String::new();
     let mut number = 0;
     let mut measure = |what: &str, case: &Case, depth: Depth| -> Result<Life> {
@@ -103,7 +104,7 @@ pub fn run(bridge: &Path) -> Result<String> {
         };
         let candidate = Candidate { name: format!("{what}: {}", case.value), program, depth };
         let batch = format!("{:02}{number:04}", std::process::id() % 100);
-        let life = measure::life(&candidate, &batch, case.size, bridge, &brokers)?;
+        let life = measure::life(&candidate, &batch, case.size, bridge, &brokers, Some(&reference))?;
         eprintln!(
             "{:>4} s  {:<40}{:>7.1} us/event{:>9.0}/s accepted",
             began.elapsed().as_secs(),
@@ -116,17 +117,22 @@ pub fn run(bridge: &Path) -> Result<String> {
     for axis in axes() {
         let _ = writeln!(
             text,
-            "| {} | CPU us/event | 200s, k/s | p50 / p99 us | idle MiB | peak MiB |\n|---|---|---|---|---|---|",
+            "| {} | CPU us/event | reference | x | 200s, k/s | reference | p50 / p99 us | idle MiB | peak MiB |\n\
+             |---|---|---|---|---|---|---|---|---|",
             axis.what
         );
         for case in &axis.cases {
             let life = measure(axis.what, case, Depth::Load)?;
+            let beside = life.beside.as_deref().context("the reference was not measured")?;
             let _ = writeln!(
                 text,
-                "| {} | {:.1} | {:.1} | {:.0} / {:.0} | {:.1} | {:.1} |",
+                "| {} | {:.1} | {:.1} | {:.2} | {:.1} | {:.1} | {:.0} / {:.0} | {:.1} | {:.1} |",
                 case.value,
                 life.cpu,
+                beside.cpu,
+                life.cpu / beside.cpu,
                 life.accepted_rate / 1e3,
+                beside.accepted_rate / 1e3,
                 life.closed.p50,
                 life.closed.p99,
                 life.idle_mib,
