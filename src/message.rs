@@ -120,13 +120,13 @@ impl Event {
     /// Puts an event together; `digest` is the verified MAC of the body, or its SHA-256 where unsigned.
     #[must_use]
     pub fn new(origin: Origin, body: Box<[u8]>, fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
-        Self::labelled(origin, body, Labels::new(fields, digest))
+        Self::labelled(origin, body, Labels::new(fields, digest), Instant::now())
     }
 
-    /// Puts an event together from labels made before, which borrow nothing of the body.
+    /// Puts an event together from labels made before, which borrow nothing of the body; `accepted` is about now.
     #[must_use]
-    pub fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels) -> Self {
-        Self { origin, body, accepted: Instant::now(), kept: Kept::Memory, ticket: None, labels }
+    pub fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels, accepted: Instant) -> Self {
+        Self { origin, body, accepted, kept: Kept::Memory, ticket: None, labels }
     }
 
     fn part(&self, from: usize, to: usize) -> &str {

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::hint::black_box;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -98,7 +98,7 @@ fn event(number: usize) -> Box<Event> {
     let Ok(Valid::Event(payload)) = validate(&body, Validation::Strict) else { panic!("the payload is valid") };
     let labels = Labels::new(&payload.fields(), &[7; 32]);
     let boxed = body.clone().into_boxed_slice();
-    Box::new(Event::labelled(origin, boxed, labels))
+    Box::new(Event::labelled(origin, boxed, labels, Instant::now()))
 }
 
 fn ingress(criterion: &mut Criterion) {

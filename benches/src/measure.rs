@@ -98,6 +98,12 @@ pub struct Latency {
     pub p999: f64,
 }
 
+impl Away {
+    fn of_burst(answers: &Answers) -> Self {
+        Self { accepted_rate: answers.accepted_rate(), share_503: answers.share_of_503(), ..Self::default() }
+    }
+}
+
 impl Latency {
     fn of(answers: &Answers) -> Self {
         let at = |quantile| micros(Duration::from_nanos(answers.latency.value_at_quantile(quantile)));
@@ -201,22 +207,17 @@ fn of_running(
     if is_whole {
         let burst = made("b", size.burst);
         // What a burst is compared with: no broker takes part in it either.
-        let alone = |running| -> Result<Option<Away>> {
-            let accepted_rate = send(running, &burst, size.connections)?.accepted_rate();
-            Ok(Some(Away { accepted_rate, ..Away::default() }))
-        };
-        if let Some(reference) = reference {
-            beside.away = alone(reference)?;
-        }
+        let mut alone = reference.map(|reference| send(reference, &burst, size.connections)).transpose()?;
         let idle_since = if let Some(kind) = broker {
             away(running, kind, size, (&burst, &made("a", 2 * half)), &mut arrivals, &mut life)?
         } else {
-            life.away = alone(running)?;
+            life.away = Some(Away::of_burst(&send(running, &burst, size.connections)?));
             Instant::now()
         };
-        if let (Some(reference), Some(others)) = (reference, &mut others) {
+        if let (Some(reference), Some(others), Some(alone)) = (reference, &mut others, &mut alone) {
             others.add(&beside_at_rate(reference, &second)?)?;
-            beside.fixed = Latency::of(others);
+            alone.add(&send(reference, &burst, size.connections)?)?;
+            (beside.fixed, beside.away) = (Latency::of(others), Some(Away::of_burst(alone)));
         }
         be_quiet(idle_since);
         if let Some(away) = &mut life.away {
@@ -291,12 +292,7 @@ fn away(
     let cpu = running.process.cpu()?;
     let answers = sender.closed_loop(burst)?;
     let cpu = running.process.cpu()?.saturating_sub(cpu);
-    let mut away = Away {
-        accepted_rate: answers.accepted_rate(),
-        share_503: answers.share_of_503(),
-        cpu: per(cpu, answers.accepted),
-        ..Away::default()
-    };
+    let mut away = Away { cpu: per(cpu, answers.accepted), ..Away::of_burst(&answers) };
     let later = sender.at_rate(fixed, size.rate)?;
     away.fixed = Latency::of(&later);
     away.full_mib = mib(running.process.memory()?.0);

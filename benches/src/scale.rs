@@ -104,7 +104,9 @@ pub fn run(bridge: &Path) -> Result<String> {
         };
         let candidate = Candidate { name: format!("{what}: {}", case.value), program, depth };
         let batch = format!("{:02}{number:04}", std::process::id() % 100);
-        let life = measure::life(&candidate, &batch, case.size, bridge, &brokers, Some(&reference))?;
+        // What is buffered is compared with nothing.
+        let beside = (depth == Depth::Load).then_some(&reference);
+        let life = measure::life(&candidate, &batch, case.size, bridge, &brokers, beside)?;
         eprintln!(
             "{:>4} s  {:<40}{:>7.1} us/event{:>9.0}/s accepted",
             began.elapsed().as_secs(),

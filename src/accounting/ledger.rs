@@ -102,12 +102,11 @@ impl Ledger {
         (at, numbers.collect())
     }
 
-    /// Notes what was decided about a request, and which secret matched.
-    pub fn decide(&mut self, source: usize, secret: Option<usize>, decision: Decision) {
+    /// Notes what was decided about a request that came at this time, and which secret matched.
+    pub fn decide(&mut self, source: usize, secret: Option<usize>, decision: Decision, at: SystemTime) {
         let Some(book) = self.sources.get_mut(source) else { return };
-        let now = SystemTime::now();
         book.received += 1;
-        book.last = Some((decision, now));
+        book.last = Some((decision, at));
         match decision {
             Decision::Accepted => book.accepted += 1,
             Decision::Duplicate => book.duplicate += 1,
@@ -116,7 +115,7 @@ impl Ledger {
         }
         if let Some(secret) = secret.and_then(|at| book.secrets.get_mut(at)) {
             secret.matched += 1;
-            secret.last = Some(now);
+            secret.last = Some(at);
         }
     }
 
@@ -282,7 +281,7 @@ mod tests {
                     reason => Decision::Rejected(Reason::ALL[reason - 3]),
                 };
                 accepted += u64::from(decision == Decision::Accepted);
-                ledger.decide(0, Some(0), decision);
+                ledger.decide(0, Some(0), decision, SystemTime::now());
             }
             let totals = ledger.totals(accepted);
             prop_assert_eq!(totals.mismatch(), 0);
@@ -305,7 +304,7 @@ mod tests {
     #[test]
     fn a_missing_event_shows_as_a_mismatch() {
         let mut ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
-        ledger.decide(0, None, Decision::Accepted);
+        ledger.decide(0, None, Decision::Accepted, SystemTime::now());
         assert_eq!(ledger.totals(0).mismatch(), 1);
         assert_eq!(ledger.totals(1).mismatch(), 0);
     }

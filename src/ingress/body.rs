@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
@@ -81,17 +82,23 @@ pub(super) async fn read(
     longest: Duration,
     budget: &Arc<Budget>,
 ) -> Result<(Box<[u8]>, Share), Unread> {
-    let deadline = Instant::now() + longest;
+    let mut deadline = None;
     let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| Unread::TooLarge)?;
     // Only what has come is charged: an announced length alone takes nothing from anybody.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
     let mut bytes = Vec::new();
     loop {
-        let frame = match timeout_at(deadline, body.frame()).await {
-            Err(_) => return Err(Unread::TooSlow),
-            Ok(None) => return Ok((bytes.into_boxed_slice(), share)),
-            Ok(Some(Err(error))) => return Err(broken(&error)),
-            Ok(Some(Ok(frame))) => frame,
+        // What came with the head needs neither clock nor timer.
+        let polled = if let Some(polled) = body.frame().now_or_never() {
+            polled
+        } else {
+            let deadline = *deadline.get_or_insert_with(|| Instant::now() + longest);
+            timeout_at(deadline, body.frame()).await.map_err(|_| Unread::TooSlow)?
+        };
+        let frame = match polled {
+            None => return Ok((bytes.into_boxed_slice(), share)),
+            Some(Err(error)) => return Err(broken(&error)),
+            Some(Ok(frame)) => frame,
         };
         // Trailers are read and dropped.
         let Ok(data) = frame.into_data() else { continue };

@@ -79,6 +79,8 @@ impl Conversation {
             .header_read_timeout(header_timeout)
             // One who ends his side after the request still gets his answer.
             .half_close(true)
+            // Answers are small: copied behind their head they go out in one piece.
+            .writev(false)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(READ_BUFFER);
         let served = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);

@@ -130,12 +130,12 @@ impl Deduplication {
     }
 
     /// Looks for an equal request.
-    pub(super) fn look(&self, key: &Key) -> Option<Known> {
+    pub(super) fn look(&self, key: &Key, now: Instant) -> Option<Known> {
         if !self.is_on() {
             return None;
         }
         let mut table = self.lock();
-        let now = table.now();
+        let now = table.ticks(now);
         table.look(key, now)
     }
 
@@ -144,13 +144,14 @@ impl Deduplication {
     pub(super) fn enter(
         &self,
         key: &Key,
+        now: Instant,
         enqueue: impl FnOnce() -> Result<Option<Arc<Ticket>>, Refused>,
     ) -> Result<Result<Option<Arc<Ticket>>, Refused>, Known> {
         if !self.is_on() {
             return Ok(enqueue());
         }
         let mut table = self.lock();
-        let now = table.now();
+        let now = table.ticks(now);
         if let Some(known) = table.look(key, now) {
             return Err(known);
         }
@@ -165,7 +166,7 @@ impl Deduplication {
     pub fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
         accepted.sort_by_key(|(_, age)| *age);
         let mut table = self.lock();
-        let (now, window) = (table.now(), table.window);
+        let (now, window) = (table.ticks(Instant::now()), table.window);
         for (key, age) in accepted.into_iter().take_while(|(_, age)| *age < window) {
             if table.entries.len() >= table.max_entries {
                 break;
@@ -195,9 +196,8 @@ impl Table {
         }
     }
 
-    /// Ticks.
-    fn now(&self) -> u32 {
-        ticks(self.begin.elapsed())
+    fn ticks(&self, time: Instant) -> u32 {
+        ticks(time.saturating_duration_since(self.begin))
     }
 
     fn is_recent(&self, since: u32, now: u32) -> bool {
@@ -290,8 +290,12 @@ mod tests {
         Deduplication::new(Settings { window: Duration::from_mins(1), max_entries })
     }
 
+    fn look(known: &Deduplication, key: &Key) -> Option<Known> {
+        known.look(key, Instant::now())
+    }
+
     fn accept(known: &Deduplication, number: u8) -> bool {
-        known.enter(&key(number), || Ok(None)).is_ok()
+        known.enter(&key(number), Instant::now(), || Ok(None)).is_ok()
     }
 
     #[test]
@@ -307,8 +311,8 @@ mod tests {
     #[test]
     fn forgets_what_was_refused() {
         let known = deduplication(3);
-        assert!(matches!(known.enter(&key(1), || Err(Refused::Full)), Ok(Err(Refused::Full))));
-        assert!(known.look(&key(1)).is_none());
+        assert!(matches!(known.enter(&key(1), Instant::now(), || Err(Refused::Full)), Ok(Err(Refused::Full))));
+        assert!(look(&known, &key(1)).is_none());
     }
 
     #[test]
@@ -316,26 +320,26 @@ mod tests {
         for (outcome, is_known) in [(Outcome::Kept, true), (Outcome::Failed, false)] {
             let known = deduplication(3);
             let ticket = Ticket::new(None);
-            assert!(known.enter(&key(1), || Ok(Some(ticket.clone()))).is_ok());
-            assert!(matches!(known.look(&key(1)), Some(Known::Pending(_))));
+            assert!(known.enter(&key(1), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
+            assert!(matches!(look(&known, &key(1)), Some(Known::Pending(_))));
             ticket::end([(ticket, outcome)]);
-            assert_eq!(matches!(known.look(&key(1)), Some(Known::Recorded)), is_known, "{outcome:?}");
+            assert_eq!(matches!(look(&known, &key(1)), Some(Known::Recorded)), is_known, "{outcome:?}");
         }
         let known = deduplication(3);
         let ticket = Ticket::new(None);
-        assert!(known.enter(&key(1), || Ok(Some(ticket.clone()))).is_ok());
+        assert!(known.enter(&key(1), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
         assert!(ticket.withdraw());
-        assert!(known.look(&key(1)).is_none(), "withdrawn");
+        assert!(look(&known, &key(1)).is_none(), "withdrawn");
     }
 
     #[test]
     fn tells_sources_apart_and_forgets_after_the_window() {
         let known = Deduplication::new(Settings { window: 2 * TICK, max_entries: 9 });
         assert!(accept(&known, 1));
-        assert!(known.look(&Key::new(1, &[1; 32])).is_none());
-        assert!(known.look(&key(1)).is_some());
+        assert!(look(&known, &Key::new(1, &[1; 32])).is_none());
+        assert!(look(&known, &key(1)).is_some());
         std::thread::sleep(3 * TICK);
-        assert!(known.look(&key(1)).is_none());
+        assert!(look(&known, &key(1)).is_none());
         assert!(accept(&known, 2));
         let table = known.lock();
         assert_eq!((table.entries.len(), table.known.len()), (1, 1), "what is too old takes no room");
@@ -346,7 +350,7 @@ mod tests {
         let known = deduplication(3);
         for _ in 0..5 {
             let ticket = Ticket::new(None);
-            assert!(known.enter(&key(1), || Ok(Some(ticket.clone()))).is_ok());
+            assert!(known.enter(&key(1), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
             ticket::end([(ticket, Outcome::Failed)]);
         }
         assert!(accept(&known, 1) && accept(&known, 2));
@@ -399,9 +403,9 @@ mod tests {
             (key(3), Duration::from_secs(1)),
             (key(4), Duration::from_hours(1)),
         ]);
-        assert!(known.look(&key(3)).is_some(), "the younger one");
-        assert!(known.look(&key(2)).is_none() && known.look(&key(4)).is_none());
+        assert!(look(&known, &key(3)).is_some(), "the younger one");
+        assert!(look(&known, &key(2)).is_none() && look(&known, &key(4)).is_none());
         assert!(accept(&known, 5));
-        assert!(known.look(&key(3)).is_none() && known.look(&key(1)).is_some(), "the oldest went");
+        assert!(look(&known, &key(3)).is_none() && look(&known, &key(1)).is_some(), "the oldest went");
     }
 }

@@ -150,7 +150,8 @@ impl Ingress {
             return reply;
         };
         let headers = &head.headers;
-        let mut guard = Guard { ingress: self, endpoint, sender, headers, secret: None, decided: false };
+        let received = SystemTime::now();
+        let mut guard = Guard { ingress: self, endpoint, sender, headers, received, secret: None, decided: false };
         let reply = match guard.decide(&head, &mut body).await {
             Ok(reply) => reply,
             Err(refusal) => {
@@ -184,6 +185,8 @@ struct Guard<'i> {
     endpoint: &'i Endpoint,
     sender: &'i Sender<'i>,
     headers: &'i HeaderMap,
+    /// When it came.
+    received: SystemTime,
     secret: Option<usize>,
     decided: bool,
 }
@@ -195,7 +198,6 @@ impl Guard<'_> {
             let text = "webhooks are sent with POST";
             return Err(refuse(Reason::Method, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", text));
         }
-        let received = SystemTime::now();
         if body::is_too_large(body, settings.max_body) {
             return Err(too_large(settings.max_body));
         }
@@ -211,13 +213,14 @@ impl Guard<'_> {
         let read = body::read(body, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
         // What waits for the disk is still charged: journaled or not, no more bodies are in memory than that.
         let (bytes, _share) = read.map_err(|unread| unreadable(unread, settings.max_body))?;
+        let (received, now) = (self.received, Instant::now());
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
             let text = "the request is not signed with a secret of this source";
             return Err(refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text));
         };
         self.secret = verified.secret.map(|at| self.endpoint.secrets[at]);
         let key = Key::new(self.endpoint.number, &verified.digest);
-        if let Some(known) = self.ingress.shared.known.look(&key) {
+        if let Some(known) = self.ingress.shared.known.look(&key, now) {
             return self.duplicate(known).await;
         }
         let valid = validate(&bytes, self.endpoint.source.validation).map_err(|problem| {
@@ -246,15 +249,15 @@ impl Guard<'_> {
             traceparent: traceparent(&head.headers),
             received,
         };
-        self.enqueue(&key, Box::new(Event::labelled(origin, bytes, labels))).await
+        self.enqueue(&key, Box::new(Event::labelled(origin, bytes, labels, now))).await
     }
 
     /// The buffer or the journal's writer decides and counts, whatever becomes of this request.
     async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Refusal> {
         let (ingress, secret) = (self.ingress, self.secret);
-        let is_known_by_body = !event.cuid().is_empty();
+        let (is_known_by_body, now) = (!event.cuid().is_empty(), event.accepted);
         let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.home);
-        let enqueued = if is_known_by_body { ingress.shared.known.enter(key, enqueue) } else { Ok(enqueue()) };
+        let enqueued = if is_known_by_body { ingress.shared.known.enter(key, now, enqueue) } else { Ok(enqueue()) };
         let enqueued = match enqueued {
             Ok(enqueued) => enqueued,
             // An equal request was faster.
@@ -299,7 +302,7 @@ impl Guard<'_> {
     fn count(&mut self, decision: Decision) {
         if !self.decided {
             self.decided = true;
-            self.ingress.shared.queue.decide(self.endpoint.number, self.secret, decision);
+            self.ingress.shared.queue.decide(self.endpoint.number, self.secret, decision, self.received);
         }
     }
 
@@ -395,7 +398,7 @@ pub fn rebuild(origin: Origin, body: Box<[u8]>) -> Option<Box<Event>> {
         Valid::Event(payload) => Labels::new(&payload.fields(), &digest),
         Valid::Probe => return None,
     };
-    Some(Box::new(Event::labelled(origin, body, labels)))
+    Some(Box::new(Event::labelled(origin, body, labels, Instant::now())))
 }
 
 /// Whether the body comes as it was signed.

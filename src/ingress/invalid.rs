@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use std::{fmt, io};
 
 use serde_json::Map;
@@ -146,7 +146,7 @@ fn letter(origin: Origin, verified: &Verified, problem: &str, body: &[u8]) -> Le
         Ok(Valid::Event(payload)) => Labels::new(&payload.fields(), &verified.digest),
         _ => Labels::new(&Fields::default(), &verified.digest),
     };
-    let event = Event::labelled(origin, body.into(), labels);
+    let event = Event::labelled(origin, body.into(), labels, Instant::now());
     Letter {
         time: SystemTime::now(),
         reason: "invalid".to_owned(),

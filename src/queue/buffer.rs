@@ -160,6 +160,7 @@ impl Buffer {
         event: Box<Event>,
         home: &Arc<Mailbox>,
     ) -> Result<Option<Arc<Ticket>>, Refused> {
+        let received = event.origin.received;
         let mut state = self.lock();
         let enqueued = match self.mode.ack {
             _ if state.draining => Err(Refused::Draining),
@@ -174,9 +175,9 @@ impl Buffer {
             Ack::Journaled => self.submit(&mut state, source, secret, event, home).map(Some),
         };
         match &enqueued {
-            Err(refused) => state.ledger.decide(source, secret, Decision::Rejected(refused.reason())),
+            Err(refused) => state.ledger.decide(source, secret, Decision::Rejected(refused.reason()), received),
             Ok(_) if self.mode.ack == Ack::Journaled => {}
-            Ok(_) => state.ledger.decide(source, secret, Decision::Accepted),
+            Ok(_) => state.ledger.decide(source, secret, Decision::Accepted, received),
         }
         drop(state);
         if enqueued.is_ok() && self.mode.ack != Ack::Journaled {
@@ -225,9 +226,9 @@ impl Buffer {
         Ok(ticket)
     }
 
-    /// Notes any other decision about a request.
-    pub fn decide(&self, source: usize, secret: Option<usize>, decision: Decision) {
-        self.lock().ledger.decide(source, secret, decision);
+    /// Notes any other decision about a request that came at this time.
+    pub fn decide(&self, source: usize, secret: Option<usize>, decision: Decision, received: SystemTime) {
+        self.lock().ledger.decide(source, secret, decision, received);
     }
 
     /// Waits until an event may be waiting. Cancel-safe; one waiter.

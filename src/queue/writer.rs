@@ -192,7 +192,7 @@ impl Buffer {
             disk.events += 1;
             match entry {
                 Entry::Accept { source, secret, ticket } => {
-                    state.ledger.decide(source, secret, Decision::Accepted);
+                    state.ledger.decide(source, secret, Decision::Accepted, event.origin.received);
                     tickets.push(ticket);
                     let cost = event.cost();
                     let held = state.waiting.len() + state.replays.len() + state.taken;
@@ -221,10 +221,11 @@ impl Buffer {
     pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
         let mut state = self.lock();
         let mut tickets = Vec::with_capacity(run.len());
-        for Incoming { entry, .. } in run {
+        for Incoming { event, entry, .. } in run {
             match entry {
                 Entry::Accept { source, secret, ticket } => {
-                    state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable));
+                    let received = event.origin.received;
+                    state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable), received);
                     tickets.push(ticket);
                 }
                 Entry::Spill { ticket, .. } => tickets.extend(ticket),
