@@ -109,8 +109,9 @@ mod tests {
 
     #[test]
     fn is_not_filled_for_longer_than_librdkafka_waits() {
-        let mut batch = Batch::default();
-        batch.since = Some(Instant::now().checked_sub(LINGER).unwrap());
+        let since = Instant::now().checked_sub(LINGER);
+        assert!(since.is_some(), "this clock began a moment ago");
+        let mut batch = Batch { since, ..Batch::default() };
         for _ in 1..BETWEEN_LOOKS {
             batch.add(1);
         }
