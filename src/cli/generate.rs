@@ -1,13 +1,12 @@
 //! `completions` and `man`: made of the same description of the commands that reads the arguments.
 
-use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use crate::cli::{Arguments, failed, say};
+use crate::cli::{Arguments, failed, print, say};
 
 const NAME: &str = "plextrac-bridge";
 
@@ -27,7 +26,8 @@ pub(super) struct Man {
 pub(super) fn completions(options: &Completions) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(options.shell, &mut Arguments::command(), NAME, &mut script);
-    print(&script)
+    print(&script);
+    ExitCode::SUCCESS
 }
 
 pub(super) fn man(options: &Man) -> ExitCode {
@@ -35,7 +35,10 @@ pub(super) fn man(options: &Man) -> ExitCode {
     let Some(directory) = &options.directory else {
         let mut page = Vec::new();
         return match clap_mangen::Man::new(command).render(&mut page) {
-            Ok(()) => print(&page),
+            Ok(()) => {
+                print(&page);
+                ExitCode::SUCCESS
+            }
             Err(error) => failed(format_args!("cannot write the page: {error}")),
         };
     };
@@ -46,10 +49,4 @@ pub(super) fn man(options: &Man) -> ExitCode {
         }
         Err(error) => failed(format_args!("cannot write to {}: {error}", directory.display())),
     }
-}
-
-/// A reader that has left (`| head`) is no error.
-fn print(bytes: &[u8]) -> ExitCode {
-    let _ = io::stdout().write_all(bytes);
-    ExitCode::SUCCESS
 }

@@ -15,9 +15,10 @@ mod serve;
 mod sign;
 
 use std::fmt::Display;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 use plextrac_bridge::settings::{Flags, Settings, SettingsError, load};
@@ -106,7 +107,7 @@ enum Command {
 pub(crate) fn run(arguments: Arguments) -> ExitCode {
     let flags =
         Flags { config: arguments.config, log_level: arguments.log_level, log_format: arguments.log_format };
-    match arguments.command {
+    let code = match arguments.command {
         Command::Serve => serve::run(&flags),
         Command::Check(options) => check::run(&flags, &options),
         Command::Demo(options) => demo::run(&flags, &options),
@@ -118,6 +119,26 @@ pub(crate) fn run(arguments: Arguments) -> ExitCode {
         Command::Schema(options) => schema::run(&options),
         Command::Completions(options) => generate::completions(&options),
         Command::Man(options) => generate::man(&options),
+    };
+    match UNPRINTED.get() {
+        Some(error) if code == ExitCode::SUCCESS => {
+            failed(format_args!("cannot write to standard output: {error}"))
+        }
+        _ => code,
+    }
+}
+
+/// The first error of standard output: with it, no command ends well.
+static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
+
+/// Prints to standard output. A reader that has left (`| head`) is no error.
+fn print(bytes: &[u8]) {
+    let mut out = io::stdout().lock();
+    if let Err(error) = out.write_all(bytes).and_then(|()| out.flush())
+        && error.kind() != io::ErrorKind::BrokenPipe
+    {
+        // The first one says enough.
+        let _ = UNPRINTED.set(error);
     }
 }
 
@@ -131,14 +152,14 @@ fn settings(flags: &Flags) -> Result<(Settings, Vec<String>), ExitCode> {
     })
 }
 
-/// Prints a line to standard output. A reader that has left (`| head`) is no error.
+/// Prints a line to standard output.
 fn say(text: impl Display) {
-    let _ = writeln!(std::io::stdout(), "{text}");
+    print(format!("{text}\n").as_bytes());
 }
 
 /// Prints an error.
 fn complain(text: impl Display) {
-    let _ = writeln!(std::io::stderr(), "error: {text}");
+    let _ = writeln!(io::stderr(), "error: {text}");
 }
 
 /// Says why a command could not do its work.

@@ -1,6 +1,7 @@
 //! One connection, plain or over TLS, from the first byte to the last: the handshake, then requests and answers.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -103,7 +104,7 @@ impl Conversation {
         };
         match shaken {
             Ok(Ok(stream)) => self.hold(stream).await,
-            Ok(Err(error)) => handshakes.failed(self.peer, &error),
+            Ok(Err(error)) => handshakes.failed(self.peer, &why(&error)),
             Err(_) => handshakes.failed(self.peer, &"it came too slowly"),
         }
     }
@@ -130,6 +131,16 @@ async fn to_its_end<C: GracefulConnection, S>(
     }
     connection.as_mut().graceful_shutdown();
     connection.await
+}
+
+/// Why a handshake failed, for the one who has to mend it.
+fn why(error: &io::Error) -> String {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            "what came is not TLS; does the sender's URL begin with http:// instead of https://?".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// What is said of handshakes that fail: strangers make many.

@@ -115,6 +115,7 @@ fn closes_a_connection_that_does_not_speak_tls_and_says_so() {
         line["message"].as_str().is_some_and(|text| text.starts_with("a TLS handshake failed: "))
     });
     assert!(line["peer"].is_string(), "{line}");
+    assert!(line["message"].as_str().is_some_and(|text| text.contains("http:// instead of https://")), "{line}");
     let mut client = Client::connect_over_tls(&daemon.ingress, &authority.client(None)).expect("others are served");
     assert_eq!(post(&mut client, "cuid-1"), 200);
     assert_eq!(daemon.metric("events_received_total", &[]), 1);

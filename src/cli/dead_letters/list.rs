@@ -1,6 +1,6 @@
 //! `dead-letters list` and `show`: reading, without a lock, while a daemon may be writing.
 
-use std::io::{IsTerminal as _, Write as _};
+use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -166,14 +166,8 @@ fn body(found: &[(Letter, Vec<u8>)], good: bool) -> Result<ExitCode, ExitCode> {
     if found.iter().any(|(letter, _)| letter.body != first.body) {
         return Err(cli::failed("these are several bodies; name one id"));
     }
-    let mut out = std::io::stdout().lock();
-    match out.write_all(&first.body).and_then(|()| out.flush()) {
-        Ok(()) if good => Ok(ExitCode::SUCCESS),
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(cli::failed(format_args!("cannot write the body: {error}")))
-        }
-        _ => Ok(ExitCode::FAILURE),
-    }
+    cli::print(&first.body);
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn describe(letter: &Letter) {
