@@ -100,22 +100,6 @@ fn ends_with_2_for_wrong_arguments_and_78_for_wrong_settings() {
 }
 
 #[test]
-fn ends_with_1_where_its_output_cannot_be_written() {
-    let directory = tempfile::tempdir().unwrap();
-    let secret = secret_file(directory.path());
-    for arguments in
-        [&["sign", "--secret-file", &secret][..], &["completions", "bash"], &["man"], &["schema", "payload"]]
-    {
-        let full = fs::File::options().write(true).open("/dev/full").unwrap();
-        let mut command = Program::new(arguments).within(directory.path()).into_command();
-        let ended = command.stdin(Stdio::null()).stdout(full).output().unwrap();
-        let said = String::from_utf8_lossy(&ended.stderr);
-        assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {said}");
-        assert!(said.starts_with("error: cannot write to standard output: No space left"), "{arguments:?}: {said}");
-    }
-}
-
-#[test]
 fn demonstrates_itself_once_and_leaves_nothing() {
     let directory = tempfile::tempdir().unwrap();
     let ended =

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
+use std::process::Stdio;
 
 use plextrac_bridge::settings::REFERENCE;
 use serde_json::Value;
@@ -103,4 +104,16 @@ fn writes_a_manual_page_for_every_command() {
     let ended = Program::new(["man", "--directory", "/no/such"]).run();
     ended.assert_code(1);
     assert!(ended.err.starts_with("error: cannot write to /no/such: "), "{}", ended.err);
+}
+
+#[test]
+fn ends_with_1_where_its_output_cannot_be_written() {
+    for arguments in [&["completions", "bash"][..], &["man"], &["schema", "payload"], &["demo", "--once"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Program::new(arguments).into_command();
+        let ended = command.stdin(Stdio::null()).stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.starts_with("error: cannot write to standard output: No space left"), "{arguments:?}: {said}");
+    }
 }
