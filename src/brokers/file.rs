@@ -22,6 +22,7 @@ use crate::brokers::{
 use crate::failpoint;
 use crate::message::{Event, Message};
 use crate::settings::Section;
+use crate::state::sync_directory;
 
 /// More addresses than this reopen the file used longest ago: descriptors belong to connections.
 const OPEN_FILES: usize = 64;
@@ -83,7 +84,9 @@ impl File {
         if directory.is_dir() {
             return Ok(());
         }
-        fs::create_dir(directory).map_err(|error| {
+        let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let synced = |()| sync_directory(parent.unwrap_or(Path::new(".")));
+        fs::create_dir(directory).and_then(synced).map_err(|error| {
             let text = format!("cannot create the directory {}: {error}", directory.display());
             ConnectError::new(ErrorKind::Connect, text)
         })
@@ -289,6 +292,8 @@ fn open(path: &Path) -> io::Result<fs::File> {
         if last != *b"\n" {
             file.write_all(b"\n")?;
         }
+    } else if let Some(directory) = path.parent() {
+        sync_directory(directory)?;
     }
     Ok(file)
 }

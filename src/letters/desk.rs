@@ -2,7 +2,7 @@
 //!
 //! Both are written under another name and renamed, so that nobody reads half of one.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,8 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::Value;
 
-use crate::letters::store::{create, give_to_the_owner};
+use crate::letters::store::create;
+use crate::state::{give_to_the_owner, sync_directory};
 use crate::letters::{BadRequest, Kind, Progress, Request};
 
 /// The directory of the requests, below that of the dead letters.
@@ -148,7 +149,7 @@ impl Desk {
         }
         fs::rename(&temporary, self.path(name, extension))?;
         if sync == Sync::Yes {
-            File::open(&self.0)?.sync_all()?;
+            sync_directory(&self.0)?;
         }
         Ok(())
     }

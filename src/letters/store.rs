@@ -8,13 +8,14 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::failpoint;
 use crate::letters::read::{self, Lines};
+use crate::state::{create_directory, give_to_the_owner, sync_directory};
 
 /// What happens when a letter does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -292,7 +293,7 @@ impl Store {
             let path = self.path(self.number);
             let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
             give_to_the_owner(&file, &self.directory);
-            File::open(&self.directory)?.sync_all()?;
+            sync_directory(&self.directory)?;
             self.current = Some((file, 0));
         }
         let (file, length) = self.current.as_mut().ok_or(io::ErrorKind::NotFound)?;
@@ -377,7 +378,7 @@ impl Store {
             self.counted.remove(&number);
         }
         self.recount();
-        File::open(&self.directory)?.sync_all()?;
+        sync_directory(&self.directory)?;
         Ok(gone)
     }
 
@@ -399,24 +400,12 @@ fn remove(path: &Path) -> io::Result<()> {
 /// Creates the directory where it is missing, for its owner alone: bodies are confidential.
 pub(super) fn create(directory: &Path) -> io::Result<()> {
     if !directory.is_dir() {
-        fs::DirBuilder::new().mode(0o700).create(directory)?;
+        create_directory(directory)?;
         if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            let made = File::open(directory)?;
-            give_to_the_owner(&made, parent);
-            File::open(parent)?.sync_all()?;
+            give_to_the_owner(&File::open(directory)?, parent);
         }
     }
     Ok(())
-}
-
-/// A command that root runs must leave nothing that the daemon's user cannot read. Where that is not possible, the
-/// daemon says so when it tries.
-pub fn give_to_the_owner(file: &File, directory: &Path) {
-    if let (Ok(is), Ok(owner)) = (file.metadata(), fs::metadata(directory))
-        && is.uid() != owner.uid()
-    {
-        let _ = std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()));
-    }
 }
 
 /// How many whole lines a file has, and where the last one ends.

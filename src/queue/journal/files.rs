@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::failpoint;
 use crate::queue::journal::format::{BLOCK_LENGTH, Block};
+use crate::state;
 
 const SUFFIX: &str = ".segment";
 /// Zeros are written in pieces of this size.
@@ -114,7 +115,7 @@ pub(super) enum Fill {
 /// Makes a segment that was never used, with all its blocks, safe on disk. What is left of a failure is removed.
 pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io::Result<()> {
     let path = path(directory, number);
-    let made = make(&path, size, how).and_then(|()| sync_directory(directory));
+    let made = make(&path, size, how).and_then(|()| state::sync_directory(directory));
     if made.is_err() {
         // It holds nothing, and what cannot be removed now is written over by the next try.
         let _ = fs::remove_file(&path);
@@ -133,11 +134,6 @@ fn make(path: &Path, size: u64, how: Fill) -> io::Result<()> {
         zero(&file, 0, size)?;
     }
     file.sync_all()
-}
-
-/// Makes names in a directory safe on disk.
-pub(super) fn sync_directory(directory: &Path) -> io::Result<()> {
-    File::open(directory)?.sync_all()
 }
 
 /// The error with the place where it happened.

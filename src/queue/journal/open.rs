@@ -1,9 +1,9 @@
 //! The start: what is there, what of it is sound, where to go on. Only headers are read, and the last segment.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::queue::journal::chain::Chain;
@@ -14,6 +14,7 @@ use crate::queue::journal::reader::Reader;
 use crate::queue::journal::settings::Settings;
 use crate::queue::journal::tail;
 use crate::queue::journal::writer::{Active, Writer};
+use crate::state;
 
 /// Why a journal cannot be opened. Damage is no reason.
 #[derive(Debug, thiserror::Error)]
@@ -101,7 +102,7 @@ pub(super) fn survey(directory: &Path) -> Result<Survey, OpenError> {
 /// # Errors
 /// See [`OpenError`].
 pub fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> {
-    create_directory(directory)?;
+    state::create_directory(directory).map_err(|error| files::at(directory, &error))?;
     let survey = survey(directory)?;
     let mut findings: Vec<String> = survey
         .damage
@@ -149,7 +150,7 @@ pub fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> 
         files::create(directory, number, size, Fill::Written)?;
         layout.grown(number, true);
     }
-    files::sync_directory(directory)?;
+    state::sync_directory(directory)?;
     let reader = Reader::new(directory.to_owned());
     Ok(Opened { layout, writer, reader, recovered: first..next, damaged, findings })
 }
@@ -175,17 +176,6 @@ fn arrange(directory: &Path, layout: &mut Layout, used: Vec<Used>, survey: &Surv
     for number in deleted {
         // One that stays is written over when its number is used again.
         let _ = fs::remove_file(files::path(directory, number));
-    }
-}
-
-fn create_directory(directory: &Path) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(directory) {
-        Ok(()) => {
-            let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
-            files::sync_directory(parent.unwrap_or(Path::new(".")))
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
-        Err(error) => Err(files::at(directory, &error)),
     }
 }
 
