@@ -40,7 +40,7 @@ use reload::Reloader;
 pub use reload::Reloading;
 use threads::{Runtimes, joined, thread};
 
-/// How long the end waits for the journal's last words.
+/// How long the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
 const JOURNAL_END: Duration = Duration::from_secs(5);
 
 /// Why the bridge does not start. The text says what to do.
@@ -366,7 +366,8 @@ async fn stop_in_order<T: Send + 'static>(
         joined(vec![delivery]).await;
         queue.close_journal();
         // A disk that hangs must not hold up the end for ever.
-        let _ = tokio::time::timeout(JOURNAL_END, joined(journal.into_iter().collect())).await;
+        let patience = JOURNAL_END.saturating_sub(stopper.overdue()).max(JOURNAL_END / 5);
+        let _ = tokio::time::timeout(patience, joined(journal.into_iter().collect())).await;
     };
     tokio::pin!(ended);
     loop {

@@ -1,12 +1,14 @@
 //! Logs: format and level, whose words are let through, and how often the same thing is said.
 
-use std::io::IsTerminal as _;
-use std::sync::Mutex;
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
+use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Registry, registry, reload};
@@ -61,7 +63,38 @@ const WAITING_LINES: usize = 4096;
 #[derive(Debug)]
 pub struct Log {
     level: Level,
+    gate: Gate,
     _guard: WorkerGuard,
+}
+
+/// Between the lines and the thread that writes them: at the end only one thread may pass.
+#[derive(Clone, Debug)]
+struct Gate {
+    writer: NonBlocking,
+    only: Arc<Mutex<Option<ThreadId>>>,
+}
+
+impl Write for Gate {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        // Held while the line is handed over, so that none is overtaken.
+        let only = self.only.lock().unwrap_or_else(PoisonError::into_inner);
+        if only.is_some_and(|only| only != std::thread::current().id()) {
+            return Ok(line.len());
+        }
+        self.writer.write(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+impl MakeWriter<'_> for Gate {
+    type Writer = Self;
+
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
 }
 
 impl Log {
@@ -69,6 +102,12 @@ impl Log {
     #[must_use]
     pub fn level(&self) -> Level {
         self.level.clone()
+    }
+
+    /// From now on only this thread writes: the last line is its own, whatever other threads, those of client libraries
+    /// among them, still have to say.
+    pub fn close(&self) {
+        *self.gate.only.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current().id());
     }
 }
 
@@ -105,21 +144,22 @@ pub fn start(settings: Settings) -> Result<Log, TryInitError> {
     let text = match settings.format {
         Format::Text => true,
         Format::Json => false,
-        Format::Auto => std::io::stderr().is_terminal(),
+        Format::Auto => io::stderr().is_terminal(),
     };
     let (writer, guard) = NonBlockingBuilder::default()
         .thread_name("log")
         .buffered_lines_limit(WAITING_LINES)
         .lossy(true)
-        .finish(std::io::stderr());
-    let layer = tracing_subscriber::fmt::layer().with_writer(writer);
+        .finish(io::stderr());
+    let gate = Gate { writer, only: Arc::default() };
+    let layer = tracing_subscriber::fmt::layer().with_writer(gate.clone());
     if text {
-        let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
+        let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
         registry().with(layer.with_ansi(colour).with_target(false).with_filter(targets)).try_init()?;
     } else {
         registry().with(layer.json().flatten_event(true).with_filter(targets)).try_init()?;
     }
-    Ok(Log { level: Level(handle), _guard: guard })
+    Ok(Log { level: Level(handle), gate, _guard: guard })
 }
 
 /// Lets through so many of the same kind per period.
@@ -140,7 +180,7 @@ impl Throttle {
 
     /// Whether this one may be said.
     pub fn admits(&self) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if now.duration_since(state.0) >= self.period {
             *state = (now, 0);

@@ -98,6 +98,12 @@ impl Labels {
         }
         Self { text: text.into_boxed_str(), ends }
     }
+
+    /// The event id: `<cuid>-<first 12 hex of the digest>`, without a `cuid` its first 32 hex.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.text[..self.ends[1] as usize]
+    }
 }
 
 /// One accepted event: the signed bytes, and what was learnt of them.
@@ -136,7 +142,7 @@ impl Event {
     /// The event id: `<cuid>-<first 12 hex of the digest>`, without a `cuid` its first 32 hex.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.labels.text[..self.labels.ends[1] as usize]
+        self.labels.id()
     }
 
     /// The payload's `cuid`, empty where missing.

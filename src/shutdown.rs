@@ -67,6 +67,12 @@ impl Stopper {
         self.0.send_modify(|stop| stop.deadline = Some(stop.deadline.map_or(at, |deadline| deadline.min(at))));
     }
 
+    /// For how long all should have been over.
+    #[must_use]
+    pub fn overdue(&self) -> Duration {
+        self.0.borrow().deadline.map_or(Duration::ZERO, |deadline| deadline.elapsed())
+    }
+
     /// A listener.
     #[must_use]
     pub fn drain(&self) -> Drain {

@@ -258,8 +258,12 @@ pub struct JournalState {
     pub full: bool,
     /// Why it can never be written again.
     pub failed: Option<String>,
-    /// Why it cannot be written at the moment.
+    /// Why no further segment can be made at the moment.
     pub no_space: Option<String>,
+    /// An event was refused for that.
+    pub short: bool,
+    /// Why nothing is accepted although the disk reports no error.
+    pub stalled: Option<&'static str>,
 }
 
 #[cfg(test)]

@@ -42,7 +42,10 @@ impl Health {
             ));
         }
         if let Some(journal) = snapshot.journal.as_ref().filter(|_| self.queue.mode().ack == Ack::Journaled) {
-            if let Some(text) = journal.failed.as_ref().or(journal.no_space.as_ref()) {
+            if let Some(text) = journal.failed.as_ref().or(journal.no_space.as_ref().filter(|_| journal.short)) {
+                reasons.push(format!("journal: {text}"));
+            }
+            if let Some(text) = journal.stalled {
                 reasons.push(format!("journal: {text}"));
             }
             if journal.full {

@@ -65,7 +65,7 @@ impl Admin {
                 "in_flight_events": view.in_flight,
                 "oldest_event_timestamp_seconds": unix_seconds(snapshot.oldest),
             },
-            "journal": snapshot.journal.as_ref().map(journal),
+            "journal": snapshot.journal.as_ref().map(|state| journal(state, view.unreadable.as_deref())),
             "dead_letters": self.dead_letters.as_ref().map(|held| json!({
                 "events": held.events(),
                 "bytes": held.bytes(),
@@ -98,14 +98,15 @@ impl Admin {
     }
 }
 
-fn journal(journal: &JournalState) -> Value {
+fn journal(journal: &JournalState, unreadable: Option<&str>) -> Value {
     json!({
         "events": journal.events,
         "bytes": journal.bytes,
         "capacity_bytes": journal.capacity,
         "recovered": journal.recovered,
         "damaged": journal.damaged,
-        "failed": journal.failed.as_ref().or(journal.no_space.as_ref()),
+        "failed": journal.failed.as_deref().or(journal.stalled).or(journal.no_space.as_deref()),
+        "unreadable": unreadable,
     })
 }
 

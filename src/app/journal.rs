@@ -60,9 +60,12 @@ pub(super) fn write(parts: &Parts, writer: Writer, pulse: Pulse) -> io::Result<J
     std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
 }
 
-/// Reads back, beside everything else, what an earlier run accepted lately: a repeat of it is a duplicate.
+/// Reads back, beside everything else, what an earlier run accepted lately: a repeat of it is a duplicate. Only in
+/// `journaled` mode, where a record means that its sender was answered 200 or would have been; what the other modes write
+/// at a stop may have been answered 503. Only records with a `cuid`: equal events without one are events of their own.
 pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Result<()> {
-    let Some(directory) = settings.state_directory.as_ref().filter(|_| known.is_on()) else {
+    let is_wanted = known.is_on() && settings.mode.ack == Ack::Journaled;
+    let Some(directory) = settings.state_directory.as_ref().filter(|_| is_wanted) else {
         return Ok(());
     };
     let (known, directory) = (known.clone(), directory.join(DIRECTORY));
@@ -74,6 +77,9 @@ pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Res
         let mut accepted = Vec::new();
         let mut visit = |origin: &Origin, body: &[u8]| {
             let Some(source) = sources.iter().position(|name| *name == origin.source) else { return };
+            if !ingress::has_cuid(body) {
+                return;
+            }
             let digest = ingress::digest(origin.signature.as_ref().filter(|_| origin.verified), body);
             let age = now.duration_since(origin.received).unwrap_or_default();
             accepted.push((ingress::Key::new(source, &digest), age));

@@ -59,6 +59,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     });
     match outcome {
         Ok(outcome) => {
+            log.close();
             let code = stopped(&outcome.totals);
             // The last line of the log is the accounting; why it came to that stands before.
             if outcome.failed.is_some() { ExitCode::FAILURE } else { code }

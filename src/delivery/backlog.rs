@@ -1,27 +1,50 @@
 //! Reads what the journal holds and memory does not: on a thread for blocking work, for a disk may be slow.
 
 use std::collections::VecDeque;
+use std::io;
 use std::time::Duration;
+
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::delivery::view::View;
 use crate::logs::Throttle;
 use crate::message::{Event, Kept, Rebuild};
-use crate::queue::journal::{Batch, Reader, Stored};
+use crate::queue::journal::{Batch, Reader, Stored, is_unreadable};
 use crate::queue::{Backlog, Buffer};
 
 /// How long delivery waits before it tries again to read.
 const RETRY: Duration = Duration::from_secs(1);
 
+/// How often a block that cannot be read is tried before it is skipped: some disks find it again after a moment.
+const TRIES: u32 = 3;
+
+/// A read that takes longer than this is reported.
+const SLOW: Duration = Duration::from_secs(2);
+
 /// The journal as delivery reads it.
 #[derive(Debug)]
 pub struct BacklogReader {
-    /// Here, or with the read that is under way.
-    reader: Option<Reader>,
+    reading: Reading,
+    /// How often the read that comes next has failed.
+    failures: u32,
     rebuild: Rebuild,
     throttle: Throttle,
 }
 
+/// A read, from one call to the next: whoever waits for it may be cancelled, the read itself is not.
+#[derive(Debug)]
+enum Reading {
+    /// None is under way; the next may begin at this time.
+    Idle(Box<Reader>, Option<Instant>),
+    /// One is.
+    Busy(JoinHandle<(Box<Reader>, io::Result<Read>)>),
+    /// It panicked.
+    Broken,
+}
+
 /// What one read brought: sound events, how many records were damaged, where to go on.
+#[derive(Debug)]
 struct Read {
     events: VecDeque<Box<Event>>,
     damaged: u64,
@@ -33,11 +56,13 @@ impl BacklogReader {
     /// Reads with this reader; `rebuild` makes events of records.
     #[must_use]
     pub fn new(reader: Reader, rebuild: Rebuild) -> Self {
-        Self { reader: Some(reader), rebuild, throttle: Throttle::new(10, Duration::from_secs(1)) }
+        let reading = Reading::Idle(Box::new(reader), None);
+        Self { reading, failures: 0, rebuild, throttle: Throttle::new(10, Duration::from_secs(1)) }
     }
 
-    /// Reads up to `most` events of the backlog to the end of `into`, and notes them in the queue. While the disk
-    /// fails it waits and tries again: nothing is skipped that can be read.
+    /// Reads up to `most` events of the backlog to the end of `into`, and notes them in the queue. While the disk fails
+    /// it waits and tries again; a block that stays unreadable in a file that can be read is skipped, and its records
+    /// count as damaged. Cancel-safe.
     pub(super) async fn read(
         &mut self,
         backlog: &Backlog,
@@ -47,16 +72,9 @@ impl BacklogReader {
         into: &mut VecDeque<Box<Event>>,
     ) {
         loop {
-            let Some(mut reader) = self.reader.take() else { return std::future::pending().await };
-            let (wanted, rebuild) = (backlog.clone(), self.rebuild);
-            let reading = tokio::task::spawn_blocking(move || {
-                let read = reader.read(wanted.sequences.start, wanted.sequences.end, most, wanted.bytes);
-                (reader, read.map(|batch| put_together(batch, rebuild)))
-            });
-            let Ok((reader, read)) = reading.await else { return std::future::pending().await };
-            self.reader = Some(reader);
-            match read {
+            match self.finished(backlog, most, view).await {
                 Ok(mut read) => {
+                    self.failures = 0;
                     view.change(|view| view.unreadable = None);
                     for finding in &read.findings {
                         if self.throttle.admits() {
@@ -68,15 +86,52 @@ impl BacklogReader {
                     return;
                 }
                 Err(error) => {
+                    self.failures += 1;
                     let text = format!("cannot read the journal: {error}");
                     if self.throttle.admits() {
                         tracing::error!("delivery waits: {text}");
                     }
                     view.change(|view| view.unreadable = Some(text));
-                    tokio::time::sleep(RETRY).await;
+                    if let Reading::Idle(reader, next) = &mut self.reading {
+                        *next = Some(Instant::now() + RETRY);
+                        if self.failures >= TRIES && is_unreadable(&error) {
+                            reader.skip_unreadable();
+                        }
+                    }
                 }
             }
         }
+    }
+
+    /// Begins a read where none is under way, and waits for its end.
+    async fn finished(&mut self, backlog: &Backlog, most: usize, view: &View) -> io::Result<Read> {
+        if let Reading::Idle(_, Some(next)) = &self.reading {
+            sleep_until(*next).await;
+        }
+        self.reading = match std::mem::replace(&mut self.reading, Reading::Broken) {
+            Reading::Idle(mut reader, _) => {
+                let (wanted, rebuild) = (backlog.clone(), self.rebuild);
+                Reading::Busy(tokio::task::spawn_blocking(move || {
+                    let read = reader.read(wanted.sequences.start, wanted.sequences.end, most, wanted.bytes);
+                    (reader, read.map(|batch| put_together(batch, rebuild)))
+                }))
+            }
+            other => other,
+        };
+        let Reading::Busy(handle) = &mut self.reading else { return std::future::pending().await };
+        let ended = if let Ok(ended) = timeout(SLOW, &mut *handle).await {
+            ended
+        } else {
+            let text = format!("the disk has not answered a read of the journal for {SLOW:?} or longer");
+            view.change(|view| view.unreadable = Some(text));
+            handle.await
+        };
+        let Ok((reader, read)) = ended else {
+            self.reading = Reading::Broken;
+            return std::future::pending().await;
+        };
+        self.reading = Reading::Idle(reader, None);
+        read
     }
 }
 

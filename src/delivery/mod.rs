@@ -12,6 +12,7 @@ mod scripted;
 mod selection;
 mod settings;
 mod settle;
+mod spill;
 mod successor;
 mod view;
 mod window;

@@ -20,6 +20,7 @@ use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
+use crate::delivery::spill::{self, Held, Spill};
 use crate::delivery::successor::Successor;
 use crate::delivery::view::{BrokerState, View};
 use crate::delivery::window::Window;
@@ -27,9 +28,8 @@ use crate::letters::Store;
 use crate::logs::Throttle;
 use crate::message::{Event, Message};
 use crate::metrics::Metrics;
-use crate::queue::{Backlog, Buffer, Reach, Spilling, Taken};
+use crate::queue::{Backlog, Buffer, Reach, Taken};
 use crate::shutdown::Drain;
-use crate::ticket::Outcome;
 
 /// How long verdicts of a lost session are waited for: purging at once turns every message in flight into a repeat.
 const COLLECT: Duration = Duration::from_secs(1);
@@ -43,12 +43,6 @@ const LOOK: Duration = Duration::from_secs(1);
 /// Between the beginnings of two rounds: under load one wake of this thread takes many events and many verdicts, which
 /// saves a tenth of the processor time with RabbitMQ and NATS. An event that comes after a pause goes out at once.
 const PACE: Duration = Duration::from_millis(1);
-
-/// How much is written to the journal at once when the bridge stops.
-const SPILL_BYTES: usize = 1 << 20;
-
-/// A disk that takes longer than this for one such write takes no more.
-const SPILL_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What the delivery task is made of.
 pub struct Parts {
@@ -94,8 +88,8 @@ pub struct Delivery {
     round: tokio::time::Instant,
     /// The session lives, but its brokers do not answer.
     away: bool,
-    /// What only memory keeps was written to the journal, because the bridge stops.
-    spilled: bool,
+    /// What only memory keeps is written to the journal, because the bridge stops.
+    spill: Spill,
 }
 
 impl Delivery {
@@ -122,7 +116,7 @@ impl Delivery {
             not_now: Throttle::new(1, Duration::from_secs(5)),
             round: tokio::time::Instant::now(),
             away: false,
-            spilled: false,
+            spill: Spill::NotBegun,
             settings,
         }
     }
@@ -134,9 +128,7 @@ impl Delivery {
         // Seen early: how old the oldest event is, and what the disk has damaged.
         self.look_at_the_disk().await;
         while !self.is_finished() {
-            if self.drain.has_begun() && !self.spilled {
-                self.spill().await;
-            }
+            self.spill().await;
             self.succeed();
             let (drain, interrupted, successor) = (self.drain.clone(), self.interrupted(), self.successor.clone());
             let connected = tokio::select! {
@@ -177,8 +169,8 @@ impl Delivery {
                 () = self.successor.come() => {}
             }
         }
-        if !self.spilled {
-            self.spill().await;
+        if !self.is_finished() {
+            self.finish().await;
         }
         let held = self.settler.refused_events().chain(self.ring.events()).map(|event| &*event);
         let lost = self.queue.lose_taken(held.chain(self.taken.iter().map(|event| &**event)));
@@ -203,11 +195,13 @@ impl Delivery {
         self.ring.unsettled() == 0 && self.taken.is_empty() && self.settler.is_empty()
     }
 
-    /// Settles what is judged; a disk that fails holds it up until the drain's deadline.
+    /// Settles what is judged; a disk that fails holds it up, but not the stop.
     async fn settle(&mut self) {
+        let interrupted = self.interrupted();
         tokio::select! {
             biased;
             () = self.settler.settle(&self.ring, &self.queue, &self.view) => {}
+            () = interrupted => {}
             () = self.drain.deadline() => {}
         }
     }
@@ -215,48 +209,43 @@ impl Delivery {
     /// Resolves when the drain begins and there is something to be done at once: to write to the journal what only
     /// memory keeps, or to end because nothing is left. The ring stands still meanwhile.
     fn interrupted(&self) -> impl Future<Output = ()> + Send + use<> {
-        let (spilled, idle) = (self.spilled, self.holds_nothing());
+        let (spill, idle) = (self.spill.clone(), self.holds_nothing());
         let (drain, queue) = (self.drain.clone(), self.queue.clone());
         async move {
             drain.begun().await;
-            if spilled && !(idle && queue.is_empty()) {
-                std::future::pending::<()>().await;
+            if !(idle && queue.is_empty()) {
+                spill.news().await;
             }
         }
     }
 
-    /// The bridge stops: what only memory keeps goes to the journal first.
+    /// Once the bridge stops: writes what only memory keeps to the journal, first.
     async fn spill(&mut self) {
-        self.spilled = true;
-        if !self.queue.has_journal() {
-            return;
-        }
-        loop {
-            let held = self.settler.refused_events().chain(self.ring.events());
-            let held = held.chain(self.taken.iter_mut().map(|event| &mut **event));
-            let problem = match self.queue.spill(held, SPILL_BYTES) {
-                Spilling::Done => return,
-                Spilling::Refused(text) => text,
-                Spilling::Waits(ticket) => match timeout(SPILL_PATIENCE, ticket.wait()).await {
-                    Ok(Outcome::Kept) => continue,
-                    Ok(_) => "it could not be written".to_owned(),
-                    Err(_) => "the disk does not answer".to_owned(),
-                },
-            };
-            tracing::error!(
-                "cannot write to the journal what is left, what is not delivered until the end is lost: {problem}"
-            );
-            let held = self.settler.refused_events().chain(self.ring.events());
-            self.queue.unspill(held.chain(self.taken.iter_mut().map(|event| &mut **event)));
-            return;
+        if self.drain.has_begun() && !self.spill.is_over() {
+            let Self { spill, queue, settler, ring, taken, .. } = self;
+            spill.advance(queue, &mut Held { settler, ring, taken }).await;
         }
     }
 
-    /// Reads what is next, where that is on disk. What is in memory can still be taken back there.
+    /// Waits for the writes that are under way at the end, for a moment: until they answer it is unknown what is kept.
+    async fn finish(&mut self) {
+        let Self { spill, queue, settler, ring, taken, view, .. } = self;
+        let _ = timeout(spill::LAST, settler.written(ring, queue, view)).await;
+        spill.finish(queue, &mut Held { settler, ring, taken }).await;
+    }
+
+    /// Reads what is next, where that is on disk, if the disk answers soon. What is in memory can still be taken back there.
     async fn look_at_the_disk(&mut self) {
-        if let Some(backlog) = self.queue.on_disk() {
-            self.read(&backlog).await;
-        }
+        let (Some(backlog), room) = (self.queue.on_disk(), self.room()) else { return };
+        let Some(reader) = &mut self.backlog else { return };
+        // The deadline only bounds the wait: the read goes on, and the next call takes what it brings.
+        let read = reader.read(&backlog, room, &self.queue, &self.view, &mut self.taken);
+        let _ = timeout(LOOK, read).await;
+    }
+
+    /// How many events delivery may take at once.
+    fn room(&self) -> usize {
+        self.settings.max_in_flight.saturating_sub(self.ring.span()).clamp(1, BATCH)
     }
 
     /// Lets go of everything that its sender took back before it was sent.
@@ -266,16 +255,6 @@ impl Delivery {
             if let Some(taken) = self.ring.take(ticket, false) {
                 self.settler.withdrawn(&taken);
             }
-        }
-    }
-
-    async fn read(&mut self, backlog: &Backlog) {
-        let room = self.settings.max_in_flight.saturating_sub(self.ring.span()).clamp(1, BATCH);
-        let Some(reader) = &mut self.backlog else { return };
-        tokio::select! {
-            biased;
-            () = reader.read(backlog, room, &self.queue, &self.view, &mut self.taken) => {}
-            () = self.drain.deadline() => {}
         }
     }
 
@@ -307,28 +286,18 @@ impl Delivery {
     /// Uses one session until it is lost, everything is delivered, or another broker takes over.
     async fn deliver(&mut self, mut session: Box<dyn Session>) {
         let ended = loop {
-            if self.drain.has_begun() && !self.spilled {
-                self.spill().await;
-            }
+            self.spill().await;
             self.pace().await;
             let pumped = self.pump(&mut *session);
             self.settle().await;
             let going = match pumped {
-                Ok(Pumped::All) => {
+                Ok(Pumped::All(backlog)) => {
                     self.look(&*session);
-                    self.wait(&mut *session).await
+                    self.wait(&mut *session, backlog).await
                 }
                 Ok(Pumped::Some) => {
                     tokio::task::yield_now().await;
                     Ok(Going::On)
-                }
-                Ok(Pumped::OnDisk(backlog)) => {
-                    self.read(&backlog).await;
-                    if self.drain.remaining().is_some_and(|left| left.is_zero()) {
-                        Ok(Going::Finished)
-                    } else {
-                        Ok(Going::On)
-                    }
                 }
                 Err(lost) => Err(lost),
             };
@@ -425,6 +394,7 @@ impl Delivery {
     fn pump(&mut self, session: &mut dyn Session) -> Result<Pumped, SessionError> {
         self.adjust_window();
         let now = Instant::now();
+        let mut next = None;
         loop {
             if self.ring.handed() >= self.window.most(self.settings.max_in_flight) || !session.takes_more() {
                 break;
@@ -436,9 +406,10 @@ impl Delivery {
                 }
                 match self.refill() {
                     Taken::Events(_) => continue,
-                    Taken::OnDisk(backlog) => return Ok(Pumped::OnDisk(backlog)),
-                    Taken::Nothing => break,
+                    Taken::OnDisk(backlog) => next = Some(backlog),
+                    Taken::Nothing => {}
                 }
+                break;
             };
             if message.event.ticket.as_ref().is_some_and(|waits| !waits.send()) {
                 if let Some(taken) = self.ring.take(ticket, false) {
@@ -459,7 +430,7 @@ impl Delivery {
         }
         session.flush();
         self.view.change(|view| view.in_flight = self.ring.handed());
-        Ok(Pumped::All)
+        Ok(Pumped::All(next))
     }
 
     /// Opens or narrows the window when what it waited for has happened.
@@ -519,8 +490,12 @@ impl Delivery {
         found
     }
 
-    /// Waits for verdicts, new events or time, and judges what came.
-    async fn wait(&mut self, session: &mut dyn Session) -> Result<Going, SessionError> {
+    /// Waits for verdicts, new events (those of `backlog` are to be read first), or time, and judges what arrived.
+    async fn wait(
+        &mut self,
+        session: &mut dyn Session,
+        backlog: Option<Backlog>,
+    ) -> Result<Going, SessionError> {
         let succeeded = self.successor.waits();
         // Where nobody answers, verdicts may never come, least of all for an address that is wrong.
         let is_quiet = self.ring.handed() == 0 || session.away().is_some();
@@ -529,14 +504,24 @@ impl Delivery {
         }
         let again = self.window.again(&self.ring);
         let has_room = self.window.is_open() && self.ring.span() < self.settings.max_in_flight;
-        let takes_more = has_room && !succeeded && session.takes_more();
-        let draining = self.drain.has_begun();
+        let takes_more = has_room && !succeeded && session.takes_more() && backlog.is_none();
+        let interrupted = self.interrupted();
+        let room = self.room();
+        let reading = async {
+            match (&mut self.backlog, &backlog) {
+                (Some(reader), Some(backlog)) => {
+                    reader.read(backlog, room, &self.queue, &self.view, &mut self.taken).await;
+                }
+                _ => std::future::pending().await,
+            }
+        };
         let outcome = tokio::select! {
             outcome = session.verdicts(&mut self.verdicts) => outcome,
             () = self.queue.ready(), if takes_more => Ok(()),
+            () = reading => Ok(()),
             () = self.successor.come(), if !succeeded => Ok(()),
             () = sleep_until(again), if again.is_some() => Ok(()),
-            () = self.drain.begun(), if !draining => Ok(()),
+            () = interrupted => Ok(()),
             () = sleep(LOOK) => {
                 self.sweep();
                 Ok(())
@@ -573,10 +558,9 @@ impl Delivery {
 
 /// How much of what the window allows was handed over.
 enum Pumped {
-    All,
+    /// Everything in memory; what is to be read from the journal next, if anything is.
+    All(Option<Backlog>),
     Some,
-    /// The next events are to be read from the journal.
-    OnDisk(Backlog),
 }
 
 enum Going {

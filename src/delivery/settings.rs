@@ -58,4 +58,19 @@ impl DeadLetterLimit {
     pub fn read(section: &mut Section<'_>) -> Self {
         Self { bytes: section.size("max_bytes") }
     }
+
+    /// What is wrong where not even one dead letter fits: delivery would wait for room for ever. JSON doubles a body at
+    /// most, and everything beside it takes less than 4 KiB.
+    #[must_use]
+    pub fn problem(&self, largest_body: usize) -> Option<String> {
+        let needed = 2 * largest_body + (4 << 10);
+        (self.bytes < needed).then(|| {
+            format!(
+                "`dead_letters.max_bytes` ({} bytes) has no room for a dead letter with a body of `ingress.max_body` \
+                 ({largest_body} bytes): raise it to at least \"{}KiB\"",
+                self.bytes,
+                needed.div_ceil(1024)
+            )
+        })
+    }
 }

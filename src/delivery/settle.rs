@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use tokio::task::JoinHandle;
+
 use crate::accounting::{Loss, RefusalReason};
 use crate::brokers::{ErrorKind, Headers, Refusal};
 use crate::delivery::dead_letters;
@@ -28,6 +30,10 @@ pub(super) struct Settler {
     ended: Vec<(Arc<Ticket>, Outcome)>,
     /// None: there are no dead letters.
     store: Option<Arc<Mutex<Store>>>,
+    /// A write of the first refused messages that is under way: never begun twice, whoever waited for it is cancelled.
+    writing: Option<JoinHandle<Result<usize, String>>>,
+    /// When to try again after a write that failed.
+    again: Option<tokio::time::Instant>,
     headers: Headers,
     throttle: Throttle,
 }
@@ -36,7 +42,8 @@ impl Settler {
     pub(super) fn new(store: Option<Arc<Mutex<Store>>>, headers: Headers) -> Self {
         let throttle = Throttle::new(5, Duration::from_secs(1));
         let settlement = Settlement::default();
-        Self { settlement, refused: Vec::new(), ended: Vec::new(), store, headers, throttle }
+        let (refused, ended) = (Vec::new(), Vec::new());
+        Self { settlement, refused, ended, store, writing: None, again: None, headers, throttle }
     }
 
     /// A confirmed message.
@@ -98,28 +105,40 @@ impl Settler {
             self.release(self.refused.len(), |_| None);
             return self.count(ring, queue, view);
         };
-        let entry = |(taken, refusal): &(Taken, Refusal)| Entry {
-            line: dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts).line(),
-            returns: taken.message.event.kept == Kept::DeadLetter,
-        };
-        let mut rest: Vec<Entry> = self.refused.iter().map(entry).collect();
-        while !rest.is_empty() {
-            let (unwritten, written) = write(store.clone(), rest).await;
-            rest = unwritten;
-            match written {
-                Ok(count) => {
-                    rest.drain(..count);
-                    self.release(count, |refusal| Some(refusal.reason));
-                    view.change(|view| view.blocked = None);
-                    self.count(ring, queue, view);
+        while !self.refused.is_empty() {
+            if let Some(again) = self.again {
+                tokio::time::sleep_until(again).await;
+                self.again = None;
+            }
+            if self.writing.is_none() {
+                let entry = |(taken, refusal): &(Taken, Refusal)| Entry {
+                    line: dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts).line(),
+                    returns: taken.message.event.kept == Kept::DeadLetter,
+                };
+                let entries = self.refused.iter().map(entry).collect();
+                self.writing = Some(write(store.clone(), entries));
+            }
+            self.written(ring, queue, view).await;
+        }
+    }
+
+    /// Waits for the write that is under way, if one is, and settles what it wrote. Cancel-safe.
+    pub(super) async fn written(&mut self, ring: &Ring, queue: &Buffer, view: &View) {
+        let Some(writing) = &mut self.writing else { return };
+        let written = writing.await.unwrap_or_else(|_| Err("the writer of dead letters panicked".to_owned()));
+        self.writing = None;
+        match written {
+            Ok(count) => {
+                self.release(count, |refusal| Some(refusal.reason));
+                view.change(|view| view.blocked = None);
+                self.count(ring, queue, view);
+            }
+            Err(text) => {
+                if self.throttle.admits() {
+                    tracing::error!("delivery waits: {text}");
                 }
-                Err(text) => {
-                    if self.throttle.admits() {
-                        tracing::error!("delivery waits: {text}");
-                    }
-                    view.change(|view| view.blocked = Some(text));
-                    tokio::time::sleep(DISK_RETRY).await;
-                }
+                view.change(|view| view.blocked = Some(text));
+                self.again = Some(tokio::time::Instant::now() + DISK_RETRY);
             }
         }
     }
@@ -174,13 +193,11 @@ fn end(ended: &mut Vec<(Arc<Ticket>, Outcome)>, event: &Event, outcome: Outcome)
     }
 }
 
-/// Writes dead letters on a thread of their own: a disk that hangs must not hold the delivery thread up. Gives back
-/// the lines, and how many of them are written.
-async fn write(store: Arc<Mutex<Store>>, entries: Vec<Entry>) -> (Vec<Entry>, Result<usize, String>) {
-    let written = tokio::task::spawn_blocking(move || {
+/// Writes dead letters on a thread of their own: a disk that hangs must not hold the delivery thread up. How many of them
+/// are written.
+fn write(store: Arc<Mutex<Store>>, entries: Vec<Entry>) -> JoinHandle<Result<usize, String>> {
+    tokio::task::spawn_blocking(move || {
         let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-        let written = store.append(&entries).map_err(|error| error.to_string());
-        (entries, written)
-    });
-    written.await.unwrap_or_else(|_| (Vec::new(), Err("the writer of dead letters panicked".to_owned())))
+        store.append(&entries).map_err(|error| error.to_string())
+    })
 }

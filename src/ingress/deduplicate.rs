@@ -19,6 +19,9 @@ use crate::ticket::{Outcome, Ticket};
 /// What the age of a request is counted in: four bytes of it last thirteen years.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How many tickets are let go of with each new entry: more than one, so that those that ended in a batch do not pile up.
+const RELEASED_AT_ONCE: usize = 4;
+
 /// `[deduplication]`.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -62,7 +65,8 @@ impl Key {
     }
 }
 
-/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB.
+/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB; those whose ticket has
+/// not been let go of yet take some 100 bytes more.
 #[derive(Clone, Debug)]
 struct Entry {
     key: Key,
@@ -83,6 +87,8 @@ struct Table {
     entries: VecDeque<Entry>,
     /// The number of the oldest.
     first: u32,
+    /// From this number on entries may have a ticket; the older ones have let go of theirs.
+    pending: u32,
     /// The numbers of those that count. The others ended otherwise than kept, and leave when they are the oldest.
     known: HashTable<u32>,
     seed: u64,
@@ -91,8 +97,8 @@ struct Table {
 /// Whether a request is known.
 #[derive(Clone, Debug)]
 pub(super) enum Known {
-    /// Accepted before.
-    Recorded,
+    /// Accepted so long ago.
+    Recorded(Duration),
     /// On its way: its ticket tells.
     Pending(Arc<Ticket>),
 }
@@ -191,6 +197,7 @@ impl Table {
             begin: now.checked_sub(window).unwrap_or(now),
             entries: VecDeque::new(),
             first: 0,
+            pending: 0,
             known: HashTable::new(),
             seed: fastrand::u64(..),
         }
@@ -220,18 +227,44 @@ impl Table {
     fn look(&mut self, key: &Key, now: u32) -> Option<Known> {
         let number = self.find(key)?;
         let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
-        match entry.ticket.as_ref().map(|ticket| ticket.outcome()) {
-            Some(None) => return entry.ticket.clone().map(Known::Pending),
-            Some(Some(Outcome::Failed | Outcome::Withdrawn)) => {
+        if let Some(ticket) = entry.ticket.as_ref().filter(|ticket| ticket.outcome().is_none()) {
+            return Some(Known::Pending(ticket.clone()));
+        }
+        if !self.release(number) {
+            return None;
+        }
+        let since = at(&self.entries, self.first, number).since;
+        self.is_recent(since, now).then(|| Known::Recorded(TICK * now.saturating_sub(since)))
+    }
+
+    /// Lets go of the ticket of an entry, if it has ended; false where the entry does not count any more, because it
+    /// ended otherwise than kept.
+    fn release(&mut self, number: u32) -> bool {
+        let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
+        match entry.ticket.as_ref().and_then(|ticket| ticket.outcome()) {
+            None => return true,
+            Some(Outcome::Kept) => entry.ticket = None,
+            Some(Outcome::Failed | Outcome::Withdrawn) => {
                 entry.ticket = None;
                 self.forget(number);
-                return None;
+                return false;
             }
-            Some(Some(Outcome::Kept)) => entry.ticket = None,
-            None => {}
         }
-        let since = entry.since;
-        self.is_recent(since, now).then_some(Known::Recorded)
+        true
+    }
+
+    /// Lets go of the tickets of the oldest entries that have one, as far as they have ended: a few, so that no request
+    /// waits for many.
+    fn release_some(&mut self) {
+        for _ in 0..RELEASED_AT_ONCE {
+            let at = self.pending.wrapping_sub(self.first) as usize;
+            let Some(entry) = self.entries.get(at) else { break };
+            if entry.ticket.as_ref().is_some_and(|ticket| ticket.outcome().is_none()) {
+                break;
+            }
+            self.release(self.pending);
+            self.pending = self.pending.wrapping_add(1);
+        }
     }
 
     /// Makes it the youngest; its key is not known, or known no more.
@@ -248,8 +281,12 @@ impl Table {
         {
             self.forget(self.first);
             self.entries.pop_front();
+            if self.pending == self.first {
+                self.pending = self.pending.wrapping_add(1);
+            }
             self.first = self.first.wrapping_add(1);
         }
+        self.release_some();
         if self.entries.len() < self.entries.capacity() / 4 && self.entries.capacity() > 4096 {
             // After a flood: idle memory need not hold its room.
             let (few, entries, first, seed) = (self.entries.len() * 2, &mut self.entries, self.first, self.seed);
@@ -323,7 +360,7 @@ mod tests {
             assert!(known.enter(&key(1), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
             assert!(matches!(look(&known, &key(1)), Some(Known::Pending(_))));
             ticket::end([(ticket, outcome)]);
-            assert_eq!(matches!(look(&known, &key(1)), Some(Known::Recorded)), is_known, "{outcome:?}");
+            assert_eq!(matches!(look(&known, &key(1)), Some(Known::Recorded(_))), is_known, "{outcome:?}");
         }
         let known = deduplication(3);
         let ticket = Ticket::new(None);
@@ -363,7 +400,10 @@ mod tests {
     fn agrees_with_a_list_through_a_long_random_life() {
         let (mut random, mut list) = (fastrand::Rng::with_seed(3), VecDeque::new());
         let known = deduplication(20);
-        known.lock().first = u32::MAX - 50;
+        {
+            let mut table = known.lock();
+            (table.first, table.pending) = (u32::MAX - 50, u32::MAX - 50);
+        }
         for _ in 0..2_000 {
             let number = random.u8(..60);
             assert_eq!(accept(&known, number), !list.contains(&number));
@@ -387,6 +427,21 @@ mod tests {
         assert!(accept(&known, 2) && !known.is_on());
         known.limit(Settings { window: Duration::from_mins(1), max_entries: 1 });
         assert!(!accept(&known, 2), "known from before");
+    }
+
+    #[test]
+    fn lets_go_of_tickets_that_have_ended() {
+        let known = deduplication(1000);
+        for number in 0..100 {
+            let ticket = Ticket::new(None);
+            assert!(known.enter(&key(number), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
+            let outcome = if number % 10 == 0 { Outcome::Failed } else { Outcome::Kept };
+            ticket::end([(ticket, outcome)]);
+        }
+        let table = known.lock();
+        let held = table.entries.iter().filter(|entry| entry.ticket.is_some()).count();
+        assert!(held <= 1, "{held} tickets are held, which nobody will look at");
+        assert_eq!(table.known.len(), 90, "those that failed do not count");
     }
 
     #[test]

@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
@@ -24,10 +24,14 @@ use crate::ingress::settings::{Settings, Source, Validation};
 use crate::ingress::tls::Tls;
 use crate::ingress::validate::{Invalid, Valid, validate};
 use crate::ingress::verify::{self, Verifier};
+use crate::logs::Throttle;
 use crate::message::{Event, Labels, Origin};
 use crate::metrics::{Metrics, SourceMetrics};
 use crate::queue::{Ack, Buffer, Refused};
 use crate::ticket::{Mailbox, Outcome, Ticket};
+
+/// A duplicate that arrives later than this is logged: the sender's own repeats are over by then.
+const LATE: Duration = Duration::from_mins(5);
 
 /// What ingress shares with other parts, whatever the settings.
 #[derive(Clone)]
@@ -76,6 +80,7 @@ pub struct Ingress {
     shared: Shared,
     budget: Arc<Budget>,
     read_budget: usize,
+    late: Throttle,
 }
 
 /// A request that was not accepted: the answer, and the word for it.
@@ -124,7 +129,8 @@ impl Ingress {
                 secrets,
             }
         });
-        Self { endpoints: endpoints.collect(), settings, shared, budget, read_budget }
+        let late = Throttle::new(1, Duration::from_secs(1));
+        Self { endpoints: endpoints.collect(), settings, shared, budget, read_budget, late }
     }
 
     /// Its sources.
@@ -221,6 +227,7 @@ impl Guard<'_> {
         self.secret = verified.secret.map(|at| self.endpoint.secrets[at]);
         let key = Key::new(self.endpoint.number, &verified.digest);
         if let Some(known) = self.ingress.shared.known.look(&key, now) {
+            self.note_late(&known, &bytes, &verified.digest);
             return self.duplicate(known).await;
         }
         let valid = validate(&bytes, self.endpoint.source.validation).map_err(|problem| {
@@ -270,11 +277,26 @@ impl Guard<'_> {
         }
     }
 
+    /// Logs a duplicate that is no repeat of a request that timed out: PlexTrac repeats for minutes, not for longer.
+    fn note_late(&self, known: &Known, body: &[u8], digest: &[u8; 32]) {
+        let Known::Recorded(age) = known else { return };
+        if *age > LATE && self.ingress.late.admits()
+            && let Ok(Valid::Event(payload)) = validate(body, Validation::Lenient)
+        {
+            tracing::info!(
+                source = &*self.endpoint.source.name,
+                id = Labels::new(&payload.fields(), digest).id(),
+                age_seconds = age.as_secs(),
+                "a duplicate arrived late: answered 200, not published again"
+            );
+        }
+    }
+
     /// An equal request was accepted, or is on its way: this one gets the same answer.
     async fn duplicate(&mut self, known: Known) -> Result<Reply, Refusal> {
         self.count(Decision::Duplicate);
         match known {
-            Known::Recorded => Ok(reply::ok(reply::DUPLICATE)),
+            Known::Recorded(_) => Ok(reply::ok(reply::DUPLICATE)),
             Known::Pending(ticket) => self.wait(&ticket, reply::DUPLICATE).await,
         }
     }
@@ -345,6 +367,7 @@ fn not_enqueued(refused: &Refused) -> Refusal {
         Refused::Full => "the buffer is full because the broker is away or slow; try again later",
         Refused::JournalFull => "the journal is full because the broker is away or slow; try again later",
         Refused::Disk(_) => "the journal cannot be written; try again later",
+        Refused::DiskBehind => "the disk is slower than the events arrive; try again later",
         Refused::Away => "the broker is away; try again later",
         Refused::Draining => "the bridge is stopping; try again later",
     };
@@ -399,6 +422,12 @@ pub fn rebuild(origin: Origin, body: Box<[u8]>) -> Option<Box<Event>> {
         Valid::Probe => return None,
     };
     Some(Box::new(Event::labelled(origin, body, labels, Instant::now())))
+}
+
+/// Whether a body that was accepted carries a `cuid`, by which repeats of it are known.
+#[must_use]
+pub fn has_cuid(body: &[u8]) -> bool {
+    matches!(validate(body, Validation::Lenient), Ok(Valid::Event(payload)) if !payload.fields().cuid.is_empty())
 }
 
 /// Whether the body comes as it was signed.

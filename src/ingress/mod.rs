@@ -18,7 +18,7 @@ mod verify;
 
 pub use accept::{Connections, Listeners, serve};
 pub use deduplicate::{Deduplication, Key, Settings as DeduplicationSettings};
-pub use handle::{Endpoint, Ingress, Shared, rebuild};
+pub use handle::{Endpoint, Ingress, Shared, has_cuid, rebuild};
 pub use invalid::{Invalids, revalidate};
 pub use live::Live;
 pub use refusals::{Recent, RecentRefusal, UnknownPath, UnknownPaths};

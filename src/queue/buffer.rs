@@ -26,6 +26,9 @@ const READY_BELOW: usize = 90;
 /// So many bytes are read from the journal at once.
 const READ_BYTES: usize = 1 << 20;
 
+/// Why nothing is accepted while the disk hangs.
+const STALLED: &str = "the disk has not completed a write for longer than `publish.timeout`";
+
 /// Reads `[buffer]`.
 pub fn limits(section: &mut Section<'_>) -> Limits {
     Limits { events: section.count("max_events", 1), bytes: section.size("max_bytes") }
@@ -57,6 +60,8 @@ pub(super) struct State {
     pub(super) unjournaled: usize,
     /// Cost of everything held in memory.
     pub(super) bytes: usize,
+    /// The part of it that delivery took.
+    pub(super) taken_bytes: usize,
     /// Receipt of the oldest event that delivery holds.
     pub(super) oldest_taken: Option<SystemTime>,
     pub(super) full: bool,
@@ -77,7 +82,7 @@ impl State {
     pub(super) fn sweep(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.retain(|event| {
-            let is_withdrawn = event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn());
+            let is_withdrawn = is_withdrawn(event);
             if is_withdrawn {
                 withdraw(self, event);
             }
@@ -115,6 +120,7 @@ impl Buffer {
             taken: 0,
             unjournaled: 0,
             bytes: 0,
+            taken_bytes: 0,
             oldest_taken: None,
             full: false,
             draining: false,
@@ -209,17 +215,27 @@ impl Buffer {
         home: &Arc<Mailbox>,
     ) -> Result<Arc<Ticket>, Refused> {
         let Some(disk) = &mut state.disk else { return Err(Refused::Disk("there is no journal".to_owned())) };
-        if let Some(text) = disk.failed.as_ref().or(disk.no_space.as_ref()) {
+        if let Some(text) = &disk.failed {
             return Err(Refused::Disk(text.clone()));
         }
-        let Some(place) = disk.layout.reserve(Record::of(&event).length()) else {
+        if disk.is_stalled(self.mode.timeout) {
+            return Err(Refused::Disk(STALLED.to_owned()));
+        }
+        if disk.unsynced_bytes > 0 && disk.unsynced_bytes + event.cost() > state.limits.bytes {
+            return Err(Refused::DiskBehind);
+        }
+        let Some(place) = disk.reserve(Record::of(&event).length()) else {
+            if let Some(text) = &disk.no_space {
+                disk.short = true;
+                return Err(Refused::Disk(text.clone()));
+            }
             disk.full = true;
             return Err(Refused::JournalFull);
         };
         event.kept = Kept::Journal(place.sequence);
         let ticket = Ticket::new(Some(home.clone()));
         let entry = Entry::Accept { source, secret, ticket: ticket.clone() };
-        disk.incoming.push(Incoming { place, event, entry });
+        disk.send(Incoming { place, event, entry });
         if disk.wakes_writer() {
             self.work.notify_one();
         }
@@ -254,22 +270,24 @@ impl Buffer {
                     }
                     is_next
                 }
-                // A backlog on disk is older than what is in memory alone.
-                (_, Some(disk)) => disk.cursor == disk.synced,
+                // Everything that has a sequence is older than what is in memory alone.
+                (_, Some(disk)) => disk.cursor >= disk.layout.next(),
                 (_, None) => true,
             };
             if !is_next {
                 break;
             }
             let Some(event) = state.waiting.pop_front() else { break };
-            if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
+            if is_withdrawn(&event) {
                 withdraw(state, &event);
                 continue;
             }
+            state.taken_bytes += event.cost();
             into.push_back(event);
         }
         let late = state.replays.len().min(most - (into.len() - before));
         state.owed = state.owed.saturating_sub(4 * late);
+        state.taken_bytes += state.replays.iter().take(late).map(|event| event.cost()).sum::<usize>();
         into.extend(state.replays.drain(..late));
         let count = into.len() - before;
         state.taken += count;
@@ -299,8 +317,9 @@ impl Buffer {
             Some(Kept::Journal(sequence)) => sequence,
             _ => disk.synced,
         };
-        // A little beyond the limit: new events that fill it must not keep the older ones on disk.
-        let has_room = state.bytes < state.limits.bytes + READ_BYTES;
+        // A little beyond the limit, and in any case a little: what fills the memory, whatever its limit is by now, must
+        // not keep the older events on disk.
+        let has_room = state.bytes < state.limits.bytes || state.taken_bytes < READ_BYTES;
         (disk.cursor < next && has_room).then_some(Backlog { sequences: disk.cursor..next, bytes: READ_BYTES })
     }
 
@@ -314,6 +333,7 @@ impl Buffer {
                 disk.take(sequence);
             }
             state.bytes += event.cost();
+            state.taken_bytes += event.cost();
         }
         disk.skip_to(next);
         disk.events -= usize::try_from(damaged).unwrap_or(usize::MAX).min(disk.events);
@@ -356,6 +376,7 @@ impl Buffer {
         state.taken -= settlement.events();
         state.unjournaled -= settlement.events() - settlement.sequences.len();
         state.bytes -= settlement.bytes;
+        state.taken_bytes -= settlement.bytes;
         state.oldest_taken = oldest;
         if !settlement.published.is_empty() {
             state.away = None;
@@ -373,8 +394,9 @@ impl Buffer {
     }
 
     fn is_below_the_mark(state: &State) -> bool {
-        let is_below =
-            |held: usize, limit: usize| held < limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100;
+        // At least nothing held counts as below, however small the limit is.
+        let mark = |limit: usize| (limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100).max(1);
+        let is_below = |held: usize, limit: usize| held < mark(limit);
         is_below(state.in_memory(), state.limits.events) && is_below(state.bytes, state.limits.bytes)
     }
 
@@ -431,11 +453,17 @@ impl Buffer {
         self.lock().limits
     }
 
-    /// Other limits from now on; what is held already stays.
+    /// Applies other limits from now on; what is held already stays.
     pub fn limit(&self, limits: Limits) {
         let mut state = self.lock();
         state.limits = limits;
-        state.full &= !Self::is_below_the_mark(&state);
+        // `journaled` refuses nothing for a full buffer.
+        let is_refusing = self.mode.ack != Ack::Journaled;
+        let is_reached = is_refusing && (state.in_memory() >= limits.events || state.bytes >= limits.bytes);
+        state.full = is_reached || (state.full && !Self::is_below_the_mark(&state));
+        drop(state);
+        // More may be read from the journal now.
+        self.ready.notify_one();
     }
 
     /// The number of a source's book, and those of its secrets, by name and ids: see [`Ledger::enter`].
@@ -464,6 +492,8 @@ impl Buffer {
             full: disk.full,
             failed: disk.failed.clone(),
             no_space: disk.no_space.clone(),
+            short: disk.short,
+            stalled: disk.is_stalled(self.mode.timeout).then_some(STALLED),
         });
         Snapshot {
             ledger: state.ledger.clone(),
@@ -487,6 +517,11 @@ pub enum Reach {
     There,
     /// There is no session, or the broker takes nothing.
     Away,
+}
+
+/// Whether its sender took it back, and nothing has to be done about it on disk.
+fn is_withdrawn(event: &Event) -> bool {
+    event.kept == Kept::Memory && event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn())
 }
 
 fn withdraw(state: &mut State, event: &Event) {

@@ -1,4 +1,4 @@
-//! The journal's side of the queue's state: what is on disk and not settled, and where delivery stands in it.
+//! The journal's side of the queue's state: what is on disk and not settled, and how far delivery has taken it.
 //!
 //! Pure bookkeeping under the queue's lock; the files belong to [`crate::queue::journal`], the thread that writes them
 //! to [`crate::queue::writer`].
@@ -6,10 +6,14 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::message::{Event, Kept};
 use crate::queue::journal::{Layout, Place};
 use crate::ticket::Ticket;
+
+/// How often the writer tries again to make a segment after the disk had no room for one.
+pub(super) const MAKE_AGAIN: Duration = Duration::from_secs(1);
 
 /// An event on its way into the journal.
 #[derive(Debug)]
@@ -25,16 +29,7 @@ pub(super) enum Entry {
     /// Accepted once it is synced; somebody waits for that.
     Accept { source: usize, secret: Option<usize>, ticket: Arc<Ticket> },
     /// A copy of one that was accepted before, at the stop; the last of a batch has a ticket.
-    Spill { holder: Holder, ticket: Option<Arc<Ticket>> },
-}
-
-/// Who holds the original of a copy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Holder {
-    /// Delivery took it.
-    Delivery,
-    /// It waits in the queue.
-    Queue,
+    Spill { ticket: Option<Arc<Ticket>> },
 }
 
 /// What delivery has to read from disk next.
@@ -71,14 +66,18 @@ pub(super) enum Tail {
 pub(super) struct Disk {
     pub(super) layout: Layout,
     pub(super) incoming: Vec<Incoming>,
+    /// What everything on its way to the disk costs: in `incoming`, and with the writer.
+    pub(super) unsynced_bytes: usize,
+    /// When the oldest event that the writer has taken was accepted, until it is done with all that it took.
+    pub(super) writing_since: Option<Instant>,
     pub(super) writing: Writing,
     /// All below are synced.
     pub(super) synced: u64,
-    /// What delivery takes next.
+    /// What delivery takes next. At a stop it passes `synced`: delivery holds the originals of what is being written.
     pub(super) cursor: u64,
     /// What delivery took and has not settled, in order; true once it is settled out of order.
     outstanding: VecDeque<(u64, bool)>,
-    /// Synced and not settled.
+    /// Not settled: synced, and at a stop also what is being written.
     pub(super) events: usize,
     /// The watermark changed since the writer noted it.
     pub(super) moved: bool,
@@ -89,8 +88,14 @@ pub(super) struct Disk {
     pub(super) full: bool,
     /// Why no segment can be made at the moment.
     pub(super) no_space: Option<String>,
+    /// An event was refused for that.
+    pub(super) short: bool,
+    /// When the writer tries again to make one.
+    make_again: Option<Instant>,
     /// Why it can never be written again.
     pub(super) failed: Option<String>,
+    /// What was being spilled could not be written; its events are to be counted as held in memory again.
+    pub(super) spill_failed: Option<String>,
     /// Records found damaged.
     pub(super) damaged: u64,
     /// Found at start.
@@ -101,10 +106,12 @@ impl Disk {
     pub(super) fn new(layout: Layout, recovered: Range<u64>, damaged: u64) -> Self {
         let count = recovered.end - recovered.start;
         // As it was left: the last record that did not fit may have been a large one.
-        let full = layout.bytes() >= layout.capacity() / 100 * 99;
+        let full = layout.available() < layout.capacity() / 100;
         Self {
             layout,
             incoming: Vec::new(),
+            unsynced_bytes: 0,
+            writing_since: None,
             writing: Writing::Busy,
             synced: recovered.end,
             cursor: recovered.start,
@@ -115,7 +122,10 @@ impl Disk {
             tail: if count == 0 { Tail::InMemory } else { Tail::OnDisk },
             full,
             no_space: None,
+            short: false,
+            make_again: None,
             failed: None,
+            spill_failed: None,
             damaged,
             recovered: count,
         }
@@ -130,22 +140,60 @@ impl Disk {
         is_idle
     }
 
-    /// The oldest sequence that is not settled.
+    /// A place for a record of this encoded length; none where limit or disk have no room for it.
+    pub(super) fn reserve(&mut self, length: u64) -> Option<Place> {
+        if self.no_space.is_some() { self.layout.reserve_existing(length) } else { self.layout.reserve(length) }
+    }
+
+    /// Gives the writer an event with its place.
+    pub(super) fn send(&mut self, incoming: Incoming) {
+        self.unsynced_bytes += incoming.event.cost();
+        self.incoming.push(incoming);
+    }
+
+    /// The disk has no room for another segment. The writer tries again by itself.
+    pub(super) fn note_no_space(&mut self, text: String) {
+        self.no_space = Some(text);
+        self.make_again = Some(Instant::now() + MAKE_AGAIN);
+    }
+
+    /// A segment for new records exists again.
+    pub(super) fn note_space(&mut self) {
+        self.no_space = None;
+        self.short = false;
+        self.make_again = None;
+    }
+
+    /// A segment that the writer is to make now.
+    pub(super) fn wanted_spare(&mut self) -> Option<u32> {
+        if self.no_space.is_none() {
+            return self.layout.wants_spare();
+        }
+        if self.make_again.is_some_and(|at| Instant::now() < at) {
+            return None;
+        }
+        self.make_again = Some(Instant::now() + MAKE_AGAIN);
+        self.layout.wants_spare_again()
+    }
+
+    /// The oldest sequence that is not settled, as far as the disk knows: what is settled before it is synced counts only
+    /// afterwards, for its sequence is given again where it cannot be written.
     pub(super) fn watermark(&self) -> u64 {
-        self.outstanding.front().map_or(self.cursor, |(sequence, _)| *sequence)
+        self.outstanding.front().map_or(self.cursor, |(sequence, _)| *sequence).min(self.synced)
     }
 
     /// Delivery took this one.
     pub(super) fn take(&mut self, sequence: u64) {
+        debug_assert!(self.outstanding.back().is_none_or(|(last, _)| *last < sequence));
         self.outstanding.push_back((sequence, false));
         self.cursor = sequence + 1;
         if self.cursor >= self.synced {
-            // Caught up: what comes next goes through memory again.
+            // Caught up: what is accepted next is kept in memory again.
             self.tail = Tail::InMemory;
         }
     }
 
-    /// Delivery goes on here: what lies between was damaged.
+    /// Delivery continues here: everything in between was damaged.
     pub(super) fn skip_to(&mut self, next: u64) {
         self.cursor = self.cursor.max(next);
         if self.cursor >= self.synced {
@@ -154,10 +202,19 @@ impl Disk {
         self.advance();
     }
 
-    /// These are settled; frees the segments that nobody needs any more.
+    /// Notes the record of this sequence as synced.
+    pub(super) fn note_synced(&mut self, place: &Place) {
+        self.synced = place.sequence + 1;
+        if place.opens {
+            self.layout.exists(place.segment);
+        }
+    }
+
+    /// These are settled; frees the segments that are no longer needed.
     pub(super) fn settle(&mut self, sequences: &[u64]) {
         for sequence in sequences {
             if let Ok(at) = self.outstanding.binary_search_by_key(sequence, |(sequence, _)| *sequence) {
+                debug_assert!(!self.outstanding[at].1, "settled twice");
                 self.outstanding[at].1 = true;
                 self.events -= 1;
             }
@@ -168,13 +225,25 @@ impl Disk {
         self.advance();
     }
 
-    fn advance(&mut self) {
+    /// Frees the segments below the watermark.
+    pub(super) fn advance(&mut self) {
         self.moved = true;
         let surplus = self.layout.release(self.watermark());
         self.surplus.extend(surplus);
-        if self.full && self.layout.bytes() < self.layout.capacity() / 10 * 9 {
+        if self.layout.has_spare() {
+            self.note_space();
+        }
+        if self.full && self.layout.available() > self.layout.capacity() / 10 {
             self.full = false;
         }
+    }
+
+    /// Forgets everything that was given a sequence and is not synced.
+    pub(super) fn forget_unsynced(&mut self) {
+        while self.outstanding.back().is_some_and(|(sequence, _)| *sequence >= self.synced) {
+            self.outstanding.pop_back();
+        }
+        self.cursor = self.cursor.min(self.synced);
     }
 
     /// Whether this process may end without losing an event that is kept so.

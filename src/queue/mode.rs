@@ -45,6 +45,8 @@ pub enum Refused {
     JournalFull,
     /// The journal cannot be written.
     Disk(String),
+    /// Events arrive faster than the disk takes them.
+    DiskBehind,
     /// `published`: the broker has been away longer than a sender waits.
     Away,
     /// The bridge is stopping.
@@ -56,7 +58,7 @@ impl Refused {
     #[must_use]
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Full | Self::JournalFull => Reason::BufferFull,
+            Self::Full | Self::JournalFull | Self::DiskBehind => Reason::BufferFull,
             Self::Disk(_) | Self::Away => Reason::Unavailable,
             Self::Draining => Reason::Draining,
         }

@@ -1,4 +1,8 @@
-//! The queue's side of the stop: what only memory keeps goes to the journal; what nothing keeps at the end is lost.
+//! The queue's side of the stop: what only memory keeps goes to the journal; what is kept nowhere at the end is lost.
+//!
+//! An event that is being spilled counts as the journal's from the moment it has a place there. Whether it is written is
+//! unknown until the writer says so; until then it may be delivered and settled like any other. Only where the writer
+//! reports an error, or the process ends without an answer, is it the memory's again.
 
 use std::sync::Arc;
 
@@ -6,7 +10,7 @@ use crate::accounting::Loss;
 use crate::message::{Event, Kept};
 use crate::queue::Buffer;
 use crate::queue::buffer::State;
-use crate::queue::disk::{Entry, Holder, Incoming};
+use crate::queue::disk::{Entry, Incoming};
 use crate::queue::journal::Record;
 use crate::ticket::{self, Outcome, Ticket};
 
@@ -15,9 +19,9 @@ use crate::ticket::{self, Outcome, Ticket};
 pub enum Spilling {
     /// Nothing is left to be spilled.
     Done,
-    /// Some are on their way: wait, then go on.
+    /// Some are being written: the ticket tells when they are, then call again.
     Waits(Arc<Ticket>),
-    /// The journal does not take them.
+    /// The journal does not take them: see [`Buffer::unspill`].
     Refused(String),
 }
 
@@ -38,9 +42,12 @@ impl Buffer {
     /// holds, then, once there are none, of those that wait. At most about `bytes` of them at once.
     pub fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> Spilling {
         let mut state = self.lock();
-        // One that was taken back is not written, and must not stand before those that are.
+        // One that was taken back is not written, and must not precede those that are.
         state.sweep();
-        let State { waiting, disk, .. } = &mut *state;
+        let State { waiting, disk, unjournaled, .. } = &mut *state;
+        if let Some(text) = disk.as_ref().and_then(|disk| disk.spill_failed.clone()) {
+            return Spilling::Refused(text);
+        }
         let held = held.map(|event| (event, Holder::Delivery));
         let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));
         let mut events = held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory).peekable();
@@ -48,31 +55,37 @@ impl Buffer {
             return Spilling::Done;
         }
         let Some(disk) = disk.as_mut() else { return Spilling::Refused("there is no journal".to_owned()) };
-        if let Some(text) = disk.failed.as_ref().or(disk.no_space.as_ref()) {
+        if let Some(text) = &disk.failed {
             return Spilling::Refused(text.clone());
         }
         let (mut spilled, mut refused) = (0, false);
         for (event, holder) in events {
             if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
+                // Held by delivery, which lets go of it.
                 continue;
             }
             if spilled >= bytes {
                 break;
             }
-            let Some(place) = disk.layout.reserve(Record::of(event).length()) else {
+            let Some(place) = disk.reserve(Record::of(event).length()) else {
                 refused = true;
                 break;
             };
             spilled += event.cost();
             event.kept = Kept::Journal(place.sequence);
-            let entry = Entry::Spill { holder, ticket: None };
-            disk.incoming.push(Incoming { place, event: Box::new(event.clone()), entry });
+            *unjournaled -= 1;
+            disk.events += 1;
+            if holder == Holder::Delivery {
+                disk.take(place.sequence);
+            }
+            disk.send(Incoming { place, event: Box::new(event.clone()), entry: Entry::Spill { ticket: None } });
         }
         if spilled == 0 {
-            return if refused { Spilling::Refused("the journal is full".to_owned()) } else { Spilling::Done };
+            let no_room = || disk.no_space.clone().unwrap_or_else(|| "the journal is full".to_owned());
+            return if refused { Spilling::Refused(no_room()) } else { Spilling::Done };
         }
         let ticket = Ticket::new(None);
-        if let Some(Incoming { entry: Entry::Spill { ticket: last, .. }, .. }) = disk.incoming.last_mut() {
+        if let Some(Incoming { entry: Entry::Spill { ticket: last }, .. }) = disk.incoming.last_mut() {
             *last = Some(ticket.clone());
         }
         disk.wakes_writer();
@@ -80,17 +93,22 @@ impl Buffer {
         Spilling::Waits(ticket)
     }
 
-    /// After a spill that the journal did not take: its events are in memory alone again.
+    /// The journal did not take what was spilled, or did not answer until the end: the events are in memory alone again.
+    /// `held` are those that delivery holds.
     pub fn unspill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
         let mut state = self.lock();
-        let State { waiting, disk, .. } = &mut *state;
-        let Some(disk) = disk.as_ref() else { return };
+        let State { waiting, disk, unjournaled, .. } = &mut *state;
+        let Some(disk) = disk.as_mut() else { return };
+        disk.spill_failed = None;
         let waits = waiting.iter_mut().map(|event| &mut **event);
         for event in held.map(|event| &mut *event).chain(waits) {
             if matches!(event.kept, Kept::Journal(_)) && !disk.keeps(event.kept) {
                 event.kept = Kept::Memory;
+                *unjournaled += 1;
+                disk.events -= 1;
             }
         }
+        disk.forget_unsynced();
     }
 
     /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held. Those who wait are told.
@@ -116,6 +134,7 @@ impl Buffer {
         let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
         let lost = sum(events.iter().copied().filter(|event| !keeps(event.kept)));
         state.bytes -= lost.1;
+        state.taken_bytes -= lost.1;
         state.taken -= lost.0;
         state.unjournaled -= lost.0;
         state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
@@ -124,7 +143,7 @@ impl Buffer {
         lost.0
     }
 
-    /// The journal is not there any more: what it kept is lost.
+    /// The journal no longer exists: what it kept is lost.
     pub fn lose_journal(&self) {
         let mut state = self.lock();
         let State { disk, ledger, .. } = &mut *state;
@@ -134,12 +153,21 @@ impl Buffer {
     }
 }
 
+/// Who holds the original of a copy that is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holder {
+    /// Delivery took it.
+    Delivery,
+    /// It waits in the queue.
+    Queue,
+}
+
 /// How many, and what they cost.
 fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
     events.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()))
 }
 
-/// Tells those who wait for events that nothing comes of them in this process.
+/// Tells those who wait for events that nothing follows from them in this process.
 fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
     let tickets = events.filter_map(|event| event.ticket.clone());
     ticket::end(tickets.filter(|ticket| ticket.outcome().is_none()).map(|ticket| (ticket, Outcome::Failed)));

@@ -1,6 +1,7 @@
 //! The journal's one writer thread: group commit. It writes everything that came while it synced what came before,
 //! with one write and one fdatasync, and then tells all who wait at once.
 
+use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -9,7 +10,7 @@ use crate::failpoint;
 use crate::logs::Throttle;
 use crate::metrics::Metrics;
 use crate::pulse::Pulse;
-use crate::queue::disk::{Disk, Entry, Holder, Incoming, Tail, Writing};
+use crate::queue::disk::{Disk, Entry, Incoming, MAKE_AGAIN, Tail, Writing};
 use crate::queue::journal::{CommitError, Record, Writer};
 use crate::queue::{Ack, Buffer};
 use crate::ticket::{self, Outcome, Ticket};
@@ -17,11 +18,12 @@ use crate::ticket::{self, Outcome, Ticket};
 /// A watermark that moved is written with the next commit, or after this time.
 const NOTE_AFTER: Duration = Duration::from_millis(100);
 
-/// How often an idle writer looks whether its directory is still there, and shows that it lives.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often an idle writer looks whether its directory is still there, and shows that it lives. Also how often it tries
+/// to make a segment where the disk had no room for one.
+const LOOK: Duration = MAKE_AGAIN;
 
 /// What the writer is to do next.
-struct Work {
+pub(super) struct Work {
     incoming: Vec<Incoming>,
     watermark: u64,
     /// It moved since it was noted.
@@ -57,20 +59,25 @@ impl Journaling {
             self.pulse.tick();
             let work = self.queue.work();
             let is_last = work.closing && work.incoming.is_empty();
-            if !work.failed {
-                // Waiting for the disk is no hanging.
-                self.pulse.pause();
-                self.carry_out(work);
-            } else if !work.incoming.is_empty() {
-                self.refuse(work.incoming);
-            }
+            // Blocking on the disk must not trip the liveness check.
+            self.pulse.pause();
+            self.carry_out(work);
             if is_last {
                 return;
             }
         }
     }
 
-    fn carry_out(&mut self, work: Work) {
+    /// Does what was found to do, and tells all who wait for it.
+    pub(super) fn carry_out(&mut self, work: Work) {
+        if !work.failed {
+            self.write(work);
+        } else if !work.incoming.is_empty() {
+            self.refuse(work.incoming);
+        }
+    }
+
+    fn write(&mut self, work: Work) {
         let is_idle = work.incoming.is_empty();
         let mut incoming = work.incoming;
         // Segments are free already, the watermark that says so is not written: a test may end the process here.
@@ -93,7 +100,7 @@ impl Journaling {
             match self.writer.commit(&records, work.watermark) {
                 Ok(()) => {
                     self.metrics.journal_sync_duration(began.elapsed());
-                    tell(self.queue.committed(run), Outcome::Kept);
+                    tell(self.queue.committed(run, &incoming), Outcome::Kept);
                 }
                 Err(error) => {
                     let rest = run.into_iter().chain(std::mem::take(&mut incoming)).collect();
@@ -120,9 +127,9 @@ impl Journaling {
             if let Err(error) = &made
                 && self.throttle.admits()
             {
-                tracing::warn!("cannot make a segment of the journal ahead: {error}");
+                tracing::warn!("cannot make another segment of the journal, trying again every second: {error}");
             }
-            self.queue.prepared(segment, made.is_ok());
+            self.queue.prepared(segment, &made);
         }
     }
 
@@ -131,7 +138,7 @@ impl Journaling {
         // Without it the other modes keep their promise; only a stop may lose what is in memory.
         let ends = matches!(error, CommitError::Failed(_)) && self.queue.mode().ack == Ack::Journaled;
         match error {
-            CommitError::NoSpace(_) => tracing::error!("{error}; answering 503 until it works again"),
+            CommitError::NoSpace(_) => tracing::error!("{error}; answering 503 to what does not fit until it works"),
             CommitError::Failed(_) if ends => tracing::error!("{error}; the bridge stops"),
             CommitError::Failed(_) => {
                 tracing::error!("{error}; what is not delivered when the bridge stops is lost");
@@ -181,20 +188,28 @@ impl Buffer {
         }
     }
 
-    /// Takes what the writer has synced into books and memory.
-    pub(super) fn committed(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
+    /// What there is to do at this moment, as after a wait.
+    #[cfg(test)]
+    pub(super) fn work_now(&self) -> Work {
+        self.lock().disk.as_mut().map_or_else(Work::nothing, Disk::work)
+    }
+
+    /// Takes what the writer has synced into books and memory; `rest` is what it took and has not written yet.
+    pub(super) fn committed(&self, run: Vec<Incoming>, rest: &[Incoming]) -> Vec<Arc<Ticket>> {
         let mut tickets = Vec::with_capacity(run.len());
         let mut state = self.lock();
         let state = &mut *state;
         let Some(disk) = &mut state.disk else { return tickets };
+        disk.writing_since = waiting_since(rest);
         for Incoming { place, event, entry } in run {
-            disk.synced = place.sequence + 1;
-            disk.events += 1;
+            disk.note_synced(&place);
+            let cost = event.cost();
+            disk.unsynced_bytes -= cost;
             match entry {
                 Entry::Accept { source, secret, ticket } => {
+                    disk.events += 1;
                     state.ledger.decide(source, secret, Decision::Accepted, event.origin.received);
                     tickets.push(ticket);
-                    let cost = event.cost();
                     let held = state.waiting.len() + state.replays.len() + state.taken;
                     if held >= state.limits.events || state.bytes + cost > state.limits.bytes {
                         disk.tail = Tail::OnDisk;
@@ -204,11 +219,9 @@ impl Buffer {
                         state.waiting.push_back(event);
                     }
                 }
-                Entry::Spill { holder, ticket } => {
-                    state.unjournaled -= 1;
-                    if holder == Holder::Delivery {
-                        disk.take(place.sequence);
-                    }
+                Entry::Spill { ticket } => {
+                    // It may have been settled before.
+                    disk.advance();
                     tickets.extend(ticket);
                 }
             }
@@ -217,10 +230,15 @@ impl Buffer {
         tickets
     }
 
-    /// The journal did not take these: those that somebody waits for are refused, copies are forgotten.
+    /// The journal did not take these: those that a sender waits for are refused, copies are dropped.
     pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
         let mut state = self.lock();
+        let state = &mut *state;
         let mut tickets = Vec::with_capacity(run.len());
+        if let Some(disk) = &mut state.disk {
+            disk.writing_since = None;
+            disk.unsynced_bytes -= run.iter().map(|next| next.event.cost()).sum::<usize>();
+        }
         for Incoming { event, entry, .. } in run {
             match entry {
                 Entry::Accept { source, secret, ticket } => {
@@ -228,7 +246,7 @@ impl Buffer {
                     state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable), received);
                     tickets.push(ticket);
                 }
-                Entry::Spill { ticket, .. } => tickets.extend(ticket),
+                Entry::Spill { ticket } => tickets.extend(ticket),
             }
         }
         tickets
@@ -252,7 +270,7 @@ impl Buffer {
         self.failed.notified().await;
     }
 
-    /// Forgets the places of these events and of all that came after them; gives them all back.
+    /// Forgets the places of these events and of all that were accepted after them; gives them all back.
     fn give_up(&self, error: &CommitError, mut run: Vec<Incoming>) -> Vec<Incoming> {
         let mut state = self.lock();
         let Some(disk) = &mut state.disk else { return run };
@@ -260,35 +278,51 @@ impl Buffer {
         if let Some(first) = run.first() {
             disk.layout.undo(&first.place);
         }
+        if run.iter().any(|next| matches!(next.entry, Entry::Spill { .. })) {
+            disk.spill_failed = Some(error.to_string());
+        }
         match error {
-            CommitError::NoSpace(_) => disk.no_space = Some(error.to_string()),
+            CommitError::NoSpace(_) => {
+                // Refusing these told already that events do not fit.
+                disk.short |= !run.is_empty();
+                disk.note_no_space(error.to_string());
+            }
             CommitError::Failed(_) => disk.failed = Some(error.to_string()),
         }
         run
     }
 
-    fn prepared(&self, segment: u32, made: bool) {
+    fn prepared(&self, segment: u32, made: &io::Result<()>) {
         if let Some(disk) = &mut self.lock().disk {
-            disk.layout.prepared(segment, made);
-            if made {
-                disk.no_space = None;
+            disk.layout.prepared(segment, made.is_ok());
+            match made {
+                Ok(()) => disk.note_space(),
+                Err(error) => disk.note_no_space(error.to_string()),
             }
         }
     }
 }
 
+/// When the oldest of these was accepted, if a sender waits for them: nobody waits for copies.
+fn waiting_since(incoming: &[Incoming]) -> Option<Instant> {
+    incoming.first().filter(|next| matches!(next.entry, Entry::Accept { .. })).map(|next| next.event.accepted)
+}
+
 impl Disk {
+    /// Whether an event has waited for the disk for longer than this.
+    pub(super) fn is_stalled(&self, longest: Duration) -> bool {
+        let oldest = self.writing_since.or_else(|| waiting_since(&self.incoming));
+        oldest.is_some_and(|since| since.elapsed() > longest)
+    }
+
     fn work(&mut self) -> Work {
         let moved = std::mem::take(&mut self.moved);
-        let spare = self.layout.wants_spare();
-        if spare.is_none() && self.incoming.is_empty() {
-            // Nothing can be made ahead: the next event shows whether there is space again.
-            self.no_space = None;
-        }
+        let spare = self.wanted_spare();
         let closing = self.writing == Writing::Closing;
         if !closing {
             self.writing = Writing::Busy;
         }
+        self.writing_since = waiting_since(&self.incoming);
         Work {
             incoming: std::mem::take(&mut self.incoming),
             watermark: self.watermark(),

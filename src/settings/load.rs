@@ -266,6 +266,11 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     {
         top.general(text);
     }
+    if top.is_sound()
+        && let Some(text) = dead_letters.problem(ingress.max_body)
+    {
+        top.general(text);
+    }
     if ack == Ack::Journaled && state_directory.is_none() {
         top.problem(
             "ack",

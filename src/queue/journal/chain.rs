@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 
-use crate::queue::journal::files::read_some;
+use crate::queue::journal::files::{is_unreadable, read_some};
 use crate::queue::journal::format::{ALIGNMENT, BLOCK_LENGTH, Block, HEADER_BYTES, Header, MARK_BYTES, Mark};
 
 /// Read at once: large enough that a system call costs nothing per record, small beside the bodies in flight.
@@ -31,6 +31,15 @@ pub(super) struct Item {
     pub(super) kind: Kind,
 }
 
+/// What to do about a block that cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum UnreadableBlocks {
+    /// It is an error.
+    Fail,
+    /// It is taken for zeros: the records in it are damaged.
+    Skip,
+}
+
 /// A place in the records of a segment.
 #[derive(Debug)]
 pub(super) struct Chain {
@@ -45,12 +54,35 @@ pub(super) struct Chain {
     buffer: Vec<u8>,
     /// Where in the file the buffer starts.
     start: u64,
+    unreadable: UnreadableBlocks,
+    /// Where the blocks are that were skipped.
+    skipped: Vec<u64>,
 }
 
 impl Chain {
     /// Starts before the first record.
     pub(super) fn new(file: File, header: Header, length: u64) -> Self {
-        Self { file, header, length, offset: HEADER_BYTES, least: header.first, buffer: Vec::new(), start: 0 }
+        Self {
+            file,
+            header,
+            length,
+            offset: HEADER_BYTES,
+            least: header.first,
+            buffer: Vec::new(),
+            start: 0,
+            unreadable: UnreadableBlocks::Fail,
+            skipped: Vec::new(),
+        }
+    }
+
+    /// From now on blocks that cannot be read are handled in this way.
+    pub(super) fn handle_unreadable(&mut self, blocks: UnreadableBlocks) {
+        self.unreadable = blocks;
+    }
+
+    /// Where the blocks are that were skipped since the last call.
+    pub(super) fn take_skipped(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.skipped)
     }
 
     pub(super) fn header(&self) -> Header {
@@ -148,7 +180,12 @@ impl Chain {
             let wanted = length.max(CHUNK).min(self.length - offset);
             self.buffer.resize(usize::try_from(wanted).map_err(io::Error::other)?, 0);
             self.start = offset;
-            let read = read_some(&self.file, &mut self.buffer, offset);
+            let read = match read_some(&self.file, &mut self.buffer, offset) {
+                Err(error) if is_unreadable(&error) && self.unreadable == UnreadableBlocks::Skip => {
+                    self.read_blocks(offset, error)
+                }
+                read => read,
+            };
             self.buffer.truncate(*read.as_ref().unwrap_or(&0));
             if (read? as u64) < length {
                 return Ok(None);
@@ -157,5 +194,33 @@ impl Chain {
         let from = usize::try_from(offset - self.start).map_err(io::Error::other)?;
         let length = usize::try_from(length).map_err(io::Error::other)?;
         Ok(Some(from..from + length))
+    }
+
+    /// Fills the buffer block by block, with zeros where a block cannot be read. If none can be read, not even the
+    /// header's, it is the file or the disk that fails, and the error stays one.
+    fn read_blocks(&mut self, offset: u64, error: io::Error) -> io::Result<usize> {
+        if read_some(&self.file, &mut [0; BLOCK_LENGTH], 0).is_err() {
+            return Err(error);
+        }
+        let mut done = 0;
+        while done < self.buffer.len() {
+            let at = offset + done as u64;
+            let block = at - at % BLOCK_LENGTH as u64;
+            let end = usize::try_from(block + BLOCK_LENGTH as u64 - offset).map_err(io::Error::other)?;
+            let piece = done..end.min(self.buffer.len());
+            match read_some(&self.file, &mut self.buffer[piece.clone()], at) {
+                Ok(read) if read < piece.len() => return Ok(done + read),
+                Ok(_) => {}
+                Err(error) if is_unreadable(&error) => {
+                    self.buffer[piece.clone()].fill(0);
+                    if !self.skipped.contains(&block) {
+                        self.skipped.push(block);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+            done = piece.end;
+        }
+        Ok(done)
     }
 }

@@ -2,8 +2,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+
+use rustix::io::Errno;
 
 use crate::failpoint;
 use crate::queue::journal::format::{BLOCK_LENGTH, Block};
@@ -65,20 +68,44 @@ pub(super) fn look(directory: &Path, number: u32) -> io::Result<Option<(File, Se
     Ok(Some((file, segment)))
 }
 
-/// All segments that are there now.
-pub(super) fn look_at_all(directory: &Path) -> io::Result<Vec<Segment>> {
-    let mut segments = Vec::new();
+/// A segment whose header is in an unreadable block.
+#[derive(Debug)]
+pub(super) struct Unreadable {
+    pub(super) number: u32,
+    pub(super) error: io::Error,
+}
+
+/// All segments that exist now, and those whose header is in an unreadable block. If no header at all can be read, it is
+/// the disk that fails, not a block.
+pub(super) fn look_at_all(directory: &Path) -> io::Result<(Vec<Segment>, Vec<Unreadable>)> {
+    let (mut segments, mut unreadable) = (Vec::new(), Vec::new());
     for number in list(directory).map_err(|error| at(directory, &error))? {
-        if let Some((_, segment)) = look(directory, number)? {
-            segments.push(segment);
+        match look(directory, number) {
+            Ok(Some((_, segment))) => segments.push(segment),
+            Ok(None) => {}
+            Err(error) if is_unreadable(&error) => unreadable.push(Unreadable { number, error }),
+            Err(error) => return Err(error),
         }
     }
+    if segments.is_empty()
+        && let Some(Unreadable { error, .. }) = unreadable.pop()
+    {
+        return Err(error);
+    }
     segments.sort_unstable_by_key(|segment| (segment.block.header.map(|header| header.first), segment.number));
-    Ok(segments)
+    Ok((segments, unreadable))
+}
+
+/// The error of a block that the disk, or the checksums of its file system, cannot give back.
+pub fn is_unreadable(error: &io::Error) -> bool {
+    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Placed>()).map_or(error, |placed| &placed.error);
+    let known = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(|errno| Some(errno.raw_os_error()));
+    known.contains(&cause.raw_os_error())
 }
 
 /// Reads until the buffer is full or the file ends; says how much.
 pub(super) fn read_some(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
+    failpoint::unreadable("journal.unreadable", from, from + buffer.len() as u64)?;
     let mut length = 0;
     while length < buffer.len() {
         match file.read_at(&mut buffer[length..], from + length as u64) {
@@ -99,6 +126,22 @@ pub(super) fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
         let length = usize::try_from(to - offset).unwrap_or(PIECE).min(PIECE);
         file.write_all_at(&piece[..length], offset)?;
         offset += length as u64;
+    }
+    Ok(())
+}
+
+/// Writes bytes of a file over themselves, so that a later sync makes them safe whatever became of earlier ones.
+pub(super) fn write_again(file: &File, range: Range<u64>) -> io::Result<()> {
+    let mut offset = range.start;
+    let mut piece = vec![0; usize::try_from(range.end.saturating_sub(offset)).unwrap_or(PIECE).min(PIECE)];
+    while offset < range.end {
+        let length = usize::try_from(range.end - offset).unwrap_or(PIECE).min(PIECE);
+        let read = read_some(file, &mut piece[..length], offset)?;
+        if read == 0 {
+            break;
+        }
+        file.write_all_at(&piece[..read], offset)?;
+        offset += read as u64;
     }
     Ok(())
 }
@@ -126,17 +169,29 @@ pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io:
 fn make(path: &Path, size: u64, how: Fill) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     failpoint::pass("journal.create")?;
-    let reserved = how == Fill::Reserved
-        && rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)
-            .map(|()| true)
-            .or_else(|error| if error == rustix::io::Errno::OPNOTSUPP { Ok(false) } else { Err(error) })?;
-    if !reserved {
+    // Also where zeros are written: a disk without room is not filled to its last block first.
+    let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)
+        .map(|()| true)
+        .or_else(|error| if error == Errno::OPNOTSUPP { Ok(false) } else { Err(error) })?;
+    if how == Fill::Written || !reserved {
         zero(&file, 0, size)?;
     }
     file.sync_all()
 }
 
+/// An error with the place where it happened.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {error}", path.display())]
+struct Placed {
+    path: PathBuf,
+    error: io::Error,
+}
+
 /// The error with the place where it happened.
 pub(super) fn at(path: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+    let inner = match error.raw_os_error() {
+        Some(code) => io::Error::from_raw_os_error(code),
+        None => io::Error::new(error.kind(), error.to_string()),
+    };
+    io::Error::new(error.kind(), Placed { path: path.to_owned(), error: inner })
 }

@@ -87,6 +87,11 @@ impl Layout {
         self.spares.push_back(number);
     }
 
+    /// Adds a file that cannot be used, but is there.
+    pub(super) fn add_unusable(&mut self, number: u32, bytes: u64) {
+        self.count(number, bytes);
+    }
+
     fn count(&mut self, number: u32, bytes: u64) {
         self.total += bytes;
         self.unused = self.unused.max(number.saturating_add(1));
@@ -108,13 +113,25 @@ impl Layout {
     ///
     /// A place that opens a segment takes a spare, or the number of a segment to be made, if the limit allows one.
     pub fn reserve(&mut self, length: u64) -> Option<Place> {
+        self.reserve_in(length, Self::open)
+    }
+
+    /// The same, in segments that exist: where the disk has no room for another one.
+    pub fn reserve_existing(&mut self, length: u64) -> Option<Place> {
+        if self.used.back().is_some_and(|active| !active.made) {
+            return None;
+        }
+        self.reserve_in(length, |layout| Some((layout.spares.pop_front()?, true)))
+    }
+
+    fn reserve_in(&mut self, length: u64, open: fn(&mut Self) -> Option<(u32, bool)>) -> Option<Place> {
         let fits = |used: &Used| used.filled + length + MARK_BYTES <= used.limit;
         let opens = !self.used.back().is_some_and(fits);
         if opens {
             if length > room(self.segment) {
                 return None;
             }
-            let (number, made) = self.open()?;
+            let (number, made) = open(self)?;
             self.declined = false;
             self.used.push_back(Used {
                 number,
@@ -143,8 +160,7 @@ impl Layout {
 
     /// A number for another file, which counts from now on; none where the limit allows none.
     pub(super) fn grow(&mut self) -> Option<u32> {
-        // A segment of no room is of no use.
-        if room(self.segment) == 0 || self.total + self.segment > self.max {
+        if !self.may_grow() {
             return None;
         }
         let number = self.free.pop().or_else(|| {
@@ -154,6 +170,41 @@ impl Layout {
         })?;
         self.total += self.segment;
         Some(number)
+    }
+
+    fn may_grow(&self) -> bool {
+        // A segment that is too small for any record is of no use.
+        room(self.segment) > 0 && (self.total + self.segment <= self.max || self.is_left_with_a_larger_one())
+    }
+
+    /// Whether the only segment is from a start with larger ones: without another one it could never be released.
+    fn is_left_with_a_larger_one(&self) -> bool {
+        let is_larger = |only: &Used| only.bytes > self.segment;
+        self.used.len() == 1
+            && self.used.front().is_some_and(is_larger)
+            && self.spares.is_empty()
+            && self.making.is_none()
+    }
+
+    /// How many bytes of records can still be given a place within the limit.
+    #[must_use]
+    pub fn available(&self) -> u64 {
+        let left = self.max.saturating_sub(self.total) / self.segment.max(1);
+        let more = if left == 0 && self.is_left_with_a_larger_one() { 1 } else { left };
+        self.left() + (more + u64::from(self.making.is_some())) * room(self.segment)
+    }
+
+    /// Whether a spare exists.
+    #[must_use]
+    pub fn has_spare(&self) -> bool {
+        !self.spares.is_empty()
+    }
+
+    /// Notes that a segment exists, because a record was written to it.
+    pub fn exists(&mut self, segment: u32) {
+        if let Some(used) = self.used.iter_mut().rev().find(|used| used.number == segment) {
+            used.made = true;
+        }
     }
 
     fn drop_file(&mut self, number: u32, bytes: u64) {
@@ -230,7 +281,17 @@ impl Layout {
         self.making
     }
 
-    /// What became of a spare that was wanted. After a failure none is wanted until another segment is opened.
+    /// The number of a spare to be made because the disk had no room for one before, if the limit allows one. The outcome
+    /// goes to [`Layout::prepared`].
+    pub fn wants_spare_again(&mut self) -> Option<u32> {
+        if self.making.is_some() || !self.spares.is_empty() {
+            return None;
+        }
+        self.making = self.grow();
+        self.making
+    }
+
+    /// What became of a spare that was wanted. After a failure none is wanted ahead until another segment is opened.
     pub fn prepared(&mut self, segment: u32, made: bool) {
         if self.making == Some(segment) {
             self.making = None;
@@ -379,6 +440,35 @@ mod tests {
         layout.prepared(1, true);
         assert_eq!(layout.total(), 2 * SEGMENT);
         assert_eq!(layout.wants_spare(), None, "the limit");
+    }
+
+    #[test]
+    fn gives_places_in_existing_segments_alone_where_the_disk_has_no_room_for_another() {
+        let mut layout = layout(4);
+        layout.reserve(2056).unwrap();
+        let number = layout.wants_spare().unwrap();
+        assert_eq!(layout.reserve_existing(8), None, "the active segment is not written yet");
+        layout.exists(0);
+        layout.prepared(number, false);
+        assert_eq!(layout.reserve_existing(LARGEST), None);
+        assert_eq!(layout.reserve_existing(8).map(|place| place.segment), Some(0), "a small one fits");
+        assert_eq!((layout.wants_spare(), layout.has_spare()), (None, false));
+        let number = layout.wants_spare_again().unwrap();
+        layout.prepared(number, true);
+        assert!(layout.has_spare() && layout.wants_spare_again().is_none());
+        assert_eq!(layout.reserve_existing(LARGEST).map(|place| place.segment), Some(number));
+    }
+
+    #[test]
+    fn leaves_a_segment_of_a_start_with_larger_ones_although_the_limit_is_passed_by_it() {
+        let mut layout = Layout::new(2 * SEGMENT, SEGMENT, 9);
+        let large = 8 * SEGMENT;
+        layout.add_used(Used { number: 0, first: 1, bytes: large, limit: large, filled: large, made: true });
+        assert_eq!(layout.available(), room(SEGMENT));
+        assert_eq!(layout.reserve(LARGEST).map(|place| place.segment), Some(1));
+        assert_eq!((layout.reserve(LARGEST), layout.available()), (None, 0));
+        assert_eq!(layout.release(9), [0]);
+        assert_eq!(layout.available(), room(SEGMENT));
     }
 
     #[test]

@@ -23,6 +23,7 @@ mod model;
 #[cfg(test)]
 mod rig;
 
+pub use files::is_unreadable;
 pub use format::VERSION;
 pub use layout::{Layout, Place};
 pub use open::{OpenError, Opened, open};

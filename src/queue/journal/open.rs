@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::queue::journal::chain::Chain;
+use crate::queue::journal::chain::{Chain, UnreadableBlocks};
 use crate::queue::journal::files::{self, Fill, Segment};
 use crate::queue::journal::format::{Header, MARK_BYTES, Mark, VERSION};
 use crate::queue::journal::layout::{Layout, Used};
@@ -61,6 +61,8 @@ pub(super) struct Survey {
     pub(super) blank: Vec<Segment>,
     /// Both copies of the header are unsound.
     pub(super) garbage: Vec<Segment>,
+    /// Numbers and lengths of those whose header is in an unreadable block.
+    pub(super) unreadable: Vec<(u32, u64)>,
     pub(super) watermark: u64,
     /// What is damaged: the file, and how.
     pub(super) damage: Vec<(u32, &'static str)>,
@@ -69,7 +71,13 @@ pub(super) struct Survey {
 /// Reads all headers.
 pub(super) fn survey(directory: &Path) -> Result<Survey, OpenError> {
     let mut survey = Survey::default();
-    for segment in files::look_at_all(directory)? {
+    let (segments, unreadable) = files::look_at_all(directory)?;
+    for files::Unreadable { number, .. } in unreadable {
+        let length = fs::metadata(files::path(directory, number)).map_or(0, |file| file.len());
+        survey.damage.push((number, "its header cannot be read from the disk: what the segment held is lost"));
+        survey.unreadable.push((number, length));
+    }
+    for segment in segments {
         let (number, block) = (segment.number, &segment.block);
         if let Some(version) = block.unknown {
             return Err(OpenError::Version { file: files::path(directory, number), version });
@@ -124,10 +132,8 @@ pub fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> 
         used.push(Used { number, first, bytes, limit, filled: limit, made: true });
         if at + 1 == survey.sound.len() {
             let last = last(directory, segment, *header, survey.watermark)?;
-            if let Some(finding) = last.finding {
-                findings.push(finding);
-                damaged += 1;
-            }
+            damaged += last.findings.len() as u64;
+            findings.extend(last.findings);
             next = last.next.max(survey.watermark);
             if let Some(used) = used.last_mut() {
                 used.filled = last.filled;
@@ -161,6 +167,9 @@ fn arrange(directory: &Path, layout: &mut Layout, used: Vec<Used>, survey: &Surv
     let spares = |segments: &[Segment]| -> Vec<u32> {
         segments.iter().filter(|segment| segment.length == size).map(|segment| segment.number).collect()
     };
+    for (number, length) in &survey.unreadable {
+        layout.add_unusable(*number, *length);
+    }
     for number in spares(&survey.blank) {
         layout.add_spare(number);
     }
@@ -199,7 +208,7 @@ struct Last {
     active: Option<Active>,
     filled: u64,
     next: u64,
-    finding: Option<String>,
+    findings: Vec<String>,
 }
 
 fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> io::Result<Last> {
@@ -207,19 +216,28 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
     let read = || -> io::Result<Last> {
         let short = segment.length < header.size;
         let mut chain = Chain::new(File::open(&path)?, header, segment.length);
-        let tail = tail::find(&mut chain, short)?;
-        let file = OpenOptions::new().write(true).open(&path)?;
-        // A file that was cut is not gone on with: its end would look torn for ever. Nor is one that lacks records
-        // below the watermark: its numbers would have a gap.
-        let full = short || tail.next < watermark || tail.offset + MARK_BYTES > header.size;
+        chain.handle_unreadable(UnreadableBlocks::Skip);
+        let tail = tail::find(&mut chain, short, watermark)?;
+        let unreadable = chain.take_skipped();
+        let file = OpenOptions::new().read(true).write(true).open(&path)?;
+        // Do not append to a truncated segment: every later start would report a torn end. Nor to one that lacks records
+        // below the watermark (its numbers would have a gap), or that has an unreadable block.
+        let lacks = tail.next < watermark || tail.offset + MARK_BYTES > header.size;
+        let full = short || lacks || !unreadable.is_empty();
         if !full && (tail.torn || tail.stale) {
             // Nothing behind the end may look like a record later.
             files::zero(&file, tail.offset + MARK_BYTES, header.size)?;
             file.write_all_at(&Mark::end(tail.next).encode(header.salt).0, tail.offset)?;
         }
-        // What was read may be in the page cache only, where a process died.
+        // What was read may be in the page cache only, and a sync that failed has marked it as written: the records that
+        // are still to be delivered are written again.
+        if unreadable.is_empty() {
+            files::write_again(&file, tail.unsettled..header.size.min(tail.offset + MARK_BYTES))?;
+        }
         file.sync_data()?;
-        let finding = tail.torn.then(|| {
+        let unread =
+            unreadable.iter().map(|block| format!("{}: the block at byte {block} cannot be read", path.display()));
+        let torn = tail.torn.then(|| {
             format!(
                 "{}: the end of the journal is torn at byte {}; what stood there was never acknowledged, or the disk \
                  damaged it",
@@ -230,7 +248,7 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
         let slot = segment.block.slot.unwrap_or_default();
         let active = (!short).then_some(Active { number: segment.number, file, salt: header.salt, slot });
         let filled = if full { header.size.min(segment.length) } else { tail.offset };
-        Ok(Last { active, filled, next: tail.next, finding })
+        Ok(Last { active, filled, next: tail.next, findings: unread.chain(torn).collect() })
     };
     read().map_err(|error| files::at(&path, &error))
 }

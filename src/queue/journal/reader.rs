@@ -1,9 +1,10 @@
 //! Reading: the records of a range of sequences, over whatever is damaged between them, while the writer goes on.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
-use crate::queue::journal::chain::{Chain, Item, Kind};
+use crate::queue::journal::chain::{Chain, Item, Kind, UnreadableBlocks};
 use crate::queue::journal::files;
 use crate::queue::journal::record::{Names, Stored};
 
@@ -59,6 +60,9 @@ pub struct Reader {
     /// What was read ahead is true below this sequence.
     stable: u64,
     names: Names,
+    unreadable: UnreadableBlocks,
+    /// Segments whose header could not be read, and which were skipped for that.
+    given_up: BTreeSet<u32>,
 }
 
 impl Reader {
@@ -72,7 +76,14 @@ impl Reader {
             place: 0,
             stable: 0,
             names: Names::default(),
+            unreadable: UnreadableBlocks::Fail,
+            given_up: BTreeSet::new(),
         }
+    }
+
+    /// Skips blocks that cannot be read in the next call of [`Reader::read`]: the records in them are damaged.
+    pub fn skip_unreadable(&mut self) {
+        self.unreadable = UnreadableBlocks::Skip;
     }
 
     /// Reads records of the sequences `from..end`, all of which are committed: at most `most` and about `bytes` bytes of
@@ -85,13 +96,26 @@ impl Reader {
         if self.place != from {
             self.chain = None;
         }
+        if let Some(chain) = &mut self.chain {
+            chain.handle_unreadable(self.unreadable);
+        }
         let done = self.fill(&mut batch, end, most, bytes);
+        self.note_skipped(&mut batch);
+        self.unreadable = UnreadableBlocks::Fail;
         self.place = batch.next;
         if done.is_err() {
             self.chain = None;
             self.place = 0;
         }
         done.map(|()| batch)
+    }
+
+    fn note_skipped(&mut self, batch: &mut Batch) {
+        let Some(chain) = &mut self.chain else { return };
+        for block in chain.take_skipped() {
+            let path = files::path(&self.directory, self.number);
+            batch.findings.push(format!("{}: the block at byte {block} cannot be read", path.display()));
+        }
     }
 
     fn fill(&mut self, batch: &mut Batch, end: u64, most: usize, bytes: usize) -> io::Result<()> {
@@ -103,7 +127,9 @@ impl Reader {
                 }
                 continue;
             };
-            let item = chain.peek()?;
+            let item = chain.peek().map_err(|error| {
+                files::at(&files::path(&self.directory, self.number), &error)
+            })?;
             let plain = |item: &Item| matches!(item.kind, Kind::Record(_)) && item.sequence <= batch.next;
             if self.stable < end && !item.as_ref().is_some_and(|item| plain(item) && item.sequence < self.stable) {
                 // What was read ahead may be older than what the writer has put there since.
@@ -159,6 +185,7 @@ impl Reader {
             }
         }
         let torn = mark.is_none() && !chain.is_recycled()?;
+        self.note_skipped(batch);
         if self.enter(batch.next, Some(first), end)? {
             let first = self.chain.as_ref().map_or(end, |chain| chain.header().first);
             if torn && first <= batch.next {
@@ -181,12 +208,19 @@ impl Reader {
                 continue;
             }
             let Some(entry) = self.choose(sequence, after) else { continue };
-            let Some((file, segment)) = files::look(&self.directory, entry.number)? else { continue };
+            let looked = match files::look(&self.directory, entry.number) {
+                // Its header became unreadable since it was listed; the next list does not have it.
+                Err(error) if files::is_unreadable(&error) && self.unreadable == UnreadableBlocks::Skip => None,
+                looked => looked?,
+            };
+            let Some((file, segment)) = looked else { continue };
             // It may have been recycled since it was listed.
             if let Some(header) = segment.block.header
                 && header.first == entry.first
             {
-                self.chain = Some(Chain::new(file, header, segment.length));
+                let mut chain = Chain::new(file, header, segment.length);
+                chain.handle_unreadable(self.unreadable);
+                self.chain = Some(chain);
                 self.number = entry.number;
                 self.stable = 0;
                 return Ok(true);
@@ -205,7 +239,14 @@ impl Reader {
 
     /// Lists the segments that start below a sequence that is committed.
     fn look(&mut self, end: u64) -> io::Result<()> {
-        let segments = files::look_at_all(&self.directory)?;
+        let (segments, unreadable) = files::look_at_all(&self.directory)?;
+        for segment in unreadable {
+            if self.unreadable == UnreadableBlocks::Skip {
+                self.given_up.insert(segment.number);
+            } else if !self.given_up.contains(&segment.number) {
+                return Err(segment.error);
+            }
+        }
         let entry = |segment: &files::Segment| {
             segment.block.header.map(|header| Entry { first: header.first, number: segment.number })
         };

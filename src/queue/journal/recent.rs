@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use crate::message::Origin;
-use crate::queue::journal::chain::{Chain, Kind};
+use crate::queue::journal::chain::{Chain, Kind, UnreadableBlocks};
 use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::record::Names;
 
@@ -21,7 +21,8 @@ pub fn recent(
     visit: &mut dyn FnMut(&Origin, &[u8]),
 ) -> io::Result<()> {
     let mut left = most;
-    for segment in files::look_at_all(directory)?.iter().rev() {
+    // What cannot be read is not recalled: a repeat of it is published again.
+    for segment in files::look_at_all(directory)?.0.iter().rev() {
         if left == 0 {
             break;
         }
@@ -56,6 +57,7 @@ fn walk(
     let mut names = Names::default();
     let mut found = 0;
     let mut chain = Chain::new(file, header, segment.length);
+    chain.handle_unreadable(UnreadableBlocks::Skip);
     while let Some(item) = chain.peek()?.filter(|item| item.kind != Kind::End) {
         if let Kind::Record(payload) = &item.kind
             && let Some((origin, body)) = names.decode(chain.payload(payload))

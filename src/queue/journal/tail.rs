@@ -15,16 +15,25 @@ pub(super) struct Tail {
     pub(super) torn: bool,
     /// Behind a sound end mark stands what a commit cut short left.
     pub(super) stale: bool,
+    /// Where the first record begins that is not settled, or the end.
+    pub(super) unsettled: u64,
 }
 
 /// Reads the last segment to its end. `short`: the file is shorter than its header says, so what is missing was there.
-pub(super) fn find(chain: &mut Chain, short: bool) -> io::Result<Tail> {
-    let mut tail = Tail { offset: chain.offset(), next: chain.least(), torn: true, stale: false };
+/// All records below the watermark are settled.
+pub(super) fn find(chain: &mut Chain, short: bool, watermark: u64) -> io::Result<Tail> {
+    let (offset, next) = (chain.offset(), chain.least());
+    let mut tail = Tail { offset, next, torn: true, stale: false, unsettled: offset };
     // A damaged record counts once something sound stands behind it; else it may be a commit that never was complete.
     while let Some(item) = chain.peek()? {
         chain.pass(&item);
         match item.kind {
-            Kind::Record(_) => (tail.offset, tail.next) = (item.after, item.sequence + 1),
+            Kind::Record(_) => {
+                (tail.offset, tail.next) = (item.after, item.sequence + 1);
+                if item.sequence < watermark {
+                    tail.unsettled = item.after;
+                }
+            }
             Kind::Damaged => {}
             Kind::End => {
                 (tail.offset, tail.next, tail.torn) = (item.offset, item.sequence, false);
@@ -32,6 +41,7 @@ pub(super) fn find(chain: &mut Chain, short: bool) -> io::Result<Tail> {
             }
         }
     }
+    tail.unsettled = tail.unsettled.min(tail.offset);
     if tail.torn && short {
         tail.next = chain.least().max(tail.next + 1);
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::queue::journal::chain::{Chain, Kind};
+use crate::queue::journal::chain::{Chain, Kind, UnreadableBlocks};
 use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::format::{Header, VERSION};
 use crate::queue::journal::open::{OpenError, Survey, survey};
@@ -168,14 +168,15 @@ fn look(directory: &Path) -> Result<Report, OpenError> {
         report.next = report.next.max(expected);
         report.segments.push(found);
     }
-    for segment in &survey.garbage {
+    let garbage = survey.garbage.iter().map(|segment| (segment.number, segment.length));
+    for (number, length) in garbage.chain(survey.unreadable.iter().copied()) {
         report.segments.push(SegmentReport {
-            file: files::path(directory, segment.number),
+            file: files::path(directory, number),
             first: None,
             records: 0,
             settled: 0,
-            bytes: segment.length,
-            damage: headers(&survey, segment.number),
+            bytes: length,
+            damage: headers(&survey, number),
         });
     }
     Ok(report)
@@ -183,7 +184,8 @@ fn look(directory: &Path) -> Result<Report, OpenError> {
 
 fn bytes(survey: &Survey) -> u64 {
     let sound = survey.sound.iter().map(|(segment, _)| segment);
-    sound.chain(&survey.blank).chain(&survey.garbage).map(|segment| segment.length).sum()
+    let found = sound.chain(&survey.blank).chain(&survey.garbage).map(|segment| segment.length);
+    found.chain(survey.unreadable.iter().map(|(_, length)| *length)).sum()
 }
 
 fn headers(survey: &Survey, number: u32) -> Vec<Damage> {
@@ -202,7 +204,12 @@ fn walk(
 ) -> io::Result<u64> {
     let Some((file, _)) = files::look(directory, segment.number)? else { return Ok(header.first) };
     let mut chain = Chain::new(file, header, segment.length);
+    chain.handle_unreadable(UnreadableBlocks::Skip);
     let next = walk_records(&mut chain, following.is_none(), watermark, found)?;
+    for block in chain.take_skipped() {
+        let text = "the block cannot be read from the disk".into();
+        found.damage.push(Damage { offset: block, records: 0, text });
+    }
     if chain.is_recycled()? {
         found.damage.clear();
     }

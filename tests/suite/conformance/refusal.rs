@@ -157,9 +157,11 @@ pub(super) fn waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away<
     const LETTERS: usize = 12;
     let rig = R::new(test);
     let trapped = rig.trap(R::SMALL_TRAP);
-    // Room for a few letters, and for at least one.
-    let room = MOST + 2 * trapped.text.len() as u64;
-    let setup = Setup::new(&trapped.table).text("dead_letters.max_bytes", &format!("{room}B"));
+    // Room for a few letters, and for at least one of the largest body.
+    let body = trapped.text.len() as u64 + 1024;
+    let room = MOST + 2 * body;
+    let setup = Setup::new(&trapped.table).text("ingress.max_body", &format!("{body}B"));
+    let setup = setup.text("dead_letters.max_bytes", &format!("{room}B"));
     let daemon = setup.start();
     let all = Load { events: LETTERS as u64, every: Some((1, "Trapped", trapped.text)), ..Load::default() };
     all.send(&daemon.ingress).all_accepted();

@@ -1,0 +1,116 @@
+//! The stop's first step: what only memory keeps is written to the journal, a piece at a time.
+//!
+//! A disk that does not answer in time has neither written nor refused: delivery goes on meanwhile, and the next look
+//! shows how the write ended. Only an error, or the end of the process, decides against the journal.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use crate::delivery::ring::Ring;
+use crate::delivery::settle::Settler;
+use crate::message::Event;
+use crate::queue::{Buffer, Spilling};
+use crate::ticket::{Outcome, Ticket};
+
+/// How much is written at once.
+const BYTES: usize = 1 << 20;
+
+/// How long delivery stands still for the writes before it goes on beside them.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long the end waits for a write that is under way, beyond the stop's deadline.
+pub(super) const LAST: Duration = Duration::from_secs(4);
+
+/// How far the spill is.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Spill {
+    /// The stop has not begun.
+    #[default]
+    NotBegun,
+    /// A piece is being written; its ticket tells how that ends.
+    Writing(Arc<Ticket>),
+    /// Everything is written, or the journal takes no more.
+    Over,
+}
+
+/// The events that delivery holds, oldest first.
+pub(super) struct Held<'d> {
+    pub(super) settler: &'d mut Settler,
+    pub(super) ring: &'d mut Ring,
+    pub(super) taken: &'d mut VecDeque<Box<Event>>,
+}
+
+impl Held<'_> {
+    fn events(&mut self) -> impl Iterator<Item = &mut Event> {
+        let refused = self.settler.refused_events();
+        refused.chain(self.ring.events()).chain(self.taken.iter_mut().map(|event| &mut **event))
+    }
+}
+
+impl Spill {
+    /// Whether there is nothing more to be written.
+    pub(super) fn is_over(&self) -> bool {
+        matches!(self, Self::Over)
+    }
+
+    /// Waits until [`Spill::advance`] has something to do.
+    pub(super) async fn news(self) {
+        match self {
+            Self::NotBegun => {}
+            Self::Writing(ticket) => {
+                ticket.wait().await;
+            }
+            Self::Over => std::future::pending().await,
+        }
+    }
+
+    /// Writes on. The first time it waits a moment for the disk, so that what can be kept is kept before anything else;
+    /// afterwards it takes what has been written, and returns.
+    pub(super) async fn advance(&mut self, queue: &Buffer, held: &mut Held<'_>) {
+        let patience = if matches!(self, Self::NotBegun) { PATIENCE } else { Duration::ZERO };
+        self.advance_until(queue, held, Instant::now() + patience).await;
+    }
+
+    /// Waits for what is under way, at the end; what is unknown then is in memory alone.
+    pub(super) async fn finish(&mut self, queue: &Buffer, held: &mut Held<'_>) {
+        self.advance_until(queue, held, Instant::now() + LAST).await;
+        if !self.is_over() {
+            self.give_up(queue, held, "the disk does not answer; it may have been written all the same");
+        }
+    }
+
+    async fn advance_until(&mut self, queue: &Buffer, held: &mut Held<'_>, until: Instant) {
+        loop {
+            match self {
+                Self::Over => return,
+                Self::NotBegun if !queue.has_journal() => {
+                    *self = Self::Over;
+                    return;
+                }
+                Self::NotBegun => {}
+                Self::Writing(ticket) => match timeout_at(until, ticket.wait()).await {
+                    Ok(Outcome::Kept) => {}
+                    Ok(_) => return self.give_up(queue, held, "it could not be written"),
+                    // Unknown: neither written nor refused.
+                    Err(_) => return,
+                },
+            }
+            match queue.spill(held.events(), BYTES) {
+                Spilling::Done => *self = Self::Over,
+                Spilling::Waits(ticket) => *self = Self::Writing(ticket),
+                Spilling::Refused(text) => self.give_up(queue, held, &text),
+            }
+        }
+    }
+
+    fn give_up(&mut self, queue: &Buffer, held: &mut Held<'_>, problem: &str) {
+        *self = Self::Over;
+        tracing::error!(
+            "cannot write everything that is held to the journal; what is not delivered before the end is lost: {problem}"
+        );
+        queue.unspill(held.events());
+    }
+}
