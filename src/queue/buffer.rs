@@ -23,8 +23,8 @@ use crate::ticket::{Mailbox, Ticket};
 /// Full until it is below this share again, in percent: a probe must not flicker.
 const READY_BELOW: usize = 90;
 
-/// So many bytes are read from the journal at once.
-const READ_BYTES: usize = 1 << 20;
+/// So many bytes are read from the journal at once; few in tests, whose events are small.
+const READ_BYTES: usize = if cfg!(test) { 2 << 10 } else { 1 << 20 };
 
 /// Why nothing is accepted while the disk hangs.
 const STALLED: &str = "the disk has not completed a write for longer than `publish.timeout`";

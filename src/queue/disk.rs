@@ -176,6 +176,12 @@ impl Disk {
         self.layout.wants_spare_again()
     }
 
+    /// The writer tries to make a segment at its next look.
+    #[cfg(test)]
+    pub(super) fn make_now(&mut self) {
+        self.make_again = None;
+    }
+
     /// The oldest sequence that is not settled, as far as the disk knows: what is settled before it is synced counts only
     /// afterwards, for its sequence is given again where it cannot be written.
     pub(super) fn watermark(&self) -> u64 {

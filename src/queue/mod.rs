@@ -4,6 +4,8 @@ mod buffer;
 mod disk;
 pub mod journal;
 mod mode;
+#[cfg(test)]
+mod model;
 mod settlement;
 mod stop;
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub(super) struct Used {
 }
 
 /// Where records go. Lives under the queue's lock.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Layout {
     max: u64,
     segment: u64,
