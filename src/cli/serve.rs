@@ -57,6 +57,8 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         );
         app.run(signals).await
     });
+    // What still waits for a disk that hangs must not hold up the end.
+    runtime.shutdown_background();
     match outcome {
         Ok(outcome) => {
             log.close();

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Bridge, Client, LIMIT, Payload, SECRET, Setup, assert_books_balance, request_once, sign, wait_for, wait_until,
+    Bridge, Client, Daemon, LIMIT, Payload, SECRET, Setup, assert_books_balance, request_once, sign, wait_for, wait_until,
 };
 
 const ACCEPTED: &str = r#"{"status":"accepted"}"#;
@@ -232,4 +232,51 @@ fn knows_exactly_the_last_hundred_when_it_may_know_no_more() {
     assert_eq!(post(&bridge, &body("cuid 399")), ACCEPTED, "it is none of the last hundred");
     wait_until("all is delivered", LIMIT, || bridge.daemon.status().count("held") == 0);
     bridge.stop();
+}
+
+/// Only `journaled` recalls; there a look in the middle would prove nothing.
+fn wait_until_recalled(daemon: &Daemon, mode: &str) {
+    if mode == "journaled" {
+        daemon.wait_for_line("the start has recalled", |line| {
+            line["message"].as_str().is_some_and(|text| text.contains("recalled"))
+        });
+    }
+}
+
+#[test]
+fn takes_equal_events_without_a_cuid_after_a_restart_too() {
+    for mode in ["buffered", "journaled"] {
+        // With the broker away a stop writes them to the journal, whatever the mode.
+        let setup = Setup::on_missing_files().text("ack", mode).text("sources.plextrac.validation", "lenient");
+        let setup = setup.text("shutdown.grace", "100ms").level("debug");
+        let body = br#"{"event":"Heartbeat"}"#;
+        let daemon = setup.start();
+        for _ in 0..3 {
+            assert_eq!(request_once(&daemon, body, &[]).text(), ACCEPTED, "{mode}");
+        }
+        daemon.stop();
+        let daemon = setup.start();
+        wait_until_recalled(&daemon, mode);
+        for _ in 0..3 {
+            assert_eq!(request_once(&daemon, body, &[]).text(), ACCEPTED, "{mode}: lost with a 200");
+        }
+        setup.bring_the_broker_back();
+        assert_eq!(daemon.wait_until_empty().count("published"), 6, "{mode}");
+        assert_eq!(setup.delivered().len(), 6, "{mode}");
+    }
+}
+
+#[test]
+fn recalls_after_a_restart_what_was_journaled_and_nothing_that_another_mode_wrote_at_its_stop() {
+    for (mode, again) in [("buffered", ACCEPTED), ("journaled", DUPLICATE)] {
+        let setup = Setup::on_missing_files().text("ack", mode).text("shutdown.grace", "100ms").level("debug");
+        let daemon = setup.start();
+        assert_eq!(request_once(&daemon, &body("a"), &[]).text(), ACCEPTED, "{mode}");
+        daemon.stop();
+        let daemon = setup.start();
+        wait_until_recalled(&daemon, mode);
+        assert_eq!(request_once(&daemon, &body("a"), &[]).text(), again, "{mode}");
+        setup.bring_the_broker_back();
+        daemon.wait_until_empty();
+    }
 }

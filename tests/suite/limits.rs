@@ -254,3 +254,17 @@ fn answers_although_nobody_reads_its_log() {
     child.kill().unwrap();
     child.wait().unwrap();
 }
+
+#[test]
+fn is_ready_again_after_each_event_of_a_buffer_for_one() {
+    let setup = Setup::on_files().raw("buffer.max_events", "1");
+    let daemon = setup.start();
+    for number in 0..3 {
+        wait_until("it takes one", LIMIT, || {
+            request_once(&daemon, &Payload::new(format!("cuid-{number}")).body(), &[]).status == 200
+        });
+        daemon.wait_until_empty();
+        wait_until("it is ready", LIMIT, || daemon.get("/readyz").status == 200);
+    }
+    assert_eq!(daemon.stop().count("published"), 3);
+}

@@ -221,3 +221,26 @@ fn keeps_or_withdraws_what_waits_when_it_stops() {
     let status = daemon.wait_until_empty();
     assert_eq!((status.count("recovered"), setup.delivered().len() as u64), (held, held));
 }
+
+#[test]
+fn takes_a_repeat_after_a_restart_for_a_new_event_because_the_first_was_answered_503() {
+    let setup = published(Setup::on_missing_files()).text("publish.timeout", "60s").text("shutdown.grace", "1s");
+    let daemon = setup.start();
+    let body = Payload::new("cuid-repeated").body();
+    let mut sender = plain(&daemon.ingress);
+    let (signature, length) = (sign(SECRET, &body), body.len());
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: b\r\nX-Authorization-HMAC-256: {signature}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    std::io::Write::write_all(&mut sender, &[head.as_bytes(), &body].concat()).unwrap();
+    daemon.wait_until("it waits", LIMIT, |status| status.count("accepted") == 1);
+    let stopped = daemon.stop();
+    assert_eq!(stopped.count("held") + stopped.count("withdrawn"), 1, "{}", stopped.last);
+    let daemon = setup.start();
+    let waiting = at_once(&daemon, &body, 1);
+    daemon.wait_until("it is accepted", LIMIT, |status| status.count("accepted") == 1);
+    setup.bring_the_broker_back();
+    assert_eq!(answers(waiting)[0].text(), ACCEPTED, "a 200 for what was published");
+    daemon.wait_until_empty();
+    assert!(!setup.delivered().is_empty());
+}

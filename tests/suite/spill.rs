@@ -204,3 +204,87 @@ fn loses_nothing_of_journaled_events_at_a_stop_with_a_full_journal() {
     daemon.wait_until_empty();
     assert_eq!(setup.judge(&sent), 0);
 }
+
+#[test]
+fn delivers_what_a_stop_wrote_although_a_reload_shrinks_the_buffer_below_what_it_holds() {
+    let setup = Setup::on_missing_files().text("shutdown.grace", "100ms").text("ingress.max_body", "256KiB");
+    let daemon = setup.start();
+    // More than is read from the journal at once.
+    let large = |events| Load { text: "x".repeat(200_000), ..load(events) };
+    let sent = large(8).send(&daemon.ingress).all_accepted();
+    assert_eq!(daemon.stop().count("held"), 8);
+    let daemon = setup.start();
+    let series = Some(("more".to_owned(), 0));
+    let more = Load { series, ..large(60) }.send(&daemon.ingress).all_accepted();
+    let setup = setup.text("buffer.max_bytes", "4MiB");
+    setup.file();
+    assert_eq!(daemon.reload().text("/reload/result"), "success");
+    setup.bring_the_broker_back();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("lost")), (68, 0));
+    assert_eq!(daemon.get("/readyz").status, 200);
+    assert_eq!(setup.judge(&sent.and(more)), 0);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+/// A disk that takes three seconds for the sync of what a stop writes.
+fn with_a_slow_disk() -> Setup {
+    Setup::on_missing_files().text("shutdown.grace", "20s").failpoints("journal.sync=3s@1")
+}
+
+#[test]
+fn keeps_what_a_slow_disk_has_not_confirmed_when_the_stop_begins() {
+    let setup = with_a_slow_disk().text("shutdown.grace", "5s");
+    let daemon = setup.start();
+    let sent = load(3).send(&daemon.ingress).all_accepted();
+    let stopped = daemon.stop();
+    assert_eq!(["published", "lost", "held"].map(|name| stopped.count(name)), [0, 0, 3], "{}", stopped.last);
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+    stopped.assert_balanced();
+    setup.bring_the_broker_back();
+    let setup = setup.without_failpoints();
+    let daemon = setup.start();
+    assert_eq!(daemon.wait_until_empty().count("published"), 3);
+    assert_eq!(setup.judge(&sent), 0);
+}
+
+#[test]
+fn keeps_what_the_disk_confirms_shortly_after_the_deadline() {
+    let setup = with_a_slow_disk().text("shutdown.grace", "1s");
+    let daemon = setup.start();
+    load(3).send(&daemon.ingress).all_accepted();
+    let stopped = daemon.stop();
+    assert_eq!(["lost", "held"].map(|name| stopped.count(name)), [0, 3], "{}", stopped.last);
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+}
+
+#[test]
+fn delivers_once_what_a_slow_disk_is_still_writing() {
+    let setup = with_a_slow_disk();
+    let daemon = setup.start();
+    let sent = load(3).send(&daemon.ingress).all_accepted();
+    daemon.terminate();
+    wait_until("the stop has begun", LIMIT, || daemon.get("/readyz").status == 503);
+    setup.bring_the_broker_back();
+    let stopped = daemon.wait();
+    assert_eq!(["published", "lost", "held"].map(|name| stopped.count(name)), [3, 0, 0], "{}", stopped.last);
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+    stopped.assert_balanced();
+    let setup = setup.without_failpoints();
+    let daemon = setup.start();
+    assert_eq!(daemon.status().count("recovered"), 0, "settled is settled");
+    assert_eq!(setup.judge(&sent), 0, "published twice");
+}
+
+#[test]
+fn counts_what_a_disk_that_never_answers_holds_as_lost_and_ends_in_time() {
+    let setup = with_a_slow_disk().text("shutdown.grace", "1s").failpoints("journal.sync=hang@1");
+    let daemon = setup.start();
+    load(3).send(&daemon.ingress).all_accepted();
+    let began = Instant::now();
+    let stopped = daemon.stop();
+    assert!(began.elapsed() < Duration::from_secs(20), "the end waited {:?} for the disk", began.elapsed());
+    assert_eq!((stopped.code, stopped.count("lost"), stopped.count("held")), (Some(1), 3, 0), "{}", stopped.last);
+    assert!(stopped.log.contains("the disk does not answer"), "{}", stopped.log);
+    stopped.assert_balanced();
+}

@@ -1,12 +1,13 @@
 //! Bytes of the journal changed behind the bridge's back: it starts, delivers what is sound, and counts what is not.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::thread;
 
-use crate::support::{Payload, Setup, request_once};
+use crate::support::{LIMIT, Load, Payload, Setup, request_once};
 
 /// Where records begin in a segment; before that its header stands at 0 and 512, the watermark at 1024 and 1536.
 const RECORDS: usize = 4096;
@@ -235,4 +236,34 @@ fn starts_or_says_why_not_with_both_headers_of_a_segment_damaged() {
         }
         Err(stopped) => assert!(stopped.code == Some(1) && stopped.log.contains("segment"), "{}", stopped.log),
     }
+}
+
+#[test]
+fn reports_a_block_that_cannot_be_read_and_delivers_everything_else() {
+    let setup = journaled(Setup::on_missing_files()).text("journal.segment_bytes", "300KiB");
+    let setup = setup.text("ingress.max_body", "16KiB").text("buffer.max_bytes", "1MiB");
+    let daemon = setup.start();
+    let load = Load { events: 600, text: "x".repeat(1000), ..Load::default() };
+    let sent = load.send(&daemon.ingress).all_accepted();
+    daemon.kill();
+    assert!(setup.segments().len() >= 3, "{:?}", setup.segments());
+    setup.bring_the_broker_back();
+    // One block of each segment.
+    let setup = setup.failpoints("journal.unreadable=20480");
+    let daemon = setup.start();
+    daemon.wait_until("it is reported", LIMIT, |status| !status.text("/journal/unreadable").is_empty());
+    assert_eq!(daemon.get("/readyz").status, 200, "events can be accepted");
+    let status = daemon.wait_until_empty();
+    let (published, lost) = (status.count("published"), status.count("lost"));
+    assert_eq!(published + lost, 600, "{}", status.0["accounting"]);
+    assert!(lost > 0 && lost < 60, "{lost} of 600 are in a few blocks of 4 KiB");
+    assert!(daemon.metric("journal_damaged_records_total", &[]) >= lost);
+    assert_eq!(status.text("/journal/unreadable"), "", "nothing more is to be read");
+    assert_eq!(request_once(&daemon, &Payload::new("fresh").body(), &[]).status, 200);
+    daemon.wait_until_empty();
+    let arrived: BTreeSet<String> = setup.delivered().into_iter().map(|message| message.id).collect();
+    let missing = sent.0.iter().filter(|note| !arrived.contains(&note.id)).count() as u64;
+    assert_eq!(missing, lost, "what is missing is what was counted");
+    let stopped = daemon.stop();
+    assert!(stopped.log.contains("cannot be read"), "{}", stopped.log);
 }

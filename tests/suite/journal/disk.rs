@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::support::{
     Daemon, LIMIT, Load, Note, Outcome, Payload, Sent, Setup, get, request_once, said, wait_until,
@@ -261,4 +262,103 @@ fn keeps_a_second_daemon_out_of_its_directory_in_every_mode() {
         let arrived: BTreeSet<String> = setup.delivered().into_iter().map(|message| message.id).collect();
         assert_eq!(arrived.len(), 2, "{mode}: {arrived:?}");
     }
+}
+
+/// Accepts some, then the disk hangs at the next sync.
+fn on_a_disk_that_hangs(points: &str) -> Setup {
+    let setup = Setup::on_missing_files().text("ack", "journaled").text("publish.timeout", "1s");
+    setup.text("buffer.max_bytes", "4MiB").text("ingress.max_body", "256KiB").failpoints(points)
+}
+
+#[test]
+fn refuses_at_once_and_in_bounded_memory_while_the_disk_hangs() {
+    let setup = on_a_disk_that_hangs("journal.sync=hang@3+");
+    let daemon = setup.start();
+    // The large ones need a while each; more of them than memory may hold.
+    let load = Load { events: 100_000, connections: 18, text: "x".repeat(200_000), ..Load::default() };
+    let running = load.start(&daemon.ingress);
+    wait_until("it is unready", LIMIT, || {
+        get(&daemon.admin, "/readyz").is_ok_and(|ready| {
+            ready.status == 503 && ready.text().contains("has not completed a write")
+        })
+    });
+    assert_eq!(daemon.get("/livez").status, 200, "a disk that hangs is no reason to be restarted");
+    assert!(daemon.status().text("/journal/failed").contains("has not completed a write"));
+    let before = daemon.resident();
+    let refused = daemon.metric("events_rejected_total", &[("reason", "unavailable")]);
+    wait_until("many are refused", LIMIT, || {
+        daemon.metric("events_rejected_total", &[("reason", "unavailable")]) > refused + 300
+    });
+    let grown = daemon.resident().saturating_sub(before);
+    assert!(grown < 16 << 20, "{grown} bytes more while it refuses everything");
+    let began = Instant::now();
+    assert_eq!(request_once(&daemon, &Payload::new("late").body(), &[]).status, 503);
+    assert!(began.elapsed() < Duration::from_millis(900), "it waited {:?} for what is known", began.elapsed());
+    running.end();
+    daemon.kill();
+}
+
+#[test]
+fn is_ready_again_by_itself_when_the_disk_answers() {
+    let setup = on_a_disk_that_hangs("journal.sync=4s@1");
+    let daemon = setup.start();
+    let first = Payload::new("first").body();
+    assert_eq!(request_once(&daemon, &first, &[]).status, 503, "the disk did not answer in time");
+    wait_until("it is unready", LIMIT, || daemon.get("/readyz").status == 503);
+    let second = Payload::new("second").body();
+    assert_eq!(request_once(&daemon, &second, &[]).status, 503);
+    // Nothing is sent meanwhile: no event is needed to find out.
+    wait_until("it is ready again", LIMIT, || daemon.get("/readyz").status == 200);
+    assert_eq!(request_once(&daemon, &second, &[]).text(), r#"{"status":"accepted"}"#);
+    // Written although its sender was told 503: the repeat is the same event.
+    assert_eq!(request_once(&daemon, &first, &[]).text(), r#"{"status":"duplicate"}"#);
+    setup.bring_the_broker_back();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.number("/accounting/mismatch")), (2, 0));
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn takes_what_fits_on_a_full_disk_and_is_unready_without_flickering() {
+    let setup = Setup::on_missing_files().text("ack", "journaled").text("ingress.max_body", "256KiB");
+    let setup = setup.text("publish.timeout", "60s").failpoints("journal.create=full@2+");
+    let daemon = setup.start();
+    // The first segment has 2 MiB.
+    let load = Load { connections: 1, text: "x".repeat(200_000), ..Load { events: 12, ..Load::default() } };
+    let sent = load.send(&daemon.ingress);
+    assert!(sent.accepted() > 5 && sent.refused(503) > 0, "{} accepted", sent.accepted());
+    let mut small = Sent::default();
+    let until = Instant::now() + Duration::from_secs(4);
+    while Instant::now() < until {
+        // Longer than the writer's own tries are apart.
+        assert_eq!(daemon.get("/readyz").status, 503, "it flickers");
+        let series = Some(("small".to_owned(), small.0.len() as u64));
+        small = small.and(Load { events: 1, series, ..Load::default() }.send(&daemon.ingress));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(small.accepted(), small.0.len() as u64, "a small event fits");
+    assert_eq!(daemon.metric("events_rejected_total", &[("reason", "unavailable")]), sent.refused(503) as u64);
+    setup.bring_the_broker_back();
+    daemon.wait_until_empty();
+    setup.judge(&sent.and(small));
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn starts_on_a_file_system_that_cannot_sync_a_directory_and_says_so() {
+    let setup = Setup::on_files().text("ack", "journaled").failpoints("directory.sync=invalid@1+");
+    let daemon = setup.start();
+    accepts(&daemon, "on such a file system");
+    daemon.wait_until_empty();
+    let stopped = daemon.stop();
+    assert_eq!((stopped.code, stopped.count("published")), (Some(0), 1), "{}", stopped.log);
+    assert!(stopped.log.contains("cannot sync a directory"), "{}", stopped.log);
+}
+
+#[test]
+fn syncs_the_parent_of_the_state_directory_first() {
+    let setup = Setup::on_files().failpoints("directory.sync=error@1");
+    let stopped = setup.try_start().expect_err("the sync of a directory failed");
+    let parent = format!("cannot sync {}:", setup.directory().display());
+    assert!(stopped.log.contains(&parent), "{}", stopped.log);
 }
