@@ -63,6 +63,8 @@ mod set {
     });
 
     thread_local! {
+        /// The bytes that a unit test made unreadable for its own thread.
+        static UNREADABLE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
         /// What a unit test set for its own thread: the names, and the error of each.
         static HERE: RefCell<Vec<(&'static str, io::ErrorKind)>> = const { RefCell::new(Vec::new()) };
     }
@@ -86,6 +88,12 @@ mod set {
     #[cfg(test)]
     pub(crate) fn set_here(points: &[(&'static str, io::ErrorKind)]) {
         HERE.with_borrow_mut(|here| *here = points.to_vec());
+    }
+
+    /// Makes the blocks with these bytes unreadable on this thread until they are set again.
+    #[cfg(test)]
+    pub(crate) fn set_unreadable_here(bytes: &[u64]) {
+        UNREADABLE.with_borrow_mut(|here| *here = bytes.to_vec());
     }
 
     /// How often something is done, unless a test says otherwise: `reload.look=50ms`.
@@ -130,9 +138,10 @@ mod set {
     /// EIO where the test made one of these bytes unreadable.
     pub fn unreadable(name: &str, from: u64, to: u64) -> io::Result<()> {
         let is_hit = |point: &Point| point.action.parse().is_ok_and(|byte: u64| (from..to).contains(&byte));
-        if points(name).any(is_hit) { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
+        let is_here = || UNREADABLE.with_borrow(|here| here.iter().any(|byte| (from..to).contains(byte)));
+        if points(name).any(is_hit) || is_here() { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
     }
 }
 
 #[cfg(test)]
-pub(crate) use set::set_here;
+pub(crate) use set::{set_here, set_unreadable_here};

@@ -194,6 +194,36 @@ impl Throttle {
 mod tests {
     use super::*;
 
+    /// What has been written so far.
+    #[derive(Clone, Default)]
+    struct Written(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Written {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn writes_nothing_of_other_threads_once_it_is_closed() {
+        let written = Written::default();
+        let (writer, guard) = NonBlockingBuilder::default().finish(written.clone());
+        let mut gate = Gate { writer, only: Arc::default() };
+        let mut other = gate.clone();
+        let mut late = gate.clone();
+        std::thread::spawn(move || other.write_all(b"other\n").unwrap()).join().unwrap();
+        *gate.only.lock().unwrap() = Some(std::thread::current().id());
+        gate.write_all(b"last\n").unwrap();
+        std::thread::spawn(move || late.write_all(b"late\n").unwrap()).join().unwrap();
+        drop(guard);
+        assert_eq!(String::from_utf8_lossy(&written.0.lock().unwrap()), "other\nlast\n");
+    }
+
     #[test]
     fn lets_so_many_through_per_period() {
         let throttle = Throttle::new(2, Duration::from_hours(1));

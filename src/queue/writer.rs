@@ -78,6 +78,24 @@ impl Journaling {
     }
 
     fn write(&mut self, work: Work) {
+        let spare = work.spare;
+        let is_written = self.commit(work);
+        let Some(segment) = spare else { return };
+        if !is_written {
+            self.queue.not_prepared(segment);
+            return;
+        }
+        let made = self.writer.create(segment);
+        if let Err(error) = &made
+            && self.throttle.admits()
+        {
+            tracing::warn!("cannot make another segment of the journal, trying again every second: {error}");
+        }
+        self.queue.prepared(segment, &made);
+    }
+
+    /// Writes and syncs what arrived, and the watermark; whether all went well.
+    fn commit(&mut self, work: Work) -> bool {
         let is_idle = work.incoming.is_empty();
         let mut incoming = work.incoming;
         // Segments are free already, the watermark that says so is not written: a test may end the process here.
@@ -85,7 +103,7 @@ impl Journaling {
             && let Err(error) = failpoint::pass("journal.release")
         {
             self.not_written(&CommitError::Failed(error), incoming);
-            return;
+            return false;
         }
         // Before any commit: what was reserved since may take the numbers of these.
         self.writer.delete(&work.surplus);
@@ -105,7 +123,7 @@ impl Journaling {
                 Err(error) => {
                     let rest = run.into_iter().chain(std::mem::take(&mut incoming)).collect();
                     self.not_written(&error, rest);
-                    return;
+                    return false;
                 }
             }
         }
@@ -120,17 +138,9 @@ impl Journaling {
         };
         if let Err(error) = noted {
             self.not_written(&error, Vec::new());
-            return;
+            return false;
         }
-        if let Some(segment) = work.spare {
-            let made = self.writer.create(segment);
-            if let Err(error) = &made
-                && self.throttle.admits()
-            {
-                tracing::warn!("cannot make another segment of the journal, trying again every second: {error}");
-            }
-            self.queue.prepared(segment, &made);
-        }
+        true
     }
 
     /// Refuses what could not be written, and all that came after it.
@@ -290,6 +300,13 @@ impl Buffer {
             CommitError::Failed(_) => disk.failed = Some(error.to_string()),
         }
         run
+    }
+
+    /// A segment was wanted, and is not made for now.
+    fn not_prepared(&self, segment: u32) {
+        if let Some(disk) = &mut self.lock().disk {
+            disk.layout.prepared(segment, false);
+        }
     }
 
     fn prepared(&self, segment: u32, made: &io::Result<()>) {

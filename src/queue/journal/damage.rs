@@ -1,11 +1,12 @@
 //! Every kind of damage: a start is never stopped by it, only what was hit is gone, and it is told.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 
+use crate::failpoint::set_unreadable_here;
 use crate::queue::journal::format::{HEADER_BYTES, Header, Mark, Slot};
 use crate::queue::journal::rig::{Rig, record};
-use crate::queue::journal::{OpenError, Settings, open, verify};
+use crate::queue::journal::{OpenError, Settings, is_unreadable, open, verify};
 
 const SETTINGS: Settings = Settings { max_bytes: 4 * 8192, segment_bytes: 8192 };
 const BODIES: [&str; 3] = ["{\"event\":\"one\"}", "{\"event\":\"two, longer\"}", "{\"event\":\"three\"}"];
@@ -324,4 +325,57 @@ fn refuses_only_a_sound_header_of_another_version() {
     let opened = open(&journal, &SETTINGS).unwrap();
     assert_eq!((opened.damaged, opened.recovered), (1, 1..4), "an unsound one says nothing");
     assert_eq!(HEADER_BYTES, 4096);
+}
+
+#[test]
+fn skips_a_block_that_cannot_be_read_and_appends_behind_it_in_another_segment() {
+    let mut rig = Rig::new(1 << 20, 64 << 10);
+    for _ in 0..60 {
+        rig.append(&"y".repeat(400));
+    }
+    set_unreadable_here(&[9000]);
+    let mut rig = rig.reopen();
+    assert_eq!((rig.damaged, rig.layout.next()), (1, 61), "{:?}", rig.findings);
+    assert!(rig.findings[0].contains("the block at byte 8192 cannot be read"), "{:?}", rig.findings);
+    let place = rig.append("fresh");
+    assert!(place.opens && place.sequence == 61, "{place:?}");
+    let end = rig.layout.next();
+    let error = rig.reader.read(1, end, 100, 1 << 20).unwrap_err();
+    assert!(is_unreadable(&error) && error.to_string().contains(".segment: "), "{error}");
+    rig.reader.skip_unreadable();
+    let batch = rig.reader.read(1, end, 100, 1 << 20).unwrap();
+    assert!((8..=10).contains(&batch.damaged), "{} of 400 bytes in 4 KiB", batch.damaged);
+    assert_eq!((batch.next, batch.records.len() as u64 + batch.damaged), (62, 61));
+    assert!(batch.findings.iter().any(|text| text.contains("the block at byte 8192")), "{:?}", batch.findings);
+    let report = verify(&rig.directory()).unwrap();
+    assert_eq!(report.lost(), batch.damaged, "{report:?}");
+    set_unreadable_here(&[]);
+}
+
+#[test]
+fn takes_a_disk_that_gives_no_header_back_for_a_failing_one() {
+    let mut rig = Rig::new(1 << 20, 64 << 10);
+    rig.append("a");
+    let journal = rig.directory();
+    set_unreadable_here(&[0]);
+    assert!(open(&journal, &Settings { max_bytes: 1 << 20, segment_bytes: 64 << 10 }).is_err());
+    rig.reader.skip_unreadable();
+    assert!(rig.reader.read(1, 2, 100, 1 << 20).is_err(), "nothing is skipped where nothing can be read");
+    set_unreadable_here(&[]);
+    assert_eq!(rig.bodies().len(), 1, "nothing was lost");
+}
+
+#[test]
+fn writes_again_at_the_start_what_is_still_to_be_delivered() {
+    let mut rig = Rig::new(1 << 20, 64 << 10);
+    rig.append("settled");
+    rig.append("not settled");
+    rig.settle(2);
+    rig.writer.note(2).unwrap();
+    let old = std::time::SystemTime::UNIX_EPOCH;
+    let path = segment(&rig.directory());
+    File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+    let mut rig = rig.reopen();
+    assert!(fs::metadata(&path).unwrap().modified().unwrap() > old, "an earlier sync may have failed");
+    assert_eq!(rig.bodies(), [(2, "not settled".to_owned())]);
 }
