@@ -491,11 +491,7 @@ impl Delivery {
     }
 
     /// Waits for verdicts, new events (those of `backlog` are to be read first), or time, and judges what arrived.
-    async fn wait(
-        &mut self,
-        session: &mut dyn Session,
-        backlog: Option<Backlog>,
-    ) -> Result<Going, SessionError> {
+    async fn wait(&mut self, session: &mut dyn Session, backlog: Option<Backlog>) -> Result<Going, SessionError> {
         let succeeded = self.successor.waits();
         // Where nobody answers, verdicts may never come, least of all for an address that is wrong.
         let is_quiet = self.ring.handed() == 0 || session.away().is_some();

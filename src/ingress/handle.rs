@@ -280,7 +280,8 @@ impl Guard<'_> {
     /// Logs a duplicate that is no repeat of a request that timed out: PlexTrac repeats for minutes, not for longer.
     fn note_late(&self, known: &Known, body: &[u8], digest: &[u8; 32]) {
         let Known::Recorded(age) = known else { return };
-        if *age > LATE && self.ingress.late.admits()
+        if *age > LATE
+            && self.ingress.late.admits()
             && let Ok(Valid::Event(payload)) = validate(body, Validation::Lenient)
         {
             tracing::info!(

@@ -11,8 +11,8 @@ use std::time::{Duration, SystemTime};
 use serde_json::Value;
 
 use crate::letters::store::create;
-use crate::state::{give_to_the_owner, sync_directory};
 use crate::letters::{BadRequest, Kind, Progress, Request};
+use crate::state::{give_to_the_owner, sync_directory};
 
 /// The directory of the requests, below that of the dead letters.
 const KEPT_IN: &str = "requests";

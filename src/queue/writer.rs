@@ -148,7 +148,9 @@ impl Journaling {
         // Without it the other modes keep their promise; only a stop may lose what is in memory.
         let ends = matches!(error, CommitError::Failed(_)) && self.queue.mode().ack == Ack::Journaled;
         match error {
-            CommitError::NoSpace(_) => tracing::error!("{error}; answering 503 to what does not fit until it works"),
+            CommitError::NoSpace(_) => {
+                tracing::error!("{error}; answering 503 to what does not fit until it works")
+            }
             CommitError::Failed(_) if ends => tracing::error!("{error}; the bridge stops"),
             CommitError::Failed(_) => {
                 tracing::error!("{error}; what is not delivered when the bridge stops is lost");

@@ -5,7 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Bridge, Client, Daemon, LIMIT, Payload, SECRET, Setup, assert_books_balance, request_once, sign, wait_for, wait_until,
+    Bridge, Client, Daemon, LIMIT, Payload, SECRET, Setup, assert_books_balance, request_once, sign, wait_for,
+    wait_until,
 };
 
 const ACCEPTED: &str = r#"{"status":"accepted"}"#;

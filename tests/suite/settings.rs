@@ -187,6 +187,12 @@ fn tells_what_was_expected_and_what_was_found() {
         ("[ingress]\nthreads = 1.5", "`ingress.threads` in bridge.toml: expected a whole number, found a number".to_owned()),
         ("[buffer]\nmax_events = 0", "`buffer.max_events` in bridge.toml: expected a whole number, at least 1, found 0".to_owned()),
         ("[buffer]\nmax_events = \"1\"", "`buffer.max_events` in bridge.toml: expected a whole number, found \"1\"".to_owned()),
+        (
+            "[dead_letters]\nmax_bytes = \"1B\"",
+            "`dead_letters.max_bytes` (1 bytes) has no room for a dead letter with a body of `ingress.max_body` \
+             (262144 bytes): raise it to at least \"516KiB\""
+                .to_owned(),
+        ),
         ("[buffer]\nmax_bytes = \"1KiB\"", "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit".to_owned()),
         ("[journal]\nmax_bytes = 5", format!("`journal.max_bytes` in bridge.toml: {SIZE}, found 5")),
         ("[journal]\nsegment_bytes = \"16MB\"", format!("`journal.segment_bytes` in bridge.toml: {SIZE}, found \"16MB\"")),

@@ -170,6 +170,8 @@ function concerns(s) {
     const held = { buffered: "held until the buffer is full", journaled: "held until the journal is full" }[s.ack];
     notes.push(`The broker is not connected: events are ${held ? `${held}, then answered 503` : "answered 503 until it is back"}.`);
   }
+  if (s.journal?.unreadable) notes.push(`Delivery waits for the journal: ${s.journal.unreadable}.`);
+  if (s.journal?.failed) notes.push(`The journal: ${s.journal.failed}.`);
   if (s.dead_letters?.events > 0) notes.push(`Dead letters wait for a decision: ${count(s.dead_letters.events)}.`);
   if (s.accounting.lost > 0) notes.push(`Events are lost: ${count(s.accounting.lost)}. The log says which and why.`);
   if (s.accounting.mismatch !== 0) notes.push("The accounting does not add up.");

@@ -99,7 +99,8 @@ pub(super) fn look_at_all(directory: &Path) -> io::Result<(Vec<Segment>, Vec<Unr
 /// The error of a block that the disk, or the checksums of its file system, cannot give back.
 #[must_use]
 pub fn is_unreadable(error: &io::Error) -> bool {
-    let cause = error.get_ref().and_then(|inner| inner.downcast_ref::<Placed>()).map_or(error, |placed| &placed.error);
+    let cause =
+        error.get_ref().and_then(|inner| inner.downcast_ref::<Placed>()).map_or(error, |placed| &placed.error);
     let known = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(|errno| Some(errno.raw_os_error()));
     known.contains(&cause.raw_os_error())
 }

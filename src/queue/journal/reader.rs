@@ -127,9 +127,8 @@ impl Reader {
                 }
                 continue;
             };
-            let item = chain.peek().map_err(|error| {
-                files::at(&files::path(&self.directory, self.number), &error)
-            })?;
+            let item =
+                chain.peek().map_err(|error| files::at(&files::path(&self.directory, self.number), &error))?;
             let plain = |item: &Item| matches!(item.kind, Kind::Record(_)) && item.sequence <= batch.next;
             if self.stable < end && !item.as_ref().is_some_and(|item| plain(item) && item.sequence < self.stable) {
                 // What was read ahead may be older than what the writer has put there since.

@@ -278,9 +278,8 @@ fn refuses_at_once_and_in_bounded_memory_while_the_disk_hangs() {
     let load = Load { events: 100_000, connections: 18, text: "x".repeat(200_000), ..Load::default() };
     let running = load.start(&daemon.ingress);
     wait_until("it is unready", LIMIT, || {
-        get(&daemon.admin, "/readyz").is_ok_and(|ready| {
-            ready.status == 503 && ready.text().contains("has not completed a write")
-        })
+        get(&daemon.admin, "/readyz")
+            .is_ok_and(|ready| ready.status == 503 && ready.text().contains("has not completed a write"))
     });
     assert_eq!(daemon.get("/livez").status, 200, "a disk that hangs is no reason to be restarted");
     assert!(daemon.status().text("/journal/failed").contains("has not completed a write"));
