@@ -98,9 +98,9 @@ impl Settler {
             self.release(self.refused.len(), |_| None);
             return self.count(ring, queue, view);
         };
-        let entry = |(taken, refusal): &(Taken, Refusal)| Entry {
-            line: dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts).line(),
-            returns: taken.message.event.kept == Kept::DeadLetter,
+        let entry = |(taken, refusal): &(Taken, Refusal)| {
+            let letter = dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts);
+            Entry { returns: taken.message.event.kept == Kept::DeadLetter, ..Entry::new(letter.line()) }
         };
         let mut rest: Vec<Entry> = self.refused.iter().map(entry).collect();
         while !rest.is_empty() {
