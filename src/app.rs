@@ -135,7 +135,7 @@ pub fn bind(settings: Settings, passed: Passed) -> Result<App, StartError> {
 /// Takes the state directory, and opens what is in it.
 fn open_state(path: &Path, settings: &Settings) -> Result<State, StartError> {
     let lock = state::lock(path)?;
-    let letters = Letters::open(path, settings.dead_letters.bytes)?;
+    let letters = Letters::open(path, settings)?;
     let journal = journal::open(path, settings)?;
     Ok(State { letters, journal, lock })
 }
@@ -172,7 +172,9 @@ impl App {
         let (parts, kept) = Parts::new(&settings, stop, state);
         let Kept { letters, backlog, writer, lock } = kept;
         let invalids = match &letters {
-            Some(letters) => Some(Arc::new(Invalids::start(letters.stores.invalid.clone())?)),
+            Some(letters) => {
+                Some(Arc::new(Invalids::start(letters.stores.invalid.clone(), parts.metrics.clone())?))
+            }
             None => None,
         };
         let live = parts.live(&settings, invalids.clone());

@@ -19,7 +19,8 @@
 //! | [`admin`] | health, metrics, status, the page |
 //! | [`queue`] | the bounded buffer, under its one lock the books; the journal, its writer's thread, its bookkeeping |
 //! | [`brokers`] | the contract of a broker, its four kinds, headers, routes |
-//! | [`message`] [`template`] [`secret`] | the event and the message it becomes; addresses and keys; what is never shown |
+//! | [`message`] [`deviation`] | the event and the message it becomes; how its payload departs from the documented one |
+//! | [`template`] [`secret`] | addresses and keys; what is never shown |
 //! | [`accounting`] [`metrics`] [`logs`] | the books and their words; the series; the lines |
 //! | [`letters`] [`state`] | what is kept for a person to look at, and requests about it; the state directory |
 //! | [`shutdown`] [`pulse`] [`ticket`] | the phases of stopping; signs of life; the one who waits for an event |
@@ -29,7 +30,7 @@
 //!
 //! # The rules
 //! Imports point down only: `app` to `ingress`, `delivery`, `admin`; these to `queue` and `brokers`; these to the ground:
-//! `message`, `template`, `accounting`, `metrics`, `secret`, `logs`, `letters`, `state`, `shutdown`, `pulse`, `ticket`,
+//! `message`, `deviation`, `template`, `accounting`, `metrics`, `secret`, `logs`, `letters`, `state`, `shutdown`, `pulse`, `ticket`,
 //! `failpoint`, `systemd`, and what `settings` offers to all. Two exceptions: `admin` reads the views that `ingress` and `delivery`
 //! offer, and `settings::load` gathers what every part declares. Ingress never sees brokers; brokers never see ingress,
 //! queue, delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
@@ -43,6 +44,7 @@ pub mod admin;
 pub mod app;
 pub mod brokers;
 pub mod delivery;
+pub mod deviation;
 pub mod failpoint;
 pub mod ingress;
 pub mod letters;

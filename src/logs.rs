@@ -167,26 +167,44 @@ pub fn start(settings: Settings) -> Result<Log, TryInitError> {
 pub struct Throttle {
     most: u32,
     period: Duration,
-    /// Start of the period, and how many came in it.
-    state: Mutex<(Instant, u32)>,
+    state: Mutex<Period>,
+}
+
+/// A period of a [`Throttle`].
+#[derive(Debug)]
+struct Period {
+    start: Instant,
+    /// How many came in it.
+    count: u32,
+    /// How many were left out since the last one that was let through.
+    left_out: u64,
 }
 
 impl Throttle {
     /// At most `most` per `period`.
     #[must_use]
     pub fn new(most: u32, period: Duration) -> Self {
-        Self { most, period, state: Mutex::new((Instant::now(), 0)) }
+        Self { most, period, state: Mutex::new(Period { start: Instant::now(), count: 0, left_out: 0 }) }
     }
 
     /// Whether this one may be said.
     pub fn admits(&self) -> bool {
+        self.left_out().is_some()
+    }
+
+    /// How many were left out since the last one that was let through; none where this one is left out, too.
+    pub fn left_out(&self) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if now.duration_since(state.0) >= self.period {
-            *state = (now, 0);
+        if now.duration_since(state.start) >= self.period {
+            (state.start, state.count) = (now, 0);
         }
-        state.1 = state.1.saturating_add(1);
-        state.1 <= self.most
+        state.count = state.count.saturating_add(1);
+        if state.count > self.most {
+            state.left_out += 1;
+            return None;
+        }
+        Some(std::mem::take(&mut state.left_out))
     }
 }
 
@@ -230,5 +248,13 @@ mod tests {
         assert_eq!([throttle.admits(), throttle.admits(), throttle.admits()], [true, true, false]);
         let throttle = Throttle::new(1, Duration::ZERO);
         assert_eq!([throttle.admits(), throttle.admits()], [true, true]);
+    }
+
+    #[test]
+    fn counts_what_it_left_out() {
+        let mut throttle = Throttle::new(1, Duration::from_hours(1));
+        assert_eq!([throttle.left_out(), throttle.left_out(), throttle.left_out()], [Some(0), None, None]);
+        throttle.period = Duration::ZERO;
+        assert_eq!([throttle.left_out(), throttle.left_out()], [Some(2), Some(0)]);
     }
 }

@@ -4,14 +4,19 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use crate::deviation::Deviations;
 use crate::ticket::Ticket;
 
 /// What an event costs of `buffer.max_bytes` beside its body, in bytes.
 ///
-/// An [`Event`] is about 230 bytes, its decoded fields about 130, three allocations add about 50.
+/// An [`Event`] is about 260 bytes, its decoded fields about 150, three allocations add about 50.
 pub const EVENT_OVERHEAD: usize = 512;
 
-/// The decoded fields of a payload that templates and headers need; a missing one is empty.
+/// What is kept of a field beside the body, in bytes: a key or header made of more would only bring the message above
+/// the broker's own limit.
+const LONGEST_FIELD: usize = 1024;
+
+/// The decoded fields of a payload that templates and headers need; one that is absent is empty.
 ///
 /// Source: the vendor's page on webhook payloads.
 #[derive(Clone, Copy, Debug, Default)]
@@ -26,6 +31,45 @@ pub struct Fields<'a> {
     pub target_cuid: &'a str,
     /// Kind of entity.
     pub target_type: &'a str,
+    /// The client's number.
+    pub client_id: &'a str,
+    /// The report's number.
+    pub report_id: &'a str,
+    /// The finding's number.
+    pub finding_id: &'a str,
+    /// The assessment's number.
+    pub assessment_id: &'a str,
+    /// How the payload departs from the documented one.
+    pub deviations: Deviations,
+    /// What the body is.
+    pub content_type: ContentType,
+}
+
+/// What a body is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ContentType {
+    /// JSON, as every accepted event is.
+    #[default]
+    Json,
+    /// Anything else, kept and then published as it is.
+    Octets,
+}
+
+impl ContentType {
+    /// The media type.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Json => "application/json",
+            Self::Octets => "application/octet-stream",
+        }
+    }
+}
+
+/// The longest beginning of a text that has at most this many bytes and ends between two characters.
+#[must_use]
+pub fn cut(text: &str, most: usize) -> &str {
+    &text[..text.floor_char_boundary(most)]
 }
 
 /// What of the request, beside its body, goes on to the broker.
@@ -54,34 +98,44 @@ pub enum Kept {
     DeadLetter,
 }
 
-/// Puts an event together again from what journal or dead letter kept of it; none where the body has no `event`.
-pub type Rebuild = fn(Origin, Box<[u8]>) -> Option<Box<Event>>;
+/// Puts an event together again from what the journal or a letter kept of it, whatever the body is.
+pub type Rebuild = fn(Origin, Box<[u8]>) -> Box<Event>;
 
 /// The event id and the decoded fields, owned: one allocation for all of them.
 #[derive(Clone)]
 pub struct Labels {
     text: Box<str>,
-    /// Where in `text` each ends: cuid, id, event, target type, actor, target.
-    ends: [u32; 6],
+    /// The ends in `text` of: cuid, id, event, target type, actor, target, client, report, finding, assessment.
+    ends: [u16; 10],
+    deviations: Deviations,
+    content_type: ContentType,
 }
 
 impl Labels {
-    /// Copies the fields; `digest` is the verified MAC of the body, or its SHA-256 where unsigned.
+    /// Copies the fields, each as far as it is kept; `digest` is the verified MAC of the body, or its SHA-256 where
+    /// unsigned.
     #[must_use]
     pub fn new(fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
-        let length = 32
-            + fields.cuid.len()
-            + fields.event.len()
-            + fields.target_type.len()
-            + fields.actor_cuid.len()
-            + fields.target_cuid.len();
+        let cuid = cut(fields.cuid, LONGEST_FIELD);
+        let others = [
+            fields.event,
+            fields.target_type,
+            fields.actor_cuid,
+            fields.target_cuid,
+            fields.client_id,
+            fields.report_id,
+            fields.finding_id,
+            fields.assessment_id,
+        ]
+        .map(|field| cut(field, LONGEST_FIELD));
+        let length = 32 + cuid.len() + others.iter().map(|field| field.len()).sum::<usize>();
         let mut text = String::with_capacity(length);
-        let mut ends = [0; 6];
-        // A body is at most 1 GiB (`ingress.max_body` is checked), so its fields fit too.
-        let end = |text: &String| u32::try_from(text.len()).unwrap_or(u32::MAX);
-        text.push_str(fields.cuid);
+        let mut ends = [0; 10];
+        // Nine fields of at most 1 KiB.
+        let end = |text: &String| u16::try_from(text.len()).unwrap_or(u16::MAX);
+        text.push_str(cuid);
         ends[0] = end(&text);
-        let shown = if fields.cuid.is_empty() {
+        let shown = if cuid.is_empty() {
             &digest[..16]
         } else {
             text.push('-');
@@ -90,19 +144,18 @@ impl Labels {
         let mut hex = [0; 32];
         text.push_str(faster_hex::hex_encode(shown, &mut hex).unwrap_or_default());
         ends[1] = end(&text);
-        for (slot, field) in
-            [(2, fields.event), (3, fields.target_type), (4, fields.actor_cuid), (5, fields.target_cuid)]
-        {
+        for (slot, field) in ends[2..].iter_mut().zip(others) {
             text.push_str(field);
-            ends[slot] = end(&text);
+            *slot = end(&text);
         }
-        Self { text: text.into_boxed_str(), ends }
+        let Fields { deviations, content_type, .. } = *fields;
+        Self { text: text.into_boxed_str(), ends, deviations, content_type }
     }
 
     /// The event id: `<cuid>-<first 12 hex of the digest>`, without a `cuid` its first 32 hex.
     #[must_use]
     pub fn id(&self) -> &str {
-        &self.text[..self.ends[1] as usize]
+        &self.text[..usize::from(self.ends[1])]
     }
 }
 
@@ -135,8 +188,9 @@ impl Event {
         Self { origin, body, accepted, kept: Kept::Memory, ticket: None, labels }
     }
 
-    fn part(&self, from: usize, to: usize) -> &str {
-        &self.labels.text[self.labels.ends[from] as usize..self.labels.ends[to] as usize]
+    /// The field that ends with this one of the ends.
+    fn part(&self, at: usize) -> &str {
+        &self.labels.text[usize::from(self.labels.ends[at - 1])..usize::from(self.labels.ends[at])]
     }
 
     /// The event id: `<cuid>-<first 12 hex of the digest>`, without a `cuid` its first 32 hex.
@@ -145,34 +199,70 @@ impl Event {
         self.labels.id()
     }
 
-    /// The payload's `cuid`, empty where missing.
+    /// The payload's `cuid`, empty where absent.
     #[must_use]
     pub fn cuid(&self) -> &str {
-        &self.labels.text[..self.labels.ends[0] as usize]
+        &self.labels.text[..usize::from(self.labels.ends[0])]
     }
 
-    /// The payload's `event`.
+    /// The payload's `event`, empty where absent.
     #[must_use]
     pub fn event(&self) -> &str {
-        self.part(1, 2)
+        self.part(2)
     }
 
-    /// The payload's `targetType`, empty where missing.
+    /// The payload's `targetType`, empty where absent.
     #[must_use]
     pub fn target_type(&self) -> &str {
-        self.part(2, 3)
+        self.part(3)
     }
 
-    /// The payload's `actorCuid`, empty where missing.
+    /// The payload's `actorCuid`, empty where absent.
     #[must_use]
     pub fn actor_cuid(&self) -> &str {
-        self.part(3, 4)
+        self.part(4)
     }
 
-    /// The payload's `targetCuid` or the first of its `targetCuids`, empty where missing.
+    /// The payload's `targetCuid` or the first of its `targetCuids`, empty where absent.
     #[must_use]
     pub fn target_cuid(&self) -> &str {
-        self.part(4, 5)
+        self.part(5)
+    }
+
+    /// The payload's `clientId`, empty where absent.
+    #[must_use]
+    pub fn client_id(&self) -> &str {
+        self.part(6)
+    }
+
+    /// The payload's `reportId`, empty where absent.
+    #[must_use]
+    pub fn report_id(&self) -> &str {
+        self.part(7)
+    }
+
+    /// The payload's `findingId` or `flawId`, empty where absent.
+    #[must_use]
+    pub fn finding_id(&self) -> &str {
+        self.part(8)
+    }
+
+    /// The payload's `assessmentId`, empty where absent.
+    #[must_use]
+    pub fn assessment_id(&self) -> &str {
+        self.part(9)
+    }
+
+    /// How the payload departs from the documented one.
+    #[must_use]
+    pub fn deviations(&self) -> &Deviations {
+        &self.labels.deviations
+    }
+
+    /// What the body is.
+    #[must_use]
+    pub fn content_type(&self) -> ContentType {
+        self.labels.content_type
     }
 
     /// The signature as received, as text.
@@ -228,13 +318,47 @@ mod tests {
 
     #[test]
     fn joins_cuid_and_the_first_twelve_hex_digits_to_an_id() {
-        let fields = Fields { cuid: "c1", event: "E", target_type: "t", actor_cuid: "a", target_cuid: "x" };
+        let fields = Fields {
+            cuid: "c1",
+            event: "E",
+            target_type: "t",
+            actor_cuid: "a",
+            target_cuid: "x",
+            client_id: "1",
+            report_id: "22",
+            finding_id: "333",
+            assessment_id: "4",
+            ..Fields::default()
+        };
         let event = Event::new(origin(), Box::from(*b"{}"), &fields, &[0xab; 32]);
         assert_eq!(event.id(), "c1-abababababab");
         assert_eq!(
             (event.cuid(), event.event(), event.target_type(), event.actor_cuid(), event.target_cuid()),
             ("c1", "E", "t", "a", "x")
         );
+        assert_eq!(
+            (event.client_id(), event.report_id(), event.finding_id(), event.assessment_id()),
+            ("1", "22", "333", "4")
+        );
+    }
+
+    #[test]
+    fn keeps_a_kilobyte_of_a_field_and_cuts_between_characters() {
+        let long = "x".to_owned() + &"é".repeat(100_000);
+        let fields = Fields {
+            event: &long,
+            target_type: &long,
+            actor_cuid: &long,
+            target_cuid: &long,
+            client_id: &long,
+            report_id: &long,
+            finding_id: &long,
+            assessment_id: &long,
+            ..Fields::default()
+        };
+        let event = Event::new(origin(), Box::from(*b"{}"), &fields, &[0; 32]);
+        assert_eq!(event.event(), &long[..1023]);
+        assert_eq!(event.assessment_id(), event.event());
     }
 
     #[test]

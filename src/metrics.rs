@@ -10,7 +10,8 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
-use crate::accounting::{ErrorKind, Loss, Reason, RefusalReason, Snapshot, Totals};
+use crate::accounting::{ErrorKind, KeptReason, Loss, Reason, RefusalReason, Snapshot, Totals};
+use crate::deviation::{Deviation, Field};
 
 const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 const DELIVERY_BUCKETS: [f64; 15] =
@@ -48,8 +49,6 @@ pub struct Moment {
     pub connections_capacity: usize,
     /// Dead letters: events, bytes, capacity.
     pub dead_letters: (u64, u64, u64),
-    /// Invalid bodies kept since the start.
-    pub invalid_kept: u64,
     /// Reloads of the settings: how many were good, how many bad.
     pub reloads: (u64, u64),
     /// Whether the last one was bad.
@@ -71,7 +70,8 @@ pub struct Metrics {
     retries: IntCounter,
     out_of_order: IntCounter,
     broker_errors: IntCounterVec,
-    invalid_kept: IntCounter,
+    invalid_kept: IntCounterVec,
+    deviating: IntCounterVec,
     reloads: IntCounterVec,
     books: Books,
     gauges: Gauges,
@@ -211,7 +211,16 @@ impl Metrics {
                 "Messages stored after a younger one of their key, because the broker had refused them for now.",
             ),
             broker_errors: add.counters("broker_errors_total", "What went wrong with the broker.", &["kind"]),
-            invalid_kept: add.counter("invalid_kept_total", "Signed but invalid bodies kept."),
+            invalid_kept: add.counters(
+                "invalid_kept_total",
+                "Signed bodies kept instead of published: not what the source takes, not JSON, connection tests.",
+                &["reason"],
+            ),
+            deviating: add.counters(
+                "events_deviating_total",
+                "Events accepted although a field of their payload departs from the documented one.",
+                &["source", "field", "deviation"],
+            ),
             reloads: add.counters("config_reloads_total", "Reloads of the settings.", &["result"]),
             books: Books::new(&add),
             gauges: Gauges::new(&add),
@@ -226,6 +235,9 @@ impl Metrics {
         self.requests.with_label_values(&["none", "404"]);
         for result in RELOADS {
             self.reloads.with_label_values(&[result]);
+        }
+        for reason in KeptReason::ALL {
+            self.invalid_kept.with_label_values(&[reason.name()]);
         }
         for kind in ErrorKind::ALL {
             self.broker_errors.with_label_values(&[kind.name()]);
@@ -288,6 +300,16 @@ impl Metrics {
         self.out_of_order.inc();
     }
 
+    /// Counts signed bodies that were kept instead of published.
+    pub fn invalid_kept(&self, reason: KeptReason, count: u64) {
+        self.invalid_kept.with_label_values(&[reason.name()]).inc_by(count);
+    }
+
+    /// Counts an accepted event whose payload departs from the documented one in this field.
+    pub fn deviating(&self, source: &str, field: Field, deviation: Deviation) {
+        self.deviating.with_label_values(&[source, field.name(), deviation.name()]).inc();
+    }
+
     /// Something went wrong with the broker.
     pub fn broker_error(&self, kind: ErrorKind) {
         self.broker_errors.with_label_values(&[kind.name()]).inc();
@@ -300,7 +322,6 @@ impl Metrics {
         let _one = self.scrape.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.books.copy(snapshot);
         self.gauges.copy(snapshot, totals, moment);
-        follow(&self.invalid_kept, moment.invalid_kept);
         for (result, count) in RELOADS.into_iter().zip([moment.reloads.0, moment.reloads.1]) {
             follow(&self.reloads.with_label_values(&[result]), count);
         }

@@ -13,7 +13,8 @@ const LONGEST: usize = 64;
 pub enum Kind {
     /// Topic, routing key, subject, file name: `{event}`, `{targetType}`, `{source}`, made safe.
     Address,
-    /// Record key: also `{cuid}`, `{actorCuid}`, `{targetCuid}`, as they are.
+    /// Record key: also `{cuid}`, `{actorCuid}`, `{targetCuid}`, `{clientId}`, `{reportId}`, `{findingId}`,
+    /// `{assessmentId}`, as they are.
     Key,
 }
 
@@ -26,15 +27,24 @@ enum Field {
     Cuid,
     ActorCuid,
     TargetCuid,
+    ClientId,
+    ReportId,
+    FindingId,
+    AssessmentId,
 }
 
-const FIELDS: [(&str, Field); 6] = [
+/// The placeholders; addresses know the first three.
+const FIELDS: [(&str, Field); 10] = [
     ("event", Field::Event),
     ("targetType", Field::TargetType),
     ("source", Field::Source),
     ("cuid", Field::Cuid),
     ("actorCuid", Field::ActorCuid),
     ("targetCuid", Field::TargetCuid),
+    ("clientId", Field::ClientId),
+    ("reportId", Field::ReportId),
+    ("findingId", Field::FindingId),
+    ("assessmentId", Field::AssessmentId),
 ];
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -128,6 +138,10 @@ impl Template {
                         Field::Cuid => event.cuid(),
                         Field::ActorCuid => event.actor_cuid(),
                         Field::TargetCuid => event.target_cuid(),
+                        Field::ClientId => event.client_id(),
+                        Field::ReportId => event.report_id(),
+                        Field::FindingId => event.finding_id(),
+                        Field::AssessmentId => event.assessment_id(),
                     };
                     match self.kind {
                         Kind::Address => push_safe(&mut text, value),
@@ -142,10 +156,10 @@ impl Template {
     /// Whether the rendered text depends on nothing but source, event and target type, so that it can be cached.
     #[must_use]
     pub fn is_cacheable(&self) -> bool {
-        !self
-            .parts
-            .iter()
-            .any(|part| matches!(part, Part::Field(Field::Cuid | Field::ActorCuid | Field::TargetCuid)))
+        self.parts.iter().all(|part| match part {
+            Part::Literal(_) => true,
+            Part::Field(field) => matches!(field, Field::Event | Field::TargetType | Field::Source),
+        })
     }
 
     /// The text, if there is no placeholder in it.
@@ -238,7 +252,18 @@ mod tests {
             traceparent: None,
             received: SystemTime::UNIX_EPOCH,
         };
-        let fields = Fields { cuid, event: name, target_type, actor_cuid: "actor", target_cuid: "target" };
+        let fields = Fields {
+            cuid,
+            event: name,
+            target_type,
+            actor_cuid: "actor",
+            target_cuid: "target",
+            client_id: "7",
+            report_id: "12",
+            finding_id: "x-9",
+            assessment_id: "",
+            ..Fields::default()
+        };
         Event::new(origin, Box::default(), &fields, &[0; 32])
     }
 
@@ -249,6 +274,14 @@ mod tests {
         assert_eq!(address.render(&event), "p.main.Report_Published__._");
         let key = Template::parse(Kind::Key, "{event}|{targetType}|{cuid}|{actorCuid}|{targetCuid}").unwrap();
         assert_eq!(key.render(&event), "Report Published/é||c{1}|actor|target");
+    }
+
+    #[test]
+    fn renders_the_optional_ids_in_keys() {
+        let key = Template::parse(Kind::Key, "{clientId}/{reportId}/{findingId}/{assessmentId}").unwrap();
+        assert_eq!(key.render(&event("E", "t", "c")), "7/12/x-9/");
+        assert!(!key.is_cacheable() && Template::parse(Kind::Key, "{event}{source}").unwrap().is_cacheable());
+        assert!(Template::parse(Kind::Address, "{clientId}").is_err());
     }
 
     #[test]

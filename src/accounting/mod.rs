@@ -8,7 +8,10 @@ mod ledger;
 mod reasons;
 
 pub use ledger::{JournalState, Ledger, Limits, PairBook, SecretUse, Snapshot, SourceBook, Totals};
-pub use reasons::{Decision, ErrorKind, Loss, Reason, RefusalReason};
+pub use reasons::{Decision, ErrorKind, KeptReason, Loss, Reason, RefusalReason};
+
+/// At most so many names of events are told apart per source; then `other`.
+pub const MOST_EVENTS: usize = 100;
 
 /// At most so many pairs of event and target type have a series of their own; then `other`.
 pub const MOST_PAIRS: usize = 100;

@@ -70,11 +70,12 @@ impl Reason {
                  the body; copy the secret again, and let no proxy touch the body"
             }
             Self::Malformed => {
-                "the body is not one JSON value in UTF-8: the sender is not PlexTrac, or a proxy cut it"
+                "the body is not one JSON value in UTF-8: the sender is not PlexTrac, or a proxy cut it; a signed one \
+                 is kept, see `dead-letters list --invalid`"
             }
             Self::Invalid => {
-                "signed, but not the documented payload; the log names the field; validation = \"lenient\" asks only \
-                 for `event`"
+                "not the documented payload, and the detail names the field: validation = \"lenient\" takes every \
+                 signed object; a signed one is kept, see `dead-letters list --invalid`"
             }
             Self::TooLarge => "raise ingress.max_body, and the broker's own limit",
             Self::Timeout => "the body came too slowly: look at the proxy in front, or raise ingress.body_timeout",
@@ -88,6 +89,32 @@ impl Reason {
             }
             Self::Draining => "the bridge was stopping: let the balancer see /readyz, and raise shutdown.delay",
             Self::Unavailable => "the bridge could not keep the event: look at the log",
+        }
+    }
+}
+
+/// Why a signed body is kept instead of published: the `reason` of `invalid_kept_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeptReason {
+    /// JSON, but not what its source takes.
+    Invalid,
+    /// Not one JSON value in UTF-8.
+    Malformed,
+    /// A connection test.
+    Probe,
+}
+
+impl KeptReason {
+    /// All of them, for metrics.
+    pub const ALL: [Self; 3] = [Self::Invalid, Self::Malformed, Self::Probe];
+
+    /// Its name in letters and metrics.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Malformed => "malformed",
+            Self::Probe => "probe",
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use crate::accounting::{JournalState, Reason, Snapshot, SourceBook, Totals};
 use crate::admin::{Admin, Reload};
 use crate::delivery::BrokerState;
-use crate::ingress::{Recent, Source, UnknownPath, Validation};
+use crate::ingress::{DeviatingEvents, EventName, Observed, Source, UnknownPath, Validation};
 use crate::metrics::{Moment, VERSION, revision, unix_seconds};
 
 impl Admin {
@@ -28,7 +28,6 @@ impl Admin {
             certificate_not_after: self.live.now().certificate_not_after(),
             reloads: self.reloads.counts(),
             reload_failed: self.reloads.last().is_some_and(|last| last.error.is_some()),
-            invalid_kept: self.invalid.as_ref().map_or(0, |held| held.kept()),
         }
     }
 
@@ -46,7 +45,7 @@ impl Admin {
         // One that a reload has just added may be younger than the snapshot.
         let sources = ingress.endpoints().iter().filter_map(|endpoint| {
             let book = snapshot.ledger.sources.get(endpoint.number)?;
-            Some(source_status(&endpoint.source, &endpoint.recent, book))
+            Some(source_status(&endpoint.source, &endpoint.observed, book))
         });
         json!({
             "version": VERSION,
@@ -130,6 +129,22 @@ fn unknown_path(unknown: &UnknownPath) -> Value {
     })
 }
 
+/// `event` is null where the events have no name, and `other` where there are too many names.
+fn deviation(events: &DeviatingEvents) -> Value {
+    json!({
+        "field": events.field.name(),
+        "deviation": events.deviation.name(),
+        "event": match &events.event {
+            EventName::Named(name) => Some(name.as_str()),
+            EventName::Absent => None,
+            EventName::Other => Some("other"),
+        },
+        "count": events.count,
+        "of": events.of,
+        "text": events.text(),
+    })
+}
+
 fn accounting(totals: &Totals) -> Value {
     json!({
         "received": totals.received,
@@ -148,12 +163,12 @@ fn accounting(totals: &Totals) -> Value {
     })
 }
 
-fn source_status(source: &Source, recent: &Recent, book: &SourceBook) -> Value {
+fn source_status(source: &Source, observed: &Observed, book: &SourceBook) -> Value {
     let rejected = Reason::ALL.iter().zip(book.rejected).filter(|(_, count)| *count > 0);
     let rejected = rejected
         .map(|(reason, count)| json!({ "reason": reason.name(), "count": count, "advice": reason.advice() }))
         .collect::<Vec<_>>();
-    let refusals = recent.list().into_iter().map(|refusal| {
+    let refusals = observed.recent.list().into_iter().map(|refusal| {
         json!({
             "reason": refusal.reason.name(),
             "status": refusal.status,
@@ -191,6 +206,7 @@ fn source_status(source: &Source, recent: &Recent, book: &SourceBook) -> Value {
             "timestamp_seconds": unix_seconds(Some(at)),
         })),
         "recent_refusals": refusals.collect::<Vec<_>>(),
+        "deviations": observed.deviating.list().iter().map(deviation).collect::<Vec<_>>(),
         "secrets": secrets.collect::<Vec<_>>(),
     })
 }

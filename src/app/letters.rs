@@ -28,14 +28,14 @@ pub(super) struct Letters {
 
 impl Letters {
     /// Opens both stores in a state directory that is ours.
-    pub(super) fn open(state: &Path, capacity: usize) -> Result<Self, StateError> {
+    pub(super) fn open(state: &Path, settings: &Settings) -> Result<Self, StateError> {
         let open = |kind: Kind, limits| {
             let directory = state.join(kind.directory());
             let store = Store::open(&directory, limits).map_err(StateError::unusable(&directory))?;
             Ok(Arc::new(Mutex::new(store)))
         };
-        let dead_letters = open(Kind::DeadLetters, Limits::dead_letters(capacity))?;
-        let invalid = open(Kind::Invalid, Limits::invalid())?;
+        let dead_letters = open(Kind::DeadLetters, Limits::dead_letters(settings.dead_letters.bytes))?;
+        let invalid = open(Kind::Invalid, Limits::invalid(settings.invalid.bytes))?;
         let desk = Desk::within(state);
         desk.open().map_err(StateError::unusable(&state.join(Kind::DeadLetters.directory())))?;
         Ok(Self { stores: Stores { dead_letters, invalid }, desk })
@@ -59,12 +59,13 @@ pub(super) type Ways = Box<dyn Fn(&str) -> Option<Validation> + Send + Sync>;
 /// How events are made of letters again.
 fn rebuilder(ways: Ways) -> Rebuilder {
     Rebuilder {
-        lenient: ingress::rebuild,
+        always: ingress::rebuild,
         configured: Arc::new(move |origin, body| {
-            // A source that is no longer there says nothing: the default.
-            let way = ways(&origin.source).unwrap_or(Validation::Strict);
+            // A source that is not configured any more says nothing: the default.
+            let way = ways(&origin.source).unwrap_or(Validation::Lenient);
             ingress::revalidate(origin, body, way)
         }),
+        lenient: Arc::new(|origin, body| ingress::revalidate(origin, body, Validation::Lenient)),
     }
 }
 
@@ -82,7 +83,7 @@ pub struct Alone {
 /// A daemon holds it, or it cannot be used.
 pub fn alone(settings: Settings, state: &Path) -> Result<Alone, StartError> {
     let lock = state::lock(state)?;
-    let letters = Letters::open(state, settings.dead_letters.bytes)?;
+    let letters = Letters::open(state, &settings)?;
     Ok(Alone { settings, letters, lock })
 }
 

@@ -6,7 +6,15 @@ use std::fmt::Write as _;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::message::Event;
+use crate::message::{Event, cut};
+
+/// The longest value of a header, in bytes before it is encoded.
+const LONGEST: usize = 1024;
+
+/// The most that headers and key of a message take, in bytes: what a broker's own limit needs beside the largest body.
+///
+/// Three attributes of 1 KiB, each byte of which may become three, and a key of some fields.
+pub const LARGEST_HEADERS: usize = 16 << 10;
 
 /// What goes along with a message beside the id that the broker itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +45,9 @@ pub struct Headers {
     names: [String; 8],
 }
 
+/// How the payload departs from the documented one: `text:missing,targetCuid:null`.
+const DEVIATIONS: &str = "x-plextrac-deviations";
+
 const ATTRIBUTES: [&str; 7] = ["specversion", "id", "source", "type", "subject", "time", "content-type"];
 
 impl Headers {
@@ -62,12 +73,21 @@ impl Headers {
             put("traceparent", traceparent);
         }
         let mut scratch = String::with_capacity(128);
-        let mut put = |name: &str, value: &str| match self.encoding {
-            Encoding::Plain => put(name, value),
-            Encoding::Percent if value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'%') => {
-                put(name, value);
+        if !event.deviations().is_empty() {
+            // Writing into a String cannot fail.
+            let _ = write!(scratch, "{}", event.deviations());
+            put(DEVIATIONS, cut(&scratch, LONGEST));
+            scratch.clear();
+        }
+        let mut put = |name: &str, value: &str| {
+            let value = cut(value, LONGEST);
+            match self.encoding {
+                Encoding::Plain => put(name, value),
+                Encoding::Percent if value.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'%') => {
+                    put(name, value);
+                }
+                Encoding::Percent => put(name, &utf8_percent_encode(value, ENCODED).to_string()),
             }
-            Encoding::Percent => put(name, &utf8_percent_encode(value, ENCODED).to_string()),
         };
         put(&self.names[0], "1.0");
         put(&self.names[1], event.id());
@@ -76,7 +96,7 @@ impl Headers {
         put(&self.names[2], &scratch);
         scratch.clear();
         scratch.push_str("com.plextrac.");
-        scratch.push_str(event.event());
+        scratch.push_str(if event.event().is_empty() { "unknown" } else { event.event() });
         put(&self.names[3], &scratch);
         if !event.target_type().is_empty() || !event.target_cuid().is_empty() {
             scratch.clear();
@@ -89,7 +109,7 @@ impl Headers {
         // Writing into a String cannot fail.
         let _ = write!(scratch, "{}", humantime::format_rfc3339_millis(event.origin.received));
         put(&self.names[5], &scratch);
-        put(&self.names[6], "application/json");
+        put(&self.names[6], event.content_type().name());
     }
 
     /// The same as a list.
@@ -106,18 +126,26 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::message::{Fields, Origin};
+    use crate::deviation::{Deviation, Field};
+    use crate::message::{ContentType, Fields, Origin};
 
-    fn event(target_cuid: &str) -> Event {
-        let origin = Origin {
+    fn fields() -> Fields<'static> {
+        Fields { cuid: "c", ..Fields::default() }
+    }
+
+    fn origin() -> Origin {
+        Origin {
             source: "main".into(),
             signature: Some([b'A'; 64]),
             verified: true,
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into()),
             received: SystemTime::UNIX_EPOCH,
-        };
-        let fields = Fields { cuid: "c", event: "Ré \"x\"%", target_type: "report", actor_cuid: "", target_cuid };
-        Event::new(origin, Box::default(), &fields, &[0; 32])
+        }
+    }
+
+    fn event(target_cuid: &str) -> Event {
+        let fields = Fields { event: "Ré \"x\"%", target_type: "report", target_cuid, ..fields() };
+        Event::new(origin(), Box::default(), &fields, &[0; 32])
     }
 
     #[test]
@@ -145,6 +173,48 @@ mod tests {
         let list = headers.list(&event("t 1"));
         assert!(list.contains(&("ce-type".to_owned(), "com.plextrac.R%C3%A9%20%22x%22%25".to_owned())));
         assert!(list.contains(&("ce-subject".to_owned(), "report/t%201".to_owned())));
+    }
+
+    /// The value of a header, if the event of these fields has it.
+    fn value(fields: &Fields<'_>, encoding: Encoding, name: &str) -> Option<String> {
+        let headers = Headers::new(HeaderStyle::CloudEvents, "ce_", "content-type", encoding);
+        let event = Event::new(origin(), Box::default(), fields, &[0; 32]);
+        headers.list(&event).into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
+    }
+
+    #[test]
+    fn names_an_event_without_a_name_unknown_and_leaves_an_empty_subject_out() {
+        let plain = |fields: &Fields<'_>, name| value(fields, Encoding::Plain, name);
+        assert_eq!(plain(&fields(), "ce_type").unwrap(), "com.plextrac.unknown");
+        assert_eq!(plain(&fields(), "ce_subject"), None);
+        let (target, kind) = (Fields { target_cuid: "x", ..fields() }, Fields { target_type: "t", ..fields() });
+        assert_eq!(
+            (plain(&target, "ce_subject").unwrap(), plain(&kind, "ce_subject").unwrap()),
+            ("/x".into(), "t/".into())
+        );
+        let octets = Fields { content_type: ContentType::Octets, ..fields() };
+        assert_eq!(plain(&octets, "content-type").unwrap(), "application/octet-stream");
+    }
+
+    #[test]
+    fn says_how_a_payload_departs_only_where_it_does() {
+        let mut departing = fields();
+        departing.deviations.note(Field::TargetCuid, Deviation::Null);
+        departing.deviations.note(Field::Text, Deviation::Missing);
+        for encoding in [Encoding::Plain, Encoding::Percent] {
+            assert_eq!(value(&departing, encoding, DEVIATIONS).unwrap(), "text:missing,targetCuid:null");
+            assert_eq!(value(&fields(), encoding, DEVIATIONS), None);
+        }
+    }
+
+    #[test]
+    fn cuts_values_at_a_kilobyte_between_characters() {
+        let long = "é".repeat(900);
+        let fields = Fields { event: &long, target_type: &long, target_cuid: &long, ..fields() };
+        // 13 bytes of `com.plextrac.`: an odd number.
+        assert_eq!(value(&fields, Encoding::Plain, "ce_type").unwrap().len(), 1023);
+        assert_eq!(value(&fields, Encoding::Plain, "ce_subject").unwrap(), long[..1024]);
+        assert_eq!(value(&fields, Encoding::Percent, "ce_subject").unwrap(), "%C3%A9".repeat(512));
     }
 
     #[test]

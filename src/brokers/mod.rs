@@ -13,6 +13,6 @@ pub use contract::{
     Broker, ConnectError, ErrorKind, Finding, Handed, Refusal, RefusalReason, Session, SessionError, Suspect,
     Terms, Ticket, Topology, Verdict,
 };
-pub use headers::{Encoding, HeaderStyle, Headers};
+pub use headers::{Encoding, HeaderStyle, Headers, LARGEST_HEADERS};
 pub use list::{NAMES, Settings};
 pub use routes::{Legal, Route, Router, Shape};

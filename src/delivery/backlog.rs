@@ -136,17 +136,11 @@ impl BacklogReader {
 }
 
 fn put_together(batch: Batch, rebuild: Rebuild) -> Read {
-    let Batch { records, next, mut damaged, mut findings } = batch;
-    let mut events = VecDeque::with_capacity(records.len());
-    for Stored { sequence, origin, body } in records {
-        if let Some(mut event) = rebuild(origin, body) {
-            event.kept = Kept::Journal(sequence);
-            events.push_back(event);
-        } else {
-            // Its checksums are right, so it was written so: by another program than this one.
-            damaged += 1;
-            findings.push(format!("the record {sequence} is no event"));
-        }
-    }
-    Read { events, damaged, next, findings }
+    let Batch { records, next, damaged, findings } = batch;
+    let events = records.into_iter().map(|Stored { sequence, origin, body }| {
+        let mut event = rebuild(origin, body);
+        event.kept = Kept::Journal(sequence);
+        event
+    });
+    Read { events: events.collect(), damaged, next, findings }
 }

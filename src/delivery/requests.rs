@@ -30,16 +30,18 @@ const BATCH_BYTES: usize = 8 << 20;
 /// How often the progress is written down, at most.
 const REPORT: Duration = Duration::from_millis(250);
 
-/// Makes an event of an invalid body if it is valid as its source is configured today.
+/// Makes an event of a kept body if it is valid today: as its source is configured, or in the lenient way.
 pub type Invalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
 
 /// How events are made of letters again.
 #[derive(Clone)]
 pub struct Rebuilder {
-    /// Of bodies that were accepted, and of invalid ones where `--lenient` says so.
-    pub lenient: Rebuild,
-    /// Of invalid bodies.
+    /// Of bodies that were accepted, and of kept ones with `--as-is`.
+    pub always: Rebuild,
+    /// Of kept bodies.
     pub configured: Invalid,
+    /// Of kept bodies with `--lenient`.
+    pub lenient: Invalid,
 }
 
 /// Both stores.
@@ -47,7 +49,7 @@ pub struct Rebuilder {
 pub struct Stores {
     /// Events that the broker refused.
     pub dead_letters: Arc<Mutex<Store>>,
-    /// Signed bodies that were answered 422.
+    /// Signed bodies that were not published.
     pub invalid: Arc<Mutex<Store>>,
 }
 

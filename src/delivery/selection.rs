@@ -47,7 +47,8 @@ pub(super) fn read(
             bytes += body.len();
             let event = match (request.kind, request.validity) {
                 (Kind::Invalid, Validity::AsConfigured) => (rebuilder.configured)(origin, body),
-                _ => (rebuilder.lenient)(origin, body),
+                (Kind::Invalid, Validity::Lenient) => (rebuilder.lenient)(origin, body),
+                (Kind::Invalid, Validity::AsIs) | (Kind::DeadLetters, _) => Some((rebuilder.always)(origin, body)),
             };
             match event {
                 Some(event) => batch.events.push((at, hash(&line), event)),

@@ -111,9 +111,9 @@ impl Settler {
                 self.again = None;
             }
             if self.writing.is_none() {
-                let entry = |(taken, refusal): &(Taken, Refusal)| Entry {
-                    line: dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts).line(),
-                    returns: taken.message.event.kept == Kept::DeadLetter,
+                let entry = |(taken, refusal): &(Taken, Refusal)| {
+                    let letter = dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts);
+                    Entry { returns: taken.message.event.kept == Kept::DeadLetter, ..Entry::new(letter.line()) }
                 };
                 let entries = self.refused.iter().map(entry).collect();
                 self.writing = Some(write(store.clone(), entries));

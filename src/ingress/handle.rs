@@ -12,18 +12,19 @@ use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 
-use crate::accounting::{Decision, Reason};
+use crate::accounting::{Decision, KeptReason, Reason};
 use crate::ingress::body::{self, Budget, Unread};
 use crate::ingress::client::client;
 use crate::ingress::connection::Line;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
-use crate::ingress::refusals::{Recent, RecentRefusal, UnknownPaths};
+use crate::ingress::observed::Observed;
+use crate::ingress::refusals::{RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
-use crate::ingress::settings::{Settings, Source, Validation};
+use crate::ingress::settings::{Settings, Source};
 use crate::ingress::tls::Tls;
-use crate::ingress::validate::{Invalid, Valid, validate};
-use crate::ingress::verify::{self, Verifier};
+use crate::ingress::validate::{Invalid, Trust, Valid, read_any, validate};
+use crate::ingress::verify::{self, Verified, Verifier};
 use crate::logs::Throttle;
 use crate::message::{Event, Labels, Origin};
 use crate::metrics::{Metrics, SourceMetrics};
@@ -44,7 +45,7 @@ pub struct Shared {
     pub unknown: Arc<UnknownPaths>,
     /// What was accepted already.
     pub known: Arc<Deduplication>,
-    /// Where signed bodies go that are answered 422.
+    /// Where signed bodies are kept that are not published.
     pub invalids: Option<Arc<Invalids>>,
 }
 
@@ -54,8 +55,8 @@ pub struct Endpoint {
     pub number: usize,
     /// What the settings say.
     pub source: Source,
-    /// Its last refusals.
-    pub recent: Arc<Recent>,
+    /// What is observed of it.
+    pub observed: Arc<Observed>,
     /// The numbers of its secrets in the book.
     secrets: Vec<usize>,
     verifier: Verifier,
@@ -103,11 +104,11 @@ impl Ingress {
     pub(super) fn renewed(&self, settings: Settings, sources: &[Source], read_budget: usize) -> Self {
         let is_same = read_budget == self.read_budget;
         let budget = if is_same { self.budget.clone() } else { Budget::new(read_budget) };
-        let recent = |source: &Source| {
+        let observed = |source: &Source| {
             let known = self.endpoints.iter().find(|endpoint| endpoint.source.name == source.name);
-            known.map(|endpoint| endpoint.recent.clone()).unwrap_or_default()
+            known.map(|endpoint| endpoint.observed.clone()).unwrap_or_default()
         };
-        Self::with(settings, sources, self.shared.clone(), (read_budget, budget), recent)
+        Self::with(settings, sources, self.shared.clone(), (read_budget, budget), observed)
     }
 
     fn with(
@@ -115,7 +116,7 @@ impl Ingress {
         sources: &[Source],
         shared: Shared,
         (read_budget, budget): (usize, Arc<Budget>),
-        recent: impl Fn(&Source) -> Arc<Recent>,
+        observed: impl Fn(&Source) -> Arc<Observed>,
     ) -> Self {
         let endpoints = sources.iter().map(|source| {
             let ids = || source.secrets.iter().map(|secret| secret.id.clone());
@@ -124,7 +125,7 @@ impl Ingress {
                 number,
                 verifier: Verifier::new(&source.secrets),
                 metrics: shared.metrics.source(&source.name, ids()),
-                recent: recent(source),
+                observed: observed(source),
                 source: source.clone(),
                 secrets,
             }
@@ -219,7 +220,7 @@ impl Guard<'_> {
         let read = body::read(body, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
         // What waits for the disk is still charged: journaled or not, no more bodies are in memory than that.
         let (bytes, _share) = read.map_err(|unread| unreadable(unread, settings.max_body))?;
-        let (received, now) = (self.received, Instant::now());
+        let now = Instant::now();
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
             let text = "the request is not signed with a secret of this source";
             return Err(refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text));
@@ -230,39 +231,70 @@ impl Guard<'_> {
             self.note_late(&known, &bytes, &verified.digest);
             return self.duplicate(known).await;
         }
-        let valid = validate(&bytes, self.endpoint.source.validation).map_err(|problem| {
-            if let Some(invalids) = &self.ingress.shared.invalids {
-                let traceparent = traceparent(&head.headers);
-                invalids.keep(&self.endpoint.source, &problem, &verified, traceparent, received, &bytes);
-            }
-            invalid(problem)
-        });
-        let labels = match valid? {
-            Valid::Event(payload) => Labels::new(&payload.fields(), &verified.digest),
-            Valid::Probe => {
-                self.count(Decision::Probe);
-                tracing::info!(
-                    source = &*self.endpoint.source.name,
-                    peer = self.client(),
-                    "a connection test came"
-                );
-                return Ok(reply::ok(reply::PROBE));
+        let source = &self.endpoint.source;
+        let trust = if source.is_signed() { Trust::Signed } else { Trust::Unsigned };
+        let labels = match validate(&bytes, source.validation, trust) {
+            Ok(Valid::Event(payload)) => Labels::new(&payload.fields(), &verified.digest),
+            Ok(Valid::Probe(what)) => return Ok(self.probe(what, &verified, &bytes)),
+            Err(problem) => {
+                let (reason, text) = match &problem {
+                    Invalid::Malformed(text) => (KeptReason::Malformed, text),
+                    Invalid::Undocumented(text) => (KeptReason::Invalid, text),
+                };
+                self.keep(reason, text, &verified, &bytes);
+                return Err(invalid(problem));
             }
         };
-        let origin = Origin {
+        self.enqueue(&key, Box::new(Event::labelled(self.origin(&verified), bytes, labels, now))).await
+    }
+
+    fn origin(&self, verified: &Verified) -> Origin {
+        Origin {
             source: self.endpoint.source.name.clone(),
             signature: verified.signature,
             verified: self.endpoint.source.is_signed(),
-            traceparent: traceparent(&head.headers),
-            received,
-        };
-        self.enqueue(&key, Box::new(Event::labelled(origin, bytes, labels, now))).await
+            traceparent: traceparent(self.headers),
+            received: self.received,
+        }
+    }
+
+    /// Answers a connection test.
+    fn probe(&mut self, what: &str, verified: &Verified, body: &[u8]) -> Reply {
+        self.count(Decision::Probe);
+        self.keep(KeptReason::Probe, what, verified, body);
+        if let Some(left_out) = self.endpoint.observed.tests.left_out() {
+            let source = &*self.endpoint.source.name;
+            tracing::info!(source, peer = self.client(), left_out, "a connection test arrived: {what}");
+        }
+        reply::ok(reply::PROBE)
+    }
+
+    /// Keeps a signed body that is not published.
+    fn keep(&self, reason: KeptReason, text: &str, verified: &Verified, body: &[u8]) {
+        let Endpoint { source, observed, .. } = self.endpoint;
+        if !source.is_signed() {
+            return;
+        }
+        if let Some(invalids) = &self.ingress.shared.invalids {
+            invalids.keep(self.origin(verified), &verified.digest, reason, text, body);
+        } else if let Some(left_out) = observed.unkept.left_out() {
+            let (source, reason) = (&*source.name, reason.name());
+            tracing::warn!(
+                source,
+                reason,
+                left_out,
+                "a signed body that is not published cannot be kept: there is no `state_directory`"
+            );
+        }
     }
 
     /// The buffer or the journal's writer decides and counts, whatever becomes of this request.
     async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Refusal> {
         let (ingress, secret) = (self.ingress, self.secret);
         let (is_known_by_body, now) = (!event.cuid().is_empty(), event.accepted);
+        let (deviating, deviations) = (&self.endpoint.observed.deviating, *event.deviations());
+        let place = deviating.place(event.event());
+        deviating.name(place, event.event(), &deviations);
         let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.home);
         let enqueued = if is_known_by_body { ingress.shared.known.enter(key, now, enqueue) } else { Ok(enqueue()) };
         let enqueued = match enqueued {
@@ -271,7 +303,9 @@ impl Guard<'_> {
             Err(known) => return self.duplicate(known).await,
         };
         self.decided = true;
-        match enqueued.map_err(|refused| not_enqueued(&refused))? {
+        let ticket = enqueued.map_err(|refused| not_enqueued(&refused))?;
+        deviating.accepted(place, &deviations, &self.endpoint.source.name, &ingress.shared.metrics);
+        match ticket {
             None => Ok(reply::ok(reply::ACCEPTED)),
             Some(ticket) => self.wait(&ticket, reply::ACCEPTED).await,
         }
@@ -280,13 +314,10 @@ impl Guard<'_> {
     /// Logs a duplicate that is no repeat of a request that timed out: PlexTrac repeats for minutes, not for longer.
     fn note_late(&self, known: &Known, body: &[u8], digest: &[u8; 32]) {
         let Known::Recorded(age) = known else { return };
-        if *age > LATE
-            && self.ingress.late.admits()
-            && let Ok(Valid::Event(payload)) = validate(body, Validation::Lenient)
-        {
+        if *age > LATE && self.ingress.late.admits() {
             tracing::info!(
                 source = &*self.endpoint.source.name,
-                id = Labels::new(&payload.fields(), digest).id(),
+                id = Labels::new(&read_any(body).fields(), digest).id(),
                 age_seconds = age.as_secs(),
                 "a duplicate arrived late: answered 200, not published again"
             );
@@ -340,7 +371,7 @@ impl Guard<'_> {
     fn note(&self, reason: Reason, status: u16, detail: String, request_id: String) {
         let refusal =
             RecentRefusal { reason, status, detail, request_id, peer: self.client(), at: SystemTime::now() };
-        self.endpoint.recent.note(&self.endpoint.source.name, refusal);
+        self.endpoint.observed.recent.note(&self.endpoint.source.name, refusal);
     }
 
     /// Who sent it, as far as is known.
@@ -405,7 +436,7 @@ fn unreadable(unread: Unread, most: usize) -> Refusal {
 fn invalid(invalid: Invalid) -> Refusal {
     match invalid {
         Invalid::Malformed(text) => {
-            refuse(Reason::Malformed, StatusCode::BAD_REQUEST, "Bad Request", format!("no JSON: {text}"))
+            refuse(Reason::Malformed, StatusCode::BAD_REQUEST, "Bad Request", format!("not JSON: {text}"))
         }
         Invalid::Undocumented(text) => {
             refuse(Reason::Invalid, StatusCode::UNPROCESSABLE_ENTITY, "Unprocessable Content", text)
@@ -413,22 +444,19 @@ fn invalid(invalid: Invalid) -> Refusal {
     }
 }
 
-/// Puts an event together again from what the journal or a dead letter kept: a [`crate::message::Rebuild`]. Whatever
-/// was valid once is valid in the lenient way, with the same fields, so that the event id is the same.
+/// Puts an event together again from what the journal or a letter kept: a [`crate::message::Rebuild`]. Whatever the
+/// body is, its fields are read as they were when it was accepted, so that the event id is the same.
 #[must_use]
-pub fn rebuild(origin: Origin, body: Box<[u8]>) -> Option<Box<Event>> {
+pub fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
     let digest = verify::digest(origin.signature.as_ref().filter(|_| origin.verified), &body);
-    let labels = match validate(&body, Validation::Lenient).ok()? {
-        Valid::Event(payload) => Labels::new(&payload.fields(), &digest),
-        Valid::Probe => return None,
-    };
-    Some(Box::new(Event::labelled(origin, body, labels, Instant::now())))
+    let labels = Labels::new(&read_any(&body).fields(), &digest);
+    Box::new(Event::labelled(origin, body, labels, Instant::now()))
 }
 
 /// Whether a body that was accepted carries a `cuid`, by which repeats of it are known.
 #[must_use]
 pub fn has_cuid(body: &[u8]) -> bool {
-    matches!(validate(body, Validation::Lenient), Ok(Valid::Event(payload)) if !payload.fields().cuid.is_empty())
+    !read_any(body).fields().cuid.is_empty()
 }
 
 /// Whether the body comes as it was signed.

@@ -1,4 +1,4 @@
-//! Signed bodies that were answered 422: kept once each, in `invalid/`, by a thread of its own that nobody waits for.
+//! Signed bodies that are not published: kept once each, in `invalid/`, by a thread of its own that no request waits for.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,17 +9,34 @@ use std::{fmt, io};
 
 use serde_json::Map;
 
-use crate::ingress::settings::{Source, Validation};
-use crate::ingress::validate::{Invalid, Valid, validate};
-use crate::ingress::verify::{self, Verified};
-use crate::letters::{Entry, Held, Letter, Lines, Store};
+use crate::accounting::KeptReason;
+use crate::ingress::settings::Validation;
+use crate::ingress::validate::{Trust, Valid, read_any, validate};
+use crate::ingress::verify;
+use crate::letters::{Entry, Held, Letter, Lines, Precedence, Store};
 use crate::logs::Throttle;
-use crate::message::{Event, Fields, Labels, Origin};
+use crate::message::{Event, Labels, Origin};
+use crate::metrics::Metrics;
+use crate::settings::Section;
+
+/// `[invalid]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// The most bytes of the store.
+    pub bytes: usize,
+}
+
+impl Settings {
+    /// Reads `[invalid]`.
+    pub fn read(section: &mut Section<'_>) -> Self {
+        Self { bytes: section.size("max_bytes") }
+    }
+}
 
 /// Bodies that wait for the disk.
 const WAITING: usize = 256;
 
-/// And their bytes; the store itself is no larger.
+/// And their bytes.
 const WAITING_BYTES: usize = 16 << 20;
 
 /// How many are written with one sync.
@@ -31,10 +48,17 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A body by its source and its verified MAC.
 type Key = (Arc<str>, [u8; 32]);
 
-/// Where refused bodies go.
+/// A body on its way to the disk.
+struct Unpublished {
+    key: Key,
+    reason: KeptReason,
+    letter: Letter,
+}
+
+/// Where bodies are kept that are not published.
 pub struct Invalids {
     shared: Arc<Shared>,
-    sender: Mutex<Option<SyncSender<(Key, Letter)>>>,
+    sender: Mutex<Option<SyncSender<Unpublished>>>,
     ended: Mutex<Receiver<()>>,
     held: Arc<Held>,
 }
@@ -62,8 +86,8 @@ impl Invalids {
     /// Starts the writer; what the store holds is known from the start.
     ///
     /// # Errors
-    /// The files cannot be read, or there is no thread.
-    pub fn start(store: Arc<Mutex<Store>>) -> io::Result<Self> {
+    /// The files cannot be read, or no thread can be made.
+    pub fn start(store: Arc<Mutex<Store>>, metrics: Arc<Metrics>) -> io::Result<Self> {
         let mut files = BTreeMap::new();
         let held = {
             let store = lock(&store);
@@ -77,7 +101,7 @@ impl Invalids {
         let shared = Arc::new(Shared { known: Mutex::new(known), bytes: AtomicUsize::new(0), throttle });
         let (sender, receiver) = sync_channel(WAITING);
         let (end, ended) = sync_channel(1);
-        let writer = Writer { store, shared: shared.clone(), held: held.clone(), files };
+        let writer = Writer { store, shared: shared.clone(), held: held.clone(), metrics, files };
         std::thread::Builder::new().name("invalid".to_owned()).spawn(move || {
             writer.run(&receiver);
             // Nobody may be waiting any more.
@@ -86,45 +110,30 @@ impl Invalids {
         Ok(Self { shared, sender: Mutex::new(Some(sender)), ended: Mutex::new(ended), held })
     }
 
-    /// Keeps a body that was refused as undocumented, if it is signed and new. Never waits.
-    pub(super) fn keep(
-        &self,
-        source: &Source,
-        invalid: &Invalid,
-        verified: &Verified,
-        traceparent: Option<Box<str>>,
-        received: SystemTime,
-        body: &[u8],
-    ) {
-        let Invalid::Undocumented(problem) = invalid else { return };
-        if !source.is_signed() {
-            return;
-        }
-        let key = (source.name.clone(), verified.digest);
+    /// Keeps a body of this verified MAC, if it is new. Never waits.
+    pub(super) fn keep(&self, origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) {
+        let key = (origin.source.clone(), *mac);
         if !self.shared.known().insert(key.clone()) {
             return;
         }
         let waiting = self.shared.bytes.fetch_add(body.len(), Ordering::Relaxed) + body.len();
-        let origin = Origin {
-            source: source.name.clone(),
-            signature: verified.signature,
-            verified: true,
-            traceparent,
-            received,
-        };
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let sent = waiting <= WAITING_BYTES
             && sender.is_some_and(|sender| {
-                sender.try_send((key.clone(), letter(origin, verified, problem, body))).is_ok()
+                let letter = letter(origin, mac, reason, text, body);
+                sender.try_send(Unpublished { key: key.clone(), reason, letter }).is_ok()
             });
         if !sent {
             self.shared.bytes.fetch_sub(body.len(), Ordering::Relaxed);
             self.shared.known().remove(&key);
             self.held.drop_some(1);
-            if self.shared.throttle.admits() {
+            if let Some(left_out) = self.shared.throttle.left_out() {
+                let (source, reason) = (&*key.0, reason.name());
                 tracing::warn!(
-                    source = &*source.name,
-                    "did not keep an invalid body: more came than the disk takes"
+                    source,
+                    reason,
+                    left_out,
+                    "a signed body that is not published was not kept: more arrive than the disk takes"
                 );
             }
         }
@@ -135,22 +144,19 @@ impl Invalids {
         drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            tracing::error!("the disk does not take the last invalid bodies");
+            tracing::error!("the disk does not take the last bodies that were not published");
         }
     }
 }
 
-/// The letter of a body, with the id that lenient validation gives it.
-fn letter(origin: Origin, verified: &Verified, problem: &str, body: &[u8]) -> Letter {
-    let labels = match validate(body, Validation::Lenient) {
-        Ok(Valid::Event(payload)) => Labels::new(&payload.fields(), &verified.digest),
-        _ => Labels::new(&Fields::default(), &verified.digest),
-    };
+/// The letter of a body, with the id that it has when it is published.
+fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) -> Letter {
+    let labels = Labels::new(&read_any(body).fields(), mac);
     let event = Event::labelled(origin, body.into(), labels, Instant::now());
     Letter {
         time: SystemTime::now(),
-        reason: "invalid".to_owned(),
-        text: problem.to_owned(),
+        reason: reason.name().to_owned(),
+        text: text.to_owned(),
         attempts: 0,
         id: event.id().to_owned(),
         source: event.origin.source.to_string(),
@@ -178,23 +184,25 @@ fn keys(store: &Store, number: u64) -> io::Result<Vec<Key>> {
     Ok(keys)
 }
 
-/// Makes an event of an invalid body again, if it is valid in this way today.
+/// Makes an event of a kept body, if it is valid in this way today: a connection test is none.
 #[must_use]
 pub fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation) -> Option<Box<Event>> {
-    validate(&body, validation).ok()?;
-    super::rebuild(origin, body)
+    let trust = if origin.verified { Trust::Signed } else { Trust::Unsigned };
+    let is_event = matches!(validate(&body, validation, trust), Ok(Valid::Event(_)));
+    is_event.then(|| super::rebuild(origin, body))
 }
 
 struct Writer {
     store: Arc<Mutex<Store>>,
     shared: Arc<Shared>,
     held: Arc<Held>,
-    /// Which bodies each file holds: where a file is gone, its bodies are new again.
+    metrics: Arc<Metrics>,
+    /// Which bodies each file holds: once a file is removed, its bodies are new again.
     files: BTreeMap<u64, Vec<Key>>,
 }
 
 impl Writer {
-    fn run(mut self, receiver: &Receiver<(Key, Letter)>) {
+    fn run(mut self, receiver: &Receiver<Unpublished>) {
         while let Ok(first) = receiver.recv() {
             let mut batch = vec![first];
             batch.extend(receiver.try_iter().take(BATCH - 1));
@@ -202,24 +210,32 @@ impl Writer {
         }
     }
 
-    fn write(&mut self, batch: Vec<(Key, Letter)>) {
-        let bytes: usize = batch.iter().map(|(_, letter)| letter.body.len()).sum();
-        let (keys, letters): (Vec<Key>, Vec<Letter>) = batch.into_iter().unzip();
-        let entries: Vec<Entry> =
-            letters.iter().map(|letter| Entry { line: letter.line(), returns: false }).collect();
-        drop(letters);
+    fn write(&mut self, mut batch: Vec<Unpublished>) {
+        // Those that go last first: for them, what goes first makes room.
+        batch.sort_by_key(|one| precedence(one.reason));
+        let bytes: usize = batch.iter().map(|one| one.letter.body.len()).sum();
+        let entry = |Unpublished { key, reason, letter }: Unpublished| {
+            let line = Entry { line: letter.line(), returns: false, precedence: precedence(reason) };
+            ((key, reason), line)
+        };
+        let (keys, entries): (Vec<(Key, KeptReason)>, Vec<Entry>) = batch.into_iter().map(entry).unzip();
         let mut store = lock(&self.store);
         let mut done = 0;
         let mut failure = None;
         while done < entries.len() {
             match store.append(&entries[done..]) {
                 Ok(count) => {
-                    self.files.entry(store.number()).or_default().extend_from_slice(&keys[done..done + count]);
+                    let written = &keys[done..done + count];
+                    let file = self.files.entry(store.written_to()).or_default();
+                    file.extend(written.iter().map(|(key, _)| key.clone()));
+                    for (_, reason) in written {
+                        self.metrics.invalid_kept(*reason, 1);
+                    }
                     done += count;
                 }
                 Err(error) => {
-                    // This one does not fit, or the disk fails: the next one may have better luck.
-                    self.shared.known().remove(&keys[done]);
+                    // This one does not fit, or the disk fails: the next one may be written.
+                    self.shared.known().remove(&keys[done].0);
                     self.held.drop_some(1);
                     done += 1;
                     failure = Some(error);
@@ -241,8 +257,16 @@ impl Writer {
         if let Some(error) = failure
             && self.shared.throttle.admits()
         {
-            tracing::warn!("did not keep an invalid body: {error}");
+            tracing::warn!("a signed body that is not published was not kept: {error}");
         }
+    }
+}
+
+/// Connection tests are dropped first.
+fn precedence(reason: KeptReason) -> Precedence {
+    match reason {
+        KeptReason::Invalid | KeptReason::Malformed => Precedence::Last,
+        KeptReason::Probe => Precedence::First,
     }
 }
 
@@ -253,74 +277,124 @@ fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ingress::settings::NamedSecret;
     use crate::letters::Limits;
-    use crate::secret::Secret;
 
-    fn source(name: &str) -> Source {
-        let secrets = vec![NamedSecret { id: "x".into(), secret: Secret::new("0123456789abcdef") }];
-        Source { name: name.into(), path: "/".into(), secrets, validation: Validation::Strict }
+    fn open(directory: &std::path::Path, capacity: usize) -> (Arc<Mutex<Store>>, Invalids) {
+        let store = Arc::new(Mutex::new(Store::open(directory, Limits::invalid(capacity)).unwrap()));
+        (store.clone(), Invalids::start(store, Arc::new(Metrics::new())).unwrap())
     }
 
-    fn open(directory: &std::path::Path) -> (Arc<Mutex<Store>>, Invalids) {
-        let store = Arc::new(Mutex::new(Store::open(directory, Limits::invalid()).unwrap()));
-        (store.clone(), Invalids::start(store).unwrap())
+    fn origin(source: &str, digit: u8) -> Origin {
+        Origin {
+            source: source.into(),
+            signature: Some([b"0123456789abcdef"[usize::from(digit)]; 64]),
+            verified: true,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        }
     }
 
-    fn keep(invalids: &Invalids, source: &Source, body: &[u8], digest: u8) {
-        let signature = [b"0123456789abcdef"[usize::from(digest)]; 64];
-        let mac = [digest * 0x11; 32];
-        let verified = Verified { digest: mac, secret: Some(0), signature: Some(signature) };
-        let invalid = Invalid::Undocumented("`cuid` is missing".into());
-        invalids.keep(source, &invalid, &verified, None, SystemTime::UNIX_EPOCH, body);
+    fn keep(invalids: &Invalids, source: &str, reason: KeptReason, body: &[u8], digit: u8) {
+        invalids.keep(origin(source, digit), &[digit * 0x11; 32], reason, "why", body);
+    }
+
+    fn letters(store: &Mutex<Store>) -> Vec<Letter> {
+        let store = lock(store);
+        let files = store.files(u64::MAX).into_iter().filter_map(|file| Lines::open(&store.path(file)).unwrap());
+        files.flatten().map(|line| Letter::parse(&line.unwrap()).unwrap()).collect()
     }
 
     #[test]
-    fn keeps_each_signed_body_once_also_across_a_restart() {
+    fn keeps_each_body_once_also_across_a_restart() {
         let directory = tempfile::tempdir().unwrap();
-        let (store, invalids) = open(directory.path());
-        keep(&invalids, &source("a"), b"{\"event\":\"E\",\"cuid\":\"c\"}", 1);
-        keep(&invalids, &source("a"), b"{\"event\":\"E\",\"cuid\":\"c\"}", 1);
-        keep(&invalids, &source("a"), b"[]", 2);
-        keep(&invalids, &source("b"), b"[]", 2);
-        keep(&invalids, &Source { secrets: Vec::new(), ..source("c") }, b"[]", 3);
+        let (store, invalids) = open(directory.path(), 1 << 20);
+        let invalid = |source: &str, body: &[u8], digit| {
+            keep(&invalids, source, KeptReason::Invalid, body, digit);
+        };
+        invalid("a", b"{\"event\":\"E\",\"cuid\":\"c\"}", 1);
+        invalid("a", b"{\"event\":\"E\",\"cuid\":\"c\"}", 1);
+        invalid("a", b"[]", 2);
+        invalid("b", b"[]", 2);
         invalids.close();
         assert_eq!(lock(&store).held().events(), 3);
-        let path = lock(&store).path(1);
-        let letters: Vec<Letter> =
-            Lines::open(&path).unwrap().unwrap().map(|line| Letter::parse(&line.unwrap()).unwrap()).collect();
+        let letters = letters(&store);
         assert_eq!((letters[0].id.as_str(), letters[0].event.as_str()), ("c-111111111111", "E"));
         assert_eq!((letters[1].id.as_str(), &*letters[1].body), ("2".repeat(32).as_str(), &b"[]"[..]));
-        assert_eq!((letters[1].reason.as_str(), letters[1].text.as_str()), ("invalid", "`cuid` is missing"));
+        assert_eq!((letters[1].reason.as_str(), letters[1].text.as_str()), ("invalid", "why"));
         assert!(letters.into_iter().all(|letter| letter.origin_and_body().0.verified));
-        let (store, invalids) = open(directory.path());
-        keep(&invalids, &source("b"), b"[]", 2);
-        keep(&invalids, &source("b"), b"[]", 4);
+        let (store, invalids) = open(directory.path(), 1 << 20);
+        keep(&invalids, "b", KeptReason::Invalid, b"[]", 2);
+        keep(&invalids, "b", KeptReason::Invalid, b"[]", 4);
         invalids.close();
         assert_eq!(lock(&store).held().kept(), 1);
     }
 
     #[test]
-    fn counts_what_comes_after_the_end() {
+    fn keeps_bodies_of_every_kind_byte_for_byte() {
         let directory = tempfile::tempdir().unwrap();
-        let (store, invalids) = open(directory.path());
+        let (store, invalids) = open(directory.path(), 1 << 20);
+        let bodies: [&[u8]; 4] = [b"", b"{", b"\xff\x00{\"cuid\":\"c\"}", b"\xef\xbb\xbf{}"];
+        for (body, digit) in bodies.iter().zip(1..) {
+            let reason = if body.is_empty() { KeptReason::Probe } else { KeptReason::Malformed };
+            keep(&invalids, "a", reason, body, digit);
+        }
         invalids.close();
-        keep(&invalids, &source("a"), b"[]", 1);
+        let mut kept = letters(&store);
+        kept.sort_by(|one, other| one.id.cmp(&other.id));
+        assert_eq!(kept.iter().map(|letter| &*letter.body).collect::<Vec<_>>(), bodies);
+        assert_eq!(kept.iter().filter(|letter| letter.reason == "probe").count(), 1);
+        assert_eq!(kept[1].id, "2".repeat(32), "a body that cannot be read has no cuid");
+    }
+
+    #[test]
+    fn drops_connection_tests_first_and_keeps_them_again_later() {
+        let directory = tempfile::tempdir().unwrap();
+        let line = letter(origin("a", 1), &[0x11; 32], KeptReason::Malformed, "why", b"xy").line().len();
+        let room = 4 * line;
+        let (store, invalids) = open(directory.path(), room);
+        let add = |reason, digit: u8| {
+            let before = lock(&store).held();
+            let (kept, dropped) = (before.kept(), before.dropped());
+            keep(&invalids, "a", reason, &[b'x', b'0' + digit], digit);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while before.kept() == kept && before.dropped() == dropped {
+                assert!(Instant::now() < deadline, "nothing is written");
+                std::thread::yield_now();
+            }
+        };
+        for digit in 1..5 {
+            add(if digit < 3 { KeptReason::Invalid } else { KeptReason::Probe }, digit);
+        }
+        for digit in 5..7 {
+            add(KeptReason::Malformed, digit);
+        }
+        add(KeptReason::Probe, 7);
+        let reasons: Vec<String> = letters(&store).into_iter().map(|letter| letter.reason).collect();
+        assert!(!reasons.contains(&"probe".to_owned()), "{reasons:?}");
+        assert_eq!(reasons.iter().filter(|reason| *reason == "invalid").count(), 2, "{reasons:?}");
+        assert!(lock(&store).held().bytes() <= room as u64);
+        invalids.close();
+    }
+
+    #[test]
+    fn counts_what_arrives_after_the_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, invalids) = open(directory.path(), 1 << 20);
+        invalids.close();
+        keep(&invalids, "a", KeptReason::Probe, b"[]", 1);
         let held = lock(&store).held();
         assert_eq!((held.kept(), held.dropped()), (0, 1));
     }
 
     #[test]
     fn takes_only_what_is_valid_in_the_way_that_is_asked_for() {
-        let origin = || Origin {
-            source: "a".into(),
-            signature: Some([b'a'; 64]),
-            verified: true,
-            traceparent: None,
-            received: SystemTime::UNIX_EPOCH,
-        };
-        let body = || Box::from(*b"{\"event\":\"E\"}");
-        assert!(revalidate(origin(), body(), Validation::Strict).is_none());
-        assert_eq!(revalidate(origin(), body(), Validation::Lenient).unwrap().id(), "a".repeat(32));
+        let valid = |body: &[u8], validation| revalidate(origin("a", 10), body.into(), validation);
+        let body = b"{\"event\":\"E\"}";
+        assert!(valid(body, Validation::Strict).is_none());
+        assert_eq!(valid(body, Validation::Lenient).unwrap().id(), "a".repeat(32));
+        assert!(valid(b"[]", Validation::Lenient).is_none(), "a connection test");
+        assert!(valid(b"{", Validation::Lenient).is_none());
+        let unsigned = Origin { verified: false, ..origin("a", 10) };
+        assert!(revalidate(unsigned, Box::from(*b"{\"x\":1}"), Validation::Lenient).is_none());
     }
 }

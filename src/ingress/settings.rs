@@ -90,7 +90,7 @@ fn read_tls(section: &mut Section<'_>) -> Option<Tls> {
 pub enum Validation {
     /// The documented payload.
     Strict,
-    /// An object with `event`; other documented fields, where present, of their type.
+    /// Every signed object; what cannot be used of it counts as absent.
     Lenient,
 }
 

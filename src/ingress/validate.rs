@@ -1,34 +1,44 @@
 //! Validate: one pass of `serde_json` over the borrowed text. Nothing is serialised again, ever.
 //!
-//! Known fields are found as raw text first, so that "no JSON" (400) is told apart from "not the documented payload"
-//! (422) whatever stands in them; then each is decoded, except `text`, which is only checked to be a string.
+//! Known fields are found as raw text first, so that "not JSON" (400) is told apart from everything else; then each is
+//! decoded, except `text`, which is only checked to be a string. What departs from the documented payload is noted:
+//! `lenient` goes on without the field, `strict` refuses most departures.
+//!
+//! Length: half of it are the tests of one table.
 
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
+use crate::deviation::{Deviation, Deviations, Field};
 use crate::ingress::settings::Validation;
-use crate::message::Fields;
+use crate::message::{ContentType, Fields};
 
-/// The documented fields. Source: the vendor's page on webhook payloads.
-const NAMES: [&str; 7] = ["cuid", "actorCuid", "event", "targetCuid", "targetCuids", "targetType", "text"];
-const CUID: usize = 0;
-const ACTOR: usize = 1;
-const EVENT: usize = 2;
-const TARGET: usize = 3;
-const TARGETS: usize = 4;
-const TYPE: usize = 5;
-const TEXT: usize = 6;
+/// A longer `cuid` counts as absent: an AMQP `message_id` has at most 255 bytes, and the event id adds 13.
+const LONGEST_CUID: usize = 200;
 
-/// A valid body.
+/// Whether a signature vouches for the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trust {
+    /// The signature is right: the body is genuine, whatever is unusual about it.
+    Signed,
+    /// The source asks for no signature.
+    Unsigned,
+}
+
+/// A body that is answered 200.
 #[derive(Debug, PartialEq, Eq)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it lives on the stack for a moment; a box would be an allocation per event"
+)]
 pub enum Valid<'a> {
     /// An event to publish.
     Event(Payload<'a>),
-    /// A connection test: an object with none of `event`, `cuid`, `targetType`.
-    Probe,
+    /// A connection test: an empty body, an object without fields, or JSON that is no object. The text says which.
+    Probe(&'static str),
 }
 
 /// What is wrong with a body.
@@ -36,11 +46,11 @@ pub enum Valid<'a> {
 pub enum Invalid {
     /// Not one JSON value in UTF-8: 400.
     Malformed(String),
-    /// JSON, but not the documented payload: 422. The text names the field.
+    /// An object, but not one that this source takes: 422. The text names the field.
     Undocumented(String),
 }
 
-/// The decoded fields; a missing one is empty.
+/// The decoded fields; one that is absent, or cannot be used, is empty.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Payload<'a> {
     cuid: Cow<'a, str>,
@@ -48,6 +58,12 @@ pub struct Payload<'a> {
     event: Cow<'a, str>,
     target_cuid: Cow<'a, str>,
     target_type: Cow<'a, str>,
+    client_id: Cow<'a, str>,
+    report_id: Cow<'a, str>,
+    finding_id: Cow<'a, str>,
+    assessment_id: Cow<'a, str>,
+    deviations: Deviations,
+    content_type: ContentType,
 }
 
 impl Payload<'_> {
@@ -60,123 +76,313 @@ impl Payload<'_> {
             event: &self.event,
             target_cuid: &self.target_cuid,
             target_type: &self.target_type,
+            client_id: &self.client_id,
+            report_id: &self.report_id,
+            finding_id: &self.finding_id,
+            assessment_id: &self.assessment_id,
+            deviations: self.deviations,
+            content_type: self.content_type,
         }
     }
+
+    /// Whether it says what happened, or to what: what an object that nobody signed needs at least.
+    fn says_something(&self) -> bool {
+        let ids = [&self.cuid, &self.target_cuid, &self.client_id, &self.report_id, &self.finding_id];
+        !self.event.is_empty() || !self.assessment_id.is_empty() || ids.iter().any(|id| !id.is_empty())
+    }
 }
 
-/// Looks at a body.
+/// Validates a body.
 ///
 /// # Errors
-/// What is wrong with it, for the sender's log.
-pub fn validate(body: &[u8], validation: Validation) -> Result<Valid<'_>, Invalid> {
-    let text = std::str::from_utf8(body)
-        .map_err(|error| Invalid::Malformed(format!("not UTF-8 at byte {}", error.valid_up_to())))?;
-    if text.starts_with('\u{feff}') {
-        return Err(Invalid::Malformed("starts with a byte order mark".to_owned()));
-    }
-    let malformed = |error: serde_json::Error| Invalid::Malformed(error.to_string());
-    if !text.trim_ascii_start().starts_with('{') {
-        serde_json::from_str::<IgnoredAny>(text).map_err(malformed)?;
-        return Err(Invalid::Undocumented("the body is no JSON object".to_owned()));
-    }
-    let found: Found<'_> = serde_json::from_str(text).map_err(malformed)?;
-    if let Some(problem) = found.problem {
+/// What is wrong with it, for the sender and the log.
+pub fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Valid<'_>, Invalid> {
+    let found = match parse(body).map_err(Invalid::Malformed)? {
+        Parsed::Object(found) if found.is_empty => return Ok(Valid::Probe("an object without fields")),
+        Parsed::Object(found) => found,
+        Parsed::Other(what) => return Ok(Valid::Probe(what)),
+    };
+    let payload = found.read();
+    if validation == Validation::Strict
+        && let Some(problem) = found.undocumented(&payload.deviations)
+    {
         return Err(Invalid::Undocumented(problem));
     }
-    if [EVENT, CUID, TYPE].iter().all(|at| found.raw[*at].is_none()) {
-        return Ok(Valid::Probe);
+    if trust == Trust::Unsigned && !payload.says_something() {
+        let text = "neither `event` nor any documented id can be used; a source without signatures asks for one";
+        return Err(Invalid::Undocumented(text.to_owned()));
     }
-    decode(&found.raw, validation).map(Valid::Event).map_err(Invalid::Undocumented)
+    Ok(Valid::Event(payload))
 }
 
-fn decode<'a>(raw: &[Option<&'a RawValue>; NAMES.len()], validation: Validation) -> Result<Payload<'a>, String> {
-    if raw[TARGET].is_some() && raw[TARGETS].is_some() {
-        return Err("`targetCuid` and `targetCuids` are both given; exactly one is documented".to_owned());
+/// Reads any body in the most lenient way, as far as it can be read: what was accepted or kept once is an event.
+#[must_use]
+pub fn read_any(body: &[u8]) -> Payload<'_> {
+    match parse(body) {
+        Ok(Parsed::Object(found)) => found.read(),
+        Ok(Parsed::Other(_)) if !body.is_empty() => Payload::default(),
+        Ok(Parsed::Other(_)) | Err(_) => Payload { content_type: ContentType::Octets, ..Payload::default() },
     }
-    let required: &[usize] = match validation {
-        Validation::Strict => &[CUID, ACTOR, EVENT, TYPE, TEXT],
-        Validation::Lenient => &[EVENT],
-    };
-    if let Some(missing) = required.iter().find(|at| raw[**at].is_none()) {
-        return Err(format!("`{}` is missing", NAMES[*missing]));
-    }
-    if validation == Validation::Strict && raw[TARGET].is_none() && raw[TARGETS].is_none() {
-        return Err("neither `targetCuid` nor `targetCuids` is given; exactly one is documented".to_owned());
-    }
-    let string = |at: usize| raw[at].map_or(Ok(Cow::Borrowed("")), |raw| string(NAMES[at], raw));
-    let payload = Payload {
-        cuid: string(CUID)?,
-        actor_cuid: string(ACTOR)?,
-        event: string(EVENT)?,
-        target_type: string(TYPE)?,
-        target_cuid: match raw[TARGETS] {
-            Some(raw) => first_of(raw)?,
-            None => string(TARGET)?,
-        },
-    };
-    if let Some(raw) = raw[TEXT]
-        && !raw.get().starts_with('"')
-    {
-        return Err(wrong_type("text", "a string", raw));
-    }
-    if payload.event.is_empty() {
-        return Err("`event` is empty".to_owned());
-    }
-    Ok(payload)
 }
 
-fn wrong_type(name: &str, wanted: &str, raw: &RawValue) -> String {
-    let found = match raw.get().as_bytes().first() {
+/// A body that is JSON, or empty.
+enum Parsed<'a> {
+    Object(Found<'a>),
+    /// No object: what it is.
+    Other(&'static str),
+}
+
+/// Reads a body as one JSON value; the error says why it is none.
+fn parse(body: &[u8]) -> Result<Parsed<'_>, String> {
+    if body.is_empty() {
+        return Ok(Parsed::Other("an empty body"));
+    }
+    let text = std::str::from_utf8(body).map_err(|error| format!("not UTF-8 at byte {}", error.valid_up_to()))?;
+    if text.starts_with('\u{feff}') {
+        return Err("starts with a byte order mark".to_owned());
+    }
+    let value = text.trim_ascii_start();
+    if value.starts_with('{') {
+        return serde_json::from_str(text).map(Parsed::Object).map_err(|error| error.to_string());
+    }
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| error.to_string())?;
+    Ok(Parsed::Other(kind(value)))
+}
+
+/// The kind of a JSON value, by its first character.
+fn kind(value: &str) -> &'static str {
+    match value.as_bytes().first() {
         Some(b'"') => "a string",
         Some(b'{') => "an object",
         Some(b'[') => "a list",
         Some(b't' | b'f') => "true or false",
         Some(b'n') => "null",
         _ => "a number",
-    };
-    format!("`{name}` is {found}, {wanted} is documented")
+    }
 }
 
-fn string<'a>(name: &str, raw: &'a RawValue) -> Result<Cow<'a, str>, String> {
+fn is_null(raw: &RawValue) -> bool {
+    raw.get().starts_with('n')
+}
+
+/// A string, decoded; or how it departs from one.
+fn string(raw: &RawValue) -> Result<Cow<'_, str>, Deviation> {
     let text = raw.get();
     if !text.starts_with('"') {
-        return Err(wrong_type(name, "a string", raw));
+        return Err(if is_null(raw) { Deviation::Null } else { Deviation::Type });
     }
     let inside = &text[1..text.len() - 1];
     if !inside.contains('\\') {
         return Ok(Cow::Borrowed(inside));
     }
     // It was scanned as JSON already: only a lone surrogate can be wrong with it.
-    serde_json::from_str::<String>(text).map(Cow::Owned).map_err(|_| format!("`{name}` has a lone surrogate"))
+    serde_json::from_str::<String>(text).map(Cow::Owned).map_err(|_| Deviation::Surrogate)
 }
 
-/// The first of the list; all must be strings.
-fn first_of(raw: &RawValue) -> Result<Cow<'_, str>, String> {
-    if !raw.get().starts_with('[') {
-        return Err(wrong_type("targetCuids", "a list of strings", raw));
-    }
-    let items: Vec<&RawValue> =
-        serde_json::from_str(raw.get()).map_err(|error| format!("`targetCuids` cannot be read: {error}"))?;
-    let mut first = None;
-    for item in items {
-        let text =
-            string("targetCuids", item).map_err(|text| text.replace("`targetCuids` is", "`targetCuids` has"))?;
-        first.get_or_insert(text);
-    }
-    Ok(first.unwrap_or_default())
-}
-
-/// The known fields as raw text, and the first problem that is none of JSON's.
-#[derive(Default)]
+/// The known fields as raw text, the last of each, and what was seen on the way to them.
 struct Found<'a> {
-    raw: [Option<&'a RawValue>; NAMES.len()],
-    problem: Option<String>,
+    raw: [Option<&'a RawValue>; Field::COUNT],
+    /// The fields that were given twice.
+    repeated: Deviations,
+    has_odd_key: bool,
+    is_empty: bool,
+}
+
+impl<'a> Found<'a> {
+    fn read(&self) -> Payload<'a> {
+        let mut reading = Reading { raw: &self.raw, deviations: self.repeated };
+        let cuid = reading.required(Field::Cuid);
+        let mut payload = Payload {
+            cuid: if cuid.len() > LONGEST_CUID { Cow::Borrowed("") } else { cuid },
+            actor_cuid: reading.required(Field::ActorCuid),
+            event: reading.required(Field::Event),
+            target_cuid: reading.target(),
+            target_type: reading.required(Field::TargetType),
+            client_id: reading.id(Field::ClientId),
+            report_id: reading.id(Field::ReportId),
+            finding_id: reading.id(Field::FindingId),
+            assessment_id: reading.id(Field::AssessmentId),
+            ..Payload::default()
+        };
+        let flaw = reading.id(Field::FlawId);
+        if payload.finding_id.is_empty() {
+            payload.finding_id = flaw;
+        }
+        reading.look_at_text();
+        payload.deviations = reading.deviations;
+        payload
+    }
+
+    /// Why this is not the documented payload. Fields may be empty, except `event`; `null` is as good as nothing.
+    fn undocumented(&self, deviations: &Deviations) -> Option<String> {
+        if self.has_odd_key {
+            return Some("a key has a lone surrogate".to_owned());
+        }
+        if deviations.is_empty() {
+            return None;
+        }
+        if let Some((field, _)) = self.repeated.iter().next() {
+            return Some(format!("`{}` is given twice", field.name()));
+        }
+        if deviations.has(Field::TargetCuids, Deviation::BothTargets) {
+            return Some("`targetCuid` and `targetCuids` are both given; exactly one is documented".to_owned());
+        }
+        let is_absent = |field: Field| self.raw[field as usize].is_none_or(is_null);
+        let required = [Field::Cuid, Field::ActorCuid, Field::Event, Field::TargetType, Field::Text];
+        if let Some(missing) = required.into_iter().find(|field| is_absent(*field)) {
+            return Some(format!("`{}` is missing", missing.name()));
+        }
+        if is_absent(Field::TargetCuid) && is_absent(Field::TargetCuids) {
+            return Some("neither `targetCuid` nor `targetCuids` is given; exactly one is documented".to_owned());
+        }
+        if deviations.has(Field::Event, Deviation::Empty) {
+            return Some("`event` is empty".to_owned());
+        }
+        Field::ALL.into_iter().find_map(|field| self.wrong_value(field, deviations))
+    }
+
+    fn wrong_value(&self, field: Field, deviations: &Deviations) -> Option<String> {
+        let (raw, name) = (self.raw[field as usize]?, field.name());
+        let is_list = field == Field::TargetCuids && raw.get().starts_with('[');
+        if is_list && [Deviation::Null, Deviation::Type].iter().any(|kind| deviations.has(field, *kind)) {
+            let items: Vec<&RawValue> = serde_json::from_str(raw.get()).unwrap_or_default();
+            let wrong = items.into_iter().find(|item| !item.get().starts_with('"'));
+            let found = wrong.map_or("something else", |item| kind(item.get()));
+            return Some(format!("`{name}` has {found}, a string is documented"));
+        }
+        if deviations.has(field, Deviation::Type) {
+            let documented = match field {
+                Field::TargetCuids => "a list of strings",
+                Field::ClientId | Field::ReportId | Field::FindingId | Field::FlawId | Field::AssessmentId => {
+                    "a number"
+                }
+                _ => "a string",
+            };
+            return Some(format!("`{name}` is {}, {documented} is documented", kind(raw.get())));
+        }
+        deviations.has(field, Deviation::Surrogate).then(|| format!("`{name}` has a lone surrogate"))
+    }
+}
+
+/// Decodes the fields, and notes what is not as documented.
+struct Reading<'a, 'f> {
+    raw: &'f [Option<&'a RawValue>; Field::COUNT],
+    deviations: Deviations,
+}
+
+impl<'a> Reading<'a, '_> {
+    fn required(&mut self, field: Field) -> Cow<'a, str> {
+        let Some(raw) = self.raw[field as usize] else {
+            self.deviations.note(field, Deviation::Missing);
+            return Cow::Borrowed("");
+        };
+        self.string(field, raw)
+    }
+
+    fn string(&mut self, field: Field, raw: &'a RawValue) -> Cow<'a, str> {
+        string(raw).and_then(|text| if text.is_empty() { Err(Deviation::Empty) } else { Ok(text) }).unwrap_or_else(
+            |deviation| {
+                self.deviations.note(field, deviation);
+                Cow::Borrowed("")
+            },
+        )
+    }
+
+    /// An optional id: a number as it is written, or a string.
+    fn id(&mut self, field: Field) -> Cow<'a, str> {
+        match self.raw[field as usize] {
+            None => Cow::Borrowed(""),
+            Some(raw) if raw.get().starts_with(|c: char| c == '-' || c.is_ascii_digit()) => {
+                Cow::Borrowed(raw.get())
+            }
+            Some(raw) => self.string(field, raw),
+        }
+    }
+
+    /// The one target; where it cannot be used, the first of several that can.
+    fn target(&mut self) -> Cow<'a, str> {
+        let (one, several) = (self.raw[Field::TargetCuid as usize], self.raw[Field::TargetCuids as usize]);
+        match (one, several) {
+            (None, None) => self.deviations.note(Field::TargetCuid, Deviation::Missing),
+            (Some(one), Some(several)) if !is_null(one) && !is_null(several) => {
+                self.deviations.note(Field::TargetCuids, Deviation::BothTargets);
+            }
+            _ => {}
+        }
+        let one = one.map(|raw| self.string(Field::TargetCuid, raw)).unwrap_or_default();
+        let several = several.map(|raw| self.first_of(raw)).unwrap_or_default();
+        if one.is_empty() { several } else { one }
+    }
+
+    fn first_of(&mut self, raw: &'a RawValue) -> Cow<'a, str> {
+        if !raw.get().starts_with('[') {
+            let deviation = if is_null(raw) { Deviation::Null } else { Deviation::Type };
+            self.deviations.note(Field::TargetCuids, deviation);
+            return Cow::Borrowed("");
+        }
+        // It was scanned as JSON already.
+        let Ok(Items { first, deviations }) = serde_json::from_str(raw.get()) else { return Cow::Borrowed("") };
+        for deviation in deviations.into_iter().flatten() {
+            self.deviations.note(Field::TargetCuids, deviation);
+        }
+        if first.is_none() {
+            self.deviations.note(Field::TargetCuids, Deviation::Empty);
+        }
+        first.unwrap_or_default()
+    }
+
+    /// `text` is never decoded: it may be empty, and may have a lone surrogate.
+    fn look_at_text(&mut self) {
+        let deviation = match self.raw[Field::Text as usize] {
+            Some(raw) if raw.get().starts_with('"') => return,
+            Some(raw) if is_null(raw) => Deviation::Null,
+            Some(_) => Deviation::Type,
+            None => Deviation::Missing,
+        };
+        self.deviations.note(Field::Text, deviation);
+    }
+}
+
+/// The items of a list of strings: the first that can be used, and how others depart from a string.
+struct Items<'a> {
+    first: Option<Cow<'a, str>>,
+    deviations: [Option<Deviation>; Deviation::COUNT],
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct List;
+        impl<'de> Visitor<'de> for List {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Items<'de>, A::Error> {
+                let mut items = Items { first: None, deviations: [None; Deviation::COUNT] };
+                while let Some(raw) = list.next_element::<&'de RawValue>()? {
+                    let wrong = match string(raw) {
+                        Ok(text) if text.is_empty() => Deviation::Empty,
+                        Ok(text) => {
+                            items.first.get_or_insert(text);
+                            continue;
+                        }
+                        Err(deviation) => deviation,
+                    };
+                    items.deviations[wrong as usize] = Some(wrong);
+                }
+                Ok(items)
+            }
+        }
+        deserializer.deserialize_seq(List)
+    }
 }
 
 impl<'de: 'a, 'a> Deserialize<'de> for Found<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields;
-        impl<'de> Visitor<'de> for Fields {
+        struct Object;
+        impl<'de> Visitor<'de> for Object {
             type Value = Found<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -184,43 +390,40 @@ impl<'de: 'a, 'a> Deserialize<'de> for Found<'a> {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found<'de>, A::Error> {
-                let mut found = Found::default();
-                // Keys as raw text too: a lone surrogate in one is valid JSON, and not this pass's to refuse.
+                let mut found = Found {
+                    raw: [None; Field::COUNT],
+                    repeated: Deviations::default(),
+                    has_odd_key: false,
+                    is_empty: true,
+                };
+                // Keys as raw text too: a lone surrogate in one is valid JSON.
                 while let Some(key) = map.next_key::<&'de RawValue>()? {
+                    found.is_empty = false;
                     match known(key) {
-                        Ok(Some(at)) => {
+                        Ok(Some(field)) => {
                             let value = map.next_value()?;
-                            if found.raw[at].replace(value).is_some() {
-                                found.problem.get_or_insert_with(|| format!("`{}` is given twice", NAMES[at]));
+                            if found.raw[field as usize].replace(value).is_some() {
+                                found.repeated.note(field, Deviation::Duplicate);
                             }
                         }
-                        Ok(None) => {
+                        other => {
+                            found.has_odd_key |= other.is_err();
                             map.next_value::<IgnoredAny>()?;
-                        }
-                        Err(problem) => {
-                            map.next_value::<IgnoredAny>()?;
-                            found.problem.get_or_insert(problem);
                         }
                     }
                 }
                 Ok(found)
             }
         }
-        deserializer.deserialize_map(Fields)
+        deserializer.deserialize_map(Object)
     }
 }
 
-/// Which known field a key names, also where it is written with escapes.
-fn known(key: &RawValue) -> Result<Option<usize>, String> {
+/// The known field that a key names, also where it is written with escapes; an error where it has a lone surrogate.
+fn known(key: &RawValue) -> Result<Option<Field>, Deviation> {
     let text = key.get();
     let inside = &text[1..text.len() - 1];
-    if !inside.contains('\\') {
-        return Ok(NAMES.iter().position(|name| *name == inside));
-    }
-    match serde_json::from_str::<String>(text) {
-        Ok(name) => Ok(NAMES.iter().position(|known| *known == name)),
-        Err(_) => Err("a key has a lone surrogate".to_owned()),
-    }
+    if inside.contains('\\') { string(key).map(|name| Field::named(&name)) } else { Ok(Field::named(inside)) }
 }
 
 #[cfg(test)]
@@ -231,46 +434,63 @@ mod tests {
         r#"{"cuid":"c","actorCuid":"a","event":"E","targetCuid":"t","targetType":"report","text":"x"}"#;
 
     fn strict(body: &str) -> Result<Valid<'_>, Invalid> {
-        validate(body.as_bytes(), Validation::Strict)
+        validate(body.as_bytes(), Validation::Strict, Trust::Signed)
     }
 
-    fn undocumented(body: &str, validation: Validation) -> String {
-        match validate(body.as_bytes(), validation) {
+    fn lenient(body: &str) -> Payload<'_> {
+        match validate(body.as_bytes(), Validation::Lenient, Trust::Signed) {
+            Ok(Valid::Event(payload)) => payload,
+            other => panic!("{body}: {other:?}"),
+        }
+    }
+
+    fn undocumented(body: &str) -> String {
+        match strict(body) {
             Err(Invalid::Undocumented(text)) => text,
             other => panic!("{body}: {other:?}"),
         }
     }
 
+    /// The documented payload with a part of its text replaced.
+    fn good_with(from: &str, to: &str) -> String {
+        assert!(GOOD.contains(from), "{from}");
+        GOOD.replace(from, to)
+    }
+
     #[test]
     fn borrows_the_fields_of_the_documented_payload() {
-        let Valid::Event(payload) = strict(GOOD).unwrap() else { panic!("no probe") };
-        let fields = payload.fields();
-        assert_eq!(
-            (fields.cuid, fields.actor_cuid, fields.event, fields.target_cuid, fields.target_type),
-            ("c", "a", "E", "t", "report")
-        );
-        assert!(matches!(payload.cuid, Cow::Borrowed(_)));
+        for validation in [Validation::Strict, Validation::Lenient] {
+            let valid = validate(GOOD.as_bytes(), validation, Trust::Signed);
+            let Ok(Valid::Event(payload)) = valid else { panic!("no event: {valid:?}") };
+            let fields = payload.fields();
+            assert_eq!(
+                (fields.cuid, fields.actor_cuid, fields.event, fields.target_cuid, fields.target_type),
+                ("c", "a", "E", "t", "report")
+            );
+            assert!(matches!(payload.cuid, Cow::Borrowed(_)));
+            assert!(fields.deviations.is_empty() && fields.content_type == ContentType::Json);
+        }
     }
 
     #[test]
     fn decodes_escapes_and_takes_the_first_of_several_targets() {
         let body = r#" {"cuid":"\u00e9","actorCuid":"a","\u0065vent":"\ud83d\ude00","targetCuids":["x\n","y"],
             "targetType":"report","text":"\ud800","extra":[1e999,{"cuid":5}]} "#;
-        let Valid::Event(payload) = strict(body).unwrap() else { panic!("no probe") };
+        let Ok(Valid::Event(payload)) = strict(body) else { panic!("no event") };
         let fields = payload.fields();
         assert_eq!((fields.cuid, fields.event, fields.target_cuid), ("é", "😀", "x\n"));
+        assert!(fields.deviations.is_empty(), "{}", fields.deviations);
     }
 
     #[test]
-    fn tells_no_json_from_the_wrong_json() {
-        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+    fn tells_what_is_not_json_from_a_connection_test_in_both_ways() {
         let bad: [&[u8]; 12] = [
-            b"",
             b" ",
             b"{",
             b"{}x",
             b"{\"a\":1,}",
             b"\xef\xbb\xbf{}",
+            b"\xef\xbb\xbf",
             b"{\"a\":\"\xff\"}",
             b"{\"a\":\"\x01\"}",
             b"{'a':1}",
@@ -278,29 +498,51 @@ mod tests {
             b"{\"a\":\"\\x\"}",
             b"{\"\x01\":1}",
         ];
-        for body in bad {
-            assert!(matches!(validate(body, Validation::Strict), Err(Invalid::Malformed(_))), "{body:?}");
-        }
-        for body in ["[]", "1", "\"a\"", "null", "\"\\ud800\"", deep.as_str()] {
-            assert_eq!(undocumented(body, Validation::Lenient), "the body is no JSON object");
+        let deep = format!("{}{}", "[".repeat(100_000), "]".repeat(100_000));
+        let probes = [
+            ("", "an empty body"),
+            ("{}", "an object without fields"),
+            (" { }\n", "an object without fields"),
+            ("[]", "a list"),
+            (" [{\"event\":\"E\"}]", "a list"),
+            ("1", "a number"),
+            ("-0.5e3", "a number"),
+            ("\"a\"", "a string"),
+            ("null", "null"),
+            ("true", "true or false"),
+            ("\"\\ud800\"", "a string"),
+            (&deep, "a list"),
+        ];
+        for validation in [Validation::Strict, Validation::Lenient] {
+            for trust in [Trust::Signed, Trust::Unsigned] {
+                for body in bad {
+                    let valid = validate(body, validation, trust);
+                    assert!(matches!(valid, Err(Invalid::Malformed(_))), "{body:?}: {valid:?}");
+                }
+                for (body, what) in probes {
+                    assert_eq!(validate(body.as_bytes(), validation, trust), Ok(Valid::Probe(what)));
+                }
+            }
         }
     }
 
     #[test]
-    fn names_the_field_that_is_not_as_documented() {
-        let replaced = |from: &str, to: &str| undocumented(&GOOD.replace(from, to), Validation::Strict);
+    fn names_the_field_that_is_not_as_documented_when_strict() {
+        let replaced = |from: &str, to: &str| undocumented(&good_with(from, to));
         assert_eq!(replaced(r#""cuid":"c","#, ""), "`cuid` is missing");
         assert_eq!(replaced(r#","text":"x""#, ""), "`text` is missing");
+        assert_eq!(replaced(r#""c""#, "null"), "`cuid` is missing");
+        assert_eq!(replaced(r#""x""#, "null"), "`text` is missing");
         assert_eq!(replaced(r#""E""#, "5"), "`event` is a number, a string is documented");
         assert_eq!(replaced(r#""E""#, r#""""#), "`event` is empty");
-        assert_eq!(replaced(r#""x""#, "null"), "`text` is null, a string is documented");
+        assert_eq!(replaced(r#""x""#, "{}"), "`text` is an object, a string is documented");
         assert_eq!(replaced(r#""a""#, r#""\ud800""#), "`actorCuid` has a lone surrogate");
         assert_eq!(replaced(r#""text":"x""#, r#""text":"x","text":"y""#), "`text` is given twice");
         assert_eq!(replaced(r#""text":"x""#, r#""text":"x","\ud800":1"#), "a key has a lone surrogate");
-        assert_eq!(
-            replaced(r#""targetCuid":"t","#, ""),
-            "neither `targetCuid` nor `targetCuids` is given; exactly one is documented"
-        );
+        let neither = "neither `targetCuid` nor `targetCuids` is given; exactly one is documented";
+        assert_eq!(replaced(r#""targetCuid":"t","#, ""), neither);
+        assert_eq!(replaced(r#""targetCuid":"t""#, r#""targetCuid":null"#), neither);
+        assert_eq!(replaced(r#""targetCuid":"t""#, r#""targetCuid":null,"targetCuids":null"#), neither);
         assert_eq!(
             replaced(r#""targetCuid":"t""#, r#""targetCuid":"t","targetCuids":["t"]"#),
             "`targetCuid` and `targetCuids` are both given; exactly one is documented"
@@ -310,27 +552,149 @@ mod tests {
             "`targetCuids` has a number, a string is documented"
         );
         assert_eq!(
+            replaced(r#""targetCuid":"t""#, r#""targetCuids":[null]"#),
+            "`targetCuids` has null, a string is documented"
+        );
+        assert_eq!(
             replaced(r#""targetCuid":"t""#, r#""targetCuids":"t""#),
             "`targetCuids` is a string, a list of strings is documented"
         );
-    }
-
-    #[test]
-    fn asks_only_for_the_event_when_lenient() {
-        assert!(matches!(validate(br#"{"event":"E"}"#, Validation::Lenient), Ok(Valid::Event(_))));
-        assert_eq!(undocumented(r#"{"cuid":"c"}"#, Validation::Lenient), "`event` is missing");
         assert_eq!(
-            undocumented(r#"{"event":"E","text":1}"#, Validation::Lenient),
-            "`text` is a number, a string is documented"
+            replaced(r#""text":"x""#, r#""text":"x","clientId":[]"#),
+            "`clientId` is a list, a number is documented"
         );
+        assert_eq!(undocumented(r#"{"clientId":7,"reportId":"12","findingId":345}"#), "`cuid` is missing");
+        assert_eq!(undocumented(r#"{"test":true}"#), "`cuid` is missing");
     }
 
     #[test]
-    fn sees_a_connection_test() {
-        for body in ["{}", r#"{"text":"hello"}"#, r#"{"test":true,"targetCuid":"x"}"#] {
-            assert_eq!(strict(body), Ok(Valid::Probe), "{body}");
+    fn takes_null_for_nothing_where_strict_asks_for_nothing() {
+        for (from, to, deviations) in [
+            (r#""targetCuid":"t""#, r#""targetCuid":null,"targetCuids":["t"]"#, "targetCuid:null"),
+            (r#""targetCuid":"t""#, r#""targetCuid":"t","targetCuids":null"#, "targetCuids:null"),
+            (r#""text":"x""#, r#""text":"x","reportId":null,"flawId":null"#, "reportId:null,flawId:null"),
+            (r#""c""#, r#""""#, "cuid:empty"),
+            (r#""targetCuid":"t""#, r#""targetCuids":[]"#, "targetCuids:empty"),
+            (r#""targetCuid":"t""#, r#""targetCuids":["","t"]"#, "targetCuids:empty"),
+            (r#""text":"x""#, r#""text":"","clientId":7,"reportId":"12""#, ""),
+        ] {
+            let body = good_with(from, to);
+            let Ok(Valid::Event(payload)) = strict(&body) else { panic!("{body}: {:?}", strict(&body)) };
+            assert_eq!(payload.deviations.to_string(), deviations, "{body}");
+            assert_eq!(payload, lenient(&body), "{body}");
         }
-        assert!(strict(r#"{"targetType":"report"}"#).is_err());
+    }
+
+    #[test]
+    fn goes_on_without_what_cannot_be_used_when_lenient() {
+        for (body, cuid, event, target, deviations) in [
+            (good_with(r#","text":"x""#, ""), "c", "E", "t", "text:missing"),
+            (good_with(r#""c""#, "null"), "", "E", "t", "cuid:null"),
+            (good_with(r#""c""#, "7"), "", "E", "t", "cuid:type"),
+            (good_with(r#""c""#, r#""""#), "", "E", "t", "cuid:empty"),
+            (good_with(r#""c""#, r#""\ud800""#), "", "E", "t", "cuid:surrogate"),
+            (good_with(r#""E""#, r#"["E"]"#), "c", "", "t", "event:type"),
+            (good_with(r#""E""#, r#""E","event":"F""#), "c", "F", "t", "event:duplicate"),
+            (good_with(r#""E""#, r#""E","event":null"#), "c", "", "t", "event:null,event:duplicate"),
+            (good_with(r#""x""#, "false"), "c", "E", "t", "text:type"),
+            (good_with(r#""t""#, r#""t","targetCuids":["u"]"#), "c", "E", "t", "targetCuids:both_targets"),
+            (
+                good_with(r#""t""#, r#"5,"targetCuids":["u"]"#),
+                "c",
+                "E",
+                "u",
+                "targetCuid:type,targetCuids:both_targets",
+            ),
+            (
+                good_with(r#""t""#, r#"null,"targetCuids":[null,7,"","\ud800","v","w"]"#),
+                "c",
+                "E",
+                "v",
+                "targetCuid:null,targetCuids:null,targetCuids:type,targetCuids:empty,targetCuids:surrogate",
+            ),
+            (good_with(r#""targetCuid":"t","#, ""), "c", "E", "", "targetCuid:missing"),
+            (good_with(r#""targetCuid":"t""#, r#""targetCuids":{"a":"t"}"#), "c", "E", "", "targetCuids:type"),
+            (good_with(r#""x""#, r#""x","\ud800":1,"new":[]"#), "c", "E", "t", ""),
+        ] {
+            let payload = lenient(&body);
+            let fields = payload.fields();
+            assert_eq!((fields.cuid, fields.event, fields.target_cuid), (cuid, event, target), "{body}");
+            assert_eq!(fields.deviations.to_string(), deviations, "{body}");
+        }
+    }
+
+    #[test]
+    fn reads_ids_that_are_numbers_or_strings_and_the_older_name_of_one() {
+        let payload = lenient(r#"{"clientId":7,"reportId":"12","flawId":-3.5e2,"assessmentId":true}"#);
+        let fields = payload.fields();
+        assert_eq!(
+            (fields.client_id, fields.report_id, fields.finding_id, fields.assessment_id),
+            ("7", "12", "-3.5e2", "")
+        );
+        assert!(fields.deviations.has(Field::AssessmentId, Deviation::Type));
+        assert!(!fields.deviations.has(Field::FindingId, Deviation::Missing));
+        for (body, finding, deviations) in [
+            (r#"{"findingId":1,"flawId":2}"#, "1", ""),
+            (r#"{"findingId":null,"flawId":"2"}"#, "2", "findingId:null"),
+            (r#"{"findingId":{},"flawId":""}"#, "", "findingId:type,flawId:empty"),
+        ] {
+            let payload = lenient(body);
+            let ids = |(field, _): &(Field, Deviation)| matches!(field, Field::FindingId | Field::FlawId);
+            let mut found = Deviations::default();
+            payload.deviations.iter().filter(ids).for_each(|(field, deviation)| found.note(field, deviation));
+            assert_eq!((&*payload.finding_id, found.to_string().as_str()), (finding, deviations), "{body}");
+        }
+    }
+
+    #[test]
+    fn counts_a_cuid_that_makes_too_long_an_id_as_absent() {
+        for (length, is_used) in [(200, true), (201, false)] {
+            let cuid = "c".repeat(length);
+            let body = good_with(r#""c""#, &format!("{cuid:?}"));
+            assert_eq!(lenient(&body).cuid, if is_used { cuid.as_str() } else { "" });
+            assert!(lenient(&body).deviations.is_empty() && strict(&body).is_ok());
+        }
+        let body = good_with(r#""c""#, &format!("{:?}", "é".repeat(101)));
+        assert_eq!(lenient(&body).cuid, "", "bytes count, not characters");
+    }
+
+    #[test]
+    fn asks_an_unsigned_object_for_an_event_or_an_id() {
+        let unsigned = |body: &'static str| validate(body.as_bytes(), Validation::Lenient, Trust::Unsigned);
+        for body in [
+            r#"{"event":"E"}"#,
+            r#"{"cuid":"c"}"#,
+            r#"{"targetCuids":[null,"t"]}"#,
+            r#"{"clientId":7}"#,
+            r#"{"reportId":"7"}"#,
+            r#"{"flawId":7}"#,
+            r#"{"assessmentId":7}"#,
+        ] {
+            assert!(matches!(unsigned(body), Ok(Valid::Event(_))), "{body}");
+        }
+        for body in [
+            r#"{"hello":"world"}"#,
+            r#"{"event":null,"clientId":""}"#,
+            r#"{"event":7}"#,
+            r#"{"targetType":"report","text":"x","actorCuid":"a"}"#,
+        ] {
+            assert!(matches!(unsigned(body), Err(Invalid::Undocumented(_))), "{body}");
+            assert_eq!(lenient(body).content_type, ContentType::Json, "signed: {body}");
+        }
+    }
+
+    #[test]
+    fn reads_any_body_as_it_was_read_when_it_was_accepted() {
+        let body = good_with(r#""text":"x""#, r#""text":1,"cuid":"d""#);
+        assert_eq!(read_any(body.as_bytes()), lenient(&body));
+        for body in [&b"[]"[..], b"7", b" null "] {
+            assert_eq!(read_any(body), Payload::default(), "{body:?}");
+        }
+        for body in [&b""[..], b"{", b"\xff", b"\xef\xbb\xbf{}", b" "] {
+            assert_eq!(read_any(body).content_type, ContentType::Octets, "{body:?}");
+            assert_eq!(read_any(body).event, "", "{body:?}");
+        }
+        assert!(read_any(b"{}").deviations.has(Field::Event, Deviation::Missing));
     }
 
     #[test]
@@ -339,6 +703,8 @@ mod tests {
         let body = GOOD.replace(r#""text""#, &format!(r#""extra":{nested},"text""#));
         assert!(matches!(strict(&body), Ok(Valid::Event(_))));
         let body = GOOD.replace(r#""E""#, &nested);
-        assert_eq!(undocumented(&body, Validation::Strict), "`event` is a list, a string is documented");
+        assert_eq!(undocumented(&body), "`event` is a list, a string is documented");
+        let body = GOOD.replace(r#""targetCuid":"t""#, &format!(r#""targetCuids":[{nested},"t"]"#));
+        assert_eq!(lenient(&body).target_cuid, "t");
     }
 }

@@ -12,6 +12,9 @@ use crate::ingress::settings::NamedSecret;
 /// The header with the signature.
 pub(super) const HEADER: &str = "x-authorization-hmac-256";
 
+/// What may stand before the hex digits, in either case: some clients of the vendor's API write it.
+const PREFIX: &[u8] = b"sha256=";
+
 /// The keyed MACs of one source: each is cloned per request, which saves keying it again.
 pub struct Verifier {
     keyed: Vec<Hmac<Sha256>>,
@@ -24,7 +27,7 @@ pub struct Verified {
     pub digest: [u8; 32],
     /// Which secret matched.
     pub secret: Option<usize>,
-    /// The header as received.
+    /// The 64 hex digits of the header as received, without a prefix: what is kept and forwarded.
     pub signature: Option<[u8; 64]>,
 }
 
@@ -75,11 +78,16 @@ pub fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
     }
 }
 
-/// The one well-formed signature header: as received, and decoded.
+/// The one well-formed signature header: its hex digits as received, and decoded.
 fn header(headers: &HeaderMap) -> Option<([u8; 64], [u8; 32])> {
     let mut all = headers.get_all(HEADER).iter();
     let (Some(value), None) = (all.next(), all.next()) else { return None };
-    let hex: [u8; 64] = value.as_bytes().trim_ascii().try_into().ok()?;
+    let value = value.as_bytes().trim_ascii();
+    let digits = match value.split_at_checked(PREFIX.len()) {
+        Some((prefix, digits)) if prefix.eq_ignore_ascii_case(PREFIX) => digits,
+        _ => value,
+    };
+    let hex: [u8; 64] = digits.try_into().ok()?;
     let mut digest = [0; 32];
     faster_hex::hex_decode(&hex, &mut digest).ok()?;
     Some((hex, digest))
@@ -120,6 +128,15 @@ mod tests {
     }
 
     #[test]
+    fn takes_a_prefix_in_either_case_and_keeps_the_digits_alone() {
+        for value in [format!("sha256={MAC}"), format!(" SHA256={MAC} "), format!("Sha256={}", MAC.to_uppercase())]
+        {
+            let verified = verifier(&[KEY]).verify(&headers(&[&value]), BODY).unwrap();
+            assert_eq!(verified.signature.unwrap().to_ascii_lowercase(), MAC.as_bytes(), "{value}");
+        }
+    }
+
+    #[test]
     fn says_which_of_several_secrets_matched() {
         let verified = verifier(&["other", KEY, "third"]).verify(&headers(&[MAC]), BODY).unwrap();
         assert_eq!(verified.secret, Some(1));
@@ -129,9 +146,22 @@ mod tests {
     fn refuses_missing_doubled_short_long_and_wrong_signatures() {
         let long = format!("{MAC}00");
         let not_hex = format!("{}g", &MAC[..63]);
-        let prefixed = format!("sha256={MAC}");
-        let cases: [&[&str]; 8] =
-            [&[], &[MAC, MAC], &[&MAC[..62]], &[&long], &[&not_hex], &[&prefixed], &[""], &["é"]];
+        let (twice, other) = (format!("sha256=sha256={MAC}"), format!("sha512={MAC}"));
+        let (cut, blank) = (format!("sha256={}", &MAC[..62]), format!("sha256= {MAC}"));
+        let cases: [&[&str]; 12] = [
+            &[],
+            &[MAC, MAC],
+            &[&MAC[..62]],
+            &[&long],
+            &[&not_hex],
+            &[&twice],
+            &[&other],
+            &[&cut],
+            &[&blank],
+            &["sha256="],
+            &[""],
+            &["é"],
+        ];
         for values in cases {
             assert_eq!(verifier(&[KEY]).verify(&headers(values), BODY), None, "{values:?}");
         }

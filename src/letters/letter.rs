@@ -16,7 +16,8 @@ pub const VERSION: u32 = 1;
 pub struct Letter {
     /// When it was written.
     pub time: SystemTime,
-    /// `too_large`, `unroutable`, `no_destination`, `not_authorised`, `other`; `invalid` for a refused body.
+    /// `too_large`, `unroutable`, `no_destination`, `not_authorised`, `other`; of a body that was not published
+    /// `invalid`, `malformed`, `probe`.
     pub reason: String,
     /// The broker's words, or ours.
     pub text: String,

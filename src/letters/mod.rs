@@ -12,4 +12,4 @@ pub use filter::{Age, Filter};
 pub use letter::{Letter, Unreadable, VERSION};
 pub use read::{Lines, files};
 pub use request::{Action, BadRequest, Kind, Progress, Request, RequestState, Validity};
-pub use store::{AtLimit, Entry, Held, Limits, Store, WriteError};
+pub use store::{AtLimit, Entry, Held, Limits, Precedence, Store, WriteError};

@@ -4,9 +4,27 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
+use crate::letters::Precedence;
+
+/// What a file of letters that are dropped first has behind its number: connection tests.
+const FIRST: &str = "-probes";
+
+/// The name of a file of letters.
+pub(super) fn name(number: u64, precedence: Precedence) -> String {
+    let first = if precedence == Precedence::First { FIRST } else { "" };
+    format!("{number:08}{first}.ndjson")
+}
+
 /// The number of a file of letters.
 pub(super) fn number(path: &Path) -> Option<u64> {
-    (path.extension()? == "ndjson").then(|| path.file_stem()?.to_str()?.parse().ok())?
+    let stem = path.file_stem()?.to_str()?;
+    (path.extension()? == "ndjson").then(|| stem.strip_suffix(FIRST).unwrap_or(stem).parse().ok())?
+}
+
+/// When the letters of a file are dropped, by its name.
+pub(super) fn precedence(path: &Path) -> Precedence {
+    let stem = path.file_stem().and_then(|stem| stem.to_str());
+    if stem.is_some_and(|stem| stem.ends_with(FIRST)) { Precedence::First } else { Precedence::Last }
 }
 
 /// The files of a directory with their numbers, oldest first; none where there is no such directory.

@@ -21,7 +21,7 @@ pub enum Action {
 pub enum Kind {
     /// Events that the broker refused.
     DeadLetters,
-    /// Signed bodies that were answered 422.
+    /// Signed bodies that were not published.
     Invalid,
 }
 
@@ -41,8 +41,10 @@ impl Kind {
 pub enum Validity {
     /// As their source says today.
     AsConfigured,
-    /// An object with `event` is enough.
+    /// An object with a field is enough.
     Lenient,
+    /// Whatever they are.
+    AsIs,
 }
 
 /// A request.
@@ -71,7 +73,7 @@ impl Request {
         };
         json!({
             "version": VERSION, "action": action, "store": self.kind.directory(), "filter": self.filter.json(),
-            "lenient": self.validity == Validity::Lenient,
+            "lenient": self.validity == Validity::Lenient, "as_is": self.validity == Validity::AsIs,
         })
     }
 
@@ -95,10 +97,11 @@ impl Request {
                 _ => return Err(bad("`store` is neither dead-letters nor invalid".into())),
             },
             filter: Filter::parse(&value["filter"]).map_err(bad)?,
-            validity: match value["lenient"].as_bool() {
-                Some(true) => Validity::Lenient,
-                Some(false) => Validity::AsConfigured,
-                None => return Err(bad("`lenient` is neither true nor false".into())),
+            validity: match (value["lenient"].as_bool(), value["as_is"].as_bool().unwrap_or_default()) {
+                (Some(_), true) => Validity::AsIs,
+                (Some(true), false) => Validity::Lenient,
+                (Some(false), false) => Validity::AsConfigured,
+                (None, _) => return Err(bad("`lenient` is neither true nor false".into())),
             },
         })
     }

@@ -1,7 +1,7 @@
 //! A store of letters: numbered files of NDJSON, one line a letter, fsynced before a write is reported.
 //!
 //! A line that a crash tore is cut off at the next start. Lines leave only by [`Store::rewrite`], or with a whole
-//! file where the oldest are dropped at the limit.
+//! file where the oldest are dropped at the limit. What is dropped first then is in files of its own.
 //!
 //! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
 
@@ -44,10 +44,11 @@ impl Limits {
         Self { capacity: capacity as u64, file: 4 << 20, at_limit: AtLimit::Refuse }
     }
 
-    /// Invalid bodies: at most 16 MiB; small files, for the oldest go as a whole.
+    /// Bodies that were not published: small files, for the oldest are dropped as a whole.
     #[must_use]
-    pub fn invalid() -> Self {
-        Self { capacity: 16 << 20, file: 1 << 20, at_limit: AtLimit::DropOldest }
+    pub fn invalid(capacity: usize) -> Self {
+        let capacity = capacity as u64;
+        Self { capacity, file: (capacity / 16).clamp(1, 1 << 20), at_limit: AtLimit::DropOldest }
     }
 }
 
@@ -133,6 +134,15 @@ pub enum WriteError {
     },
 }
 
+/// When a line is dropped at the limit, where lines may be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Precedence {
+    /// After all of those that go first; it takes their room.
+    Last,
+    /// Before all others; it takes only the room of its own kind.
+    First,
+}
+
 /// A line to append.
 #[derive(Clone, Debug)]
 pub struct Entry {
@@ -140,6 +150,32 @@ pub struct Entry {
     pub line: Vec<u8>,
     /// A replayed event was refused again: its old line goes as soon as this one is there, so that it always fits.
     pub returns: bool,
+    /// When it is dropped.
+    pub precedence: Precedence,
+}
+
+impl Entry {
+    /// A line that is dropped last, if ever.
+    #[must_use]
+    pub fn new(line: Vec<u8>) -> Self {
+        Self { line, returns: false, precedence: Precedence::Last }
+    }
+}
+
+/// A file that lines are appended to.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    number: u64,
+    length: u64,
+}
+
+/// What a file of letters holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Content {
+    lines: u64,
+    bytes: u64,
+    precedence: Precedence,
 }
 
 /// The store.
@@ -148,10 +184,14 @@ pub struct Store {
     directory: PathBuf,
     limits: Limits,
     held: Arc<Held>,
-    current: Option<(File, u64)>,
+    /// The files in use, by [`Precedence`].
+    current: [Option<Open>; 2],
+    /// The highest number of a file.
     number: u64,
-    /// Lines and bytes of each file, by its number.
-    counted: BTreeMap<u64, (u64, u64)>,
+    /// The file of the last line.
+    written_to: u64,
+    /// The files by their numbers.
+    counted: BTreeMap<u64, Content>,
 }
 
 impl Store {
@@ -163,7 +203,15 @@ impl Store {
         create(directory)?;
         let held = Arc::new(Held { capacity: limits.capacity, ..Held::default() });
         let directory = directory.to_owned();
-        let mut store = Self { directory, limits, held, current: None, number: 0, counted: BTreeMap::new() };
+        let mut store = Self {
+            directory,
+            limits,
+            held,
+            current: [None, None],
+            number: 0,
+            written_to: 0,
+            counted: BTreeMap::new(),
+        };
         for entry in fs::read_dir(&store.directory)? {
             let path = entry?.path();
             // A rewrite that a crash cut short: the file that it was made from is whole.
@@ -200,8 +248,12 @@ impl Store {
         for (number, path) in read::files(&self.directory)? {
             self.number = self.number.max(number);
             let length = fs::metadata(&path)?.len();
-            let known = self.counted.get(&number).copied().filter(|(_, known)| *known == length);
-            counted.insert(number, known.map_or_else(|| sound_lines(&path), Ok)?);
+            let known = self.counted.get(&number).copied().filter(|known| known.bytes == length);
+            let count = || {
+                let (lines, bytes) = sound_lines(&path)?;
+                Ok::<_, io::Error>(Content { lines, bytes, precedence: read::precedence(&path) })
+            };
+            counted.insert(number, known.map_or_else(count, Ok)?);
         }
         self.counted = counted;
         self.recount();
@@ -209,19 +261,22 @@ impl Store {
     }
 
     fn recount(&self) {
-        self.held.events.store(self.counted.values().map(|(lines, _)| lines).sum(), Ordering::Relaxed);
-        self.held.bytes.store(self.counted.values().map(|(_, bytes)| bytes).sum(), Ordering::Relaxed);
+        self.held.events.store(self.counted.values().map(|content| content.lines).sum(), Ordering::Relaxed);
+        self.held.bytes.store(self.counted.values().map(|content| content.bytes).sum(), Ordering::Relaxed);
     }
 
-    /// Appends as many of the lines, from the first on, as fit, and syncs them; says how many.
+    /// Appends as many of the lines, from the first on and of its precedence, as fit, and syncs them; says how many.
     ///
     /// # Errors
     /// Not even the first fits, or the disk fails.
     pub fn append(&mut self, entries: &[Entry]) -> Result<usize, WriteError> {
+        let Some(precedence) = entries.first().map(|entry| entry.precedence) else { return Ok(0) };
+        let alike = entries.iter().take_while(|entry| entry.precedence == precedence).count();
+        let entries = &entries[..alike];
         let all: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
         if self.held.bytes() + all > self.limits.capacity {
             self.measure().map_err(|source| self.disk(source))?;
-            self.make_room(all).map_err(|source| self.disk(source))?;
+            self.make_room(all, precedence).map_err(|source| self.disk(source))?;
         }
         let mut free = self.limits.capacity.saturating_sub(self.held.bytes());
         let fits = |entry: &&Entry| {
@@ -239,17 +294,18 @@ impl Store {
             });
         }
         let entries = &entries[..count];
-        if let Err(source) = self.write(entries) {
+        if let Err(source) = self.write(entries, precedence) {
             // The file may end in half a line: cut it if that can be done, and take a new one next time.
-            if let Some((file, length)) = self.current.take() {
+            if let Some(Open { file, length, .. }) = self.current[precedence as usize].take() {
                 let _ = file.set_len(length);
             }
             return Err(self.disk(source));
         }
         let bytes: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
-        let (events, length) = self.counted.entry(self.number).or_default();
-        *events += count as u64;
-        *length += bytes;
+        let empty = Content { lines: 0, bytes: 0, precedence };
+        let content = self.counted.entry(self.written_to).or_insert(empty);
+        content.lines += count as u64;
+        content.bytes += bytes;
         self.recount();
         self.held.kept.fetch_add(count as u64, Ordering::Relaxed);
         let returned = entries.iter().filter(|entry| entry.returns).count();
@@ -257,46 +313,49 @@ impl Store {
         Ok(count)
     }
 
-    /// Drops whole files, oldest first, until this many bytes fit; none where nothing may be dropped.
-    fn make_room(&mut self, bytes: u64) -> io::Result<()> {
+    /// Drops whole files until this many bytes fit, or as many as may be: those that go first, then, for lines that go
+    /// last, the others, each time the oldest first. None where nothing may be dropped.
+    fn make_room(&mut self, bytes: u64, precedence: Precedence) -> io::Result<()> {
         if self.limits.at_limit == AtLimit::Refuse {
             return Ok(());
         }
         while self.held.bytes() + bytes > self.limits.capacity {
-            let Some((number, (lines, _))) = self.counted.first_key_value().map(|(at, count)| (*at, *count)) else {
-                break;
+            let oldest = |wanted: Precedence| {
+                self.counted.iter().find(|(_, content)| content.precedence == wanted).map(|(at, _)| *at)
             };
-            if number == self.number {
-                self.current = None;
-            }
+            let first = oldest(Precedence::First);
+            let last = || oldest(Precedence::Last).filter(|_| precedence == Precedence::Last);
+            let Some(number) = first.or_else(last) else { break };
+            self.close(number);
             remove(&self.path(number))?;
-            self.counted.remove(&number);
+            let lines = self.counted.remove(&number).map_or(0, |content| content.lines);
             self.recount();
             self.held.drop_some(lines);
         }
         Ok(())
     }
 
+    /// Appends nothing more to this file.
+    fn close(&mut self, number: u64) {
+        for current in &mut self.current {
+            current.take_if(|open| open.number == number);
+        }
+    }
+
     fn disk(&self, source: io::Error) -> WriteError {
         WriteError::Disk { directory: self.directory.display().to_string(), source }
     }
 
-    fn write(&mut self, entries: &[Entry]) -> io::Result<()> {
+    fn write(&mut self, entries: &[Entry], precedence: Precedence) -> io::Result<()> {
         failpoint::pass("letters.write")?;
-        let gone = !self.path(self.number).exists();
-        if gone || self.current.as_ref().is_some_and(|(_, length)| *length >= self.limits.file) {
-            self.current = None;
-        }
-        if self.current.is_none() {
-            create(&self.directory)?;
-            self.number += 1;
-            let path = self.path(self.number);
-            let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
-            give_to_the_owner(&file, &self.directory);
-            sync_directory(&self.directory)?;
-            self.current = Some((file, 0));
-        }
-        let (file, length) = self.current.as_mut().ok_or(io::ErrorKind::NotFound)?;
+        let mut current = self.current[precedence as usize].take();
+        current.take_if(|open| open.length >= self.limits.file || !self.path(open.number).exists());
+        let open = match current {
+            Some(open) => open,
+            None => self.create_file(precedence)?,
+        };
+        let Open { file, number, length } = self.current[precedence as usize].insert(open);
+        self.written_to = *number;
         let text: Vec<u8> = entries.iter().flat_map(|entry| entry.line.iter().copied()).collect();
         file.write_all(&text)?;
         failpoint::pass("letters.sync")?;
@@ -305,16 +364,32 @@ impl Store {
         Ok(())
     }
 
-    /// Closes the file in use: what comes later goes to files of higher numbers than the one it says.
+    fn create_file(&mut self, precedence: Precedence) -> io::Result<Open> {
+        create(&self.directory)?;
+        self.number += 1;
+        let path = self.directory.join(read::name(self.number, precedence));
+        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
+        give_to_the_owner(&file, &self.directory);
+        sync_directory(&self.directory)?;
+        Ok(Open { file, number: self.number, length: 0 })
+    }
+
+    /// Closes the files in use: what is written later goes to files of higher numbers than the returned one.
     pub fn seal(&mut self) -> u64 {
-        self.current = None;
+        self.current = [None, None];
         self.number
     }
 
-    /// The number of the file in use or used last.
+    /// The highest number of a file.
     #[must_use]
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// The number of the file that has the lines of the last [`Store::append`].
+    #[must_use]
+    pub fn written_to(&self) -> u64 {
+        self.written_to
     }
 
     /// The numbers of the files there are, up to this one, oldest first.
@@ -326,7 +401,12 @@ impl Store {
     /// The path of a file.
     #[must_use]
     pub fn path(&self, number: u64) -> PathBuf {
-        self.directory.join(format!("{number:08}.ndjson"))
+        let open = |precedence: Precedence| {
+            self.current[precedence as usize].as_ref().is_some_and(|open| open.number == number)
+        };
+        let known = self.counted.get(&number).map(|content| content.precedence);
+        let is_first = known.map_or_else(|| open(Precedence::First), |known| known == Precedence::First);
+        self.directory.join(read::name(number, if is_first { Precedence::First } else { Precedence::Last }))
     }
 
     /// Leaves of a sealed file only the lines that `keep` says, by their place from 0 on and their text; says how
@@ -336,9 +416,7 @@ impl Store {
     /// The disk fails; the file is as it was.
     pub fn rewrite(&mut self, number: u64, mut keep: impl FnMut(usize, &[u8]) -> bool) -> io::Result<u64> {
         let path = self.path(number);
-        if number == self.number {
-            self.current = None;
-        }
+        self.close(number);
         let Some(lines) = Lines::open(&path)? else {
             self.counted.remove(&number);
             self.recount();
@@ -371,7 +449,8 @@ impl Store {
             file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
             failpoint::pass("letters.rename")?;
             fs::rename(&temporary, &path)?;
-            self.counted.insert(number, (kept, bytes));
+            let precedence = read::precedence(&path);
+            self.counted.insert(number, Content { lines: kept, bytes, precedence });
         } else {
             failpoint::pass("letters.remove")?;
             remove(&path)?;
@@ -436,7 +515,7 @@ mod tests {
     }
 
     fn entries(lines: &[&str]) -> Vec<Entry> {
-        lines.iter().map(|line| Entry { line: format!("{line}\n").into_bytes(), returns: false }).collect()
+        lines.iter().map(|line| Entry::new(format!("{line}\n").into_bytes())).collect()
     }
 
     fn counts(store: &Store) -> (u64, u64) {

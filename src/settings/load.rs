@@ -58,6 +58,8 @@ pub struct Settings {
     pub broker: brokers::Settings,
     /// `[dead_letters]`.
     pub dead_letters: delivery::DeadLetterLimit,
+    /// `[invalid]`.
+    pub invalid: ingress::InvalidSettings,
     /// `[admin]`.
     pub admin: admin::Settings,
     /// `[log]`.
@@ -255,6 +257,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     let publish = part(&mut top, "publish", delivery::Settings::read);
     let broker = read_broker(&mut top);
     let dead_letters = part(&mut top, "dead_letters", delivery::DeadLetterLimit::read);
+    let invalid = part(&mut top, "invalid", ingress::InvalidSettings::read);
     let admin = part(&mut top, "admin", admin::Settings::read);
     let log = part(&mut top, "log", logs::Settings::read);
     let shutdown = part(&mut top, "shutdown", shutdown::Settings::read);
@@ -295,6 +298,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
         publish,
         broker: broker?,
         dead_letters,
+        invalid,
         admin,
         log,
         shutdown,

@@ -27,7 +27,7 @@ events_replayed_total
 events_dead_lettered_total{reason="too_large|unroutable|no_destination|not_authorised|other"}
 events_withdrawn_total
 events_lost_total{reason="exit|refused|damaged"}
-invalid_kept_total
+invalid_kept_total{reason="invalid|malformed|probe"}
 publish_retries_total
 publish_out_of_order_total
 broker_errors_total{kind="connect|authentication|tls|lost|refused|not_now"}
@@ -356,6 +356,7 @@ fn shows_how_things_stand_as_json() {
             "/sources/0",
             &[
                 "accepted",
+                "deviations",
                 "duplicate",
                 "last",
                 "name",

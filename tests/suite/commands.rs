@@ -284,7 +284,7 @@ fn says_what_went_wrong_with_sending() {
     let ended = send(&bridge, directory.path(), &[], &["bad.json"]);
     ended.assert_code(1);
     assert!(ended.out.contains("0 accepted, 1 refused") && ended.out.contains("\n  1 x 400\n"), "{}", ended.out);
-    assert!(ended.out.contains("last refusal: {\"detail\":\"no JSON: "), "{}", ended.out);
+    assert!(ended.out.contains("last refusal: {\"detail\":\"not JSON: "), "{}", ended.out);
     let ended = send(&bridge, directory.path(), &[], &["none.json"]);
     ended.assert_code(1);
     assert!(ended.err.starts_with("error: cannot read none.json: "), "{}", ended.err);

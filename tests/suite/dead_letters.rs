@@ -298,39 +298,157 @@ fn keeps_and_reports_lines_that_it_cannot_read() {
 }
 
 #[test]
-fn keeps_an_invalid_body_once_and_replays_it_leniently() {
+fn keeps_what_is_not_published_once_and_replays_it_leniently() {
     let pair = Pair::refusing().mended();
-    let daemon = pair.setup.start();
+    let strict = pair.setup.clone().strict();
+    let daemon = strict.start();
     let body = br#"{"event":"E","cuid":"c1","colour":"red"}"#;
     for _ in 0..3 {
         assert_eq!(request_once(&daemon, body, &[]).status, 422);
+        assert_eq!(request_once(&daemon, b"[1]", &[]).status, 200);
+        assert_eq!(request_once(&daemon, b"{", &[]).status, 400);
     }
-    assert_eq!(request_once(&daemon, b"[1]", &[]).status, 422);
-    assert_eq!(request_once(&daemon, b"{", &[]).status, 400);
     let id = format!("c1-{}", &sign(SECRET, body)[..12]);
-    let other = sign(SECRET, b"[1]")[..32].to_owned();
     let status =
-        daemon.wait_until("both are kept", Duration::from_mins(1), |status| status.number("/invalid/kept") == 2);
-    assert_eq!((status.number("/invalid/events"), status.number("/invalid/dropped")), (2, 0));
-    assert_eq!(daemon.metric("invalid_kept_total", &[]), 2);
+        daemon.wait_until("all are kept", Duration::from_mins(1), |status| status.number("/invalid/kept") == 3);
+    assert_eq!((status.number("/invalid/events"), status.number("/invalid/dropped")), (3, 0));
+    for reason in ["invalid", "malformed", "probe"] {
+        assert_eq!(daemon.metric("invalid_kept_total", &[("reason", reason)]), 1, "{reason}");
+    }
     let list = text(&pair.run(&["list", "--invalid"], 0).stdout);
-    assert!(list.contains(&id) && list.contains(&other) && list.contains("is missing"), "{list}");
     assert!(!list.contains("colour"), "no bodies: {list}");
-    assert_eq!(pair.run(&["show", "--invalid", "--body", &id], 0).stdout, body);
+    for (body, reason, why) in [
+        (&body[..], "invalid", "`actorCuid` is missing"),
+        (b"[1]", "probe", "a list"),
+        (b"{", "malformed", "EOF while parsing an object"),
+    ] {
+        let id = if reason == "invalid" { id.clone() } else { sign(SECRET, body)[..32].to_owned() };
+        let row = list.lines().find(|line| line.contains(&id)).unwrap_or_else(|| panic!("no {id} in {list}"));
+        assert!(row.contains(reason) && row.contains(why), "{row}");
+        assert_eq!(pair.run(&["show", "--invalid", "--body", &id], 0).stdout, body);
+    }
     let done = pair.json(&["replay", "--invalid"], 1);
-    assert_eq!((&done["selected"], &done["skipped"], &done["published"]), (&2.into(), &2.into(), &0.into()));
+    assert_eq!((&done["selected"], &done["skipped"], &done["published"]), (&3.into(), &3.into(), &0.into()));
     let done = pair.json(&["replay", "--invalid", "--lenient"], 1);
-    assert_eq!((&done["skipped"], &done["published"]), (&1.into(), &1.into()));
+    assert_eq!((&done["skipped"], &done["published"]), (&2.into(), &1.into()));
     assert_eq!(pair.arrived(), [(id, body.to_vec())]);
     balanced(&daemon);
     assert_eq!(daemon.stop().code, Some(0));
     // Known across a restart; and without a daemon.
-    let daemon = pair.setup.start();
-    assert_eq!(request_once(&daemon, b"[1]", &[]).status, 422);
-    assert_eq!(request_once(&daemon, b"[2]", &[]).status, 422);
+    let daemon = strict.start();
+    assert_eq!(request_once(&daemon, b"[1]", &[]).status, 200);
+    assert_eq!(request_once(&daemon, b"[2]", &[]).status, 200);
     assert_eq!(daemon.stop().code, Some(0), "flushed before the exit");
-    assert_eq!(text(&pair.run(&["list", "--invalid", "--json"], 0).stdout).lines().count(), 2);
-    assert_eq!(pair.json(&["drop", "--invalid", "--all"], 0)["dropped"], 2);
+    assert_eq!(text(&pair.run(&["list", "--invalid", "--json"], 0).stdout).lines().count(), 3);
+    assert_eq!(pair.json(&["drop", "--invalid", "--reason", "probe"], 0)["dropped"], 2);
+    assert_eq!(pair.json(&["drop", "--invalid", "--all"], 0)["dropped"], 1);
+}
+
+/// Bodies that are not published by themselves: the status of the answer, and what each is as a message.
+const AS_IS: [(&[u8], u16, &str); 6] = [
+    (b"", 200, "application/octet-stream"),
+    (b"{}", 200, "application/json"),
+    (b" [{\"event\":\"E\"}]", 200, "application/json"),
+    (b"{\"event\":\"E\"", 400, "application/octet-stream"),
+    (b"\xff\x00{\"event\":\"E\"}", 400, "application/octet-stream"),
+    (b"\xef\xbb\xbf{\"event\":\"E\"}", 400, "application/octet-stream"),
+];
+
+/// All of them, kept by a daemon.
+fn kept() -> (Setup, Daemon) {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    for (body, status, _) in AS_IS {
+        assert_eq!(request_once(&daemon, body, &[]).status, status, "{body:?}");
+    }
+    daemon.wait_until("all are kept", Duration::from_mins(1), |status| status.number("/invalid/events") == 6);
+    (setup, daemon)
+}
+
+/// Replays all as they are; they arrive byte for byte, and nothing is kept any more.
+#[track_caller]
+fn replays_as_they_are(setup: &Setup) {
+    let run = |arguments: &[&str]| {
+        let done = setup.run(&[&["dead-letters"], arguments, &["--invalid", "--json"]].concat());
+        (done.status.code(), serde_json::from_slice::<Value>(&done.stdout).unwrap_or_default())
+    };
+    let (code, done) = run(&["replay"]);
+    assert_eq!((code, &done["published"], &done["skipped"]), (Some(1), &0.into(), &6.into()), "{done}");
+    let (code, done) = run(&["replay", "--as-is"]);
+    assert_eq!((code, &done["published"], &done["skipped"]), (Some(0), &6.into(), &0.into()), "{done}");
+    assert_eq!(run(&["list"]).1, Value::Null, "all are published");
+    let mut delivered = setup.delivered();
+    assert_eq!(delivered.len(), AS_IS.len());
+    for (body, _, content_type) in AS_IS {
+        let at = delivered.iter().position(|message| message.body == body);
+        let message = delivered.swap_remove(at.unwrap_or_else(|| panic!("{body:?} did not arrive")));
+        assert_eq!(message.id, sign(SECRET, body)[..32], "{body:?}");
+        assert_eq!(message.headers["content-type"], content_type, "{body:?}");
+        assert_eq!(message.headers["x-authorization-hmac-256"], sign(SECRET, body), "{body:?}");
+        assert_eq!(message.headers["ce_type"], "com.plextrac.unknown", "{body:?}");
+    }
+}
+
+#[test]
+fn publishes_whatever_was_kept_as_it_is_by_a_daemon() {
+    let (setup, daemon) = kept();
+    replays_as_they_are(&setup);
+    let status = daemon.status();
+    assert_eq!((status.count("replayed"), status.count("published"), status.count("accepted")), (6, 6, 0));
+    balanced(&daemon);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn publishes_whatever_was_kept_as_it_is_without_a_daemon() {
+    let (setup, daemon) = kept();
+    assert_eq!(daemon.stop().code, Some(0));
+    replays_as_they_are(&setup);
+}
+
+#[test]
+fn keeps_what_is_refused_again_as_a_dead_letter_that_is_published_later() {
+    let (setup, daemon) = kept();
+    assert_eq!(daemon.stop().code, Some(0));
+    let refusing = setup.clone().failpoints(REFUSE);
+    let daemon = refusing.start();
+    let done = refusing.run(&["dead-letters", "replay", "--invalid", "--as-is"]);
+    assert!(said(&done).contains("6 selected: 0 published, 6 refused again and kept"), "{}", said(&done));
+    assert_eq!(daemon.stop().code, Some(0));
+    let letters = setup.dead_letters();
+    let mut types: Vec<&str> =
+        letters.iter().filter_map(|letter| letter["headers"]["content-type"].as_str()).collect();
+    let mut expected = AS_IS.map(|(_, _, content_type)| content_type);
+    types.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(types, expected);
+    let done = setup.run(&["dead-letters", "replay"]);
+    assert!(said(&done).contains("6 selected: 6 published"), "{}", said(&done));
+    assert_eq!(setup.delivered().len(), 6);
+}
+
+#[test]
+fn drops_connection_tests_first_when_the_store_is_full() {
+    let setup = Setup::on_files().strict().text("invalid.max_bytes", "8KiB");
+    let daemon = setup.start();
+    let settled = |count: u64| {
+        daemon.wait_until("it is kept or dropped", Duration::from_mins(1), |status| {
+            status.number("/invalid/events") + status.number("/invalid/dropped") == count
+        })
+    };
+    let mut count = 0;
+    for number in 0..40 {
+        for body in [format!("[{number}]"), format!(r#"{{"event":"{number:04}"}}"#)] {
+            request_once(&daemon, body.as_bytes(), &[]);
+            count += 1;
+            assert!(settled(count).number("/invalid/bytes") <= 8192);
+        }
+    }
+    let list = text(&setup.run(&["dead-letters", "list", "--invalid", "--json"]).stdout);
+    let of = |reason: &str| list.lines().filter(|line| line.contains(&format!("\"reason\":\"{reason}\""))).count();
+    assert!(of("probe") <= 1 && of("invalid") > 10, "{} probes, {} invalid: {list}", of("probe"), of("invalid"));
+    assert!(list.contains("\"event\":\"0039\""), "the youngest is kept: {list}");
+    assert_eq!(daemon.stop().code, Some(0));
 }
 
 #[test]

@@ -126,7 +126,7 @@ fn accepts_a_repeat_of_what_was_answered_503() {
 
 #[test]
 fn knows_no_body_from_what_was_refused() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::strict);
     let good = body("a");
     // Refused for other reasons than its bytes: unsigned, encoded.
     let mut client = bridge.connect();
@@ -178,7 +178,7 @@ fn knows_bodies_of_an_unsigned_source_too() {
 
 #[test]
 fn takes_every_repeat_without_a_cuid() {
-    let bridge = Bridge::start(|setup| setup.text("sources.plextrac.validation", "lenient"));
+    let bridge = Bridge::start(|setup| setup);
     for _ in 0..3 {
         assert_eq!(post(&bridge, br#"{"event":"E","text":"no id"}"#), ACCEPTED);
     }

@@ -85,8 +85,9 @@ fn assert_none(rule: &str, problems: &[String]) {
 }
 
 /// What every part may use: the ground.
-const GROUND: [&str; 13] = [
+const GROUND: [&str; 14] = [
     "message",
+    "deviation",
     "template",
     "accounting",
     "metrics",
@@ -109,13 +110,13 @@ fn allowed(part: &str) -> Vec<&'static str> {
         // It reads the views that ingress and delivery offer.
         "admin" => &["queue", "brokers", "ingress", "delivery"],
         // Who stands on the ground itself uses less of it.
-        "secret" | "pulse" | "ticket" | "failpoint" | "systemd" => return vec![],
-        "message" => return vec!["ticket"],
+        "secret" | "deviation" | "pulse" | "ticket" | "failpoint" | "systemd" => return vec![],
+        "message" => return vec!["ticket", "deviation"],
         "letters" => return vec!["message", "failpoint"],
         "state" => return vec!["letters"],
         "template" => return vec!["message"],
         "accounting" => return vec!["message", "secret"],
-        "metrics" | "logs" | "shutdown" => return vec!["accounting", "message", "secret"],
+        "metrics" | "logs" | "shutdown" => return vec!["accounting", "deviation", "message", "secret"],
         // Queue and brokers.
         _ => &[],
     };

@@ -206,7 +206,8 @@ fn closes_one_that_sends_events_and_reads_no_answer() {
 
 #[test]
 fn takes_nothing_from_the_read_budget_for_a_length_that_is_only_announced() {
-    let bridge = Bridge::start(|setup| setup.text("buffer.max_bytes", "1MiB"));
+    let limits = |setup: Setup| setup.text("buffer.max_bytes", "1MiB").text("ingress.max_body", "256KiB");
+    let bridge = Bridge::start(limits);
     // 16 x 256 KiB announced, four times the budget, and not a byte of them sent.
     let crowd: Vec<TcpStream> = (0..16)
         .map(|_| {

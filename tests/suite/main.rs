@@ -34,6 +34,10 @@ mod examples;
 #[cfg(test)]
 mod generated;
 
+// What a correct signature makes genuine: published or kept, and its departures from the documented payload reported.
+#[cfg(test)]
+mod genuine;
+
 // The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;

@@ -52,7 +52,7 @@ fn shows_what_comes_while_it_is_open() {
 
 #[test]
 fn says_why_a_connection_test_failed_from_where_and_what_to_do() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::strict);
     let page = open(&bridge);
     let body = Payload::new("never shown").body();
     let (mut client, address) = known(&bridge);

@@ -131,7 +131,7 @@ fn names_the_nearest_right_key() {
     }
     let top = Settings::new(&format!("colour = 1\n{SOURCE}{BROKER}"));
     top.refused(&["`colour` in bridge.toml: unknown key; known here: ack, admin, broker, buffer, dead_letters, deduplication, \
-                   ingress, journal, log, publish, shutdown, sources, state_directory"]);
+                   ingress, invalid, journal, log, publish, shutdown, sources, state_directory"]);
 }
 
 #[test]
@@ -607,13 +607,13 @@ fn has_every_default_that_was_promised() {
 }
 
 /// The settings with their defaults: other values or names would break those who rely on them.
-const PROMISED: [(&str, &str); 16] = [
+const PROMISED: [(&str, &str); 17] = [
     ("", "ack = \"buffered\"\nstate_directory = \"\""),
     (
         "ingress",
         "listen = \"127.0.0.1:8080\"
         threads = 0
-        max_body = \"256KiB\"
+        max_body = \"960KiB\"
         max_connections = 4096
         header_timeout = \"5s\"
         body_timeout = \"4s\"
@@ -626,7 +626,7 @@ const PROMISED: [(&str, &str); 16] = [
         secret = \"\"
         secrets = []
         unsigned = false
-        validation = \"strict\"",
+        validation = \"lenient\"",
     ),
     ("buffer", "max_events = 100000\nmax_bytes = \"64MiB\""),
     ("journal", "max_bytes = \"1GiB\"\nsegment_bytes = \"16MiB\""),
@@ -685,6 +685,7 @@ const PROMISED: [(&str, &str); 16] = [
     ),
     ("broker.file", "directory = \"events\"\nname = \"{event}.{targetType}\"\nroutes = []"),
     ("dead_letters", "max_bytes = \"256MiB\""),
+    ("invalid", "max_bytes = \"64MiB\""),
     ("admin", "listen = \"127.0.0.1:8081\"\npage = true"),
     ("log", "format = \"auto\"\nlevel = \"info\""),
     ("shutdown", "delay = \"0s\"\ngrace = \"20s\""),

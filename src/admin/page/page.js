@@ -300,17 +300,18 @@ function lastOutcome(last) {
 }
 
 function showSource(node, source) {
-  const { name, path, signed, rejected, secrets, recent_refusals: refusals } = source;
+  const { name, path, signed, rejected, secrets, deviations, recent_refusals: refusals } = source;
   tone(part(node, "badge"), signed ? "good" : "warn");
   put(node, { name, path, signed: signed ? "Signed" : "Unsigned: whoever reaches this path can send events",
-    validation: source.validation === "strict" ? "Strict: the documented payload" : "Lenient: any object with an event",
+    validation: source.validation === "strict" ? "Strict: the documented payload" : "Lenient: every signed object",
     received: count(source.received), accepted: count(source.accepted), duplicate: count(source.duplicate),
     probe: count(source.probe), rejected: count(sum(rejected.map((r) => r.count))), last: lastOutcome(source.last) });
   rows(part(node, "reasons"), rejected.map((r) => [r.reason, count(r.count), r.advice]));
   rows(part(node, "secrets"), secrets.map((key) => [key.id, count(key.matched), ago(key.last_used_timestamp_seconds)]));
   rows(part(node, "refusals"), refusals.map((r) =>
     [`${clock(r.timestamp_seconds)}, ${ago(r.timestamp_seconds)}`, r.status ? String(r.status) : "none", r.reason, r.detail, r.advice, r.peer, r.request_id]));
-  const tables = { rejections: rejected, keys: secrets, recent: refusals };
+  list(part(node, "deviations"), deviations.map((d) => d.text));
+  const tables = { rejections: rejected, keys: secrets, departures: deviations, recent: refusals };
   for (const [name, lines] of Object.entries(tables)) part(node, name).hidden = lines.length === 0;
 }
 

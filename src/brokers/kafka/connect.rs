@@ -13,7 +13,8 @@ use crate::brokers::kafka::session::{KafkaSession, Topic};
 use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topology::{Purpose, Seen, Standing, Survey, Surveyor};
 use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, RefusalReason, Session, Terms, Topology,
+    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session,
+    Terms, Topology,
 };
 use crate::message::Event;
 
@@ -107,11 +108,13 @@ impl Kafka {
         let mut findings = Vec::new();
         for name in &surveyor.literals {
             findings.push(match survey.standing.get(name) {
-                Some(Standing::Exists(Some(limit))) if *limit < self.terms.max_body => Finding::Warning(format!(
-                    "the topic {name} takes at most {limit} bytes (max.message.bytes), less than \
-                     ingress.max_body ({}); larger events become dead letters",
-                    self.terms.max_body
-                )),
+                Some(Standing::Exists(Some(limit))) if *limit < self.terms.max_body + LARGEST_HEADERS => {
+                    Finding::Warning(format!(
+                        "the topic {name} takes at most {limit} bytes (max.message.bytes), less than ingress.max_body \
+                         ({}) with key and headers; larger events become dead letters",
+                        self.terms.max_body
+                    ))
+                }
                 Some(Standing::Exists(limit)) => {
                     let made = if survey.created.contains(name) { "was created" } else { "exists" };
                     let partitions = survey.partitions.get(&**name);

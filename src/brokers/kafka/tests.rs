@@ -34,7 +34,8 @@ pub(super) fn message(broker: &mut Kafka, event: &str, body: &[u8]) -> Message {
         traceparent: None,
         received: SystemTime::now(),
     };
-    let fields = Fields { cuid: "c1", event, target_type: "t", actor_cuid: "a", target_cuid: "x" };
+    let fields =
+        Fields { cuid: "c1", event, target_type: "t", actor_cuid: "a", target_cuid: "x", ..Fields::default() };
     let event = Event::new(origin, body.into(), &fields, &[0; 32]);
     let (address, key) = broker.address(&event).unwrap();
     Message { event: Box::new(event), address, key }

@@ -3,11 +3,8 @@
 use super::connection::{Connection, Unanswered};
 use super::settings::Settings;
 use super::stream::{self, Look, Stream};
-use crate::brokers::{ConnectError, ErrorKind, Finding, Terms, Topology};
+use crate::brokers::{ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Terms, Topology};
 use crate::template::Template;
-
-/// Headers of an event with usual names: CloudEvents, signature and id are about 600 bytes.
-const HEADERS: usize = 1024;
 
 /// What is known of the stream when a session starts.
 #[derive(Debug)]
@@ -131,7 +128,7 @@ fn shape(template: &Template) -> String {
 
 /// Whether the largest body fits the server and the stream.
 pub(super) fn sizes(max_payload: usize, stream: Option<&Stream>, terms: &Terms) -> Finding {
-    let needed = terms.max_body.saturating_add(HEADERS);
+    let needed = terms.max_body.saturating_add(LARGEST_HEADERS);
     let (limit, whose) = match stream.and_then(|stream| stream.max_message) {
         Some(limit) if limit < max_payload => (limit, "the stream's max_msg_size"),
         _ => (max_payload, "the server's max_payload"),
@@ -139,7 +136,7 @@ pub(super) fn sizes(max_payload: usize, stream: Option<&Stream>, terms: &Terms) 
     if needed <= limit {
         return Finding::Good(format!("{whose} of {limit} bytes is enough for ingress.max_body and headers"));
     }
-    let fits = limit.saturating_sub(HEADERS);
+    let fits = limit.saturating_sub(LARGEST_HEADERS);
     Finding::Warning(format!(
         "{whose} is {limit} bytes: bodies above about {fits} bytes will be refused; raise it, or lower ingress.max_body \
          from {} bytes",
@@ -166,10 +163,11 @@ mod tests {
 
     #[test]
     fn compares_the_largest_message_with_both_limits() {
-        assert!(matches!(sizes(2048, None, &terms(1024)), Finding::Good(_)));
-        assert!(matches!(sizes(2047, None, &terms(1024)), Finding::Warning(_)));
-        let finding = sizes(1 << 20, Some(&stream(&[], Some(5000))), &terms(4000));
-        let text = "the stream's max_msg_size is 5000 bytes: bodies above about 3976 bytes will be refused; raise it, \
+        let fits = 1024 + LARGEST_HEADERS;
+        assert!(matches!(sizes(fits, None, &terms(1024)), Finding::Good(_)));
+        assert!(matches!(sizes(fits - 1, None, &terms(1024)), Finding::Warning(_)));
+        let finding = sizes(1 << 20, Some(&stream(&[], Some(20_000))), &terms(4000));
+        let text = "the stream's max_msg_size is 20000 bytes: bodies above about 3616 bytes will be refused; raise it, \
                     or lower ingress.max_body from 4000 bytes";
         assert_eq!(finding, Finding::Warning(text.to_owned()));
     }

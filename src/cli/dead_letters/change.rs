@@ -28,9 +28,12 @@ pub(in crate::cli) struct Replay {
     which: Which,
     #[command(flatten)]
     chosen: Chosen,
-    /// With --invalid: an object with `event` is enough, whatever the source's validation says
+    /// With --invalid: every object with a field, whatever the source's validation says
     #[arg(long, requires = "invalid")]
     lenient: bool,
+    /// With --invalid: whatever was kept, connection tests and what is not JSON as well
+    #[arg(long, requires = "invalid", conflicts_with = "lenient")]
+    as_is: bool,
     /// Give up when nothing has moved for so long
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     timeout: Duration,
@@ -61,7 +64,11 @@ pub(super) fn replay(flags: &Flags, options: &Replay) -> Result<ExitCode, ExitCo
         action: Action::Replay,
         kind: options.which.kind(),
         filter: options.chosen.filter(),
-        validity: if options.lenient { Validity::Lenient } else { Validity::AsConfigured },
+        validity: match (options.lenient, options.as_is) {
+            (_, true) => Validity::AsIs,
+            (true, false) => Validity::Lenient,
+            (false, false) => Validity::AsConfigured,
+        },
     };
     change(flags, &request, options.timeout, options.json)
 }

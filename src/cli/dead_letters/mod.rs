@@ -28,7 +28,7 @@ pub(super) enum DeadLetters {
     Show(list::Show),
     /// Publish them again, to the addresses of today's settings; each goes when the broker has stored it
     #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters replay\n  plextrac-bridge --config bridge.toml dead-letters replay --reason unroutable --older-than 1h\n  plextrac-bridge --config bridge.toml dead-letters replay --invalid --lenient\n\nWith a running daemon on the state directory, the daemon does it; else this command."
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters replay\n  plextrac-bridge --config bridge.toml dead-letters replay --reason unroutable --older-than 1h\n  plextrac-bridge --config bridge.toml dead-letters replay --invalid --reason malformed --as-is\n\nWith a running daemon on the state directory, the daemon does it; else this command."
     )]
     Replay(change::Replay),
     /// Delete them
@@ -41,7 +41,7 @@ pub(super) enum DeadLetters {
 /// Which store.
 #[derive(Debug, Args)]
 struct Which {
-    /// Signed bodies that were answered 422 instead of events that the broker refused
+    /// Signed bodies that were not published, instead of events that the broker refused
     #[arg(long)]
     invalid: bool,
 }
@@ -56,7 +56,7 @@ impl Which {
 #[derive(Debug, Args)]
 struct Chosen {
     /// Only of this reason
-    #[arg(long, value_name = "REASON", value_parser = ["too_large", "unroutable", "no_destination", "not_authorised", "other", "invalid"])]
+    #[arg(long, value_name = "REASON", value_parser = ["too_large", "unroutable", "no_destination", "not_authorised", "other", "invalid", "malformed", "probe"])]
     reason: Vec<String>,
     /// Only of this event
     #[arg(long, value_name = "EVENT")]

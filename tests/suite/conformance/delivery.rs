@@ -11,7 +11,7 @@ use crate::support::{
 const TRACEPARENT: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 /// As the settings' default.
-const MAX_BODY: usize = 256 * 1024;
+const MAX_BODY: usize = 960 * 1024;
 
 fn id(cuid: &str, body: &[u8]) -> String {
     format!("{cuid}-{}", &sign(SECRET, body)[..12])
@@ -67,10 +67,61 @@ fn assert_headers<R: Rig>(message: &Delivered, payload: &Payload, trace: &str) {
         attributes.iter().map(|(name, value)| (format!("{}{name}", R::BINDING.prefix), write(value))).collect();
     expected.insert("x-authorization-hmac-256".to_owned(), sign(SECRET, &message.body));
     expected.insert("content-type".to_owned(), "application/json".to_owned());
+    if payload.target.is_empty() {
+        expected.insert("x-plextrac-deviations".to_owned(), "targetCuid:empty".to_owned());
+    }
     if trace == TRACEPARENT {
         expected.insert("traceparent".to_owned(), trace.to_owned());
     }
     assert_eq!(headers, expected, "the headers of {}", payload.cuid);
+}
+
+/// Genuine bodies that depart from the documented payload in every way, with the header that says how.
+fn odd_bodies() -> Vec<(String, &'static str)> {
+    let without = |fields: &str| format!(r#"{{{fields},"actorCuid":"a","targetType":"t","text":"x"}}"#);
+    let long = "é".repeat(3000);
+    vec![
+        (
+            r#"{"clientId":7,"reportId":"12","flawId":345}"#.to_owned(),
+            "cuid:missing,actorCuid:missing,event:missing,targetCuid:missing,targetType:missing,text:missing",
+        ),
+        (
+            without(r#""cuid":null,"event":"","targetCuid":null,"targetCuids":["t"]"#),
+            "cuid:null,targetCuid:null,event:empty",
+        ),
+        (without(r#""cuid":"\u0000\r\nX: y","event":"a\nb\u0000","targetCuid":"\r\n""#), ""),
+        (without(r#""cuid":" % \u00e9 ","event":" .*>/\\","targetCuid":"\"""#), ""),
+        (without(r#""cuid":"\ud800","event":["E"],"targetCuid":{}"#), "event:type,targetCuid:type,cuid:surrogate"),
+        (without(&format!(r#""cuid":"{}","event":"{long}","targetCuid":"{long}""#, "c".repeat(201))), ""),
+        (without(&format!(r#""cuid":"{}","event":"E","targetCuids":["t"]"#, "c".repeat(200))), ""),
+    ]
+}
+
+pub(super) fn delivers_whatever_a_genuine_payload_holds<R: Rig>(test: &str) {
+    let rig = R::new(test);
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let bodies = odd_bodies();
+    for (body, _) in &bodies {
+        let answer = request_once(&daemon, body.as_bytes(), &[]);
+        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"accepted"}"#), "{body}");
+    }
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (bodies.len() as u64, 0));
+    let delivered = rig.read(bodies.len() as u64);
+    assert_eq!(delivered.len(), bodies.len());
+    for (body, deviations) in bodies {
+        let message = delivered.iter().find(|message| message.body == body.as_bytes());
+        let message = message.unwrap_or_else(|| panic!("{body} did not arrive"));
+        let header = message.headers.get("x-plextrac-deviations").map_or("", String::as_str);
+        assert_eq!(header, deviations, "{body}");
+        let letters = sign(SECRET, body.as_bytes());
+        let ends = [&letters[..32], &letters[..12]];
+        assert!(ends.iter().any(|end| message.id.ends_with(end)), "the id {:?} of {body}", message.id);
+        let longest = if R::BINDING.percent { 3 * 1024 } else { 1024 };
+        assert!(message.headers.values().all(|value| value.len() <= longest), "{:?}", message.headers);
+    }
+    assert_eq!(daemon.stop().code, Some(0));
 }
 
 pub(super) fn delivers_every_size_up_to_the_limit<R: Rig>(test: &str) {

@@ -6,6 +6,7 @@ use crate::support::{Delivered, Payload, Table, files};
 conform! { File:
     delivery {
         delivers_bodies_and_headers_unchanged
+        delivers_whatever_a_genuine_payload_holds
         delivers_every_size_up_to_the_limit
         renders_addresses_and_keys_from_templates_and_routes
         keeps_the_order_of_every_key_over_10_000_events

@@ -1,7 +1,7 @@
 //! Every status and reason, with its body, its headers, its counters and its line of log.
 
 use super::case::{Case, Outcome, Request, Signature, good, problem, run_all};
-use crate::support::{Bridge, PATH, SECRET, sign, until_closed};
+use crate::support::{Bridge, PATH, SECRET, Setup, sign, until_closed};
 
 const NO_SIGNATURE: Outcome = Outcome::Refused(401, "signature", Signature::NotSeen);
 const NO_ENCODING: Outcome = Outcome::Refused(415, "encoding", Signature::NotSeen);
@@ -46,10 +46,12 @@ fn accepts_what_is_signed_however_it_is_written() {
         let request = Request::unsigned(&body).header(header, sign(SECRET, &body));
         cases.push(Case::new(format!("header name in {name} case"), request.bytes(), Outcome::Accepted(body)));
     }
-    let spellings: [(&str, Spelling); 3] = [
+    let spellings: [(&str, Spelling); 5] = [
         ("upper-case hex", |hex| hex.to_uppercase()),
         ("outer blanks", |hex| format!("  {hex} \t ")),
         ("mixed-case hex", |hex| format!("{}{}", hex[..32].to_uppercase(), &hex[32..])),
+        ("a prefix", |hex| format!("sha256={hex}")),
+        ("an upper-case prefix", |hex| format!(" SHA256={hex}")),
     ];
     for (name, spelling) in spellings {
         let request = with_signature(name, spelling);
@@ -76,7 +78,10 @@ fn refuses_with_one_and_the_same_answer_whatever_is_wrong_with_the_signature() {
         ("a digit short", with(&hex[1..])),
         ("a byte longer", with(&format!("{hex}00"))),
         ("no hex", with(&format!("{}g", &hex[..63]))),
-        ("with a prefix", with(&format!("sha256={hex}"))),
+        ("with another prefix", with(&format!("sha512={hex}"))),
+        ("with a prefix twice", with(&format!("sha256=sha256={hex}"))),
+        ("with a prefix and a blank", with(&format!("sha256= {hex}"))),
+        ("with a prefix alone", with("sha256=")),
         ("in quotes", with(&format!("\"{hex}\""))),
         ("a blank within", with(&format!("{} {}", &hex[..32], &hex[32..]))),
         ("all zeros", with(&"0".repeat(64))),
@@ -210,7 +215,7 @@ fn checks_path_method_length_encoding_body_signature_and_json_in_this_order() {
 
 #[test]
 fn gives_every_refusal_an_id_that_stands_in_its_line_of_log_too() {
-    let bridge = Bridge::start(|setup| setup);
+    let bridge = Bridge::start(Setup::strict);
     let cases = [
         refused("method", NO_METHOD, |request| request.start(format!("PUT {PATH} HTTP/1.1"))),
         refused("encoding", NO_ENCODING, |request| request.header("Content-Encoding", "gzip")),

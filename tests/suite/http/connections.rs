@@ -11,7 +11,7 @@ use crate::support::{
 
 #[test]
 fn keeps_a_connection_alive_over_good_and_bad_requests() {
-    let bridge = Bridge::start(Setup::takes_repeats);
+    let bridge = Bridge::start(|setup| setup.takes_repeats().strict());
     let mut client = bridge.connect();
     for round in 0..10 {
         let body = good(&format!("kept alive {round}"));

@@ -11,7 +11,7 @@ fn accepted(cuid: &str) -> Case {
 
 #[test]
 fn answers_503_when_the_buffer_has_no_room_for_an_event() {
-    let bridge = Bridge::start_without_broker(|setup| setup.raw("buffer.max_events", "3"));
+    let bridge = Bridge::start_without_broker(|setup| setup.raw("buffer.max_events", "3").strict());
     for cuid in ["first", "second", "third"] {
         accepted(cuid).run(&bridge);
     }

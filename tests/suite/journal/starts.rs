@@ -118,17 +118,14 @@ fn knows_after_a_restart_what_it_had_delivered() {
 #[test]
 fn knows_a_body_before_it_looks_at_its_json() {
     // What a lenient source took is a duplicate to the strict one that comes after it, and no invalid payload.
-    let setup = Setup::on_missing_files()
-        .text("ack", "journaled")
-        .text("publish.timeout", "60s")
-        .text("sources.plextrac.validation", "lenient");
+    let setup = Setup::on_missing_files().text("ack", "journaled").text("publish.timeout", "60s");
     let daemon = setup.start();
     let body = |number: u64| format!(r#"{{"event":"E","cuid":"lenient-{number}"}}"#).into_bytes();
     for number in 0..50 {
         assert_eq!(request_once(&daemon, &body(number), &[]).status, 200);
     }
     daemon.kill();
-    let daemon = setup.text("sources.plextrac.validation", "strict").start();
+    let daemon = setup.strict().start();
     assert_eq!(request_once(&daemon, &body(50), &[]).status, 422, "one that is not known");
     wait_until("a repeat is known", LIMIT, || {
         let answer = request_once(&daemon, &body(0), &[]);

@@ -22,7 +22,7 @@ mod table;
 mod wait;
 
 pub(crate) use authority::{Authority, Pair, over_tls};
-pub(crate) use bridge::{Bridge, Counters};
+pub(crate) use bridge::{Arrived, Bridge, Counters};
 pub(crate) use broker::{Broker, Kind, ports};
 pub(crate) use browser::Browser;
 pub(crate) use consumer::Consumer;

@@ -119,6 +119,11 @@ impl Setup {
         self
     }
 
+    /// Only the documented payload is taken.
+    pub(crate) fn strict(self) -> Self {
+        self.text("sources.plextrac.validation", "strict")
+    }
+
     /// No deduplication: equal requests are events of their own.
     pub(crate) fn takes_repeats(self) -> Self {
         self.text("deduplication.window", "0s")
