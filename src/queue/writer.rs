@@ -149,7 +149,7 @@ impl Journaling {
         let ends = matches!(error, CommitError::Failed(_)) && self.queue.mode().ack == Ack::Journaled;
         match error {
             CommitError::NoSpace(_) => {
-                tracing::error!("{error}; answering 503 to what does not fit until it works")
+                tracing::error!("{error}; answering 503 to what does not fit until it works");
             }
             CommitError::Failed(_) if ends => tracing::error!("{error}; the bridge stops"),
             CommitError::Failed(_) => {
