@@ -90,8 +90,8 @@ templates_refuse_contradictions() {
         refused "needs settings.state_directory" template -f "$minimal" \
             --set settings.state_directory=,settings.ack=journaled &&
         refused "have the same port" template -f "$minimal" --set settings.admin.listen=0.0.0.0:8080 &&
-        refused "may take 353 MiB" template -f "$minimal" \
-            --set persistence.size=352Mi,settings.buffer.max_bytes=65MiB &&
+        refused "may take 401 MiB" template -f "$minimal" \
+            --set persistence.size=400Mi,settings.buffer.max_bytes=65MiB &&
         refused "ingress.host is not set" template -f "$minimal" --set ingress.enabled=true
 }
 # The checks of what is rendered see what they are for.

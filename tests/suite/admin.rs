@@ -277,6 +277,7 @@ fn answers_get_and_head_only_and_lets_nothing_be_loaded() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "the one list of all fields")]
 fn shows_how_things_stand_as_json() {
     let bridge = Bridge::start(|setup| setup);
     assert_eq!(request_once(&bridge.daemon, &Payload::new("shown").body(), &[]).status, 200);

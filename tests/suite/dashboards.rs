@@ -129,6 +129,10 @@ impl Exposed {
         let body = Payload::new("seen").body();
         assert_eq!(request_once(&bridge.daemon, &body, &[]).status, 200);
         bridge.accepted(&body);
+        // This series exists once it is used.
+        let departing = br#"{"event":"E"}"#;
+        assert_eq!(request_once(&bridge.daemon, departing, &[]).status, 200);
+        bridge.accepted(departing);
         bridge.daemon.wait_until_empty();
         let text = bridge.daemon.get("/metrics").text();
         bridge.stop();

@@ -1,5 +1,7 @@
 //! `dead-letters` and invalid bodies, on the file broker: what was refused is listed, shown, replayed with the same id
 //! and dropped, by a running daemon and without one; nothing is lost on the way.
+//!
+//! Length: every way of one letter, and of every kind of body that is kept.
 
 use std::fs;
 use std::path::PathBuf;

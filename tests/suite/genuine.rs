@@ -109,7 +109,7 @@ fn keeps_a_body_that_is_not_json_and_answers_400() {
 
 #[test]
 fn reports_departures_by_kind_and_event_and_never_a_value() {
-    let bridge = Bridge::start(|setup| setup.takes_repeats());
+    let bridge = Bridge::start(Setup::takes_repeats);
     let clean = Payload { event: "FindingPublished".to_owned(), ..Payload::new("clean") }.body();
     let odd =
         br#"{"cuid":"secret-cuid","event":null,"targetCuids":["t",7],"actorCuid":"a","targetType":"t","text":"x"}"#;

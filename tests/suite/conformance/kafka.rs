@@ -17,7 +17,7 @@ conform! { Kafka:
         renders_addresses_and_keys_from_templates_and_routes
         keeps_the_order_of_every_key_over_10_000_events
         gives_a_repeated_request_the_same_id
-        brings_every_cuid_to_an_end
+        delivers_every_cuid
         sends_no_headers_when_told_so
         sends_elsewhere_after_a_reload_under_load
     }

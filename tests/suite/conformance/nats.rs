@@ -15,7 +15,7 @@ conform! { Nats:
         renders_addresses_and_keys_from_templates_and_routes
         keeps_the_order_of_every_key_over_10_000_events
         gives_a_repeated_request_the_same_id
-        brings_every_cuid_to_an_end
+        delivers_every_cuid
         sends_no_headers_when_told_so
         sends_elsewhere_after_a_reload_under_load
     }
@@ -70,7 +70,7 @@ conform! { Nats:
 
 /// A user who may not write to subjects with `other` as their second token; a limit above every `max_body` here but
 /// that of the test of what is too large.
-const CONFIGURATION: &str = r#"max_payload: 524288
+const CONFIGURATION: &str = r#"max_payload: 1048576
 authorization { users: [
   { user: anonymous, password: anonymous }
   { user: bridge, password: bridge-secret }
@@ -190,7 +190,7 @@ impl Remote for Nats {
         let own = json!([format!("{}.>", self.name)]).to_string();
         let trapped = |table, reason| Trapped { table, text: String::new(), reason };
         match trap {
-            Trap::TooLarge => Trapped { text: "x".repeat(600_000), ..trapped(self.table(), "too_large") },
+            Trap::TooLarge => Trapped { text: "x".repeat(1_100_000), ..trapped(self.table(), "too_large") },
             Trap::Unroutable => {
                 let subject = format!("outside.{}", self.name);
                 let table = self.table().raw("stream_subjects", own);
@@ -229,8 +229,8 @@ impl Remote for Nats {
 #[test]
 fn says_the_limit_of_the_server_when_it_checks() {
     let rig = Nats::new("says_the_limit_of_the_server");
-    let done = Setup::new(&rig.table()).text("ingress.max_body", "1MiB").run(&["check", "--connect"]);
+    let done = Setup::new(&rig.table()).text("ingress.max_body", "1280KiB").run(&["check", "--connect"]);
     let text = said(&done);
     assert_eq!(done.status.code(), Some(0), "{text}");
-    assert!(text.contains("524288") && text.contains("max_payload"), "{text}");
+    assert!(text.contains("1048576") && text.contains("max_payload"), "{text}");
 }

@@ -11,8 +11,8 @@ use crate::support::{LIMIT, Load, Setup, said, wait_until};
 const EVENTS: u64 = 2_000;
 const EVERY: u64 = 100;
 
-/// Above the brokers' own limits of half a mebibyte.
-const MAX_BODY: &str = "1MiB";
+/// Above the limits of the brokers, which are those of Kafka and NATS by default.
+const MAX_BODY: &str = "1280KiB";
 
 fn load(text: String) -> Load {
     Load { events: EVENTS, connections: 4, keys: 12, every: Some((EVERY, "Trapped", text)), ..Load::default() }

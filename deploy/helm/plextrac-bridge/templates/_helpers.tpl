@@ -56,7 +56,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- mul (regexFind "^[0-9]+" . | int64) (get $factors (regexFind "[A-Za-z]*$" .)) -}}
 {{- end -}}
 
-{{/* What the state directory can grow to: with `journaled` the journal, else what a stop writes; 16 MiB of invalid bodies. */}}
+{{/* What the state directory can grow to: with `journaled` the journal, else what a stop writes; letters of both kinds. */}}
 {{- define "plextrac-bridge.stateBytes" -}}
 {{- $settings := .Values.settings -}}
 {{- $events := include "plextrac-bridge.bytes" (dig "journal" "max_bytes" "1GiB" $settings) -}}
@@ -65,7 +65,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $segment := include "plextrac-bridge.bytes" (dig "journal" "segment_bytes" "16MiB" $settings) -}}
 {{- $events = add (include "plextrac-bridge.bytes" (dig "buffer" "max_bytes" "64MiB" $settings)) $segment -}}
 {{- end -}}
-{{- add $events (include "plextrac-bridge.bytes" (dig "dead_letters" "max_bytes" "256MiB" $settings)) 16777216 -}}
+{{- $letters := include "plextrac-bridge.bytes" (dig "dead_letters" "max_bytes" "256MiB" $settings) -}}
+{{- $invalid := include "plextrac-bridge.bytes" (dig "invalid" "max_bytes" "64MiB" $settings) -}}
+{{- add $events $letters $invalid -}}
 {{- end -}}
 
 {{/* shutdown.delay + shutdown.grace + 10 s, rounded up. */}}
