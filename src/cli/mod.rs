@@ -86,7 +86,7 @@ enum Command {
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
     Healthcheck(healthcheck::Options),
-    /// Print a schema: JSON Schema of the payload or of the settings, AsyncAPI of what consumers get
+    /// Print a schema: JSON Schema of the payloads or of the settings, AsyncAPI of what consumers get
     #[command(
         after_help = "Examples:\n  plextrac-bridge schema settings > settings.schema.json\n  plextrac-bridge schema asyncapi"
     )]
