@@ -1,4 +1,6 @@
 //! The commands beside `serve`: what they print, their exit codes, and that they leave nothing behind.
+//!
+//! Length: one part for each command.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};

@@ -2,6 +2,8 @@
 //! nothing that is not genuine.
 //!
 //! What they need is installed, and the one in Go is built, by `tests/setup.sh`.
+//!
+//! Length: three examples, each with the same four cases.
 
 use std::collections::BTreeMap;
 use std::fs;
