@@ -9,9 +9,10 @@ use serde_json::{Value, json};
 use crate::conformance::kafka::Kafka;
 use crate::conformance::nats::Nats;
 use crate::conformance::rabbitmq::Rabbitmq;
-use crate::conformance::rig::{Binding, Rig};
+use crate::conformance::rig::{Binding, Remote as _, Rig};
 use crate::support::{
-    Client, Daemon, Delivered, Known, LIMIT, PATH, SECRET, Setup, assert_books_balance, known_payloads, said,
+    Client, Daemon, Delivered, Known, LIMIT, PATH, SECRET, Setup, Status, assert_books_balance, known_payloads,
+    said,
 };
 
 const EVENTS: usize = 500;
@@ -82,6 +83,32 @@ fn count(events: &[Known]) -> BTreeMap<&str, u64> {
     counts
 }
 
+/// The same for each name of an event, as `/status` shows it: in the form of addresses; none without a name.
+fn count_by_name(events: &[Known]) -> BTreeMap<(String, Option<String>), u64> {
+    let mut counts = BTreeMap::new();
+    for event in events {
+        let name = event.event_type.strip_prefix("com.plextrac.").expect("every type has the prefix");
+        let safe = |c: char| if c.is_ascii_alphanumeric() || "_-".contains(c) { c } else { '_' };
+        let name = (name != "unknown").then(|| name.chars().map(safe).take(64).collect::<String>());
+        for deviation in &event.deviations {
+            *counts.entry((deviation.clone(), name.clone())).or_default() += 1;
+        }
+    }
+    counts
+}
+
+/// What `/status` says of them.
+fn deviations_of(status: &Status) -> BTreeMap<(String, Option<String>), u64> {
+    let mut counts = BTreeMap::new();
+    for line in status.0["sources"][0]["deviations"].as_array().into_iter().flatten() {
+        let text = |name: &str| line[name].as_str().map(str::to_owned);
+        let deviation = format!("{}:{}", line["field"].as_str().unwrap(), line["deviation"].as_str().unwrap());
+        *counts.entry((deviation, text("event"))).or_default() += line["count"].as_u64().unwrap();
+        assert!(line["count"].as_u64() <= line["of"].as_u64(), "{line}");
+    }
+    counts
+}
+
 #[test]
 fn publishes_every_known_payload_once_with_the_default_settings() {
     let setup = Setup::on_files()
@@ -106,6 +133,13 @@ fn publishes_every_known_payload_once_with_the_default_settings() {
         assert_eq!(daemon.metric("events_deviating_total", &labels), *count, "{deviation}");
     }
     assert_eq!(daemon.metric("events_deviating_total", &[]), expected.values().sum::<u64>());
+    assert_eq!(deviations_of(&status), count_by_name(&events));
+    let named = |event: &&Known| event.event_type == "com.plextrac.FindingPublished";
+    let of = events.iter().filter(named).count();
+    let without = events.iter().filter(named).filter(|event| event.deviations.contains(&"text:missing".to_owned()));
+    let sentence = format!("`text` is missing in {} of {of} `FindingPublished`", without.count());
+    let shown = status.0["sources"][0]["deviations"].as_array().into_iter().flatten();
+    assert_eq!(shown.filter(|line| line["text"] == sentence.as_str()).count(), 1, "{sentence}");
     let stopped = daemon.stop();
     assert_eq!(stopped.code, Some(0), "{}", stopped.log);
     stopped.assert_balanced();
@@ -144,8 +178,8 @@ fn keeps_every_body_that_is_no_event_and_lists_it() {
     assert_eq!(daemon.stop().code, Some(0));
 }
 
-fn publishes_every_known_payload_once<R: Rig>(test: &str) {
-    let rig = R::new(test);
+/// With the broker's own limits: the shared ones of other tests have lower ones, which the longest body is above.
+fn publishes_every_known_payload_once<R: Rig>(rig: &R) {
     let daemon = Setup::new(&rig.table()).start();
     let events = known();
     send_events(&daemon, &events);
@@ -158,15 +192,15 @@ fn publishes_every_known_payload_once<R: Rig>(test: &str) {
 
 #[test]
 fn publishes_every_known_payload_to_kafka_once() {
-    publishes_every_known_payload_once::<Kafka>("every_known_payload_to_kafka");
+    publishes_every_known_payload_once(&Kafka::new("every_known_payload_to_kafka"));
 }
 
 #[test]
 fn publishes_every_known_payload_to_rabbitmq_once() {
-    publishes_every_known_payload_once::<Rabbitmq>("every_known_payload_to_rabbitmq");
+    publishes_every_known_payload_once(&Rabbitmq::private("every_known_payload_to_rabbitmq"));
 }
 
 #[test]
 fn publishes_every_known_payload_to_nats_once() {
-    publishes_every_known_payload_once::<Nats>("every_known_payload_to_nats");
+    publishes_every_known_payload_once(&Nats::private("every_known_payload_to_nats"));
 }
