@@ -20,6 +20,9 @@ const EVENTS: usize = 500;
 /// A failure can be repeated: the payloads are always the same.
 const SEED: u32 = 20_261_126;
 
+/// The CloudEvents type of what has no name.
+const UNKNOWN: &str = "com.plextrac.unknown";
+
 fn known() -> Vec<Known> {
     known_payloads(SECRET, SEED, EVENTS).0
 }
@@ -146,7 +149,7 @@ fn publishes_every_known_payload_once_with_the_default_settings() {
 }
 
 #[test]
-fn keeps_every_body_that_is_no_event_and_lists_it() {
+fn keeps_every_body_that_is_no_event_and_publishes_it_only_when_told_so() {
     let setup = Setup::on_files();
     let daemon = setup.start();
     let (events, probes) = known_payloads(SECRET, SEED, EVENTS);
@@ -174,6 +177,21 @@ fn keeps_every_body_that_is_no_event_and_lists_it() {
     for signed in &probes {
         let shown = setup.run(&["dead-letters", "show", "--invalid", "--body", &signed.signature[..32]]);
         assert_eq!((shown.status.code(), shown.stdout), (Some(0), signed.body.clone()));
+    }
+
+    // An operator who wants them published gets them: as they are, under ids of their own.
+    let done = setup.run(&["dead-letters", "replay", "--invalid", "--as-is", "--json"]);
+    assert_eq!(done.status.code(), Some(0), "{}", said(&done));
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("replayed"), status.count("published")), (6, 16));
+    let delivered = setup.delivered();
+    for signed in &probes {
+        let message = delivered.iter().find(|message| message.body == signed.body);
+        let message = message.unwrap_or_else(|| panic!("not published: {}", signed.body.escape_ascii()));
+        let expected = if signed.body.is_empty() { "application/octet-stream" } else { "application/json" };
+        assert_eq!((message.id.as_str(), message.headers["ce_type"].as_str()), (&signed.signature[..32], UNKNOWN));
+        assert_eq!(message.headers["content-type"], expected, "{}", signed.body.escape_ascii());
+        assert_eq!(message.headers["x-authorization-hmac-256"], signed.signature);
     }
     assert_eq!(daemon.stop().code, Some(0));
 }
