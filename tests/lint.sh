@@ -138,13 +138,12 @@ check "$alerts.yml: each alert firing and quiet in a test, and in docs/operation
 check "deploy/grafana: JSON, its queries (promtool check rules)" dashboards_ask_promql
 check "scripts in JavaScript and Python parse" scripts_parse
 check "examples/go-nats (gofmt, go vet)" go_is_sound
-check "docs/schema/payload.schema.json (JSON Schema 2020-12)" check-jsonschema --check-metaschema docs/schema/payload.schema.json
-check "docs/schema/settings.schema.json (JSON Schema 2020-12)" check-jsonschema --check-metaschema docs/schema/settings.schema.json
+check "docs/schema/*.schema.json (JSON Schema 2020-12)" check-jsonschema --check-metaschema docs/schema/*.schema.json
 check "config/: each broker's file is as the schema says" check-jsonschema \
     --schemafile docs/schema/settings.schema.json config/kafka.toml config/rabbitmq.toml config/nats.toml
 check "docs/schema/asyncapi.yaml (AsyncAPI 3.0)" check-jsonschema \
     --schemafile "$cache/node/asyncapi/node_modules/@asyncapi/specs/schemas/3.0.0.json" docs/schema/asyncapi.yaml
-check "docs/schema/asyncapi.yaml (references, payload)" python tests/asyncapi/check.py
+check "docs/schema/asyncapi.yaml (references, payloads, deviations)" python tests/asyncapi/check.py
 check "dependencies: licences, sources, none twice without a reason (cargo-deny)" \
     cargo-deny --locked check -D warnings bans licenses sources
 check "one version of Rust everywhere" one_rust_version

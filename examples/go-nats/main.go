@@ -93,15 +93,19 @@ func toCloudEvent(ctx context.Context, msg jetstream.Msg) (*event.Event, error) 
 	return read, read.Validate()
 }
 
-// work is what your service does with an event, or the reason why it cannot be done.
+// work does what your service does with an event, or returns the reason why it cannot be done. Only the signature is
+// certain: a field may be absent, null or of another type, and a body that an operator replayed as it is may be any bytes.
 func work(event *event.Event) error {
-	var payload struct {
-		Text json.RawMessage `json:"text"`
+	text := bytes.NewBufferString("null")
+	// A map, because the names of a struct's fields would match in any case.
+	var payload map[string]json.RawMessage
+	if err := json.Unmarshal(event.Data(), &payload); err == nil && payload["text"] != nil {
+		text.Reset()
+		if err := json.Compact(text, payload["text"]); err != nil {
+			return err
+		}
 	}
-	if err := event.DataAs(&payload); err != nil {
-		return err
-	}
-	_, err := fmt.Println("event", event.ID(), event.Type(), event.Subject(), string(payload.Text))
+	_, err := fmt.Println("event", event.ID(), event.Type(), cmp.Or(event.Subject(), "-"), text)
 	return err
 }
 
@@ -123,6 +127,10 @@ func take(ctx context.Context, msg jetstream.Msg, key []byte, handled *handled) 
 	if handled.has(event.ID()) {
 		fmt.Fprintln(os.Stderr, "repeat", event.ID())
 		return msg.Ack()
+	}
+	// What is not as PlexTrac documents it: for a service that depends on a field, the moment to look.
+	if deviations := msg.Headers().Get("x-plextrac-deviations"); deviations != "" {
+		fmt.Fprintln(os.Stderr, "deviates", event.ID(), deviations)
 	}
 	if err := work(event); err != nil {
 		return errors.Join(err, msg.Nak()) // to be sent again at once, not only after AckWait

@@ -43,20 +43,31 @@ class Handled {
   }
 }
 
+// The body as JSON. One that an operator replayed as it is may be any bytes: undefined.
+function parse(content) {
+  try {
+    return JSON.parse(content);
+  } catch {
+    return undefined;
+  }
+}
+
 // The official SDK has no binding for AMQP 0-9-1: the attributes are the headers with this prefix.
 function toCloudEvent({ content, properties }) {
   const prefix = 'cloudEvents_';
   const named = Object.entries(properties.headers).filter(([name]) => name.startsWith(prefix));
   const attributes = Object.fromEntries(named.map(([name, value]) => [name.slice(prefix.length), value]));
   const { contentType: datacontenttype } = properties;
-  return new CloudEvent({ ...attributes, datacontenttype, data: JSON.parse(content) }); // throws if it is none
+  return new CloudEvent({ ...attributes, datacontenttype, data: parse(content) }); // throws if it is none
 }
 
 const print = promisify((text, done) => process.stdout.write(text, done));
 
-// What your service does with an event. It ends when the work is done, and throws if it cannot be done.
+// Does what your service does with an event. It ends when the work is done, and throws if it cannot be done. Only the
+// signature is certain: a field may be absent, null or of another type, and the body may be no object at all.
 async function work(event) {
-  await print(`event ${event.id} ${event.type} ${event.subject} ${JSON.stringify(event.data.text)}\n`);
+  const text = event.data?.text ?? null;
+  await print(`event ${event.id} ${event.type} ${event.subject ?? '-'} ${JSON.stringify(text)}\n`);
 }
 
 // Whether the message is to be acknowledged; otherwise the bridge did not write it.
@@ -80,6 +91,9 @@ async function take(message, key, handled) {
     console.error('repeat', event.id);
     return true;
   }
+  // What is not as PlexTrac documents it: for a service that depends on a field, the moment to look.
+  const deviations = properties.headers['x-plextrac-deviations'];
+  if (deviations) console.error('deviates', event.id, deviations);
   await work(event);
   handled.add(event.id);
   return true;

@@ -52,9 +52,15 @@ class Handled:
 
 
 def work(event):
-    """What your service does with an event; it raises an error if it cannot be done."""
-    text = json.dumps(event.get_data().get("text"), ensure_ascii=False)
-    print("event", event.get_id(), event.get_type(), event.get_subject(), text, flush=True)
+    """Does what your service does with an event; raises an error if it cannot be done.
+
+    Only the signature is certain: a field may be absent, null or of another type, and a body that an operator replayed as
+    it is may be any bytes.
+    """
+    payload = event.get_data()
+    text = payload.get("text") if isinstance(payload, dict) else None
+    shown = json.dumps(text, ensure_ascii=False, separators=(",", ":"))
+    print("event", event.get_id(), event.get_type(), event.get_subject() or "-", shown, flush=True)
 
 
 def refuse(message, why):
@@ -75,12 +81,17 @@ def take(message, key, handled):
     if event.get_id() in handled:
         print("repeat", event.get_id(), file=sys.stderr, flush=True)
         return
+    # What is not as PlexTrac documents it: for a service that depends on a field, the moment to look.
+    if deviations := headers.get("x-plextrac-deviations"):
+        print("deviates", event.get_id(), deviations.decode(), file=sys.stderr, flush=True)
     work(event)
     handled.add(event.get_id())
 
 
 def main():
     key, handled, stopped = secret(), Handled(), []
+    # A text may have a lone surrogate, which UTF-8 cannot carry: it is printed as the escape that JSON has for it.
+    sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.append(True))
     consumer = Consumer({

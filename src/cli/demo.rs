@@ -89,6 +89,7 @@ fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &Scratch) {
 
 /// Sends samples and prints what arrives; whether everything did.
 async fn show(http: &Http, url: &Uri, secret: &Secret, scratch: &Scratch, once: bool, done: &Notify) -> bool {
+    let samples = sample::usual();
     let mut arrivals = Arrivals::default();
     let mut sent = 0;
     let mut next = Instant::now();
@@ -96,7 +97,8 @@ async fn show(http: &Http, url: &Uri, secret: &Secret, scratch: &Scratch, once: 
     loop {
         let due = sent < FIRST || (!once && Instant::now() >= next);
         if due {
-            let body = Bytes::from(sample::body(sent));
+            let sample = samples[usize::try_from(sent).unwrap_or(0) % samples.len()];
+            let body = Bytes::from(sample.body(sent, sample::TARGETS));
             let signature = sign(secret, &body);
             match http.post(url, body, Some(&signature)).await {
                 Ok(answer) if answer.status == 200 => sent += 1,

@@ -69,7 +69,7 @@ enum Command {
     Sign(sign::Options),
     /// Send signed webhooks: samples, or given files
     #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json"
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json\n  plextrac-bridge --config bridge.toml send --sample all    # each kind of event once\n  plextrac-bridge --config bridge.toml send --targets 20000 # a bulk change of 20,000 findings"
     )]
     Send(send::Options),
     /// Look at what the broker refused, publish it again, or delete it; --invalid: signed bodies answered 422
@@ -86,7 +86,7 @@ enum Command {
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
     Healthcheck(healthcheck::Options),
-    /// Print a schema: JSON Schema of the payload or of the settings, AsyncAPI of what consumers get
+    /// Print a schema: JSON Schema of the payloads or of the settings, AsyncAPI of what consumers get
     #[command(
         after_help = "Examples:\n  plextrac-bridge schema settings > settings.schema.json\n  plextrac-bridge schema asyncapi"
     )]

@@ -1,4 +1,4 @@
-//! `schema`: what machines want to know of the payload, of the settings, and of what consumers get.
+//! `schema`: the payloads, the settings and the messages of consumers, described for machines.
 
 use std::process::ExitCode;
 
@@ -14,8 +14,10 @@ pub(super) struct Options {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Of {
-    /// The webhook's body, as `validation = "strict"` takes it: JSON Schema
+    /// The body of a message, as `validation = "lenient"` publishes it: JSON Schema
     Payload,
+    /// The payload that PlexTrac documents, as `validation = "strict"` requires it: JSON Schema
+    DocumentedPayload,
     /// The file of settings, for editors and for checks: JSON Schema
     Settings,
     /// What arrives at a consumer, by each broker: AsyncAPI 3, in YAML
@@ -25,6 +27,7 @@ enum Of {
 pub(super) fn run(options: &Options) -> ExitCode {
     let text = match options.of {
         Of::Payload => include_str!("../../docs/schema/payload.schema.json"),
+        Of::DocumentedPayload => include_str!("../../docs/schema/documented-payload.schema.json"),
         Of::Settings => include_str!("../../docs/schema/settings.schema.json"),
         Of::Asyncapi => include_str!("../../docs/schema/asyncapi.yaml"),
     };

@@ -9,7 +9,8 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use clap::Args;
+use clap::builder::PossibleValuesParser;
+use clap::{Args, CommandFactory as _};
 use hyper::Uri;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use plextrac_bridge::secret::Secret;
@@ -17,8 +18,9 @@ use plextrac_bridge::settings::Flags;
 use serde_json::json;
 
 use crate::cli::client::{Answer, Http, Signer, sign};
+use crate::cli::sample::{self, Sample};
 use crate::cli::sign::read;
-use crate::cli::{self, sample, say};
+use crate::cli::{self, say};
 
 /// The wait before a repeat where a 503 names none.
 const RETRY: Duration = Duration::from_secs(1);
@@ -30,7 +32,7 @@ const LOOK: Duration = Duration::from_millis(200);
 pub(super) struct Options {
     #[command(flatten)]
     signer: Signer,
-    /// How many events to send [default: 1, or each file once]
+    /// How many events to send [default: 1, or each file or chosen sample once]
     #[arg(long, value_name = "N")]
     count: Option<u64>,
     /// At most so many per second [default: as fast as they are answered]
@@ -39,6 +41,13 @@ pub(super) struct Options {
     /// So many connections at once
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
+    /// Which samples to send, in turn; several with commas [default: the documented payloads]
+    #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "files",
+          value_parser = PossibleValuesParser::new(sample::names()))]
+    sample: Vec<String>,
+    /// How many targets a bulk change has [default: 3]; without --sample: send bulk changes
+    #[arg(long, value_name = "N", conflicts_with = "files")]
+    targets: Option<usize>,
     /// Count a 503 as refused instead of repeating it after its Retry-After
     #[arg(long)]
     no_retry: bool,
@@ -56,6 +65,7 @@ pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
 }
 
 fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
+    let samples = samples(options);
     let identity = options.signer.identity(flags)?;
     let Some(url) = options.url.clone().or(identity.url) else {
         return Err(cli::failed("name the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
@@ -66,7 +76,8 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
         return Err(cli::failed(format_args!("{url} is no URL; it starts with http:// or https://")));
     }
     let bodies = options.files.iter().map(|path| read(path).map(Bytes::from)).collect::<Result<Vec<_>, _>>()?;
-    let count = options.count.unwrap_or(bodies.len().max(1) as u64);
+    let each_once = if options.sample.is_empty() { bodies.len().max(1) } else { samples.len() };
+    let count = options.count.unwrap_or(each_once as u64);
     let bar = ProgressBar::new(count);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} events, {rate}/s, {eta} left{msg}") {
         let rate = |state: &ProgressState, to: &mut dyn Write| {
@@ -84,6 +95,8 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
         url,
         secret: identity.secret,
         bodies,
+        samples,
+        targets: options.targets.unwrap_or(sample::TARGETS),
         count,
         rate: options.rate,
         connections: options.connections,
@@ -95,12 +108,30 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
     }))
 }
 
+/// The samples that are sent where no file is given.
+fn samples(options: &Options) -> Vec<&'static Sample> {
+    match (options.sample.as_slice(), options.targets) {
+        ([], None) => sample::usual(),
+        ([], Some(_)) => sample::bulk(),
+        (names, targets) => {
+            let samples = sample::named(names);
+            if targets.is_some() && !samples.iter().any(|sample| sample.is_bulk()) {
+                let text = "--targets needs a sample that is a bulk change";
+                cli::Arguments::command().error(clap::error::ErrorKind::ArgumentConflict, text).exit();
+            }
+            samples
+        }
+    }
+}
+
 /// What is sent, and how far it is.
 struct Plan {
     http: Http,
     url: Uri,
     secret: Option<Secret>,
     bodies: Vec<Bytes>,
+    samples: Vec<&'static Sample>,
+    targets: usize,
     count: u64,
     rate: Option<u32>,
     connections: u16,
@@ -181,7 +212,11 @@ impl Plan {
 
     async fn deliver(&self, number: u64) {
         let body = match self.bodies.len() as u64 {
-            0 => Bytes::from(sample::body(number)),
+            0 => {
+                let samples = self.samples.len() as u64;
+                let sample = self.samples[usize::try_from(number % samples).unwrap_or(0)];
+                Bytes::from(sample.body(number, self.targets))
+            }
             length => self.bodies[usize::try_from(number % length).unwrap_or(0)].clone(),
         };
         let signature = self.secret.as_ref().map(|secret| sign(secret, &body));

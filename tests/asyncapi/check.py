@@ -1,5 +1,6 @@
-"""What the schema of AsyncAPI cannot say of docs/schema/asyncapi.yaml: its references lead somewhere, the payload is that
-of payload.schema.json, every channel has an operation, and docs/consumers.md names every header.
+"""What the schema of AsyncAPI cannot say of docs/schema/asyncapi.yaml: its references lead somewhere, the payloads are those
+of payload.schema.json and documented-payload.schema.json, every channel has an operation, and docs/consumers.md names every
+header and every deviation.
 """
 
 import json
@@ -10,7 +11,6 @@ import yaml
 
 schema = pathlib.Path(__file__).resolve().parents[2] / "docs/schema"
 document = yaml.safe_load((schema / "asyncapi.yaml").read_text())
-payload = json.loads((schema / "payload.schema.json").read_text())
 problems = []
 
 
@@ -31,9 +31,11 @@ for reference in references(document):
     if not reference.startswith("#/") or found is None:
         problems.append(f"{reference} leads nowhere")
 
-del payload["$schema"]
-if document["components"]["schemas"]["payload"] != payload:
-    problems.append("components.schemas.payload is not what payload.schema.json says")
+for name, file in [("payload", "payload.schema.json"), ("documentedPayload", "documented-payload.schema.json")]:
+    payload = json.loads((schema / file).read_text())
+    del payload["$schema"]
+    if document["components"]["schemas"][name] != payload:
+        problems.append(f"components.schemas.{name} is not what {file} says")
 
 channels = {f"#/channels/{name}" for name in document["channels"]}
 if channels != {operation["channel"]["$ref"] for operation in document["operations"].values()}:
@@ -44,5 +46,9 @@ for message in document["components"]["messages"].values():
     for name in message["headers"]["properties"]:
         if f"`{name}`" not in prose:
             problems.append(f"docs/consumers.md does not name {name}")
+for name in ["missing", "null", "type", "empty", "duplicate", "both_targets", "surrogate"]:
+    for where, text in [("docs/consumers.md", prose), ("the header", document["components"]["schemas"]["deviations"]["description"])]:
+        if f"`{name}`" not in text:
+            problems.append(f"{where} does not name the deviation {name}")
 
 sys.exit("\n".join(problems) or None)

@@ -1,4 +1,6 @@
 //! The commands beside `serve`: what they print, their exit codes, and that they leave nothing behind.
+//!
+//! Length: one part for each command.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
@@ -216,6 +218,62 @@ fn sends_as_many_samples_as_it_is_told() {
     assert_eq!(arrived.len(), 51, "what arrived");
     let ids: std::collections::BTreeSet<&String> = arrived.iter().map(|line| &line.id).collect();
     assert_eq!(ids.len(), 51, "each sample has an id of its own");
+}
+
+#[test]
+fn sends_the_samples_that_it_is_told() {
+    let bridge = Bridge::start(|setup| setup);
+    let directory = tempfile::tempdir().unwrap();
+    let sent = |arguments: &[&str]| {
+        let before = bridge.arrived().len();
+        let result = send(&bridge, directory.path(), &[arguments, &["--connections", "1", "--json"]].concat(), &[]);
+        result.assert_code(0);
+        bridge.daemon.wait_until_empty();
+        let mut arrived = bridge.arrived();
+        arrived.retain(|line| !line.body.is_empty());
+        assert_eq!(arrived.len() as u64, before as u64 + json(&result)["accepted"].as_u64().unwrap());
+        arrived.iter().map(|line| serde_json::from_slice(&line.body).unwrap()).collect::<Vec<Value>>()
+    };
+    // Each of them once where no number is given.
+    let all = sent(&["--sample", "all"]);
+    assert_eq!(all.len(), 18);
+    let is_automation = |payload: &&Value| payload.get("event").is_none();
+    assert_eq!(all.iter().filter(is_automation).count(), 3);
+    assert!(
+        all.iter().any(|payload| payload["reportId"].is_string())
+            && all.iter().any(|payload| payload["reportId"].is_u64())
+    );
+    assert_eq!(
+        all.iter().filter(|payload| payload["targetCuids"].as_array().is_some_and(|list| list.len() == 3)).count(),
+        2
+    );
+    // In turn.
+    let more = sent(&["--sample", "ids,flaw-ids", "--sample", "report-published", "--count", "5"]);
+    assert_eq!(more.iter().filter(is_automation).count(), 3 + 4);
+    // The largest change that is known, with the limits as they are by default.
+    let bulk = sent(&["--targets", "20000"]);
+    let largest = bulk.iter().filter_map(|payload| payload["targetCuids"].as_array()).map(Vec::len).max();
+    assert_eq!((bulk.len(), largest), (24, Some(20_000)));
+    let none = sent(&["--sample", "bulk-change-without-text", "--targets", "0"]);
+    assert!(none.iter().any(|payload| payload["targetCuids"] == serde_json::json!([])));
+}
+
+#[test]
+fn says_which_samples_there_are() {
+    let bridge = Bridge::start(|setup| setup);
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("a.json"), Payload::new("a").body()).unwrap();
+    let refused = |arguments: &[&str], files: &[&str], text: &str| {
+        let ended = send(&bridge, directory.path(), arguments, files);
+        ended.assert_code(2);
+        assert!(ended.err.contains(text), "{arguments:?}: {}", ended.err);
+    };
+    refused(&["--sample", "bogus"], &[], "report-published, finding-published, ");
+    refused(&["--sample", "ids", "--targets", "5"], &[], "--targets needs a sample that is a bulk change");
+    refused(&["--targets", "x"], &[], "--targets <N>");
+    refused(&["--sample", "ids"], &["a.json"], "cannot be used with");
+    refused(&["--targets", "5"], &["a.json"], "cannot be used with");
+    assert_eq!(bridge.daemon.status().count("received"), 0);
 }
 
 #[test]

@@ -1,6 +1,9 @@
-//! The consumers in `examples/`: each prints what came through the bridge, once, and nothing that is not genuine.
+//! The consumers in `examples/`: each prints what came through the bridge, once, whatever a genuine body has in it, and
+//! nothing that is not genuine.
 //!
 //! What they need is installed, and the one in Go is built, by `tests/setup.sh`.
+//!
+//! Length: three examples, each with the same four cases.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -175,6 +178,150 @@ fn prints_what_is_genuine_once<R: Example>(test: &str) {
     );
 }
 
+/// A genuine body that is not the documented payload, and what an example prints of it behind the id.
+struct Unusual {
+    body: &'static [u8],
+    printed: &'static str,
+    /// What the bridge reports; empty for a body that is no event, which an operator replays as it is.
+    deviations: &'static str,
+}
+
+const fn unusual(body: &'static [u8], printed: &'static str, deviations: &'static str) -> Unusual {
+    Unusual { body, printed, deviations }
+}
+
+const UNUSUAL: [Unusual; 9] = [
+    unusual(
+        br#"{"cuid":"c1","event":"FindingPublished","targetType":"finding","actorCuid":"a","targetCuid":"t"}"#,
+        "com.plextrac.FindingPublished finding/t null",
+        "text:missing",
+    ),
+    unusual(
+        br#"{"cuid":"c2","event":"ReportPublished","targetType":"report","actorCuid":null,"targetCuid":null,"targetCuids":["r1"],"text":null}"#,
+        "com.plextrac.ReportPublished report/r1 null",
+        "actorCuid:null,targetCuid:null,text:null",
+    ),
+    unusual(
+        br#"{"clientId":7,"reportId":"12","findingId":null}"#,
+        "com.plextrac.unknown - null",
+        "cuid:missing,actorCuid:missing,event:missing,targetCuid:missing,targetType:missing,text:missing,findingId:null",
+    ),
+    unusual(
+        br#"{"event":"ReportPublished","targetType":"report","text":{"a":[1]}}"#,
+        r#"com.plextrac.ReportPublished report/ {"a":[1]}"#,
+        "cuid:missing,actorCuid:missing,targetCuid:missing,text:type",
+    ),
+    unusual(
+        br#"{"cuid":"c3","event":"ReportPublished","targetType":"report","actorCuid":"a","targetCuid":"t","text":"\ud800"}"#,
+        r#"com.plextrac.ReportPublished report/t "\ud800""#,
+        "",
+    ),
+    unusual(b"[{\"text\":1}]", "com.plextrac.unknown - null", ""),
+    unusual(b"null", "com.plextrac.unknown - null", ""),
+    unusual(b"", "com.plextrac.unknown - null", ""),
+    unusual(b"\xff\x00 not JSON", "com.plextrac.unknown - null", ""),
+];
+
+impl Unusual {
+    fn id(&self) -> String {
+        let signature = sign(SECRET, self.body);
+        let payload: serde_json::Value = serde_json::from_slice(self.body).unwrap_or_default();
+        match payload["cuid"].as_str() {
+            Some(cuid) => format!("{cuid}-{}", &signature[..12]),
+            // A lone surrogate is no text of Rust's.
+            None if self.body.starts_with(b"{\"cuid\":\"c3\"") => format!("c3-{}", &signature[..12]),
+            None => signature[..32].to_owned(),
+        }
+    }
+
+    fn line(&self) -> String {
+        format!("event {} {}", self.id(), self.printed)
+    }
+
+    /// The headers of the bridge for this body.
+    fn headers<R: Example>(&self) -> BTreeMap<String, String> {
+        let (event_type, rest) = self.printed.split_once(' ').expect("a type, a subject and a text");
+        let subject = rest.split(' ').next().filter(|subject| *subject != "-");
+        let prefix = R::BINDING.prefix;
+        let mut headers = BTreeMap::from([
+            (format!("{prefix}specversion"), "1.0".to_owned()),
+            (format!("{prefix}id"), self.id()),
+            (format!("{prefix}source"), "/plextrac/plextrac".to_owned()),
+            (format!("{prefix}type"), event_type.to_owned()),
+            (format!("{prefix}time"), "2026-11-22T09:30:00.125Z".to_owned()),
+            ("x-authorization-hmac-256".to_owned(), sign(SECRET, self.body)),
+        ]);
+        let is_json = matches!(self.body.first(), Some(b'{' | b'[' | b'n'));
+        let content_type = if is_json { "application/json" } else { "application/octet-stream" };
+        headers.insert("content-type".to_owned(), content_type.to_owned());
+        headers.extend(subject.map(|subject| (format!("{prefix}subject"), subject.to_owned())));
+        if !self.deviations.is_empty() {
+            headers.insert("x-plextrac-deviations".to_owned(), self.deviations.to_owned());
+        }
+        headers
+    }
+}
+
+/// Whatever is in a body, as the bridge publishes it: printed, acknowledged, and the consumer goes on.
+fn prints_what_is_unusual_and_goes_on<R: Example>(test: &str) {
+    let rig = R::new(test);
+    let daemon = Setup::new(&rig.table()).start();
+    accept(&daemon, &payload(0));
+    daemon.wait_until_empty();
+    let start = || Consumer::start(rig.consumer().variable("SECRET", SECRET));
+    let consumer = start();
+    for unusual in &UNUSUAL {
+        rig.publish(&unusual.headers::<R>(), unusual.body);
+    }
+    // All in one partition, queue or stream, so they are in order.
+    consumer.wait_for_events(1 + UNUSUAL.len());
+    let ended = consumer.stop();
+    ended.assert_code(0);
+    let expected: Vec<String> = [line(&payload(0))].into_iter().chain(UNUSUAL.iter().map(Unusual::line)).collect();
+    assert_eq!(ended.out.lines().collect::<Vec<_>>(), expected);
+    let told: Vec<&str> = ended.err.lines().filter(|line| line.starts_with("deviates ")).collect();
+    let deviating = UNUSUAL.iter().filter(|unusual| !unusual.deviations.is_empty());
+    let expected: Vec<String> =
+        deviating.map(|unusual| format!("deviates {} {}", unusual.id(), unusual.deviations)).collect();
+    assert_eq!(told, expected, "{}", ended.err);
+    assert!(!ended.err.contains("refused "), "{}", ended.err);
+
+    let consumer = start();
+    accept(&daemon, &payload(2));
+    consumer.wait_for_events(1);
+    let ended = consumer.stop();
+    ended.assert_code(0);
+    assert_eq!(ended.out.trim_end(), line(&payload(2)));
+}
+
+/// The same bodies through the bridge.
+fn prints_what_the_bridge_accepts<R: Example>(test: &str) {
+    let rig = R::new(test);
+    let daemon = Setup::new(&rig.table()).start();
+    let events: Vec<&Unusual> = UNUSUAL.iter().filter(|unusual| unusual.body.starts_with(b"{")).collect();
+    for event in &events {
+        let answer = request_once(&daemon, event.body, &[]);
+        assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"accepted"}"#));
+    }
+    daemon.wait_until_empty();
+    let consumer = Consumer::start(rig.consumer().variable("SECRET", SECRET));
+    consumer.wait_for_events(events.len());
+    let ended = consumer.stop();
+    ended.assert_code(0);
+    let sorted = |mut lines: Vec<String>| {
+        lines.sort();
+        lines
+    };
+    let printed = sorted(ended.out.lines().map(str::to_owned).collect());
+    assert_eq!(printed, sorted(events.iter().map(|event| event.line()).collect()));
+    for event in events {
+        let begin = format!("deviates {} ", event.id());
+        let told = ended.err.lines().find_map(|line| line.strip_prefix(&begin)).unwrap_or_default();
+        let fields = |list: &str| sorted(list.split(',').map(str::to_owned).collect());
+        assert_eq!(fields(told), fields(event.deviations), "{}", ended.err);
+    }
+}
+
 fn leaves_what_it_has_not_done<R: Example>(test: &str) {
     let rig = R::new(test);
     let setup = Setup::new(&rig.table());
@@ -223,4 +370,34 @@ fn the_example_in_node_leaves_what_it_has_not_done() {
 #[test]
 fn the_example_in_go_leaves_what_it_has_not_done() {
     leaves_what_it_has_not_done::<Nats>("go_leaves_what_it_has_not_done");
+}
+
+#[test]
+fn the_example_in_python_prints_what_is_unusual_and_goes_on() {
+    prints_what_is_unusual_and_goes_on::<Kafka>("python_prints_what_is_unusual");
+}
+
+#[test]
+fn the_example_in_python_prints_what_the_bridge_accepts() {
+    prints_what_the_bridge_accepts::<Kafka>("python_prints_what_the_bridge_accepts");
+}
+
+#[test]
+fn the_example_in_node_prints_what_is_unusual_and_goes_on() {
+    prints_what_is_unusual_and_goes_on::<Rabbitmq>("node_prints_what_is_unusual");
+}
+
+#[test]
+fn the_example_in_node_prints_what_the_bridge_accepts() {
+    prints_what_the_bridge_accepts::<Rabbitmq>("node_prints_what_the_bridge_accepts");
+}
+
+#[test]
+fn the_example_in_go_prints_what_is_unusual_and_goes_on() {
+    prints_what_is_unusual_and_goes_on::<Nats>("go_prints_what_is_unusual");
+}
+
+#[test]
+fn the_example_in_go_prints_what_the_bridge_accepts() {
+    prints_what_the_bridge_accepts::<Nats>("go_prints_what_the_bridge_accepts");
 }

@@ -1,6 +1,6 @@
 //! What the program prints for other programs: schemas, completions, manual pages.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::process::Stdio;
@@ -17,22 +17,25 @@ fn printed(arguments: &[&str]) -> String {
     ended.out
 }
 
-/// The keys of the reference: `broker.kafka.topic`.
-fn keys_of_the_reference() -> BTreeSet<String> {
-    let mut keys = BTreeSet::new();
+/// The keys of the reference, each with its default: `broker.kafka.topic`.
+fn reference() -> BTreeMap<String, Value> {
+    let mut defaults = BTreeMap::new();
     let mut table = "";
     for line in REFERENCE.lines() {
         if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
             table = name;
-        } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
-            keys.insert(format!("{table}.{key}").trim_start_matches('.').to_owned());
+        } else if let Some((key, rest)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            // The values of the reference are written as in JSON; a comment follows.
+            let value = serde_json::Deserializer::from_str(rest).into_iter().next();
+            let value = value.and_then(Result::ok).unwrap_or_else(|| panic!("{line}: not as in JSON"));
+            defaults.insert(format!("{table}.{key}").trim_start_matches('.').to_owned(), value);
         }
     }
-    keys
+    defaults
 }
 
-/// The keys of the schema, down to the tables that the reference has; a secret's file counts as the secret.
-fn keys_of_the_schema(schema: &Value, at: &str, into: &mut BTreeSet<String>) {
+/// The keys of the schema, down to the tables that the reference has, each with its default if it has one.
+fn keys_of_the_schema(schema: &Value, at: &str, into: &mut BTreeMap<String, Value>) {
     for (name, below) in schema["properties"].as_object().into_iter().flatten() {
         let key = format!("{at}.{name}").trim_start_matches('.').to_owned();
         match (below["type"].as_str(), below.get("patternProperties")) {
@@ -42,28 +45,36 @@ fn keys_of_the_schema(schema: &Value, at: &str, into: &mut BTreeSet<String>) {
             }
             (Some("object"), None) if below.get("properties").is_some() => keys_of_the_schema(below, &key, into),
             _ => {
-                into.insert(key);
+                into.insert(key, below["default"].clone());
             }
         }
     }
 }
 
 #[test]
-fn the_schema_of_the_settings_has_every_setting_and_no_other() {
+fn the_schema_of_the_settings_has_every_setting_with_its_default_and_no_other() {
     let schema: Value = serde_json::from_str(&printed(&["schema", "settings"])).expect("it is JSON");
-    let mut keys = BTreeSet::new();
+    let mut keys = BTreeMap::new();
     keys_of_the_schema(&schema, "", &mut keys);
+    // A secret's file counts as the secret.
     let secrets = ["secret", "password", "uri", "token"];
-    keys.retain(|key| !secrets.iter().any(|secret| key.ends_with(&format!(".{secret}_file"))));
-    assert_eq!(keys, keys_of_the_reference());
+    keys.retain(|key, _| !secrets.iter().any(|secret| key.ends_with(&format!(".{secret}_file"))));
+    let reference = reference();
+    let all: BTreeSet<&String> = keys.keys().chain(reference.keys()).collect();
+    let differ = all.into_iter().filter(|key| keys.get(*key) != reference.get(*key));
+    let differ: Vec<_> = differ.map(|key| (key, keys.get(key), reference.get(key))).collect();
+    assert!(differ.is_empty(), "in the schema and in the reference: {differ:#?}");
 }
 
 #[test]
 fn prints_the_schemas_of_the_documentation() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/schema");
-    for (of, file) in
-        [("payload", "payload.schema.json"), ("settings", "settings.schema.json"), ("asyncapi", "asyncapi.yaml")]
-    {
+    for (of, file) in [
+        ("payload", "payload.schema.json"),
+        ("documented-payload", "documented-payload.schema.json"),
+        ("settings", "settings.schema.json"),
+        ("asyncapi", "asyncapi.yaml"),
+    ] {
         let documented = fs::read_to_string(directory.join(file)).expect("the document is there");
         assert_eq!(printed(&["schema", of]), documented, "{of}");
     }

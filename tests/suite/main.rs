@@ -62,6 +62,10 @@ mod limits;
 #[cfg(test)]
 mod page;
 
+// Everything that is known of the sender's payloads, made by Node, on files and on every broker.
+#[cfg(test)]
+mod payloads;
+
 // The mode `published`: 200 for what the broker confirmed, time-outs, senders that leave or ask twice.
 #[cfg(test)]
 mod published;

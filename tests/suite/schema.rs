@@ -1,5 +1,5 @@
-//! The documents in `docs/schema/` against the bridge: what the payload's schema takes, `strict` takes, and the headers
-//! of a message are those of the document. What the documents are by themselves, `tests/lint.sh` checks.
+//! The documents in `docs/schema/` against the bridge: what a payload's schema takes, the bridge takes, and the headers of a
+//! message are those of the document. What the documents are by themselves, `tests/lint.sh` checks.
 
 use std::collections::BTreeSet;
 
@@ -14,78 +14,154 @@ use crate::support::{
 
 const GOOD: &str = r#"{"cuid":"c","actorCuid":"a","event":"E","targetCuid":"t","targetType":"report","text":"x"}"#;
 
-/// Parts of `GOOD`, and what stands there instead in a payload that is as good, or is not.
-const CHANGES: [(bool, &str, &str); 29] = [
-    (true, r#""cuid":"c""#, r#""cuid":"""#),
-    (true, r#""actorCuid":"a""#, r#""actorCuid":"""#),
-    (true, r#""event":"E""#, r#""event":"On Report Creation/Edit""#),
-    (true, r#""targetType":"report""#, r#""targetType":"""#),
-    (true, r#""text":"x""#, r#""text":"""#),
-    (true, r#""text":"x""#, r#""text":"x","clientId":4012,"reportId":500123,"findingId":1,"assessmentId":2"#),
-    (true, r#""text":"x""#, r#""text":"x","clientId":"a text","further":[{"cuid":5}]"#),
-    (true, r#""targetCuid":"t""#, r#""targetCuid":"""#),
-    (true, r#""targetCuid":"t""#, r#""targetCuids":["t","u"]"#),
-    (true, r#""targetCuid":"t""#, r#""targetCuids":[]"#),
-    (false, r#""cuid":"c","#, ""),
-    (false, r#""actorCuid":"a","#, ""),
-    (false, r#""event":"E","#, ""),
-    (false, r#""targetCuid":"t","#, ""),
-    (false, r#""targetType":"report","#, ""),
-    (false, r#","text":"x""#, ""),
-    (false, r#""cuid":"c""#, r#""cuid":null"#),
-    (false, r#""cuid":"c""#, r#""cuid":7"#),
-    (false, r#""actorCuid":"a""#, r#""actorCuid":{}"#),
-    (false, r#""event":"E""#, r#""event":"""#),
-    (false, r#""event":"E""#, r#""event":["E"]"#),
-    (false, r#""targetType":"report""#, r#""targetType":true"#),
-    (false, r#""text":"x""#, r#""text":null"#),
-    (false, r#""text":"x""#, r#""text":1"#),
-    (false, r#""targetCuid":"t""#, r#""targetCuid":["t"]"#),
-    (false, r#""targetCuid":"t""#, r#""targetCuid":"t","targetCuids":["t"]"#),
-    (false, r#""targetCuid":"t""#, r#""targetCuids":"t""#),
-    (false, r#""targetCuid":"t""#, r#""targetCuids":["t",7]"#),
-    (false, r#""targetCuid":"t""#, r#""targetCuids":[null]"#),
+/// What `strict` and `lenient` make of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// The documented payload: an event for both.
+    Documented,
+    /// An event for `lenient` alone.
+    Deviating,
+    /// An event for neither.
+    Probe,
+}
+
+use Verdict::{Deviating, Documented, Probe};
+
+/// Parts of `GOOD`, and what stands there instead.
+const CHANGES: [(Verdict, &str, &str); 56] = [
+    (Documented, r#""cuid":"c""#, r#""cuid":"""#),
+    (Documented, r#""actorCuid":"a""#, r#""actorCuid":"""#),
+    (Documented, r#""event":"E""#, r#""event":"On Report Creation/Edit""#),
+    (Documented, r#""targetType":"report""#, r#""targetType":"""#),
+    (Documented, r#""text":"x""#, r#""text":"""#),
+    (Documented, r#""text":"x""#, r#""text":"x","clientId":4012,"reportId":500123,"findingId":1,"assessmentId":2"#),
+    (
+        Documented,
+        r#""text":"x""#,
+        r#""text":"x","clientId":"4012","reportId":"","findingId":-1.5e3,"flawId":"a text""#,
+    ),
+    (
+        Documented,
+        r#""text":"x""#,
+        r#""text":"x","clientId":null,"reportId":null,"findingId":null,"assessmentId":null"#,
+    ),
+    (Documented, r#""text":"x""#, r#""text":"x","flawId":null,"further":[{"cuid":5}]"#),
+    (Documented, r#""targetCuid":"t""#, r#""targetCuid":"""#),
+    (Documented, r#""targetCuid":"t""#, r#""targetCuids":["t","u"]"#),
+    (Documented, r#""targetCuid":"t""#, r#""targetCuids":["t",""]"#),
+    (Documented, r#""targetCuid":"t""#, r#""targetCuids":[]"#),
+    (Documented, r#""targetCuid":"t""#, r#""targetCuid":"t","targetCuids":null"#),
+    (Documented, r#""targetCuid":"t""#, r#""targetCuid":null,"targetCuids":["t"]"#),
+    (Deviating, r#""cuid":"c","#, ""),
+    (Deviating, r#""actorCuid":"a","#, ""),
+    (Deviating, r#""event":"E","#, ""),
+    (Deviating, r#""targetCuid":"t","#, ""),
+    (Deviating, r#""targetType":"report","#, ""),
+    (Deviating, r#","text":"x""#, ""),
+    (Deviating, r#""cuid":"c""#, r#""cuid":null"#),
+    (Deviating, r#""cuid":"c""#, r#""cuid":7"#),
+    (Deviating, r#""actorCuid":"a""#, r#""actorCuid":{}"#),
+    (Deviating, r#""actorCuid":"a""#, r#""actorCuid":null"#),
+    (Deviating, r#""event":"E""#, r#""event":"""#),
+    (Deviating, r#""event":"E""#, r#""event":null"#),
+    (Deviating, r#""event":"E""#, r#""event":["E"]"#),
+    (Deviating, r#""targetType":"report""#, r#""targetType":true"#),
+    (Deviating, r#""targetType":"report""#, r#""targetType":null"#),
+    (Deviating, r#""text":"x""#, r#""text":null"#),
+    (Deviating, r#""text":"x""#, r#""text":1"#),
+    (Deviating, r#""text":"x""#, r#""text":"x","clientId":{}"#),
+    (Deviating, r#""text":"x""#, r#""text":"x","reportId":[1]"#),
+    (Deviating, r#""text":"x""#, r#""text":"x","findingId":true"#),
+    (Deviating, r#""text":"x""#, r#""text":"x","flawId":{}"#),
+    (Deviating, r#""text":"x""#, r#""text":"x","assessmentId":false"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuid":["t"]"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuid":null"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuid":null,"targetCuids":null"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuid":5,"targetCuids":null"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuid":"t","targetCuids":["t"]"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuid":"t","targetCuids":7"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuids":"t""#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuids":["t",7]"#),
+    (Deviating, r#""targetCuid":"t""#, r#""targetCuids":[null]"#),
+    (Deviating, GOOD, r#"{"clientId":7,"reportId":"12","findingId":345}"#),
+    (Deviating, GOOD, r#"{"flawId":null}"#),
+    (Deviating, GOOD, r#"{"":0}"#),
+    (Deviating, GOOD, r#"{"Event":"E"}"#),
+    (Probe, GOOD, "{}"),
+    (Probe, GOOD, "[]"),
+    (Probe, GOOD, "[{\"event\":\"E\"}]"),
+    (Probe, GOOD, "null"),
+    (Probe, GOOD, "5"),
+    (Probe, GOOD, "\"x\""),
 ];
 
-#[test]
-fn the_schema_of_the_payload_takes_what_the_bridge_takes() {
-    let bridge = Bridge::start(|setup| setup.takes_repeats().strict());
+/// Compares what a schema takes with what a source with this validation publishes.
+fn takes_what_the_bridge_takes(schema: &str, validation: &str, is_event: impl Fn(Verdict) -> bool) {
+    let bridge = Bridge::start(|setup| setup.takes_repeats().text("sources.plextrac.validation", validation));
     let unicode = UNICODE.map(|text| {
         let body = Payload { text: text.to_owned(), target: text.to_owned(), ..Payload::new("c") }.body();
-        (true, String::from_utf8(body).expect("the payload is text"))
+        (Documented, String::from_utf8(body).expect("the payload is text"))
     });
-    let changed = CHANGES.map(|(good, from, to)| {
+    let changed = CHANGES.map(|(verdict, from, to)| {
         assert!(GOOD.contains(from), "{from}");
-        (good, GOOD.replace(from, to))
+        (verdict, GOOD.replace(from, to))
     });
-    let cases: Vec<(bool, String)> = changed.into_iter().chain(unicode).collect();
+    let cases: Vec<(Verdict, String)> = changed.into_iter().chain(unicode).collect();
     let bodies: Vec<&str> = cases.iter().map(|(_, body)| body.as_str()).collect();
-    let fits = fit_the_schema(&bodies);
+    let fits = fit_the_schema(schema, &bodies);
     let (fits, examples) = fits.split_at(bodies.len());
-    for ((good, body), fits) in cases.iter().zip(fits) {
-        let status = request_once(&bridge.daemon, body.as_bytes(), &[]).status;
-        let expected = if *good { (true, 200) } else { (false, 422) };
-        assert_eq!((*fits, status), expected, "schema and bridge: {body}");
+    for ((verdict, body), fits) in cases.iter().zip(fits) {
+        let answer = request_once(&bridge.daemon, body.as_bytes(), &[]);
+        let (status, text) = (answer.status, answer.text());
+        assert_eq!(*fits, is_event(*verdict), "the schema: {body}");
+        match verdict {
+            Probe => assert_eq!((status, text.as_str()), (200, r#"{"status":"probe"}"#), "{body}"),
+            _ if *fits => assert_eq!((status, text.as_str()), (200, r#"{"status":"accepted"}"#), "{body}"),
+            _ => assert_eq!(status, 422, "{body}: {text}"),
+        }
     }
     assert!(examples.len() >= 2 && examples.iter().all(|fits| *fits), "an example of its own does not fit");
 }
 
 #[test]
-fn the_samples_of_the_program_fit_the_schema_of_the_payload() {
+fn the_schema_of_the_payload_takes_what_lenient_publishes() {
+    takes_what_the_bridge_takes("payload", "lenient", |verdict| verdict != Probe);
+}
+
+#[test]
+fn the_schema_of_the_documented_payload_takes_what_strict_publishes() {
+    takes_what_the_bridge_takes("documented-payload", "strict", |verdict| verdict == Documented);
+}
+
+/// The bodies that `send` sends with these arguments, as they arrive.
+fn samples(arguments: &[&str]) -> Vec<String> {
     let setup = Setup::on_files();
     let daemon = setup.start();
     let url = format!("http://{}{}", daemon.ingress, PATH);
-    let done = setup.run(&["send", "--count", "4", &url]);
+    let done = setup.run(&[&["send"], arguments, &[url.as_str()]].concat());
     assert_eq!(done.status.code(), Some(0), "{}", said(&done));
     daemon.wait_until_empty();
-    let delivered = setup.delivered();
-    let bodies: Vec<&str> =
-        delivered.iter().map(|message| std::str::from_utf8(&message.body).expect("JSON is text")).collect();
-    assert_eq!(bodies.len(), 4);
-    assert!(fit_the_schema(&bodies).iter().all(|fits| *fits), "{bodies:?}");
+    let text = |body| String::from_utf8(body).expect("JSON is text");
+    setup.delivered().into_iter().map(|message| text(message.body)).collect()
 }
 
-/// All documented headers of a full event, and only the required ones of the least event that `lenient` takes.
+#[test]
+fn the_samples_of_the_program_fit_the_schemas_of_the_payload() {
+    let usual = samples(&["--count", "10"]);
+    let bodies: Vec<&str> = usual.iter().map(String::as_str).collect();
+    assert_eq!(bodies.len(), 10);
+    assert!(fit_the_schema("documented-payload", &bodies).iter().all(|fits| *fits), "{bodies:?}");
+    let all = samples(&["--sample", "all"]);
+    let bodies: Vec<&str> = all.iter().map(String::as_str).collect();
+    assert_eq!(bodies.len(), 18);
+    assert!(fit_the_schema("payload", &bodies).iter().all(|fits| *fits), "{bodies:?}");
+    let documented = fit_the_schema("documented-payload", &bodies);
+    // Five events and a bulk change; the schema's own examples follow.
+    assert_eq!(documented[..18].iter().filter(|fits| **fits).count(), 6, "{bodies:?}");
+}
+
+/// All documented headers of a full event but the deviations, and of the least event that `lenient` takes only those that
+/// every message has, and its deviations.
 fn says_which_headers_a_message_has<R: Rig>(test: &str, broker: &str) {
     let rig = R::new(test);
     let daemon =
@@ -107,18 +183,15 @@ fn says_which_headers_a_message_has<R: Rig>(test: &str, broker: &str) {
         if broker == "rabbitmq" {
             names.remove("content-type"); // a property, which the reader of the tests shows as a header
         }
-        let all = message.body == full;
-        let expected = documented.iter().filter(|(_, always)| all || **always).map(|(name, _)| name.as_str());
-        let mut expected: BTreeSet<&str> = expected.collect();
-        // The full event is the documented one, the least departs from it.
-        let deviations = "x-plextrac-deviations";
-        if all {
-            expected.remove(deviations)
-        } else {
-            expected.insert(deviations)
+        let is_full = message.body == full;
+        let has = |name: &str, always: bool| match name {
+            "x-plextrac-deviations" => !is_full,
+            _ => is_full || always,
         };
-        assert_eq!(names, expected, "{}", String::from_utf8_lossy(&message.body));
-        if all {
+        let expected =
+            documented.iter().filter(|(name, always)| has(name, **always)).map(|(name, _)| name.as_str());
+        assert_eq!(names, expected.collect(), "{}", String::from_utf8_lossy(&message.body));
+        if is_full {
             assert_eq!(message.headers["x-authorization-hmac-256"], sign(SECRET, &full));
         }
     }

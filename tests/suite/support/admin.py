@@ -59,7 +59,7 @@ def rabbitmq(order):
         channel.queue_delete(order["queue"])
     elif order["do"] == "publish":
         headers = order["headers"]
-        properties = pika.BasicProperties("application/json", headers=headers, delivery_mode=2,
+        properties = pika.BasicProperties(headers.get("content-type"), headers=headers, delivery_mode=2,
                                           message_id=headers["cloudEvents_id"])
         channel.confirm_delivery()
         channel.basic_publish(order["exchange"], order["key"], base64.b64decode(order["body"]), properties, True)

@@ -29,7 +29,7 @@ pub(crate) use consumer::Consumer;
 pub(crate) use daemon::{Daemon, Status, Stopped, request_once};
 pub(crate) use http::{Answer, Client, get};
 pub(crate) use load::{Load, Note, Outcome, Sent};
-pub(crate) use node::node_signs;
+pub(crate) use node::{Known, known_payloads, node_signs};
 pub(crate) use oracle::{Delivered, Oracle, assert_books_balance};
 pub(crate) use payload::{Payload, UNICODE};
 pub(crate) use program::{Ended, Program};

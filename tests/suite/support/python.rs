@@ -55,9 +55,9 @@ pub(crate) fn read(order: &Value) -> Vec<Delivered> {
     run("read.py", order, |line| Delivered::from(&line))
 }
 
-/// Whether the payload's schema takes each of these bodies, and then each of its own examples.
-pub(crate) fn fit_the_schema(bodies: &[&str]) -> Vec<bool> {
-    run("schema.py", &json!({"bodies": bodies}), |line| line == true)
+/// Whether a schema in `docs/schema/` takes each of these bodies, and then each of its own examples.
+pub(crate) fn fit_the_schema(schema: &str, bodies: &[&str]) -> Vec<bool> {
+    run("schema.py", &json!({"schema": schema, "bodies": bodies}), |line| line == true)
 }
 
 /// The names of the headers in the document for this broker, and whether a message always has them.

@@ -1,6 +1,7 @@
 """What the documents in docs/schema/ say: `schema.py ORDER`, the order as JSON; one JSON value a line.
 
-`{"bodies": [..]}`: for each of these texts whether the payload's schema takes it.
+`{"bodies": [..], "schema": "payload"}`: for each of these texts whether that schema takes it, and then for each of the
+schema's own examples.
 `{"headers": "kafka"}`: the names of the headers that a message of this broker has, and whether it always has them.
 """
 
@@ -14,7 +15,7 @@ import yaml
 HERE = pathlib.Path(__file__).resolve().parents[3] / "docs/schema"
 order = json.loads(sys.argv[1])
 if "bodies" in order:
-    schema = json.loads((HERE / "payload.schema.json").read_text())
+    schema = json.loads((HERE / f"{order['schema']}.schema.json").read_text())
     checks = jsonschema.Draft202012Validator(schema)
     for body in order["bodies"] + [json.dumps(example) for example in schema["examples"]]:
         print(json.dumps(checks.is_valid(json.loads(body))))

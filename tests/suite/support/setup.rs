@@ -95,6 +95,13 @@ impl Setup {
         self
     }
 
+    /// Takes a setting back to its default.
+    pub(crate) fn by_default(mut self, key: &str) -> Self {
+        let (section, key) = key.rsplit_once('.').unwrap_or(("", key));
+        self.sections.entry(section.to_owned()).or_default().remove(key);
+        self
+    }
+
     /// Another broker, in the same directories.
     pub(crate) fn with_broker(mut self, broker: &Table) -> Self {
         self.broker = broker.toml();
