@@ -7,6 +7,7 @@
 mod journal;
 mod letters;
 mod memory;
+mod open_files;
 mod reload;
 mod threads;
 
@@ -166,6 +167,8 @@ impl App {
     pub async fn run(self, mut signals: impl Signals) -> Result<Outcome, StartError> {
         let Self { settings, listeners, admin, state, reloading } = self;
         let threads = settings.ingress.threads;
+        open_files::raise(&settings);
+        memory::give_back_large();
         // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
@@ -221,15 +224,17 @@ impl App {
             lost
         })?;
         let mut serving = Vec::new();
+        let unreadable = Arc::new(ingress::Unreadable::new(parts.metrics.clone()));
         for (socket, pulse) in listeners.into_sockets().into_iter().zip(accepting) {
             let (live, connections, stop) = (live.clone(), parts.connections.clone(), parts.stop.clone());
-            let serve = move || ingress::serve(socket, live, connections, stop);
+            let unreadable = unreadable.clone();
+            let serve = move || ingress::serve(socket, live, connections, unreadable, stop);
             serving.push(thread("ingress", runtimes.next()?, Some(pulse), serve)?);
         }
         journal::recall(&parts.known, &settings)?;
         let queue = &parts.queue;
         let mut reloader = Reloader::new(reloading, settings, &parts, live);
-        tokio::spawn(memory::keep_low(queue.clone()));
+        tokio::spawn(memory::keep_low(queue.clone(), parts.connections.clone()));
         systemd::notify(systemd::State::Ready);
         tokio::spawn(systemd::feed_watchdog(move || pulse::dead(&pulses)));
         let failed = tokio::select! {

@@ -186,7 +186,7 @@ impl Metrics {
             scrape: Mutex::new(()),
             requests: add.counters(
                 "requests_total",
-                "Answered requests; source \"none\" is no source's path.",
+                "Answered requests; source \"none\": no source's path, or no HTTP/1.1.",
                 &["source", "code"],
             ),
             request_duration: add.add(HistogramVec::new(request_options, &["source"])),
@@ -232,7 +232,9 @@ impl Metrics {
 
     /// Makes every series exist with 0.
     fn start(&self) {
-        self.requests.with_label_values(&["none", "404"]);
+        for code in ["400", "404", "431"] {
+            self.requests.with_label_values(&["none", code]);
+        }
         for result in RELOADS {
             self.reloads.with_label_values(&[result]);
         }
@@ -273,6 +275,11 @@ impl Metrics {
     /// Counts an answered request for no source's path.
     pub fn unknown_path(&self) {
         self.requests.with_label_values(&["none", "404"]).inc();
+    }
+
+    /// Counts a request that is not HTTP/1.1, or whose head is too large.
+    pub fn unreadable(&self, code: &str) {
+        self.requests.with_label_values(&["none", code]).inc();
     }
 
     /// From handing over to the verdict.

@@ -14,6 +14,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_io_timeout::TimeoutStream;
@@ -21,12 +22,15 @@ use tokio_io_timeout::TimeoutStream;
 use crate::admin::health::Health;
 use crate::admin::page;
 use crate::admin::reloads::Reloads;
-use crate::ingress::{Connections, Live, UnknownPaths};
+use crate::ingress::{Connections, Live, UnknownPaths, take_both_families};
 use crate::letters::Held;
 use crate::metrics::Metrics;
 
 /// Probes, a scraper and some browsers.
 const CONNECTIONS: usize = 64;
+
+/// Connections that the kernel holds until they are accepted.
+const BACKLOG: i32 = 128;
 
 /// A probe is one small request: who is slower hangs.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,9 +71,13 @@ type Answer = Response<Full<Bytes>>;
 /// # Errors
 /// The address is taken, or not of this machine.
 pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
-    let listener = StdListener::bind(address)?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    take_both_families(&socket, address)?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// Serves the admin port for ever. Runs in a `LocalSet`.

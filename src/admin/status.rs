@@ -174,6 +174,7 @@ fn source_status(source: &Source, observed: &Observed, book: &SourceBook) -> Val
             "status": refusal.status,
             "detail": refusal.detail,
             "request_id": refusal.request_id,
+            "count": refusal.count,
             "peer": refusal.peer,
             "advice": refusal.reason.advice(),
             "timestamp_seconds": unix_seconds(Some(refusal.at)),

@@ -8,6 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ingress::Connections;
 use crate::queue::Buffer;
 
 /// How often it is looked.
@@ -18,6 +19,25 @@ const FLOOD: usize = 1 << 20;
 
 /// A flood has ebbed when this part of it is left: earlier, much of what it took is still in use.
 const EBB: usize = 16;
+
+/// The memory of a connection with a small request.
+const CONNECTION: usize = 16 << 10;
+
+/// Larger allocations, such as those of large bodies, are given back to the system at once.
+#[cfg(target_env = "gnu")]
+const LARGE: libc::c_int = 64 << 10;
+
+/// Sets the size from which allocations are given back at once: the C library would raise it with what is freed.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "the C library offers it in no other way")]
+pub(super) fn give_back_large() {
+    // SAFETY: it takes no pointer.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+}
+
+/// Does nothing: this C library gives back what is freed.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn give_back_large() {}
 
 /// What is seen of the queue from one look to the next.
 #[derive(Debug, Default)]
@@ -60,11 +80,15 @@ enum Turn {
 }
 
 /// Looks once a second, for ever.
-pub(super) async fn keep_low(queue: Arc<Buffer>) {
-    let mut tide = Tide::default();
+pub(super) async fn keep_low(queue: Arc<Buffer>, connections: Arc<Connections>) {
+    let (mut tide, mut of_connections) = (Tide::default(), Tide::default());
     loop {
         tokio::time::sleep(LOOK).await;
         let (_, bytes) = queue.held();
+        // Connections that were closed leave as much, also where no event arrived.
+        if of_connections.turn(connections.open() * CONNECTION, 0) == Turn::Ebb {
+            trim();
+        }
         match tide.turn(bytes, queue.received()) {
             Turn::None => {}
             Turn::Ebb => trim(),

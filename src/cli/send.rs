@@ -70,11 +70,7 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
     let Some(url) = options.url.clone().or(identity.url) else {
         return Err(cli::failed("name the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
     };
-    let url: Uri = url.parse().map_err(|error| cli::failed(format_args!("{url} is no URL: {error}")))?;
-    // A lone word is a URI too: a host without a scheme.
-    if url.scheme().is_none() || url.host().is_none() {
-        return Err(cli::failed(format_args!("{url} is no URL; it starts with http:// or https://")));
-    }
+    let url = encoded(&url).map_err(cli::failed)?;
     let bodies = options.files.iter().map(|path| read(path).map(Bytes::from)).collect::<Result<Vec<_>, _>>()?;
     let each_once = if options.sample.is_empty() { bodies.len().max(1) } else { samples.len() };
     let count = options.count.unwrap_or(each_once as u64);
@@ -122,6 +118,14 @@ fn samples(options: &Options) -> Vec<&'static Sample> {
             samples
         }
     }
+}
+
+/// A URL as every client sends it: encoded.
+fn encoded(url: &str) -> Result<Uri, String> {
+    let parsed = url::Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+    // A lone word, or a host and a port without a scheme, is none.
+    let parsed = parsed.ok_or_else(|| format!("{url} is no URL; it starts with http:// or https://"))?;
+    parsed.as_str().parse().map_err(|error| format!("{url} is no URL: {error}"))
 }
 
 /// What is sent, and how far it is.

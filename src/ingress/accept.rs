@@ -1,18 +1,20 @@
 //! Accept: connections within the limit, one runtime per thread, each with a listening socket of its own.
 
+use std::cell::Cell;
 use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
-use crate::ingress::conversation::{Conversation, Handshakes};
+use crate::ingress::connection_task::{ConnectionTask, Thread};
+use crate::ingress::connections::Connections;
 use crate::ingress::live::{Live, Local};
+use crate::ingress::not_http::Unreadable;
 use crate::logs::Throttle;
 use crate::shutdown::{Drain, Phase};
 use crate::ticket::Mailbox;
@@ -83,8 +85,20 @@ enum Sharing {
     Among,
 }
 
+/// Lets a socket on `[::]` take IPv4 as well, whatever the system's default is.
+///
+/// # Errors
+/// The socket does not take the option.
+pub fn take_both_families(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    if address.is_ipv6() && address.ip().is_unspecified() {
+        socket.set_only_v6(false)?;
+    }
+    Ok(())
+}
+
 fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    take_both_families(&socket, address)?;
     socket.set_reuse_address(true)?;
     socket.set_reuse_port(sharing == Sharing::Among)?;
     socket.set_nonblocking(true)?;
@@ -92,71 +106,6 @@ fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
     socket.listen(BACKLOG)?;
     socket.set_reuse_port(true)?;
     Ok(socket.into())
-}
-
-/// The permits for connections, all threads together.
-#[derive(Debug)]
-pub struct Connections {
-    permits: Arc<Semaphore>,
-    capacity: AtomicUsize,
-    open: Arc<AtomicUsize>,
-}
-
-/// A permit in use.
-struct Permit {
-    _permit: OwnedSemaphorePermit,
-    open: Arc<AtomicUsize>,
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Connections {
-    /// So many permits.
-    #[must_use]
-    pub fn new(capacity: usize) -> Self {
-        Self {
-            permits: Arc::new(Semaphore::new(capacity)),
-            capacity: AtomicUsize::new(capacity),
-            open: Arc::default(),
-        }
-    }
-
-    /// How many are in use.
-    #[must_use]
-    pub fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    /// How many there are.
-    #[must_use]
-    pub fn capacity(&self) -> usize {
-        self.capacity.load(Ordering::Relaxed)
-    }
-
-    /// Another number from now on. Where there are more connections than that, they stay, and none is accepted until
-    /// enough have ended. Runs in a runtime.
-    ///
-    /// # Panics
-    /// Never: the semaphore is not closed.
-    pub fn limit(&self, capacity: usize) {
-        let before = self.capacity.swap(capacity, Ordering::Relaxed);
-        self.permits.add_permits(capacity.saturating_sub(before));
-        let fewer = u32::try_from(before.saturating_sub(capacity)).unwrap_or(u32::MAX);
-        let permits = self.permits.clone();
-        tokio::spawn(async move {
-            permits.acquire_many_owned(fewer).await.expect("the semaphore is never closed").forget();
-        });
-    }
-
-    async fn permit(&self) -> Permit {
-        let permit = self.permits.clone().acquire_owned().await.expect("the semaphore is never closed");
-        self.open.fetch_add(1, Ordering::Relaxed);
-        Permit { _permit: permit, open: self.open.clone() }
-    }
 }
 
 /// Serves one listening socket until the stop reaches [`Phase::Closing`]; then finishes what has begun, until the
@@ -168,58 +117,56 @@ pub async fn serve(
     socket: StdListener,
     live: Arc<Live>,
     connections: Arc<Connections>,
+    unreadable: Arc<Unreadable>,
     stop: Drain,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
     let mailbox = Arc::new(Mailbox::default());
     tokio::task::spawn_local(mailbox.clone().deliver());
-    let (goodbye, staying) = watch::channel(());
+    let (closing, staying) = watch::channel(());
     let throttle = Throttle::new(1, Duration::from_secs(5));
-    let local = Rc::new(Local::new(live));
-    let handshakes = Rc::new(Handshakes::new());
-    let closing = stop.reached(Phase::Closing);
-    tokio::pin!(closing);
+    let thread = Rc::new(Thread {
+        local: Local::new(live),
+        mailbox,
+        unreadable,
+        is_leaving: Cell::new(false),
+        closing: Cell::new(None),
+        replaced: Cell::new(0),
+    });
+    tokio::task::spawn_local({
+        let (thread, stop) = (thread.clone(), stop.clone());
+        async move {
+            stop.reached(Phase::Leaving).await;
+            thread.is_leaving.set(true);
+        }
+    });
+    let until_closing = stop.reached(Phase::Closing);
+    tokio::pin!(until_closing);
     loop {
         let (stream, peer) = tokio::select! {
             accepted = accept(&listener, &throttle) => accepted,
-            () = &mut closing => break,
+            () = &mut until_closing => break,
         };
         // What is over the limit waits, in the kernel but for one per thread. A permit taken before the connection would
         // be kept from the thread that the kernel gives the next one to.
-        let permit = tokio::select! {
-            permit = connections.permit() => Some(permit),
+        let (place, is_last) = tokio::select! {
+            place = connections.admit() => (place, false),
             // It is accepted, so it is served, be it beyond the limit.
-            () = &mut closing => None,
+            () = &mut until_closing => (connections.admit_beyond(), true),
         };
-        let is_last = permit.is_none();
-        let conversation = Conversation {
-            peer,
-            local: local.clone(),
-            tls: local.now().settings.tls.clone(),
-            mailbox: mailbox.clone(),
-            staying: staying.clone(),
-        };
-        match conversation.tls.clone() {
-            None => tokio::task::spawn_local(async move {
-                conversation.hold(stream).await;
-                drop(permit);
-            }),
-            Some(tls) => {
-                let handshakes = handshakes.clone();
-                tokio::task::spawn_local(async move {
-                    conversation.hold_over_tls(stream, &tls, &handshakes).await;
-                    drop(permit);
-                })
-            }
-        };
+        let task = ConnectionTask { peer, thread: thread.clone(), place, staying: staying.clone() };
+        tokio::task::spawn_local(task.serve(stream));
         if is_last {
             break;
         }
     }
     drop((listener, staying));
-    goodbye.send_replace(());
+    thread.is_leaving.set(true);
+    thread.closing.set(Some(Instant::now()));
+    closing.send_replace(());
+    connections.wake_all();
     tokio::select! {
-        () = goodbye.closed() => {}
+        () = closing.closed() => {}
         () = stop.deadline() => {}
     }
     Ok(())
@@ -232,7 +179,8 @@ async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, Sock
             Ok((stream, peer)) => {
                 // Answers are small and whole: waiting for more to send would only delay them.
                 let _ = stream.set_nodelay(true);
-                return (stream, peer);
+                // On a socket of both families an IPv4 peer has a mapped address.
+                return (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
@@ -263,8 +211,6 @@ mod tests {
     use std::sync::Barrier;
     use std::thread;
 
-    use futures_util::FutureExt as _;
-
     use super::*;
 
     #[test]
@@ -286,21 +232,14 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn takes_other_limits_while_connections_are_open() {
-        let connections = Connections::new(1);
-        let first = connections.permit().await;
-        assert!(connections.permit().now_or_never().is_none());
-        connections.limit(3);
-        let others = [connections.permit().await, connections.permit().await];
-        connections.limit(1);
-        tokio::task::yield_now().await;
-        assert_eq!((connections.open(), connections.capacity()), (3, 1), "they stay");
-        drop(others);
-        tokio::task::yield_now().await;
-        assert!(connections.permit().now_or_never().is_none(), "still one");
-        drop(first);
-        assert!(connections.permit().now_or_never().is_some());
+    #[test]
+    fn takes_both_families_on_the_wildcard_whatever_the_default() {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
+        socket.set_only_v6(true).unwrap();
+        take_both_families(&socket, "[::1]:0".parse().unwrap()).unwrap();
+        assert!(socket.only_v6().unwrap(), "an address of one family");
+        take_both_families(&socket, "[::]:0".parse().unwrap()).unwrap();
+        assert!(!socket.only_v6().unwrap());
     }
 
     #[test]

@@ -84,7 +84,7 @@ pub(super) async fn read(
 ) -> Result<(Box<[u8]>, Share), Unread> {
     let mut deadline = None;
     let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| Unread::TooLarge)?;
-    // Only what has come is charged: an announced length alone takes nothing from anybody.
+    // What is allocated is charged, and that grows with what arrives: an announced length alone takes nothing from others.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
     let mut bytes = Vec::new();
     loop {
@@ -106,12 +106,21 @@ pub(super) async fn read(
         if length > most {
             return Err(Unread::TooLarge);
         }
-        share.grow(length)?;
-        if bytes.capacity() == 0 {
-            bytes.reserve_exact(announced.max(data.len()));
+        if length > bytes.capacity() {
+            let capacity = grown(bytes.capacity(), length, announced, most);
+            let capacity = if share.grow(capacity).is_ok() { capacity } else { length };
+            share.grow(capacity)?;
+            bytes.reserve_exact(capacity - bytes.len());
         }
         bytes.extend_from_slice(&data);
     }
+}
+
+/// The next capacity for `length` bytes: exact for a body that arrives at once, at most doubled for others, and never
+/// beyond what the body can reach.
+fn grown(capacity: usize, length: usize, announced: usize, most: usize) -> usize {
+    let end = if announced == 0 { most } else { announced };
+    (2 * capacity).min(end).max(length)
 }
 
 /// hyper reports broken framing as invalid input or data, a connection that ended as anything else.
@@ -132,6 +141,15 @@ pub(super) async fn discard(mut body: Incoming) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn allocates_what_arrives_and_at_most_as_much_again() {
+        assert_eq!(grown(0, 500, 500, 1000), 500, "a body that arrives at once");
+        assert_eq!(grown(0, 500, 100_000, 1 << 20), 500, "an announced length alone");
+        assert_eq!(grown(500, 600, 100_000, 1 << 20), 1000);
+        assert_eq!(grown(500, 600, 700, 1 << 20), 700, "exact at the end");
+        assert_eq!(grown(800, 900, 0, 1000), 1000, "chunks, without a length");
+    }
 
     #[test]
     fn gives_its_share_back() {

@@ -1,100 +1,110 @@
-//! What a request's handler knows of its connection: when the first byte of the request came, from which the time that
-//! a sender has waited counts, and whether the sender has left meanwhile.
+//! One connection: its socket, the phase it is in, and what a request's handler may know of it.
 
 use std::cell::{Cell, RefCell};
-use std::fmt::Debug;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_util::FutureExt as _;
-use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf, Ready};
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf, Ready, Take};
 use tokio::net::TcpStream;
-use tokio_rustls::server::TlsStream;
 
-/// One connection, as hyper reads it and as handlers look at it. All on one thread.
+use crate::ingress::connections::Slot;
+
+/// The most that is read at once. hyper's read buffer starts with 8 KiB and doubles only when a read fills it: so it
+/// stays at that for everything but a large head.
+const READ: u64 = 8 * 1024 - 1;
+
+/// The first bytes of a request that are remembered: the HTTP/2 preface is 24 bytes long.
+const FIRST: usize = 24;
+
+/// The socket of a connection, shared by what reads and writes it and by what looks at it. All on one thread.
+#[derive(Clone, Debug)]
+pub(super) struct Socket(Rc<Shared>);
+
 #[derive(Debug)]
-pub(super) struct Connection<S> {
-    stream: Rc<RefCell<S>>,
-    /// Set by the first byte that comes after it was cleared.
-    first_byte: Rc<Cell<Option<Instant>>>,
-    /// Nothing has come yet.
-    is_silent: Rc<Cell<bool>>,
+struct Shared {
+    stream: RefCell<TcpStream>,
+    has_heard: Cell<bool>,
 }
 
-impl<S> Clone for Connection<S> {
-    fn clone(&self) -> Self {
-        Self { stream: self.stream.clone(), first_byte: self.first_byte.clone(), is_silent: self.is_silent.clone() }
-    }
+/// What reading and discarding found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Discarded {
+    /// Nothing more at the moment.
+    Pending,
+    /// The peer's end, or an error.
+    End,
 }
 
-impl<S> Connection<S> {
-    pub(super) fn new(stream: S) -> Self {
-        Self {
-            stream: Rc::new(RefCell::new(stream)),
-            first_byte: Rc::default(),
-            is_silent: Rc::new(Cell::new(true)),
-        }
+impl Socket {
+    pub(super) fn new(stream: TcpStream) -> Self {
+        Self(Rc::new(Shared { stream: RefCell::new(stream), has_heard: Cell::new(false) }))
     }
 
-    /// When the request that is being read began.
-    pub(super) fn began(&self) -> Instant {
-        self.first_byte.get().unwrap_or_else(Instant::now)
+    /// Whether any byte has arrived.
+    pub(super) fn has_heard(&self) -> bool {
+        self.0.has_heard.get()
     }
 
-    /// Whether nothing has come yet.
-    pub(super) fn is_silent(&self) -> bool {
-        self.is_silent.get()
-    }
-
-    /// The request is answered: what comes next is another one.
-    pub(super) fn answered(&self) {
-        self.first_byte.set(None);
-    }
-}
-
-/// A connection as handlers look at it, whatever it runs over.
-pub(super) trait Line: Debug {
-    /// Whether the sender has closed the connection, or at least its side of it.
-    fn is_left(&self) -> bool;
-}
-
-impl Line for Connection<TcpStream> {
-    fn is_left(&self) -> bool {
-        matches!(self.stream.borrow().peek(&mut [0]).now_or_never(), Some(Ok(0) | Err(_)))
-    }
-}
-
-impl Line for Connection<TlsStream<TcpStream>> {
-    /// What TLS says at the end lies unread before the end itself: the socket is asked, not its bytes.
-    fn is_left(&self) -> bool {
-        let stream = self.stream.borrow();
-        let ready = stream.get_ref().0.ready(Interest::READABLE).now_or_never();
+    /// Whether the peer has closed the connection, or at least its side of it.
+    fn is_closed_by_peer(&self) -> bool {
+        let stream = self.0.stream.borrow();
+        let ready = stream.ready(Interest::READABLE).now_or_never();
         ready.is_some_and(|ready| ready.is_ok_and(Ready::is_read_closed))
     }
+
+    /// Whether bytes wait to be read. Asks the socket itself: the runtime may not know of them yet.
+    pub(super) fn has_unread(&self) -> bool {
+        let stream = self.0.stream.borrow();
+        let mut byte = [std::mem::MaybeUninit::uninit()];
+        SockRef::from(&*stream).peek(&mut byte).is_ok_and(|read| read > 0)
+    }
+
+    /// Closes this side; the peer's bytes are still taken.
+    pub(super) fn close_write(&self) {
+        // It fails where the connection has ended.
+        let _ = SockRef::from(&*self.0.stream.borrow()).shutdown(std::net::Shutdown::Write);
+    }
+
+    /// Reads and discards what has arrived.
+    pub(super) fn poll_discard(&self, context: &mut Context<'_>) -> Poll<Discarded> {
+        let mut buffer = [0; 4096];
+        // Others on this thread have their turn after so many reads.
+        for _ in 0..16 {
+            let mut read = ReadBuf::new(&mut buffer);
+            match Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(context, &mut read) {
+                Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
+                Poll::Ready(_) => return Poll::Ready(Discarded::End),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+        Poll::Ready(Discarded::Pending)
+    }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
+impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let polled = Pin::new(&mut *self.stream.borrow_mut()).poll_read(context, buffer);
-        if buffer.filled().len() > before && self.first_byte.get().is_none() {
-            self.first_byte.set(Some(Instant::now()));
-            self.is_silent.set(false);
+        let polled = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.0.has_heard.set(true);
         }
         polled
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
+impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_write(context, bytes)
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_write(context, bytes)
     }
 
     fn poll_write_vectored(
@@ -102,19 +112,205 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_write_vectored(context, slices)
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_write_vectored(context, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.borrow().is_write_vectored()
+        true
     }
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_flush(context)
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_flush(context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.stream.borrow_mut()).poll_shutdown(context)
+        Pin::new(&mut *self.0.stream.borrow_mut()).poll_shutdown(context)
+    }
+}
+
+/// The phase of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// No request is under way.
+    Idle,
+    /// The first byte of a request has arrived, its head is not complete.
+    Head,
+    /// A request is being handled.
+    Request,
+    /// The answer is on its way; the connection is idle once it is written.
+    Answer,
+}
+
+/// What is known of one connection. All on one thread, but for its slot.
+#[derive(Debug)]
+pub(super) struct Connection {
+    socket: Socket,
+    slot: Arc<Slot>,
+    phase: Cell<Phase>,
+    /// The begin of the idle time, or of the request.
+    since: Cell<Instant>,
+    /// The beginning of the last request.
+    first: Cell<[u8; FIRST]>,
+    /// No byte of a request has arrived yet.
+    is_silent: Cell<bool>,
+    is_verified: Cell<bool>,
+    /// The rest of a refused body is being discarded: its bytes begin no request.
+    is_discarding: Cell<bool>,
+}
+
+impl Connection {
+    pub(super) fn new(socket: Socket, slot: Arc<Slot>) -> Self {
+        Self {
+            socket,
+            slot,
+            phase: Cell::new(Phase::Idle),
+            since: Cell::new(Instant::now()),
+            first: Cell::default(),
+            is_silent: Cell::new(true),
+            is_verified: Cell::new(false),
+            is_discarding: Cell::new(false),
+        }
+    }
+
+    pub(super) fn socket(&self) -> &Socket {
+        &self.socket
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    /// The begin of the idle time, or of the request.
+    pub(super) fn since(&self) -> Instant {
+        self.since.get()
+    }
+
+    /// Whether no byte of a request has arrived yet.
+    pub(super) fn is_silent(&self) -> bool {
+        self.is_silent.get()
+    }
+
+    /// The beginning of the last request, filled up with zeros.
+    pub(super) fn first(&self) -> [u8; FIRST] {
+        self.first.get()
+    }
+
+    /// Whether the peer has closed the connection, or at least its side of it.
+    pub(super) fn peer_has_closed(&self) -> bool {
+        self.socket.is_closed_by_peer()
+    }
+
+    /// Notes that a request was genuine: the connection is among the last to be replaced.
+    pub(super) fn verified(&self) {
+        self.is_verified.set(true);
+    }
+
+    /// Notes that bytes of a request wait in the socket.
+    pub(super) fn begin_head(&self) {
+        self.slot.busy();
+        self.phase.set(Phase::Head);
+        self.since.set(Instant::now());
+    }
+
+    /// Notes that a request is being handled; returns the arrival of its first byte.
+    pub(super) fn begin_request(&self) -> Instant {
+        if self.phase.replace(Phase::Request) != Phase::Head {
+            // Its first byte was read together with the request before it.
+            self.slot.busy();
+            self.since.set(Instant::now());
+        }
+        self.since.get()
+    }
+
+    /// Notes that the request is answered; what arrives next is another one.
+    pub(super) fn answered(&self) {
+        self.phase.set(Phase::Answer);
+    }
+
+    /// Marks the rest of a refused body as discarded until the result is dropped.
+    pub(super) fn discarding(self: &Rc<Self>) -> Discarding {
+        self.is_discarding.set(true);
+        Discarding(self.clone())
+    }
+
+    fn read(&self, bytes: &[u8]) {
+        if self.is_discarding.get() || !matches!(self.phase.get(), Phase::Idle | Phase::Answer) {
+            return;
+        }
+        self.is_silent.set(false);
+        let mut first = [0; FIRST];
+        let length = bytes.len().min(FIRST);
+        first[..length].copy_from_slice(&bytes[..length]);
+        self.first.set(first);
+        self.begin_head();
+    }
+
+    /// Notes that hyper waits for bytes: after an answer only once all of it is written.
+    fn waits(&self) {
+        if self.phase.get() == Phase::Answer && !self.is_discarding.get() {
+            let now = Instant::now();
+            self.phase.set(Phase::Idle);
+            self.since.set(now);
+            self.slot.idle(self.is_verified.get(), now);
+        }
+    }
+}
+
+/// The rest of a refused body is being discarded.
+#[derive(Debug)]
+pub(super) struct Discarding(Rc<Connection>);
+
+impl Drop for Discarding {
+    fn drop(&mut self) {
+        self.0.is_discarding.set(false);
+        // hyper may wait already, and will not say so again.
+        self.0.waits();
+    }
+}
+
+/// The bytes of requests and answers, as hyper reads and writes them.
+#[derive(Debug)]
+pub(super) struct Stream<S> {
+    stream: Take<S>,
+    connection: Rc<Connection>,
+}
+
+impl<S: AsyncRead> Stream<S> {
+    pub(super) fn new(stream: S, connection: Rc<Connection>) -> Self {
+        Self { stream: stream.take(READ), connection }
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        self.stream.set_limit(READ);
+        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let read = &buffer.filled()[before..];
+        if !read.is_empty() {
+            self.connection.read(read);
+        } else if polled.is_pending() {
+            self.connection.waits();
+        }
+        polled
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(self.stream.get_mut()).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.stream.get_mut()).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(self.stream.get_mut()).poll_shutdown(context)
     }
 }
 
@@ -122,41 +318,75 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Connection<S> {
 mod tests {
     use std::time::Duration;
 
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::AsyncWriteExt as _;
 
     use super::*;
+    use crate::ingress::connections::Connections;
 
-    #[tokio::test]
-    async fn notes_the_first_byte_after_each_answer() {
-        let (mut sender, stream) = tokio::io::duplex(64);
-        let mut connection = Connection::new(stream);
-        let mut buffer = [0; 8];
-        sender.write_all(b"a").await.unwrap();
-        connection.read_exact(&mut buffer[..1]).await.unwrap();
-        let first = connection.began();
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        sender.write_all(b"b").await.unwrap();
-        connection.read_exact(&mut buffer[..1]).await.unwrap();
-        assert_eq!(connection.began(), first, "the same request");
-        connection.answered();
-        sender.write_all(b"c").await.unwrap();
-        connection.read_exact(&mut buffer[..1]).await.unwrap();
-        assert!(connection.began() > first + Duration::from_millis(4), "another one");
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (sender, listener.accept().await.unwrap().0)
+    }
+
+    fn connection(stream: TcpStream, slot: &Arc<Slot>) -> Rc<Connection> {
+        Rc::new(Connection::new(Socket::new(stream), slot.clone()))
     }
 
     #[tokio::test]
-    async fn sees_that_the_sender_has_left() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let mut sender = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        let mut connection = Connection::new(listener.accept().await.unwrap().0);
-        sender.write_all(b"ab").await.unwrap();
-        connection.read_exact(&mut [0]).await.unwrap();
-        assert!(!connection.is_left(), "there is more to read");
-        connection.read_exact(&mut [0]).await.unwrap();
-        assert!(!connection.is_left());
+    async fn follows_a_request_from_its_first_byte_to_its_answer() {
+        let place = Arc::new(Connections::new(1)).admit().await;
+        let (mut sender, stream) = pair().await;
+        let connection = connection(stream, place.slot());
+        let mut stream = Stream::new(connection.socket().clone(), connection.clone());
+        let mut buffer = [0; 8];
+        assert_eq!((connection.phase(), connection.is_silent()), (Phase::Idle, true));
+        sender.write_all(b"a").await.unwrap();
+        stream.read_exact(&mut buffer[..1]).await.unwrap();
+        assert_eq!((connection.phase(), connection.is_silent()), (Phase::Head, false));
+        let first = connection.since();
+        sender.write_all(b"b").await.unwrap();
+        stream.read_exact(&mut buffer[..1]).await.unwrap();
+        assert_eq!(connection.since(), first, "the same request");
+        assert_eq!(connection.begin_request(), first);
+        connection.answered();
+        assert_eq!(connection.phase(), Phase::Answer, "it is not written yet");
+        assert!(stream.read_exact(&mut buffer[..1]).now_or_never().is_none());
+        assert_eq!(connection.phase(), Phase::Idle);
+        sender.write_all(b"c").await.unwrap();
+        stream.read_exact(&mut buffer[..1]).await.unwrap();
+        assert_eq!(connection.phase(), Phase::Head);
+        assert!(connection.since() > first, "another request");
+        assert_eq!(connection.first()[..2], [b'c', 0]);
+    }
+
+    #[tokio::test]
+    async fn takes_no_discarded_byte_for_the_begin_of_a_request() {
+        let place = Arc::new(Connections::new(1)).admit().await;
+        let (mut sender, stream) = pair().await;
+        let connection = connection(stream, place.slot());
+        let mut stream = Stream::new(connection.socket().clone(), connection.clone());
+        connection.begin_request();
+        let discarding = connection.discarding();
+        connection.answered();
+        sender.write_all(b"rest").await.unwrap();
+        stream.read_exact(&mut [0; 4]).await.unwrap();
+        assert_eq!(connection.phase(), Phase::Answer);
+        drop(discarding);
+        assert_eq!(connection.phase(), Phase::Idle);
+    }
+
+    #[tokio::test]
+    async fn sees_that_the_peer_has_closed() {
+        let place = Arc::new(Connections::new(1)).admit().await;
+        let (mut sender, stream) = pair().await;
+        let connection = connection(stream, place.slot());
+        sender.write_all(b"a").await.unwrap();
+        connection.socket().clone().read_exact(&mut [0]).await.unwrap();
+        assert!(!connection.peer_has_closed());
         drop(sender);
         for _ in 0..100 {
-            if connection.is_left() {
+            if connection.peer_has_closed() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -4,6 +4,7 @@
 //! Length: the order of these checks is the contract; they stand in it.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -15,11 +16,11 @@ use hyper::{Method, Request, StatusCode};
 use crate::accounting::{Decision, KeptReason, Reason};
 use crate::ingress::body::{self, Budget, Unread};
 use crate::ingress::client::client;
-use crate::ingress::connection::Line;
+use crate::ingress::connection::Connection;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
 use crate::ingress::observed::Observed;
-use crate::ingress::refusals::{RecentRefusal, UnknownPaths};
+use crate::ingress::refusals::{self, Kind, RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
 use crate::ingress::settings::{Settings, Source};
 use crate::ingress::tls::Tls;
@@ -69,7 +70,7 @@ pub(super) struct Sender<'s> {
     pub(super) peer: SocketAddr,
     /// When the first byte of its request came.
     pub(super) begun: Instant,
-    pub(super) connection: &'s dyn Line,
+    pub(super) connection: &'s Rc<Connection>,
     /// The mailbox of this thread.
     pub(super) home: &'s Arc<Mailbox>,
 }
@@ -153,17 +154,19 @@ impl Ingress {
         let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.source.path == head.uri.path()) else {
             let client = client(sender.peer, &self.settings.trusted_proxies, &head.headers);
             let reply = self.unknown_path(head.uri.path(), &client);
-            discard(&head.headers, body);
+            discard(&head.headers, body, sender.connection);
             return reply;
         };
         let headers = &head.headers;
         let received = SystemTime::now();
-        let mut guard = Guard { ingress: self, endpoint, sender, headers, received, secret: None, decided: false };
+        let kind = Kind::of(&head.method);
+        let mut guard =
+            Guard { ingress: self, endpoint, sender, headers, received, secret: None, decided: false, kind };
         let reply = match guard.decide(&head, &mut body).await {
             Ok(reply) => reply,
             Err(refusal) => {
                 let reply = guard.refused(&refusal);
-                discard(&head.headers, body);
+                discard(&head.headers, body, sender.connection);
                 if refusal.reason == Reason::Disconnected {
                     // Nobody is there to get the answer.
                     return reply;
@@ -178,10 +181,8 @@ impl Ingress {
     fn unknown_path(&self, path: &str, client: &str) -> Reply {
         self.shared.metrics.unknown_path();
         let id = reply::request_id();
-        let plain = |path: &str| path.trim_end_matches('/').to_lowercase();
-        let asked = plain(path);
-        let near = self.endpoints.iter().find(|endpoint| plain(&endpoint.source.path) == asked);
-        self.shared.unknown.note(path, near.map(|near| near.source.path.as_str()), client, &id);
+        let paths = self.endpoints.iter().map(|endpoint| endpoint.source.path.as_str());
+        self.shared.unknown.note(path, refusals::meant(path, paths), client, &id);
         Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)
     }
 }
@@ -196,6 +197,7 @@ struct Guard<'i> {
     received: SystemTime,
     secret: Option<usize>,
     decided: bool,
+    kind: Kind,
 }
 
 impl Guard<'_> {
@@ -225,6 +227,7 @@ impl Guard<'_> {
             let text = "the request is not signed with a secret of this source";
             return Err(refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text));
         };
+        self.sender.connection.verified();
         self.secret = verified.secret.map(|at| self.endpoint.secrets[at]);
         let key = Key::new(self.endpoint.number, &verified.digest);
         if let Some(known) = self.ingress.shared.known.look(&key, now) {
@@ -345,7 +348,9 @@ impl Guard<'_> {
             Err(_) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
             // Not sent yet, it never will be: a repeat is a new event. Sent, its confirmation may come late.
             // One who has left cancels nothing: he learns of no 503.
-            Err(_) if answer == reply::ACCEPTED && !self.sender.connection.is_left() && ticket.withdraw() => {
+            Err(_)
+                if answer == reply::ACCEPTED && !self.sender.connection.peer_has_closed() && ticket.withdraw() =>
+            {
                 "the broker did not take the event in time; try again later"
             }
             Err(_) => "the broker did not confirm the event in time; try again later",
@@ -369,9 +374,16 @@ impl Guard<'_> {
     }
 
     fn note(&self, reason: Reason, status: u16, detail: String, request_id: String) {
-        let refusal =
-            RecentRefusal { reason, status, detail, request_id, peer: self.client(), at: SystemTime::now() };
-        self.endpoint.observed.recent.note(&self.endpoint.source.name, refusal);
+        let refusal = RecentRefusal {
+            reason,
+            status,
+            detail,
+            request_id,
+            peer: self.client(),
+            count: 1,
+            at: SystemTime::now(),
+        };
+        self.endpoint.observed.recent.note(&self.endpoint.source.name, refusal, self.kind);
     }
 
     /// Who sent it, as far as is known.
@@ -487,10 +499,14 @@ fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
 
 /// Reads the rest of the body in the background, so that the sender sees the answer. One that waits for 100 Continue
 /// has not begun to send, and will not.
-fn discard(headers: &HeaderMap, body: Incoming) {
+fn discard(headers: &HeaderMap, body: Incoming, connection: &Rc<Connection>) {
     use hyper::body::Body as _;
     if !body.is_end_stream() && !headers.contains_key(EXPECT) {
-        tokio::task::spawn_local(body::discard(body));
+        let discarding = connection.discarding();
+        tokio::task::spawn_local(async move {
+            body::discard(body).await;
+            drop(discarding);
+        });
     }
 }
 

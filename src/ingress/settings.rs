@@ -25,8 +25,10 @@ pub struct Settings {
     pub max_body: usize,
     /// The most connections, all threads together.
     pub max_connections: usize,
-    /// The longest a head may take; also closes idle connections.
+    /// The longest a head may take, from its first byte, and the longest wait for the first request of a connection.
     pub header_timeout: Duration,
+    /// The longest a connection may be idle between requests.
+    pub idle_timeout: Duration,
     /// The longest a body may take.
     pub body_timeout: Duration,
     /// Whose word about whom they speak for is taken.
@@ -47,6 +49,7 @@ impl Settings {
             max_body: section.size("max_body"),
             max_connections: usize::try_from(most_connections).unwrap_or(1),
             header_timeout: section.duration("header_timeout"),
+            idle_timeout: section.duration("idle_timeout"),
             body_timeout: section.duration("body_timeout"),
             trusted_proxies: read_networks(section),
             tls: read_tls(section),
@@ -54,7 +57,11 @@ impl Settings {
         if settings.max_body == 0 || settings.max_body > LARGEST_BODY {
             section.problem("max_body", "must be from \"1B\" to \"1GiB\"");
         }
-        for (key, value) in [("header_timeout", settings.header_timeout), ("body_timeout", settings.body_timeout)] {
+        for (key, value) in [
+            ("header_timeout", settings.header_timeout),
+            ("idle_timeout", settings.idle_timeout),
+            ("body_timeout", settings.body_timeout),
+        ] {
             if value.is_zero() {
                 section.problem(key, "must be above 0");
             }
@@ -131,11 +138,30 @@ pub fn is_source_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
+/// Checks that a path is what a URL carries: senders encode others, and would never reach it.
+fn check_path(path: &str) -> Result<(), String> {
+    if !path.starts_with('/') || path.contains(['?', '#']) {
+        return Err(format!("{path:?} is no path; it starts with `/` and has no query"));
+    }
+    let hex = |at: usize| path.as_bytes().get(at).is_some_and(u8::is_ascii_hexdigit);
+    if path.match_indices('%').any(|(at, _)| !hex(at + 1) || !hex(at + 2)) {
+        return Err(format!(
+            "{path:?} has a `%` without two hexadecimal digits behind it; a `%` itself is written %25"
+        ));
+    }
+    let parsed = url::Url::parse(&format!("http://bridge{path}"));
+    let carried = parsed.map_err(|error| format!("{path:?} is no path: {error}"))?;
+    if carried.path() != path {
+        return Err(format!("{path:?} is sent as {0:?} in a URL; write {0:?}", carried.path()));
+    }
+    Ok(())
+}
+
 /// Reads one `[sources.NAME]`.
 pub fn read_source(name: &str, section: &mut Section<'_>) -> Source {
     let path = section.text("path");
-    if !path.starts_with('/') || path.contains(['?', '#']) || path.contains(char::is_whitespace) {
-        section.problem("path", format_args!("{path:?} is no path; it starts with `/` and has no query"));
+    if let Err(problem) = check_path(&path) {
+        section.problem("path", problem);
     }
     let mut secrets = Vec::new();
     if let Some(secret) = section.secret("secret") {

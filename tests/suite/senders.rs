@@ -78,7 +78,8 @@ fn counts_every_request_whose_sender_does_not_wait_for_the_answer() {
 
 #[test]
 fn closes_silent_connections_and_slow_headers() {
-    let daemon = Setup::on_files().text("ingress.header_timeout", "500ms").start();
+    let setup = Setup::on_files().text("ingress.header_timeout", "500ms").text("ingress.idle_timeout", "700ms");
+    let daemon = setup.start();
     let mut silent = Client::connect(&daemon.ingress).unwrap();
     let mut slow = Client::connect(&daemon.ingress).unwrap();
     slow.write(b"POST /webhooks/plextrac HTTP/1.1\r\nHost: b\r\nX-Slow").unwrap();
@@ -151,6 +152,9 @@ fn makes_room_when_every_connection_is_taken_by_a_silent_one() {
 #[test]
 fn recovers_when_it_ran_out_of_descriptors() {
     let daemon = Setup::on_files().open_files(96).text("ingress.header_timeout", "60s").start();
+    daemon.wait_for_line("that the limit is low", |line| {
+        line["level"] == "WARN" && line.to_string().contains("at most 96 files may be open")
+    });
     // The kernel takes them all; the daemon cannot.
     let many: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(&daemon.ingress).unwrap()).collect();
     daemon.wait_for_line("that it cannot accept", |line| line.to_string().contains("Too many open files"));

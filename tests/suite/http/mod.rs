@@ -9,6 +9,9 @@ mod bodies;
 // One request after another on a connection, 100 Continue, slow senders, big bodies refused.
 mod connections;
 
+// Kept-alive connections: idle time-outs, replacement, a stop, memory, other protocols.
+mod idle;
+
 // Lengths, chunks and headers that lie: never a second request out of one.
 mod framing;
 

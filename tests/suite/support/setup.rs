@@ -30,7 +30,7 @@ pub(crate) struct Setup {
     directory: Arc<tempfile::TempDir>,
     sections: BTreeMap<String, BTreeMap<String, String>>,
     broker: String,
-    limits: Option<u32>,
+    limits: Option<String>,
     sockets: Vec<(String, Arc<OwnedFd>)>,
     level: &'static str,
     program: PathBuf,
@@ -116,7 +116,13 @@ impl Setup {
 
     /// At most this many open files.
     pub(crate) fn open_files(mut self, limit: u32) -> Self {
-        self.limits = Some(limit);
+        self.limits = Some(format!("-n {limit}"));
+        self
+    }
+
+    /// At most this many open files, unless the daemon raises the limit itself.
+    pub(crate) fn soft_open_files(mut self, limit: u32) -> Self {
+        self.limits = Some(format!("-Sn {limit}"));
         self
     }
 
@@ -180,9 +186,9 @@ impl Setup {
 
     /// Starts the daemon; how it ended where it did before it listened.
     pub(crate) fn try_start(&self) -> Result<Daemon, Stopped> {
-        let mut command = match (self.limits, self.sockets.as_slice()) {
+        let mut command = match (&self.limits, self.sockets.as_slice()) {
             (None, []) => self.command(),
-            (Some(limit), _) => self.by_shell(&format!("ulimit -n {limit}; exec \"$@\"")),
+            (Some(limit), _) => self.by_shell(&format!("ulimit {limit}; exec \"$@\"")),
             // The process is the one that was announced: it is replaced, not forked.
             (None, [_]) => self.by_shell("LISTEN_PID=$$ exec \"$@\" 3<&0 </dev/null"),
             (None, _) => self.by_shell("LISTEN_PID=$$ exec \"$@\" 3<&0 4<&1 </dev/null >/dev/null"),

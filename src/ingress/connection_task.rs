@@ -1,0 +1,303 @@
+//! The task of one connection, plain or over TLS: the handshake, requests and answers, the time-outs, the end.
+
+use std::cell::Cell;
+use std::future::{Future as _, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio_io_timeout::TimeoutStream;
+use tokio_rustls::server::TlsStream;
+
+use crate::ingress::connection::{Connection, Discarded, Phase, Socket, Stream};
+use crate::ingress::connections::Place;
+use crate::ingress::handle::Sender;
+use crate::ingress::live::Local;
+use crate::ingress::not_http::{self, Unreadable};
+use crate::ingress::tls::Tls;
+use crate::ticket::Mailbox;
+
+/// A webhook's head is below 2 KiB; hyper's own limit is 400 KiB for each connection.
+const HEAD_BYTES: usize = 16 * 1024;
+
+/// How long the stop waits for the first byte of a connection that has sent none: a few round trips.
+const FIRST_BYTE: Duration = Duration::from_secs(2);
+
+/// After this side is closed, the peer's bytes are taken for so long: a request that was on its way meets no reset, and
+/// a sender that is still writing sees the answer it was given.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// The most connections of a thread that linger although their permit has gone to another.
+const REPLACED: usize = 64;
+
+/// What the connections of one thread share.
+pub(super) struct Thread {
+    pub(super) local: Local,
+    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) unreadable: Arc<Unreadable>,
+    /// A stop has begun: every answer is the last one of its connection.
+    pub(super) is_leaving: Cell<bool>,
+    /// The time at which idle connections began to be closed.
+    pub(super) closing: Cell<Option<Instant>>,
+    /// Connections that linger without a permit.
+    pub(super) replaced: Cell<usize>,
+}
+
+/// One connection, before it is served.
+pub(super) struct ConnectionTask {
+    pub(super) peer: SocketAddr,
+    pub(super) thread: Rc<Thread>,
+    pub(super) place: Place,
+    /// Changes when idle connections begin to be closed; held until the connection has ended.
+    pub(super) staying: watch::Receiver<()>,
+}
+
+/// When a connection ends by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Due {
+    /// Not while its request is handled.
+    Never,
+    At(Instant),
+    Now,
+}
+
+/// The time-outs of one connection.
+#[derive(Clone, Copy, Debug)]
+struct Timeouts {
+    head: Duration,
+    idle: Duration,
+}
+
+/// How the exchange of requests and answers ended.
+enum End {
+    /// The connection is closed, by whichever side.
+    Closed(Result<(), hyper::Error>),
+    /// The head of a request took too long.
+    TooSlow,
+}
+
+impl ConnectionTask {
+    /// Serves the connection to its end.
+    pub(super) async fn serve(self, stream: TcpStream) {
+        let settings = self.thread.local.now();
+        let tls = settings.settings.tls.clone();
+        let timeouts = Timeouts { head: settings.settings.header_timeout, idle: settings.settings.idle_timeout };
+        drop(settings);
+        let socket = Socket::new(stream);
+        let connection = match &tls {
+            None => {
+                let connection = Rc::new(Connection::new(socket.clone(), self.place.slot().clone()));
+                self.serve_until_drained(socket.clone(), &connection, None, timeouts).await;
+                connection
+            }
+            Some(tls) => {
+                // Boxed: a plain connection needs no room for it.
+                let Some(stream) = Box::pin(self.handshake(&socket, tls, timeouts)).await else { return };
+                let connection = Rc::new(Connection::new(socket.clone(), self.place.slot().clone()));
+                Box::pin(self.serve_until_drained(stream, &connection, Some(tls), timeouts)).await;
+                connection
+            }
+        };
+        drop(connection);
+        self.linger(&socket).await;
+    }
+
+    /// Makes the TLS handshake; one that a stop meets has as long as a first byte.
+    async fn handshake(&self, socket: &Socket, tls: &Tls, timeouts: Timeouts) -> Option<TlsStream<Socket>> {
+        let mut staying = self.staying.clone();
+        let too_late = async {
+            let _ = staying.changed().await;
+            tokio::time::sleep(FIRST_BYTE).await;
+        };
+        let shaken = tokio::select! {
+            shaken = tokio::time::timeout(timeouts.head, tls.acceptor().accept(socket.clone())) => shaken,
+            () = self.claimed() => return None,
+            () = too_late => return None,
+        };
+        let why: &dyn std::fmt::Display = match &shaken {
+            Ok(Ok(_)) => return shaken.ok()?.ok(),
+            Ok(Err(error)) => &not_http::why(error),
+            Err(_) => &"it was too slow",
+        };
+        self.thread.unreadable.handshake(self.peer, socket.has_heard(), why);
+        None
+    }
+
+    /// Waits until another connection needs the permit of this one.
+    async fn claimed(&self) {
+        poll_fn(|context| {
+            self.place.slot().register(context.waker());
+            if self.place.slot().is_claimed() { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    /// Serves requests until either side closes, a time-out passes, or a stop closes the connection.
+    async fn serve_until_drained<S>(
+        &self,
+        stream: S,
+        connection: &Rc<Connection>,
+        tls: Option<&Tls>,
+        timeouts: Timeouts,
+    ) where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let mut stream = TimeoutStream::new(Stream::new(stream, connection.clone()));
+        // A sender that does not read its answers must not keep a connection for ever.
+        stream.set_write_timeout(Some(timeouts.head));
+        let (peer, thread, of_request, tls) = (self.peer, &self.thread, connection, tls);
+        let service = service_fn(|request| {
+            let begun = of_request.begin_request();
+            let ingress = thread.local.now();
+            async move {
+                let sender = Sender { peer, begun, connection: of_request, home: &thread.mailbox };
+                let mut reply = ingress.handle(request, &sender).await;
+                of_request.answered();
+                // Other certificates, other authorities: the next request needs a new connection.
+                let is_outdated = !Tls::is_same(tls, ingress.settings.tls.as_ref());
+                if is_outdated || thread.is_leaving.get() {
+                    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, std::convert::Infallible>(reply)
+            }
+        });
+        let mut builder = http1::Builder::new();
+        builder
+            // A sender that ends its side after the request still gets its answer.
+            .half_close(true)
+            // Answers are small: copied behind their head they go out in one piece.
+            .writev(false)
+            // The time-outs are this task's own.
+            .header_read_timeout(None)
+            .max_header_size(HEAD_BYTES)
+            .max_buf_size(HEAD_BYTES);
+        let served = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
+        match self.exchange(served, connection, timeouts).await {
+            End::Closed(Ok(())) => {}
+            End::Closed(Err(error)) if error.is_parse() => {
+                let too_large = error.is_parse_too_large();
+                self.thread.unreadable.head(peer, &connection.first(), too_large);
+            }
+            End::Closed(Err(error)) => tracing::debug!(%peer, "a connection ended: {error}"),
+            End::TooSlow => tracing::debug!(%peer, "a connection ended: the head of a request was too slow"),
+        }
+    }
+
+    async fn exchange<C>(&self, served: C, connection: &Connection, timeouts: Timeouts) -> End
+    where
+        C: hyper_util::server::graceful::GracefulConnection<Error = hyper::Error>,
+    {
+        let mut served = pin!(served);
+        // One timer, moved only where an earlier end is due: requests that follow each other move none.
+        let mut timer = pin!(tokio::time::sleep_until((connection.since() + timeouts.head).into()));
+        let mut armed = Some(connection.since() + timeouts.head);
+        let mut is_closing = false;
+        poll_fn(|context| {
+            self.place.slot().register(context.waker());
+            loop {
+                if let Poll::Ready(ended) = served.as_mut().poll(context) {
+                    return Poll::Ready(End::Closed(ended));
+                }
+                if is_closing {
+                    return Poll::Pending;
+                }
+                match self.due(connection, timeouts) {
+                    Due::Never => return Poll::Pending,
+                    Due::Now => {}
+                    Due::At(at) => {
+                        if armed.is_none_or(|armed| at < armed) {
+                            timer.as_mut().reset(at.into());
+                            armed = Some(at);
+                        }
+                        if timer.as_mut().poll(context).is_pending() {
+                            return Poll::Pending;
+                        }
+                        armed = None;
+                        if Instant::now() < at {
+                            continue;
+                        }
+                    }
+                }
+                if connection.phase() == Phase::Head {
+                    return Poll::Ready(End::TooSlow);
+                }
+                // The last look: a request that has arrived is answered.
+                if connection.socket().has_unread() {
+                    connection.begin_head();
+                } else {
+                    is_closing = true;
+                    served.as_mut().graceful_shutdown();
+                }
+            }
+        })
+        .await
+    }
+
+    fn due(&self, connection: &Connection, timeouts: Timeouts) -> Due {
+        let since = connection.since();
+        match connection.phase() {
+            Phase::Request | Phase::Answer => Due::Never,
+            Phase::Head => Due::At(since + timeouts.head),
+            Phase::Idle if self.place.slot().is_claimed() => Due::Now,
+            Phase::Idle => match self.thread.closing.get() {
+                // One that has just been accepted may still send its first request.
+                Some(closing) if connection.is_silent() => {
+                    Due::At((closing + FIRST_BYTE).min(since + timeouts.head))
+                }
+                Some(_) => Due::Now,
+                None if connection.is_silent() => Due::At(since + timeouts.head),
+                None => Due::At(since + timeouts.idle),
+            },
+        }
+    }
+
+    /// Closes this side, then takes the peer's bytes for a moment. A connection that is replaced gives its permit away
+    /// first.
+    async fn linger(self, socket: &Socket) {
+        socket.close_write();
+        let is_claimed = self.place.slot().is_claimed();
+        let Self { thread, place, staying, .. } = self;
+        let place = if is_claimed {
+            drop(place);
+            if thread.replaced.get() >= REPLACED {
+                return;
+            }
+            thread.replaced.set(thread.replaced.get() + 1);
+            None
+        } else {
+            place.slot().lingering();
+            Some(place)
+        };
+        let peers_end = poll_fn(|context| {
+            if let Some(place) = &place {
+                place.slot().register(context.waker());
+                if place.slot().is_claimed() {
+                    return Poll::Ready(());
+                }
+            }
+            match socket.poll_discard(context) {
+                Poll::Ready(Discarded::End) => Poll::Ready(()),
+                Poll::Ready(Discarded::Pending) => {
+                    context.waker().wake_by_ref();
+                    Poll::Pending
+                }
+                Poll::Pending => Poll::Pending,
+            }
+        });
+        let _ = tokio::time::timeout(LINGER, peers_end).await;
+        if place.is_none() {
+            thread.replaced.set(thread.replaced.get() - 1);
+        }
+        drop(staying);
+    }
+}

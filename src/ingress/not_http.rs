@@ -1,0 +1,80 @@
+//! Connections that bring no HTTP/1.1 request: what is logged and counted of them.
+
+use std::fmt::Display;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::logs::Throttle;
+use crate::metrics::Metrics;
+
+/// The beginnings of other protocols, and what the operator can do.
+const OTHERS: [(&[u8], &str); 4] = [
+    (
+        b"PROXY ",
+        "it begins with a PROXY protocol header: turn that off in the proxy in front (`ingress.trusted_proxies` reads \
+         X-Forwarded-For instead)",
+    ),
+    (
+        b"\r\n\r\n\0\r\nQUIT\n",
+        "it begins with a PROXY protocol header: turn that off in the proxy in front (`ingress.trusted_proxies` reads \
+         X-Forwarded-For instead)",
+    ),
+    (
+        b"\x16\x03",
+        "it begins with a TLS handshake, and this port speaks plain HTTP: use a URL with http://, or set [ingress.tls]",
+    ),
+    (b"PRI * HTTP/2.0", "it is HTTP/2, and this port speaks HTTP/1.1: let the proxy in front use that"),
+];
+
+/// What is said of requests that cannot be read and of handshakes that fail, all threads together: anybody can cause
+/// many.
+#[derive(Debug)]
+pub struct Unreadable {
+    metrics: Arc<Metrics>,
+    heads: Throttle,
+    handshakes: Throttle,
+}
+
+impl Unreadable {
+    /// Counts in these metrics.
+    #[must_use]
+    pub fn new(metrics: Arc<Metrics>) -> Self {
+        let throttle = || Throttle::new(1, Duration::from_secs(1));
+        Self { metrics, heads: throttle(), handshakes: throttle() }
+    }
+
+    /// Notes a head that is not HTTP/1.1, or too large; hyper has answered it.
+    pub(super) fn head(&self, peer: SocketAddr, first: &[u8], is_too_large: bool) {
+        self.metrics.unreadable(if is_too_large { "431" } else { "400" });
+        if !self.heads.admits() {
+            return;
+        }
+        let hint = match OTHERS.iter().find(|(start, _)| first.starts_with(start)) {
+            Some((_, hint)) => hint,
+            None if is_too_large => "its head is larger than 16 KiB",
+            None => "it is not HTTP/1.1",
+        };
+        tracing::warn!(%peer, "cannot read a request: {hint}");
+    }
+
+    /// Notes a failed TLS handshake. A connection without a byte is a port check of a balancer.
+    pub(super) fn handshake(&self, peer: SocketAddr, has_heard: bool, why: &dyn Display) {
+        if !has_heard {
+            tracing::debug!(%peer, "a TLS handshake failed before its first byte: {why}");
+        } else if self.handshakes.admits() {
+            tracing::info!(%peer, "a TLS handshake failed: {why}");
+        }
+    }
+}
+
+/// Why a handshake failed, with what the operator can do.
+pub(super) fn why(error: &io::Error) -> String {
+    match error.get_ref().and_then(|error| error.downcast_ref()) {
+        Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
+            "what came is not TLS; does the sender's URL begin with http:// instead of https://?".to_owned()
+        }
+        _ => error.to_string(),
+    }
+}
