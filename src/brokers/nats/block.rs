@@ -1,6 +1,7 @@
 //! The header block of one message, and its size as the server counts it.
 
 use std::borrow::Cow;
+use std::time::SystemTime;
 
 use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
@@ -25,7 +26,7 @@ impl Block {
     /// The headers of an event for this stream.
     pub(super) fn new(event: &Event, headers: &Headers, stream: &str) -> Self {
         let mut block = Self { map: HeaderMap::new(), length: FRAME };
-        block.put("Nats-Msg-Id", &id(event.id()));
+        block.put("Nats-Msg-Id", &message_id(event));
         block.put("Nats-Expected-Stream", stream);
         headers.each(event, |name, value| block.put(name, value));
         block
@@ -42,6 +43,17 @@ impl Block {
     }
 }
 
+/// By what the server knows a repeat: the event id. Without a `cuid` two equal events have one id, and the server would
+/// drop the second; so the time of receipt follows, which is the same each time that one event is sent.
+fn message_id(event: &Event) -> Cow<'_, str> {
+    if !event.cuid().is_empty() {
+        return id(event.id());
+    }
+    // To the microsecond, as the journal keeps it.
+    let received = event.origin.received.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    format!("{}-{}", event.id(), received.as_micros()).into()
+}
+
 /// The event id as `Nats-Msg-Id`: as it is, unless it would break the block or lose its outer blanks. With `%` among
 /// what is encoded, two ids never become one.
 fn id(id: &str) -> Cow<'_, str> {
@@ -55,8 +67,6 @@ fn encoded(value: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::SystemTime;
-
     use super::*;
     use crate::brokers::{Encoding, HeaderStyle};
     use crate::message::{Fields, Origin};
@@ -89,6 +99,24 @@ mod tests {
             let block = block(cuid, HeaderStyle::CloudEvents);
             assert_eq!(block.map.get("Nats-Msg-Id").unwrap().as_str(), format!("{shown}-000000000000"));
         }
+    }
+
+    #[test]
+    fn tells_equal_events_without_a_cuid_apart_by_their_receipt() {
+        let origin = |micros| Origin {
+            source: "main".into(),
+            signature: None,
+            verified: false,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(micros * 1000 + 7),
+        };
+        let headers = Headers::new(HeaderStyle::None, "ce-", "content-type", Encoding::Percent);
+        let shown = |micros| {
+            let event = Event::new(origin(micros), Box::default(), &Fields::default(), &[0xab; 32]);
+            Block::new(&event, &headers, "S").map.get("Nats-Msg-Id").unwrap().as_str().to_owned()
+        };
+        assert_eq!(shown(5), format!("{}-5", "ab".repeat(16)));
+        assert_ne!(shown(5), shown(6));
     }
 
     #[test]

@@ -245,6 +245,22 @@ pub(super) fn delivers_every_cuid<R: Rig>(test: &str) {
     assert_eq!(daemon.stop().code, Some(0));
 }
 
+/// Equal bodies without a `cuid` are events of their own: a report was changed twice.
+pub(super) fn delivers_equal_events_without_a_cuid_each<R: Rig>(test: &str) {
+    let rig = R::new(test);
+    let daemon = Setup::new(&rig.table()).start();
+    let body = br#"{"clientId":7,"reportId":"12"}"#;
+    for _ in 0..3 {
+        assert_eq!(request_once(&daemon, body, &[]).text(), r#"{"status":"accepted"}"#);
+    }
+    assert_eq!(daemon.wait_until_empty().count("published"), 3);
+    let delivered = rig.read(3);
+    assert_eq!(delivered.len(), 3, "the broker dropped an event that was counted as published");
+    let id = sign(SECRET, body)[..32].to_owned();
+    assert!(delivered.iter().all(|message| message.body == body && message.id == id), "{delivered:?}");
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
 pub(super) fn sends_no_headers_when_told_so<R: Rig>(test: &str) {
     let rig = R::new(test);
     let daemon = Setup::new(&rig.table()).text("publish.headers", "none").start();

@@ -18,6 +18,7 @@ conform! { Kafka:
         keeps_the_order_of_every_key_over_10_000_events
         gives_a_repeated_request_the_same_id
         delivers_every_cuid
+        delivers_equal_events_without_a_cuid_each
         sends_no_headers_when_told_so
         sends_elsewhere_after_a_reload_under_load
     }

@@ -127,7 +127,9 @@ async def nats(order):
         while left:
             for message in await consumer.fetch(min(left, 500), timeout=30):
                 headers = list((message.headers or {}).items())
-                show(message.subject, "", dict(headers).get("Nats-Msg-Id", ""), headers, message.data)
+                # `Nats-Msg-Id` is more than the id for events without a `cuid`.
+                id = dict(headers).get("ce-id") or dict(headers).get("Nats-Msg-Id", "")
+                show(message.subject, "", id, headers, message.data)
                 await message.ack()
                 left -= 1
     await nc.close()
