@@ -369,6 +369,11 @@ mod tests {
     }
 
     #[test]
+    fn takes_no_more_than_its_overhead_beside_the_body() {
+        assert!(size_of::<Event>() <= 272, "{}", size_of::<Event>());
+    }
+
+    #[test]
     fn shows_no_body_when_debugged() {
         let event = Event::new(origin(), Box::from(*b"findings"), &Fields::default(), &[0; 32]);
         assert!(!format!("{event:?}").contains("findings"));

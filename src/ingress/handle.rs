@@ -542,6 +542,27 @@ mod tests {
     }
 
     #[test]
+    fn rebuilds_every_event_with_the_id_that_it_had_when_it_was_accepted() {
+        let origin = |verified| Origin {
+            source: "main".into(),
+            signature: Some([b'A'; 64]),
+            verified,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        };
+        let documented =
+            br#"{"cuid":"c","actorCuid":"a","event":"E","targetCuid":"t","targetType":"report","text":"x"}"#;
+        let bodies: [&[u8]; 4] = [documented, br#"{"cuid":"\u00e9","event":"E"}"#, br#"{"flawId":7}"#, b"\xff"];
+        let ids = ["c-aaaaaaaaaaaa", "\u{e9}-aaaaaaaaaaaa", &"a".repeat(32), &"a".repeat(32)];
+        for (body, id) in bodies.into_iter().zip(ids) {
+            assert_eq!(rebuild(origin(true), body.into()).id(), id);
+        }
+        // A signature that was not verified says nothing: SHA-256 of the body.
+        assert_eq!(rebuild(origin(false), Box::default()).id(), "e3b0c44298fc1c149afbf4c8996fb924");
+        assert_eq!(rebuild(origin(true), documented[..].into()).target_cuid(), "t");
+    }
+
+    #[test]
     fn takes_identity_for_no_encoding() {
         for good in [&[][..], &["identity"], &["Identity", ""]] {
             assert!(is_identity(&headers("content-encoding", good)), "{good:?}");

@@ -201,6 +201,22 @@ mod tests {
     }
 
     #[test]
+    fn reads_every_way_to_look_at_bodies_and_what_an_earlier_version_wrote() {
+        let (_directory, desk) = desk();
+        for validity in [Validity::AsConfigured, Validity::Lenient, Validity::AsIs] {
+            let request = Request { action: Action::Replay, validity, ..request() };
+            let name = desk.leave(&request).unwrap();
+            assert_eq!(desk.read(&name).unwrap(), Ok(request.clone()));
+            let mut earlier = request.json();
+            earlier.as_object_mut().unwrap().remove("as_is");
+            desk.put("earlier", "json", &earlier, Sync::No).unwrap();
+            let read = desk.read("earlier").unwrap().unwrap().validity;
+            let is_lenient = validity == Validity::Lenient;
+            assert_eq!(read, if is_lenient { Validity::Lenient } else { Validity::AsConfigured });
+        }
+    }
+
+    #[test]
     fn puts_a_bad_request_aside() {
         let (_directory, desk) = desk();
         let good = request().json();

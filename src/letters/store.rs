@@ -608,6 +608,43 @@ mod tests {
         assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
+    /// Lines that are dropped first.
+    fn first(lines: &[&str]) -> Vec<Entry> {
+        let entries = entries(lines).into_iter();
+        entries.map(|entry| Entry { precedence: Precedence::First, ..entry }).collect()
+    }
+
+    #[test]
+    fn drops_what_goes_first_before_the_oldest_and_never_the_oldest_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = Limits { capacity: 20, file: 6, at_limit: AtLimit::DropOldest };
+        let mut store = Store::open(directory.path(), limits).unwrap();
+        for line in ["1", "2", "3"] {
+            store.append(&entries(&[line])).unwrap();
+            store.append(&first(&[&format!("p{line}")])).unwrap();
+        }
+        assert_eq!((counts(&store), store.files(99)), ((6, 15), vec![1, 2, 3]), "files of their own");
+        let kept = |store: &Store| -> Vec<String> {
+            store.files(99).iter().flat_map(|file| lines(store, *file)).collect()
+        };
+        // After a restart the name of a file still says when it is dropped.
+        let mut store = Store::open(directory.path(), limits).unwrap();
+        store.append(&entries(&["444444444", "5"])).unwrap();
+        assert_eq!(
+            (kept(&store), store.held().dropped()),
+            (["1", "2", "3", "444444444", "5"].map(str::to_owned).to_vec(), 3)
+        );
+        assert!(matches!(store.append(&first(&["too long for it"])), Err(WriteError::Full { .. })));
+        assert_eq!(store.append(&first(&["p"])).unwrap(), 1, "where there is room");
+        let number = store.written_to();
+        assert_eq!(lines(&store, number), ["p"]);
+        store.seal();
+        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 1);
+        assert_eq!(kept(&store).len(), 5);
+        let mixed = [entries(&["6"]), first(&["p"])].concat();
+        assert_eq!(store.append(&mixed).unwrap(), 1, "lines of one precedence at a time");
+    }
+
     #[test]
     fn drops_the_oldest_file_at_the_limit_where_it_may() {
         let directory = tempfile::tempdir().unwrap();

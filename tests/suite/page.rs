@@ -87,6 +87,22 @@ fn says_why_a_connection_test_failed_from_where_and_what_to_do() {
 }
 
 #[test]
+fn shows_how_payloads_depart_from_the_documented_one() {
+    let bridge = Bridge::start(|setup| setup);
+    let page = open(&bridge);
+    page.wait("#headline", "Ready");
+    for number in 0..3 {
+        let body =
+            format!(r#"{{"cuid":"{number}","event":"<b>E</b>","targetCuid":"t","targetType":"t","text":"x"}}"#);
+        assert_eq!(request_once(&bridge.daemon, body.as_bytes(), &[]).status, 200);
+        bridge.accepted(body.as_bytes());
+    }
+    page.wait(".source [data-f=deviations]", "`actorCuid` is missing in 3 of 3 `_b_E__b_`");
+    assert_eq!(page.complaints().as_array().map(Vec::len), Some(0), "{}", page.complaints());
+    bridge.stop();
+}
+
+#[test]
 fn shows_a_filling_buffer_and_why_the_broker_is_away() {
     let bridge = Bridge::start_without_broker(|setup: Setup| setup.raw("buffer.max_events", "10"));
     let page = open(&bridge);
