@@ -610,6 +610,7 @@ const PROMISED: [(&str, &str); 16] = [
         max_body = \"256KiB\"
         max_connections = 4096
         header_timeout = \"5s\"
+        idle_timeout = \"75s\"
         body_timeout = \"4s\"
         trusted_proxies = []",
     ),
