@@ -20,13 +20,14 @@ use crate::systemd;
 
 /// What a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything else needs
 /// a restart.
-const LIVE: [&str; 13] = [
+const LIVE: [&str; 14] = [
     "buffer.max_bytes",
     "buffer.max_events",
     "deduplication.max_entries",
     "deduplication.window",
     "ingress.body_timeout",
     "ingress.header_timeout",
+    "ingress.idle_timeout",
     "ingress.max_connections",
     "ingress.tls.",
     "ingress.trusted_proxies",

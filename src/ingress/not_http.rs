@@ -53,7 +53,7 @@ impl Unreadable {
         }
         let hint = match OTHERS.iter().find(|(start, _)| first.starts_with(start)) {
             Some((_, hint)) => hint,
-            None if is_too_large => "its head is larger than 16 KiB",
+            None if is_too_large => "its head is larger than 16 KiB, or has more than 100 headers",
             None => "it is not HTTP/1.1",
         };
         tracing::warn!(%peer, "cannot read a request: {hint}");

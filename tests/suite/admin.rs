@@ -20,7 +20,9 @@ events_duplicate_total{source="plextrac"}
 events_probe_total{source="plextrac"}
 events_rejected_total{reason="signature|malformed|invalid|too_large|timeout|encoding|method|disconnected|buffer_full|draining|unavailable",source="plextrac"}
 requests_total{code="200|400|401|405|408|413|415|422|503",source="plextrac"}
+requests_total{code="400",source="none"}
 requests_total{code="404",source="none"}
+requests_total{code="431",source="none"}
 signatures_matched_total{secret_id="default",source="plextrac"}
 events_recovered_total
 events_replayed_total
@@ -352,7 +354,7 @@ fn shows_how_things_stand_as_json() {
         ("/connections", &["capacity", "open"]),
         ("/dead_letters", &["bytes", "capacity_bytes", "events"]),
         ("/invalid", &["bytes", "capacity_bytes", "dropped", "events", "kept"]),
-        ("/journal", &["bytes", "capacity_bytes", "damaged", "events", "failed", "recovered"]),
+        ("/journal", &["bytes", "capacity_bytes", "damaged", "events", "failed", "recovered", "unreadable"]),
         (
             "/sources/0",
             &[

@@ -616,6 +616,7 @@ const PROMISED: [(&str, &str); 17] = [
         max_body = \"960KiB\"
         max_connections = 4096
         header_timeout = \"5s\"
+        idle_timeout = \"75s\"
         body_timeout = \"4s\"
         trusted_proxies = []",
     ),

@@ -309,7 +309,7 @@ function showSource(node, source) {
   rows(part(node, "reasons"), rejected.map((r) => [r.reason, count(r.count), r.advice]));
   rows(part(node, "secrets"), secrets.map((key) => [key.id, count(key.matched), ago(key.last_used_timestamp_seconds)]));
   rows(part(node, "refusals"), refusals.map((r) =>
-    [`${clock(r.timestamp_seconds)}, ${ago(r.timestamp_seconds)}`, r.status ? String(r.status) : "none", r.reason, r.detail, r.advice, r.peer, r.request_id]));
+    [`${clock(r.timestamp_seconds)}, ${ago(r.timestamp_seconds)}`, r.status ? String(r.status) : "none", r.reason, r.count > 1 ? `${count(r.count)} times: ${r.detail}` : r.detail, r.advice, r.peer, r.request_id]));
   list(part(node, "deviations"), deviations.map((d) => d.text));
   const tables = { rejections: rejected, keys: secrets, departures: deviations, recent: refusals };
   for (const [name, lines] of Object.entries(tables)) part(node, name).hidden = lines.length === 0;

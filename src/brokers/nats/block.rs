@@ -67,6 +67,8 @@ fn encoded(value: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::brokers::{Encoding, HeaderStyle};
     use crate::message::{Fields, Origin};
@@ -103,12 +105,12 @@ mod tests {
 
     #[test]
     fn tells_equal_events_without_a_cuid_apart_by_their_receipt() {
-        let origin = |micros| Origin {
+        let origin = |micros: u64| Origin {
             source: "main".into(),
             signature: None,
             verified: false,
             traceparent: None,
-            received: SystemTime::UNIX_EPOCH + std::time::Duration::from_nanos(micros * 1000 + 7),
+            received: SystemTime::UNIX_EPOCH + Duration::from_nanos(micros * 1000 + 7),
         };
         let headers = Headers::new(HeaderStyle::None, "ce-", "content-type", Encoding::Percent);
         let shown = |micros| {

@@ -1,7 +1,7 @@
 //! Lengths, chunks and headers that lie. Whatever is behind a request of doubtful framing is never served as another.
 
 use super::case::{Case, Outcome, Request, Signature, good};
-use crate::support::{Bridge, Counters, PATH, SECRET, Setup, sign, statuses, until_closed};
+use crate::support::{Bridge, Counters, LIMIT, PATH, SECRET, Setup, sign, statuses, until_closed, wait_until};
 
 /// A whole good request that must never be served where it stands.
 fn smuggled() -> Vec<u8> {
@@ -25,6 +25,16 @@ fn refuses(bridge: &Bridge, name: &str, request: &[u8], codes: &[u16]) -> Counte
         "{name}: an event was accepted: {risen:?}"
     );
     risen
+}
+
+/// The same of what is no request: it is counted as such and as nothing else.
+#[track_caller]
+fn unreadable(bridge: &Bridge, name: &str, request: &[u8], code: u16) {
+    let before = bridge.counters();
+    refuses(bridge, name, request, &[code]);
+    let expected = Counters::from([(format!("requests_total{{code=\"{code}\",source=\"none\"}}"), 1)]);
+    // It is counted once the connection is closed.
+    wait_until(&format!("{name} is counted"), LIMIT, || bridge.risen_since(&before) == expected);
 }
 
 fn post(headers: &str) -> Vec<u8> {
@@ -52,8 +62,7 @@ fn refuses_lengths_that_are_none_or_contradict_each_other() {
         format!("Content-Length: {length}, {}", length + 7),
         format!("Content-Length: {length}\r\nContent-Length: x"),
     ] {
-        let risen = refuses(&bridge, &headers, &post(&headers), &[400]);
-        assert_eq!(risen, Counters::new(), "{headers}: it was no request, so nothing is counted");
+        unreadable(&bridge, &headers, &post(&headers), 400);
     }
     bridge.stop();
 }
@@ -76,12 +85,10 @@ fn takes_the_same_length_twice_for_one_request_at_most() {
 fn refuses_transfer_codings_that_it_does_not_know() {
     let bridge = Bridge::start(|setup| setup.text("ingress.body_timeout", "1s"));
     for coding in ["gzip", "identity", "chunked, gzip", "xchunked", "chunkedx", "\"chunked\"", "chunked;q=1", ""] {
-        let risen = refuses(&bridge, coding, &post(&format!("Transfer-Encoding: {coding}")), &[400]);
-        assert_eq!(risen, Counters::new(), "{coding}: it was no request, so nothing is counted");
+        unreadable(&bridge, coding, &post(&format!("Transfer-Encoding: {coding}")), 400);
     }
     let old = format!("POST {PATH} HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n");
-    let risen = refuses(&bridge, "chunks in HTTP/1.0", old.as_bytes(), &[400]);
-    assert_eq!(risen, Counters::new(), "chunks in HTTP/1.0 are no request");
+    unreadable(&bridge, "chunks in HTTP/1.0", old.as_bytes(), 400);
     bridge.stop();
 }
 
@@ -188,8 +195,7 @@ fn refuses_broken_heads_without_counting_them() {
         ("a NUL first", b"\0\0\0\0\r\n\r\n".to_vec()),
     ];
     for (name, bytes) in broken {
-        let risen = refuses(&bridge, name, &bytes, &[400]);
-        assert_eq!(risen, Counters::new(), "{name}: it was no request, so nothing is counted");
+        unreadable(&bridge, name, &bytes, 400);
     }
     // HTTP/2 by prior knowledge: closed, with or without an answer.
     let text = until_closed(&bridge.daemon.ingress, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
@@ -210,11 +216,10 @@ fn answers_431_to_heads_beyond_the_limits() {
         ("many long headers", wide),
         ("a long signature", format!("X-Authorization-HMAC-256: {}\r\n", "0".repeat(70_000))),
     ] {
-        let risen = refuses(&bridge, name, &post(&format!("{headers}Content-Length: {length}")), &[431]);
-        assert_eq!(risen, Counters::new(), "{name}: it was no request, so nothing is counted");
+        unreadable(&bridge, name, &post(&format!("{headers}Content-Length: {length}")), 431);
     }
     let path = format!("POST /{} HTTP/1.1\r\nHost: b\r\nContent-Length: 0\r\n\r\n", "x".repeat(20_000));
-    refuses(&bridge, "a long path", path.as_bytes(), &[414, 431]);
+    unreadable(&bridge, "a long path", path.as_bytes(), 431);
     // Within the limits.
     let body = good("large head");
     let request = Request::signed(&body).header("X-Header", "x".repeat(8_000));
