@@ -112,8 +112,8 @@ fn allowed(part: &str) -> Vec<&'static str> {
         // Who stands on the ground itself uses less of it.
         "secret" | "deviation" | "pulse" | "ticket" | "failpoint" | "systemd" => return vec![],
         "message" => return vec!["ticket", "deviation"],
-        "letters" => return vec!["message", "failpoint"],
-        "state" => return vec!["letters"],
+        "letters" => return vec!["message", "failpoint", "state"],
+        "state" => return vec!["failpoint"],
         "template" => return vec!["message"],
         "accounting" => return vec!["message", "secret"],
         "metrics" | "logs" | "shutdown" => return vec!["accounting", "deviation", "message", "secret"],

@@ -1,4 +1,6 @@
 //! The arithmetic of places: which record goes where, which segments are free again, how much disk that takes. No files.
+//!
+//! Length: a third are tests of one small arithmetic.
 
 use std::collections::VecDeque;
 
