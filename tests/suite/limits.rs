@@ -162,14 +162,14 @@ fn serves_no_more_connections_than_it_may_and_the_next_one_when_one_ends() {
     let body = Payload::new("fifth").body();
     let signature = sign(SECRET, &body);
     let request = [head(&body, &format!("Content-Length: {}", body.len())), body.clone()].concat();
-    let mut fifth = bridge.connect();
-    fifth.write(&request).unwrap();
-    // The others are served meanwhile: this one waits.
+    // Each carries an event: none is replaced before it has been idle for five seconds.
     for client in &mut served {
         let answer = client.send("POST", PATH, &[("X-Authorization-HMAC-256", &signature)], &body).unwrap();
         assert_eq!(answer.status, 200, "one of the four");
         bridge.accepted(&body);
     }
+    let mut fifth = bridge.connect();
+    fifth.write(&request).unwrap();
     assert_eq!(bridge.daemon.metric("connections_open", &[]), 4, "the limit");
     assert_eq!(bridge.daemon.status().count("received"), 4, "the fifth is not served");
     // Whichever thread it waits at takes it once there is room.

@@ -148,7 +148,9 @@ fn answers_every_request_of_many_kept_connections() {
             })
         })
         .collect();
-    senders.into_iter().for_each(|sender| sender.join().unwrap());
+    for sender in senders {
+        sender.join().unwrap();
+    }
     for _ in 0..count * rounds {
         bridge.accepted(&Payload::new("kept").body());
     }
