@@ -1,5 +1,7 @@
 //! Connections between and before requests: how long they stay, which are replaced, what a stop does to them, what they
 //! cost, and what is said of those that bring no HTTP/1.1.
+//!
+//! Length: one test for each way in which a kept connection ends.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::TcpStream;
