@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ingress::Connections;
+use crate::ingress::{Connections, LARGE_BODY};
 use crate::queue::Buffer;
 
 /// How often it is looked.
@@ -23,16 +23,14 @@ const EBB: usize = 16;
 /// The memory of a connection with a small request.
 const CONNECTION: usize = 16 << 10;
 
-/// Larger allocations, such as those of large bodies, are given back to the system at once.
-#[cfg(target_env = "gnu")]
-const LARGE: libc::c_int = 64 << 10;
-
-/// Sets the size from which allocations are given back at once: the C library would raise it with what is freed.
+/// Sets the size from which allocations have pages of their own, given back at once: the C library would raise it with
+/// what is freed.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library offers it in no other way")]
 pub(super) fn give_back_large() {
+    let large = libc::c_int::try_from(LARGE_BODY).unwrap_or(libc::c_int::MAX);
     // SAFETY: it takes no pointer.
-    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE) };
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, large) };
 }
 
 /// Does nothing: this C library gives back what is freed.

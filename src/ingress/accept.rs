@@ -155,7 +155,7 @@ pub async fn serve(
             () = &mut until_closing => (connections.admit_beyond(), true),
         };
         let task = ConnectionTask { peer, thread: thread.clone(), place, staying: staying.clone() };
-        tokio::task::spawn_local(task.serve(stream));
+        task.spawn(stream);
         if is_last {
             break;
         }

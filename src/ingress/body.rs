@@ -14,6 +14,10 @@ use tokio::time::{Instant, timeout_at};
 /// writing, would else see a reset instead of the answer.
 const DISCARD: Duration = Duration::from_secs(1);
 
+/// From this size on a body has memory pages of its own, which are taken only as they are filled: the C library is told so
+/// at start (`app::memory`).
+pub const LARGE: usize = 64 << 10;
+
 /// The bytes that all bodies being read may take together.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -84,7 +88,7 @@ pub(super) async fn read(
 ) -> Result<(Box<[u8]>, Share), Unread> {
     let mut deadline = None;
     let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| Unread::TooLarge)?;
-    // What is allocated is charged, and that grows with what arrives: an announced length alone takes nothing from others.
+    // What takes memory is charged, and that grows with what arrives: an announced length alone takes nothing from others.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
     let mut bytes = Vec::new();
     loop {
@@ -106,7 +110,13 @@ pub(super) async fn read(
         if length > most {
             return Err(Unread::TooLarge);
         }
-        if length > bytes.capacity() {
+        if announced >= LARGE {
+            // A mapping of its own: what has not arrived takes no memory.
+            share.grow(length)?;
+            if bytes.capacity() == 0 {
+                bytes.reserve_exact(announced);
+            }
+        } else if length > bytes.capacity() {
             let capacity = grown(bytes.capacity(), length, announced, most);
             let capacity = if share.grow(capacity).is_ok() { capacity } else { length };
             share.grow(capacity)?;

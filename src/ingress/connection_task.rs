@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -87,29 +87,28 @@ enum End {
 }
 
 impl ConnectionTask {
-    /// Serves the connection to its end.
-    pub(super) async fn serve(self, stream: TcpStream) {
+    /// Serves the connection to its end, in a task of its own: one for a plain connection, which needs no room for TLS.
+    pub(super) fn spawn(self, stream: TcpStream) {
         let settings = self.thread.local.now();
-        let tls = settings.settings.tls.clone();
         let timeouts = Timeouts { head: settings.settings.header_timeout, idle: settings.settings.idle_timeout };
-        drop(settings);
         let socket = Socket::new(stream);
-        let connection = match &tls {
-            None => {
-                let connection = Rc::new(Connection::new(socket.clone(), self.place.slot().clone()));
-                self.serve_until_drained(socket.clone(), &connection, None, timeouts).await;
-                connection
-            }
-            Some(tls) => {
-                // Boxed: a plain connection needs no room for it.
-                let Some(stream) = Box::pin(self.handshake(&socket, tls, timeouts)).await else { return };
-                let connection = Rc::new(Connection::new(socket.clone(), self.place.slot().clone()));
-                Box::pin(self.serve_until_drained(stream, &connection, Some(tls), timeouts)).await;
-                connection
-            }
+        match settings.settings.tls.clone() {
+            None => tokio::task::spawn_local(self.serve(socket, timeouts)),
+            Some(tls) => tokio::task::spawn_local(self.serve_over_tls(socket, tls, timeouts)),
         };
-        drop(connection);
-        self.linger(&socket).await;
+    }
+
+    async fn serve(self, socket: Socket, timeouts: Timeouts) {
+        let connection = Rc::new(Connection::new(socket.clone(), self.place.slot().clone()));
+        self.serve_until_drained(socket, &connection, None, timeouts).await;
+        self.linger(connection.socket()).await;
+    }
+
+    async fn serve_over_tls(self, socket: Socket, tls: Tls, timeouts: Timeouts) {
+        let Some(stream) = self.handshake(&socket, &tls, timeouts).await else { return };
+        let connection = Rc::new(Connection::new(socket, self.place.slot().clone()));
+        self.serve_until_drained(stream, &connection, Some(&tls), timeouts).await;
+        self.linger(connection.socket()).await;
     }
 
     /// Makes the TLS handshake; one that a stop meets has as long as a first byte.
@@ -159,7 +158,8 @@ impl ConnectionTask {
         let service = service_fn(|request| {
             let begun = of_request.begin_request();
             let ingress = thread.local.now();
-            async move {
+            // Boxed: hyper keeps room for it from the first moment of a connection, whether a request arrives or not.
+            Box::pin(async move {
                 let sender = Sender { peer, begun, connection: of_request, home: &thread.mailbox };
                 let mut reply = ingress.handle(request, &sender).await;
                 of_request.answered();
@@ -169,7 +169,7 @@ impl ConnectionTask {
                     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, std::convert::Infallible>(reply)
-            }
+            })
         });
         let mut builder = http1::Builder::new();
         builder
@@ -181,7 +181,7 @@ impl ConnectionTask {
             .header_read_timeout(None)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let served = builder.serve_connection(TokioIo::new(Box::pin(stream)), service);
+        let served = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
         match self.exchange(served, connection, timeouts).await {
             End::Closed(Ok(())) => {}
             End::Closed(Err(error)) if error.is_parse() => {
@@ -193,11 +193,10 @@ impl ConnectionTask {
         }
     }
 
-    async fn exchange<C>(&self, served: C, connection: &Connection, timeouts: Timeouts) -> End
+    async fn exchange<C>(&self, mut served: Pin<&mut C>, connection: &Connection, timeouts: Timeouts) -> End
     where
         C: hyper_util::server::graceful::GracefulConnection<Error = hyper::Error>,
     {
-        let mut served = pin!(served);
         // One timer, moved only where an earlier end is due: requests that follow each other move none.
         let mut timer = pin!(tokio::time::sleep_until((connection.since() + timeouts.head).into()));
         let mut armed = Some(connection.since() + timeouts.head);

@@ -21,6 +21,7 @@ pub mod validate;
 mod verify;
 
 pub use accept::{Listeners, serve, take_both_families};
+pub use body::LARGE as LARGE_BODY;
 pub use connections::Connections;
 pub use deduplicate::{Deduplication, Key, Settings as DeduplicationSettings};
 pub use deviating::{Deviating, DeviatingEvents, EventName};
