@@ -72,6 +72,14 @@ pub(super) enum Unread {
     Left,
 }
 
+/// What is kept of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    All,
+    /// It is read to its end all the same: how that ends decides the answer. But it takes no memory.
+    Nothing,
+}
+
 /// Whether the announced length alone is too large.
 pub(super) fn is_too_large(body: &Incoming, most: usize) -> bool {
     body.size_hint().lower() > most as u64
@@ -82,6 +90,7 @@ pub(super) fn is_too_large(body: &Incoming, most: usize) -> bool {
 /// hyper's own `Bytes` would keep its whole read buffer alive, eight times the memory of small bodies.
 pub(super) async fn read(
     body: &mut Incoming,
+    keep: Keep,
     most: usize,
     longest: Duration,
     budget: &Arc<Budget>,
@@ -91,6 +100,7 @@ pub(super) async fn read(
     // What takes memory is charged, and that grows with what arrives: an announced length alone takes nothing from others.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
     let mut bytes = Vec::new();
+    let mut length = 0;
     loop {
         // What came with the head needs neither clock nor timer.
         let polled = if let Some(polled) = body.frame().now_or_never() {
@@ -106,9 +116,12 @@ pub(super) async fn read(
         };
         // Trailers are read and dropped.
         let Ok(data) = frame.into_data() else { continue };
-        let length = bytes.len() + data.len();
+        length += data.len();
         if length > most {
             return Err(Unread::TooLarge);
+        }
+        if keep == Keep::Nothing {
+            continue;
         }
         if announced >= LARGE {
             // A mapping of its own: what has not arrived takes no memory.

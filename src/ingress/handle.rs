@@ -14,7 +14,7 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 
 use crate::accounting::{Decision, KeptReason, Reason};
-use crate::ingress::body::{self, Budget, Unread};
+use crate::ingress::body::{self, Budget, Keep, Unread};
 use crate::ingress::client::client;
 use crate::ingress::connection::Connection;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
@@ -219,7 +219,9 @@ impl Guard<'_> {
                 text,
             ));
         }
-        let read = body::read(body, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
+        // One that cannot be genuine is read to its end, for the answer's sake, and takes no memory.
+        let keep = if self.endpoint.verifier.may_verify(&head.headers) { Keep::All } else { Keep::Nothing };
+        let read = body::read(body, keep, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
         // What waits for the disk is still charged: journaled or not, no more bodies are in memory than that.
         let (bytes, _share) = read.map_err(|unread| unreadable(unread, settings.max_body))?;
         let now = Instant::now();

@@ -45,6 +45,12 @@ impl Verifier {
         Self { keyed: keyed.collect() }
     }
 
+    /// Whether a body with these headers can be genuine at all: without a well-formed signature none is.
+    #[must_use]
+    pub fn may_verify(&self, headers: &HeaderMap) -> bool {
+        self.keyed.is_empty() || header(headers).is_some()
+    }
+
     /// Whether the body is genuine; `None` is all that a stranger learns.
     #[must_use]
     pub fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Option<Verified> {

@@ -228,6 +228,30 @@ fn takes_nothing_from_the_read_budget_for_a_length_that_is_only_announced() {
 }
 
 #[test]
+fn takes_nothing_from_the_read_budget_for_a_body_without_a_signature() {
+    let limits = |setup: Setup| setup.text("buffer.max_bytes", "1MiB").text("ingress.max_body", "256KiB");
+    let bridge = Bridge::start(|setup| limits(setup).text("ingress.body_timeout", "60s"));
+    let most = "x".repeat(262_143);
+    // Together larger than the budget, and a byte of each is still to come.
+    let mut crowd: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = plain(&bridge.daemon.ingress);
+            let head = format!("POST {PATH} HTTP/1.1\r\nHost: b\r\nContent-Length: 262144\r\n\r\n");
+            stream.write_all(&[head.as_bytes(), most.as_bytes()].concat()).unwrap();
+            stream
+        })
+        .collect();
+    accepted(&bridge, "a small one beside the crowd");
+    for stream in &mut crowd {
+        stream.write_all(b"x").unwrap();
+    }
+    wait_until("each has its answer", Duration::from_secs(20), || {
+        bridge.daemon.metric("events_rejected_total", &[("source", "plextrac"), ("reason", "signature")]) == 8
+    });
+    bridge.stop();
+}
+
+#[test]
 fn answers_although_nobody_reads_its_log() {
     let directory = tempfile::tempdir().unwrap();
     let toml = "[ingress]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\

@@ -62,9 +62,12 @@ fn answers_503_when_the_bodies_being_read_have_used_their_budget() {
     assert_eq!(client.answer().unwrap().status, 100, "the body is being read");
     client.write(&slow[..7_000]).unwrap();
     let body = Payload::new("beside it").body_of(8_000);
-    // What has come of the slow one is charged as soon as it is read: until then an unsigned body is read too.
+    // What has arrived of the slow one is charged as soon as it is read: until then a body with a wrong signature, which
+    // is charged too, is read as well.
+    let wrong = "0".repeat(64);
     wait_until("the slow one's bytes are charged", LIMIT, || {
-        bridge.connect().send("POST", PATH, &[], &body).unwrap().status == 503
+        let headers = [("X-Authorization-HMAC-256", wrong.as_str())];
+        bridge.connect().send("POST", PATH, &headers, &body).unwrap().status == 503
     });
     let none = Outcome::Refused(503, "buffer_full", Signature::NotSeen);
     let detail = "too many bodies are being read at the moment; try again later";
