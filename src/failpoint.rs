@@ -65,7 +65,7 @@ mod set {
     thread_local! {
         /// The bytes that a unit test made unreadable for its own thread.
         static UNREADABLE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
-        /// What a unit test set for its own thread: the names, and the error of each.
+        /// The failpoints that a unit test set for its own thread, with the error of each.
         static HERE: RefCell<Vec<(&'static str, io::ErrorKind)>> = const { RefCell::new(Vec::new()) };
     }
 

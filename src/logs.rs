@@ -174,7 +174,7 @@ pub struct Throttle {
 #[derive(Debug)]
 struct Period {
     start: Instant,
-    /// How many came in it.
+    /// The number of lines in the period.
     count: u32,
     /// How many were left out since the last one that was let through.
     left_out: u64,
@@ -212,7 +212,7 @@ impl Throttle {
 mod tests {
     use super::*;
 
-    /// What has been written so far.
+    /// Everything written so far.
     #[derive(Clone, Default)]
     struct Written(Arc<Mutex<Vec<u8>>>);
 

@@ -41,11 +41,11 @@ pub struct Fields<'a> {
     pub assessment_id: &'a str,
     /// How the payload departs from the documented one.
     pub deviations: Deviations,
-    /// What the body is.
+    /// The content type of the body.
     pub content_type: ContentType,
 }
 
-/// What a body is.
+/// The content type of a body.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ContentType {
     /// JSON, as every accepted event is.
@@ -259,7 +259,7 @@ impl Event {
         &self.labels.deviations
     }
 
-    /// What the body is.
+    /// The content type of the body.
     #[must_use]
     pub fn content_type(&self) -> ContentType {
         self.labels.content_type

@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::PossibleValue;
 use serde_json::{Value, json};
 
-/// The name that stands for every sample.
+/// The name for every sample.
 const ALL: &str = "all";
 
 /// The targets of a bulk change where no number is asked for.
@@ -174,7 +174,7 @@ pub(super) fn bulk() -> Vec<&'static Sample> {
     SAMPLES.iter().filter(|sample| sample.is_bulk()).take(1).collect()
 }
 
-/// The samples of these names, in the order given; `all` stands for every one.
+/// Returns the samples of these names, in the order given; `all` means every one.
 pub(super) fn named(names: &[String]) -> Vec<&'static Sample> {
     let mut samples = Vec::new();
     for name in names {

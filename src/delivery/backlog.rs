@@ -32,7 +32,7 @@ pub struct BacklogReader {
     throttle: Throttle,
 }
 
-/// A read, from one call to the next: whoever waits for it may be cancelled, the read itself is not.
+/// A read, kept from one call to the next: the wait for it may be cancelled, the read itself is not.
 #[derive(Debug)]
 enum Reading {
     /// None is under way; the next may begin at this time.

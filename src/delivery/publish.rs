@@ -88,7 +88,7 @@ pub struct Delivery {
     round: tokio::time::Instant,
     /// The session lives, but its brokers do not answer.
     away: bool,
-    /// What only memory keeps is written to the journal, because the bridge stops.
+    /// The progress of writing to the journal what only memory keeps, because the bridge stops.
     spill: Spill,
 }
 
@@ -238,7 +238,7 @@ impl Delivery {
     async fn look_at_the_disk(&mut self) {
         let (Some(backlog), room) = (self.queue.on_disk(), self.room()) else { return };
         let Some(reader) = &mut self.backlog else { return };
-        // The deadline only bounds the wait: the read goes on, and the next call takes what it brings.
+        // The deadline only bounds the wait: the read continues, and the next call takes its result.
         let read = reader.read(&backlog, room, &self.queue, &self.view, &mut self.taken);
         let _ = timeout(LOOK, read).await;
     }

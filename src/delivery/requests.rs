@@ -36,11 +36,11 @@ pub type Invalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + 
 /// How events are made of letters again.
 #[derive(Clone)]
 pub struct Rebuilder {
-    /// Of bodies that were accepted, and of kept ones with `--as-is`.
+    /// For bodies that were accepted, and for kept ones with `--as-is`.
     pub always: Rebuild,
-    /// Of kept bodies.
+    /// For kept bodies.
     pub configured: Invalid,
-    /// Of kept bodies with `--lenient`.
+    /// For kept bodies with `--lenient`.
     pub lenient: Invalid,
 }
 

@@ -59,7 +59,7 @@ impl DeadLetterLimit {
         Self { bytes: section.size("max_bytes") }
     }
 
-    /// What is wrong where not even one dead letter fits: delivery would wait for room for ever. JSON doubles a body at
+    /// Returns the problem where not even one dead letter fits: delivery would wait for room for ever. JSON doubles a body at
     /// most, and everything beside it takes less than 4 KiB.
     #[must_use]
     pub fn problem(&self, largest_body: usize) -> Option<String> {

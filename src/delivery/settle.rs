@@ -30,9 +30,9 @@ pub(super) struct Settler {
     ended: Vec<(Arc<Ticket>, Outcome)>,
     /// None: there are no dead letters.
     store: Option<Arc<Mutex<Store>>>,
-    /// A write of the first refused messages that is under way: never begun twice, whoever waited for it is cancelled.
+    /// A write of the first refused messages that is under way: never started twice, even if the wait for it is cancelled.
     writing: Option<JoinHandle<Result<usize, String>>>,
-    /// When to try again after a write that failed.
+    /// The time of the next try after a write that failed.
     again: Option<tokio::time::Instant>,
     headers: Headers,
     throttle: Throttle,

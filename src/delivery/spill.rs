@@ -1,6 +1,6 @@
 //! The stop's first step: what only memory keeps is written to the journal, a piece at a time.
 //!
-//! A disk that does not answer in time has neither written nor refused: delivery goes on meanwhile, and the next look
+//! A disk that does not answer in time has neither written nor refused: delivery continues meanwhile, and the next look
 //! shows how the write ended. Only an error, or the end of the process, decides against the journal.
 
 use std::collections::VecDeque;
@@ -18,7 +18,7 @@ use crate::ticket::{Outcome, Ticket};
 /// How much is written at once.
 const BYTES: usize = 1 << 20;
 
-/// How long delivery stands still for the writes before it goes on beside them.
+/// How long delivery waits for the writes before it continues beside them.
 const PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the end waits for a write that is under way, beyond the stop's deadline.

@@ -72,7 +72,7 @@ pub(super) enum Unread {
     Left,
 }
 
-/// What is kept of a body.
+/// The part of a body that is kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
     All,

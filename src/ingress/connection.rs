@@ -32,7 +32,7 @@ struct Shared {
     has_heard: Cell<bool>,
 }
 
-/// What reading and discarding found.
+/// The result of reading and discarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Discarded {
     /// Nothing more at the moment.
@@ -141,7 +141,7 @@ pub(super) enum Phase {
     Answer,
 }
 
-/// What is known of one connection. All on one thread, but for its slot.
+/// The state of one connection. All on one thread, except its slot.
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,

@@ -40,7 +40,7 @@ const LINGER: Duration = Duration::from_secs(1);
 /// The most connections of a thread that linger although their permit has gone to another.
 const REPLACED: usize = 64;
 
-/// What the connections of one thread share.
+/// The state that the connections of one thread share.
 pub(super) struct Thread {
     pub(super) local: Local,
     pub(super) mailbox: Arc<Mailbox>,
@@ -62,7 +62,7 @@ pub(super) struct ConnectionTask {
     pub(super) staying: watch::Receiver<()>,
 }
 
-/// When a connection ends by itself.
+/// The time at which a connection ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
     /// Not while its request is handled.

@@ -46,7 +46,7 @@ pub struct Shared {
     pub unknown: Arc<UnknownPaths>,
     /// What was accepted already.
     pub known: Arc<Deduplication>,
-    /// Where signed bodies are kept that are not published.
+    /// The store of signed bodies that are not published.
     pub invalids: Option<Arc<Invalids>>,
 }
 

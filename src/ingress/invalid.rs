@@ -55,7 +55,7 @@ struct Unpublished {
     letter: Letter,
 }
 
-/// Where bodies are kept that are not published.
+/// The store of bodies that are not published.
 pub struct Invalids {
     shared: Arc<Shared>,
     sender: Mutex<Option<SyncSender<Unpublished>>>,

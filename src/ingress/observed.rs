@@ -1,4 +1,4 @@
-//! What is observed of one source beside the books, for the log and for `/status`; it goes on across reloads.
+//! Observations of one source beside the books, for the log and for `/status`; they are kept across reloads.
 
 use std::time::Duration;
 

@@ -85,7 +85,7 @@ impl Payload<'_> {
         }
     }
 
-    /// Whether it says what happened, or to what: what an object that nobody signed needs at least.
+    /// Whether it names an event or an entity: an unsigned object needs at least that.
     fn says_something(&self) -> bool {
         let ids = [&self.cuid, &self.target_cuid, &self.client_id, &self.report_id, &self.finding_id];
         !self.event.is_empty() || !self.assessment_id.is_empty() || ids.iter().any(|id| !id.is_empty())
@@ -95,7 +95,7 @@ impl Payload<'_> {
 /// Validates a body.
 ///
 /// # Errors
-/// What is wrong with it, for the sender and the log.
+/// The problem, in words for the sender and the log.
 pub fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Valid<'_>, Invalid> {
     let found = match parse(body).map_err(Invalid::Malformed)? {
         Parsed::Object(found) if found.is_empty => return Ok(Valid::Probe("an object without fields")),

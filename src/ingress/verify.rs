@@ -12,7 +12,7 @@ use crate::ingress::settings::NamedSecret;
 /// The header with the signature.
 pub(super) const HEADER: &str = "x-authorization-hmac-256";
 
-/// What may stand before the hex digits, in either case: some clients of the vendor's API write it.
+/// An optional prefix of the hex digits, in either case: some clients of the vendor's API write it.
 const PREFIX: &[u8] = b"sha256=";
 
 /// The keyed MACs of one source: each is cloned per request, which saves keying it again.

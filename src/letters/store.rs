@@ -150,7 +150,7 @@ pub struct Entry {
     pub line: Vec<u8>,
     /// A replayed event was refused again: its old line goes as soon as this one is there, so that it always fits.
     pub returns: bool,
-    /// When it is dropped.
+    /// The precedence with which it is dropped.
     pub precedence: Precedence,
 }
 
@@ -170,7 +170,7 @@ struct Open {
     length: u64,
 }
 
-/// What a file of letters holds.
+/// The contents of a file of letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Content {
     lines: u64,

@@ -66,14 +66,14 @@ pub(super) enum Tail {
 pub(super) struct Disk {
     pub(super) layout: Layout,
     pub(super) incoming: Vec<Incoming>,
-    /// What everything on its way to the disk costs: in `incoming`, and with the writer.
+    /// The cost of everything on its way to the disk: in `incoming`, and with the writer.
     pub(super) unsynced_bytes: usize,
-    /// When the oldest event that the writer has taken was accepted, until it is done with all that it took.
+    /// The time at which the oldest event with the writer was accepted, until the writer is done with all of them.
     pub(super) writing_since: Option<Instant>,
     pub(super) writing: Writing,
     /// All below are synced.
     pub(super) synced: u64,
-    /// What delivery takes next. At a stop it passes `synced`: delivery holds the originals of what is being written.
+    /// The sequence that delivery takes next. At a stop it passes `synced`: delivery holds the originals of what is written.
     pub(super) cursor: u64,
     /// What delivery took and has not settled, in order; true once it is settled out of order.
     outstanding: VecDeque<(u64, bool)>,
@@ -90,11 +90,11 @@ pub(super) struct Disk {
     pub(super) no_space: Option<String>,
     /// An event was refused for that.
     pub(super) short: bool,
-    /// When the writer tries again to make one.
+    /// The time at which the writer tries again to make one.
     make_again: Option<Instant>,
     /// Why it can never be written again.
     pub(super) failed: Option<String>,
-    /// What was being spilled could not be written; its events are to be counted as held in memory again.
+    /// The error of a spill that could not be written; its events are to be counted as held in memory again.
     pub(super) spill_failed: Option<String>,
     /// Records found damaged.
     pub(super) damaged: u64,

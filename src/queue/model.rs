@@ -113,7 +113,7 @@ struct Run {
     buffer: Arc<Buffer>,
     journaling: Journaling,
     reader: Reader,
-    /// What the disk is at.
+    /// The work that the disk is busy with.
     work: Option<Work>,
     taken: VecDeque<Box<Event>>,
     /// The highest number that delivery took.
@@ -274,7 +274,7 @@ impl Model {
         self.hear();
     }
 
-    /// What became of the events that were asked for.
+    /// Notes the outcome of the events that wait for the disk.
     fn hear(&mut self) {
         for (number, ticket) in std::mem::take(&mut self.asked) {
             match ticket.outcome() {

@@ -31,7 +31,7 @@ pub(super) struct Item {
     pub(super) kind: Kind,
 }
 
-/// What to do about a block that cannot be read.
+/// How a block that cannot be read is handled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UnreadableBlocks {
     /// It is an error.
@@ -55,7 +55,7 @@ pub(super) struct Chain {
     /// Where in the file the buffer starts.
     start: u64,
     unreadable: UnreadableBlocks,
-    /// Where the blocks are that were skipped.
+    /// The offsets of the blocks that were skipped.
     skipped: Vec<u64>,
 }
 
@@ -80,7 +80,7 @@ impl Chain {
         self.unreadable = blocks;
     }
 
-    /// Where the blocks are that were skipped since the last call.
+    /// The offsets of the blocks that were skipped since the last call.
     pub(super) fn take_skipped(&mut self) -> Vec<u64> {
         std::mem::take(&mut self.skipped)
     }

@@ -15,7 +15,7 @@ pub(super) struct Tail {
     pub(super) torn: bool,
     /// Behind a sound end mark stands what a commit cut short left.
     pub(super) stale: bool,
-    /// Where the first record begins that is not settled, or the end.
+    /// The offset of the first record that is not settled, or of the end.
     pub(super) unsettled: u64,
 }
 
