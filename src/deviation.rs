@@ -135,7 +135,7 @@ impl Deviation {
         }
     }
 
-    /// What follows the name of the field in a sentence.
+    /// The words that follow the name of the field in a sentence.
     #[must_use]
     pub fn phrase(self) -> &'static str {
         match self {

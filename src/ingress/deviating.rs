@@ -32,11 +32,11 @@ pub struct Deviating {
 
 #[derive(Debug, Default)]
 struct Seen {
-    /// Of events of this place in `names`.
+    /// The counts for the event name at this place in `names`.
     counts: BTreeMap<(Field, Deviation, usize), u64>,
     /// The names in address form, of places that have departures.
     shown: BTreeMap<usize, String>,
-    /// When a kind was last logged, and how many were left out since.
+    /// The time at which a kind was last logged, and how many were left out since.
     logged: BTreeMap<(Field, Deviation), (Instant, u64)>,
 }
 

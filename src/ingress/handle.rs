@@ -56,7 +56,7 @@ pub struct Endpoint {
     pub number: usize,
     /// What the settings say.
     pub source: Source,
-    /// What is observed of it.
+    /// The observations of it.
     pub observed: Arc<Observed>,
     /// The numbers of its secrets in the book.
     secrets: Vec<usize>,

@@ -45,7 +45,8 @@ impl Unreadable {
         Self { metrics, heads: throttle(), handshakes: throttle() }
     }
 
-    /// Notes a head that is not HTTP/1.1, or too large; hyper has answered it.
+    /// Notes a head that is not HTTP/1.1, or too large. hyper has answered it, except for an HTTP/2 preface, where it only
+    /// closes the connection.
     pub(super) fn head(&self, peer: SocketAddr, first: &[u8], is_too_large: bool) {
         self.metrics.unreadable(if is_too_large { "431" } else { "400" });
         if !self.heads.admits() {

@@ -49,7 +49,7 @@ impl Kind {
     }
 }
 
-/// What may differ between a path and the one that was meant.
+/// The difference between a path and the one that was meant.
 const DIFFERENCE: &str = "slashes, upper and lower case or percent-encoding differ, or a proxy in front adds or removes a \
                           part at the beginning";
 

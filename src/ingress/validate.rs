@@ -2,7 +2,7 @@
 //!
 //! Known fields are found as raw text first, so that "not JSON" (400) is told apart from everything else; then each is
 //! decoded, except `text`, which is only checked to be a string. What departs from the documented payload is noted:
-//! `lenient` goes on without the field, `strict` refuses most departures.
+//! `lenient` continues without the field, `strict` refuses most departures.
 //!
 //! Length: half of it are the tests of one table.
 

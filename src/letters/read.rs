@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::letters::Precedence;
 
-/// What a file of letters that are dropped first has behind its number: connection tests.
+/// The suffix of a file of letters that are dropped first: connection tests.
 const FIRST: &str = "-probes";
 
 /// The name of a file of letters.
@@ -21,7 +21,7 @@ pub(super) fn number(path: &Path) -> Option<u64> {
     (path.extension()? == "ndjson").then(|| stem.strip_suffix(FIRST).unwrap_or(stem).parse().ok())?
 }
 
-/// When the letters of a file are dropped, by its name.
+/// Returns the precedence with which the letters of a file are dropped, by its name.
 pub(super) fn precedence(path: &Path) -> Precedence {
     let stem = path.file_stem().and_then(|stem| stem.to_str());
     if stem.is_some_and(|stem| stem.ends_with(FIRST)) { Precedence::First } else { Precedence::Last }

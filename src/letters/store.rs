@@ -134,7 +134,7 @@ pub enum WriteError {
     },
 }
 
-/// When a line is dropped at the limit, where lines may be dropped.
+/// The order in which lines are dropped at the limit, where lines may be dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Precedence {
     /// After all of those that go first; it takes their room.
