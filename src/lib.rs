@@ -8,55 +8,48 @@
 //!                                     +-- bounded buffer --+     (or the journal)
 //! ```
 //! The same six words name files, functions, metrics and logs. From enqueue on nothing that counts or settles lives
-//! in the request's future, which hyper drops when the sender leaves.
+//! in the request's future, which hyper drops when the sender disconnects.
 //!
 //! # The map
-//! | module | owns |
-//! |---|---|
-//! | [`app`] | the parts, their threads, reloads, memory, the order of stopping: the only file that knows all parts |
-//! | [`ingress`] | accept, verify, validate, deduplicate, the answer |
-//! | [`delivery`] | the ring of unsettled messages, retry and back-off, dead letters, settling |
-//! | [`admin`] | health, metrics, status, the page |
-//! | [`queue`] | the bounded buffer, under its one lock the books; the journal, its writer's thread, its bookkeeping |
-//! | [`brokers`] | the contract of a broker, its four kinds, headers, routes |
-//! | [`message`] [`deviation`] | the event and the message it becomes; how its payload departs from the documented one |
-//! | [`template`] [`secret`] | addresses and keys; what is never shown |
-//! | [`accounting`] [`metrics`] [`logs`] | the books and their words; the series; the lines |
-//! | [`letters`] [`state`] | what is kept for a person to look at, and requests about it; the state directory |
-//! | [`shutdown`] [`pulse`] [`ticket`] | the phases of stopping; signs of life; the one who waits for an event |
-//! | [`systemd`] | states, signs of life and passed sockets between the bridge and systemd |
-//! | [`failpoint`] | where a test makes the disk fail or the process die |
-//! | [`settings`] | `section`, which every part reads its own table from, and `load`, which stands on all parts |
+//! | module | decides | begin with |
+//! |---|---|---|
+//! | `main`, [`cli`] | the arguments, the commands and their exit codes | `cli/mod.rs`, `cli/serve.rs` |
+//! | `app` | which parts there are and their threads, the settings as a whole, what a reload changes, the order of stopping | `app/app.rs` |
+//! | `ingress` | whether a request is accepted: connections and time-outs, signature, payload, duplicates, the answer; bodies kept as invalid | `ingress/handle.rs` |
+//! | `delivery` | what is sent when: the ring of unsettled messages, retry and back-off, dead-lettering, settling, the backlog at start, the spill at the stop | `delivery/publish.rs` |
+//! | `admin` | health, readiness, `/status`, the page | `admin/server.rs` |
+//! | `dead_letters` | the line format, files and limits of both stores, and requests about them | `dead_letters/store.rs` |
+//! | `queue` | whether there is room, and the counts, under its one lock; the journal on disk and its writer | `queue/buffer.rs`, `queue/journal/format.rs` |
+//! | `brokers` | the contract of a broker and its four kinds; addresses, keys and headers | `brokers/contract.rs` |
+//! | `status` | nothing: it holds what the bridge knows of itself, the ledger first | `status/ledger.rs` |
+//! | `metrics` | the names of all series | `metrics.rs` |
+//! | `event` | the event and the message made of it, how its payload deviates from the documented one, the request that waits for it | `event/event.rs` |
+//! | `settings` | how files, environment and flags are merged, and how a part reads its table | `settings/section.rs` |
+//! | `process` | log, state directory and its lock, systemd, phases of the stop, threads, failpoints | `process/shutdown.rs` |
 //!
 //! # The rules
-//! Imports point down only: `app` to `ingress`, `delivery`, `admin`; these to `queue` and `brokers`; these to the ground:
-//! `message`, `deviation`, `template`, `accounting`, `metrics`, `secret`, `logs`, `letters`, `state`, `shutdown`, `pulse`, `ticket`,
-//! `failpoint`, `systemd`, and what `settings` offers to all. Two exceptions: `admin` reads the views that `ingress` and `delivery`
-//! offer, and `settings::load` gathers what every part declares. Ingress never sees brokers; brokers never see ingress,
+//! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, `queue` and
+//! `brokers`; these to `metrics` and `status`, these to `event`; `settings` and `process` are the ground of all. One
+//! exception: `admin` reads what `ingress` offers of its sources. Ingress never sees brokers; brokers never see ingress,
 //! queue, delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
 //! `settings`; prometheus only in `metrics`. A test keeps these rules.
 //!
-//! A new broker is one file (or folder) with `Settings`, a [`brokers::Broker`] and a [`brokers::Session`], its lines in
+//! A new broker is one file (or folder) with `Settings`, a `Broker` and a `Session` (`brokers/contract.rs`), its lines in
 //! `brokers/list.rs`, its table in `config/default.toml`, and its rig in the conformance tests.
 
-pub mod accounting;
-pub mod admin;
-pub mod app;
-pub mod brokers;
-pub mod delivery;
-pub mod deviation;
-pub mod failpoint;
-pub mod ingress;
-pub mod letters;
-pub mod logs;
-pub mod message;
-pub mod metrics;
-pub mod pulse;
-pub mod queue;
-pub mod secret;
-pub mod settings;
-pub mod shutdown;
-pub mod state;
-pub mod systemd;
-pub mod template;
-pub mod ticket;
+mod admin;
+mod app;
+#[doc(hidden)]
+#[path = "../benches/stages.rs"]
+pub mod bench;
+mod brokers;
+pub mod cli;
+mod dead_letters;
+mod delivery;
+mod event;
+mod ingress;
+mod metrics;
+mod process;
+mod queue;
+mod settings;
+mod status;

@@ -2,10 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
-
-mod cli;
-
 fn main() -> ExitCode {
-    cli::run(cli::Arguments::parse())
+    plextrac_bridge::cli::main()
 }

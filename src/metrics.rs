@@ -10,56 +10,56 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
 };
 
-use crate::accounting::{ErrorKind, KeptReason, Loss, Reason, RefusalReason, Snapshot, Totals};
-use crate::deviation::{Deviation, Field};
+use crate::event::{Deviation, Field};
+use crate::status::{ErrorKind, KeptReason, Loss, Reason, RefusalReason, Snapshot, Totals};
 
 const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 const DELIVERY_BUCKETS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0];
 
 /// The codes that a source's path can answer.
-pub const CODES: [&str; 9] = ["200", "400", "401", "405", "408", "413", "415", "422", "503"];
+pub(crate) const CODES: [&str; 9] = ["200", "400", "401", "405", "408", "413", "415", "422", "503"];
 
 /// How a reload of the settings can end.
 const RELOADS: [&str; 2] = ["success", "failure"];
 
 /// The version of the program.
-pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The commit it was built from, where the build said so.
 #[must_use]
-pub fn revision() -> &'static str {
+pub(crate) fn revision() -> &'static str {
     option_env!("PLEXTRAC_BRIDGE_REVISION").unwrap_or("unknown")
 }
 
 /// What a scrape adds to the snapshot of the queue.
 #[derive(Clone, Debug, Default)]
-pub struct Moment {
+pub(crate) struct Moment {
     /// Whether `/readyz` says 200.
-    pub ready: bool,
+    pub(crate) ready: bool,
     /// Whether a session lives and the broker answers.
-    pub broker_connected: bool,
+    pub(crate) broker_connected: bool,
     /// Messages handed to the session.
-    pub in_flight: usize,
+    pub(crate) in_flight: usize,
     /// The last confirmation.
-    pub last_published: Option<SystemTime>,
+    pub(crate) last_published: Option<SystemTime>,
     /// Open connections.
-    pub connections_open: usize,
+    pub(crate) connections_open: usize,
     /// `ingress.max_connections`.
-    pub connections_capacity: usize,
+    pub(crate) connections_capacity: usize,
     /// Dead letters: events, bytes, capacity.
-    pub dead_letters: (u64, u64, u64),
+    pub(crate) dead_letters: (u64, u64, u64),
     /// Reloads of the settings: how many were good, how many bad.
-    pub reloads: (u64, u64),
+    pub(crate) reloads: (u64, u64),
     /// Whether the last one was bad.
-    pub reload_failed: bool,
+    pub(crate) reload_failed: bool,
     /// When the ingress' certificate ends, where it has one.
-    pub certificate_not_after: Option<SystemTime>,
+    pub(crate) certificate_not_after: Option<SystemTime>,
 }
 
 /// All series.
 #[derive(Debug)]
-pub struct Metrics {
+pub(crate) struct Metrics {
     registry: Registry,
     scrape: Mutex<()>,
     requests: IntCounterVec,
@@ -166,7 +166,7 @@ impl Metrics {
     /// # Panics
     /// When two series have the same name: a test makes one.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let registry = Registry::new();
         let add = Register(&registry);
         let process = prometheus::process_collector::ProcessCollector::for_self();
@@ -254,7 +254,7 @@ impl Metrics {
 
     /// The series that one source's requests touch, looked up once. All of that source exist from now on.
     #[must_use]
-    pub fn source(&self, source: &str, secrets: impl Iterator<Item = Arc<str>>) -> SourceMetrics {
+    pub(crate) fn source(&self, source: &str, secrets: impl Iterator<Item = Arc<str>>) -> SourceMetrics {
         let books = &self.books;
         // The codes and the histogram below exist by being looked up.
         for counters in [&books.received, &books.accepted, &books.duplicate, &books.probe] {
@@ -273,58 +273,58 @@ impl Metrics {
     }
 
     /// Counts an answered request for no source's path.
-    pub fn unknown_path(&self) {
+    pub(crate) fn unknown_path(&self) {
         self.requests.with_label_values(&["none", "404"]).inc();
     }
 
     /// Counts a request that is not HTTP/1.1, or whose head is too large.
-    pub fn unreadable(&self, code: &str) {
+    pub(crate) fn unreadable(&self, code: &str) {
         self.requests.with_label_values(&["none", code]).inc();
     }
 
     /// From handing over to the verdict.
-    pub fn publish_duration(&self, duration: Duration) {
+    pub(crate) fn publish_duration(&self, duration: Duration) {
         self.publish_duration.observe(duration.as_secs_f64());
     }
 
     /// From accept to settle.
-    pub fn delivery_duration(&self, duration: Duration) {
+    pub(crate) fn delivery_duration(&self, duration: Duration) {
         self.delivery_duration.observe(duration.as_secs_f64());
     }
 
     /// One write and one fdatasync of the journal.
-    pub fn journal_sync_duration(&self, duration: Duration) {
+    pub(crate) fn journal_sync_duration(&self, duration: Duration) {
         self.journal_sync_duration.observe(duration.as_secs_f64());
     }
 
     /// A message is handed over once more.
-    pub fn publish_retry(&self) {
+    pub(crate) fn publish_retry(&self) {
         self.retries.inc();
     }
 
     /// A message was stored after a younger one of its key.
-    pub fn out_of_order(&self) {
+    pub(crate) fn out_of_order(&self) {
         self.out_of_order.inc();
     }
 
     /// Counts signed bodies that were kept instead of published.
-    pub fn invalid_kept(&self, reason: KeptReason, count: u64) {
+    pub(crate) fn invalid_kept(&self, reason: KeptReason, count: u64) {
         self.invalid_kept.with_label_values(&[reason.name()]).inc_by(count);
     }
 
     /// Counts an accepted event whose payload departs from the documented one in this field.
-    pub fn deviating(&self, source: &str, field: Field, deviation: Deviation) {
+    pub(crate) fn deviating(&self, source: &str, field: Field, deviation: Deviation) {
         self.deviating.with_label_values(&[source, field.name(), deviation.name()]).inc();
     }
 
     /// Something went wrong with the broker.
-    pub fn broker_error(&self, kind: ErrorKind) {
+    pub(crate) fn broker_error(&self, kind: ErrorKind) {
         self.broker_errors.with_label_values(&[kind.name()]).inc();
     }
 
     /// All series as text, with the books as they stand in `snapshot`.
     #[must_use]
-    pub fn render(&self, snapshot: &Snapshot, totals: &Totals, moment: &Moment) -> String {
+    pub(crate) fn render(&self, snapshot: &Snapshot, totals: &Totals, moment: &Moment) -> String {
         // Two scrapes at once must not both add the same difference.
         let _one = self.scrape.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.books.copy(snapshot);
@@ -338,14 +338,14 @@ impl Metrics {
 
 /// The series of one source, without look-ups.
 #[derive(Clone, Debug)]
-pub struct SourceMetrics {
+pub(crate) struct SourceMetrics {
     duration: Histogram,
     codes: [IntCounter; CODES.len()],
 }
 
 impl SourceMetrics {
     /// Counts an answer.
-    pub fn answered(&self, code: u16, duration: Duration) {
+    pub(crate) fn answered(&self, code: u16, duration: Duration) {
         let at = match code {
             200 => 0,
             400 => 1,
@@ -495,6 +495,6 @@ impl Gauges {
 
 /// A wall-clock time as Prometheus writes it; 0 for none.
 #[must_use]
-pub fn unix_seconds(time: Option<SystemTime>) -> f64 {
+pub(crate) fn unix_seconds(time: Option<SystemTime>) -> f64 {
     time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
 }

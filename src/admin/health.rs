@@ -1,36 +1,36 @@
-//! Live and ready: from the pulses of the threads and the state of queue and delivery.
+//! Live and ready: from the heartbeats of the threads and the state of queue and delivery.
 
 use std::sync::Arc;
 
-use crate::accounting::Snapshot;
-use crate::delivery::View;
-use crate::pulse::{self, Pulse};
+use crate::process::shutdown::{Drain, Phase};
 use crate::queue::{Ack, Buffer};
-use crate::shutdown::{Drain, Phase};
+use crate::status::BrokerStatus;
+use crate::status::Snapshot;
+use crate::status::{Heartbeat, stalled};
 
 /// What health is judged by.
 #[derive(Debug)]
-pub struct Health {
+pub(crate) struct Health {
     /// The threads that must not hang.
-    pub pulses: Arc<[Pulse]>,
+    pub(crate) heartbeats: Arc<[Heartbeat]>,
     /// The queue.
-    pub queue: Arc<Buffer>,
+    pub(crate) queue: Arc<Buffer>,
     /// The view of delivery.
-    pub view: View,
+    pub(crate) view: BrokerStatus,
     /// The stop.
-    pub stop: Drain,
+    pub(crate) stop: Drain,
 }
 
 impl Health {
     /// What hangs.
     #[must_use]
-    pub fn dead(&self) -> Vec<String> {
-        pulse::dead(&self.pulses)
+    pub(crate) fn dead(&self) -> Vec<String> {
+        stalled(&self.heartbeats)
     }
 
     /// Why events cannot be accepted; empty when they can.
     #[must_use]
-    pub fn unready(&self, snapshot: &Snapshot) -> Vec<String> {
+    pub(crate) fn unready(&self, snapshot: &Snapshot) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stop.phase() != Phase::Serving {
             reasons.push("draining: the bridge is stopping".to_owned());

@@ -3,12 +3,10 @@
 
 mod health;
 mod page;
-mod reloads;
 mod server;
 mod settings;
 mod status;
 
-pub use health::Health;
-pub use reloads::{Reload, Reloads};
-pub use server::{Admin, bind, serve};
-pub use settings::Settings;
+pub(crate) use health::Health;
+pub(crate) use server::{Admin, bind, serve};
+pub(crate) use settings::Settings;

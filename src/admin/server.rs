@@ -21,10 +21,11 @@ use tokio_io_timeout::TimeoutStream;
 
 use crate::admin::health::Health;
 use crate::admin::page;
-use crate::admin::reloads::Reloads;
-use crate::ingress::{Connections, Live, UnknownPaths, take_both_families};
-use crate::letters::Held;
+use crate::dead_letters::StoreCounts;
+use crate::ingress::{Connections, CurrentIngress, take_both_families};
 use crate::metrics::Metrics;
+use crate::status::Reloads;
+use crate::status::UnknownPaths;
 
 /// Probes, a scraper and some browsers.
 const CONNECTIONS: usize = 64;
@@ -37,31 +38,31 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Everything the admin port shows.
 #[derive(Debug)]
-pub struct Admin {
+pub(crate) struct Admin {
     /// What health is judged by.
-    pub health: Health,
+    pub(crate) health: Health,
     /// All series.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// The senders' connections.
-    pub connections: Arc<Connections>,
+    pub(crate) connections: Arc<Connections>,
     /// The ingress as it is at the moment.
-    pub live: Arc<Live>,
+    pub(crate) live: Arc<CurrentIngress>,
     /// What became of reloads of the settings.
-    pub reloads: Arc<Reloads>,
+    pub(crate) reloads: Arc<Reloads>,
     /// Paths asked for in vain.
-    pub unknown_paths: Arc<UnknownPaths>,
+    pub(crate) unknown_paths: Arc<UnknownPaths>,
     /// What the dead letters hold, where there is a state directory.
-    pub dead_letters: Option<Arc<Held>>,
+    pub(crate) dead_letters: Option<Arc<StoreCounts>>,
     /// What the invalid bodies take, where there is a state directory.
-    pub invalid: Option<Arc<Held>>,
+    pub(crate) invalid: Option<Arc<StoreCounts>>,
     /// `dead_letters.max_bytes`.
-    pub dead_letters_capacity: u64,
+    pub(crate) dead_letters_capacity: u64,
     /// The broker's name.
-    pub broker_name: &'static str,
+    pub(crate) broker_name: &'static str,
     /// Where it is, without secrets.
-    pub broker_location: String,
+    pub(crate) broker_location: String,
     /// Whether there is a page.
-    pub page: bool,
+    pub(crate) page: bool,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -70,7 +71,7 @@ type Answer = Response<Full<Bytes>>;
 ///
 /// # Errors
 /// The address is taken, or not of this machine.
-pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
+pub(crate) fn bind(address: SocketAddr) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     take_both_families(&socket, address)?;
     socket.set_reuse_address(true)?;
@@ -87,7 +88,7 @@ pub fn bind(address: SocketAddr) -> io::Result<StdListener> {
 ///
 /// # Panics
 /// Never: the semaphore is not closed.
-pub async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
+pub(crate) async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
     let started = Instant::now();
     let permits = Arc::new(Semaphore::new(CONNECTIONS));

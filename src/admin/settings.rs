@@ -6,16 +6,16 @@ use crate::settings::Section;
 
 /// `[admin]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where to listen; none turns it off.
-    pub listen: Option<SocketAddr>,
+    pub(crate) listen: Option<SocketAddr>,
     /// Whether there is a page at `/`.
-    pub page: bool,
+    pub(crate) page: bool,
 }
 
 impl Settings {
     /// Reads `[admin]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let listen = if section.is_blank("listen") {
             section.text("listen");
             None

@@ -4,11 +4,16 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::accounting::{JournalState, Reason, Snapshot, SourceBook, Totals};
-use crate::admin::{Admin, Reload};
-use crate::delivery::BrokerState;
-use crate::ingress::{DeviatingEvents, EventName, Observed, Source, UnknownPath, Validation};
+use crate::admin::Admin;
+use crate::ingress::{Source, Validation};
 use crate::metrics::{Moment, VERSION, revision, unix_seconds};
+use crate::status::ConnectionState;
+use crate::status::DeviatingEvents;
+use crate::status::EventName;
+use crate::status::Observed;
+use crate::status::Reload;
+use crate::status::UnknownPath;
+use crate::status::{JournalState, Reason, Snapshot, SourceBook, Totals};
 
 impl Admin {
     /// What a scrape adds to the snapshot.
@@ -16,7 +21,7 @@ impl Admin {
         let view = self.health.view.copy();
         Moment {
             ready,
-            broker_connected: view.state != BrokerState::Connecting,
+            broker_connected: view.state != ConnectionState::Connecting,
             in_flight: view.in_flight,
             last_published: view.last_published,
             connections_open: self.connections.open(),

@@ -6,13 +6,13 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::SystemTime;
 
-use crate::app::Parts;
+use crate::app::Settings;
+use crate::app::app::SharedParts;
+use crate::event::Origin;
 use crate::ingress::{self, Deduplication};
-use crate::message::Origin;
-use crate::pulse::Pulse;
 use crate::queue::journal::{self, OpenError, Opened, Writer};
 use crate::queue::{Ack, Journaling};
-use crate::settings::Settings;
+use crate::status::Heartbeat;
 
 /// Its place in the state directory.
 const DIRECTORY: &str = "journal";
@@ -55,8 +55,8 @@ fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
 }
 
 /// Starts its writer.
-pub(super) fn write(parts: &Parts, writer: Writer, pulse: Pulse) -> io::Result<JoinHandle<()>> {
-    let journaling = Journaling::new(parts.queue.clone(), writer, parts.metrics.clone(), pulse);
+pub(super) fn write(parts: &SharedParts, writer: Writer, heartbeat: Heartbeat) -> io::Result<JoinHandle<()>> {
+    let journaling = Journaling::new(parts.queue.clone(), writer, parts.metrics.clone(), heartbeat);
     std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
 }
 

@@ -15,10 +15,10 @@ use crate::queue::Buffer;
 const LOOK: Duration = Duration::from_secs(1);
 
 /// A backlog below this leaves nothing worth the effort.
-const FLOOD: usize = 1 << 20;
+const HIGH_WATER: usize = 1 << 20;
 
 /// A flood has ebbed when this part of it is left: earlier, much of what it took is still in use.
-const EBB: usize = 16;
+const LOW_FRACTION: usize = 16;
 
 /// The memory of a connection with a small request.
 const CONNECTION: usize = 16 << 10;
@@ -39,7 +39,7 @@ pub(super) fn give_back_large() {}
 
 /// What is seen of the queue from one look to the next.
 #[derive(Debug, Default)]
-struct Tide {
+struct MemoryWatch {
     /// Requests until the last look.
     received: u64,
     /// The highest since memory was last given back, in bytes.
@@ -48,14 +48,14 @@ struct Tide {
     worked: bool,
 }
 
-impl Tide {
+impl MemoryWatch {
     /// What it is time for: `bytes` are held, and so many requests came until now.
-    fn turn(&mut self, bytes: usize, received: u64) -> Turn {
+    fn check(&mut self, bytes: usize, received: u64) -> Turn {
         let quiet = received == self.received && bytes == 0;
         self.worked |= received != self.received;
         self.received = received;
         self.peak = self.peak.max(bytes);
-        let turn = match (quiet && self.worked, self.peak >= FLOOD && bytes <= self.peak / EBB) {
+        let turn = match (quiet && self.worked, self.peak >= HIGH_WATER && bytes <= self.peak / LOW_FRACTION) {
             (true, _) => Turn::Quiet,
             (false, true) => Turn::Ebb,
             (false, false) => return Turn::None,
@@ -79,15 +79,15 @@ enum Turn {
 
 /// Looks once a second, for ever.
 pub(super) async fn keep_low(queue: Arc<Buffer>, connections: Arc<Connections>) {
-    let (mut tide, mut of_connections) = (Tide::default(), Tide::default());
+    let (mut tide, mut of_connections) = (MemoryWatch::default(), MemoryWatch::default());
     loop {
         tokio::time::sleep(LOOK).await;
         let (_, bytes) = queue.held();
         // Connections that were closed leave as much, also where no event arrived.
-        if of_connections.turn(connections.open() * CONNECTION, 0) == Turn::Ebb {
+        if of_connections.check(connections.open() * CONNECTION, 0) == Turn::Ebb {
             trim();
         }
-        match tide.turn(bytes, queue.received()) {
+        match tide.check(bytes, queue.received()) {
             Turn::None => {}
             Turn::Ebb => trim(),
             Turn::Quiet => {
@@ -143,21 +143,21 @@ mod tests {
 
     #[test]
     fn waits_for_a_quiet_second_and_asks_once() {
-        let mut tide = Tide::default();
-        assert_eq!(tide.turn(0, 0), Turn::None, "nothing was done");
-        assert_eq!([tide.turn(500, 1), tide.turn(500, 1), tide.turn(0, 2)], [Turn::None; 3]);
-        assert_eq!(tide.turn(0, 2), Turn::Quiet);
-        assert_eq!(tide.turn(0, 2), Turn::None);
+        let mut tide = MemoryWatch::default();
+        assert_eq!(tide.check(0, 0), Turn::None, "nothing was done");
+        assert_eq!([tide.check(500, 1), tide.check(500, 1), tide.check(0, 2)], [Turn::None; 3]);
+        assert_eq!(tide.check(0, 2), Turn::Quiet);
+        assert_eq!(tide.check(0, 2), Turn::None);
     }
 
     #[test]
     fn gives_back_after_a_flood_although_requests_go_on() {
-        let mut tide = Tide::default();
-        assert_eq!([tide.turn(160 << 20, 1), tide.turn(20 << 20, 2)], [Turn::None; 2]);
-        assert_eq!(tide.turn(10 << 20, 3), Turn::Ebb);
-        assert_eq!(tide.turn(9 << 20, 4), Turn::None, "so much is held, and was seen");
-        assert_eq!(tide.turn(1 << 19, 5), Turn::Ebb);
-        assert_eq!(tide.turn(1000, 6), Turn::None, "little is left alone");
+        let mut tide = MemoryWatch::default();
+        assert_eq!([tide.check(160 << 20, 1), tide.check(20 << 20, 2)], [Turn::None; 2]);
+        assert_eq!(tide.check(10 << 20, 3), Turn::Ebb);
+        assert_eq!(tide.check(9 << 20, 4), Turn::None, "so much is held, and was seen");
+        assert_eq!(tide.check(1 << 19, 5), Turn::Ebb);
+        assert_eq!(tide.check(1000, 6), Turn::None, "little is left alone");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::settings::Settings;
+use crate::app::Settings;
 
 /// The admin port's connections, the files of the state directory, and the client of the broker.
 const OTHERS: u64 = 192;

@@ -9,14 +9,16 @@ use std::time::{Duration, SystemTime};
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
-use crate::admin::{Reload, Reloads};
-use crate::app::Parts;
+use crate::app::Settings;
+use crate::app::app::SharedParts;
 use crate::delivery::Successor;
-use crate::ingress::{self, Connections, Deduplication, Live};
-use crate::logs::Level;
+use crate::ingress::{self, Connections, CurrentIngress, Deduplication};
+use crate::process::logs::Level;
+use crate::process::systemd;
 use crate::queue::Buffer;
-use crate::settings::{Settings, SettingsError, Watch, Written};
-use crate::systemd;
+use crate::settings::{FileWatch, Fingerprint, SettingsError};
+use crate::status::Reload;
+use crate::status::Reloads;
 
 /// What a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything else needs
 /// a restart.
@@ -44,15 +46,15 @@ type Load = dyn Fn() -> Result<(Settings, Vec<String>), SettingsError> + Send + 
 
 /// When and how settings are reloaded.
 #[derive(Clone)]
-pub struct Reloading {
+pub(crate) struct Reloading {
     /// Reads all settings: the settings and the warnings.
-    pub load: Arc<Load>,
+    pub(crate) load: Arc<Load>,
     /// Somebody asks for it.
-    pub asked: Arc<Notify>,
+    pub(crate) asked: Arc<Notify>,
     /// How often the contents of secrets and certificates are compared.
-    pub every: Duration,
+    pub(crate) every: Duration,
     /// The log's.
-    pub level: Level,
+    pub(crate) level: Level,
 }
 
 /// Looks after reloads, for as long as the bridge serves.
@@ -61,11 +63,11 @@ pub(super) struct Reloader {
     /// What is in force.
     settings: Settings,
     /// What was read at the start: what needs a restart is compared with it.
-    start: Written,
-    watch: Watch,
+    start: Fingerprint,
+    watch: FileWatch,
     /// A secret or a certificate changed, and something was in the way of taking it: tried again at every look.
     is_owed: bool,
-    live: Arc<Live>,
+    live: Arc<CurrentIngress>,
     successor: Arc<Successor>,
     queue: Arc<Buffer>,
     known: Arc<Deduplication>,
@@ -74,11 +76,16 @@ pub(super) struct Reloader {
 }
 
 impl Reloader {
-    pub(super) fn new(reloading: Option<Reloading>, settings: Settings, parts: &Parts, live: Arc<Live>) -> Self {
+    pub(super) fn new(
+        reloading: Option<Reloading>,
+        settings: Settings,
+        parts: &SharedParts,
+        live: Arc<CurrentIngress>,
+    ) -> Self {
         Self {
             way: reloading,
-            start: settings.written.clone(),
-            watch: settings.written.watch(),
+            start: settings.fingerprint.clone(),
+            watch: settings.fingerprint.watch(),
             is_owed: false,
             settings,
             live,
@@ -112,7 +119,7 @@ impl Reloader {
                 continue;
             }
             if is_news {
-                systemd::notify(systemd::State::Reloading);
+                systemd::notify(systemd::ServiceState::Reloading);
             }
             let load = load.clone();
             // Files may be on a disk that hangs.
@@ -134,13 +141,13 @@ impl Reloader {
                 Err(_) => {}
             }
             if is_news {
-                systemd::notify(systemd::State::Ready);
+                systemd::notify(systemd::ServiceState::Ready);
             }
         }
     }
 
     async fn is_other_content(&mut self) -> bool {
-        let mut watch = std::mem::replace(&mut self.watch, Written::default().watch());
+        let mut watch = std::mem::replace(&mut self.watch, Fingerprint::default().watch());
         let looked = spawn_blocking(move || {
             let changed = watch.look();
             (watch, changed)
@@ -160,12 +167,13 @@ impl Reloader {
 
     /// Puts what may change in force.
     fn take(&mut self, read: Settings, warnings: &[String], level: &Level) {
-        let changed: Vec<String> = self.settings.written.changed(&read.written).into_iter().collect();
+        let changed: Vec<String> = self.settings.fingerprint.changed(&read.fingerprint).into_iter().collect();
         // The routes of another broker wait for a restart with it.
         let is_same_broker = self.settings.broker.is_same_broker(&read.broker);
         let routing = if is_same_broker { read.broker.routing_keys() } else { Vec::new() };
         let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live)) && !routing.contains(key);
-        let needs_restart: Vec<String> = self.start.changed(&read.written).into_iter().filter(is_fixed).collect();
+        let needs_restart: Vec<String> =
+            self.start.changed(&read.fingerprint).into_iter().filter(is_fixed).collect();
         let next = self.mixed(read, changed.iter().any(|key| is_of(key, TLS)));
         if let Some(contradiction) = next.contradiction() {
             return self.keep(format!("{contradiction}; a part of it needs a restart"));
@@ -181,7 +189,7 @@ impl Reloader {
         self.connections.limit(settings.ingress.max_connections);
         self.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
         level.set(settings.log.level);
-        self.watch = settings.written.watch();
+        self.watch = settings.fingerprint.watch();
         for warning in warnings {
             tracing::warn!("{warning}");
         }
@@ -217,7 +225,7 @@ impl Reloader {
             buffer: read.buffer,
             deduplication: read.deduplication,
             shutdown: read.shutdown,
-            written: read.written,
+            fingerprint: read.fingerprint,
             broker,
             log,
             ..old

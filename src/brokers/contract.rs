@@ -8,29 +8,29 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use crate::accounting::{ErrorKind, RefusalReason};
 use crate::brokers::{HeaderStyle, Headers};
-use crate::message::{Event, Message};
+use crate::event::{Event, Message};
+pub(crate) use crate::status::{ErrorKind, RefusalReason};
 
 /// Names one message of the delivery ring; rises by one per message, never used twice in a process.
-pub type Ticket = u64;
+pub(crate) type Sequence = u64;
 
 /// What every broker is told beside its own settings.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub(crate) struct Terms {
     /// The most unconfirmed messages; client queues are sized above it.
-    pub max_in_flight: usize,
+    pub(crate) max_in_flight: usize,
     /// `ingress.max_body` in bytes: the largest body that can come.
-    pub max_body: usize,
+    pub(crate) max_body: usize,
     /// Which headers go along.
-    pub headers: HeaderStyle,
+    pub(crate) headers: HeaderStyle,
     /// `publish.retry_max`: no client library waits longer between its own attempts.
-    pub retry_max: Duration,
+    pub(crate) retry_max: Duration,
 }
 
 /// What to do about exchanges, queues, streams and topics at connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Topology {
+pub(crate) enum Topology {
     /// Create what is missing, touch nothing that exists.
     Declare,
     /// Look, and say what is missing.
@@ -41,97 +41,97 @@ pub enum Topology {
 
 /// A message refused for good: it becomes a dead letter, the rest flows.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub(crate) struct Refusal {
     /// Which kind of refusal.
-    pub reason: RefusalReason,
+    pub(crate) reason: RefusalReason,
     /// The broker's words, or ours, for the person who reads the dead letter.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl Refusal {
     /// A refusal with its text.
-    pub fn new(reason: RefusalReason, text: impl Into<String>) -> Self {
+    pub(crate) fn new(reason: RefusalReason, text: impl Into<String>) -> Self {
         Self { reason, text: text.into() }
     }
 }
 
 /// What became of a message given to [`Session::send`].
 #[derive(Debug)]
-pub enum Handed {
+pub(crate) enum Sent {
     /// The session has it; one verdict follows, or the session is lost.
-    Over,
+    Taken,
     /// Refused for good before it was sent; no verdict follows.
     Refused(Refusal),
     /// The broker takes nothing at the moment; not handed over, no verdict follows.
-    NotNow(String),
+    RetryLater(String),
     /// The session is lost; not handed over.
     Lost(SessionError),
 }
 
 /// What the broker said of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// The broker's own confirmation.
     Stored,
     /// Refused for good.
     Refused(Refusal),
     /// Refused for now: nack, storage full, not enough replicas. To be sent again.
-    NotNow(String),
+    RetryLater(String),
 }
 
 /// Whether a message can have caused the loss of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Suspect {
+pub(crate) enum Cause {
     /// No: network, restart, a missing topology.
-    Nothing,
+    Network,
     /// Yes: if a message *alone* in flight brings this about again, it is refused with this.
     Message(Refusal),
 }
 
 /// The session is lost; everything without a verdict is unsettled.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SessionError {
+pub(crate) struct SessionError {
     /// What happened, for log and `/status`; never a secret.
-    pub text: String,
+    pub(crate) text: String,
     /// Which counter of `broker_errors_total` it is.
-    pub kind: ErrorKind,
+    pub(crate) kind: ErrorKind,
     /// Whether a message can be the cause.
-    pub suspect: Suspect,
+    pub(crate) suspect: Cause,
 }
 
 impl SessionError {
     /// A loss that no message caused.
-    pub fn lost(text: impl Into<String>) -> Self {
-        Self { text: text.into(), kind: ErrorKind::Lost, suspect: Suspect::Nothing }
+    pub(crate) fn lost(text: impl Into<String>) -> Self {
+        Self { text: text.into(), kind: ErrorKind::Lost, suspect: Cause::Network }
     }
 
     /// A loss that a message can have caused; alone in flight next time it is refused with `refusal`.
     #[must_use]
-    pub fn suspect(refusal: Refusal) -> Self {
-        Self { text: refusal.text.clone(), kind: ErrorKind::Refused, suspect: Suspect::Message(refusal) }
+    pub(crate) fn suspect(refusal: Refusal) -> Self {
+        Self { text: refusal.text.clone(), kind: ErrorKind::Refused, suspect: Cause::Message(refusal) }
     }
 }
 
 /// No session: wait and try again, for ever. The text says what, where and what to do; never a secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
-pub struct ConnectError {
+pub(crate) struct ConnectError {
     /// Which counter it is.
-    pub kind: ErrorKind,
+    pub(crate) kind: ErrorKind,
     /// For log, `/status` and `check --connect`.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 impl ConnectError {
     /// An error of this kind.
-    pub fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
+    pub(crate) fn new(kind: ErrorKind, text: impl Into<String>) -> Self {
         Self { kind, text: text.into() }
     }
 }
 
 /// What an inspection or a connect found that the operator should know, beyond "it works".
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Finding {
+pub(crate) enum Finding {
     /// Something is there as it should be (`check --connect` prints it).
     Good(String),
     /// It works, but some events may be refused (a size limit, an unroutable key).
@@ -142,7 +142,7 @@ pub enum Finding {
 
 /// One broker, as the settings describe it; makes sessions. It lives until a reload has changed its routes.
 #[async_trait]
-pub trait Broker: Send {
+pub(crate) trait Broker: Send {
     /// The name of its settings table: `kafka`, `rabbitmq`, `nats`, `file`.
     fn name(&self) -> &'static str;
 
@@ -174,9 +174,9 @@ pub trait Broker: Send {
 
 /// One live connection to a broker.
 #[async_trait]
-pub trait Session: Send {
+pub(crate) trait Session: Send {
     /// Hands one message to the client library. Never waits.
-    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed;
+    fn send(&mut self, sequence: Sequence, message: &Message) -> Sent;
 
     /// Whether it would take more before a verdict comes: false where that would only wait in the client library.
     fn takes_more(&self) -> bool {
@@ -191,7 +191,7 @@ pub trait Session: Send {
     ///
     /// # Errors
     /// The session is lost.
-    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError>;
+    async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError>;
 
     /// Why the session reaches no broker at the moment, although it is not lost: where the client library
     /// reconnects by itself.
@@ -201,5 +201,5 @@ pub trait Session: Send {
 
     /// Ends the session, also one that is lost: collects verdicts still on their way, for at most `patience` and
     /// not longer than some come or can come, then releases thread, socket and memory in the background.
-    async fn close(self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>);
+    async fn close(self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>);
 }

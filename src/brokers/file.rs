@@ -16,40 +16,35 @@ use base64::prelude::BASE64_STANDARD;
 use tokio::task::JoinHandle;
 
 use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, Handed, Headers, Refusal, RefusalReason, Router, Session,
-    SessionError, Shape, Terms, Ticket, Verdict,
+    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, RefusalReason, Router, Sent, Sequence,
+    Session, SessionError, TemplateNames, Terms, Verdict,
 };
-use crate::failpoint;
-use crate::message::{Event, Message};
+use crate::event::{Event, Message};
+use crate::process::failpoint;
+use crate::process::state_directory::sync_directory;
 use crate::settings::Section;
-use crate::state::sync_directory;
 
 /// More addresses than this reopen the file used longest ago: descriptors belong to connections.
 const OPEN_FILES: usize = 64;
 
 /// The settings of `[broker.file]`.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     directory: PathBuf,
     pub(super) router: Router,
 }
 
-const SHAPE: Shape = Shape { address: "name", key: None, address_legal: legal_name, key_legal: |_| Ok(()) };
+const SHAPE: TemplateNames =
+    TemplateNames { address: "name", key: None, address_legal: legal_name, key_legal: |_| Ok(()) };
 
 impl Settings {
     /// Reads `[broker.file]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let directory = section.path("directory").unwrap_or_else(|| {
             section.problem("directory", "empty; name the directory that the files go to");
             PathBuf::new()
         });
         Self { directory, router: Router::read(section, SHAPE) }
-    }
-
-    /// The directory of the files.
-    #[must_use]
-    pub fn directory(&self) -> &Path {
-        &self.directory
     }
 }
 
@@ -66,7 +61,7 @@ fn legal_name(name: &str) -> Result<(), String> {
 
 /// The embedded broker.
 #[derive(Debug)]
-pub struct File {
+pub(crate) struct File {
     settings: Settings,
     headers: Headers,
 }
@@ -74,7 +69,7 @@ pub struct File {
 impl File {
     /// The broker that these settings describe.
     #[must_use]
-    pub fn new(settings: &Settings, terms: &Terms) -> Self {
+    pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
         Self { settings: settings.clone(), headers }
     }
@@ -118,7 +113,7 @@ impl Broker for File {
         let files = Files { directory: self.settings.directory.clone(), open: HashMap::new(), uses: 0 };
         let session = FileSession {
             headers: self.headers.clone(),
-            waiting: Batch::default(),
+            waiting: FileBatch::default(),
             files: Some(files),
             writing: None,
             written: Arc::default(),
@@ -144,48 +139,49 @@ impl Broker for File {
 }
 
 #[derive(Debug, Default)]
-struct Batch {
-    tickets: Vec<Ticket>,
+struct FileBatch {
+    sequences: Vec<Sequence>,
     lines: Vec<(Arc<str>, Vec<u8>)>,
 }
 
-type Written = (Files, io::Result<Vec<Ticket>>);
+type Fingerprint = (Files, io::Result<Vec<Sequence>>);
 
 #[derive(Debug)]
 struct FileSession {
     headers: Headers,
-    waiting: Batch,
+    waiting: FileBatch,
     /// Here, or with the batch that is being written.
     files: Option<Files>,
-    writing: Option<JoinHandle<Written>>,
+    writing: Option<JoinHandle<Fingerprint>>,
     written: Arc<tokio::sync::Notify>,
 }
 
 #[async_trait]
 impl Session for FileSession {
-    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
-        self.waiting.tickets.push(ticket);
+    fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
+        self.waiting.sequences.push(sequence);
         let line = line(&self.headers, message);
         match self.waiting.lines.iter_mut().find(|(address, _)| *address == message.address) {
             Some((_, lines)) => lines.extend_from_slice(&line),
             None => self.waiting.lines.push((message.address.clone(), line)),
         }
         self.written.notify_one();
-        Handed::Over
+        Sent::Taken
     }
 
-    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
+    async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
         loop {
             if let Some(writing) = &mut self.writing {
                 let done = writing.await;
                 self.writing = None;
-                let (files, tickets) = done.map_err(|_| SessionError::lost("the writer of the files panicked"))?;
+                let (files, sequences) =
+                    done.map_err(|_| SessionError::lost("the writer of the files panicked"))?;
                 self.files = Some(files);
-                let tickets = tickets.map_err(|error| SessionError::lost(format!("cannot write: {error}")))?;
-                into.extend(tickets.into_iter().map(|ticket| (ticket, Verdict::Stored)));
+                let sequences = sequences.map_err(|error| SessionError::lost(format!("cannot write: {error}")))?;
+                into.extend(sequences.into_iter().map(|sequence| (sequence, Verdict::Stored)));
                 return Ok(());
             }
-            if self.waiting.tickets.is_empty() {
+            if self.waiting.sequences.is_empty() {
                 self.written.notified().await;
             } else if let Some(mut files) = self.files.take() {
                 let batch = std::mem::take(&mut self.waiting);
@@ -197,9 +193,9 @@ impl Session for FileSession {
         }
     }
 
-    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>) {
+    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>) {
         let collect = async {
-            while self.writing.is_some() || (self.files.is_some() && !self.waiting.tickets.is_empty()) {
+            while self.writing.is_some() || (self.files.is_some() && !self.waiting.sequences.is_empty()) {
                 if self.verdicts(into).await.is_err() {
                     break;
                 }
@@ -233,7 +229,7 @@ struct Files {
 }
 
 impl Files {
-    fn write(&mut self, batch: Batch) -> io::Result<Vec<Ticket>> {
+    fn write(&mut self, batch: FileBatch) -> io::Result<Vec<Sequence>> {
         self.uses += 1;
         let mut touched = Vec::with_capacity(batch.lines.len());
         for (name, lines) in batch.lines {
@@ -246,7 +242,7 @@ impl Files {
             }
         }
         self.sync(&touched)?;
-        Ok(batch.tickets)
+        Ok(batch.sequences)
     }
 
     fn sync(&mut self, names: &[Arc<str>]) -> io::Result<()> {
@@ -304,7 +300,7 @@ mod tests {
 
     use super::*;
     use crate::brokers::HeaderStyle;
-    use crate::message::{Fields, Origin};
+    use crate::event::{Fields, Origin};
     use crate::settings::testing;
 
     fn terms() -> Terms {
@@ -334,9 +330,9 @@ mod tests {
         assert!(problems.errors.is_empty(), "{problems:?}");
         let mut broker = File::new(&settings, &terms());
         let (mut session, _) = broker.connect().await.unwrap();
-        for ticket in 0..3 {
-            let message = message(&mut broker, &format!("{{\"é\":{ticket}}}"));
-            assert!(matches!(session.send(ticket, &message), Handed::Over));
+        for sequence in 0..3 {
+            let message = message(&mut broker, &format!("{{\"é\":{sequence}}}"));
+            assert!(matches!(session.send(sequence, &message), Sent::Taken));
         }
         let mut verdicts = Vec::new();
         session.verdicts(&mut verdicts).await.unwrap();

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
-use crate::message::{Event, cut};
+use crate::event::{Event, cut};
 
 /// The longest value of a header, in bytes before it is encoded.
 const LONGEST: usize = 1024;
@@ -14,11 +14,11 @@ const LONGEST: usize = 1024;
 /// The most that headers and key of a message take, in bytes: what a broker's own limit needs beside the largest body.
 ///
 /// Three attributes of 1 KiB, each byte of which may become three, and a key of some fields.
-pub const LARGEST_HEADERS: usize = 16 << 10;
+pub(crate) const LARGEST_HEADERS: usize = 16 << 10;
 
 /// What goes along with a message beside the id that the broker itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HeaderStyle {
+pub(crate) enum HeaderStyle {
     /// Signature, trace and CloudEvents attributes.
     CloudEvents,
     /// Nothing.
@@ -27,7 +27,7 @@ pub enum HeaderStyle {
 
 /// How a binding writes values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
+pub(crate) enum Encoding {
     /// As they are, in UTF-8.
     Plain,
     /// As HTTP does: blank, `"`, `%` and everything outside printable ASCII become `%xx`.
@@ -39,7 +39,7 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// The header names of one binding.
 #[derive(Clone, Debug)]
-pub struct Headers {
+pub(crate) struct Headers {
     style: HeaderStyle,
     encoding: Encoding,
     names: [String; 8],
@@ -53,7 +53,7 @@ const ATTRIBUTES: [&str; 7] = ["specversion", "id", "source", "type", "subject",
 impl Headers {
     /// The header names of a binding with this prefix; `content_type` is how it calls the content type.
     #[must_use]
-    pub fn new(style: HeaderStyle, prefix: &str, content_type: &str, encoding: Encoding) -> Self {
+    pub(crate) fn new(style: HeaderStyle, prefix: &str, content_type: &str, encoding: Encoding) -> Self {
         let mut names: [String; 8] =
             std::array::from_fn(|at| ATTRIBUTES.get(at).map(|name| format!("{prefix}{name}")).unwrap_or_default());
         content_type.clone_into(&mut names[6]);
@@ -62,7 +62,7 @@ impl Headers {
     }
 
     /// Calls `put` with each header's name and value, in a fixed order.
-    pub fn each(&self, event: &Event, mut put: impl FnMut(&str, &str)) {
+    pub(crate) fn each(&self, event: &Event, mut put: impl FnMut(&str, &str)) {
         if self.style == HeaderStyle::None {
             return;
         }
@@ -114,7 +114,7 @@ impl Headers {
 
     /// The same as a list.
     #[must_use]
-    pub fn list(&self, event: &Event) -> Vec<(String, String)> {
+    pub(crate) fn list(&self, event: &Event) -> Vec<(String, String)> {
         let mut list = Vec::new();
         self.each(event, |name, value| list.push((name.to_owned(), value.to_owned())));
         list
@@ -126,8 +126,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::deviation::{Deviation, Field};
-    use crate::message::{ContentType, Fields, Origin};
+    use crate::event::{ContentType, Fields, Origin};
+    use crate::event::{Deviation, Field};
 
     fn fields() -> Fields<'static> {
         Fields { cuid: "c", ..Fields::default() }

@@ -4,11 +4,11 @@ use crate::brokers::{Broker, Terms, file, kafka, nats, rabbitmq};
 use crate::settings::Section;
 
 /// The names of all brokers, as in `[broker.NAME]`.
-pub const NAMES: [&str; 4] = ["kafka", "rabbitmq", "nats", "file"];
+pub(crate) const NAMES: [&str; 4] = ["kafka", "rabbitmq", "nats", "file"];
 
 /// The settings of the one broker in use.
 #[derive(Clone, Debug)]
-pub enum Settings {
+pub(crate) enum Settings {
     /// `[broker.kafka]`
     Kafka(Box<kafka::Settings>),
     /// `[broker.rabbitmq]`
@@ -21,7 +21,7 @@ pub enum Settings {
 
 impl Settings {
     /// Reads the table of the broker of this name; none for a name that is not in the list.
-    pub fn read(name: &str, section: &mut Section<'_>) -> Option<Self> {
+    pub(crate) fn read(name: &str, section: &mut Section<'_>) -> Option<Self> {
         Some(match name {
             "kafka" => Self::Kafka(Box::new(kafka::Settings::read(section))),
             "rabbitmq" => Self::Rabbitmq(Box::new(rabbitmq::Settings::read(section))),
@@ -43,7 +43,7 @@ impl Settings {
 
     /// The keys that say where events go: what [`Settings::reroute`] takes over.
     #[must_use]
-    pub fn routing_keys(&self) -> Vec<String> {
+    pub(crate) fn routing_keys(&self) -> Vec<String> {
         let keys = match self {
             Self::Kafka(settings) => settings.router.keys(),
             Self::Rabbitmq(settings) => settings.router.keys(),
@@ -55,12 +55,12 @@ impl Settings {
 
     /// Whether both are of the same broker, so that one can take over the other's routes.
     #[must_use]
-    pub fn is_same_broker(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_broker(&self, other: &Self) -> bool {
         self.name() == other.name()
     }
 
     /// Takes over where events go from settings of the same broker, and nothing else; nothing at all from another one's.
-    pub fn reroute(&mut self, read: Self) {
+    pub(crate) fn reroute(&mut self, read: Self) {
         match (self, read) {
             (Self::Kafka(settings), Self::Kafka(read)) => settings.router = read.router,
             (Self::Rabbitmq(settings), Self::Rabbitmq(read)) => settings.router = read.router,
@@ -72,7 +72,7 @@ impl Settings {
 
     /// What is wrong where the routes of one reading meet the rest of another.
     #[must_use]
-    pub fn contradiction(&self) -> Option<String> {
+    pub(crate) fn contradiction(&self) -> Option<String> {
         match self {
             Self::Nats(settings) => {
                 settings.contradiction().map(|text| format!("`broker.nats.stream_subjects`: {text}"))
@@ -83,7 +83,7 @@ impl Settings {
 
     /// The broker that these settings describe; nothing is connected yet.
     #[must_use]
-    pub fn broker(&self, terms: &Terms) -> Box<dyn Broker> {
+    pub(crate) fn broker(&self, terms: &Terms) -> Box<dyn Broker> {
         match self {
             Self::Kafka(settings) => Box::new(kafka::Kafka::new(settings, terms)),
             Self::Rabbitmq(settings) => Box::new(rabbitmq::Rabbitmq::new(settings, terms)),

@@ -1,18 +1,19 @@
 //! What a broker is to the bridge: the contract that every broker keeps, and the list of them.
 
 mod contract;
-pub mod file;
+pub(crate) mod file;
 mod headers;
-pub mod kafka;
+pub(crate) mod kafka;
 mod list;
-pub mod nats;
-pub mod rabbitmq;
+pub(crate) mod nats;
+pub(crate) mod rabbitmq;
 mod routes;
+mod template;
 
-pub use contract::{
-    Broker, ConnectError, ErrorKind, Finding, Handed, Refusal, RefusalReason, Session, SessionError, Suspect,
-    Terms, Ticket, Topology, Verdict,
+pub(crate) use contract::{
+    Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, RefusalReason, Sent, Sequence, Session, SessionError,
+    Terms, Topology, Verdict,
 };
-pub use headers::{Encoding, HeaderStyle, Headers, LARGEST_HEADERS};
-pub use list::{NAMES, Settings};
-pub use routes::{Legal, Route, Router, Shape};
+pub(crate) use headers::{Encoding, HeaderStyle, Headers, LARGEST_HEADERS};
+pub(crate) use list::{NAMES, Settings};
+pub(crate) use routes::{Route, Router, TemplateNames};

@@ -3,33 +3,33 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use crate::brokers::template::{Template, TemplateKind};
 use crate::brokers::{Refusal, RefusalReason};
-use crate::message::Event;
+use crate::event::Event;
 use crate::settings::Section;
-use crate::template::{Kind, Template};
 
 /// Pairs of event and target type are few; a sender of thousands must not fill the memory.
 const CACHED: usize = 1024;
 
 /// Says why a rendered address or key is not legal for the broker.
-pub type Legal = fn(&str) -> Result<(), String>;
+pub(crate) type Legal = fn(&str) -> Result<(), String>;
 
 /// The names and kinds of a broker's two templates.
 #[derive(Clone, Copy, Debug)]
-pub struct Shape {
+pub(crate) struct TemplateNames {
     /// The settings key of the address template: `topic`, `exchange`, `subject`, `name`.
-    pub address: &'static str,
+    pub(crate) address: &'static str,
     /// The settings key of the key template and its kind, where the broker has one.
-    pub key: Option<(&'static str, Kind)>,
+    pub(crate) key: Option<(&'static str, TemplateKind)>,
     /// What is legal as an address.
-    pub address_legal: Legal,
+    pub(crate) address_legal: Legal,
     /// What is legal as a key.
-    pub key_legal: Legal,
+    pub(crate) key_legal: Legal,
 }
 
 /// One route: which events it takes, and the templates it has for them.
 #[derive(Clone, Debug)]
-pub struct Route {
+pub(crate) struct Route {
     event: Option<String>,
     target_type: Option<String>,
     address: Template,
@@ -39,7 +39,7 @@ pub struct Route {
 impl Route {
     /// The template of the address.
     #[must_use]
-    pub fn address(&self) -> &Template {
+    pub(crate) fn address(&self) -> &Template {
         &self.address
     }
 
@@ -51,9 +51,9 @@ impl Route {
 
 /// All routes of a broker; the last one takes everything.
 #[derive(Clone, Debug)]
-pub struct Router {
+pub(crate) struct Router {
     routes: Vec<Route>,
-    shape: Shape,
+    shape: TemplateNames,
     cache: Cache,
     cached: usize,
 }
@@ -75,8 +75,8 @@ enum CachedKey {
 
 impl Router {
     /// Reads the templates of a broker's table and its `routes`.
-    pub fn read(section: &mut Section<'_>, shape: Shape) -> Self {
-        let address = template(section, shape.address, Kind::Address, shape.address_legal);
+    pub(crate) fn read(section: &mut Section<'_>, shape: TemplateNames) -> Self {
+        let address = template(section, shape.address, TemplateKind::Address, shape.address_legal);
         let key = shape.key.map(|(name, kind)| template(section, name, kind, shape.key_legal));
         let mut routes = Vec::new();
         for mut table in section.sections("routes") {
@@ -90,7 +90,7 @@ impl Router {
                 let is_blank = !table.has(name) && table.text(name).is_empty();
                 if is_blank { fallback.clone() } else { template(&mut table, name, kind, legal) }
             };
-            let route_address = own(shape.address, Kind::Address, shape.address_legal, &address);
+            let route_address = own(shape.address, TemplateKind::Address, shape.address_legal, &address);
             let route_key = match (shape.key, &key) {
                 (Some((name, kind)), Some(key)) => Some(own(name, kind, shape.key_legal, key)),
                 _ => None,
@@ -104,13 +104,13 @@ impl Router {
 
     /// The routes in their order; the last is the one for everything else.
     #[must_use]
-    pub fn routes(&self) -> &[Route] {
+    pub(crate) fn routes(&self) -> &[Route] {
         &self.routes
     }
 
     /// The keys that it is read from, in the broker's table.
     #[must_use]
-    pub fn keys(&self) -> Vec<&'static str> {
+    pub(crate) fn keys(&self) -> Vec<&'static str> {
         [self.shape.address, "routes"].into_iter().chain(self.shape.key.map(|(name, _)| name)).collect()
     }
 
@@ -118,7 +118,7 @@ impl Router {
     ///
     /// # Errors
     /// The rendered address or key is not legal for this broker.
-    pub fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+    pub(crate) fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
         let by_event = self.cache.get(&*event.origin.source).and_then(|events| events.get(event.event()));
         if let Some(cached) = by_event.and_then(|types| types.get(event.target_type())) {
             let key = match &cached.key {
@@ -153,13 +153,13 @@ impl Router {
 }
 
 /// Reads one template and checks, as far as it can be, that what it renders is legal.
-fn template(section: &mut Section<'_>, key: &str, kind: Kind, legal: Legal) -> Template {
+fn template(section: &mut Section<'_>, key: &str, kind: TemplateKind, legal: Legal) -> Template {
     let text = section.text(key);
     match Template::parse(kind, &text) {
         Ok(template) => {
             let wrong = match kind {
-                Kind::Address => template.samples().iter().find_map(|sample| legal(sample).err()),
-                Kind::Key => None,
+                TemplateKind::Address => template.samples().iter().find_map(|sample| legal(sample).err()),
+                TemplateKind::Key => None,
             };
             if let Some(wrong) = wrong {
                 section.problem(key, wrong);

@@ -3,9 +3,10 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
+use crate::app::{Settings, load};
+use crate::brokers::{ConnectError, ErrorKind, Finding};
+use crate::settings::{Flags, SettingsError};
 use clap::Args;
-use plextrac_bridge::brokers::{ConnectError, ErrorKind, Finding};
-use plextrac_bridge::settings::{Flags, Settings, SettingsError, load};
 use serde_json::json;
 use tokio::runtime::Builder;
 
@@ -15,7 +16,7 @@ use crate::cli::{self, EX_CONFIG, say};
 const PATIENCE: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct CheckOptions {
     /// Also connect to the broker and look at topology and limits, without changing anything
     #[arg(long)]
     connect: bool,
@@ -24,7 +25,7 @@ pub(super) struct Options {
     json: bool,
 }
 
-pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
     let (settings, warnings) = match load(flags) {
         Ok(loaded) => loaded,
         Err(SettingsError(problems)) => {

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::app::Settings;
+use crate::settings::Flags;
+use crate::settings::Secret;
 use bytes::Bytes;
 use clap::Args;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -13,8 +16,6 @@ use hyper_rustls::HttpsConnector;
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use plextrac_bridge::secret::Secret;
-use plextrac_bridge::settings::{Flags, Settings};
 use sha2::Sha256;
 
 use crate::cli;
@@ -91,7 +92,7 @@ pub(super) fn sign(secret: &Secret, body: &[u8]) -> String {
 
 /// An answer, as far as a sender cares.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) struct Response {
     pub(super) status: u16,
     pub(super) retry_after: Option<Duration>,
     pub(super) body: Bytes,
@@ -113,13 +114,13 @@ impl Http {
     }
 
     /// Asks with GET.
-    pub(super) async fn get(&self, url: &Uri) -> Result<Answer, String> {
+    pub(super) async fn get(&self, url: &Uri) -> Result<Response, String> {
         let request = Request::get(url).body(Full::default()).map_err(|error| error.to_string())?;
         self.ask(request).await
     }
 
     /// Sends a body, signed.
-    pub(super) async fn post(&self, url: &Uri, body: Bytes, signature: Option<&str>) -> Result<Answer, String> {
+    pub(super) async fn post(&self, url: &Uri, body: Bytes, signature: Option<&str>) -> Result<Response, String> {
         let mut request = Request::post(url).header(CONTENT_TYPE, "application/json");
         if let Some(signature) = signature {
             request = request.header("X-Authorization-HMAC-256", signature);
@@ -128,14 +129,14 @@ impl Http {
         self.ask(request).await
     }
 
-    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Answer, String> {
+    async fn ask(&self, request: Request<Full<Bytes>>) -> Result<Response, String> {
         let exchange = async {
             let response = self.0.request(request).await.map_err(|error| with_causes(&error))?;
             let status = response.status().as_u16();
             let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
             let retry_after = seconds.map(Duration::from_secs);
             let body = response.into_body().collect().await.map_err(|error| with_causes(&error))?.to_bytes();
-            Ok(Answer { status, retry_after, body })
+            Ok(Response { status, retry_after, body })
         };
         let answered = tokio::time::timeout(PATIENCE, exchange).await;
         answered.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))

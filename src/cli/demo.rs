@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::app::{self, App, Settings, Signals, StartError, load_from};
+use crate::process::logs;
+use crate::process::systemd::Passed;
+use crate::settings::Flags;
+use crate::settings::Secret;
 use bytes::Bytes;
 use clap::Args;
 use hyper::Uri;
-use plextrac_bridge::app::{self, App, Signals, StartError};
-use plextrac_bridge::logs;
-use plextrac_bridge::secret::Secret;
-use plextrac_bridge::settings::{Flags, Settings, load_from};
-use plextrac_bridge::systemd::Passed;
 use tokio::sync::Notify;
 
 use crate::cli::client::{Http, sign};
@@ -30,20 +30,20 @@ const EVERY: Duration = Duration::from_secs(3);
 const PATIENCE: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct DemoOptions {
     /// Send a few events, see them arrive, and end
     #[arg(long)]
     once: bool,
 }
 
-pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+pub(super) fn run(flags: &Flags, options: &DemoOptions) -> ExitCode {
     match demo(flags, options.once) {
         Ok(code) | Err(code) => code,
     }
 }
 
 fn demo(flags: &Flags, once: bool) -> Result<ExitCode, ExitCode> {
-    let scratch = Scratch::new()?;
+    let scratch = TemporaryDirectory::new()?;
     let secret = Secret::new(format!("demo-{:032x}", fastrand::u128(..)));
     let (app, _log) = bind(flags, &scratch, &secret)?;
     let address = app.ingress_address();
@@ -68,7 +68,7 @@ fn demo(flags: &Flags, once: bool) -> Result<ExitCode, ExitCode> {
     Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &Scratch) {
+fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &TemporaryDirectory) {
     say("plextrac-bridge demo: a bridge, a sender, and files as the broker, in one process\n");
     say(format_args!("  page      {admin}"));
     say(format_args!("  metrics   {admin}metrics"));
@@ -88,7 +88,14 @@ fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &Scratch) {
 }
 
 /// Sends samples and prints what arrives; whether everything did.
-async fn show(http: &Http, url: &Uri, secret: &Secret, scratch: &Scratch, once: bool, done: &Notify) -> bool {
+async fn show(
+    http: &Http,
+    url: &Uri,
+    secret: &Secret,
+    scratch: &TemporaryDirectory,
+    once: bool,
+    done: &Notify,
+) -> bool {
     let samples = sample::usual();
     let mut arrivals = Arrivals::default();
     let mut sent = 0;
@@ -163,7 +170,7 @@ impl Signals for DemoSignals<'_> {
 }
 
 /// The demo's own settings: nothing of this machine's.
-fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, logs::Log), ExitCode> {
+fn bind(flags: &Flags, scratch: &TemporaryDirectory, secret: &Secret) -> Result<(App, logs::Log), ExitCode> {
     scratch.write("secret", secret.reveal())?;
     let usual = settings(flags, scratch, 8080, 8081)?;
     let log = logs::start(usual.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
@@ -176,7 +183,7 @@ fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, logs:
 }
 
 /// The settings of a bridge on these ports.
-fn settings(flags: &Flags, scratch: &Scratch, ingress: u16, admin: u16) -> Result<Settings, ExitCode> {
+fn settings(flags: &Flags, scratch: &TemporaryDirectory, ingress: u16, admin: u16) -> Result<Settings, ExitCode> {
     let name = format!("config-{ingress}.toml");
     let config = scratch.path.join(&name);
     let toml = format!(
@@ -202,11 +209,11 @@ fn quoted(path: &Path) -> String {
 }
 
 /// A directory that is removed at the end.
-struct Scratch {
+struct TemporaryDirectory {
     path: PathBuf,
 }
 
-impl Scratch {
+impl TemporaryDirectory {
     fn new() -> Result<Self, ExitCode> {
         use std::os::unix::fs::DirBuilderExt as _;
         let name = format!("plextrac-bridge-demo-{}-{:08x}", std::process::id(), fastrand::u32(..));
@@ -232,7 +239,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
         // A directory of the demo left behind harms nobody.
         let _ = fs::remove_dir_all(&self.path);

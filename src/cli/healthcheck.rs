@@ -2,24 +2,24 @@
 
 use std::process::ExitCode;
 
+use crate::settings::Flags;
 use clap::Args;
-use plextrac_bridge::settings::Flags;
 
 use crate::cli::client::{Http, local};
 use crate::cli::{self, say};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct HealthcheckOptions {
     /// Ask whether events can be accepted, not only whether the bridge is alive
     #[arg(long)]
     ready: bool,
 }
 
-pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+pub(super) fn run(flags: &Flags, options: &HealthcheckOptions) -> ExitCode {
     ask(flags, options).unwrap_or_else(|code| code)
 }
 
-fn ask(flags: &Flags, options: &Options) -> Result<ExitCode, ExitCode> {
+fn ask(flags: &Flags, options: &HealthcheckOptions) -> Result<ExitCode, ExitCode> {
     let (settings, _) = cli::settings(flags)?;
     let Some(address) = settings.admin.listen else {
         return Err(cli::failed("the admin port is off (`admin.listen` is empty), so there is nobody to ask"));

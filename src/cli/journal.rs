@@ -3,21 +3,21 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::queue::journal::{Report, SegmentReport, verify};
+use crate::settings::Flags;
 use clap::{Args, Subcommand};
-use plextrac_bridge::queue::journal::{Report, SegmentReport, verify};
-use plextrac_bridge::settings::Flags;
 use serde_json::json;
 
 use crate::cli::{self, say};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct JournalOptions {
     #[command(subcommand)]
-    action: Action,
+    action: JournalAction,
 }
 
 #[derive(Debug, Subcommand)]
-enum Action {
+enum JournalAction {
     /// Read every record of the journal and say what is sound and what is damaged; change nothing
     ///
     /// Works while a daemon runs. Exit status: 0 sound or empty, 1 damaged or unreadable.
@@ -36,8 +36,8 @@ struct Verify {
     directory: Option<PathBuf>,
 }
 
-pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
-    let Action::Verify(options) = &options.action;
+pub(super) fn run(flags: &Flags, options: &JournalOptions) -> ExitCode {
+    let JournalAction::Verify(options) = &options.action;
     check(flags, options).unwrap_or_else(|code| code)
 }
 

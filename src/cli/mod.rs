@@ -20,8 +20,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
+use crate::app::{Settings, load};
+use crate::settings::{Flags, SettingsError};
 use clap::{Parser, Subcommand};
-use plextrac_bridge::settings::{Flags, Settings, SettingsError, load};
 
 /// sysexits.h: something was found in an unconfigured or misconfigured state.
 const EX_CONFIG: u8 = 78;
@@ -58,20 +59,20 @@ enum Command {
     Serve,
     /// Check the settings, and with --connect the broker; change nothing
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml check --connect")]
-    Check(check::Options),
+    Check(check::CheckOptions),
     /// See it work: a bridge, a sender and files as the broker, all in one process
     #[command(after_help = "Example:\n  plextrac-bridge demo\n  plextrac-bridge demo --once    # ends by itself")]
-    Demo(demo::Options),
+    Demo(demo::DemoOptions),
     /// Print the signature of a body
     #[command(
         after_help = "Example:\n  curl -H \"X-Authorization-HMAC-256: $(plextrac-bridge --config bridge.toml sign body.json)\" \\\n       --data-binary @body.json http://127.0.0.1:8080/webhooks/plextrac"
     )]
-    Sign(sign::Options),
+    Sign(sign::SignOptions),
     /// Send signed webhooks: samples, or given files
     #[command(
         after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json\n  plextrac-bridge --config bridge.toml send --sample all    # each kind of event once\n  plextrac-bridge --config bridge.toml send --targets 20000 # a bulk change of 20,000 findings"
     )]
-    Send(send::Options),
+    Send(send::SendOptions),
     /// Look at what the broker refused, publish it again, or delete it; --invalid: signed bodies answered 422
     #[command(
         after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters list\n  plextrac-bridge --config bridge.toml dead-letters replay --reason too_large"
@@ -82,15 +83,15 @@ enum Command {
     },
     /// Look at the journal on disk
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml journal verify")]
-    Journal(journal::Options),
+    Journal(journal::JournalOptions),
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
-    Healthcheck(healthcheck::Options),
+    Healthcheck(healthcheck::HealthcheckOptions),
     /// Print a schema: JSON Schema of the payloads or of the settings, AsyncAPI of what consumers get
     #[command(
         after_help = "Examples:\n  plextrac-bridge schema settings > settings.schema.json\n  plextrac-bridge schema asyncapi"
     )]
-    Schema(schema::Options),
+    Schema(schema::SchemaOptions),
     /// Print a script that completes commands and options
     #[command(
         after_help = "Example:\n  plextrac-bridge completions bash | sudo tee /etc/bash_completion.d/plextrac-bridge > /dev/null"
@@ -103,8 +104,10 @@ enum Command {
     Man(generate::Man),
 }
 
-/// Runs a command.
-pub(crate) fn run(arguments: Arguments) -> ExitCode {
+/// Runs the command that the arguments of the process name.
+#[must_use]
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
     let flags =
         Flags { config: arguments.config, log_level: arguments.log_level, log_format: arguments.log_format };
     let code = match arguments.command {

@@ -22,12 +22,12 @@ pub(super) struct Sample {
     event: &'static str,
     /// The `targetType`; empty where the payload has none.
     target_type: &'static str,
-    shape: Shape,
+    shape: PayloadShape,
 }
 
 /// The fields of a payload beside `event` and `targetType`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Shape {
+enum PayloadShape {
     /// `cuid`, `actorCuid`, a target and a text.
     One(Text),
     /// The same with a list of targets.
@@ -56,35 +56,40 @@ enum Ids {
     Flaw,
 }
 
-const fn sample(name: &'static str, event: &'static str, target_type: &'static str, shape: Shape) -> Sample {
+const fn sample(name: &'static str, event: &'static str, target_type: &'static str, shape: PayloadShape) -> Sample {
     Sample { name, event, target_type, shape }
 }
 
 /// The documented payloads first.
 const SAMPLES: [Sample; 18] = [
-    sample("report-published", "ReportPublished", "report", Shape::One(Text::Present)),
-    sample("finding-published", "FindingPublished", "finding", Shape::One(Text::Present)),
-    sample("assessment-submitted", "AssessmentSubmitted", "assessment", Shape::One(Text::Present)),
-    sample("engagement-submitted", "SchedulerEngagementSubmitted", "engagement", Shape::One(Text::Present)),
-    sample("report-status-changed", "ReportStatusChanged", "report", Shape::One(Text::Present)),
-    sample("bulk-change", "FindingPublished", "finding", Shape::Bulk(Text::Present)),
-    sample("report-published-without-text", "ReportPublished", "report", Shape::One(Text::Missing)),
-    sample("finding-published-without-text", "FindingPublished", "finding", Shape::One(Text::Missing)),
-    sample("assessment-submitted-without-text", "AssessmentSubmitted", "assessment", Shape::One(Text::Missing)),
+    sample("report-published", "ReportPublished", "report", PayloadShape::One(Text::Present)),
+    sample("finding-published", "FindingPublished", "finding", PayloadShape::One(Text::Present)),
+    sample("assessment-submitted", "AssessmentSubmitted", "assessment", PayloadShape::One(Text::Present)),
+    sample("engagement-submitted", "SchedulerEngagementSubmitted", "engagement", PayloadShape::One(Text::Present)),
+    sample("report-status-changed", "ReportStatusChanged", "report", PayloadShape::One(Text::Present)),
+    sample("bulk-change", "FindingPublished", "finding", PayloadShape::Bulk(Text::Present)),
+    sample("report-published-without-text", "ReportPublished", "report", PayloadShape::One(Text::Missing)),
+    sample("finding-published-without-text", "FindingPublished", "finding", PayloadShape::One(Text::Missing)),
+    sample(
+        "assessment-submitted-without-text",
+        "AssessmentSubmitted",
+        "assessment",
+        PayloadShape::One(Text::Missing),
+    ),
     sample(
         "engagement-submitted-without-text",
         "SchedulerEngagementSubmitted",
         "engagement",
-        Shape::One(Text::Missing),
+        PayloadShape::One(Text::Missing),
     ),
-    sample("report-status-changed-without-text", "ReportStatusChanged", "report", Shape::One(Text::Missing)),
-    sample("bulk-change-without-text", "FindingPublished", "finding", Shape::Bulk(Text::Missing)),
-    sample("report-automation", "On Report Creation/Edit", "", Shape::Ids(Ids::Report)),
-    sample("finding-automation", "On Report Finding Creation/Edit", "", Shape::Ids(Ids::Numbers)),
-    sample("workflow-automation", "WFA: On Report Creation/Edit", "", Shape::Ids(Ids::Strings)),
-    sample("ids", "", "", Shape::Ids(Ids::Numbers)),
-    sample("ids-as-strings", "", "", Shape::Ids(Ids::Strings)),
-    sample("flaw-ids", "", "", Shape::Ids(Ids::Flaw)),
+    sample("report-status-changed-without-text", "ReportStatusChanged", "report", PayloadShape::One(Text::Missing)),
+    sample("bulk-change-without-text", "FindingPublished", "finding", PayloadShape::Bulk(Text::Missing)),
+    sample("report-automation", "On Report Creation/Edit", "", PayloadShape::Ids(Ids::Report)),
+    sample("finding-automation", "On Report Finding Creation/Edit", "", PayloadShape::Ids(Ids::Numbers)),
+    sample("workflow-automation", "WFA: On Report Creation/Edit", "", PayloadShape::Ids(Ids::Strings)),
+    sample("ids", "", "", PayloadShape::Ids(Ids::Numbers)),
+    sample("ids-as-strings", "", "", PayloadShape::Ids(Ids::Strings)),
+    sample("flaw-ids", "", "", PayloadShape::Ids(Ids::Flaw)),
 ];
 
 /// The samples that are sent where none is chosen: one target, the documented payload.
@@ -93,7 +98,7 @@ const USUAL: usize = 5;
 impl Sample {
     /// Whether it lists several targets.
     pub(super) fn is_bulk(&self) -> bool {
-        matches!(self.shape, Shape::Bulk(_))
+        matches!(self.shape, PayloadShape::Bulk(_))
     }
 
     /// A body of this kind, unlike any other: `number` counts the bodies of this process.
@@ -106,15 +111,15 @@ impl Sample {
             payload["targetType"] = json!(self.target_type);
         }
         match self.shape {
-            Shape::One(text) => {
+            PayloadShape::One(text) => {
                 payload["targetCuid"] = json!(entity());
                 self.describe(&mut payload, text, number);
             }
-            Shape::Bulk(text) => {
+            PayloadShape::Bulk(text) => {
                 payload["targetCuids"] = (0..targets).map(|_| entity()).collect();
                 self.describe(&mut payload, text, number);
             }
-            Shape::Ids(ids) => {
+            PayloadShape::Ids(ids) => {
                 let id = || 1 + fastrand::u64(..1 << 48);
                 let write = |id: u64| if ids == Ids::Strings { json!(id.to_string()) } else { json!(id) };
                 payload["clientId"] = write(id());
@@ -145,16 +150,16 @@ impl Sample {
     /// Its line in `--help`.
     fn help(&self) -> String {
         let ids = match self.shape {
-            Shape::One(Text::Present) => return format!("{}, the documented payload", self.event),
-            Shape::One(Text::Missing) => return format!("{}, as an earlier page has it", self.event),
-            Shape::Bulk(Text::Present) => return format!("{} of several targets", self.event),
-            Shape::Bulk(Text::Missing) => {
+            PayloadShape::One(Text::Present) => return format!("{}, the documented payload", self.event),
+            PayloadShape::One(Text::Missing) => return format!("{}, as an earlier page has it", self.event),
+            PayloadShape::Bulk(Text::Present) => return format!("{} of several targets", self.event),
+            PayloadShape::Bulk(Text::Missing) => {
                 return format!("{} of several targets, as an earlier page has it", self.event);
             }
-            Shape::Ids(Ids::Report) => "clientId and reportId as numbers",
-            Shape::Ids(Ids::Numbers) => "clientId, reportId and findingId as numbers",
-            Shape::Ids(Ids::Strings) => "clientId, reportId and findingId as strings",
-            Shape::Ids(Ids::Flaw) => "clientId, reportId and flawId as numbers",
+            PayloadShape::Ids(Ids::Report) => "clientId and reportId as numbers",
+            PayloadShape::Ids(Ids::Numbers) => "clientId, reportId and findingId as numbers",
+            PayloadShape::Ids(Ids::Strings) => "clientId, reportId and findingId as strings",
+            PayloadShape::Ids(Ids::Flaw) => "clientId, reportId and flawId as numbers",
         };
         if self.event.is_empty() {
             format!("An automation of ids alone: {ids}")

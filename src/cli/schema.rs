@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::cli::say;
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct SchemaOptions {
     /// Of what
     of: Of,
 }
@@ -24,7 +24,7 @@ enum Of {
     Asyncapi,
 }
 
-pub(super) fn run(options: &Options) -> ExitCode {
+pub(super) fn run(options: &SchemaOptions) -> ExitCode {
     let text = match options.of {
         Of::Payload => include_str!("../../docs/schema/payload.schema.json"),
         Of::DocumentedPayload => include_str!("../../docs/schema/documented-payload.schema.json"),

@@ -8,16 +8,16 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::settings::Flags;
+use crate::settings::Secret;
 use bytes::Bytes;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _};
 use hyper::Uri;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
-use plextrac_bridge::secret::Secret;
-use plextrac_bridge::settings::Flags;
 use serde_json::json;
 
-use crate::cli::client::{Answer, Http, Signer, sign};
+use crate::cli::client::{Http, Response, Signer, sign};
 use crate::cli::sample::{self, Sample};
 use crate::cli::sign::read;
 use crate::cli::{self, say};
@@ -29,7 +29,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct SendOptions {
     #[command(flatten)]
     signer: Signer,
     /// How many events to send [default: 1, or each file or chosen sample once]
@@ -60,11 +60,11 @@ pub(super) struct Options {
     files: Vec<PathBuf>,
 }
 
-pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+pub(super) fn run(flags: &Flags, options: &SendOptions) -> ExitCode {
     prepare(flags, options).map_or_else(|code| code, |plan| plan.run(options.json))
 }
 
-fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
+fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCode> {
     let samples = samples(options);
     let identity = options.signer.identity(flags)?;
     let Some(url) = options.url.clone().or(identity.url) else {
@@ -86,7 +86,7 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
         // What changes while nothing is answered is shown, too.
         bar.enable_steady_tick(LOOK);
     }
-    Ok(Rc::new(Plan {
+    Ok(Rc::new(SendPlan {
         http: Http::new()?,
         url,
         secret: identity.secret,
@@ -105,7 +105,7 @@ fn prepare(flags: &Flags, options: &Options) -> Result<Rc<Plan>, ExitCode> {
 }
 
 /// The samples that are sent where no file is given.
-fn samples(options: &Options) -> Vec<&'static Sample> {
+fn samples(options: &SendOptions) -> Vec<&'static Sample> {
     match (options.sample.as_slice(), options.targets) {
         ([], None) => sample::usual(),
         ([], Some(_)) => sample::bulk(),
@@ -129,7 +129,7 @@ fn encoded(url: &str) -> Result<Uri, String> {
 }
 
 /// What is sent, and how far it is.
-struct Plan {
+struct SendPlan {
     http: Http,
     url: Uri,
     secret: Option<Secret>,
@@ -165,7 +165,7 @@ impl Tally {
     }
 
     /// Notes a final answer.
-    fn note(&mut self, answer: Result<Answer, String>, latency: Duration) {
+    fn note(&mut self, answer: Result<Response, String>, latency: Duration) {
         match answer {
             Ok(answer) => {
                 *self.codes.entry(answer.status).or_default() += 1;
@@ -182,7 +182,7 @@ impl Tally {
     }
 }
 
-impl Plan {
+impl SendPlan {
     fn run(self: Rc<Self>, as_json: bool) -> ExitCode {
         let runtime = match cli::runtime() {
             Ok(runtime) => runtime,

@@ -4,10 +4,12 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use plextrac_bridge::accounting::Totals;
-use plextrac_bridge::app::{self, Reloading, Signals};
-use plextrac_bridge::settings::{Flags, load};
-use plextrac_bridge::{failpoint, logs, systemd};
+use crate::app::{self, Reloading, Signals, load};
+use crate::process::failpoint;
+use crate::process::logs;
+use crate::process::systemd;
+use crate::settings::Flags;
+use crate::status::Totals;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -52,7 +54,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         tracing::info!(
             ingress = %app.ingress_address(),
             admin = app.admin_address().map(|address| address.to_string()),
-            version = plextrac_bridge::metrics::VERSION,
+            version = crate::metrics::VERSION,
             "listening"
         );
         app.run(signals).await

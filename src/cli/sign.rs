@@ -4,14 +4,14 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::settings::Flags;
 use clap::Args;
-use plextrac_bridge::settings::Flags;
 
 use crate::cli::client::{Signer, sign};
 use crate::cli::{self, say};
 
 #[derive(Debug, Args)]
-pub(super) struct Options {
+pub(super) struct SignOptions {
     #[command(flatten)]
     signer: Signer,
     /// The body; `-` is standard input
@@ -19,7 +19,7 @@ pub(super) struct Options {
     file: PathBuf,
 }
 
-pub(super) fn run(flags: &Flags, options: &Options) -> ExitCode {
+pub(super) fn run(flags: &Flags, options: &SignOptions) -> ExitCode {
     let signed = options.signer.identity(flags).and_then(|identity| {
         let secret = identity.secret.ok_or_else(|| cli::failed("the source is unsigned: there is no secret"))?;
         Ok(sign(&secret, &read(&options.file)?))

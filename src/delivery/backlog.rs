@@ -7,11 +7,11 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::delivery::view::View;
-use crate::logs::Throttle;
-use crate::message::{Event, Kept, Rebuild};
+use crate::event::{Event, Kept, Rebuild};
+use crate::process::logs::Throttle;
 use crate::queue::journal::{Batch, Reader, Stored, is_unreadable};
 use crate::queue::{Backlog, Buffer};
+use crate::status::BrokerStatus;
 
 /// How long delivery waits before it tries again to read.
 const RETRY: Duration = Duration::from_secs(1);
@@ -24,8 +24,8 @@ const SLOW: Duration = Duration::from_secs(2);
 
 /// The journal as delivery reads it.
 #[derive(Debug)]
-pub struct BacklogReader {
-    reading: Reading,
+pub(crate) struct BacklogReader {
+    reading: PendingRead,
     /// How often the read that comes next has failed.
     failures: u32,
     rebuild: Rebuild,
@@ -34,7 +34,7 @@ pub struct BacklogReader {
 
 /// A read, kept from one call to the next: the wait for it may be cancelled, the read itself is not.
 #[derive(Debug)]
-enum Reading {
+enum PendingRead {
     /// None is under way; the next may begin at this time.
     Idle(Box<Reader>, Option<Instant>),
     /// One is.
@@ -55,8 +55,8 @@ struct Read {
 impl BacklogReader {
     /// Reads with this reader; `rebuild` makes events of records.
     #[must_use]
-    pub fn new(reader: Reader, rebuild: Rebuild) -> Self {
-        let reading = Reading::Idle(Box::new(reader), None);
+    pub(crate) fn new(reader: Reader, rebuild: Rebuild) -> Self {
+        let reading = PendingRead::Idle(Box::new(reader), None);
         Self { reading, failures: 0, rebuild, throttle: Throttle::new(10, Duration::from_secs(1)) }
     }
 
@@ -68,7 +68,7 @@ impl BacklogReader {
         backlog: &Backlog,
         most: usize,
         queue: &Buffer,
-        view: &View,
+        view: &BrokerStatus,
         into: &mut VecDeque<Box<Event>>,
     ) {
         loop {
@@ -92,7 +92,7 @@ impl BacklogReader {
                         tracing::error!("delivery waits: {text}");
                     }
                     view.change(|view| view.unreadable = Some(text));
-                    if let Reading::Idle(reader, next) = &mut self.reading {
+                    if let PendingRead::Idle(reader, next) = &mut self.reading {
                         *next = Some(Instant::now() + RETRY);
                         if self.failures >= TRIES && is_unreadable(&error) {
                             reader.skip_unreadable();
@@ -104,21 +104,21 @@ impl BacklogReader {
     }
 
     /// Begins a read where none is under way, and waits for its end.
-    async fn finished(&mut self, backlog: &Backlog, most: usize, view: &View) -> io::Result<Read> {
-        if let Reading::Idle(_, Some(next)) = &self.reading {
+    async fn finished(&mut self, backlog: &Backlog, most: usize, view: &BrokerStatus) -> io::Result<Read> {
+        if let PendingRead::Idle(_, Some(next)) = &self.reading {
             sleep_until(*next).await;
         }
-        self.reading = match std::mem::replace(&mut self.reading, Reading::Broken) {
-            Reading::Idle(mut reader, _) => {
+        self.reading = match std::mem::replace(&mut self.reading, PendingRead::Broken) {
+            PendingRead::Idle(mut reader, _) => {
                 let (wanted, rebuild) = (backlog.clone(), self.rebuild);
-                Reading::Busy(tokio::task::spawn_blocking(move || {
+                PendingRead::Busy(tokio::task::spawn_blocking(move || {
                     let read = reader.read(wanted.sequences.start, wanted.sequences.end, most, wanted.bytes);
                     (reader, read.map(|batch| put_together(batch, rebuild)))
                 }))
             }
             other => other,
         };
-        let Reading::Busy(handle) = &mut self.reading else { return std::future::pending().await };
+        let PendingRead::Busy(handle) = &mut self.reading else { return std::future::pending().await };
         let ended = if let Ok(ended) = timeout(SLOW, &mut *handle).await {
             ended
         } else {
@@ -127,10 +127,10 @@ impl BacklogReader {
             handle.await
         };
         let Ok((reader, read)) = ended else {
-            self.reading = Reading::Broken;
+            self.reading = PendingRead::Broken;
             return std::future::pending().await;
         };
-        self.reading = Reading::Idle(reader, None);
+        self.reading = PendingRead::Idle(reader, None);
         read
     }
 }

@@ -5,8 +5,8 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use crate::brokers::{Headers, Refusal};
-use crate::letters::Letter;
-use crate::message::Message;
+use crate::dead_letters::Letter;
+use crate::event::Message;
 
 /// The letter of a message that the broker, or its address, refused.
 pub(super) fn letter(message: &Message, headers: &Headers, refusal: &Refusal, attempts: u32) -> Letter {

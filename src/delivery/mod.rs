@@ -7,19 +7,17 @@ mod pairs;
 mod publish;
 mod requests;
 mod ring;
-#[cfg(test)]
-mod scripted;
 mod selection;
 mod settings;
 mod settle;
 mod spill;
 mod successor;
-mod view;
+#[cfg(test)]
+mod tests;
 mod window;
 
-pub use backlog::BacklogReader;
-pub use publish::{Delivery, Parts};
-pub use requests::{Invalid, Rebuilder, Requests, Stores};
-pub use settings::{DeadLetterLimit, Settings};
-pub use successor::Successor;
-pub use view::{BrokerState, BrokerView, LastError, View};
+pub(crate) use backlog::BacklogReader;
+pub(crate) use publish::{Delivery, Parts};
+pub(crate) use requests::{Rebuilder, Requests, Stores};
+pub(crate) use settings::{DeadLetterLimit, Settings};
+pub(crate) use successor::Successor;

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::accounting::MOST_PAIRS;
-use crate::message::Event;
+use crate::event::Event;
+use crate::event::push_safe;
 use crate::queue::Buffer;
-use crate::template::push_safe;
+use crate::status::MOST_PAIRS;
 
 /// What the pairs beyond the first hundred are called; a pair that is called so itself counts with them.
 const OTHER: &str = "other";

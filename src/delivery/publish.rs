@@ -1,7 +1,7 @@
 //! Publish: the one task that owns order, retry, back-off and settling.
 //!
 //! It takes events from the queue into the [`Ring`], hands them to the session oldest first, and settles them on the
-//! broker's verdicts. What the contract calls Lost, `NotNow`, Refused and suspect is decided here and nowhere else.
+//! broker's verdicts. What the contract calls Lost, `RetryLater`, Refused and suspect is decided here and nowhere else.
 //!
 //! Length: the one place of all these decisions, which are only understood side by side.
 
@@ -11,25 +11,23 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
-use crate::brokers::{
-    Broker, ErrorKind, Finding, Handed, Refusal, Session, SessionError, Suspect, Ticket, Verdict,
-};
+use crate::brokers::{Broker, Cause, ErrorKind, Finding, Refusal, Sent, Sequence, Session, SessionError, Verdict};
+use crate::dead_letters::Store;
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
-use crate::delivery::spill::{self, Held, Spill};
+use crate::delivery::spill::{self, Spill, Unsettled};
 use crate::delivery::successor::Successor;
-use crate::delivery::view::{BrokerState, View};
 use crate::delivery::window::Window;
-use crate::letters::Store;
-use crate::logs::Throttle;
-use crate::message::{Event, Message};
+use crate::event::{Event, Message};
 use crate::metrics::Metrics;
-use crate::queue::{Backlog, Buffer, Reach, Taken};
-use crate::shutdown::Drain;
+use crate::process::logs::Throttle;
+use crate::process::shutdown::Drain;
+use crate::queue::{Backlog, BrokerState, Buffer, Taken};
+use crate::status::{BrokerStatus, ConnectionState};
 
 /// How long verdicts of a lost session are waited for: purging at once turns every message in flight into a repeat.
 const COLLECT: Duration = Duration::from_secs(1);
@@ -45,40 +43,40 @@ const LOOK: Duration = Duration::from_secs(1);
 const PACE: Duration = Duration::from_millis(1);
 
 /// What the delivery task is made of.
-pub struct Parts {
+pub(crate) struct Parts {
     /// Where events go.
-    pub broker: Box<dyn Broker>,
+    pub(crate) broker: Box<dyn Broker>,
     /// Where they go after a reload that says so.
-    pub successor: Arc<Successor>,
+    pub(crate) successor: Arc<Successor>,
     /// Where they come from.
-    pub queue: Arc<Buffer>,
+    pub(crate) queue: Arc<Buffer>,
     /// What is counted beside the books.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// What others see.
-    pub view: View,
+    pub(crate) view: BrokerStatus,
     /// `[publish]`.
-    pub settings: Settings,
+    pub(crate) settings: Settings,
     /// Dead letters, where they are kept.
-    pub store: Option<Arc<Mutex<Store>>>,
+    pub(crate) store: Option<Arc<Mutex<Store>>>,
     /// The journal's backlog, where there is a journal.
-    pub backlog: Option<BacklogReader>,
+    pub(crate) backlog: Option<BacklogReader>,
     /// The stop.
-    pub drain: Drain,
+    pub(crate) drain: Drain,
 }
 
 /// The delivery task.
-pub struct Delivery {
+pub(crate) struct Delivery {
     broker: Box<dyn Broker>,
     successor: Arc<Successor>,
     queue: Arc<Buffer>,
     metrics: Arc<Metrics>,
-    view: View,
+    view: BrokerStatus,
     settings: Settings,
     drain: Drain,
     backlog: Option<BacklogReader>,
     ring: Ring,
     taken: VecDeque<Box<Event>>,
-    verdicts: Vec<(Ticket, Verdict)>,
+    verdicts: Vec<(Sequence, Verdict)>,
     settler: Settler,
     pairs: Pairs,
     window: Window,
@@ -95,7 +93,7 @@ pub struct Delivery {
 impl Delivery {
     /// A delivery task; nothing is connected yet.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub(crate) fn new(parts: Parts) -> Self {
         let Parts { broker, successor, queue, metrics, view, settings, store, backlog, drain } = parts;
         let settler = Settler::new(store, broker.headers().clone());
         Self {
@@ -123,7 +121,7 @@ impl Delivery {
 
     /// Delivers until the drain is over: everything is settled, or its deadline has come. What is left then is held
     /// where it is kept, else lost. Says how many events were lost at the exit.
-    pub async fn run(mut self) -> usize {
+    pub(crate) async fn run(mut self) -> usize {
         let mut reported = String::new();
         // Seen early: how old the oldest event is, and what the disk has damaged.
         self.look_at_the_disk().await;
@@ -158,7 +156,7 @@ impl Delivery {
                     }
                 }
             }
-            self.reach(BrokerState::Connecting);
+            self.note_connection(ConnectionState::Connecting);
             self.sweep();
             self.settle().await;
             let wait = self.backoff.next();
@@ -223,7 +221,7 @@ impl Delivery {
     async fn spill(&mut self) {
         if self.drain.has_begun() && !self.spill.is_over() {
             let Self { spill, queue, settler, ring, taken, .. } = self;
-            spill.advance(queue, &mut Held { settler, ring, taken }).await;
+            spill.advance(queue, &mut Unsettled { settler, ring, taken }).await;
         }
     }
 
@@ -231,7 +229,7 @@ impl Delivery {
     async fn finish(&mut self) {
         let Self { spill, queue, settler, ring, taken, view, .. } = self;
         let _ = timeout(spill::LAST, settler.written(ring, queue, view)).await;
-        spill.finish(queue, &mut Held { settler, ring, taken }).await;
+        spill.finish(queue, &mut Unsettled { settler, ring, taken }).await;
     }
 
     /// Reads what is next, where that is on disk, if the disk answers soon. What is in memory can still be taken back there.
@@ -251,17 +249,21 @@ impl Delivery {
     /// Lets go of everything that its sender took back before it was sent.
     fn sweep(&mut self) {
         self.queue.sweep();
-        for ticket in self.ring.withdrawn() {
-            if let Some(taken) = self.ring.take(ticket, false) {
+        for sequence in self.ring.withdrawn() {
+            if let Some(taken) = self.ring.take(sequence, false) {
                 self.settler.withdrawn(&taken);
             }
         }
     }
 
     /// Notes how things stand with the broker, also for those who wait for it.
-    fn reach(&self, state: BrokerState) {
+    fn note_connection(&self, state: ConnectionState) {
         self.view.state(state);
-        self.queue.reach(if state == BrokerState::Connected { Reach::There } else { Reach::Away });
+        self.queue.note_broker(if state == ConnectionState::Connected {
+            BrokerState::Reachable
+        } else {
+            BrokerState::Unreachable
+        });
     }
 
     fn connected(&mut self, findings: &[Finding]) {
@@ -278,7 +280,7 @@ impl Delivery {
             }
         }
         self.view.change(|view| view.findings = texts);
-        self.reach(BrokerState::Connected);
+        self.note_connection(ConnectionState::Connected);
         self.away = false;
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
     }
@@ -308,7 +310,7 @@ impl Delivery {
             }
         };
         // Stored verdicts may be on their way even though the session is lost.
-        let alone = (self.ring.handed() == 1).then(|| self.ring.handed_tickets().next()).flatten();
+        let alone = (self.ring.handed() == 1).then(|| self.ring.handed_sequences().next()).flatten();
         let patience = self.drain.remaining().map_or(COLLECT, |left| left.min(COLLECT));
         session.close(patience, &mut self.verdicts).await;
         self.judge();
@@ -341,7 +343,7 @@ impl Delivery {
                 self.away = true;
                 self.metrics.broker_error(error.kind);
                 self.view.error(error.kind, &error.text);
-                self.reach(BrokerState::Connecting);
+                self.note_connection(ConnectionState::Connecting);
                 tracing::error!(
                     broker = self.broker.name(),
                     kind = error.kind.name(),
@@ -352,7 +354,7 @@ impl Delivery {
             Some(error) => self.view.error(error.kind, &error.text),
             None if self.away => {
                 self.away = false;
-                self.reach(BrokerState::Connected);
+                self.note_connection(ConnectionState::Connected);
                 tracing::info!(broker = self.broker.name(), "connected again");
             }
             None => {}
@@ -360,7 +362,7 @@ impl Delivery {
     }
 
     /// The session is lost: note it, and find the message to blame if there is one.
-    fn lost(&mut self, lost: SessionError, alone: Option<Ticket>) {
+    fn lost(&mut self, lost: SessionError, alone: Option<Sequence>) {
         self.metrics.broker_error(lost.kind);
         self.view.error(lost.kind, &lost.text);
         tracing::warn!(
@@ -370,8 +372,8 @@ impl Delivery {
             lost.text
         );
         match lost.suspect {
-            Suspect::Message(refusal) => {
-                let culprit = alone.and_then(|ticket| self.ring.take(ticket, false));
+            Cause::Message(refusal) => {
+                let culprit = alone.and_then(|sequence| self.ring.take(sequence, false));
                 if let Some(taken) = culprit {
                     // Alone in flight, it closed the session: it is the one.
                     self.settler.refused(taken, refusal, &self.metrics);
@@ -381,7 +383,7 @@ impl Delivery {
                 }
                 self.backoff.reset();
             }
-            Suspect::Nothing => {
+            Cause::Network => {
                 // A suspect session that ends for another reason leaves its suspects suspect.
                 if !self.window.is_suspect() {
                     self.window = Window::Open;
@@ -399,7 +401,7 @@ impl Delivery {
             if self.ring.handed() >= self.window.most(self.settings.max_in_flight) || !session.takes_more() {
                 break;
             }
-            let Some((ticket, message, attempts)) = self.ring.next() else {
+            let Some((sequence, message, attempts)) = self.ring.next() else {
                 if self.settler.refused_count() >= BATCH {
                     // A broker that refuses everything at once: settle these before more are taken.
                     return Ok(Pumped::Some);
@@ -411,21 +413,21 @@ impl Delivery {
                 }
                 break;
             };
-            if message.event.ticket.as_ref().is_some_and(|waits| !waits.send()) {
-                if let Some(taken) = self.ring.take(ticket, false) {
+            if message.event.waiter.as_ref().is_some_and(|waits| !waits.send()) {
+                if let Some(taken) = self.ring.take(sequence, false) {
                     self.settler.withdrawn(&taken);
                 }
                 continue;
             }
-            let handed = session.send(ticket, message);
-            if attempts > 0 && matches!(handed, Handed::Over) {
+            let handed = session.send(sequence, message);
+            if attempts > 0 && matches!(handed, Sent::Taken) {
                 self.metrics.publish_retry();
             }
             match handed {
-                Handed::Over => self.ring.hand(ticket, now),
-                Handed::Refused(refusal) => self.refuse(ticket, refusal),
-                Handed::NotNow(reason) => self.shut(&reason),
-                Handed::Lost(lost) => return Err(lost),
+                Sent::Taken => self.ring.hand(sequence, now),
+                Sent::Refused(refusal) => self.refuse(sequence, refusal),
+                Sent::RetryLater(reason) => self.shut(&reason),
+                Sent::Lost(lost) => return Err(lost),
             }
         }
         session.flush();
@@ -438,7 +440,7 @@ impl Delivery {
         if let Some(next) = self.window.next(&self.ring) {
             if matches!(self.window, Window::Shut { .. }) {
                 // Whether it takes events again is seen when it confirms one.
-                self.view.state(BrokerState::Connected);
+                self.view.state(ConnectionState::Connected);
             }
             self.window = next;
         }
@@ -447,7 +449,7 @@ impl Delivery {
     fn shut(&mut self, reason: &str) {
         self.metrics.broker_error(ErrorKind::NotNow);
         self.view.error(ErrorKind::NotNow, reason);
-        self.reach(BrokerState::Waiting);
+        self.note_connection(ConnectionState::Waiting);
         if self.not_now.admits() {
             tracing::warn!(broker = self.broker.name(), "the broker takes nothing for now, waiting: {reason}");
         }
@@ -456,8 +458,8 @@ impl Delivery {
         }
     }
 
-    fn refuse(&mut self, ticket: Ticket, refusal: Refusal) {
-        if let Some(taken) = self.ring.take(ticket, false) {
+    fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {
+        if let Some(taken) = self.ring.take(sequence, false) {
             self.settler.refused(taken, refusal, &self.metrics);
         }
     }
@@ -481,9 +483,9 @@ impl Delivery {
             match self.broker.address(&event) {
                 Ok((address, key)) => self.ring.push(Message { event, address, key }, pair),
                 Err(refusal) => {
-                    let ticket = self.ring.end();
+                    let sequence = self.ring.end();
                     self.ring.push(Message { event, address: "".into(), key: "".into() }, pair);
-                    self.refuse(ticket, refusal);
+                    self.refuse(sequence, refusal);
                 }
             }
         }
@@ -533,17 +535,17 @@ impl Delivery {
     fn judge(&mut self) {
         let now = Instant::now();
         let mut verdicts = std::mem::take(&mut self.verdicts);
-        for (ticket, verdict) in verdicts.drain(..) {
+        for (sequence, verdict) in verdicts.drain(..) {
             match verdict {
                 Verdict::Stored => {
-                    if let Some(taken) = self.ring.take(ticket, true) {
+                    if let Some(taken) = self.ring.take(sequence, true) {
                         self.settler.published(&taken, now, &self.metrics);
                         self.backoff.reset();
                     }
                 }
-                Verdict::Refused(refusal) => self.refuse(ticket, refusal),
-                Verdict::NotNow(reason) => {
-                    self.ring.defer(ticket);
+                Verdict::Refused(refusal) => self.refuse(sequence, refusal),
+                Verdict::RetryLater(reason) => {
+                    self.ring.defer(sequence);
                     self.shut(&reason);
                 }
             }

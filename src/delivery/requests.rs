@@ -12,14 +12,14 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::{Instant, sleep};
 
+use crate::dead_letters::{Action, Desk, Filter, Letter, Progress, Request, RequestState, Store, StoreKind};
 use crate::delivery::selection::{count, hash, read};
-use crate::delivery::view::{BrokerState, View};
-use crate::letters::{Action, Desk, Filter, Kind, Letter, Progress, Request, RequestState, Store};
-use crate::logs::Throttle;
-use crate::message::{Event, Kept, Origin, Rebuild};
+use crate::event::{Event, Kept, Origin, Rebuild};
+use crate::event::{Outcome, Waiter};
+use crate::process::logs::Throttle;
+use crate::process::shutdown::Drain;
 use crate::queue::Buffer;
-use crate::shutdown::Drain;
-use crate::ticket::{Outcome, Ticket};
+use crate::status::{BrokerStatus, ConnectionState};
 
 /// How often it is looked for requests: a person waits.
 const LOOK: Duration = Duration::from_millis(500);
@@ -31,46 +31,46 @@ const BATCH_BYTES: usize = 8 << 20;
 const REPORT: Duration = Duration::from_millis(250);
 
 /// Makes an event of a kept body if it is valid today: as its source is configured, or in the lenient way.
-pub type Invalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
+pub(crate) type Invalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
 
 /// How events are made of letters again.
 #[derive(Clone)]
-pub struct Rebuilder {
+pub(crate) struct Rebuilder {
     /// For bodies that were accepted, and for kept ones with `--as-is`.
-    pub always: Rebuild,
+    pub(crate) always: Rebuild,
     /// For kept bodies.
-    pub configured: Invalid,
+    pub(crate) configured: Invalid,
     /// For kept bodies with `--lenient`.
-    pub lenient: Invalid,
+    pub(crate) lenient: Invalid,
 }
 
 /// Both stores.
 #[derive(Clone, Debug)]
-pub struct Stores {
+pub(crate) struct Stores {
     /// Events that the broker refused.
-    pub dead_letters: Arc<Mutex<Store>>,
+    pub(crate) dead_letters: Arc<Mutex<Store>>,
     /// Signed bodies that were not published.
-    pub invalid: Arc<Mutex<Store>>,
+    pub(crate) invalid: Arc<Mutex<Store>>,
 }
 
 impl Stores {
     /// The one of this kind.
     #[must_use]
-    pub fn of(&self, kind: Kind) -> Arc<Mutex<Store>> {
+    pub(crate) fn of(&self, kind: StoreKind) -> Arc<Mutex<Store>> {
         match kind {
-            Kind::DeadLetters => self.dead_letters.clone(),
-            Kind::Invalid => self.invalid.clone(),
+            StoreKind::DeadLetters => self.dead_letters.clone(),
+            StoreKind::Invalid => self.invalid.clone(),
         }
     }
 }
 
 /// The task.
-pub struct Requests {
+pub(crate) struct Requests {
     desk: Desk,
     stores: Stores,
     rebuilder: Rebuilder,
     queue: Arc<Buffer>,
-    view: View,
+    view: BrokerStatus,
     drain: Drain,
 }
 
@@ -87,19 +87,19 @@ enum Ended {
 impl Requests {
     /// A task for the requests on this desk.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         desk: Desk,
         stores: Stores,
         rebuilder: Rebuilder,
         queue: Arc<Buffer>,
-        view: View,
+        view: BrokerStatus,
         drain: Drain,
     ) -> Self {
         Self { desk, stores, rebuilder, queue, view, drain }
     }
 
     /// Does what requests ask for until the bridge stops. Runs on the delivery thread.
-    pub async fn serve(self) {
+    pub(crate) async fn serve(self) {
         let throttle = Throttle::new(1, Duration::from_mins(1));
         while !self.drain.has_begun() {
             let desk = self.desk.clone();
@@ -120,7 +120,7 @@ impl Requests {
     }
 
     /// Does what one request asks for.
-    pub async fn finish(&self, name: &str) {
+    pub(crate) async fn finish(&self, name: &str) {
         if self.drain.has_begun() {
             return;
         }
@@ -132,8 +132,12 @@ impl Requests {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return,
             Err(error) => return tracing::warn!(request = name, "cannot read a request: {error}"),
         };
-        let mut work =
-            Work { requests: self, name, store: self.stores.of(request.kind), progress: Progress::default() };
+        let mut work = RequestWork {
+            requests: self,
+            name,
+            store: self.stores.of(request.kind),
+            progress: Progress::default(),
+        };
         let ended = work.run(&request).await;
         let Progress { selected, published, dead_lettered, dropped, skipped, .. } = work.progress;
         match ended {
@@ -163,14 +167,14 @@ impl Requests {
 }
 
 /// One request under way.
-struct Work<'r> {
+struct RequestWork<'r> {
     requests: &'r Requests,
     name: &'r str,
     store: Arc<Mutex<Store>>,
     progress: Progress,
 }
 
-impl Work<'_> {
+impl RequestWork<'_> {
     async fn run(&mut self, request: &Request) -> io::Result<Ended> {
         let (desk, name) = (self.requests.desk.clone(), self.name.to_owned());
         let before = blocking(move || Ok(desk.progress(&name))).await?;
@@ -270,10 +274,10 @@ impl Work<'_> {
         let returned = held.returned();
         let (mut waiting, mut replayed) = (Vec::new(), Vec::new());
         for (at, hash, mut event) in events {
-            let ticket = Ticket::new(None);
+            let waiter = Waiter::new(None);
             event.kept = Kept::DeadLetter;
-            event.ticket = Some(ticket.clone());
-            waiting.push((at, hash, ticket));
+            event.waiter = Some(waiter.clone());
+            waiting.push((at, hash, waiter));
             replayed.push(event);
         }
         if !self.requests.queue.replay(replayed) {
@@ -281,9 +285,9 @@ impl Work<'_> {
         }
         self.wait_for(&waiting).await;
         let all = waiting.len() as u64;
-        let is_kept = |ticket: &Ticket| ticket.outcome() == Some(Outcome::Kept);
+        let is_kept = |waiter: &Waiter| waiter.outcome() == Some(Outcome::Kept);
         let kept: HashMap<_, _> =
-            waiting.into_iter().filter(|(.., ticket)| is_kept(ticket)).map(|(at, hash, _)| (at, hash)).collect();
+            waiting.into_iter().filter(|(.., waiter)| is_kept(waiter)).map(|(at, hash, _)| (at, hash)).collect();
         let (count, again) = (kept.len() as u64, held.returned() - returned);
         self.progress.published += count.saturating_sub(again);
         self.progress.dead_lettered += again.min(count);
@@ -311,22 +315,22 @@ impl Work<'_> {
         }
     }
 
-    async fn wait_for(&mut self, waiting: &[(usize, u64, Arc<Ticket>)]) {
-        let all = join_all(waiting.iter().map(|(.., ticket)| ticket.wait()));
+    async fn wait_for(&mut self, waiting: &[(usize, u64, Arc<Waiter>)]) {
+        let all = join_all(waiting.iter().map(|(.., waiter)| waiter.wait()));
         tokio::pin!(all);
         let before = self.progress.done;
         loop {
             tokio::select! {
                 _ = &mut all => break,
                 () = tokio::time::sleep_until(Instant::now() + REPORT) => {
-                    let ended = waiting.iter().filter(|(.., ticket)| ticket.outcome().is_some()).count();
+                    let ended = waiting.iter().filter(|(.., waiter)| waiter.outcome().is_some()).count();
                     self.progress.done = before + ended as u64;
                     self.note_trouble().await;
                 }
             }
         }
         self.progress.done = before;
-        if waiting.iter().all(|(.., ticket)| ticket.outcome() == Some(Outcome::Kept)) {
+        if waiting.iter().all(|(.., waiter)| waiter.outcome() == Some(Outcome::Kept)) {
             self.progress.error = None;
         }
     }
@@ -334,7 +338,7 @@ impl Work<'_> {
     /// Writes down how far it is, and what delivery waits for.
     async fn note_trouble(&mut self) {
         let view = self.requests.view.copy();
-        let error = view.last_error.filter(|_| view.state != BrokerState::Connected).map(|error| error.text);
+        let error = view.last_error.filter(|_| view.state != ConnectionState::Connected).map(|error| error.text);
         self.progress.error = view.blocked.or(error);
         self.report().await;
     }

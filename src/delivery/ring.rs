@@ -6,22 +6,22 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crate::brokers::Ticket;
-use crate::message::{Event, Message};
+use crate::brokers::Sequence;
+use crate::event::{Event, Message};
 
 #[derive(Debug)]
-enum State {
+enum EntryState {
     /// To be sent: new, or sent before without an outcome.
     Waiting,
     /// With the session since then.
-    Handed(Instant),
+    Sent(Instant),
     /// Gone from here, kept as a gap until everything older is gone too.
     Settled,
 }
 
 #[derive(Debug)]
-struct Slot {
-    state: State,
+struct RingEntry {
+    state: EntryState,
     message: Option<Message>,
     address: Arc<str>,
     key: Arc<str>,
@@ -35,7 +35,7 @@ struct Slot {
 
 /// A message that left the ring.
 #[derive(Debug)]
-pub(super) struct Taken {
+pub(super) struct Removed {
     pub(super) message: Message,
     pub(super) pair: u16,
     pub(super) attempts: u32,
@@ -48,9 +48,9 @@ pub(super) struct Taken {
 /// The ring.
 #[derive(Debug, Default)]
 pub(super) struct Ring {
-    slots: VecDeque<Slot>,
-    /// The ticket of the first slot.
-    first: Ticket,
+    slots: VecDeque<RingEntry>,
+    /// The sequence of the first slot.
+    first: Sequence,
     /// Nothing before this slot is waiting.
     cursor: usize,
     handed: usize,
@@ -73,13 +73,13 @@ impl Ring {
         self.slots.len() - self.settled
     }
 
-    /// The ticket that the next new message will get: all that are here now are below it.
-    pub(super) fn end(&self) -> Ticket {
-        self.first + self.slots.len() as Ticket
+    /// The sequence that the next new message will get: all that are here now are below it.
+    pub(super) fn end(&self) -> Sequence {
+        self.first + self.slots.len() as Sequence
     }
 
-    /// The ticket of the oldest slot.
-    pub(super) fn begin(&self) -> Ticket {
+    /// The sequence of the oldest slot.
+    pub(super) fn begin(&self) -> Sequence {
         self.first
     }
 
@@ -91,8 +91,8 @@ impl Ring {
 
     /// Appends a new message.
     pub(super) fn push(&mut self, message: Message, pair: u16) {
-        self.slots.push_back(Slot {
-            state: State::Waiting,
+        self.slots.push_back(RingEntry {
+            state: EntryState::Waiting,
             address: message.address.clone(),
             key: message.key.clone(),
             message: Some(message),
@@ -104,54 +104,54 @@ impl Ring {
     }
 
     /// The oldest message that is to be sent, and how often it was sent before.
-    pub(super) fn next(&mut self) -> Option<(Ticket, &Message, u32)> {
+    pub(super) fn next(&mut self) -> Option<(Sequence, &Message, u32)> {
         while let Some(slot) = self.slots.get(self.cursor) {
-            if matches!(slot.state, State::Waiting) {
+            if matches!(slot.state, EntryState::Waiting) {
                 break;
             }
             self.cursor += 1;
         }
         let slot = self.slots.get(self.cursor)?;
         let message = slot.message.as_ref()?;
-        Some((self.first + self.cursor as Ticket, message, slot.attempts))
+        Some((self.first + self.cursor as Sequence, message, slot.attempts))
     }
 
-    fn slot(&mut self, ticket: Ticket) -> Option<&mut Slot> {
-        let at = usize::try_from(ticket.checked_sub(self.first)?).ok()?;
+    fn slot(&mut self, sequence: Sequence) -> Option<&mut RingEntry> {
+        let at = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
         self.slots.get_mut(at)
     }
 
     /// Notes that the session has the message.
-    pub(super) fn hand(&mut self, ticket: Ticket, now: Instant) {
-        if let Some(slot) = self.slot(ticket) {
-            slot.state = State::Handed(now);
+    pub(super) fn hand(&mut self, sequence: Sequence, now: Instant) {
+        if let Some(slot) = self.slot(sequence) {
+            slot.state = EntryState::Sent(now);
             slot.attempts += 1;
             self.handed += 1;
         }
     }
 
     /// Puts a message back among those to be sent, because the broker refused it for now.
-    pub(super) fn defer(&mut self, ticket: Ticket) {
-        let Some(slot) = self.slot(ticket) else { return };
-        if matches!(slot.state, State::Handed(_)) {
-            slot.state = State::Waiting;
+    pub(super) fn defer(&mut self, sequence: Sequence) {
+        let Some(slot) = self.slot(sequence) else { return };
+        if matches!(slot.state, EntryState::Sent(_)) {
+            slot.state = EntryState::Waiting;
             slot.deferred = true;
             self.handed -= 1;
-            let at = usize::try_from(ticket - self.first).unwrap_or(0);
+            let at = usize::try_from(sequence - self.first).unwrap_or(0);
             self.cursor = self.cursor.min(at);
         }
     }
 
     /// Takes a message out because it is stored or refused; none where it is settled already.
-    pub(super) fn take(&mut self, ticket: Ticket, stored: bool) -> Option<Taken> {
-        let slot = self.slot(ticket)?;
+    pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<Removed> {
+        let slot = self.slot(sequence)?;
         let handed = match slot.state {
-            State::Waiting => None,
-            State::Handed(since) => Some(since),
-            State::Settled => return None,
+            EntryState::Waiting => None,
+            EntryState::Sent(since) => Some(since),
+            EntryState::Settled => return None,
         };
         let message = slot.message.take()?;
-        slot.state = State::Settled;
+        slot.state = EntryState::Settled;
         // Refused now, it may have been stored by a session that was lost.
         slot.stored |= stored;
         let (pair, attempts, deferred) = (slot.pair, slot.attempts, slot.deferred && slot.stored);
@@ -159,13 +159,13 @@ impl Ring {
             self.handed -= 1;
         }
         self.settled += 1;
-        let overtaken = deferred && self.was_overtaken(ticket, &message);
+        let overtaken = deferred && self.was_overtaken(sequence, &message);
         self.drop_gaps();
-        Some(Taken { message, pair, attempts, handed, overtaken })
+        Some(Removed { message, pair, attempts, handed, overtaken })
     }
 
-    fn was_overtaken(&self, ticket: Ticket, message: &Message) -> bool {
-        let at = usize::try_from(ticket - self.first).unwrap_or(0);
+    fn was_overtaken(&self, sequence: Sequence, message: &Message) -> bool {
+        let at = usize::try_from(sequence - self.first).unwrap_or(0);
         self.slots
             .iter()
             .skip(at + 1)
@@ -173,7 +173,7 @@ impl Ring {
     }
 
     fn drop_gaps(&mut self) {
-        while self.slots.front().is_some_and(|slot| matches!(slot.state, State::Settled)) {
+        while self.slots.front().is_some_and(|slot| matches!(slot.state, EntryState::Settled)) {
             self.slots.pop_front();
             self.first += 1;
             self.settled -= 1;
@@ -184,8 +184,8 @@ impl Ring {
     /// The session is gone: everything unsettled is to be sent again, oldest first.
     pub(super) fn rewind(&mut self) {
         for slot in &mut self.slots {
-            if matches!(slot.state, State::Handed(_)) {
-                slot.state = State::Waiting;
+            if matches!(slot.state, EntryState::Sent(_)) {
+                slot.state = EntryState::Waiting;
                 slot.stored = true;
             }
         }
@@ -193,21 +193,25 @@ impl Ring {
         self.cursor = 0;
     }
 
-    /// The tickets of messages that are to be sent, and that nobody waits for any more.
-    pub(super) fn withdrawn(&self) -> Vec<Ticket> {
-        let is_withdrawn = |slot: &Slot| {
-            let waits = slot.message.as_ref().and_then(|message| message.event.ticket.as_ref());
-            matches!(slot.state, State::Waiting) && waits.is_some_and(|ticket| ticket.is_withdrawn())
+    /// The sequences of messages that are to be sent, and that nobody waits for any more.
+    pub(super) fn withdrawn(&self) -> Vec<Sequence> {
+        let is_withdrawn = |slot: &RingEntry| {
+            let waits = slot.message.as_ref().and_then(|message| message.event.waiter.as_ref());
+            matches!(slot.state, EntryState::Waiting) && waits.is_some_and(|sequence| sequence.is_withdrawn())
         };
         let slots = (self.first..).zip(&self.slots);
-        slots.filter(|(_, slot)| is_withdrawn(slot)).map(|(ticket, _)| ticket).collect()
+        slots.filter(|(_, slot)| is_withdrawn(slot)).map(|(sequence, _)| sequence).collect()
     }
 
-    /// The tickets that wait for a verdict.
-    pub(super) fn handed_tickets(&self) -> impl Iterator<Item = Ticket> + '_ {
+    /// The sequences that wait for a verdict.
+    pub(super) fn handed_sequences(&self) -> impl Iterator<Item = Sequence> + '_ {
         let first = self.first;
-        let handed = |slot: &Slot| matches!(slot.state, State::Handed(_));
-        self.slots.iter().enumerate().filter(move |(_, slot)| handed(slot)).map(move |(at, _)| first + at as Ticket)
+        let handed = |slot: &RingEntry| matches!(slot.state, EntryState::Sent(_));
+        self.slots
+            .iter()
+            .enumerate()
+            .filter(move |(_, slot)| handed(slot))
+            .map(move |(at, _)| first + at as Sequence)
     }
 
     /// The events that are not settled, oldest first.
@@ -223,7 +227,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::message::{Event, Fields, Origin};
+    use crate::event::{Event, Fields, Origin};
 
     fn message(key: &str) -> Message {
         let origin = Origin {
@@ -245,11 +249,11 @@ mod tests {
         ring
     }
 
-    fn hand_all(ring: &mut Ring) -> Vec<Ticket> {
+    fn hand_all(ring: &mut Ring) -> Vec<Sequence> {
         let mut order = Vec::new();
-        while let Some((ticket, _, _)) = ring.next() {
-            ring.hand(ticket, Instant::now());
-            order.push(ticket);
+        while let Some((sequence, _, _)) = ring.next() {
+            ring.hand(sequence, Instant::now());
+            order.push(sequence);
         }
         order
     }
@@ -295,22 +299,22 @@ mod tests {
     #[test]
     fn knows_what_its_sender_took_back_before_it_was_sent() {
         let mut ring = Ring::default();
-        let tickets: Vec<_> = (0..3).map(|_| crate::ticket::Ticket::new(None)).collect();
-        for ticket in &tickets {
+        let sequences: Vec<_> = (0..3).map(|_| crate::event::Waiter::new(None)).collect();
+        for sequence in &sequences {
             let mut message = message("k");
-            message.event.ticket = Some(ticket.clone());
+            message.event.waiter = Some(sequence.clone());
             ring.push(message, 0);
         }
-        assert!(tickets[0].send() && !tickets[0].withdraw());
+        assert!(sequences[0].send() && !sequences[0].withdraw());
         ring.hand(0, Instant::now());
-        assert!(tickets[2].withdraw());
+        assert!(sequences[2].withdraw());
         assert_eq!(ring.withdrawn(), [2]);
         ring.take(2, false).unwrap();
         assert_eq!((ring.withdrawn(), ring.unsettled()), (vec![], 2));
     }
 
     #[test]
-    fn knows_no_ticket_twice() {
+    fn knows_no_sequence_twice() {
         let mut ring = ring(2);
         hand_all(&mut ring);
         assert!(ring.take(0, true).is_some());
@@ -326,7 +330,7 @@ mod tests {
         #[test]
         fn settles_everything_in_the_end(steps in proptest::collection::vec((0u8..5, 0usize..20), 1..200)) {
             let mut ring = Ring::default();
-            let mut outstanding: Vec<Ticket> = Vec::new();
+            let mut outstanding: Vec<Sequence> = Vec::new();
             let mut stored = HashSet::new();
             let mut pushed = 0u64;
             for (step, at) in steps {
@@ -335,13 +339,13 @@ mod tests {
                     1 => {
                         let order = hand_all(&mut ring);
                         prop_assert!(order.windows(2).all(|pair| pair[0] < pair[1]));
-                        prop_assert!(order.iter().all(|ticket| !stored.contains(ticket)));
+                        prop_assert!(order.iter().all(|sequence| !stored.contains(sequence)));
                         outstanding.extend(order);
                     }
                     2 if !outstanding.is_empty() => {
-                        let ticket = outstanding.swap_remove(at % outstanding.len());
-                        prop_assert!(ring.take(ticket, true).is_some());
-                        stored.insert(ticket);
+                        let sequence = outstanding.swap_remove(at % outstanding.len());
+                        prop_assert!(ring.take(sequence, true).is_some());
+                        stored.insert(sequence);
                     }
                     3 if !outstanding.is_empty() => ring.defer(outstanding.swap_remove(at % outstanding.len())),
                     4 => { ring.rewind(); outstanding.clear(); }
@@ -351,8 +355,8 @@ mod tests {
                 prop_assert_eq!(ring.unsettled() as u64, pushed - stored.len() as u64);
             }
             ring.rewind();
-            for ticket in hand_all(&mut ring) {
-                prop_assert!(ring.take(ticket, true).is_some());
+            for sequence in hand_all(&mut ring) {
+                prop_assert!(ring.take(sequence, true).is_some());
             }
             prop_assert_eq!(ring.span(), 0);
         }

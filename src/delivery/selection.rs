@@ -4,16 +4,16 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::dead_letters::{Filter, Letter, Lines, Request, StoreKind, Validity};
 use crate::delivery::requests::Rebuilder;
-use crate::letters::{Filter, Kind, Letter, Lines, Request, Validity};
-use crate::message::Event;
+use crate::event::Event;
 
 /// The most letters that are replayed at once.
 const BATCH: usize = 256;
 
 /// Some letters of a file, as events.
 #[derive(Default)]
-pub(super) struct Batch {
+pub(super) struct LetterBatch {
     /// With the place of the line, and its hash.
     pub(super) events: Vec<(usize, u64, Box<Event>)>,
     /// Letters that match and make no event.
@@ -30,8 +30,8 @@ pub(super) fn read(
     request: &Request,
     rebuilder: &Rebuilder,
     most: usize,
-) -> io::Result<Batch> {
-    let mut batch = Batch { seen: from, is_last: true, ..Batch::default() };
+) -> io::Result<LetterBatch> {
+    let mut batch = LetterBatch { seen: from, is_last: true, ..LetterBatch::default() };
     let Some(lines) = Lines::open(path)? else { return Ok(batch) };
     let mut bytes = 0;
     for (at, line) in lines.enumerate().skip(from) {
@@ -46,9 +46,11 @@ pub(super) fn read(
             let (origin, body) = letter.origin_and_body();
             bytes += body.len();
             let event = match (request.kind, request.validity) {
-                (Kind::Invalid, Validity::AsConfigured) => (rebuilder.configured)(origin, body),
-                (Kind::Invalid, Validity::Lenient) => (rebuilder.lenient)(origin, body),
-                (Kind::Invalid, Validity::AsIs) | (Kind::DeadLetters, _) => Some((rebuilder.always)(origin, body)),
+                (StoreKind::Invalid, Validity::AsConfigured) => (rebuilder.configured)(origin, body),
+                (StoreKind::Invalid, Validity::Lenient) => (rebuilder.lenient)(origin, body),
+                (StoreKind::Invalid, Validity::AsIs) | (StoreKind::DeadLetters, _) => {
+                    Some((rebuilder.always)(origin, body))
+                }
             };
             match event {
                 Some(event) => batch.events.push((at, hash(&line), event)),

@@ -7,22 +7,22 @@ use crate::settings::Section;
 
 /// `[publish]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The most unconfirmed messages.
-    pub max_in_flight: usize,
+    pub(crate) max_in_flight: usize,
     /// The longest that a sender waits for what `ack` promises.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// The shortest wait between two attempts to reach the broker.
-    pub retry_min: Duration,
+    pub(crate) retry_min: Duration,
     /// The longest.
-    pub retry_max: Duration,
+    pub(crate) retry_max: Duration,
     /// Which headers go along.
-    pub headers: HeaderStyle,
+    pub(crate) headers: HeaderStyle,
 }
 
 impl Settings {
     /// Reads `[publish]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         // librdkafka's queue and the clients' windows are sized from it: a million is beyond every broker here.
         let most = section.integer("max_in_flight", 1, 1_000_000);
         let settings = Self {
@@ -48,21 +48,21 @@ impl Settings {
 
 /// `[dead_letters]`.
 #[derive(Clone, Copy, Debug)]
-pub struct DeadLetterLimit {
+pub(crate) struct DeadLetterLimit {
     /// The most bytes of the store.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl DeadLetterLimit {
     /// Reads `[dead_letters]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         Self { bytes: section.size("max_bytes") }
     }
 
     /// Returns the problem where not even one dead letter fits: delivery would wait for room for ever. JSON doubles a body at
     /// most, and everything beside it takes less than 4 KiB.
     #[must_use]
-    pub fn problem(&self, largest_body: usize) -> Option<String> {
+    pub(crate) fn problem(self, largest_body: usize) -> Option<String> {
         let needed = 2 * largest_body + (4 << 10);
         (self.bytes < needed).then(|| {
             format!(

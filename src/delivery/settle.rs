@@ -5,18 +5,18 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::task::JoinHandle;
 
-use crate::accounting::{Loss, RefusalReason};
 use crate::brokers::{ErrorKind, Headers, Refusal};
+use crate::dead_letters::{NewLetter, Store};
 use crate::delivery::dead_letters;
-use crate::delivery::ring::{Ring, Taken};
-use crate::delivery::view::View;
-use crate::failpoint;
-use crate::letters::{Entry, Store};
-use crate::logs::Throttle;
-use crate::message::{Event, Kept};
+use crate::delivery::ring::{Removed, Ring};
+use crate::event::{Event, Kept};
+use crate::event::{Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
+use crate::process::failpoint;
+use crate::process::logs::Throttle;
 use crate::queue::{Buffer, Settlement};
-use crate::ticket::{self, Outcome, Ticket};
+use crate::status::BrokerStatus;
+use crate::status::{Loss, RefusalReason};
 
 /// How long delivery waits before it tries again to write dead letters.
 const DISK_RETRY: Duration = Duration::from_secs(1);
@@ -25,9 +25,9 @@ const DISK_RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Settler {
     settlement: Settlement,
-    refused: Vec<(Taken, Refusal)>,
+    refused: Vec<(Removed, Refusal)>,
     /// Of the events in `settlement` that somebody waits for.
-    ended: Vec<(Arc<Ticket>, Outcome)>,
+    ended: Vec<(Arc<Waiter>, Outcome)>,
     /// None: there are no dead letters.
     store: Option<Arc<Mutex<Store>>>,
     /// A write of the first refused messages that is under way: never started twice, even if the wait for it is cancelled.
@@ -47,7 +47,7 @@ impl Settler {
     }
 
     /// A confirmed message.
-    pub(super) fn published(&mut self, taken: &Taken, now: Instant, metrics: &Metrics) {
+    pub(super) fn published(&mut self, taken: &Removed, now: Instant, metrics: &Metrics) {
         if let Some(handed) = taken.handed {
             metrics.publish_duration(now.saturating_duration_since(handed));
         }
@@ -61,7 +61,7 @@ impl Settler {
     }
 
     /// A message refused for good.
-    pub(super) fn refused(&mut self, taken: Taken, refusal: Refusal, metrics: &Metrics) {
+    pub(super) fn refused(&mut self, taken: Removed, refusal: Refusal, metrics: &Metrics) {
         metrics.broker_error(ErrorKind::Refused);
         if taken.overtaken {
             metrics.out_of_order();
@@ -95,7 +95,7 @@ impl Settler {
 
     /// Writes the dead letters of the batch, counts everything, frees its room. While the disk is full or fails it
     /// waits and tries again: nothing is dropped. Cancel-safe: what is not settled yet stays here.
-    pub(super) async fn settle(&mut self, ring: &Ring, queue: &Buffer, view: &View) {
+    pub(super) async fn settle(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) {
         // The confirmed ones first: they need not wait for a disk.
         self.count(ring, queue, view);
         if self.refused.is_empty() {
@@ -111,9 +111,12 @@ impl Settler {
                 self.again = None;
             }
             if self.writing.is_none() {
-                let entry = |(taken, refusal): &(Taken, Refusal)| {
+                let entry = |(taken, refusal): &(Removed, Refusal)| {
                     let letter = dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts);
-                    Entry { returns: taken.message.event.kept == Kept::DeadLetter, ..Entry::new(letter.line()) }
+                    NewLetter {
+                        returns: taken.message.event.kept == Kept::DeadLetter,
+                        ..NewLetter::new(letter.line())
+                    }
                 };
                 let entries = self.refused.iter().map(entry).collect();
                 self.writing = Some(write(store.clone(), entries));
@@ -123,7 +126,7 @@ impl Settler {
     }
 
     /// Waits for the write that is under way, if one is, and settles what it wrote. Cancel-safe.
-    pub(super) async fn written(&mut self, ring: &Ring, queue: &Buffer, view: &View) {
+    pub(super) async fn written(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) {
         let Some(writing) = &mut self.writing else { return };
         let written = writing.await.unwrap_or_else(|_| Err("the writer of dead letters panicked".to_owned()));
         self.writing = None;
@@ -157,7 +160,7 @@ impl Settler {
         }
     }
 
-    fn count(&mut self, ring: &Ring, queue: &Buffer, view: &View) {
+    fn count(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) {
         if self.settlement.is_empty() {
             return;
         }
@@ -171,11 +174,11 @@ impl Settler {
             view.change(|view| view.last_published = Some(SystemTime::now()));
         }
         self.settlement.clear();
-        ticket::end(self.ended.drain(..));
+        complete_all(self.ended.drain(..));
     }
 
     /// A message that its sender took back before it was sent.
-    pub(super) fn withdrawn(&mut self, taken: &Taken) {
+    pub(super) fn withdrawn(&mut self, taken: &Removed) {
         self.settlement.withdrawn += 1;
         self.settlement.release(&taken.message.event);
     }
@@ -187,15 +190,15 @@ impl Settler {
 }
 
 /// Notes how an event ended, where somebody waits for it and has not been told before (the journal tells at once).
-fn end(ended: &mut Vec<(Arc<Ticket>, Outcome)>, event: &Event, outcome: Outcome) {
-    if let Some(ticket) = event.ticket.as_ref().filter(|ticket| ticket.outcome().is_none()) {
-        ended.push((ticket.clone(), outcome));
+fn end(ended: &mut Vec<(Arc<Waiter>, Outcome)>, event: &Event, outcome: Outcome) {
+    if let Some(waiter) = event.waiter.as_ref().filter(|waiter| waiter.outcome().is_none()) {
+        ended.push((waiter.clone(), outcome));
     }
 }
 
 /// Writes dead letters on a thread of their own: a disk that hangs must not hold the delivery thread up. How many of them
 /// are written.
-fn write(store: Arc<Mutex<Store>>, entries: Vec<Entry>) -> JoinHandle<Result<usize, String>> {
+fn write(store: Arc<Mutex<Store>>, entries: Vec<NewLetter>) -> JoinHandle<Result<usize, String>> {
     tokio::task::spawn_blocking(move || {
         let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
         store.append(&entries).map_err(|error| error.to_string())

@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::delivery::ring::Ring;
 use crate::delivery::settle::Settler;
-use crate::message::Event;
-use crate::queue::{Buffer, Spilling};
-use crate::ticket::{Outcome, Ticket};
+use crate::event::Event;
+use crate::event::{Outcome, Waiter};
+use crate::queue::{Buffer, SpillResult};
 
 /// How much is written at once.
 const BYTES: usize = 1 << 20;
@@ -30,20 +30,20 @@ pub(super) enum Spill {
     /// The stop has not begun.
     #[default]
     NotBegun,
-    /// A piece is being written; its ticket tells how that ends.
-    Writing(Arc<Ticket>),
+    /// A piece is being written; its waiter has the outcome.
+    Writing(Arc<Waiter>),
     /// Everything is written, or the journal takes no more.
     Over,
 }
 
 /// The events that delivery holds, oldest first.
-pub(super) struct Held<'d> {
+pub(super) struct Unsettled<'d> {
     pub(super) settler: &'d mut Settler,
     pub(super) ring: &'d mut Ring,
     pub(super) taken: &'d mut VecDeque<Box<Event>>,
 }
 
-impl Held<'_> {
+impl Unsettled<'_> {
     fn events(&mut self) -> impl Iterator<Item = &mut Event> {
         let refused = self.settler.refused_events();
         refused.chain(self.ring.events()).chain(self.taken.iter_mut().map(|event| &mut **event))
@@ -60,8 +60,8 @@ impl Spill {
     pub(super) async fn news(self) {
         match self {
             Self::NotBegun => {}
-            Self::Writing(ticket) => {
-                ticket.wait().await;
+            Self::Writing(waiter) => {
+                waiter.wait().await;
             }
             Self::Over => std::future::pending().await,
         }
@@ -69,20 +69,20 @@ impl Spill {
 
     /// Writes on. The first time it waits a moment for the disk, so that what can be kept is kept before anything else;
     /// afterwards it takes what has been written, and returns.
-    pub(super) async fn advance(&mut self, queue: &Buffer, held: &mut Held<'_>) {
+    pub(super) async fn advance(&mut self, queue: &Buffer, held: &mut Unsettled<'_>) {
         let patience = if matches!(self, Self::NotBegun) { PATIENCE } else { Duration::ZERO };
         self.advance_until(queue, held, Instant::now() + patience).await;
     }
 
     /// Waits for what is under way, at the end; what is unknown then is in memory alone.
-    pub(super) async fn finish(&mut self, queue: &Buffer, held: &mut Held<'_>) {
+    pub(super) async fn finish(&mut self, queue: &Buffer, held: &mut Unsettled<'_>) {
         self.advance_until(queue, held, Instant::now() + LAST).await;
         if !self.is_over() {
             self.give_up(queue, held, "the disk does not answer; it may have been written all the same");
         }
     }
 
-    async fn advance_until(&mut self, queue: &Buffer, held: &mut Held<'_>, until: Instant) {
+    async fn advance_until(&mut self, queue: &Buffer, held: &mut Unsettled<'_>, until: Instant) {
         loop {
             match self {
                 Self::Over => return,
@@ -91,7 +91,7 @@ impl Spill {
                     return;
                 }
                 Self::NotBegun => {}
-                Self::Writing(ticket) => match timeout_at(until, ticket.wait()).await {
+                Self::Writing(waiter) => match timeout_at(until, waiter.wait()).await {
                     Ok(Outcome::Kept) => {}
                     Ok(_) => return self.give_up(queue, held, "it could not be written"),
                     // Unknown: neither written nor refused.
@@ -99,18 +99,18 @@ impl Spill {
                 },
             }
             match queue.spill(held.events(), BYTES) {
-                Spilling::Done => *self = Self::Over,
-                Spilling::Waits(ticket) => *self = Self::Writing(ticket),
-                Spilling::Refused(text) => self.give_up(queue, held, &text),
+                SpillResult::Done => *self = Self::Over,
+                SpillResult::Waits(waiter) => *self = Self::Writing(waiter),
+                SpillResult::Refused(text) => self.give_up(queue, held, &text),
             }
         }
     }
 
-    fn give_up(&mut self, queue: &Buffer, held: &mut Held<'_>, problem: &str) {
+    fn give_up(&mut self, queue: &Buffer, held: &mut Unsettled<'_>, problem: &str) {
         *self = Self::Over;
         tracing::error!(
             "cannot write everything that is held to the journal; what is not delivered before the end is lost: {problem}"
         );
-        queue.unspill(held.events());
+        queue.undo_spill(held.events());
     }
 }

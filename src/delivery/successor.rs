@@ -8,7 +8,7 @@ use crate::brokers::Broker;
 
 /// Where it waits for the delivery task, which lets it take over when nothing is in flight.
 #[derive(Default)]
-pub struct Successor {
+pub(crate) struct Successor {
     broker: Mutex<Option<Box<dyn Broker>>>,
     came: Notify,
 }
@@ -16,7 +16,7 @@ pub struct Successor {
 impl Successor {
     /// This one shall take over, instead of any that still waits: the same broker in the same place, with other routes.
     /// What is accepted from now on goes where it says.
-    pub fn put(&self, broker: Box<dyn Broker>) {
+    pub(crate) fn put(&self, broker: Box<dyn Broker>) {
         *self.lock() = Some(broker);
         self.came.notify_one();
     }

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::brokers::Ticket;
+use crate::brokers::Sequence;
 use crate::delivery::ring::Ring;
 
 /// The window of unconfirmed messages.
@@ -10,11 +10,11 @@ use crate::delivery::ring::Ring;
 pub(super) enum Window {
     /// `max_in_flight`.
     Open,
-    /// One at a time, until everything below this ticket is settled: order holds, and a message that closes the
+    /// One at a time, until everything below this sequence is settled: order holds, and a message that closes the
     /// session is found.
     One {
-        /// The first ticket that is none of their business.
-        until: Ticket,
+        /// The first sequence that is none of their business.
+        until: Sequence,
         /// One of them may have closed the session.
         suspect: bool,
     },

@@ -11,13 +11,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
+use crate::event::WakeList;
 use crate::ingress::connection_task::{ConnectionTask, Thread};
 use crate::ingress::connections::Connections;
-use crate::ingress::live::{Live, Local};
+use crate::ingress::current::{CurrentIngress, ThreadView};
 use crate::ingress::not_http::Unreadable;
-use crate::logs::Throttle;
-use crate::shutdown::{Drain, Phase};
-use crate::ticket::Mailbox;
+use crate::process::logs::Throttle;
+use crate::process::shutdown::{Drain, Phase};
 
 /// Connections the kernel holds until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -28,7 +28,7 @@ const RESOURCE_PAUSE: Duration = Duration::from_millis(100);
 /// One listening socket per thread, all on one address: the kernel spreads connections over them, or one queue is
 /// shared by all.
 #[derive(Debug)]
-pub struct Listeners {
+pub(crate) struct Listeners {
     sockets: Vec<StdListener>,
     address: SocketAddr,
 }
@@ -38,7 +38,7 @@ impl Listeners {
     ///
     /// # Errors
     /// The address is taken, or not of this machine.
-    pub fn bind(address: SocketAddr, count: usize) -> io::Result<Self> {
+    pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Self> {
         // With SO_REUSEPORT from the beginning a second program of this user would share the port in silence.
         let first = bind(address, Sharing::Alone)?;
         let address = first.local_addr()?;
@@ -54,7 +54,7 @@ impl Listeners {
     ///
     /// # Errors
     /// There is no descriptor left.
-    pub fn share(socket: StdListener, count: usize) -> io::Result<Self> {
+    pub(crate) fn share(socket: StdListener, count: usize) -> io::Result<Self> {
         let address = socket.local_addr()?;
         let mut sockets = vec![socket];
         for _ in 1..count {
@@ -65,13 +65,13 @@ impl Listeners {
 
     /// Where they listen.
     #[must_use]
-    pub fn address(&self) -> SocketAddr {
+    pub(crate) fn address(&self) -> SocketAddr {
         self.address
     }
 
     /// The sockets, one per thread.
     #[must_use]
-    pub fn into_sockets(self) -> Vec<StdListener> {
+    pub(crate) fn into_sockets(self) -> Vec<StdListener> {
         self.sockets
     }
 }
@@ -89,7 +89,7 @@ enum Sharing {
 ///
 /// # Errors
 /// The socket does not take the option.
-pub fn take_both_families(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+pub(crate) fn take_both_families(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
     }
@@ -113,21 +113,21 @@ fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
 ///
 /// # Errors
 /// The socket cannot be used.
-pub async fn serve(
+pub(crate) async fn serve(
     socket: StdListener,
-    live: Arc<Live>,
+    live: Arc<CurrentIngress>,
     connections: Arc<Connections>,
     unreadable: Arc<Unreadable>,
     stop: Drain,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
-    let mailbox = Arc::new(Mailbox::default());
-    tokio::task::spawn_local(mailbox.clone().deliver());
-    let (closing, staying) = watch::channel(());
+    let wakes = Arc::new(WakeList::default());
+    tokio::task::spawn_local(wakes.clone().run());
+    let (closing, drain) = watch::channel(());
     let throttle = Throttle::new(1, Duration::from_secs(5));
     let thread = Rc::new(Thread {
-        local: Local::new(live),
-        mailbox,
+        local: ThreadView::new(live),
+        wakes,
         unreadable,
         is_leaving: Cell::new(false),
         closing: Cell::new(None),
@@ -154,13 +154,13 @@ pub async fn serve(
             // It is accepted, so it is served, be it beyond the limit.
             () = &mut until_closing => (connections.admit_beyond(), true),
         };
-        let task = ConnectionTask { peer, thread: thread.clone(), place, staying: staying.clone() };
+        let task = ConnectionTask { peer, thread: thread.clone(), place, drain: drain.clone() };
         task.spawn(stream);
         if is_last {
             break;
         }
     }
-    drop((listener, staying));
+    drop((listener, drain));
     thread.is_leaving.set(true);
     thread.closing.set(Some(Instant::now()));
     closing.send_replace(());

@@ -16,7 +16,7 @@ const DISCARD: Duration = Duration::from_secs(1);
 
 /// From this size on a body has memory pages of its own, which are taken only as they are filled: the C library is told so
 /// at start (`app::memory`).
-pub const LARGE: usize = 64 << 10;
+pub(crate) const LARGE: usize = 64 << 10;
 
 /// The bytes that all bodies being read may take together.
 #[derive(Debug)]
@@ -43,10 +43,10 @@ impl Budget {
 
 impl Share {
     /// Makes the share as large as `bytes`.
-    fn grow(&mut self, bytes: usize) -> Result<(), Unread> {
+    fn grow(&mut self, bytes: usize) -> Result<(), BodyError> {
         if bytes > self.bytes {
             if !self.budget.take(bytes - self.bytes) {
-                return Err(Unread::NoBudget);
+                return Err(BodyError::NoBudget);
             }
             self.bytes = bytes;
         }
@@ -62,7 +62,7 @@ impl Drop for Share {
 
 /// Why there is no body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Unread {
+pub(super) enum BodyError {
     TooLarge,
     TooSlow,
     NoBudget,
@@ -94,9 +94,9 @@ pub(super) async fn read(
     most: usize,
     longest: Duration,
     budget: &Arc<Budget>,
-) -> Result<(Box<[u8]>, Share), Unread> {
+) -> Result<(Box<[u8]>, Share), BodyError> {
     let mut deadline = None;
-    let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| Unread::TooLarge)?;
+    let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| BodyError::TooLarge)?;
     // What takes memory is charged, and that grows with what arrives: an announced length alone takes nothing from others.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
     let mut bytes = Vec::new();
@@ -107,7 +107,7 @@ pub(super) async fn read(
             polled
         } else {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + longest);
-            timeout_at(deadline, body.frame()).await.map_err(|_| Unread::TooSlow)?
+            timeout_at(deadline, body.frame()).await.map_err(|_| BodyError::TooSlow)?
         };
         let frame = match polled {
             None => return Ok((bytes.into_boxed_slice(), share)),
@@ -118,7 +118,7 @@ pub(super) async fn read(
         let Ok(data) = frame.into_data() else { continue };
         length += data.len();
         if length > most {
-            return Err(Unread::TooLarge);
+            return Err(BodyError::TooLarge);
         }
         if keep == Keep::Nothing {
             continue;
@@ -147,11 +147,11 @@ fn grown(capacity: usize, length: usize, announced: usize, most: usize) -> usize
 }
 
 /// hyper reports broken framing as invalid input or data, a connection that ended as anything else.
-fn broken(error: &hyper::Error) -> Unread {
+fn broken(error: &hyper::Error) -> BodyError {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Unread::Malformed,
-        _ => Unread::Left,
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyError::Malformed,
+        _ => BodyError::Left,
     }
 }
 
@@ -180,9 +180,9 @@ mod tests {
         let mut share = Share { budget: budget.clone(), bytes: 0 };
         assert_eq!(share.grow(8), Ok(()));
         assert_eq!(share.grow(4), Ok(()));
-        assert_eq!(share.grow(11), Err(Unread::NoBudget));
+        assert_eq!(share.grow(11), Err(BodyError::NoBudget));
         let mut second = Share { budget: budget.clone(), bytes: 0 };
-        assert_eq!(second.grow(3), Err(Unread::NoBudget));
+        assert_eq!(second.grow(3), Err(BodyError::NoBudget));
         drop(share);
         assert_eq!(second.grow(10), Ok(()));
     }

@@ -13,7 +13,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf, Ready, Take};
 use tokio::net::TcpStream;
 
-use crate::ingress::connections::Slot;
+use crate::ingress::connections::ConnectionSlot;
 
 /// The most that is read at once. hyper's read buffer starts with 8 KiB and doubles only when a read fills it: so it
 /// stays at that for everything but a large head.
@@ -24,10 +24,10 @@ const FIRST: usize = 24;
 
 /// The socket of a connection, shared by what reads and writes it and by what looks at it. All on one thread.
 #[derive(Clone, Debug)]
-pub(super) struct Socket(Rc<Shared>);
+pub(super) struct Socket(Rc<SharedSocket>);
 
 #[derive(Debug)]
-struct Shared {
+struct SharedSocket {
     stream: RefCell<TcpStream>,
     has_heard: Cell<bool>,
 }
@@ -43,7 +43,7 @@ pub(super) enum Discarded {
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self(Rc::new(Shared { stream: RefCell::new(stream), has_heard: Cell::new(false) }))
+        Self(Rc::new(SharedSocket { stream: RefCell::new(stream), has_heard: Cell::new(false) }))
     }
 
     /// Whether any byte has arrived.
@@ -130,7 +130,7 @@ impl AsyncWrite for Socket {
 
 /// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(super) enum RequestPhase {
     /// No request is under way.
     Idle,
     /// The first byte of a request has arrived, its head is not complete.
@@ -145,8 +145,8 @@ pub(super) enum Phase {
 #[derive(Debug)]
 pub(super) struct Connection {
     socket: Socket,
-    slot: Arc<Slot>,
-    phase: Cell<Phase>,
+    slot: Arc<ConnectionSlot>,
+    phase: Cell<RequestPhase>,
     /// The begin of the idle time, or of the request.
     since: Cell<Instant>,
     /// The beginning of the last request.
@@ -159,11 +159,11 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(socket: Socket, slot: Arc<Slot>) -> Self {
+    pub(super) fn new(socket: Socket, slot: Arc<ConnectionSlot>) -> Self {
         Self {
             socket,
             slot,
-            phase: Cell::new(Phase::Idle),
+            phase: Cell::new(RequestPhase::Idle),
             since: Cell::new(Instant::now()),
             first: Cell::default(),
             is_silent: Cell::new(true),
@@ -176,7 +176,7 @@ impl Connection {
         &self.socket
     }
 
-    pub(super) fn phase(&self) -> Phase {
+    pub(super) fn phase(&self) -> RequestPhase {
         self.phase.get()
     }
 
@@ -208,13 +208,13 @@ impl Connection {
     /// Notes that bytes of a request wait in the socket.
     pub(super) fn begin_head(&self) {
         self.slot.busy();
-        self.phase.set(Phase::Head);
+        self.phase.set(RequestPhase::Head);
         self.since.set(Instant::now());
     }
 
     /// Notes that a request is being handled; returns the arrival of its first byte.
     pub(super) fn begin_request(&self) -> Instant {
-        if self.phase.replace(Phase::Request) != Phase::Head {
+        if self.phase.replace(RequestPhase::Request) != RequestPhase::Head {
             // Its first byte was read together with the request before it.
             self.slot.busy();
             self.since.set(Instant::now());
@@ -224,7 +224,7 @@ impl Connection {
 
     /// Notes that the request is answered; what arrives next is another one.
     pub(super) fn answered(&self) {
-        self.phase.set(Phase::Answer);
+        self.phase.set(RequestPhase::Answer);
     }
 
     /// Marks the rest of a refused body as discarded until the result is dropped.
@@ -234,7 +234,7 @@ impl Connection {
     }
 
     fn read(&self, bytes: &[u8]) {
-        if self.is_discarding.get() || !matches!(self.phase.get(), Phase::Idle | Phase::Answer) {
+        if self.is_discarding.get() || !matches!(self.phase.get(), RequestPhase::Idle | RequestPhase::Answer) {
             return;
         }
         self.is_silent.set(false);
@@ -247,9 +247,9 @@ impl Connection {
 
     /// Notes that hyper waits for bytes: after an answer only once all of it is written.
     fn waits(&self) {
-        if self.phase.get() == Phase::Answer && !self.is_discarding.get() {
+        if self.phase.get() == RequestPhase::Answer && !self.is_discarding.get() {
             let now = Instant::now();
-            self.phase.set(Phase::Idle);
+            self.phase.set(RequestPhase::Idle);
             self.since.set(now);
             self.slot.idle(self.is_verified.get(), now);
         }
@@ -270,18 +270,18 @@ impl Drop for Discarding {
 
 /// The bytes of requests and answers, as hyper reads and writes them.
 #[derive(Debug)]
-pub(super) struct Stream<S> {
+pub(super) struct ObservedStream<S> {
     stream: Take<S>,
     connection: Rc<Connection>,
 }
 
-impl<S: AsyncRead> Stream<S> {
+impl<S: AsyncRead> ObservedStream<S> {
     pub(super) fn new(stream: S, connection: Rc<Connection>) -> Self {
         Self { stream: stream.take(READ), connection }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for ObservedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -300,7 +300,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ObservedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(self.stream.get_mut()).poll_write(context, bytes)
     }
@@ -329,7 +329,7 @@ mod tests {
         (sender, listener.accept().await.unwrap().0)
     }
 
-    fn connection(stream: TcpStream, slot: &Arc<Slot>) -> Rc<Connection> {
+    fn connection(stream: TcpStream, slot: &Arc<ConnectionSlot>) -> Rc<Connection> {
         Rc::new(Connection::new(Socket::new(stream), slot.clone()))
     }
 
@@ -338,24 +338,24 @@ mod tests {
         let place = Arc::new(Connections::new(1)).admit().await;
         let (mut sender, stream) = pair().await;
         let connection = connection(stream, place.slot());
-        let mut stream = Stream::new(connection.socket().clone(), connection.clone());
+        let mut stream = ObservedStream::new(connection.socket().clone(), connection.clone());
         let mut buffer = [0; 8];
-        assert_eq!((connection.phase(), connection.is_silent()), (Phase::Idle, true));
+        assert_eq!((connection.phase(), connection.is_silent()), (RequestPhase::Idle, true));
         sender.write_all(b"a").await.unwrap();
         stream.read_exact(&mut buffer[..1]).await.unwrap();
-        assert_eq!((connection.phase(), connection.is_silent()), (Phase::Head, false));
+        assert_eq!((connection.phase(), connection.is_silent()), (RequestPhase::Head, false));
         let first = connection.since();
         sender.write_all(b"b").await.unwrap();
         stream.read_exact(&mut buffer[..1]).await.unwrap();
         assert_eq!(connection.since(), first, "the same request");
         assert_eq!(connection.begin_request(), first);
         connection.answered();
-        assert_eq!(connection.phase(), Phase::Answer, "it is not written yet");
+        assert_eq!(connection.phase(), RequestPhase::Answer, "it is not written yet");
         assert!(stream.read_exact(&mut buffer[..1]).now_or_never().is_none());
-        assert_eq!(connection.phase(), Phase::Idle);
+        assert_eq!(connection.phase(), RequestPhase::Idle);
         sender.write_all(b"c").await.unwrap();
         stream.read_exact(&mut buffer[..1]).await.unwrap();
-        assert_eq!(connection.phase(), Phase::Head);
+        assert_eq!(connection.phase(), RequestPhase::Head);
         assert!(connection.since() > first, "another request");
         assert_eq!(connection.first()[..2], [b'c', 0]);
     }
@@ -365,15 +365,15 @@ mod tests {
         let place = Arc::new(Connections::new(1)).admit().await;
         let (mut sender, stream) = pair().await;
         let connection = connection(stream, place.slot());
-        let mut stream = Stream::new(connection.socket().clone(), connection.clone());
+        let mut stream = ObservedStream::new(connection.socket().clone(), connection.clone());
         connection.begin_request();
         let discarding = connection.discarding();
         connection.answered();
         sender.write_all(b"rest").await.unwrap();
         stream.read_exact(&mut [0; 4]).await.unwrap();
-        assert_eq!(connection.phase(), Phase::Answer);
+        assert_eq!(connection.phase(), RequestPhase::Answer);
         drop(discarding);
-        assert_eq!(connection.phase(), Phase::Idle);
+        assert_eq!(connection.phase(), RequestPhase::Idle);
     }
 
     #[tokio::test]

@@ -19,13 +19,13 @@ use tokio::sync::watch;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::server::TlsStream;
 
-use crate::ingress::connection::{Connection, Discarded, Phase, Socket, Stream};
-use crate::ingress::connections::Place;
+use crate::event::WakeList;
+use crate::ingress::connection::{Connection, Discarded, ObservedStream, RequestPhase, Socket};
+use crate::ingress::connections::Admission;
+use crate::ingress::current::ThreadView;
 use crate::ingress::handle::Sender;
-use crate::ingress::live::Local;
 use crate::ingress::not_http::{self, Unreadable};
-use crate::ingress::tls::Tls;
-use crate::ticket::Mailbox;
+use crate::ingress::tls::ServerTls;
 
 /// A webhook's head is below 2 KiB; hyper's own limit is 400 KiB for each connection.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -42,8 +42,8 @@ const REPLACED: usize = 64;
 
 /// The state that the connections of one thread share.
 pub(super) struct Thread {
-    pub(super) local: Local,
-    pub(super) mailbox: Arc<Mailbox>,
+    pub(super) local: ThreadView,
+    pub(super) wakes: Arc<WakeList>,
     pub(super) unreadable: Arc<Unreadable>,
     /// A stop has begun: every answer is the last one of its connection.
     pub(super) is_leaving: Cell<bool>,
@@ -57,9 +57,9 @@ pub(super) struct Thread {
 pub(super) struct ConnectionTask {
     pub(super) peer: SocketAddr,
     pub(super) thread: Rc<Thread>,
-    pub(super) place: Place,
+    pub(super) place: Admission,
     /// Changes when idle connections begin to be closed; held until the connection has ended.
-    pub(super) staying: watch::Receiver<()>,
+    pub(super) drain: watch::Receiver<()>,
 }
 
 /// The time at which a connection ends by itself.
@@ -104,7 +104,7 @@ impl ConnectionTask {
         self.linger(connection.socket()).await;
     }
 
-    async fn serve_over_tls(self, socket: Socket, tls: Tls, timeouts: Timeouts) {
+    async fn serve_over_tls(self, socket: Socket, tls: ServerTls, timeouts: Timeouts) {
         let Some(stream) = self.handshake(&socket, &tls, timeouts).await else { return };
         let connection = Rc::new(Connection::new(socket, self.place.slot().clone()));
         self.serve_until_drained(stream, &connection, Some(&tls), timeouts).await;
@@ -112,10 +112,10 @@ impl ConnectionTask {
     }
 
     /// Makes the TLS handshake; one that a stop meets has as long as a first byte.
-    async fn handshake(&self, socket: &Socket, tls: &Tls, timeouts: Timeouts) -> Option<TlsStream<Socket>> {
-        let mut staying = self.staying.clone();
+    async fn handshake(&self, socket: &Socket, tls: &ServerTls, timeouts: Timeouts) -> Option<TlsStream<Socket>> {
+        let mut drain = self.drain.clone();
         let too_late = async {
-            let _ = staying.changed().await;
+            let _ = drain.changed().await;
             tokio::time::sleep(FIRST_BYTE).await;
         };
         let shaken = tokio::select! {
@@ -146,12 +146,12 @@ impl ConnectionTask {
         &self,
         stream: S,
         connection: &Rc<Connection>,
-        tls: Option<&Tls>,
+        tls: Option<&ServerTls>,
         timeouts: Timeouts,
     ) where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let mut stream = TimeoutStream::new(Stream::new(stream, connection.clone()));
+        let mut stream = TimeoutStream::new(ObservedStream::new(stream, connection.clone()));
         // A sender that does not read its answers must not keep a connection for ever.
         stream.set_write_timeout(Some(timeouts.head));
         let (peer, thread, of_request, tls) = (self.peer, &self.thread, connection, tls);
@@ -160,11 +160,11 @@ impl ConnectionTask {
             let ingress = thread.local.now();
             // Boxed: hyper keeps room for it from the first moment of a connection, whether a request arrives or not.
             Box::pin(async move {
-                let sender = Sender { peer, begun, connection: of_request, home: &thread.mailbox };
+                let sender = Sender { peer, begun, connection: of_request, wakes: &thread.wakes };
                 let mut reply = ingress.handle(request, &sender).await;
                 of_request.answered();
                 // Other certificates, other authorities: the next request needs a new connection.
-                let is_outdated = !Tls::is_same(tls, ingress.settings.tls.as_ref());
+                let is_outdated = !ServerTls::is_same(tls, ingress.settings.tls.as_ref());
                 if is_outdated || thread.is_leaving.get() {
                     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
                 }
@@ -227,7 +227,7 @@ impl ConnectionTask {
                         }
                     }
                 }
-                if connection.phase() == Phase::Head {
+                if connection.phase() == RequestPhase::Head {
                     return Poll::Ready(End::TooSlow);
                 }
                 // The last look: a request that has arrived is answered.
@@ -245,10 +245,10 @@ impl ConnectionTask {
     fn due(&self, connection: &Connection, timeouts: Timeouts) -> Due {
         let since = connection.since();
         match connection.phase() {
-            Phase::Request | Phase::Answer => Due::Never,
-            Phase::Head => Due::At(since + timeouts.head),
-            Phase::Idle if self.place.slot().is_claimed() => Due::Now,
-            Phase::Idle => match self.thread.closing.get() {
+            RequestPhase::Request | RequestPhase::Answer => Due::Never,
+            RequestPhase::Head => Due::At(since + timeouts.head),
+            RequestPhase::Idle if self.place.slot().is_claimed() => Due::Now,
+            RequestPhase::Idle => match self.thread.closing.get() {
                 // One that has just been accepted may still send its first request.
                 Some(closing) if connection.is_silent() => {
                     Due::At((closing + FIRST_BYTE).min(since + timeouts.head))
@@ -265,7 +265,7 @@ impl ConnectionTask {
     async fn linger(self, socket: &Socket) {
         socket.close_write();
         let is_claimed = self.place.slot().is_claimed();
-        let Self { thread, place, staying, .. } = self;
+        let Self { thread, place, drain, .. } = self;
         let place = if is_claimed {
             drop(place);
             if thread.replaced.get() >= REPLACED {
@@ -297,6 +297,6 @@ impl ConnectionTask {
         if place.is_none() {
             thread.replaced.set(thread.replaced.get() - 1);
         }
-        drop(staying);
+        drop(drain);
     }
 }

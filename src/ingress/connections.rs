@@ -1,7 +1,7 @@
 //! The connections of all threads: permits for as many as may be open, and the replacement of idle ones once all
 //! permits are taken.
 //!
-//! Each connection has a [`Slot`], which its own thread updates without a lock. A thread that needs room scans the slots,
+//! Each connection has a [`ConnectionSlot`], which its own thread updates without a lock. A thread that needs room scans the slots,
 //! claims the connection that has been idle longest, and wakes its task; only that task closes it, after a last look at
 //! the socket. The freed permit wakes the thread that waits. A claim that comes to nothing is repeated after [`LOOK`].
 
@@ -19,21 +19,21 @@ const LOOK: Duration = Duration::from_millis(50);
 /// A connection that carried a verified request is replaced only after it has been idle for so long.
 const VERIFIED_IDLE: Duration = Duration::from_secs(5);
 
-/// The zero of [`Slot`]'s times.
+/// The zero of [`ConnectionSlot`]'s times.
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// The permits for connections and their slots, all threads together.
 #[derive(Debug)]
-pub struct Connections {
+pub(crate) struct Connections {
     permits: Arc<Semaphore>,
     capacity: AtomicUsize,
     open: AtomicUsize,
-    slots: Mutex<Vec<Arc<Slot>>>,
+    slots: Mutex<Vec<Arc<ConnectionSlot>>>,
 }
 
 /// The state of one connection as other threads see it.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(super) struct ConnectionSlot {
     /// [`BUSY`], [`CLAIMED`], or the time (milliseconds since [`START`]) with a [`Rank`] in the low bits.
     state: AtomicU64,
     /// Its index in the list; changed under the list's lock.
@@ -58,7 +58,7 @@ enum Rank {
     Verified,
 }
 
-impl Slot {
+impl ConnectionSlot {
     fn new() -> Self {
         let slot = Self { state: AtomicU64::new(BUSY), at: AtomicUsize::new(0), waker: AtomicWaker::new() };
         slot.set(Rank::Unverified, Instant::now());
@@ -113,19 +113,19 @@ impl Slot {
 
 /// A connection's permit and slot, given back when dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct Admission {
     connections: Arc<Connections>,
-    slot: Arc<Slot>,
+    slot: Arc<ConnectionSlot>,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Place {
-    pub(super) fn slot(&self) -> &Arc<Slot> {
+impl Admission {
+    pub(super) fn slot(&self) -> &Arc<ConnectionSlot> {
         &self.slot
     }
 }
 
-impl Drop for Place {
+impl Drop for Admission {
     fn drop(&mut self) {
         let mut slots = self.connections.lock();
         let at = self.slot.at.load(Ordering::Relaxed);
@@ -140,7 +140,7 @@ impl Drop for Place {
 impl Connections {
     /// Creates this number of permits.
     #[must_use]
-    pub fn new(capacity: usize) -> Self {
+    pub(crate) fn new(capacity: usize) -> Self {
         Self {
             permits: Arc::new(Semaphore::new(capacity)),
             capacity: AtomicUsize::new(capacity),
@@ -151,13 +151,13 @@ impl Connections {
 
     /// The number of open connections.
     #[must_use]
-    pub fn open(&self) -> usize {
+    pub(crate) fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
     /// The number of permits.
     #[must_use]
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         self.capacity.load(Ordering::Relaxed)
     }
 
@@ -166,7 +166,7 @@ impl Connections {
     ///
     /// # Panics
     /// Never: the semaphore is not closed.
-    pub fn limit(&self, capacity: usize) {
+    pub(crate) fn limit(&self, capacity: usize) {
         let before = self.capacity.swap(capacity, Ordering::Relaxed);
         self.permits.add_permits(capacity.saturating_sub(before));
         let fewer = u32::try_from(before.saturating_sub(capacity)).unwrap_or(u32::MAX);
@@ -177,7 +177,7 @@ impl Connections {
     }
 
     /// Waits for a permit; meanwhile replaces the connection that has been idle longest.
-    pub(super) async fn admit(self: &Arc<Self>) -> Place {
+    pub(super) async fn admit(self: &Arc<Self>) -> Admission {
         let making_room = async {
             loop {
                 self.claim_idlest();
@@ -194,18 +194,18 @@ impl Connections {
     }
 
     /// A place beyond the limit, for a connection that was accepted already.
-    pub(super) fn admit_beyond(self: &Arc<Self>) -> Place {
+    pub(super) fn admit_beyond(self: &Arc<Self>) -> Admission {
         self.place(None)
     }
 
-    fn place(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> Place {
-        let slot = Arc::new(Slot::new());
+    fn place(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> Admission {
+        let slot = Arc::new(ConnectionSlot::new());
         let mut slots = self.lock();
         slot.at.store(slots.len(), Ordering::Relaxed);
         slots.push(slot.clone());
         drop(slots);
         self.open.fetch_add(1, Ordering::Relaxed);
-        Place { connections: self.clone(), slot, _permit: permit }
+        Admission { connections: self.clone(), slot, _permit: permit }
     }
 
     /// Claims the connection that is first in the order of replacement; does nothing where there is none.
@@ -225,7 +225,7 @@ impl Connections {
         self.lock().iter().for_each(|slot| slot.waker.wake());
     }
 
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Slot>>> {
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<ConnectionSlot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -239,7 +239,7 @@ mod tests {
     #[tokio::test]
     async fn takes_other_limits_while_connections_are_open() {
         let connections = Arc::new(Connections::new(1));
-        let busy = |place: Place| {
+        let busy = |place: Admission| {
             place.slot().busy();
             place
         };

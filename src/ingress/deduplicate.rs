@@ -1,7 +1,7 @@
 //! Deduplicate: which requests were accepted within the window, by source and verified digest of the body.
 //!
-//! An entry is pending as long as its ticket has not ended, recorded afterwards; one whose ticket ended otherwise than
-//! kept counts as absent. Nobody has to come back to change it: whoever asks looks at the ticket.
+//! An entry is pending as long as its waiter has not ended, recorded afterwards; one whose waiter ended otherwise than
+//! kept counts as absent. Nobody has to come back to change it: whoever asks looks at the waiter.
 //!
 //! Length: half of it are the tests of one small table.
 
@@ -12,35 +12,35 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
 
+use crate::event::{Outcome, Waiter};
 use crate::queue::Refused;
 use crate::settings::Section;
-use crate::ticket::{Outcome, Ticket};
 
 /// What the age of a request is counted in: four bytes of it last thirteen years.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How many tickets are let go of with each new entry: more than one, so that those that ended in a batch do not pile up.
+/// How many waiters are let go of with each new entry: more than one, so that those that ended in a batch do not pile up.
 const RELEASED_AT_ONCE: usize = 4;
 
 /// `[deduplication]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// How long a request is known; zero turns it off.
-    pub window: Duration,
+    pub(crate) window: Duration,
     /// At most so many are known, the oldest go first.
-    pub max_entries: usize,
+    pub(crate) max_entries: usize,
 }
 
 impl Settings {
     /// Reads `[deduplication]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         Self { window: section.duration("window"), max_entries: section.count("max_entries", 1) }
     }
 }
 
 /// What a request is known by. Half of a digest is enough: who could find two bodies that share it has the secret.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Key {
+pub(crate) struct Key {
     digest: [u8; 16],
     source: u16,
 }
@@ -48,7 +48,7 @@ pub struct Key {
 impl Key {
     /// Of the source with this number, and the verified MAC of the body (its SHA-256 where unsigned).
     #[must_use]
-    pub fn new(source: usize, digest: &[u8; 32]) -> Self {
+    pub(crate) fn new(source: usize, digest: &[u8; 32]) -> Self {
         let mut half = [0; 16];
         half.copy_from_slice(&digest[..16]);
         Self { digest: half, source: u16::try_from(source).unwrap_or(u16::MAX) }
@@ -65,15 +65,15 @@ impl Key {
     }
 }
 
-/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB; those whose ticket has
+/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB; those whose waiter has
 /// not been let go of yet take some 100 bytes more.
 #[derive(Clone, Debug)]
-struct Entry {
+struct RecentRequest {
     key: Key,
     /// Ticks.
     since: u32,
     /// Until it is known how it ended.
-    ticket: Option<Arc<Ticket>>,
+    waiter: Option<Arc<Waiter>>,
 }
 
 /// The entries in order of age, and the way from a key to its entry.
@@ -84,10 +84,10 @@ struct Table {
     /// Ticks are counted from here: one window before the program, as it restores what is no older.
     begin: Instant,
     /// Oldest first, numbered one after the other.
-    entries: VecDeque<Entry>,
+    entries: VecDeque<RecentRequest>,
     /// The number of the oldest.
     first: u32,
-    /// From this number on entries may have a ticket; the older ones have let go of theirs.
+    /// From this number on entries may have a waiter; the older ones have let go of theirs.
     pending: u32,
     /// The numbers of those that count. The others ended otherwise than kept, and leave when they are the oldest.
     known: HashTable<u32>,
@@ -99,13 +99,13 @@ struct Table {
 pub(super) enum Known {
     /// Accepted so long ago.
     Recorded(Duration),
-    /// On its way: its ticket tells.
-    Pending(Arc<Ticket>),
+    /// On its way: its waiter tells.
+    Pending(Arc<Waiter>),
 }
 
 /// The requests that are known.
 #[derive(Debug)]
-pub struct Deduplication {
+pub(crate) struct Deduplication {
     table: Mutex<Table>,
     /// Whether it is turned on at all.
     on: AtomicBool,
@@ -114,12 +114,12 @@ pub struct Deduplication {
 impl Deduplication {
     /// Nothing is known yet.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub(crate) fn new(settings: Settings) -> Self {
         Self { table: Mutex::new(Table::new(settings)), on: AtomicBool::new(!settings.window.is_zero()) }
     }
 
     /// Another window and limit from now on; what is known stays known as far as both go.
-    pub fn limit(&self, settings: Settings) {
+    pub(crate) fn limit(&self, settings: Settings) {
         let mut table = self.lock();
         (table.window, table.max_entries) = (settings.window, settings.max_entries);
         self.on.store(!settings.window.is_zero(), Ordering::Relaxed);
@@ -131,7 +131,7 @@ impl Deduplication {
 
     /// Whether it is turned on at all.
     #[must_use]
-    pub fn is_on(&self) -> bool {
+    pub(crate) fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
 
@@ -151,8 +151,8 @@ impl Deduplication {
         &self,
         key: &Key,
         now: Instant,
-        enqueue: impl FnOnce() -> Result<Option<Arc<Ticket>>, Refused>,
-    ) -> Result<Result<Option<Arc<Ticket>>, Refused>, Known> {
+        enqueue: impl FnOnce() -> Result<Option<Arc<Waiter>>, Refused>,
+    ) -> Result<Result<Option<Arc<Waiter>>, Refused>, Known> {
         if !self.is_on() {
             return Ok(enqueue());
         }
@@ -162,14 +162,14 @@ impl Deduplication {
             return Err(known);
         }
         let enqueued = enqueue();
-        if let Ok(ticket) = &enqueued {
-            table.enter(Entry { key: *key, since: now, ticket: ticket.clone() });
+        if let Ok(waiter) = &enqueued {
+            table.enter(RecentRequest { key: *key, since: now, waiter: waiter.clone() });
         }
         Ok(enqueued)
     }
 
     /// Enters what was accepted by an earlier run: keys with their ages. What is known already stays as it is.
-    pub fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
+    pub(crate) fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
         accepted.sort_by_key(|(_, age)| *age);
         let mut table = self.lock();
         let (now, window) = (table.ticks(Instant::now()), table.window);
@@ -178,7 +178,7 @@ impl Deduplication {
                 break;
             }
             if table.find(&key).is_none() {
-                table.restore(Entry { key, since: now.saturating_sub(ticks(age)), ticket: None });
+                table.restore(RecentRequest { key, since: now.saturating_sub(ticks(age)), waiter: None });
             }
         }
     }
@@ -227,8 +227,8 @@ impl Table {
     fn look(&mut self, key: &Key, now: u32) -> Option<Known> {
         let number = self.find(key)?;
         let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
-        if let Some(ticket) = entry.ticket.as_ref().filter(|ticket| ticket.outcome().is_none()) {
-            return Some(Known::Pending(ticket.clone()));
+        if let Some(waiter) = entry.waiter.as_ref().filter(|waiter| waiter.outcome().is_none()) {
+            return Some(Known::Pending(waiter.clone()));
         }
         if !self.release(number) {
             return None;
@@ -237,15 +237,15 @@ impl Table {
         self.is_recent(since, now).then(|| Known::Recorded(TICK * now.saturating_sub(since)))
     }
 
-    /// Lets go of the ticket of an entry, if it has ended; false where the entry does not count any more, because it
+    /// Lets go of the waiter of an entry, if it has ended; false where the entry does not count any more, because it
     /// ended otherwise than kept.
     fn release(&mut self, number: u32) -> bool {
         let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
-        match entry.ticket.as_ref().and_then(|ticket| ticket.outcome()) {
+        match entry.waiter.as_ref().and_then(|waiter| waiter.outcome()) {
             None => return true,
-            Some(Outcome::Kept) => entry.ticket = None,
+            Some(Outcome::Kept) => entry.waiter = None,
             Some(Outcome::Failed | Outcome::Withdrawn) => {
-                entry.ticket = None;
+                entry.waiter = None;
                 self.forget(number);
                 return false;
             }
@@ -253,13 +253,13 @@ impl Table {
         true
     }
 
-    /// Lets go of the tickets of the oldest entries that have one, as far as they have ended: a few, so that no request
+    /// Lets go of the waiters of the oldest entries that have one, as far as they have ended: a few, so that no request
     /// waits for many.
     fn release_some(&mut self) {
         for _ in 0..RELEASED_AT_ONCE {
             let at = self.pending.wrapping_sub(self.first) as usize;
             let Some(entry) = self.entries.get(at) else { break };
-            if entry.ticket.as_ref().is_some_and(|ticket| ticket.outcome().is_none()) {
+            if entry.waiter.as_ref().is_some_and(|waiter| waiter.outcome().is_none()) {
                 break;
             }
             self.release(self.pending);
@@ -268,7 +268,7 @@ impl Table {
     }
 
     /// Makes it the youngest; its key is not known, or known no more.
-    fn enter(&mut self, entry: Entry) {
+    fn enter(&mut self, entry: RecentRequest) {
         if let Some(number) = self.find(&entry.key) {
             self.forget(number);
         }
@@ -296,7 +296,7 @@ impl Table {
     }
 
     /// Makes it the oldest.
-    fn restore(&mut self, entry: Entry) {
+    fn restore(&mut self, entry: RecentRequest) {
         self.first = self.first.wrapping_sub(1);
         let key = entry.key;
         self.entries.push_front(entry);
@@ -310,14 +310,14 @@ impl Table {
 }
 
 /// The entry with this number.
-fn at(entries: &VecDeque<Entry>, first: u32, number: u32) -> &Entry {
+fn at(entries: &VecDeque<RecentRequest>, first: u32, number: u32) -> &RecentRequest {
     &entries[number.wrapping_sub(first) as usize]
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ticket;
+    use crate::event::complete_all;
 
     fn key(number: u8) -> Key {
         Key::new(0, &[number; 32])
@@ -356,16 +356,16 @@ mod tests {
     fn is_pending_until_the_ticket_ends_and_then_what_became_of_it() {
         for (outcome, is_known) in [(Outcome::Kept, true), (Outcome::Failed, false)] {
             let known = deduplication(3);
-            let ticket = Ticket::new(None);
-            assert!(known.enter(&key(1), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
+            let waiter = Waiter::new(None);
+            assert!(known.enter(&key(1), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
             assert!(matches!(look(&known, &key(1)), Some(Known::Pending(_))));
-            ticket::end([(ticket, outcome)]);
+            complete_all([(waiter, outcome)]);
             assert_eq!(matches!(look(&known, &key(1)), Some(Known::Recorded(_))), is_known, "{outcome:?}");
         }
         let known = deduplication(3);
-        let ticket = Ticket::new(None);
-        assert!(known.enter(&key(1), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
-        assert!(ticket.withdraw());
+        let waiter = Waiter::new(None);
+        assert!(known.enter(&key(1), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
+        assert!(waiter.withdraw());
         assert!(look(&known, &key(1)).is_none(), "withdrawn");
     }
 
@@ -386,9 +386,9 @@ mod tests {
     fn takes_an_entry_that_failed_for_no_entry_and_leaves_its_room() {
         let known = deduplication(3);
         for _ in 0..5 {
-            let ticket = Ticket::new(None);
-            assert!(known.enter(&key(1), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
-            ticket::end([(ticket, Outcome::Failed)]);
+            let waiter = Waiter::new(None);
+            assert!(known.enter(&key(1), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
+            complete_all([(waiter, Outcome::Failed)]);
         }
         assert!(accept(&known, 1) && accept(&known, 2));
         assert!(!accept(&known, 1) && !accept(&known, 2));
@@ -433,20 +433,20 @@ mod tests {
     fn lets_go_of_tickets_that_have_ended() {
         let known = deduplication(1000);
         for number in 0..100 {
-            let ticket = Ticket::new(None);
-            assert!(known.enter(&key(number), Instant::now(), || Ok(Some(ticket.clone()))).is_ok());
+            let waiter = Waiter::new(None);
+            assert!(known.enter(&key(number), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
             let outcome = if number % 10 == 0 { Outcome::Failed } else { Outcome::Kept };
-            ticket::end([(ticket, outcome)]);
+            complete_all([(waiter, outcome)]);
         }
         let table = known.lock();
-        let held = table.entries.iter().filter(|entry| entry.ticket.is_some()).count();
-        assert!(held <= 1, "{held} tickets are held, which nobody will look at");
+        let held = table.entries.iter().filter(|entry| entry.waiter.is_some()).count();
+        assert!(held <= 1, "{held} waiters are held, which nobody will look at");
         assert_eq!(table.known.len(), 90, "those that failed do not count");
     }
 
     #[test]
     fn takes_32_bytes_an_entry() {
-        assert_eq!(size_of::<Entry>(), 32);
+        assert_eq!(size_of::<RecentRequest>(), 32);
     }
 
     #[test]

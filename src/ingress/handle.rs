@@ -13,51 +13,50 @@ use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 
-use crate::accounting::{Decision, KeptReason, Reason};
-use crate::ingress::body::{self, Budget, Keep, Unread};
+use crate::event::{Event, Labels, Origin};
+use crate::event::{Outcome, Waiter, WakeList};
+use crate::ingress::body::{self, BodyError, Budget, Keep};
 use crate::ingress::client::client;
 use crate::ingress::connection::Connection;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
-use crate::ingress::observed::Observed;
-use crate::ingress::refusals::{self, Kind, RecentRefusal, UnknownPaths};
 use crate::ingress::reply::{self, Problem, Reply};
 use crate::ingress::settings::{Settings, Source};
-use crate::ingress::tls::Tls;
+use crate::ingress::tls::ServerTls;
 use crate::ingress::validate::{Invalid, Trust, Valid, read_any, validate};
 use crate::ingress::verify::{self, Verified, Verifier};
-use crate::logs::Throttle;
-use crate::message::{Event, Labels, Origin};
 use crate::metrics::{Metrics, SourceMetrics};
+use crate::process::logs::Throttle;
 use crate::queue::{Ack, Buffer, Refused};
-use crate::ticket::{Mailbox, Outcome, Ticket};
+use crate::status::{Decision, KeptReason, Reason};
+use crate::status::{Observed, RecentRefusal, RequestKind, UnknownPaths, meant};
 
 /// A duplicate that arrives later than this is logged: the sender's own repeats are over by then.
 const LATE: Duration = Duration::from_mins(5);
 
 /// What ingress shares with other parts, whatever the settings.
 #[derive(Clone)]
-pub struct Shared {
+pub(crate) struct Shared {
     /// Where events go.
-    pub queue: Arc<Buffer>,
+    pub(crate) queue: Arc<Buffer>,
     /// What is counted beside the books.
-    pub metrics: Arc<Metrics>,
+    pub(crate) metrics: Arc<Metrics>,
     /// The last paths asked for in vain.
-    pub unknown: Arc<UnknownPaths>,
+    pub(crate) unknown: Arc<UnknownPaths>,
     /// What was accepted already.
-    pub known: Arc<Deduplication>,
+    pub(crate) known: Arc<Deduplication>,
     /// The store of signed bodies that are not published.
-    pub invalids: Option<Arc<Invalids>>,
+    pub(crate) invalids: Option<Arc<Invalids>>,
 }
 
 /// One source, ready to serve.
-pub struct Endpoint {
+pub(crate) struct Endpoint {
     /// Of its book.
-    pub number: usize,
+    pub(crate) number: usize,
     /// What the settings say.
-    pub source: Source,
+    pub(crate) source: Source,
     /// The observations of it.
-    pub observed: Arc<Observed>,
+    pub(crate) observed: Arc<Observed>,
     /// The numbers of its secrets in the book.
     secrets: Vec<usize>,
     verifier: Verifier,
@@ -71,12 +70,12 @@ pub(super) struct Sender<'s> {
     /// When the first byte of its request came.
     pub(super) begun: Instant,
     pub(super) connection: &'s Rc<Connection>,
-    /// The mailbox of this thread.
-    pub(super) home: &'s Arc<Mailbox>,
+    /// The waiters of this thread that are to be woken.
+    pub(super) wakes: &'s Arc<WakeList>,
 }
 
 /// Everything a request needs.
-pub struct Ingress {
+pub(crate) struct Ingress {
     pub(super) settings: Settings,
     endpoints: Vec<Endpoint>,
     shared: Shared,
@@ -86,13 +85,13 @@ pub struct Ingress {
 }
 
 /// A request that was not accepted: the answer, and the word for it.
-struct Refusal {
+struct Rejection {
     reason: Reason,
     problem: Problem,
 }
 
-fn refuse(reason: Reason, status: StatusCode, title: &'static str, detail: impl Into<String>) -> Refusal {
-    Refusal { reason, problem: Problem::new(status, title, detail) }
+fn refuse(reason: Reason, status: StatusCode, title: &'static str, detail: impl Into<String>) -> Rejection {
+    Rejection { reason, problem: Problem::new(status, title, detail) }
 }
 
 impl Ingress {
@@ -137,14 +136,14 @@ impl Ingress {
 
     /// Its sources.
     #[must_use]
-    pub fn endpoints(&self) -> &[Endpoint] {
+    pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
 
     /// When the server's certificate ends, where it has one.
     #[must_use]
-    pub fn certificate_not_after(&self) -> Option<SystemTime> {
-        self.settings.tls.as_ref().map(Tls::not_after)
+    pub(crate) fn certificate_not_after(&self) -> Option<SystemTime> {
+        self.settings.tls.as_ref().map(ServerTls::not_after)
     }
 
     /// Answers one request.
@@ -159,7 +158,7 @@ impl Ingress {
         };
         let headers = &head.headers;
         let received = SystemTime::now();
-        let kind = Kind::of(&head.method);
+        let kind = RequestKind::of(&head.method);
         let mut guard =
             Guard { ingress: self, endpoint, sender, headers, received, secret: None, decided: false, kind };
         let reply = match guard.decide(&head, &mut body).await {
@@ -182,7 +181,7 @@ impl Ingress {
         self.shared.metrics.unknown_path();
         let id = reply::request_id();
         let paths = self.endpoints.iter().map(|endpoint| endpoint.source.path.as_str());
-        self.shared.unknown.note(path, refusals::meant(path, paths), client, &id);
+        self.shared.unknown.note(path, meant(path, paths), client, &id);
         Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)
     }
 }
@@ -197,11 +196,11 @@ struct Guard<'i> {
     received: SystemTime,
     secret: Option<usize>,
     decided: bool,
-    kind: Kind,
+    kind: RequestKind,
 }
 
 impl Guard<'_> {
-    async fn decide(&mut self, head: &Parts, body: &mut Incoming) -> Result<Reply, Refusal> {
+    async fn decide(&mut self, head: &Parts, body: &mut Incoming) -> Result<Reply, Rejection> {
         let settings = &self.ingress.settings;
         if head.method != Method::POST {
             let text = "webhooks are sent with POST";
@@ -294,13 +293,13 @@ impl Guard<'_> {
     }
 
     /// The buffer or the journal's writer decides and counts, whatever becomes of this request.
-    async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Refusal> {
+    async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Rejection> {
         let (ingress, secret) = (self.ingress, self.secret);
         let (is_known_by_body, now) = (!event.cuid().is_empty(), event.accepted);
         let (deviating, deviations) = (&self.endpoint.observed.deviating, *event.deviations());
         let place = deviating.place(event.event());
         deviating.name(place, event.event(), &deviations);
-        let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.home);
+        let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.wakes);
         let enqueued = if is_known_by_body { ingress.shared.known.enter(key, now, enqueue) } else { Ok(enqueue()) };
         let enqueued = match enqueued {
             Ok(enqueued) => enqueued,
@@ -308,11 +307,11 @@ impl Guard<'_> {
             Err(known) => return self.duplicate(known).await,
         };
         self.decided = true;
-        let ticket = enqueued.map_err(|refused| not_enqueued(&refused))?;
+        let waiter = enqueued.map_err(|refused| not_enqueued(&refused))?;
         deviating.accepted(place, &deviations, &self.endpoint.source.name, &ingress.shared.metrics);
-        match ticket {
+        match waiter {
             None => Ok(reply::ok(reply::ACCEPTED)),
-            Some(ticket) => self.wait(&ticket, reply::ACCEPTED).await,
+            Some(waiter) => self.wait(&waiter, reply::ACCEPTED).await,
         }
     }
 
@@ -330,18 +329,18 @@ impl Guard<'_> {
     }
 
     /// An equal request was accepted, or is on its way: this one gets the same answer.
-    async fn duplicate(&mut self, known: Known) -> Result<Reply, Refusal> {
+    async fn duplicate(&mut self, known: Known) -> Result<Reply, Rejection> {
         self.count(Decision::Duplicate);
         match known {
             Known::Recorded(_) => Ok(reply::ok(reply::DUPLICATE)),
-            Known::Pending(ticket) => self.wait(&ticket, reply::DUPLICATE).await,
+            Known::Pending(waiter) => self.wait(&waiter, reply::DUPLICATE).await,
         }
     }
 
     /// Waits, as long as a sender waits, for what the mode promises.
-    async fn wait(&self, ticket: &Ticket, answer: &'static [u8]) -> Result<Reply, Refusal> {
+    async fn wait(&self, waiter: &Waiter, answer: &'static [u8]) -> Result<Reply, Rejection> {
         let mode = self.ingress.shared.queue.mode();
-        let outcome = tokio::time::timeout_at((self.sender.begun + mode.timeout).into(), ticket.wait()).await;
+        let outcome = tokio::time::timeout_at((self.sender.begun + mode.timeout).into(), waiter.wait()).await;
         let text = match outcome {
             Ok(Outcome::Kept) => return Ok(reply::ok(answer)),
             Ok(Outcome::Failed) if mode.ack == Ack::Journaled => "the event could not be written to the journal",
@@ -351,7 +350,7 @@ impl Guard<'_> {
             // Not sent yet, it never will be: a repeat is a new event. Sent, its confirmation may come late.
             // One who has left cancels nothing: he learns of no 503.
             Err(_)
-                if answer == reply::ACCEPTED && !self.sender.connection.peer_has_closed() && ticket.withdraw() =>
+                if answer == reply::ACCEPTED && !self.sender.connection.peer_has_closed() && waiter.withdraw() =>
             {
                 "the broker did not take the event in time; try again later"
             }
@@ -367,7 +366,7 @@ impl Guard<'_> {
         }
     }
 
-    fn refused(&mut self, refusal: &Refusal) -> Reply {
+    fn refused(&mut self, refusal: &Rejection) -> Reply {
         self.count(Decision::Rejected(refusal.reason));
         let request_id = reply::request_id();
         let reply = refusal.problem.reply(&request_id);
@@ -404,11 +403,11 @@ impl Drop for Guard<'_> {
     }
 }
 
-fn unavailable(reason: Reason, text: &str) -> Refusal {
+fn unavailable(reason: Reason, text: &str) -> Rejection {
     refuse(reason, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text)
 }
 
-fn not_enqueued(refused: &Refused) -> Refusal {
+fn not_enqueued(refused: &Refused) -> Rejection {
     let text = match refused {
         Refused::Full => "the buffer is full because the broker is away or slow; try again later",
         Refused::JournalFull => "the journal is full because the broker is away or slow; try again later",
@@ -420,34 +419,34 @@ fn not_enqueued(refused: &Refused) -> Refusal {
     unavailable(refused.reason(), text)
 }
 
-fn too_large(most: usize) -> Refusal {
+fn too_large(most: usize) -> Rejection {
     let text = format!("the body is larger than {most} bytes");
     refuse(Reason::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", text)
 }
 
-fn unreadable(unread: Unread, most: usize) -> Refusal {
+fn unreadable(unread: BodyError, most: usize) -> Rejection {
     match unread {
-        Unread::TooLarge => too_large(most),
-        Unread::TooSlow => {
+        BodyError::TooLarge => too_large(most),
+        BodyError::TooSlow => {
             refuse(Reason::Timeout, StatusCode::REQUEST_TIMEOUT, "Request Timeout", "the body came too slowly")
         }
-        Unread::NoBudget => {
+        BodyError::NoBudget => {
             unavailable(Reason::BufferFull, "too many bodies are being read at the moment; try again later")
         }
-        Unread::Malformed => refuse(
+        BodyError::Malformed => refuse(
             Reason::Malformed,
             StatusCode::BAD_REQUEST,
             "Bad Request",
             "the chunks of the body are malformed",
         ),
-        Unread::Left => {
+        BodyError::Left => {
             let text = "the sender left before its request was complete";
             refuse(Reason::Disconnected, StatusCode::BAD_REQUEST, "Bad Request", text)
         }
     }
 }
 
-fn invalid(invalid: Invalid) -> Refusal {
+fn invalid(invalid: Invalid) -> Rejection {
     match invalid {
         Invalid::Malformed(text) => {
             refuse(Reason::Malformed, StatusCode::BAD_REQUEST, "Bad Request", format!("not JSON: {text}"))
@@ -458,10 +457,10 @@ fn invalid(invalid: Invalid) -> Refusal {
     }
 }
 
-/// Puts an event together again from what the journal or a letter kept: a [`crate::message::Rebuild`]. Whatever the
+/// Puts an event together again from what the journal or a letter kept: a [`crate::event::Rebuild`]. Whatever the
 /// body is, its fields are read as they were when it was accepted, so that the event id is the same.
 #[must_use]
-pub fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
+pub(crate) fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
     let digest = verify::digest(origin.signature.as_ref().filter(|_| origin.verified), &body);
     let labels = Labels::new(&read_any(&body).fields(), &digest);
     Box::new(Event::labelled(origin, body, labels, Instant::now()))
@@ -469,7 +468,7 @@ pub fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
 
 /// Whether a body that was accepted carries a `cuid`, by which repeats of it are known.
 #[must_use]
-pub fn has_cuid(body: &[u8]) -> bool {
+pub(crate) fn has_cuid(body: &[u8]) -> bool {
     !read_any(body).fields().cuid.is_empty()
 }
 

@@ -9,26 +9,26 @@ use std::{fmt, io};
 
 use serde_json::Map;
 
-use crate::accounting::KeptReason;
+use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, Store, StoreCounts};
+use crate::event::{Event, Labels, Origin};
 use crate::ingress::settings::Validation;
 use crate::ingress::validate::{Trust, Valid, read_any, validate};
 use crate::ingress::verify;
-use crate::letters::{Entry, Held, Letter, Lines, Precedence, Store};
-use crate::logs::Throttle;
-use crate::message::{Event, Labels, Origin};
 use crate::metrics::Metrics;
+use crate::process::logs::Throttle;
 use crate::settings::Section;
+use crate::status::KeptReason;
 
 /// `[invalid]`.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The most bytes of the store.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 impl Settings {
     /// Reads `[invalid]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         Self { bytes: section.size("max_bytes") }
     }
 }
@@ -56,21 +56,21 @@ struct Unpublished {
 }
 
 /// The store of bodies that are not published.
-pub struct Invalids {
-    shared: Arc<Shared>,
+pub(crate) struct Invalids {
+    shared: Arc<WriterState>,
     sender: Mutex<Option<SyncSender<Unpublished>>>,
     ended: Mutex<Receiver<()>>,
-    held: Arc<Held>,
+    held: Arc<StoreCounts>,
 }
 
-struct Shared {
+struct WriterState {
     known: Mutex<HashSet<Key>>,
     /// Of bodies that wait.
     bytes: AtomicUsize,
     throttle: Throttle,
 }
 
-impl Shared {
+impl WriterState {
     fn known(&self) -> MutexGuard<'_, HashSet<Key>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -87,7 +87,7 @@ impl Invalids {
     ///
     /// # Errors
     /// The files cannot be read, or no thread can be made.
-    pub fn start(store: Arc<Mutex<Store>>, metrics: Arc<Metrics>) -> io::Result<Self> {
+    pub(crate) fn start(store: Arc<Mutex<Store>>, metrics: Arc<Metrics>) -> io::Result<Self> {
         let mut files = BTreeMap::new();
         let held = {
             let store = lock(&store);
@@ -98,10 +98,10 @@ impl Invalids {
         };
         let known = files.values().flatten().cloned().collect();
         let throttle = Throttle::new(1, Duration::from_secs(10));
-        let shared = Arc::new(Shared { known: Mutex::new(known), bytes: AtomicUsize::new(0), throttle });
+        let shared = Arc::new(WriterState { known: Mutex::new(known), bytes: AtomicUsize::new(0), throttle });
         let (sender, receiver) = sync_channel(WAITING);
         let (end, ended) = sync_channel(1);
-        let writer = Writer { store, shared: shared.clone(), held: held.clone(), metrics, files };
+        let writer = InvalidWriter { store, shared: shared.clone(), held: held.clone(), metrics, files };
         std::thread::Builder::new().name("invalid".to_owned()).spawn(move || {
             writer.run(&receiver);
             // Nobody may be waiting any more.
@@ -140,7 +140,7 @@ impl Invalids {
     }
 
     /// Takes no more, and waits until what came is on disk; not for ever.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
         if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
@@ -186,22 +186,22 @@ fn keys(store: &Store, number: u64) -> io::Result<Vec<Key>> {
 
 /// Makes an event of a kept body, if it is valid in this way today: a connection test is none.
 #[must_use]
-pub fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation) -> Option<Box<Event>> {
+pub(crate) fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation) -> Option<Box<Event>> {
     let trust = if origin.verified { Trust::Signed } else { Trust::Unsigned };
     let is_event = matches!(validate(&body, validation, trust), Ok(Valid::Event(_)));
     is_event.then(|| super::rebuild(origin, body))
 }
 
-struct Writer {
+struct InvalidWriter {
     store: Arc<Mutex<Store>>,
-    shared: Arc<Shared>,
-    held: Arc<Held>,
+    shared: Arc<WriterState>,
+    held: Arc<StoreCounts>,
     metrics: Arc<Metrics>,
     /// Which bodies each file holds: once a file is removed, its bodies are new again.
     files: BTreeMap<u64, Vec<Key>>,
 }
 
-impl Writer {
+impl InvalidWriter {
     fn run(mut self, receiver: &Receiver<Unpublished>) {
         while let Ok(first) = receiver.recv() {
             let mut batch = vec![first];
@@ -215,10 +215,10 @@ impl Writer {
         batch.sort_by_key(|one| precedence(one.reason));
         let bytes: usize = batch.iter().map(|one| one.letter.body.len()).sum();
         let entry = |Unpublished { key, reason, letter }: Unpublished| {
-            let line = Entry { line: letter.line(), returns: false, precedence: precedence(reason) };
+            let line = NewLetter { line: letter.line(), returns: false, precedence: precedence(reason) };
             ((key, reason), line)
         };
-        let (keys, entries): (Vec<(Key, KeptReason)>, Vec<Entry>) = batch.into_iter().map(entry).unzip();
+        let (keys, entries): (Vec<(Key, KeptReason)>, Vec<NewLetter>) = batch.into_iter().map(entry).unzip();
         let mut store = lock(&self.store);
         let mut done = 0;
         let mut failure = None;
@@ -277,10 +277,10 @@ fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::letters::Limits;
+    use crate::dead_letters::StoreLimits;
 
     fn open(directory: &std::path::Path, capacity: usize) -> (Arc<Mutex<Store>>, Invalids) {
-        let store = Arc::new(Mutex::new(Store::open(directory, Limits::invalid(capacity)).unwrap()));
+        let store = Arc::new(Mutex::new(Store::open(directory, StoreLimits::invalid(capacity)).unwrap()));
         (store.clone(), Invalids::start(store, Arc::new(Metrics::new())).unwrap())
     }
 

@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::logs::Throttle;
 use crate::metrics::Metrics;
+use crate::process::logs::Throttle;
 
 /// The beginnings of other protocols, and what the operator can do.
 const OTHERS: [(&[u8], &str); 4] = [
@@ -31,7 +31,7 @@ const OTHERS: [(&[u8], &str); 4] = [
 /// What is said of requests that cannot be read and of handshakes that fail, all threads together: anybody can cause
 /// many.
 #[derive(Debug)]
-pub struct Unreadable {
+pub(crate) struct Unreadable {
     metrics: Arc<Metrics>,
     heads: Throttle,
     handshakes: Throttle,
@@ -40,7 +40,7 @@ pub struct Unreadable {
 impl Unreadable {
     /// Counts in these metrics.
     #[must_use]
-    pub fn new(metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         let throttle = || Throttle::new(1, Duration::from_secs(1));
         Self { metrics, heads: throttle(), handshakes: throttle() }
     }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::ingress::tls::Tls;
-use crate::secret::Secret;
+use crate::ingress::tls::ServerTls;
+use crate::settings::Secret;
 use crate::settings::Section;
 
 /// The largest `ingress.max_body`: positions in a body are 32 bits.
@@ -16,30 +16,30 @@ const LARGEST_BODY: usize = 1 << 30;
 
 /// `[ingress]`.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Where to listen.
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
     /// How many threads.
-    pub threads: usize,
+    pub(crate) threads: usize,
     /// The largest body, in bytes.
-    pub max_body: usize,
+    pub(crate) max_body: usize,
     /// The most connections, all threads together.
-    pub max_connections: usize,
+    pub(crate) max_connections: usize,
     /// The longest a head may take, from its first byte, and the longest wait for the first request of a connection.
-    pub header_timeout: Duration,
+    pub(crate) header_timeout: Duration,
     /// The longest a connection may be idle between requests.
-    pub idle_timeout: Duration,
+    pub(crate) idle_timeout: Duration,
     /// The longest a body may take.
-    pub body_timeout: Duration,
+    pub(crate) body_timeout: Duration,
     /// Whose word about whom they speak for is taken.
-    pub trusted_proxies: Arc<[IpNet]>,
+    pub(crate) trusted_proxies: Arc<[IpNet]>,
     /// Where it is named: HTTPS.
-    pub tls: Option<Tls>,
+    pub(crate) tls: Option<ServerTls>,
 }
 
 impl Settings {
     /// Reads `[ingress]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let threads = section.integer("threads", 0, 1024);
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let most_connections = section.integer("max_connections", 1, 1_000_000);
@@ -84,17 +84,17 @@ fn read_networks(section: &mut Section<'_>) -> Arc<[IpNet]> {
     networks.into()
 }
 
-fn read_tls(section: &mut Section<'_>) -> Option<Tls> {
+fn read_tls(section: &mut Section<'_>) -> Option<ServerTls> {
     let is_named = section.has("tls");
     let mut table = section.section("tls");
-    let tls = if is_named { Tls::read(&mut table) } else { None };
+    let tls = if is_named { ServerTls::read(&mut table) } else { None };
     table.finish();
     tls
 }
 
 /// How strictly a payload is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Validation {
+pub(crate) enum Validation {
     /// The documented payload.
     Strict,
     /// Every signed object; what cannot be used of it counts as absent.
@@ -103,37 +103,37 @@ pub enum Validation {
 
 /// A secret and the name it goes by.
 #[derive(Clone, Debug)]
-pub struct NamedSecret {
+pub(crate) struct NamedSecret {
     /// Its id: shown in metrics and `/status`.
-    pub id: Arc<str>,
+    pub(crate) id: Arc<str>,
     /// The secret.
-    pub secret: Secret,
+    pub(crate) secret: Secret,
 }
 
 /// `[sources.NAME]`.
 #[derive(Clone, Debug)]
-pub struct Source {
+pub(crate) struct Source {
     /// Its name.
-    pub name: Arc<str>,
+    pub(crate) name: Arc<str>,
     /// The path it answers.
-    pub path: String,
+    pub(crate) path: String,
     /// Its secrets; none where unsigned.
-    pub secrets: Vec<NamedSecret>,
+    pub(crate) secrets: Vec<NamedSecret>,
     /// How strictly its payloads are looked at.
-    pub validation: Validation,
+    pub(crate) validation: Validation,
 }
 
 impl Source {
     /// Whether a signature is asked for.
     #[must_use]
-    pub fn is_signed(&self) -> bool {
+    pub(crate) fn is_signed(&self) -> bool {
         !self.secrets.is_empty()
     }
 }
 
 /// Whether a source may have this name.
 #[must_use]
-pub fn is_source_name(name: &str) -> bool {
+pub(crate) fn is_source_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
@@ -158,7 +158,7 @@ fn check_path(path: &str) -> Result<(), String> {
 }
 
 /// Reads one `[sources.NAME]`.
-pub fn read_source(name: &str, section: &mut Section<'_>) -> Source {
+pub(crate) fn read_source(name: &str, section: &mut Section<'_>) -> Source {
     let path = section.text("path");
     if let Err(problem) = check_path(&path) {
         section.problem("path", problem);

@@ -18,23 +18,23 @@ use crate::settings::Section;
 
 /// `[ingress.tls]`, ready to be used.
 #[derive(Clone)]
-pub struct Tls {
+pub(crate) struct ServerTls {
     config: Arc<ServerConfig>,
     not_after: SystemTime,
 }
 
-impl fmt::Debug for Tls {
+impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tls").field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("ServerTls").field("not_after", &self.not_after).finish_non_exhaustive()
     }
 }
 
-impl Tls {
+impl ServerTls {
     /// Reads `[ingress.tls]`; none where something is wrong (a problem then).
     ///
     /// # Panics
     /// Never: ring has suites of both protocol versions.
-    pub fn read(section: &mut Section<'_>) -> Option<Self> {
+    pub(crate) fn read(section: &mut Section<'_>) -> Option<Self> {
         let (chain, key, clients) = (read_chain(section), read_key(section), read_clients(section));
         let ((chain, not_after), (key_file, key)) = chain.zip(key)?;
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -66,7 +66,7 @@ impl Tls {
 
     /// When the server's certificate ends.
     #[must_use]
-    pub fn not_after(&self) -> SystemTime {
+    pub(crate) fn not_after(&self) -> SystemTime {
         self.not_after
     }
 

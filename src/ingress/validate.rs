@@ -12,16 +12,16 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::deviation::{Deviation, Deviations, Field};
+use crate::event::{ContentType, Fields};
+use crate::event::{Deviation, Deviations, Field};
 use crate::ingress::settings::Validation;
-use crate::message::{ContentType, Fields};
 
 /// A longer `cuid` counts as absent: an AMQP `message_id` has at most 255 bytes, and the event id adds 13.
 const LONGEST_CUID: usize = 200;
 
 /// Whether a signature vouches for the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trust {
+pub(crate) enum Trust {
     /// The signature is right: the body is genuine, whatever is unusual about it.
     Signed,
     /// The source asks for no signature.
@@ -34,7 +34,7 @@ pub enum Trust {
     clippy::large_enum_variant,
     reason = "it lives on the stack for a moment; a box would be an allocation per event"
 )]
-pub enum Valid<'a> {
+pub(crate) enum Valid<'a> {
     /// An event to publish.
     Event(Payload<'a>),
     /// A connection test: an empty body, an object without fields, or JSON that is no object. The text says which.
@@ -43,7 +43,7 @@ pub enum Valid<'a> {
 
 /// What is wrong with a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Invalid {
+pub(crate) enum Invalid {
     /// Not one JSON value in UTF-8: 400.
     Malformed(String),
     /// An object, but not one that this source takes: 422. The text names the field.
@@ -52,7 +52,7 @@ pub enum Invalid {
 
 /// The decoded fields; one that is absent, or cannot be used, is empty.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Payload<'a> {
+pub(crate) struct Payload<'a> {
     cuid: Cow<'a, str>,
     actor_cuid: Cow<'a, str>,
     event: Cow<'a, str>,
@@ -69,7 +69,7 @@ pub struct Payload<'a> {
 impl Payload<'_> {
     /// The fields as templates and headers need them.
     #[must_use]
-    pub fn fields(&self) -> Fields<'_> {
+    pub(crate) fn fields(&self) -> Fields<'_> {
         Fields {
             cuid: &self.cuid,
             actor_cuid: &self.actor_cuid,
@@ -96,7 +96,7 @@ impl Payload<'_> {
 ///
 /// # Errors
 /// The problem, in words for the sender and the log.
-pub fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Valid<'_>, Invalid> {
+pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Valid<'_>, Invalid> {
     let found = match parse(body).map_err(Invalid::Malformed)? {
         Parsed::Object(found) if found.is_empty => return Ok(Valid::Probe("an object without fields")),
         Parsed::Object(found) => found,
@@ -117,7 +117,7 @@ pub fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Val
 
 /// Reads any body in the most lenient way, as far as it can be read: what was accepted or kept once is an event.
 #[must_use]
-pub fn read_any(body: &[u8]) -> Payload<'_> {
+pub(crate) fn read_any(body: &[u8]) -> Payload<'_> {
     match parse(body) {
         Ok(Parsed::Object(found)) => found.read(),
         Ok(Parsed::Other(_)) if !body.is_empty() => Payload::default(),
@@ -127,7 +127,7 @@ pub fn read_any(body: &[u8]) -> Payload<'_> {
 
 /// A body that is JSON, or empty.
 enum Parsed<'a> {
-    Object(Found<'a>),
+    Object(RawFields<'a>),
     /// No object: what it is.
     Other(&'static str),
 }
@@ -180,7 +180,7 @@ fn string(raw: &RawValue) -> Result<Cow<'_, str>, Deviation> {
 }
 
 /// The known fields as raw text, the last of each, and what was seen on the way to them.
-struct Found<'a> {
+struct RawFields<'a> {
     raw: [Option<&'a RawValue>; Field::COUNT],
     /// The fields that were given twice.
     repeated: Deviations,
@@ -188,9 +188,9 @@ struct Found<'a> {
     is_empty: bool,
 }
 
-impl<'a> Found<'a> {
+impl<'a> RawFields<'a> {
     fn read(&self) -> Payload<'a> {
-        let mut reading = Reading { raw: &self.raw, deviations: self.repeated };
+        let mut reading = FieldReader { raw: &self.raw, deviations: self.repeated };
         let cuid = reading.required(Field::Cuid);
         let mut payload = Payload {
             cuid: if cuid.len() > LONGEST_CUID { Cow::Borrowed("") } else { cuid },
@@ -265,12 +265,12 @@ impl<'a> Found<'a> {
 }
 
 /// Decodes the fields, and notes what is not as documented.
-struct Reading<'a, 'f> {
+struct FieldReader<'a, 'f> {
     raw: &'f [Option<&'a RawValue>; Field::COUNT],
     deviations: Deviations,
 }
 
-impl<'a> Reading<'a, '_> {
+impl<'a> FieldReader<'a, '_> {
     fn required(&mut self, field: Field) -> Cow<'a, str> {
         let Some(raw) = self.raw[field as usize] else {
             self.deviations.note(field, Deviation::Missing);
@@ -351,8 +351,8 @@ struct Items<'a> {
 
 impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct List;
-        impl<'de> Visitor<'de> for List {
+        struct AnyList;
+        impl<'de> Visitor<'de> for AnyList {
             type Value = Items<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -375,22 +375,22 @@ impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
                 Ok(items)
             }
         }
-        deserializer.deserialize_seq(List)
+        deserializer.deserialize_seq(AnyList)
     }
 }
 
-impl<'de: 'a, 'a> Deserialize<'de> for Found<'a> {
+impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Object;
         impl<'de> Visitor<'de> for Object {
-            type Value = Found<'de>;
+            type Value = RawFields<'de>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Found<'de>, A::Error> {
-                let mut found = Found {
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawFields<'de>, A::Error> {
+                let mut found = RawFields {
                     raw: [None; Field::COUNT],
                     repeated: Deviations::default(),
                     has_odd_key: false,

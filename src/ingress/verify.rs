@@ -16,19 +16,19 @@ pub(super) const HEADER: &str = "x-authorization-hmac-256";
 const PREFIX: &[u8] = b"sha256=";
 
 /// The keyed MACs of one source: each is cloned per request, which saves keying it again.
-pub struct Verifier {
+pub(crate) struct Verifier {
     keyed: Vec<Hmac<Sha256>>,
 }
 
 /// A genuine body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verified {
+pub(crate) struct Verified {
     /// The MAC, or the SHA-256 of an unsigned body.
-    pub digest: [u8; 32],
+    pub(crate) digest: [u8; 32],
     /// Which secret matched.
-    pub secret: Option<usize>,
+    pub(crate) secret: Option<usize>,
     /// The 64 hex digits of the header as received, without a prefix: what is kept and forwarded.
-    pub signature: Option<[u8; 64]>,
+    pub(crate) signature: Option<[u8; 64]>,
 }
 
 impl Verifier {
@@ -37,7 +37,7 @@ impl Verifier {
     /// # Panics
     /// Never: HMAC takes keys of every length.
     #[must_use]
-    pub fn new(secrets: &[NamedSecret]) -> Self {
+    pub(crate) fn new(secrets: &[NamedSecret]) -> Self {
         let keyed = secrets.iter().map(|named| {
             // HMAC takes keys of every length (RFC 2104, section 2).
             Hmac::new_from_slice(named.secret.reveal().as_bytes()).expect("HMAC takes keys of every length")
@@ -47,13 +47,13 @@ impl Verifier {
 
     /// Whether a body with these headers can be genuine at all: without a well-formed signature none is.
     #[must_use]
-    pub fn may_verify(&self, headers: &HeaderMap) -> bool {
+    pub(crate) fn may_verify(&self, headers: &HeaderMap) -> bool {
         self.keyed.is_empty() || header(headers).is_some()
     }
 
     /// Whether the body is genuine; `None` is all that a stranger learns.
     #[must_use]
-    pub fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Option<Verified> {
+    pub(crate) fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Option<Verified> {
         let received = header(headers);
         if self.keyed.is_empty() {
             let digest = Sha256::digest(body).into();
@@ -76,7 +76,7 @@ impl Verifier {
 
 /// The digest of a body that was verified before: of its signature as received, or the SHA-256 where unsigned.
 #[must_use]
-pub fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
+pub(crate) fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
     let mut digest = [0; 32];
     match signature {
         Some(hex) if faster_hex::hex_decode(hex, &mut digest).is_ok() => digest,
@@ -104,7 +104,7 @@ mod tests {
     use hyper::header::HeaderValue;
 
     use super::*;
-    use crate::secret::Secret;
+    use crate::settings::Secret;
 
     // RFC 4231, test case 2.
     const KEY: &str = "Jefe";

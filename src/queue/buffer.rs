@@ -12,13 +12,13 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::accounting::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
-use crate::message::{Event, Kept};
-use crate::queue::disk::{Backlog, Disk, Entry, Incoming};
-use crate::queue::journal::{Layout, Record};
+use crate::event::{Event, Kept};
+use crate::event::{Waiter, WakeList};
+use crate::queue::disk::{AppendReason, Backlog, Disk, Incoming};
+use crate::queue::journal::{Record, SegmentAllocator};
 use crate::queue::{Ack, Mode, Refused, Settlement};
 use crate::settings::Section;
-use crate::ticket::{Mailbox, Ticket};
+use crate::status::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
 
 /// Full until it is below this share again, in percent: a probe must not flicker.
 const READY_BELOW: usize = 90;
@@ -30,13 +30,13 @@ const READ_BYTES: usize = if cfg!(test) { 2 << 10 } else { 1 << 20 };
 const STALLED: &str = "the disk has not completed a write for longer than `publish.timeout`";
 
 /// Reads `[buffer]`.
-pub fn limits(section: &mut Section<'_>) -> Limits {
+pub(crate) fn limits(section: &mut Section<'_>) -> Limits {
     Limits { events: section.count("max_events", 1), bytes: section.size("max_bytes") }
 }
 
 /// What [`Buffer::take`] found.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Taken {
+pub(crate) enum Taken {
     /// So many events.
     Events(usize),
     /// The next ones are to be read from the journal first.
@@ -46,7 +46,7 @@ pub enum Taken {
 }
 
 #[derive(Debug)]
-pub(super) struct State {
+pub(super) struct QueueState {
     pub(super) waiting: VecDeque<Box<Event>>,
     /// Events made of letters, which come late anyway: they have a share beside `waiting`.
     pub(super) replays: VecDeque<Box<Event>>,
@@ -73,7 +73,7 @@ pub(super) struct State {
     pub(super) limits: Limits,
 }
 
-impl State {
+impl QueueState {
     fn in_memory(&self) -> usize {
         self.waiting.len() + self.replays.len() + self.taken
     }
@@ -98,8 +98,8 @@ impl State {
 
 /// The queue. Ingress threads enqueue, the one delivery task takes and settles.
 #[derive(Debug)]
-pub struct Buffer {
-    state: Mutex<State>,
+pub(crate) struct Buffer {
+    state: Mutex<QueueState>,
     pub(super) ready: Notify,
     /// Wakes the journal's writer.
     pub(super) work: Condvar,
@@ -111,8 +111,8 @@ pub struct Buffer {
 impl Buffer {
     /// An empty queue with these limits and books.
     #[must_use]
-    pub fn new(mode: Mode, limits: Limits, ledger: Ledger) -> Self {
-        let state = State {
+    pub(crate) fn new(mode: Mode, limits: Limits, ledger: Ledger) -> Self {
+        let state = QueueState {
             waiting: VecDeque::new(),
             replays: VecDeque::new(),
             owed: 0,
@@ -134,7 +134,12 @@ impl Buffer {
 
     /// The same with a journal: `recovered` are the sequences found in it, `damaged` what was found broken.
     #[must_use]
-    pub fn with_journal(mut self, layout: Layout, recovered: std::ops::Range<u64>, damaged: u64) -> Self {
+    pub(crate) fn with_journal(
+        mut self,
+        layout: SegmentAllocator,
+        recovered: std::ops::Range<u64>,
+        damaged: u64,
+    ) -> Self {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let disk = Disk::new(layout, recovered, damaged);
         state.ledger.recovered = disk.recovered;
@@ -142,30 +147,30 @@ impl Buffer {
         self
     }
 
-    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, QueueState> {
         // Nothing under the lock panics half-way through a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What a 200 means here.
     #[must_use]
-    pub fn mode(&self) -> Mode {
+    pub(crate) fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Takes an event, or refuses it at once. Where the mode promises more than the buffer, the ticket tells when the
+    /// Takes an event, or refuses it at once. Where the mode promises more than the buffer, the waiter tells when the
     /// promise is kept; `home` is the mailbox of the thread that waits. The decision is counted in the same breath,
     /// `journaled` by the writer once it is synced.
     ///
     /// # Errors
     /// A limit is reached, the bridge is stopping, disk or broker cannot keep the promise.
-    pub fn enqueue(
+    pub(crate) fn enqueue(
         &self,
         source: usize,
         secret: Option<usize>,
         event: Box<Event>,
-        home: &Arc<Mailbox>,
-    ) -> Result<Option<Arc<Ticket>>, Refused> {
+        home: &Arc<WakeList>,
+    ) -> Result<Option<Arc<Waiter>>, Refused> {
         let received = event.origin.received;
         let mut state = self.lock();
         let enqueued = match self.mode.ack {
@@ -173,10 +178,10 @@ impl Buffer {
             Ack::Buffered => Self::hold(&mut state, event).map(|()| None),
             Ack::Published if self.is_away_too_long(&state) => Err(Refused::Away),
             Ack::Published => {
-                let ticket = Ticket::new(Some(home.clone()));
+                let waiter = Waiter::new(Some(home.clone()));
                 let mut event = event;
-                event.ticket = Some(ticket.clone());
-                Self::hold(&mut state, event).map(|()| Some(ticket))
+                event.waiter = Some(waiter.clone());
+                Self::hold(&mut state, event).map(|()| Some(waiter))
             }
             Ack::Journaled => self.submit(&mut state, source, secret, event, home).map(Some),
         };
@@ -192,7 +197,7 @@ impl Buffer {
         enqueued
     }
 
-    fn hold(state: &mut State, event: Box<Event>) -> Result<(), Refused> {
+    fn hold(state: &mut QueueState, event: Box<Event>) -> Result<(), Refused> {
         let cost = event.cost();
         if !state.has_room(cost) {
             // One body too large for what is left does not make the buffer full for smaller ones.
@@ -208,12 +213,12 @@ impl Buffer {
 
     fn submit(
         &self,
-        state: &mut State,
+        state: &mut QueueState,
         source: usize,
         secret: Option<usize>,
         mut event: Box<Event>,
-        home: &Arc<Mailbox>,
-    ) -> Result<Arc<Ticket>, Refused> {
+        home: &Arc<WakeList>,
+    ) -> Result<Arc<Waiter>, Refused> {
         let Some(disk) = &mut state.disk else { return Err(Refused::Disk("there is no journal".to_owned())) };
         if let Some(text) = &disk.failed {
             return Err(Refused::Disk(text.clone()));
@@ -233,27 +238,27 @@ impl Buffer {
             return Err(Refused::JournalFull);
         };
         event.kept = Kept::Journal(place.sequence);
-        let ticket = Ticket::new(Some(home.clone()));
-        let entry = Entry::Accept { source, secret, ticket: ticket.clone() };
+        let waiter = Waiter::new(Some(home.clone()));
+        let entry = AppendReason::Accept { source, secret, waiter: waiter.clone() };
         disk.send(Incoming { place, event, entry });
         if disk.wakes_writer() {
             self.work.notify_one();
         }
-        Ok(ticket)
+        Ok(waiter)
     }
 
     /// Notes any other decision about a request that came at this time.
-    pub fn decide(&self, source: usize, secret: Option<usize>, decision: Decision, received: SystemTime) {
+    pub(crate) fn decide(&self, source: usize, secret: Option<usize>, decision: Decision, received: SystemTime) {
         self.lock().ledger.decide(source, secret, decision, received);
     }
 
     /// Waits until an event may be waiting. Cancel-safe; one waiter.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         self.ready.notified().await;
     }
 
     /// Moves up to `most` events, oldest first, to the end of `into`. What a sender took back meanwhile goes at once.
-    pub fn take(&self, most: usize, into: &mut VecDeque<Box<Event>>) -> Taken {
+    pub(crate) fn take(&self, most: usize, into: &mut VecDeque<Box<Event>>) -> Taken {
         let mut state = self.lock();
         let state = &mut *state;
         // A quarter of what is taken, counted over many batches: some are of one event.
@@ -306,12 +311,12 @@ impl Buffer {
 
     /// What is to be read from disk next, if that is where the next event is.
     #[must_use]
-    pub fn on_disk(&self) -> Option<Backlog> {
+    pub(crate) fn on_disk(&self) -> Option<Backlog> {
         Self::backlog(&self.lock())
     }
 
     /// What is to be read from disk before anything in memory, as far as memory has room for it.
-    fn backlog(state: &State) -> Option<Backlog> {
+    fn backlog(state: &QueueState) -> Option<Backlog> {
         let disk = state.disk.as_ref()?;
         let next = match state.waiting.front().map(|event| event.kept) {
             Some(Kept::Journal(sequence)) => sequence,
@@ -324,7 +329,7 @@ impl Buffer {
     }
 
     /// Notes what was read of a backlog: the events are delivery's now, `damaged` ones are lost, `next` comes next.
-    pub fn read_back(&self, events: &VecDeque<Box<Event>>, damaged: u64, next: u64) {
+    pub(crate) fn read_back(&self, events: &VecDeque<Box<Event>>, damaged: u64, next: u64) {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(disk) = &mut state.disk else { return };
@@ -348,7 +353,8 @@ impl Buffer {
     /// Takes events that were made of letters; false once delivery is over. They are few at a time: no limit refuses
     /// them.
     #[must_use]
-    pub fn replay(&self, events: Vec<Box<Event>>) -> bool {
+    #[expect(clippy::vec_box, reason = "they are queued as boxes")]
+    pub(crate) fn replay(&self, events: Vec<Box<Event>>) -> bool {
         let mut state = self.lock();
         if state.closed {
             return false;
@@ -363,7 +369,7 @@ impl Buffer {
     }
 
     /// Counts and releases a batch; `oldest` is the receipt of the oldest event that delivery still holds.
-    pub fn settle(&self, settlement: &Settlement, oldest: Option<SystemTime>) {
+    pub(crate) fn settle(&self, settlement: &Settlement, oldest: Option<SystemTime>) {
         let mut state = self.lock();
         state.ledger.publish(&settlement.published);
         for reason in &settlement.dead_lettered {
@@ -393,7 +399,7 @@ impl Buffer {
         }
     }
 
-    fn is_below_the_mark(state: &State) -> bool {
+    fn is_below_the_mark(state: &QueueState) -> bool {
         // At least nothing held counts as below, however small the limit is.
         let mark = |limit: usize| (limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100).max(1);
         let is_below = |held: usize, limit: usize| held < mark(limit);
@@ -401,20 +407,20 @@ impl Buffer {
     }
 
     /// Notes whether the broker takes events.
-    pub fn reach(&self, broker: Reach) {
+    pub(crate) fn note_broker(&self, broker: BrokerState) {
         let mut state = self.lock();
         match broker {
-            Reach::Away => state.away = state.away.or_else(|| Some(Instant::now())),
-            Reach::There => state.away = None,
+            BrokerState::Unreachable => state.away = state.away.or_else(|| Some(Instant::now())),
+            BrokerState::Reachable => state.away = None,
         }
     }
 
-    fn is_away_too_long(&self, state: &State) -> bool {
+    fn is_away_too_long(&self, state: &QueueState) -> bool {
         state.away.is_some_and(|since| since.elapsed() > self.mode.timeout)
     }
 
     /// Lets go of everything waiting that its sender took back.
-    pub fn sweep(&self) {
+    pub(crate) fn sweep(&self) {
         if self.mode.ack != Ack::Published {
             return;
         }
@@ -426,7 +432,7 @@ impl Buffer {
     }
 
     /// Adds a pair of event and target type to the books; its number.
-    pub fn add_pair(&self, event: &str, target_type: &str) -> u16 {
+    pub(crate) fn add_pair(&self, event: &str, target_type: &str) -> u16 {
         let mut state = self.lock();
         let number = state.ledger.pairs.len();
         let book = PairBook { event: event.to_owned(), target_type: target_type.to_owned(), published: 0 };
@@ -436,25 +442,25 @@ impl Buffer {
 
     /// Events in memory, and their cost in bytes.
     #[must_use]
-    pub fn held(&self) -> (usize, usize) {
+    pub(crate) fn held(&self) -> (usize, usize) {
         let state = self.lock();
         (state.in_memory(), state.bytes)
     }
 
     /// Requests until now.
     #[must_use]
-    pub fn received(&self) -> u64 {
+    pub(crate) fn received(&self) -> u64 {
         self.lock().ledger.received()
     }
 
     /// The limits.
     #[must_use]
-    pub fn limits(&self) -> Limits {
+    pub(crate) fn limits(&self) -> Limits {
         self.lock().limits
     }
 
     /// Applies other limits from now on; what is held already stays.
-    pub fn limit(&self, limits: Limits) {
+    pub(crate) fn limit(&self, limits: Limits) {
         let mut state = self.lock();
         state.limits = limits;
         // `journaled` refuses nothing for a full buffer.
@@ -467,13 +473,13 @@ impl Buffer {
     }
 
     /// The number of a source's book, and those of its secrets, by name and ids: see [`Ledger::enter`].
-    pub fn enter(&self, source: &Arc<str>, secrets: impl Iterator<Item = Arc<str>>) -> (usize, Vec<usize>) {
+    pub(crate) fn enter(&self, source: &Arc<str>, secrets: impl Iterator<Item = Arc<str>>) -> (usize, Vec<usize>) {
         self.lock().ledger.enter(source, secrets)
     }
 
     /// Whether anything waits to be taken, in memory, on disk, or on its way there.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         let state = self.lock();
         let on_disk = |disk: &Disk| disk.cursor < disk.synced || !disk.incoming.is_empty();
         state.waiting.is_empty() && state.replays.is_empty() && !state.disk.as_ref().is_some_and(on_disk)
@@ -481,7 +487,7 @@ impl Buffer {
 
     /// A copy of everything countable.
     #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
+    pub(crate) fn snapshot(&self) -> Snapshot {
         let state = self.lock();
         let journal = state.disk.as_ref().map(|disk| JournalState {
             events: disk.events,
@@ -504,7 +510,6 @@ impl Buffer {
             oldest: state.oldest_taken.or_else(|| state.waiting.front().map(|event| event.origin.received)),
             full: state.full,
             away: self.mode.ack == Ack::Published && self.is_away_too_long(&state),
-            draining: state.draining,
             journal,
         }
     }
@@ -512,19 +517,19 @@ impl Buffer {
 
 /// Whether the broker takes events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reach {
+pub(crate) enum BrokerState {
     /// A session lives and takes events.
-    There,
+    Reachable,
     /// There is no session, or the broker takes nothing.
-    Away,
+    Unreachable,
 }
 
 /// Whether its sender took it back, and nothing has to be done about it on disk.
 fn is_withdrawn(event: &Event) -> bool {
-    event.kept == Kept::Memory && event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn())
+    event.kept == Kept::Memory && event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn())
 }
 
-fn withdraw(state: &mut State, event: &Event) {
+fn withdraw(state: &mut QueueState, event: &Event) {
     state.ledger.withdrawn += 1;
     state.unjournaled -= 1;
     state.bytes -= event.cost();
@@ -535,14 +540,14 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::accounting::SourceBook;
-    use crate::message::{Fields, Origin};
-    use crate::ticket::Outcome;
+    use crate::event::Outcome;
+    use crate::event::{Fields, Origin};
+    use crate::status::SourceBook;
 
     const MODE: Mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
 
     fn enqueue(buffer: &Buffer, event: Box<Event>) -> Result<(), Refused> {
-        buffer.enqueue(0, None, event, &Arc::default()).map(|ticket| assert!(ticket.is_none()))
+        buffer.enqueue(0, None, event, &Arc::default()).map(|waiter| assert!(waiter.is_none()))
     }
 
     fn event(size: usize) -> Box<Event> {
@@ -603,7 +608,7 @@ mod tests {
     fn letter(size: usize) -> Box<Event> {
         let mut letter = event(size);
         letter.kept = Kept::DeadLetter;
-        letter.ticket = Some(Ticket::new(None));
+        letter.waiter = Some(Waiter::new(None));
         letter
     }
 
@@ -614,7 +619,7 @@ mod tests {
             assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         }
         assert!(buffer.replay((0..20).map(|_| letter(1)).collect()));
-        let replays = |taken: &VecDeque<Box<Event>>| taken.iter().filter(|event| event.ticket.is_some()).count();
+        let replays = |taken: &VecDeque<Box<Event>>| taken.iter().filter(|event| event.waiter.is_some()).count();
         let mut taken = VecDeque::new();
         assert_eq!((buffer.take(8, &mut taken), replays(&taken)), (Taken::Events(8), 2));
         for _ in 0..8 {
@@ -633,10 +638,10 @@ mod tests {
         let buffer = buffer(5, 1 << 20);
         assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         let replayed = letter(1);
-        let ticket = replayed.ticket.clone().unwrap();
+        let waiter = replayed.waiter.clone().unwrap();
         assert!(buffer.replay(vec![replayed]));
         buffer.lose_waiting();
-        assert_eq!(ticket.outcome(), Some(Outcome::Failed));
+        assert_eq!(waiter.outcome(), Some(Outcome::Failed));
         let snapshot = buffer.snapshot();
         let totals = snapshot.totals();
         assert_eq!((totals.lost, totals.held, totals.mismatch(), snapshot.bytes), (1, 1, 0, 513));

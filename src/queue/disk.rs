@@ -8,9 +8,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::message::{Event, Kept};
-use crate::queue::journal::{Layout, Place};
-use crate::ticket::Ticket;
+use crate::event::Waiter;
+use crate::event::{Event, Kept};
+use crate::queue::journal::{Place, SegmentAllocator};
 
 /// How often the writer tries again to make a segment after the disk had no room for one.
 pub(super) const MAKE_AGAIN: Duration = Duration::from_secs(1);
@@ -20,25 +20,25 @@ pub(super) const MAKE_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Incoming {
     pub(super) place: Place,
     pub(super) event: Box<Event>,
-    pub(super) entry: Entry,
+    pub(super) entry: AppendReason,
 }
 
 /// Why it goes there.
 #[derive(Debug)]
-pub(super) enum Entry {
+pub(super) enum AppendReason {
     /// Accepted once it is synced; somebody waits for that.
-    Accept { source: usize, secret: Option<usize>, ticket: Arc<Ticket> },
-    /// A copy of one that was accepted before, at the stop; the last of a batch has a ticket.
-    Spill { ticket: Option<Arc<Ticket>> },
+    Accept { source: usize, secret: Option<usize>, waiter: Arc<Waiter> },
+    /// A copy of one that was accepted before, at the stop; the last of a batch has a waiter.
+    Spill { waiter: Option<Arc<Waiter>> },
 }
 
 /// What delivery has to read from disk next.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backlog {
+pub(crate) struct Backlog {
     /// The sequences.
-    pub sequences: Range<u64>,
+    pub(crate) sequences: Range<u64>,
     /// About so many bytes at most.
-    pub bytes: usize,
+    pub(crate) bytes: usize,
 }
 
 /// What the writer does.
@@ -54,7 +54,7 @@ pub(super) enum Writing {
 
 /// Where delivery finds what is synced last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tail {
+pub(super) enum NewestEvents {
     /// In memory as well.
     InMemory,
     /// On disk alone, until delivery has caught up there.
@@ -64,7 +64,7 @@ pub(super) enum Tail {
 /// The journal in the queue's state.
 #[derive(Debug)]
 pub(super) struct Disk {
-    pub(super) layout: Layout,
+    pub(super) layout: SegmentAllocator,
     pub(super) incoming: Vec<Incoming>,
     /// The cost of everything on its way to the disk: in `incoming`, and with the writer.
     pub(super) unsynced_bytes: usize,
@@ -83,7 +83,7 @@ pub(super) struct Disk {
     pub(super) moved: bool,
     /// Segments that the writer is to delete.
     pub(super) surplus: Vec<u32>,
-    pub(super) tail: Tail,
+    pub(super) tail: NewestEvents,
     /// The limit was reached, and less than 10 % is free since.
     pub(super) full: bool,
     /// Why no segment can be made at the moment.
@@ -103,7 +103,7 @@ pub(super) struct Disk {
 }
 
 impl Disk {
-    pub(super) fn new(layout: Layout, recovered: Range<u64>, damaged: u64) -> Self {
+    pub(super) fn new(layout: SegmentAllocator, recovered: Range<u64>, damaged: u64) -> Self {
         let count = recovered.end - recovered.start;
         // As it was left: the last record that did not fit may have been a large one.
         let full = layout.available() < layout.capacity() / 100;
@@ -119,7 +119,7 @@ impl Disk {
             events: usize::try_from(count).unwrap_or(usize::MAX),
             moved: false,
             surplus: Vec::new(),
-            tail: if count == 0 { Tail::InMemory } else { Tail::OnDisk },
+            tail: if count == 0 { NewestEvents::InMemory } else { NewestEvents::OnDisk },
             full,
             no_space: None,
             short: false,
@@ -195,7 +195,7 @@ impl Disk {
         self.cursor = sequence + 1;
         if self.cursor >= self.synced {
             // Caught up: what is accepted next is kept in memory again.
-            self.tail = Tail::InMemory;
+            self.tail = NewestEvents::InMemory;
         }
     }
 
@@ -203,7 +203,7 @@ impl Disk {
     pub(super) fn skip_to(&mut self, next: u64) {
         self.cursor = self.cursor.max(next);
         if self.cursor >= self.synced {
-            self.tail = Tail::InMemory;
+            self.tail = NewestEvents::InMemory;
         }
         self.advance();
     }

@@ -2,19 +2,17 @@
 
 mod buffer;
 mod disk;
-pub mod journal;
+pub(crate) mod journal;
 mod mode;
-#[cfg(test)]
-mod model;
 mod settlement;
 mod stop;
 #[cfg(test)]
-mod together;
+mod tests;
 mod writer;
 
-pub use buffer::{Buffer, Reach, Taken, limits};
-pub use disk::Backlog;
-pub use mode::{Ack, Mode, Refused};
-pub use settlement::Settlement;
-pub use stop::Spilling;
-pub use writer::Journaling;
+pub(crate) use buffer::{BrokerState, Buffer, Taken, limits};
+pub(crate) use disk::Backlog;
+pub(crate) use mode::{Ack, Mode, Refused};
+pub(crate) use settlement::Settlement;
+pub(crate) use stop::SpillResult;
+pub(crate) use writer::Journaling;

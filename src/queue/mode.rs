@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use crate::accounting::Reason;
+use crate::status::Reason;
 
 /// What a 200 means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ack {
+pub(crate) enum Ack {
     /// The event is in the bounded buffer.
     Buffered,
     /// It is in the journal, synced.
@@ -18,7 +18,7 @@ pub enum Ack {
 impl Ack {
     /// Its name in the settings.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Buffered => "buffered",
             Self::Journaled => "journaled",
@@ -29,16 +29,16 @@ impl Ack {
 
 /// `ack`, and `publish.timeout`, the longest that a sender waits for it.
 #[derive(Clone, Copy, Debug)]
-pub struct Mode {
+pub(crate) struct Mode {
     /// What a 200 means.
-    pub ack: Ack,
+    pub(crate) ack: Ack,
     /// From the head of the request on.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
 /// Why an event was not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// A limit of the buffer is reached.
     Full,
     /// The journal is full.
@@ -56,7 +56,7 @@ pub enum Refused {
 impl Refused {
     /// How it is counted.
     #[must_use]
-    pub fn reason(&self) -> Reason {
+    pub(crate) fn reason(&self) -> Reason {
         match self {
             Self::Full | Self::JournalFull | Self::DiskBehind => Reason::BufferFull,
             Self::Disk(_) | Self::Away => Reason::Unavailable,

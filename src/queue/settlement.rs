@@ -1,19 +1,19 @@
 //! What became of a batch of events, to be counted and released under one lock.
 
-use crate::accounting::{Loss, RefusalReason};
-use crate::message::{Event, Kept};
+use crate::event::{Event, Kept};
+use crate::status::{Loss, RefusalReason};
 
 /// What became of a batch of events.
 #[derive(Debug, Default)]
-pub struct Settlement {
+pub(crate) struct Settlement {
     /// The pair number of each confirmed event.
-    pub published: Vec<u16>,
+    pub(crate) published: Vec<u16>,
     /// Dead letters written, by their reason.
-    pub dead_lettered: Vec<RefusalReason>,
+    pub(crate) dead_lettered: Vec<RefusalReason>,
     /// Lost, by their reason.
-    pub lost: Vec<Loss>,
+    pub(crate) lost: Vec<Loss>,
     /// How many their senders took back before they were sent.
-    pub withdrawn: usize,
+    pub(crate) withdrawn: usize,
     /// The sequences of those that the journal keeps.
     pub(super) sequences: Vec<u64>,
     /// What all of these cost of the byte limit.
@@ -22,7 +22,7 @@ pub struct Settlement {
 
 impl Settlement {
     /// Adds what the event took; the caller says what became of it.
-    pub fn release(&mut self, event: &Event) {
+    pub(crate) fn release(&mut self, event: &Event) {
         self.bytes += event.cost();
         if let Kept::Journal(sequence) = event.kept {
             self.sequences.push(sequence);
@@ -36,12 +36,12 @@ impl Settlement {
 
     /// Whether there is nothing in it.
     #[must_use]
-    pub fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.events() == 0
     }
 
     /// Empties it, keeping its memory.
-    pub fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.published.clear();
         self.dead_lettered.clear();
         self.lost.clear();

@@ -6,61 +6,61 @@
 
 use std::sync::Arc;
 
-use crate::accounting::Loss;
-use crate::message::{Event, Kept};
+use crate::event::{Event, Kept};
+use crate::event::{Outcome, Waiter, complete_all};
 use crate::queue::Buffer;
-use crate::queue::buffer::State;
-use crate::queue::disk::{Entry, Incoming};
+use crate::queue::buffer::QueueState;
+use crate::queue::disk::{AppendReason, Incoming};
 use crate::queue::journal::Record;
-use crate::ticket::{self, Outcome, Ticket};
+use crate::status::Loss;
 
 /// What [`Buffer::spill`] did.
 #[derive(Debug)]
-pub enum Spilling {
+pub(crate) enum SpillResult {
     /// Nothing is left to be spilled.
     Done,
-    /// Some are being written: the ticket tells when they are, then call again.
-    Waits(Arc<Ticket>),
-    /// The journal does not take them: see [`Buffer::unspill`].
+    /// Some are being written: the waiter tells when they are, then call again.
+    Waits(Arc<Waiter>),
+    /// The journal does not take them: see [`Buffer::undo_spill`].
     Refused(String),
 }
 
 impl Buffer {
     /// From now on nothing is accepted.
-    pub fn drain(&self) {
+    pub(crate) fn drain(&self) {
         self.lock().draining = true;
         self.ready.notify_one();
     }
 
     /// Whether there is a journal.
     #[must_use]
-    pub fn has_journal(&self) -> bool {
+    pub(crate) fn has_journal(&self) -> bool {
         self.lock().disk.is_some()
     }
 
     /// Puts copies of events that nothing but memory keeps into the journal, oldest first: of those that delivery
     /// holds, then, once there are none, of those that wait. At most about `bytes` of them at once.
-    pub fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> Spilling {
+    pub(crate) fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> SpillResult {
         let mut state = self.lock();
         // One that was taken back is not written, and must not precede those that are.
         state.sweep();
-        let State { waiting, disk, unjournaled, .. } = &mut *state;
+        let QueueState { waiting, disk, unjournaled, .. } = &mut *state;
         if let Some(text) = disk.as_ref().and_then(|disk| disk.spill_failed.clone()) {
-            return Spilling::Refused(text);
+            return SpillResult::Refused(text);
         }
-        let held = held.map(|event| (event, Holder::Delivery));
-        let waits = waiting.iter_mut().map(|event| (&mut **event, Holder::Queue));
+        let held = held.map(|event| (event, HeldBy::Delivery));
+        let waits = waiting.iter_mut().map(|event| (&mut **event, HeldBy::Queue));
         let mut events = held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory).peekable();
         if events.peek().is_none() {
-            return Spilling::Done;
+            return SpillResult::Done;
         }
-        let Some(disk) = disk.as_mut() else { return Spilling::Refused("there is no journal".to_owned()) };
+        let Some(disk) = disk.as_mut() else { return SpillResult::Refused("there is no journal".to_owned()) };
         if let Some(text) = &disk.failed {
-            return Spilling::Refused(text.clone());
+            return SpillResult::Refused(text.clone());
         }
         let (mut spilled, mut refused) = (0, false);
         for (event, holder) in events {
-            if event.ticket.as_ref().is_some_and(|ticket| ticket.is_withdrawn()) {
+            if event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn()) {
                 // Held by delivery, which lets go of it.
                 continue;
             }
@@ -75,29 +75,33 @@ impl Buffer {
             event.kept = Kept::Journal(place.sequence);
             *unjournaled -= 1;
             disk.events += 1;
-            if holder == Holder::Delivery {
+            if holder == HeldBy::Delivery {
                 disk.take(place.sequence);
             }
-            disk.send(Incoming { place, event: Box::new(event.clone()), entry: Entry::Spill { ticket: None } });
+            disk.send(Incoming {
+                place,
+                event: Box::new(event.clone()),
+                entry: AppendReason::Spill { waiter: None },
+            });
         }
         if spilled == 0 {
             let no_room = || disk.no_space.clone().unwrap_or_else(|| "the journal is full".to_owned());
-            return if refused { Spilling::Refused(no_room()) } else { Spilling::Done };
+            return if refused { SpillResult::Refused(no_room()) } else { SpillResult::Done };
         }
-        let ticket = Ticket::new(None);
-        if let Some(Incoming { entry: Entry::Spill { ticket: last }, .. }) = disk.incoming.last_mut() {
-            *last = Some(ticket.clone());
+        let waiter = Waiter::new(None);
+        if let Some(Incoming { entry: AppendReason::Spill { waiter: last }, .. }) = disk.incoming.last_mut() {
+            *last = Some(waiter.clone());
         }
         disk.wakes_writer();
         self.work.notify_one();
-        Spilling::Waits(ticket)
+        SpillResult::Waits(waiter)
     }
 
     /// The journal did not take what was spilled, or did not answer until the end: the events are in memory alone again.
     /// `held` are those that delivery holds.
-    pub fn unspill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
+    pub(crate) fn undo_spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
         let mut state = self.lock();
-        let State { waiting, disk, unjournaled, .. } = &mut *state;
+        let QueueState { waiting, disk, unjournaled, .. } = &mut *state;
         let Some(disk) = disk.as_mut() else { return };
         disk.spill_failed = None;
         let waits = waiting.iter_mut().map(|event| &mut **event);
@@ -112,10 +116,10 @@ impl Buffer {
     }
 
     /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held. Those who wait are told.
-    pub fn lose_waiting(&self) {
+    pub(crate) fn lose_waiting(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let State { waiting, replays, disk, .. } = &mut *state;
+        let QueueState { waiting, replays, disk, .. } = &mut *state;
         let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
         let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
         let lost = sum(all.iter().map(|event| &**event).filter(|event| !keeps(event.kept)));
@@ -127,10 +131,10 @@ impl Buffer {
     }
 
     /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; says how many.
-    pub fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
+    pub(crate) fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
         let events: Vec<&Event> = events.collect();
         let mut state = self.lock();
-        let State { disk, .. } = &mut *state;
+        let QueueState { disk, .. } = &mut *state;
         let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
         let lost = sum(events.iter().copied().filter(|event| !keeps(event.kept)));
         state.bytes -= lost.1;
@@ -144,9 +148,9 @@ impl Buffer {
     }
 
     /// The journal no longer exists: what it kept is lost.
-    pub fn lose_journal(&self) {
+    pub(crate) fn lose_journal(&self) {
         let mut state = self.lock();
-        let State { disk, ledger, .. } = &mut *state;
+        let QueueState { disk, ledger, .. } = &mut *state;
         if let Some(disk) = disk {
             ledger.lost[Loss::Exit as usize] += std::mem::take(&mut disk.events) as u64;
         }
@@ -155,7 +159,7 @@ impl Buffer {
 
 /// Who holds the original of a copy that is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Holder {
+enum HeldBy {
     /// Delivery took it.
     Delivery,
     /// It waits in the queue.
@@ -169,6 +173,6 @@ fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
 
 /// Tells those who wait for events that nothing follows from them in this process.
 fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
-    let tickets = events.filter_map(|event| event.ticket.clone());
-    ticket::end(tickets.filter(|ticket| ticket.outcome().is_none()).map(|ticket| (ticket, Outcome::Failed)));
+    let waiters = events.filter_map(|event| event.waiter.clone());
+    complete_all(waiters.filter(|waiter| waiter.outcome().is_none()).map(|waiter| (waiter, Outcome::Failed)));
 }

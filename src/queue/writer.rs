@@ -5,15 +5,15 @@ use std::io;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::accounting::{Decision, Reason};
-use crate::failpoint;
-use crate::logs::Throttle;
+use crate::event::{Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
-use crate::pulse::Pulse;
-use crate::queue::disk::{Disk, Entry, Incoming, MAKE_AGAIN, Tail, Writing};
+use crate::process::failpoint;
+use crate::process::logs::Throttle;
+use crate::queue::disk::{AppendReason, Disk, Incoming, MAKE_AGAIN, NewestEvents, Writing};
 use crate::queue::journal::{CommitError, Record, Writer};
 use crate::queue::{Ack, Buffer};
-use crate::ticket::{self, Outcome, Ticket};
+use crate::status::Heartbeat;
+use crate::status::{Decision, Reason};
 
 /// A watermark that moved is written with the next commit, or after this time.
 const NOTE_AFTER: Duration = Duration::from_millis(100);
@@ -23,7 +23,7 @@ const NOTE_AFTER: Duration = Duration::from_millis(100);
 const LOOK: Duration = MAKE_AGAIN;
 
 /// What the writer is to do next.
-pub(super) struct Work {
+pub(super) struct WriterStep {
     incoming: Vec<Incoming>,
     watermark: u64,
     /// It moved since it was noted.
@@ -37,11 +37,11 @@ pub(super) struct Work {
 
 /// The writer with what it works on.
 #[derive(Debug)]
-pub struct Journaling {
+pub(crate) struct Journaling {
     queue: Arc<Buffer>,
     writer: Writer,
     metrics: Arc<Metrics>,
-    pulse: Pulse,
+    heartbeat: Heartbeat,
     /// How often a full disk is spoken of.
     throttle: Throttle,
 }
@@ -49,18 +49,18 @@ pub struct Journaling {
 impl Journaling {
     /// Nothing is written yet.
     #[must_use]
-    pub fn new(queue: Arc<Buffer>, writer: Writer, metrics: Arc<Metrics>, pulse: Pulse) -> Self {
-        Self { queue, writer, metrics, pulse, throttle: Throttle::new(1, Duration::from_secs(30)) }
+    pub(crate) fn new(queue: Arc<Buffer>, writer: Writer, metrics: Arc<Metrics>, heartbeat: Heartbeat) -> Self {
+        Self { queue, writer, metrics, heartbeat, throttle: Throttle::new(1, Duration::from_secs(30)) }
     }
 
     /// Writes until [`Buffer::close_journal`] is called and everything is written.
-    pub fn run(mut self) {
+    pub(crate) fn run(mut self) {
         loop {
-            self.pulse.tick();
+            self.heartbeat.tick();
             let work = self.queue.work();
             let is_last = work.closing && work.incoming.is_empty();
             // Blocking on the disk must not trip the liveness check.
-            self.pulse.pause();
+            self.heartbeat.pause();
             self.carry_out(work);
             if is_last {
                 return;
@@ -69,7 +69,7 @@ impl Journaling {
     }
 
     /// Does what was found to do, and tells all who wait for it.
-    pub(super) fn carry_out(&mut self, work: Work) {
+    pub(super) fn carry_out(&mut self, work: WriterStep) {
         if !work.failed {
             self.write(work);
         } else if !work.incoming.is_empty() {
@@ -77,7 +77,7 @@ impl Journaling {
         }
     }
 
-    fn write(&mut self, work: Work) {
+    fn write(&mut self, work: WriterStep) {
         let spare = work.spare;
         let is_written = self.commit(work);
         let Some(segment) = spare else { return };
@@ -95,7 +95,7 @@ impl Journaling {
     }
 
     /// Writes and syncs what arrived, and the watermark; whether all went well.
-    fn commit(&mut self, work: Work) -> bool {
+    fn commit(&mut self, work: WriterStep) -> bool {
         let is_idle = work.incoming.is_empty();
         let mut incoming = work.incoming;
         // Segments are free already, the watermark that says so is not written: a test may end the process here.
@@ -168,18 +168,18 @@ impl Journaling {
     }
 }
 
-fn tell(tickets: Vec<Arc<Ticket>>, outcome: Outcome) {
-    ticket::end(tickets.into_iter().map(|ticket| (ticket, outcome)));
+fn tell(waiters: Vec<Arc<Waiter>>, outcome: Outcome) {
+    complete_all(waiters.into_iter().map(|waiter| (waiter, outcome)));
 }
 
 impl Buffer {
     /// Waits for something to do.
-    fn work(&self) -> Work {
+    fn work(&self) -> WriterStep {
         let mut state = self.lock();
         let mut patience = LOOK;
         loop {
             let Some(disk) = &mut state.disk else {
-                return Work::nothing();
+                return WriterStep::nothing();
             };
             let waited_enough = patience.is_zero();
             if !disk.incoming.is_empty()
@@ -202,70 +202,70 @@ impl Buffer {
 
     /// What there is to do at this moment, as after a wait.
     #[cfg(test)]
-    pub(super) fn work_now(&self) -> Work {
-        self.lock().disk.as_mut().map_or_else(Work::nothing, Disk::work)
+    pub(super) fn work_now(&self) -> WriterStep {
+        self.lock().disk.as_mut().map_or_else(WriterStep::nothing, Disk::work)
     }
 
     /// Takes what the writer has synced into books and memory; `rest` is what it took and has not written yet.
-    pub(super) fn committed(&self, run: Vec<Incoming>, rest: &[Incoming]) -> Vec<Arc<Ticket>> {
-        let mut tickets = Vec::with_capacity(run.len());
+    pub(super) fn committed(&self, run: Vec<Incoming>, rest: &[Incoming]) -> Vec<Arc<Waiter>> {
+        let mut waiters = Vec::with_capacity(run.len());
         let mut state = self.lock();
         let state = &mut *state;
-        let Some(disk) = &mut state.disk else { return tickets };
+        let Some(disk) = &mut state.disk else { return waiters };
         disk.writing_since = waiting_since(rest);
         for Incoming { place, event, entry } in run {
             disk.note_synced(&place);
             let cost = event.cost();
             disk.unsynced_bytes -= cost;
             match entry {
-                Entry::Accept { source, secret, ticket } => {
+                AppendReason::Accept { source, secret, waiter } => {
                     disk.events += 1;
                     state.ledger.decide(source, secret, Decision::Accepted, event.origin.received);
-                    tickets.push(ticket);
+                    waiters.push(waiter);
                     let held = state.waiting.len() + state.replays.len() + state.taken;
                     if held >= state.limits.events || state.bytes + cost > state.limits.bytes {
-                        disk.tail = Tail::OnDisk;
+                        disk.tail = NewestEvents::OnDisk;
                     }
-                    if disk.tail == Tail::InMemory {
+                    if disk.tail == NewestEvents::InMemory {
                         state.bytes += cost;
                         state.waiting.push_back(event);
                     }
                 }
-                Entry::Spill { ticket } => {
+                AppendReason::Spill { waiter } => {
                     // It may have been settled before.
                     disk.advance();
-                    tickets.extend(ticket);
+                    waiters.extend(waiter);
                 }
             }
         }
         self.ready.notify_one();
-        tickets
+        waiters
     }
 
     /// The journal did not take these: those that a sender waits for are refused, copies are dropped.
-    pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Ticket>> {
+    pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Waiter>> {
         let mut state = self.lock();
         let state = &mut *state;
-        let mut tickets = Vec::with_capacity(run.len());
+        let mut waiters = Vec::with_capacity(run.len());
         if let Some(disk) = &mut state.disk {
             disk.writing_since = None;
             disk.unsynced_bytes -= run.iter().map(|next| next.event.cost()).sum::<usize>();
         }
         for Incoming { event, entry, .. } in run {
             match entry {
-                Entry::Accept { source, secret, ticket } => {
+                AppendReason::Accept { source, secret, waiter } => {
                     let received = event.origin.received;
                     state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable), received);
-                    tickets.push(ticket);
+                    waiters.push(waiter);
                 }
-                Entry::Spill { ticket } => tickets.extend(ticket),
+                AppendReason::Spill { waiter } => waiters.extend(waiter),
             }
         }
-        tickets
+        waiters
     }
 
     /// Ends the writer once it has written everything.
-    pub fn close_journal(&self) {
+    pub(crate) fn close_journal(&self) {
         if let Some(disk) = &mut self.lock().disk {
             disk.writing = Writing::Closing;
         }
@@ -278,7 +278,7 @@ impl Buffer {
     }
 
     /// Waits until the journal can never be written again; the bridge is to end then.
-    pub async fn failed(&self) {
+    pub(crate) async fn failed(&self) {
         self.failed.notified().await;
     }
 
@@ -290,7 +290,7 @@ impl Buffer {
         if let Some(first) = run.first() {
             disk.layout.undo(&first.place);
         }
-        if run.iter().any(|next| matches!(next.entry, Entry::Spill { .. })) {
+        if run.iter().any(|next| matches!(next.entry, AppendReason::Spill { .. })) {
             disk.spill_failed = Some(error.to_string());
         }
         match error {
@@ -324,7 +324,10 @@ impl Buffer {
 
 /// When the oldest of these was accepted, if a sender waits for them: nobody waits for copies.
 fn waiting_since(incoming: &[Incoming]) -> Option<Instant> {
-    incoming.first().filter(|next| matches!(next.entry, Entry::Accept { .. })).map(|next| next.event.accepted)
+    incoming
+        .first()
+        .filter(|next| matches!(next.entry, AppendReason::Accept { .. }))
+        .map(|next| next.event.accepted)
 }
 
 impl Disk {
@@ -334,7 +337,7 @@ impl Disk {
         oldest.is_some_and(|since| since.elapsed() > longest)
     }
 
-    fn work(&mut self) -> Work {
+    fn work(&mut self) -> WriterStep {
         let moved = std::mem::take(&mut self.moved);
         let spare = self.wanted_spare();
         let closing = self.writing == Writing::Closing;
@@ -342,7 +345,7 @@ impl Disk {
             self.writing = Writing::Busy;
         }
         self.writing_since = waiting_since(&self.incoming);
-        Work {
+        WriterStep {
             incoming: std::mem::take(&mut self.incoming),
             watermark: self.watermark(),
             moved,
@@ -354,7 +357,7 @@ impl Disk {
     }
 }
 
-impl Work {
+impl WriterStep {
     fn nothing() -> Self {
         Self {
             incoming: Vec::new(),

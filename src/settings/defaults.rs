@@ -5,7 +5,7 @@ use figment::value::{Dict, Map};
 use figment::{Error, Metadata, Profile, Provider};
 
 /// The text of the reference.
-pub const TEXT: &str = include_str!("../../config/default.toml");
+pub(crate) const TEXT: &str = include_str!("../../config/default.toml");
 
 /// The whole reference as a table.
 ///

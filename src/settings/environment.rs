@@ -9,7 +9,7 @@ use figment::{Error, Metadata, Profile, Provider};
 pub(super) const NAME: &str = "environment";
 
 /// Two underscores: `PLEXTRAC_BRIDGE_PORT` and its like are injected by Kubernetes for a service of that name.
-pub(super) const PREFIX: &str = "PLEXTRAC_BRIDGE__";
+pub(crate) const PREFIX: &str = "PLEXTRAC_BRIDGE__";
 
 /// The variable that sets a dotted key.
 pub(super) fn variable(dotted: &str) -> String {

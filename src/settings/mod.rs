@@ -1,18 +1,17 @@
-//! Loading and checking the settings; every part declares its own beside its code.
-//!
-//! `section` (with `units` and `environment`) is the ground that every part reads its table from; `load` stands on top
-//! of all parts.
+//! Reading the settings: the layers, and the sections that every part reads its own table from.
 
 mod defaults;
 mod environment;
+mod fingerprint;
 mod load;
+mod secret;
 mod section;
 #[cfg(test)]
 pub(crate) mod testing;
 mod units;
-mod written;
 
-pub use defaults::TEXT as REFERENCE;
-pub use load::{DEFAULT_FILE, Flags, Settings, SettingsError, load, load_from};
-pub use section::{Problems, Section, nearest};
-pub use written::{Watch, Written};
+pub(crate) use environment::PREFIX;
+pub(crate) use fingerprint::{FileWatch, Fingerprint};
+pub(crate) use load::{Flags, SettingsError, load_layers};
+pub(crate) use secret::{Secret, redact};
+pub(crate) use section::{Section, nearest};

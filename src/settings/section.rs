@@ -13,9 +13,9 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Tag, Value};
 use figment::{Figment, Profile, Provider, Source};
 
-use crate::secret::Secret;
+use crate::settings::Secret;
 use crate::settings::environment::{self, variable};
-use crate::settings::written::{Content, Files};
+use crate::settings::fingerprint::{FileDigest, Files};
 use crate::settings::{defaults, units};
 
 /// A secret shorter than this is warned about: 16 bytes are the least that cannot be guessed.
@@ -27,15 +27,15 @@ const UNSHOWN: &str =
 
 /// What is wrong, and what is odd, in the order in which it was found.
 #[derive(Debug, Default)]
-pub struct Problems {
+pub(crate) struct Problems {
     /// Each stops the start.
-    pub errors: Vec<String>,
+    pub(crate) errors: Vec<String>,
     /// Each is logged at the start and shown by `check`.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
 }
 
 /// One table while it is read.
-pub struct Section<'a> {
+pub(crate) struct Section<'a> {
     figment: &'a Figment,
     problems: &'a RefCell<Problems>,
     files: &'a RefCell<Files>,
@@ -59,7 +59,7 @@ impl<'a> Section<'a> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Where a value was written, for people: the key in a file, or the variable.
+    /// Where a value was fingerprint, for people: the key in a file, or the variable.
     fn place(&self, key: &str, tag: Tag) -> String {
         let dotted = self.dotted(key);
         match self.figment.get_metadata(tag) {
@@ -84,27 +84,27 @@ impl<'a> Section<'a> {
     }
 
     /// Adds a problem with this key's value; the text follows "where: ".
-    pub fn problem(&mut self, key: &str, text: impl std::fmt::Display) {
+    pub(crate) fn problem(&mut self, key: &str, text: impl std::fmt::Display) {
         let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
         let place = self.place(key, tag);
         self.problems.borrow_mut().errors.push(format!("{place}: {text}"));
     }
 
     /// Adds a warning about this key's value.
-    pub fn warning(&mut self, key: &str, text: impl std::fmt::Display) {
+    pub(crate) fn warning(&mut self, key: &str, text: impl std::fmt::Display) {
         let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
         let place = self.place(key, tag);
         self.problems.borrow_mut().warnings.push(format!("{place}: {text}"));
     }
 
     /// Adds a problem that belongs to no single key.
-    pub fn general(&mut self, text: impl std::fmt::Display) {
+    pub(crate) fn general(&mut self, text: impl std::fmt::Display) {
         self.problems.borrow_mut().errors.push(text.to_string());
     }
 
     /// Whether nothing is wrong so far.
     #[must_use]
-    pub fn is_sound(&self) -> bool {
+    pub(crate) fn is_sound(&self) -> bool {
         self.problems.borrow().errors.is_empty()
     }
 
@@ -147,7 +147,7 @@ impl<'a> Section<'a> {
     }
 
     /// A text; empty where it is missing or wrong.
-    pub fn text(&mut self, key: &str) -> String {
+    pub(crate) fn text(&mut self, key: &str) -> String {
         match self.value(key) {
             Some(Value::String(_, text)) => text,
             Some(other) => {
@@ -159,7 +159,7 @@ impl<'a> Section<'a> {
     }
 
     /// `true` or `false`.
-    pub fn flag(&mut self, key: &str) -> bool {
+    pub(crate) fn flag(&mut self, key: &str) -> bool {
         match self.typed(key) {
             Some(Value::Bool(_, flag)) => flag,
             Some(other) => {
@@ -171,7 +171,7 @@ impl<'a> Section<'a> {
     }
 
     /// A whole number within the range, both ends included.
-    pub fn integer(&mut self, key: &str, least: i64, most: i64) -> i64 {
+    pub(crate) fn integer(&mut self, key: &str, least: i64, most: i64) -> i64 {
         let Some(value) = self.typed(key) else { return least };
         let number = match &value {
             Value::Num(_, number) => number.to_i128(),
@@ -195,19 +195,19 @@ impl<'a> Section<'a> {
     }
 
     /// A whole number of things, at least `least`.
-    pub fn count(&mut self, key: &str, least: usize) -> usize {
+    pub(crate) fn count(&mut self, key: &str, least: usize) -> usize {
         let least = i64::try_from(least).unwrap_or(i64::MAX);
         usize::try_from(self.integer(key, least, i64::MAX)).unwrap_or(usize::MAX)
     }
 
     /// An address with a port; none where it is wrong.
-    pub fn address(&mut self, key: &str) -> Option<SocketAddr> {
+    pub(crate) fn address(&mut self, key: &str) -> Option<SocketAddr> {
         let wanted = "an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
         self.measure(key, wanted, None, |text| text.parse().ok().map(Some))
     }
 
     /// A duration such as "5s".
-    pub fn duration(&mut self, key: &str) -> Duration {
+    pub(crate) fn duration(&mut self, key: &str) -> Duration {
         self.measure(
             key,
             "a duration such as \"500ms\", \"5s\", \"10m\" or \"1h\"",
@@ -217,7 +217,7 @@ impl<'a> Section<'a> {
     }
 
     /// A size in bytes such as "64MiB".
-    pub fn size(&mut self, key: &str) -> usize {
+    pub(crate) fn size(&mut self, key: &str) -> usize {
         self.measure(key, "a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"", 1 << 20, units::size)
     }
 
@@ -238,7 +238,7 @@ impl<'a> Section<'a> {
     ///
     /// # Panics
     /// When `words` is empty.
-    pub fn choice<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> T {
+    pub(crate) fn choice<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> T {
         let value = self.value(key);
         let found = match &value {
             Some(Value::String(_, text)) => words.iter().find(|(word, _)| word == text),
@@ -261,7 +261,7 @@ impl<'a> Section<'a> {
     }
 
     /// A list of texts.
-    pub fn texts(&mut self, key: &str) -> Vec<String> {
+    pub(crate) fn texts(&mut self, key: &str) -> Vec<String> {
         let Some(value) = self.typed(key) else { return Vec::new() };
         let Value::Array(_, items) = &value else {
             self.wrong_kind(key, "a list such as [\"a\", \"b\"]", &value);
@@ -275,12 +275,12 @@ impl<'a> Section<'a> {
     }
 
     /// A path; none where it is empty.
-    pub fn path(&mut self, key: &str) -> Option<PathBuf> {
+    pub(crate) fn path(&mut self, key: &str) -> Option<PathBuf> {
         Some(self.text(key)).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
     /// A path of a file that can be read now; none where it is empty or cannot (a problem then).
-    pub fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
+    pub(crate) fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
         let path = self.path(key)?;
         match std::fs::File::open(&path).and_then(|file| file.metadata()) {
             Ok(metadata) if metadata.is_file() => self.file(key).map(|_| path),
@@ -297,11 +297,11 @@ impl<'a> Section<'a> {
 
     /// Remembers what was in a file, for those who ask whether it changed.
     fn note(&self, key: &str, path: &Path, content: &[u8]) {
-        self.files.borrow_mut().insert(self.dotted(key), Content::of(path, content));
+        self.files.borrow_mut().insert(self.dotted(key), FileDigest::of(path, content));
     }
 
     /// A file that must be named, and its content; `what` is in it.
-    pub fn needed_file(&mut self, key: &str, what: &str) -> Option<(PathBuf, Vec<u8>)> {
+    pub(crate) fn needed_file(&mut self, key: &str, what: &str) -> Option<(PathBuf, Vec<u8>)> {
         if self.is_blank(key) {
             self.text(key);
             self.problem(key, format_args!("empty; name a file with {what}"));
@@ -311,7 +311,7 @@ impl<'a> Section<'a> {
     }
 
     /// A file and its content; none where it is not named or cannot be read (a problem then).
-    pub fn file(&mut self, key: &str) -> Option<(PathBuf, Vec<u8>)> {
+    pub(crate) fn file(&mut self, key: &str) -> Option<(PathBuf, Vec<u8>)> {
         let path = self.path(key)?;
         match std::fs::read(&path) {
             Ok(content) => {
@@ -326,13 +326,13 @@ impl<'a> Section<'a> {
     }
 
     /// A secret, in place or in the file that `<key>_file` names; none where both are empty.
-    pub fn secret(&mut self, key: &str) -> Option<Secret> {
+    pub(crate) fn secret(&mut self, key: &str) -> Option<Secret> {
         let file_key = format!("{key}_file");
         self.secret_from(key, &file_key)
     }
 
     /// As [`Section::secret`], with the name of the file's key.
-    pub fn secret_from(&mut self, key: &str, file_key: &str) -> Option<Secret> {
+    pub(crate) fn secret_from(&mut self, key: &str, file_key: &str) -> Option<Secret> {
         let place = match self.value(key) {
             Some(Value::String(_, text)) => Some(text).filter(|text| !text.is_empty()),
             Some(_) => {
@@ -379,7 +379,7 @@ impl<'a> Section<'a> {
     }
 
     /// Warns about a file of secrets that everybody on the machine can read.
-    pub fn warn_if_world_readable(&mut self, key: &str, path: &Path) {
+    pub(crate) fn warn_if_world_readable(&mut self, key: &str, path: &Path) {
         use std::os::unix::fs::PermissionsExt as _;
         if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
             self.warning(key, format_args!("{} can be read by everybody; chmod o-r it", path.display()));
@@ -387,7 +387,7 @@ impl<'a> Section<'a> {
     }
 
     /// Warns about a secret that can be guessed.
-    pub fn warn_if_short(&mut self, key: &str, secret: &Secret) {
+    pub(crate) fn warn_if_short(&mut self, key: &str, secret: &Secret) {
         if secret.reveal().len() < SHORT_SECRET {
             self.warning(key, format_args!("the secret is shorter than {SHORT_SECRET} bytes"));
         }
@@ -395,7 +395,7 @@ impl<'a> Section<'a> {
 
     /// A table below this one.
     #[must_use]
-    pub fn section(&mut self, key: &str) -> Section<'a> {
+    pub(crate) fn section(&mut self, key: &str) -> Section<'a> {
         let table = match self.value(key) {
             Some(Value::Dict(_, table)) => table,
             Some(other) => {
@@ -408,7 +408,7 @@ impl<'a> Section<'a> {
     }
 
     /// The list of tables under this key (`[[...]]`), which only a file can give.
-    pub fn sections(&mut self, key: &str) -> Vec<Section<'a>> {
+    pub(crate) fn sections(&mut self, key: &str) -> Vec<Section<'a>> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let dotted = self.dotted(key);
         match value {
@@ -435,7 +435,7 @@ impl<'a> Section<'a> {
     }
 
     /// A table of free keys with texts, numbers or flags as texts; its values count as secrets.
-    pub fn free(&mut self, key: &str) -> Vec<(String, Secret)> {
+    pub(crate) fn free(&mut self, key: &str) -> Vec<(String, Secret)> {
         let dotted = self.dotted(key);
         let table = match self.value(key) {
             Some(Value::Dict(_, table)) => table,
@@ -484,19 +484,19 @@ impl<'a> Section<'a> {
 
     /// The names of this table's keys.
     #[must_use]
-    pub fn keys(&self) -> Vec<String> {
+    pub(crate) fn keys(&self) -> Vec<String> {
         self.table.keys().cloned().collect()
     }
 
     /// Whether file or environment (or the defaults) give this key.
     #[must_use]
-    pub fn has(&self, key: &str) -> bool {
+    pub(crate) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
     }
 
     /// Whether a key is missing, or has an empty text or list.
     #[must_use]
-    pub fn is_blank(&self, key: &str) -> bool {
+    pub(crate) fn is_blank(&self, key: &str) -> bool {
         match self.table.get(key) {
             None => true,
             Some(Value::String(_, text)) => text.is_empty(),
@@ -506,7 +506,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reports every key that nobody asked for, with the nearest right name.
-    pub fn finish(mut self) {
+    pub(crate) fn finish(mut self) {
         let unknown: Vec<String> = self.table.keys().filter(|key| !self.known.contains(*key)).cloned().collect();
         for key in unknown {
             let near = nearest(&key, self.known.iter().map(String::as_str)).map(str::to_owned);
@@ -565,7 +565,7 @@ fn parse(tag: Tag, text: &str) -> Option<Value> {
 }
 
 /// The word nearest to a mistyped one, if one is near enough to be meant.
-pub fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
+pub(crate) fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     names
         .map(|name| (strsim::damerau_levenshtein(typed, name), name))
         .filter(|(distance, name)| *distance <= 1 + name.len().min(typed.len()) / 4)

@@ -6,7 +6,8 @@ use figment::providers::{Format as _, Toml};
 use figment::{Figment, Profile, Provider as _};
 
 use super::defaults::{self, Defaults};
-use super::section::{Problems, Section};
+pub(crate) use super::section::Problems;
+use super::section::Section;
 
 /// Reads `toml` (the inside of a table) over the defaults of the table at `path`, such as `["broker", "kafka"]`.
 pub(crate) fn read<T>(path: &[&str], toml: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> (T, Problems) {

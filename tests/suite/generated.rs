@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-use plextrac_bridge::settings::REFERENCE;
+const REFERENCE: &str = include_str!("../../config/default.toml");
 use serde_json::Value;
 
 use crate::support::Program;

@@ -12,7 +12,7 @@ struct File {
 }
 
 impl File {
-    /// Folder or file right below `src/`: `brokers`, `secret`.
+    /// Folder or file right below `src/`: `brokers`, `metrics`.
     fn part(&self) -> &str {
         let first = self.path.split('/').next().unwrap_or_default();
         first.strip_suffix(".rs").unwrap_or(first)
@@ -84,43 +84,21 @@ fn assert_none(rule: &str, problems: &[String]) {
     assert!(problems.is_empty(), "{rule}:\n  {}", problems.join("\n  "));
 }
 
-/// What every part may use: the ground.
-const GROUND: [&str; 14] = [
-    "message",
-    "deviation",
-    "template",
-    "accounting",
-    "metrics",
-    "secret",
-    "logs",
-    "letters",
-    "state",
-    "shutdown",
-    "pulse",
-    "ticket",
-    "failpoint",
-    "systemd",
-];
-
-/// What each part may use beside itself and the ground of the settings.
-fn allowed(part: &str) -> Vec<&'static str> {
-    let above: &[&str] = match part {
-        "ingress" => &["queue"],
-        "delivery" => &["queue", "brokers"],
-        // It reads the views that ingress and delivery offer.
-        "admin" => &["queue", "brokers", "ingress", "delivery"],
-        // Who stands on the ground itself uses less of it.
-        "secret" | "deviation" | "pulse" | "ticket" | "failpoint" | "systemd" => return vec![],
-        "message" => return vec!["ticket", "deviation"],
-        "letters" => return vec!["message", "failpoint", "state"],
-        "state" => return vec!["failpoint"],
-        "template" => return vec!["message"],
-        "accounting" => return vec!["message", "secret"],
-        "metrics" | "logs" | "shutdown" => return vec!["accounting", "deviation", "message", "secret"],
-        // Queue and brokers.
+/// The modules that each part may use, beside itself.
+fn allowed(part: &str) -> &'static [&'static str] {
+    match part {
+        "ingress" => &["dead_letters", "queue", "metrics", "status", "event", "settings", "process"],
+        "delivery" => &["dead_letters", "queue", "brokers", "metrics", "status", "event", "settings", "process"],
+        // It reads what ingress offers of its sources.
+        "admin" => {
+            &["ingress", "dead_letters", "queue", "brokers", "metrics", "status", "event", "settings", "process"]
+        }
+        "queue" | "dead_letters" | "brokers" => &["metrics", "status", "event", "settings", "process"],
+        "metrics" => &["status", "event", "settings", "process"],
+        "status" => &["metrics", "event", "settings", "process"],
+        "event" | "process" => &["settings"],
         _ => &[],
-    };
-    [above, &GROUND].concat()
+    }
 }
 
 #[test]
@@ -133,34 +111,12 @@ fn imports_point_down_only() {
             continue;
         }
         for import in file.imports().iter().filter(|import| !import.contains("::")) {
-            let is_settings = import == "settings";
-            let may = allowed(part).contains(&import.as_str()) || *import == part || is_settings;
-            // `settings::load` gathers what every part declares; the rest of the settings knows no part.
-            let gathers = file.path == "settings/load.rs" && import != "app" && import != "cli";
-            let settings_ground = part == "settings" && import == "secret";
-            if !(may || gathers || settings_ground) {
+            if !allowed(part).contains(&import.as_str()) && *import != part {
                 problems.push(format!("src/{} uses crate::{import}", file.path));
             }
         }
     }
     assert_none("imports point down only (the map in src/lib.rs)", &problems);
-}
-
-#[test]
-fn parts_use_only_the_ground_of_the_settings() {
-    let ground = ["settings::Section", "settings::Problems", "settings::nearest", "settings::testing", "settings"];
-    let mut problems = Vec::new();
-    for file in files() {
-        if ["main", "cli", "app", "lib", "settings"].contains(&file.part()) {
-            continue;
-        }
-        for import in file.imports() {
-            if import.starts_with("settings") && !ground.contains(&import.as_str()) {
-                problems.push(format!("src/{} uses crate::{import}", file.path));
-            }
-        }
-    }
-    assert_none("a part reads its own table and nothing else of the settings", &problems);
 }
 
 #[test]

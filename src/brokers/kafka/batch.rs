@@ -26,7 +26,7 @@ const BETWEEN_LOOKS: usize = 32;
 
 /// What librdkafka has, from the first message until the last verdict.
 #[derive(Debug, Default)]
-pub(super) struct Batch {
+pub(super) struct ClientBatch {
     messages: usize,
     bytes: usize,
     /// When the first message went in.
@@ -35,7 +35,7 @@ pub(super) struct Batch {
     closed: bool,
 }
 
-impl Batch {
+impl ClientBatch {
     /// Messages without a verdict.
     pub(super) fn messages(&self) -> usize {
         self.messages
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn takes_nothing_until_all_of_it_is_answered() {
-        let mut batch = Batch::default();
+        let mut batch = ClientBatch::default();
         batch.close();
         assert!(batch.takes_more(), "an empty one has nothing to wait for");
         batch.add(100);
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn is_full_by_bytes_and_by_messages() {
-        let mut batch = Batch::default();
+        let mut batch = ClientBatch::default();
         batch.add(BYTES - 1);
         assert!(batch.takes_more());
         batch.add(1);
@@ -111,7 +111,7 @@ mod tests {
     fn is_not_filled_for_longer_than_librdkafka_waits() {
         let since = Instant::now().checked_sub(LINGER);
         assert!(since.is_some(), "this clock began a moment ago");
-        let mut batch = Batch { since, ..Batch::default() };
+        let mut batch = ClientBatch { since, ..ClientBatch::default() };
         for _ in 1..BETWEEN_LOOKS {
             batch.add(1);
         }

@@ -13,13 +13,13 @@ use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig,
 use tokio::sync::Notify;
 
 use crate::brokers::kafka::record::{Extras, Size};
-use crate::brokers::{ConnectError, ErrorKind, Ticket};
+use crate::brokers::{ConnectError, ErrorKind, Sequence};
 
 /// After a purge every verdict is there at once; this is for a machine under load.
 const PURGE: Duration = Duration::from_millis(200);
 
 /// What librdkafka reported of one message.
-pub(super) enum Outcome {
+pub(super) enum Report {
     Stored,
     Failed {
         code: RDKafkaErrorCode,
@@ -57,18 +57,18 @@ fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
 /// What the producer's thread reports, for the session to take.
 #[derive(Default)]
 pub(super) struct Reports {
-    outcomes: Mutex<Vec<(Ticket, Outcome)>>,
+    outcomes: Mutex<Vec<(Sequence, Report)>>,
     /// Told when the first outcome lies there, at a fatal error, and when the brokers are gone.
     pub(super) news: Notify,
     /// Told when credentials or certificates were refused, for a connect that waits.
     pub(super) refused: Notify,
-    health: Mutex<Health>,
-    ill: AtomicBool,
+    health: Mutex<ClientHealth>,
+    has_error: AtomicBool,
     fatal: AtomicBool,
 }
 
 #[derive(Default)]
-struct Health {
+struct ClientHealth {
     /// librdkafka tells why credentials or certificates were refused only at first: kept until a success.
     reason: Option<ConnectError>,
     /// One broker of several may go without harm.
@@ -80,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Reports {
-    pub(super) fn take(&self) -> Vec<(Ticket, Outcome)> {
+    pub(super) fn take(&self) -> Vec<(Sequence, Report)> {
         std::mem::take(&mut *lock(&self.outcomes))
     }
 
@@ -101,13 +101,13 @@ impl Reports {
     }
 
     /// A broker answered.
-    pub(super) fn well(&self) {
-        if self.ill.swap(false, Ordering::AcqRel) {
-            *lock(&self.health) = Health::default();
+    pub(super) fn note_success(&self) {
+        if self.has_error.swap(false, Ordering::AcqRel) {
+            *lock(&self.health) = ClientHealth::default();
         }
     }
 
-    fn unwell(&self, code: RDKafkaErrorCode, text: &str) {
+    fn note_error(&self, code: RDKafkaErrorCode, text: &str) {
         let kind = match code {
             RDKafkaErrorCode::Authentication => ErrorKind::Authentication,
             RDKafkaErrorCode::SSL => ErrorKind::Tls,
@@ -133,7 +133,7 @@ impl Reports {
         }
         let gone = health.away && !before;
         drop(health);
-        self.ill.store(true, Ordering::Release);
+        self.has_error.store(true, Ordering::Release);
         if gone {
             self.news.notify_one();
         }
@@ -158,30 +158,30 @@ impl ClientContext for Reports {
                 self.fatal.store(true, Ordering::Release);
                 self.news.notify_one();
             }
-            Some(code) => self.unwell(code, reason),
+            Some(code) => self.note_error(code, reason),
             None => {}
         }
     }
 }
 
 impl ProducerContext for Reports {
-    /// The ticket.
+    /// The sequence.
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, ticket: usize) {
+    fn delivery(&self, result: &DeliveryResult<'_>, sequence: usize) {
         let outcome = match result {
             Ok(_) => {
-                self.well();
-                Outcome::Stored
+                self.note_success();
+                Report::Stored
             }
-            Err((error, message)) => Outcome::Failed {
+            Err((error, message)) => Report::Failed {
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown),
                 topic: message.topic().to_owned(),
                 size: size(message),
             },
         };
         let mut outcomes = lock(&self.outcomes);
-        outcomes.push((ticket as Ticket, outcome));
+        outcomes.push((sequence as Sequence, outcome));
         if outcomes.len() == 1 {
             self.news.notify_one();
         }
@@ -216,7 +216,7 @@ impl Client {
     /// All topics of the cluster: asked so, no broker creates one. Blocks.
     pub(super) fn metadata(&self, timeout: Duration) -> KafkaResult<Metadata> {
         let metadata = self.producer().client().fetch_metadata(None, timeout)?;
-        self.reports().well();
+        self.reports().note_success();
         Ok(metadata)
     }
 
@@ -233,13 +233,13 @@ impl Client {
     /// Hands a record to librdkafka's queue, which copies it; refused, the headers are back in `extras`.
     pub(super) fn send(
         &self,
-        ticket: Ticket,
+        sequence: Sequence,
         topic: &str,
         key: &str,
         body: &[u8],
         extras: &mut Extras,
     ) -> Result<(), RDKafkaErrorCode> {
-        let opaque = usize::try_from(ticket).expect("a ticket has as many bits as a pointer");
+        let opaque = usize::try_from(sequence).expect("a sequence has as many bits as a pointer");
         let mut record = BaseRecord::with_opaque_to(topic, opaque).key(key.as_bytes()).payload(body);
         record.headers = extras.headers.take();
         record.timestamp = extras.timestamp;

@@ -11,15 +11,15 @@ use crate::brokers::kafka::properties;
 use crate::brokers::kafka::record::BATCH_SIZE;
 use crate::brokers::kafka::session::{KafkaSession, Topic};
 use crate::brokers::kafka::settings::Settings;
-use crate::brokers::kafka::topology::{Purpose, Seen, Standing, Survey, Surveyor};
+use crate::brokers::kafka::topology::{Purpose, Seen, TopicAdmin, TopicState, Topics};
 use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session,
     Terms, Topology,
 };
-use crate::message::Event;
+use crate::event::Event;
 
 /// The broker.
-pub struct Kafka {
+pub(crate) struct Kafka {
     settings: Settings,
     terms: Terms,
     headers: Headers,
@@ -29,13 +29,13 @@ pub struct Kafka {
 impl Kafka {
     /// The broker that these settings describe.
     #[must_use]
-    pub fn new(settings: &Settings, terms: &Terms) -> Self {
+    pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
         Self { settings: settings.clone(), terms: terms.clone(), headers, seen: Seen::default() }
     }
 
-    fn surveyor(&self) -> Surveyor {
-        Surveyor {
+    fn surveyor(&self) -> TopicAdmin {
+        TopicAdmin {
             config: properties::producer(&self.settings, &self.terms, None),
             topology: self.settings.topology,
             partitions: self.settings.partitions,
@@ -75,25 +75,25 @@ impl Kafka {
     }
 
     /// What of the topics that the settings name makes a session useless.
-    fn obstacle(&self, surveyor: &Surveyor, survey: &Survey) -> Option<ConnectError> {
+    fn obstacle(&self, surveyor: &TopicAdmin, survey: &Topics) -> Option<ConnectError> {
         let main = surveyor.main.as_ref();
         let error = |text| Some(ConnectError::new(ErrorKind::Connect, text));
         for name in &surveyor.literals {
             let needed = main == Some(name) || survey.gone.as_ref() == Some(name);
             match survey.standing.get(name) {
-                Some(Standing::Missing) if needed && self.settings.topology == Topology::Check => {
+                Some(TopicState::Missing) if needed && self.settings.topology == Topology::Check => {
                     return error(format!(
                         "the topic {name} does not exist, or these credentials may not see it; \
                          create it, or set topology = \"declare\""
                     ));
                 }
-                Some(Standing::NotCreated(why) | Standing::NotYet(why)) if needed => {
+                Some(TopicState::NotCreated(why) | TopicState::NotYet(why)) if needed => {
                     return error(format!(
                         "the topic {name} does not exist and cannot be created ({why}); create it, or let \
                          these credentials"
                     ));
                 }
-                Some(Standing::Hidden) if needed => {
+                Some(TopicState::Hidden) if needed => {
                     return error(format!(
                         "the topic {name} exists, but these credentials may not write to it; give them the right to"
                     ));
@@ -104,32 +104,32 @@ impl Kafka {
         None
     }
 
-    fn findings(&self, surveyor: &Surveyor, survey: &Survey) -> Vec<Finding> {
+    fn findings(&self, surveyor: &TopicAdmin, survey: &Topics) -> Vec<Finding> {
         let mut findings = Vec::new();
         for name in &surveyor.literals {
             findings.push(match survey.standing.get(name) {
-                Some(Standing::Exists(Some(limit))) if *limit < self.terms.max_body + LARGEST_HEADERS => {
+                Some(TopicState::Exists(Some(limit))) if *limit < self.terms.max_body + LARGEST_HEADERS => {
                     Finding::Warning(format!(
                         "the topic {name} takes at most {limit} bytes (max.message.bytes), less than ingress.max_body \
                          ({}) with key and headers; larger events become dead letters",
                         self.terms.max_body
                     ))
                 }
-                Some(Standing::Exists(limit)) => {
+                Some(TopicState::Exists(limit)) => {
                     let made = if survey.created.contains(name) { "was created" } else { "exists" };
                     let partitions = survey.partitions.get(&**name);
                     let partitions = partitions.map(|count| format!(", partitions: {count}")).unwrap_or_default();
                     let limit = limit.map(|limit| format!(", at most {limit} bytes")).unwrap_or_default();
                     Finding::Good(format!("the topic {name} {made}{partitions}{limit}"))
                 }
-                Some(Standing::NotCreated(why) | Standing::NotYet(why)) => {
+                Some(TopicState::NotCreated(why) | TopicState::NotYet(why)) => {
                     Finding::Missing(format!("the topic {name} does not exist and cannot be created: {why}"))
                 }
-                Some(Standing::Hidden) => Finding::Warning(format!(
+                Some(TopicState::Hidden) => Finding::Warning(format!(
                     "the topic {name} exists, but these credentials may not write to it; its events \
                      become dead letters"
                 )),
-                Some(Standing::Missing) | None => match self.settings.topology {
+                Some(TopicState::Missing) | None => match self.settings.topology {
                     Topology::Declare => Finding::Good(format!("the topic {name} will be created at start")),
                     Topology::Check | Topology::Ignore => Finding::Missing(format!(
                         "the topic {name} does not exist, or these credentials may not see it"
@@ -142,16 +142,16 @@ impl Kafka {
 }
 
 /// How a session begins with the topics that the settings name; any other is asked about when its message comes.
-fn topics(survey: &Survey, topology: Topology) -> HashMap<Arc<str>, Topic> {
+fn topics(survey: &Topics, topology: Topology) -> HashMap<Arc<str>, Topic> {
     let topics = survey.standing.iter().filter_map(|(name, standing)| {
         let topic = match standing {
-            Standing::Exists(limit) => Topic::Open(*limit),
-            Standing::Hidden => Topic::Open(None),
-            Standing::Missing if topology == Topology::Check => {
+            TopicState::Exists(limit) => Topic::Open(*limit),
+            TopicState::Hidden => Topic::Open(None),
+            TopicState::Missing if topology == Topology::Check => {
                 let text = format!("the topic {name} does not exist");
                 Topic::closed(Refusal::new(RefusalReason::NoDestination, text))
             }
-            Standing::Missing | Standing::NotCreated(_) | Standing::NotYet(_) => return None,
+            TopicState::Missing | TopicState::NotCreated(_) | TopicState::NotYet(_) => return None,
         };
         Some((name.clone(), topic))
     });

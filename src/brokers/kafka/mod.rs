@@ -16,5 +16,5 @@ mod settings;
 mod tests;
 mod topology;
 
-pub use connect::Kafka;
-pub use settings::Settings;
+pub(crate) use connect::Kafka;
+pub(crate) use settings::Settings;

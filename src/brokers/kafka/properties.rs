@@ -102,7 +102,7 @@ pub(super) fn refusal(settings: &Settings, error: &KafkaError) -> String {
         _ => "librdkafka refuses the settings".to_owned(),
     };
     let values = settings.properties.iter().map(|(_, value)| value).chain(&settings.security.password);
-    for value in values.map(crate::secret::Secret::reveal).filter(|value| value.len() > 3) {
+    for value in values.map(crate::settings::Secret::reveal).filter(|value| value.len() > 3) {
         text = text.replace(value, "[...]");
     }
     text

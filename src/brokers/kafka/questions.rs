@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::brokers::kafka::session::{Held, KafkaSession, Topic, Verdicts};
-use crate::brokers::kafka::topology::{Purpose, Standing, Survey};
+use crate::brokers::kafka::session::{AskedMessage, KafkaSession, Topic, Verdicts};
+use crate::brokers::kafka::topology::{Purpose, TopicState, Topics};
 use crate::brokers::{ConnectError, ErrorKind, Refusal, RefusalReason, SessionError, Verdict};
 
 /// The cluster is asked about topics at most this often.
@@ -16,7 +16,7 @@ pub(super) const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 const REMEMBERED: usize = 1024;
 
 /// The topics asked about, and the answer.
-pub(super) type Asked = (Vec<Arc<str>>, Result<Survey, ConnectError>);
+pub(super) type Asked = (Vec<Arc<str>>, Result<Topics, ConnectError>);
 
 impl KafkaSession {
     /// Starts a question if there is one and it is time; says when it will be time.
@@ -64,7 +64,7 @@ impl KafkaSession {
         for name in names {
             let Some(Topic::Asking(held)) = self.topics.remove(&name) else { continue };
             match survey.standing.get(&name) {
-                Some(Standing::Exists(limit)) => {
+                Some(TopicState::Exists(limit)) => {
                     let limit = *limit;
                     if limit.is_some_and(|limit| limit < self.batch_size) {
                         let text = format!("the topic {name} asks for smaller batches; connecting again");
@@ -73,21 +73,21 @@ impl KafkaSession {
                     self.topics.insert(name, Topic::Open(limit));
                     self.release(held, into);
                 }
-                Some(Standing::Hidden) => {
+                Some(TopicState::Hidden) => {
                     self.topics.insert(name, Topic::Open(None));
                     self.release(held, into);
                 }
-                Some(Standing::NotYet(why)) => {
+                Some(TopicState::NotYet(why)) => {
                     let text = format!("the topic {name} cannot be created: {why}");
                     self.trouble = Some(ConnectError::new(ErrorKind::Connect, text));
                     self.topics.insert(name.clone(), Topic::Asking(held));
                     self.questions.push(name);
                 }
-                Some(Standing::NotCreated(why)) => {
+                Some(TopicState::NotCreated(why)) => {
                     let text = format!("the topic {name} does not exist and cannot be created: {why}");
                     self.close_topic(name, text, &held, into);
                 }
-                Some(Standing::Missing) | None => {
+                Some(TopicState::Missing) | None => {
                     let text = format!("the topic {name} does not exist");
                     self.close_topic(name, text, &held, into);
                 }
@@ -98,7 +98,7 @@ impl KafkaSession {
     /// The brokers are away: what was not sent waits with the rest, but a failure cannot be judged.
     fn unanswered(&mut self, names: Vec<Arc<str>>, error: &ConnectError) {
         let failed = |topic: Option<&Topic>| match topic {
-            Some(Topic::Asking(held)) => held.iter().any(|held| matches!(held, Held::Failed(..))),
+            Some(Topic::Asking(held)) => held.iter().any(|held| matches!(held, AskedMessage::Failed(..))),
             _ => false,
         };
         if names.iter().any(|name| failed(self.topics.get(name))) {
@@ -107,31 +107,36 @@ impl KafkaSession {
         self.questions.extend(names);
     }
 
-    fn release(&mut self, held: Vec<Held>, into: &mut Verdicts) {
+    fn release(&mut self, held: Vec<AskedMessage>, into: &mut Verdicts) {
         if self.failure.is_some() {
             return;
         }
         // One that failed is older than those that wait: they go together, in the delivery task's order.
-        let again = held.iter().any(|held| matches!(held, Held::Failed(..)));
+        let again = held.iter().any(|held| matches!(held, AskedMessage::Failed(..)));
         for held in held {
             match held {
-                Held::Waiting(waiting) if !again => self.resend(waiting, into),
-                Held::Waiting(waiting) => {
-                    into.push((waiting.ticket, Verdict::NotNow("the topic was missing for a moment".to_owned())));
+                AskedMessage::WaitingMessage(waiting) if !again => self.resend(waiting, into),
+                AskedMessage::WaitingMessage(waiting) => {
+                    into.push((
+                        waiting.sequence,
+                        Verdict::RetryLater("the topic was missing for a moment".to_owned()),
+                    ));
                 }
-                Held::Failed(ticket, code) => into.push((ticket, Verdict::NotNow(code.to_string()))),
+                AskedMessage::Failed(sequence, code) => {
+                    into.push((sequence, Verdict::RetryLater(code.to_string())));
+                }
             }
         }
     }
 
-    fn close_topic(&mut self, name: Arc<str>, text: String, held: &[Held], into: &mut Verdicts) {
+    fn close_topic(&mut self, name: Arc<str>, text: String, held: &[AskedMessage], into: &mut Verdicts) {
         let refusal = Refusal::new(RefusalReason::NoDestination, text);
         for held in held {
-            let ticket = match held {
-                Held::Waiting(waiting) => waiting.ticket,
-                Held::Failed(ticket, _) => *ticket,
+            let sequence = match held {
+                AskedMessage::WaitingMessage(waiting) => waiting.sequence,
+                AskedMessage::Failed(sequence, _) => *sequence,
             };
-            into.push((ticket, Verdict::Refused(refusal.clone())));
+            into.push((sequence, Verdict::Refused(refusal.clone())));
         }
         if self.topics.len() >= REMEMBERED {
             self.topics.retain(|_, topic| !matches!(topic, Topic::Closed { .. }));

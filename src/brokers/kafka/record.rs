@@ -5,8 +5,8 @@ use std::time::UNIX_EPOCH;
 
 use rdkafka::message::{Header, OwnedHeaders};
 
-use crate::brokers::{Headers, Terms, Ticket};
-use crate::message::Message;
+use crate::brokers::{Headers, Sequence, Terms};
+use crate::event::Message;
 
 /// The head of a record batch of version 2; `max.message.bytes` limits the whole batch.
 ///
@@ -84,8 +84,8 @@ impl Extras {
 }
 
 /// A message that waits for its topic.
-pub(super) struct Waiting {
-    pub(super) ticket: Ticket,
+pub(super) struct WaitingMessage {
+    pub(super) sequence: Sequence,
     pub(super) topic: Arc<str>,
     pub(super) key: Arc<str>,
     pub(super) body: Box<[u8]>,

@@ -9,22 +9,22 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::brokers::kafka::batch::Batch;
-use crate::brokers::kafka::client::{Client, Outcome};
+use crate::brokers::kafka::batch::ClientBatch;
+use crate::brokers::kafka::client::{Client, Report};
 use crate::brokers::kafka::questions::{Asked, BETWEEN_QUESTIONS};
-use crate::brokers::kafka::record::{Extras, Waiting};
-use crate::brokers::kafka::topology::Surveyor;
+use crate::brokers::kafka::record::{Extras, WaitingMessage};
+use crate::brokers::kafka::topology::TopicAdmin;
 use crate::brokers::{
-    ConnectError, Handed, Headers, Refusal, RefusalReason, Session, SessionError, Ticket, Topology, Verdict,
+    ConnectError, Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Topology, Verdict,
 };
-use crate::message::Message;
+use crate::event::Message;
 
 /// Where the messages of one topic go.
 pub(super) enum Topic {
     /// To librdkafka; a limit of the topic, where it is known.
     Open(Option<usize>),
     /// Nowhere until the cluster has said whether it exists.
-    Asking(Vec<Held>),
+    Asking(Vec<AskedMessage>),
     /// Back, until it is time to ask again.
     Closed { refusal: Refusal, since: Instant },
 }
@@ -36,17 +36,17 @@ impl Topic {
 }
 
 /// One message whose topic is asked about.
-pub(super) enum Held {
+pub(super) enum AskedMessage {
     /// Not yet with librdkafka.
-    Waiting(Box<Waiting>),
+    WaitingMessage(Box<WaitingMessage>),
     /// librdkafka knew no such topic.
-    Failed(Ticket, Code),
+    Failed(Sequence, Code),
 }
 
 /// One producer, from connect to close.
 pub(super) struct KafkaSession {
     pub(super) client: Arc<Client>,
-    pub(super) surveyor: Surveyor,
+    pub(super) surveyor: TopicAdmin,
     pub(super) headers: Headers,
     pub(super) topics: HashMap<Arc<str>, Topic>,
     pub(super) batch_size: usize,
@@ -59,18 +59,18 @@ pub(super) struct KafkaSession {
     pub(super) trouble: Option<ConnectError>,
     pub(super) failure: Option<SessionError>,
     /// What librdkafka has.
-    pub(super) batch: Batch,
+    pub(super) batch: ClientBatch,
 }
 
 /// How long the rest of a batch's verdicts may take after the first: several partitions, one look.
 const GATHER: Duration = Duration::from_millis(1);
 
-pub(super) type Verdicts = Vec<(Ticket, Verdict)>;
+pub(super) type Verdicts = Vec<(Sequence, Verdict)>;
 
 impl KafkaSession {
     pub(super) fn new(
         client: Arc<Client>,
-        surveyor: Surveyor,
+        surveyor: TopicAdmin,
         headers: Headers,
         topics: HashMap<Arc<str>, Topic>,
         batch_size: usize,
@@ -89,7 +89,7 @@ impl KafkaSession {
             asked,
             trouble,
             failure,
-            batch: Batch::default(),
+            batch: ClientBatch::default(),
         }
     }
 
@@ -116,7 +116,7 @@ impl KafkaSession {
         }
     }
 
-    fn hold(&mut self, name: &Arc<str>, held: Held) {
+    fn hold(&mut self, name: &Arc<str>, held: AskedMessage) {
         self.ask_about(name);
         if let Some(Topic::Asking(list)) = self.topics.get_mut(name) {
             list.push(held);
@@ -136,50 +136,50 @@ impl KafkaSession {
     }
 
     /// What librdkafka's own refusal to take a message means; none: its topic is asked about.
-    fn not_taken(&self, code: Code, topic: &str) -> Option<Handed> {
+    fn not_taken(&self, code: Code, topic: &str) -> Option<Sent> {
         if let Some(text) = self.client.fatal() {
-            return Some(Handed::Lost(SessionError::lost(text)));
+            return Some(Sent::Lost(SessionError::lost(text)));
         }
         match code {
             Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => None,
-            Code::QueueFull => Some(Handed::NotNow("the queue of the client library is full".to_owned())),
+            Code::QueueFull => Some(Sent::RetryLater("the queue of the client library is full".to_owned())),
             code => Some(match refusal(code, topic) {
-                Some(refusal) => Handed::Refused(refusal),
-                None => Handed::NotNow(code.to_string()),
+                Some(refusal) => Sent::Refused(refusal),
+                None => Sent::RetryLater(code.to_string()),
             }),
         }
     }
 
-    pub(super) fn resend(&mut self, mut waiting: Box<Waiting>, into: &mut Verdicts) {
-        let ticket = waiting.ticket;
+    pub(super) fn resend(&mut self, mut waiting: Box<WaitingMessage>, into: &mut Verdicts) {
+        let sequence = waiting.sequence;
         let name = waiting.topic.clone();
         if self.asks_about(&name) {
             // An earlier one of the same topic was not taken: keep their order.
-            self.hold(&name, Held::Waiting(waiting));
+            self.hold(&name, AskedMessage::WaitingMessage(waiting));
             return;
         }
         if let Some(refusal) = self.too_large(&name, waiting.extras.size) {
-            into.push((ticket, Verdict::Refused(refusal)));
+            into.push((sequence, Verdict::Refused(refusal)));
             return;
         }
-        let Waiting { key, body, extras, .. } = &mut *waiting;
-        let Err(code) = self.client.send(ticket, &name, key, body, extras) else {
+        let WaitingMessage { key, body, extras, .. } = &mut *waiting;
+        let Err(code) = self.client.send(sequence, &name, key, body, extras) else {
             self.batch.add(extras.size);
             return;
         };
         match self.not_taken(code, &name) {
-            None => self.hold(&name, Held::Waiting(waiting)),
-            Some(Handed::Refused(refusal)) => into.push((ticket, Verdict::Refused(refusal))),
-            Some(Handed::NotNow(text)) => into.push((ticket, Verdict::NotNow(text))),
-            Some(Handed::Lost(error)) => self.failure = Some(error),
-            Some(Handed::Over) => {}
+            None => self.hold(&name, AskedMessage::WaitingMessage(waiting)),
+            Some(Sent::Refused(refusal)) => into.push((sequence, Verdict::Refused(refusal))),
+            Some(Sent::RetryLater(text)) => into.push((sequence, Verdict::RetryLater(text))),
+            Some(Sent::Lost(error)) => self.failure = Some(error),
+            Some(Sent::Taken) => {}
         }
     }
 
-    fn judge(&mut self, ticket: Ticket, outcome: Outcome, into: &mut Verdicts) {
+    fn judge(&mut self, sequence: Sequence, outcome: Report, into: &mut Verdicts) {
         let (code, topic, size) = match outcome {
-            Outcome::Stored => return into.push((ticket, Verdict::Stored)),
-            Outcome::Failed { code, topic, size } => (code, topic, size),
+            Report::Stored => return into.push((sequence, Verdict::Stored)),
+            Report::Failed { code, topic, size } => (code, topic, size),
         };
         // After a fatal error every other error is only its consequence.
         if let Some(text) = self.client.fatal() {
@@ -189,17 +189,17 @@ impl KafkaSession {
         match code {
             Code::PurgeQueue | Code::PurgeInflight => {}
             Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => {
-                self.hold(&topic.into(), Held::Failed(ticket, code));
+                self.hold(&topic.into(), AskedMessage::Failed(sequence, code));
             }
             Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => match self.refuse_large(&topic, size) {
-                Ok(refusal) => into.push((ticket, Verdict::Refused(refusal))),
+                Ok(refusal) => into.push((sequence, Verdict::Refused(refusal))),
                 Err(lost) => {
                     self.failure.get_or_insert(lost);
                 }
             },
             code => into.push(match refusal(code, &topic) {
-                Some(refusal) => (ticket, Verdict::Refused(refusal)),
-                None => (ticket, Verdict::NotNow(code.to_string())),
+                Some(refusal) => (sequence, Verdict::Refused(refusal)),
+                None => (sequence, Verdict::RetryLater(code.to_string())),
             }),
         }
     }
@@ -233,35 +233,41 @@ fn refusal(code: Code, topic: &str) -> Option<Refusal> {
 
 #[async_trait]
 impl Session for KafkaSession {
-    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
+    fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
         if let Some(failure) = &self.failure {
-            return Handed::Lost(failure.clone());
+            return Sent::Lost(failure.clone());
         }
         let name = &message.address;
         if let Some(Topic::Closed { refusal, since }) = self.topics.get(name)
             && since.elapsed() < BETWEEN_QUESTIONS
         {
-            return Handed::Refused(refusal.clone());
+            return Sent::Refused(refusal.clone());
         }
         let mut extras = Extras::new(&self.headers, message);
         let waiting = |extras| {
             let body = message.event.body.clone();
-            Held::Waiting(Box::new(Waiting { ticket, topic: name.clone(), key: message.key.clone(), body, extras }))
+            AskedMessage::WaitingMessage(Box::new(WaitingMessage {
+                sequence,
+                topic: name.clone(),
+                key: message.key.clone(),
+                body,
+                extras,
+            }))
         };
         if self.asks_about(name) {
             self.hold(name, waiting(extras));
-            return Handed::Over;
+            return Sent::Taken;
         }
         if let Some(refusal) = self.too_large(name, extras.size) {
-            return Handed::Refused(refusal);
+            return Sent::Refused(refusal);
         }
-        let Err(code) = self.client.send(ticket, name, &message.key, &message.event.body, &mut extras) else {
+        let Err(code) = self.client.send(sequence, name, &message.key, &message.event.body, &mut extras) else {
             self.batch.add(extras.size);
-            return Handed::Over;
+            return Sent::Taken;
         };
         self.not_taken(code, name).unwrap_or_else(|| {
             self.hold(name, waiting(extras));
-            Handed::Over
+            Sent::Taken
         })
     }
 
@@ -284,8 +290,8 @@ impl Session for KafkaSession {
             }
             let outcomes = reports.take();
             self.batch.answered(outcomes.len());
-            for (ticket, outcome) in outcomes {
-                self.judge(ticket, outcome, into);
+            for (sequence, outcome) in outcomes {
+                self.judge(sequence, outcome, into);
             }
             let due = self.ask();
             if into.len() > before {
@@ -321,15 +327,15 @@ impl Session for KafkaSession {
         // A panic in there leaves everything unsettled, which is what the caller assumes.
         let _ = tokio::task::spawn_blocking(move || client.finish(patience)).await;
         let fatal = self.client.fatal().is_some();
-        for (ticket, outcome) in self.client.reports().take() {
+        for (sequence, outcome) in self.client.reports().take() {
             match outcome {
-                Outcome::Stored => into.push((ticket, Verdict::Stored)),
-                Outcome::Failed { code, topic, size } if !fatal => {
+                Report::Stored => into.push((sequence, Verdict::Stored)),
+                Report::Failed { code, topic, size } if !fatal => {
                     let large = matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge);
                     let refusal = if large { self.refuse_large(&topic, size).ok() } else { refusal(code, &topic) };
-                    into.extend(refusal.map(|refusal| (ticket, Verdict::Refused(refusal))));
+                    into.extend(refusal.map(|refusal| (sequence, Verdict::Refused(refusal))));
                 }
-                Outcome::Failed { .. } => {}
+                Report::Failed { .. } => {}
             }
         }
     }

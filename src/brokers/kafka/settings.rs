@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::brokers::kafka::properties;
-use crate::brokers::{Router, Shape, Topology};
-use crate::secret::Secret;
+use crate::brokers::template::TemplateKind;
+use crate::brokers::{Router, TemplateNames, Topology};
+use crate::settings::Secret;
 use crate::settings::Section;
-use crate::template::Kind;
 
 /// The settings of `[broker.kafka]`.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     pub(super) bootstrap_servers: String,
     pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
@@ -34,8 +34,12 @@ pub(super) struct Security {
     pub(super) key_file: Option<PathBuf>,
 }
 
-const SHAPE: Shape =
-    Shape { address: "topic", key: Some(("key", Kind::Key)), address_legal: legal_topic, key_legal: |_| Ok(()) };
+const SHAPE: TemplateNames = TemplateNames {
+    address: "topic",
+    key: Some(("key", TemplateKind::Key)),
+    address_legal: legal_topic,
+    key_legal: |_| Ok(()),
+};
 
 const TOPOLOGIES: [(&str, Topology); 3] =
     [("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)];
@@ -48,7 +52,7 @@ const MECHANISMS: [(&str, &str); 4] =
 
 impl Settings {
     /// Reads `[broker.kafka]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let bootstrap_servers = section.text("bootstrap_servers");
         if let Err(text) = legal_servers(&bootstrap_servers) {
             section.problem("bootstrap_servers", text);

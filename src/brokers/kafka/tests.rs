@@ -8,10 +8,10 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::brokers::kafka::{Kafka, Settings};
 use crate::brokers::{
-    Broker as _, ErrorKind, Finding, Handed, HeaderStyle, Refusal, RefusalReason, Session, Suspect, Terms, Ticket,
+    Broker as _, Cause, ErrorKind, Finding, HeaderStyle, Refusal, RefusalReason, Sent, Sequence, Session, Terms,
     Verdict,
 };
-use crate::message::{Event, Fields, Message, Origin};
+use crate::event::{Event, Fields, Message, Origin};
 use crate::settings::testing;
 
 pub(super) fn broker(toml: &str) -> Kafka {
@@ -44,19 +44,19 @@ pub(super) fn message(broker: &mut Kafka, event: &str, body: &[u8]) -> Message {
 /// Sends one message and waits for what becomes of it.
 pub(super) async fn outcome(
     session: &mut Box<dyn Session>,
-    ticket: Ticket,
+    sequence: Sequence,
     message: &Message,
 ) -> Result<Verdict, String> {
-    match session.send(ticket, message) {
-        Handed::Over => {}
-        Handed::Refused(refusal) => return Ok(Verdict::Refused(refusal)),
-        Handed::NotNow(text) => return Ok(Verdict::NotNow(text)),
-        Handed::Lost(error) => return Err(error.text),
+    match session.send(sequence, message) {
+        Sent::Taken => {}
+        Sent::Refused(refusal) => return Ok(Verdict::Refused(refusal)),
+        Sent::RetryLater(text) => return Ok(Verdict::RetryLater(text)),
+        Sent::Lost(error) => return Err(error.text),
     }
     let mut verdicts = Vec::new();
     match tokio::time::timeout(Duration::from_secs(20), session.verdicts(&mut verdicts)).await {
         Ok(Ok(())) => {
-            assert_eq!((verdicts.len(), verdicts[0].0), (1, ticket));
+            assert_eq!((verdicts.len(), verdicts[0].0), (1, sequence));
             Ok(verdicts.remove(0).1)
         }
         Ok(Err(error)) => Err(error.text),
@@ -85,12 +85,12 @@ async fn stores_and_closes_with_every_verdict() {
     assert!(matches!(findings.as_slice(), [Finding::Good(_)]), "{findings:?}");
     let message = message(&mut broker, "E", b"{}");
     assert_eq!(outcome(&mut session, 0, &message).await, Ok(Verdict::Stored));
-    for ticket in 1..=100 {
-        assert!(matches!(session.send(ticket, &message), Handed::Over));
+    for sequence in 1..=100 {
+        assert!(matches!(session.send(sequence, &message), Sent::Taken));
     }
     let mut verdicts = Vec::new();
     session.close(Duration::from_secs(5), &mut verdicts).await;
-    assert_eq!(verdicts, (1..=100).map(|ticket| (ticket, Verdict::Stored)).collect::<Vec<_>>());
+    assert_eq!(verdicts, (1..=100).map(|sequence| (sequence, Verdict::Stored)).collect::<Vec<_>>());
 }
 
 #[tokio::test]
@@ -132,10 +132,10 @@ async fn takes_a_small_message_refused_as_too_large_for_a_suspect() {
     let (mut session, _) = broker.connect().await.unwrap();
     cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
     let message = message(&mut broker, "E", b"{}");
-    assert!(matches!(session.send(0, &message), Handed::Over));
+    assert!(matches!(session.send(0, &message), Sent::Taken));
     let error = session.verdicts(&mut Vec::new()).await.unwrap_err();
     assert!(
-        matches!(&error.suspect, Suspect::Message(refusal) if refusal.reason == RefusalReason::TooLarge),
+        matches!(&error.suspect, Cause::Message(refusal) if refusal.reason == RefusalReason::TooLarge),
         "{error:?}"
     );
 }
@@ -149,8 +149,8 @@ async fn settles_nothing_after_a_fatal_error() {
     assert_eq!(outcome(&mut session, 0, &message).await, Ok(Verdict::Stored));
     cluster
         .request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER]);
-    for ticket in 1..=10 {
-        assert!(matches!(session.send(ticket, &message), Handed::Over));
+    for sequence in 1..=10 {
+        assert!(matches!(session.send(sequence, &message), Sent::Taken));
     }
     let mut verdicts = Vec::new();
     let error = loop {
@@ -173,7 +173,7 @@ async fn tells_that_the_brokers_are_away_until_they_are_back() {
     assert_eq!(session.away(), None);
     cluster.broker_down(1).unwrap();
     let message = message(&mut broker, "E", b"{}");
-    assert!(matches!(session.send(0, &message), Handed::Over));
+    assert!(matches!(session.send(0, &message), Sent::Taken));
     let mut verdicts = Vec::new();
     let waiting = tokio::time::timeout(Duration::from_secs(1), session.verdicts(&mut verdicts)).await;
     assert!(waiting.is_err(), "{waiting:?}");

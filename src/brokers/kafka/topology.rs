@@ -25,7 +25,7 @@ const SECOND_CHANCE: Duration = Duration::from_secs(1);
 
 /// What is known of one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Standing {
+pub(super) enum TopicState {
     /// It exists; its `max.message.bytes`, where we may know it.
     Exists(Option<usize>),
     Missing,
@@ -39,18 +39,18 @@ pub(super) enum Standing {
 
 /// The answer to a survey.
 #[derive(Debug)]
-pub(super) struct Survey {
+pub(super) struct Topics {
     pub(super) brokers: usize,
     pub(super) partitions: HashMap<String, usize>,
-    pub(super) standing: HashMap<Arc<str>, Standing>,
+    pub(super) standing: HashMap<Arc<str>, TopicState>,
     pub(super) created: Vec<Arc<str>>,
     /// A topic that the settings name and that was there before (or is the main one) is not there.
     pub(super) gone: Option<Arc<str>>,
 }
 
-impl Survey {
+impl Topics {
     fn has(&self, name: &Arc<str>) -> bool {
-        matches!(self.standing.get(name), Some(Standing::Exists(_)))
+        matches!(self.standing.get(name), Some(TopicState::Exists(_)))
     }
 }
 
@@ -70,7 +70,7 @@ pub(super) type Seen = Arc<Mutex<HashMap<Arc<str>, Option<usize>>>>;
 
 /// Asks the cluster about topics.
 #[derive(Clone)]
-pub(super) struct Surveyor {
+pub(super) struct TopicAdmin {
     pub(super) config: ClientConfig,
     pub(super) topology: Topology,
     pub(super) partitions: i32,
@@ -81,7 +81,7 @@ pub(super) struct Surveyor {
     pub(super) seen: Seen,
 }
 
-impl Surveyor {
+impl TopicAdmin {
     /// The smallest limit of all topics seen.
     pub(super) fn smallest_limit(&self) -> Option<usize> {
         self.seen().values().flatten().min().copied()
@@ -97,13 +97,13 @@ impl Surveyor {
         client: &Arc<Client>,
         names: &[Arc<str>],
         purpose: Purpose,
-    ) -> Result<Survey, ConnectError> {
+    ) -> Result<Topics, ConnectError> {
         let (brokers, partitions) = list(client).await?;
         let gone = self.gone(&partitions);
-        let mut survey = Survey { brokers, partitions, standing: HashMap::new(), created: Vec::new(), gone };
+        let mut survey = Topics { brokers, partitions, standing: HashMap::new(), created: Vec::new(), gone };
         for name in names {
             let exists = survey.partitions.contains_key(&**name);
-            let standing = if exists { Standing::Exists(None) } else { Standing::Missing };
+            let standing = if exists { TopicState::Exists(None) } else { TopicState::Missing };
             survey.standing.insert(name.clone(), standing);
         }
         if survey.gone.is_some() && purpose == Purpose::Question {
@@ -115,22 +115,22 @@ impl Surveyor {
         if names.is_empty() || nothing_to_do {
             return Ok(survey);
         }
-        let admin = Admin::new(self.config.clone()).await?;
+        let admin = ClosingAdmin::new(self.config.clone()).await?;
         if creates && !missing.is_empty() {
             for (name, outcome) in admin.create(self, &missing).await? {
                 let standing = match outcome {
                     Ok(()) => {
                         survey.created.push(name.clone());
-                        Standing::Exists(None)
+                        TopicState::Exists(None)
                     }
                     Err(RDKafkaErrorCode::TopicAlreadyExists) => {
                         // Somebody was faster, or it was there and we may not see it.
                         survey.partitions = list(client).await?.1;
                         let seen = survey.partitions.contains_key(&*name);
-                        if seen { Standing::Exists(None) } else { Standing::Hidden }
+                        if seen { TopicState::Exists(None) } else { TopicState::Hidden }
                     }
-                    Err(code) if is_final(code) => Standing::NotCreated(code.to_string()),
-                    Err(code) => Standing::NotYet(code.to_string()),
+                    Err(code) if is_final(code) => TopicState::NotCreated(code.to_string()),
+                    Err(code) => TopicState::NotYet(code.to_string()),
                 };
                 survey.standing.insert(name, standing);
             }
@@ -141,7 +141,7 @@ impl Surveyor {
         for name in existing {
             let limit = limits.get(&*name).copied();
             seen.insert(name.clone(), limit);
-            survey.standing.insert(name, Standing::Exists(limit));
+            survey.standing.insert(name, TopicState::Exists(limit));
         }
         drop(seen);
         Ok(survey)
@@ -199,9 +199,9 @@ async fn list(client: &Arc<Client>) -> Result<(usize, HashMap<String, usize>), C
 }
 
 /// A short-lived client for administration: rdkafka's keeps its log for ever, because nobody polls it.
-struct Admin(Option<AdminClient<Quiet>>);
+struct ClosingAdmin(Option<AdminClient<Quiet>>);
 
-impl Admin {
+impl ClosingAdmin {
     async fn new(mut config: ClientConfig) -> Result<Self, ConnectError> {
         config.set_log_level(RDKafkaLogLevel::Emerg);
         let create = tokio::task::spawn_blocking(move || config.create_with_context(Quiet)).await;
@@ -218,7 +218,7 @@ impl Admin {
 
     async fn create(
         &self,
-        surveyor: &Surveyor,
+        surveyor: &TopicAdmin,
         names: &[Arc<str>],
     ) -> Result<Vec<(Arc<str>, Result<(), RDKafkaErrorCode>)>, ConnectError> {
         let topic =
@@ -260,7 +260,7 @@ fn options(patience: Duration) -> AdminOptions {
     AdminOptions::new().request_timeout(Some(patience)).operation_timeout(Some(patience))
 }
 
-impl Drop for Admin {
+impl Drop for ClosingAdmin {
     fn drop(&mut self) {
         // It joins a thread that looks up every 100 ms.
         let client = self.0.take();

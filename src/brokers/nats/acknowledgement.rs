@@ -11,7 +11,7 @@ use crate::brokers::{Refusal, RefusalReason, Verdict};
 
 /// What an answer on the inbox says.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum AckReply {
     /// The stream's word.
     Verdict(Verdict),
     /// Nobody listens on this subject: gone, or never there?
@@ -21,26 +21,26 @@ pub(super) enum Answer {
 }
 
 /// Reads the answer to a message for this stream.
-pub(super) fn read(message: &Message, stream: &str) -> Answer {
+pub(super) fn read(message: &Message, stream: &str) -> AckReply {
     match message.status {
-        Some(StatusCode::NO_RESPONDERS) => Answer::NobodyListens,
-        Some(_) => Answer::Foreign,
+        Some(StatusCode::NO_RESPONDERS) => AckReply::NobodyListens,
+        Some(_) => AckReply::Foreign,
         None => read_payload(&message.payload, stream),
     }
 }
 
-fn read_payload(payload: &[u8], stream: &str) -> Answer {
+fn read_payload(payload: &[u8], stream: &str) -> AckReply {
     // Borrowed texts in one small map: an acknowledgement has three or four keys.
-    let Ok(fields) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload) else { return Answer::Foreign };
+    let Ok(fields) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload) else { return AckReply::Foreign };
     if let Some(error) = fields.get("error") {
         return match Error::read(error.get()) {
-            Some(error) => Answer::Verdict(error.verdict()),
-            None => Answer::Foreign,
+            Some(error) => AckReply::Verdict(error.verdict()),
+            None => AckReply::Foreign,
         };
     }
     // A duplicate is stored as well: `"duplicate": true` beside the same stream.
     let named = fields.get("stream").and_then(|name| serde_json::from_str::<String>(name.get()).ok());
-    if named.as_deref() == Some(stream) { Answer::Verdict(Verdict::Stored) } else { Answer::Foreign }
+    if named.as_deref() == Some(stream) { AckReply::Verdict(Verdict::Stored) } else { AckReply::Foreign }
 }
 
 /// The error object of JetStream's answers.
@@ -69,7 +69,7 @@ impl Error {
             // 10077 store failed, full with discard new among it; 10023 resources, 10047 storage; 10158 the same id is
             // being stored at this moment; 429 too many requests.
             (10077 | 10023 | 10047 | 10158, _) | (_, 429 | 500..) => {
-                return Verdict::NotNow(format!("{text} ({number})"));
+                return Verdict::RetryLater(format!("{text} ({number})"));
             }
             (10054, _) => RefusalReason::TooLarge,
             (10060, _) => RefusalReason::NoDestination,
@@ -83,23 +83,23 @@ impl Error {
 mod tests {
     use super::*;
 
-    fn verdict(payload: &str) -> Answer {
+    fn verdict(payload: &str) -> AckReply {
         read_payload(payload.as_bytes(), "S")
     }
 
-    fn error(code: u64, number: u64) -> Answer {
+    fn error(code: u64, number: u64) -> AckReply {
         let error = format!(r#"{{"code":{code},"err_code":{number},"description":"why"}}"#);
         verdict(&format!(r#"{{"error":{error},"stream":"S","seq":0}}"#))
     }
 
     #[test]
     fn takes_only_the_streams_own_word_as_stored() {
-        let stored = Answer::Verdict(Verdict::Stored);
+        let stored = AckReply::Verdict(Verdict::Stored);
         assert_eq!(verdict(r#"{"stream":"S","seq":1}"#), stored);
         assert_eq!(verdict(r#"{"stream":"S","domain":"hub","seq":1,"duplicate":true}"#), stored);
         for payload in ["", "{", "[]", "null", "{}", r#"{"seq":1}"#, r#"{"stream":"T","seq":1}"#, r#"{"error":1}"#]
         {
-            assert_eq!(verdict(payload), Answer::Foreign, "{payload}");
+            assert_eq!(verdict(payload), AckReply::Foreign, "{payload}");
         }
     }
 
@@ -108,7 +108,7 @@ mod tests {
         for (code, number) in
             [(503, 10077), (503, 10023), (500, 10047), (409, 10158), (429, 10167), (503, 1), (500, 0)]
         {
-            assert_eq!(error(code, number), Answer::Verdict(Verdict::NotNow(format!("why ({number})"))));
+            assert_eq!(error(code, number), AckReply::Verdict(Verdict::RetryLater(format!("why ({number})"))));
         }
         for (code, number, reason) in [
             (400, 10054, RefusalReason::TooLarge),
@@ -117,7 +117,7 @@ mod tests {
             (404, 0, RefusalReason::Other),
         ] {
             let refused = Verdict::Refused(Refusal::new(reason, format!("why ({number})")));
-            assert_eq!(error(code, number), Answer::Verdict(refused));
+            assert_eq!(error(code, number), AckReply::Verdict(refused));
         }
     }
 }

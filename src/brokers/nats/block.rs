@@ -7,7 +7,7 @@ use async_nats::{HeaderMap, HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
 
 use crate::brokers::Headers;
-use crate::message::Event;
+use crate::event::Event;
 
 /// `NATS/1.0\r\n` before and an empty line after the headers.
 const FRAME: usize = 12;
@@ -16,13 +16,13 @@ const FRAME: usize = 12;
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 
 /// The headers of one message.
-pub(super) struct Block {
+pub(super) struct HeaderText {
     pub(super) map: HeaderMap,
     /// What they add to the payload on the wire, in bytes.
     pub(super) length: usize,
 }
 
-impl Block {
+impl HeaderText {
     /// The headers of an event for this stream.
     pub(super) fn new(event: &Event, headers: &Headers, stream: &str) -> Self {
         let mut block = Self { map: HeaderMap::new(), length: FRAME };
@@ -71,9 +71,9 @@ mod tests {
 
     use super::*;
     use crate::brokers::{Encoding, HeaderStyle};
-    use crate::message::{Fields, Origin};
+    use crate::event::{Fields, Origin};
 
-    fn block(cuid: &str, style: HeaderStyle) -> Block {
+    fn block(cuid: &str, style: HeaderStyle) -> HeaderText {
         let origin = Origin {
             source: "main".into(),
             signature: Some([b'A'; 64]),
@@ -83,7 +83,7 @@ mod tests {
         };
         let fields = Fields { cuid, event: "E", target_type: "t", ..Fields::default() };
         let event = Event::new(origin, Box::default(), &fields, &[0; 32]);
-        Block::new(&event, &Headers::new(style, "ce-", "content-type", Encoding::Percent), "S")
+        HeaderText::new(&event, &Headers::new(style, "ce-", "content-type", Encoding::Percent), "S")
     }
 
     #[test]
@@ -115,7 +115,7 @@ mod tests {
         let headers = Headers::new(HeaderStyle::None, "ce-", "content-type", Encoding::Percent);
         let shown = |micros| {
             let event = Event::new(origin(micros), Box::default(), &Fields::default(), &[0xab; 32]);
-            Block::new(&event, &headers, "S").map.get("Nats-Msg-Id").unwrap().as_str().to_owned()
+            HeaderText::new(&event, &headers, "S").map.get("Nats-Msg-Id").unwrap().as_str().to_owned()
         };
         assert_eq!(shown(5), format!("{}-5", "ab".repeat(16)));
         assert_ne!(shown(5), shown(6));
@@ -127,7 +127,7 @@ mod tests {
         let text = "NATS/1.0\r\nNats-Msg-Id: c-000000000000\r\nNats-Expected-Stream: S\r\n\r\n";
         assert_eq!((none.length, none.map.len()), (text.len(), 2));
         let all = block("c", HeaderStyle::CloudEvents);
-        let lines = |block: &Block| -> usize {
+        let lines = |block: &HeaderText| -> usize {
             block.map.iter().map(|(name, values)| name.to_string().len() + values[0].as_str().len() + 4).sum()
         };
         assert_eq!((all.length, all.map.len()), (12 + lines(&all), 10));

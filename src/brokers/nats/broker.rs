@@ -4,16 +4,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::connection::Connection;
+use super::connection::NatsConnection;
 use super::session::NatsSession;
 use super::settings::Settings;
-use super::topology::{self, Known};
+use super::topology::{self, KnownStream};
 use crate::brokers::{Broker, ConnectError, Encoding, Finding, Headers, Refusal, Session, Terms, Topology};
-use crate::message::Event;
+use crate::event::Event;
 
 /// NATS JetStream.
 #[derive(Debug)]
-pub struct Nats {
+pub(crate) struct Nats {
     settings: Settings,
     terms: Terms,
     headers: Headers,
@@ -22,33 +22,33 @@ pub struct Nats {
 impl Nats {
     /// The broker that these settings describe.
     #[must_use]
-    pub fn new(settings: &Settings, terms: &Terms) -> Self {
+    pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         let headers = Headers::new(terms.headers, "ce-", "content-type", Encoding::Percent);
         Self { settings: settings.clone(), terms: terms.clone(), headers }
     }
 
-    fn findings(&self, connection: &Connection, known: &Known) -> Vec<Finding> {
+    fn findings(&self, connection: &NatsConnection, known: &KnownStream) -> Vec<Finding> {
         let (stream, mut findings) = match known {
-            Known::Stands(stream) => (Some(stream), topology::subjects_not_taken(stream, &self.settings)),
-            Known::Missing | Known::Unasked => (None, Vec::new()),
+            KnownStream::Stands(stream) => (Some(stream), topology::subjects_not_taken(stream, &self.settings)),
+            KnownStream::Missing | KnownStream::Unasked => (None, Vec::new()),
         };
         findings.push(topology::sizes(connection.max_payload(), stream, &self.terms));
         findings
     }
 
     /// What an inspection says of the stream itself.
-    fn state(&self, known: &Known) -> Finding {
+    fn state(&self, known: &KnownStream) -> Finding {
         let name = &self.settings.stream;
         match known {
-            Known::Stands(stream) => {
+            KnownStream::Stands(stream) => {
                 Finding::Good(format!("the stream {name} exists and takes {}", stream.subjects.join(", ")))
             }
-            Known::Missing if self.settings.topology == Topology::Declare => {
+            KnownStream::Missing if self.settings.topology == Topology::Declare => {
                 let subjects = self.settings.stream_subjects.join(", ");
                 Finding::Good(format!("the stream {name} will be created at start and take {subjects}"))
             }
-            Known::Missing => Finding::Missing(topology::missing_text(&self.settings)),
-            Known::Unasked => Finding::Warning(format!(
+            KnownStream::Missing => Finding::Missing(topology::missing_text(&self.settings)),
+            KnownStream::Unasked => Finding::Warning(format!(
                 "these credentials may not look at the stream {name}; nothing is known of it"
             )),
         }
@@ -74,13 +74,13 @@ impl Broker for Nats {
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
-        let mut connection = Connection::dial(&self.settings, self.terms.max_in_flight).await?;
+        let mut connection = NatsConnection::dial(&self.settings, self.terms.max_in_flight).await?;
         let mut known = topology::look(&mut connection, &self.settings).await?;
         let mut findings = Vec::new();
-        if matches!(known, Known::Missing) {
+        if matches!(known, KnownStream::Missing) {
             match self.settings.topology {
                 Topology::Declare => {
-                    known = Known::Stands(topology::create(&mut connection, &self.settings).await?);
+                    known = KnownStream::Stands(topology::create(&mut connection, &self.settings).await?);
                 }
                 Topology::Check => return Err(topology::missing(connection.at(), &self.settings)),
                 Topology::Ignore => findings.push(Finding::Missing(topology::missing_text(&self.settings))),
@@ -92,11 +92,11 @@ impl Broker for Nats {
     }
 
     async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
-        let mut connection = Connection::dial(&self.settings, self.terms.max_in_flight).await?;
+        let mut connection = NatsConnection::dial(&self.settings, self.terms.max_in_flight).await?;
         let known = topology::look(&mut connection, &self.settings).await?;
         let version = &connection.server().version;
         let mut findings = vec![Finding::Good(format!("nats-server {version} at {}", connection.at()))];
-        if !matches!(known, Known::Unasked) {
+        if !matches!(known, KnownStream::Unasked) {
             findings.push(Finding::Good("JetStream is enabled for these credentials".to_owned()));
         }
         findings.push(self.state(&known));

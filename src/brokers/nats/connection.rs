@@ -24,7 +24,7 @@ use url::Url;
 use super::events::{Events, Violation};
 use super::settings::{Login, Settings};
 use crate::brokers::{ConnectError, ErrorKind};
-use crate::secret::redact;
+use crate::settings::redact;
 
 /// For all servers together; each gets an equal share of what is left.
 const DIAL: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ const PING: Duration = Duration::from_secs(3);
 const NOWHERE: &str = "nats://127.0.0.1:1";
 
 /// One live connection.
-pub(super) struct Connection {
+pub(super) struct NatsConnection {
     client: Client,
     inbox: Subscriber,
     /// Of every reply subject: the inbox and a dot.
@@ -71,7 +71,7 @@ pub(super) enum Unanswered {
     Silence(ConnectError),
 }
 
-impl Connection {
+impl NatsConnection {
     /// Connects to the first server that takes us, for a window of so many messages.
     pub(super) async fn dial(settings: &Settings, window: usize) -> Result<Self, ConnectError> {
         let deadline = Instant::now() + DIAL;

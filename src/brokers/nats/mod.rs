@@ -16,5 +16,5 @@ mod stream;
 mod subjects;
 mod topology;
 
-pub use broker::Nats;
-pub use settings::Settings;
+pub(crate) use broker::Nats;
+pub(crate) use settings::Settings;

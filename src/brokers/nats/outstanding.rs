@@ -4,15 +4,15 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::brokers::Ticket;
+use crate::brokers::Sequence;
 
 /// Above the ping interval and one look: a longer silence is the connection's, not a message's.
 const SILENCE: Duration = Duration::from_secs(4);
 
 /// One message without an answer.
 #[derive(Debug)]
-pub(super) struct Waiting {
-    pub(super) ticket: Ticket,
+pub(super) struct Unacknowledged {
+    pub(super) sequence: Sequence,
     pub(super) subject: Arc<str>,
     /// The hearing's time when it was sent.
     pub(super) sent: Duration,
@@ -22,7 +22,7 @@ pub(super) struct Waiting {
 #[derive(Debug, Default)]
 pub(super) struct Outstanding {
     first: u64,
-    waiting: VecDeque<Option<Waiting>>,
+    waiting: VecDeque<Option<Unacknowledged>>,
     count: usize,
 }
 
@@ -32,12 +32,12 @@ impl Outstanding {
         self.first + self.waiting.len() as u64
     }
 
-    pub(super) fn push(&mut self, waiting: Waiting) {
+    pub(super) fn push(&mut self, waiting: Unacknowledged) {
         self.waiting.push_back(Some(waiting));
         self.count += 1;
     }
 
-    pub(super) fn take(&mut self, number: u64) -> Option<Waiting> {
+    pub(super) fn take(&mut self, number: u64) -> Option<Unacknowledged> {
         let at = usize::try_from(number.checked_sub(self.first)?).ok()?;
         let taken = self.waiting.get_mut(at)?.take()?;
         self.count -= 1;
@@ -46,16 +46,16 @@ impl Outstanding {
     }
 
     /// Takes every message of this subject.
-    pub(super) fn take_subject(&mut self, subject: &str) -> Vec<Ticket> {
-        let mut tickets = Vec::new();
+    pub(super) fn take_subject(&mut self, subject: &str) -> Vec<Sequence> {
+        let mut sequences = Vec::new();
         for place in &mut self.waiting {
             if place.as_ref().is_some_and(|waiting| *waiting.subject == *subject) {
-                tickets.extend(place.take().map(|waiting| waiting.ticket));
+                sequences.extend(place.take().map(|waiting| waiting.sequence));
             }
         }
-        self.count -= tickets.len();
+        self.count -= sequences.len();
         self.trim();
-        tickets
+        sequences
     }
 
     fn trim(&mut self) {
@@ -65,7 +65,7 @@ impl Outstanding {
         }
     }
 
-    pub(super) fn oldest(&self) -> Option<&Waiting> {
+    pub(super) fn oldest(&self) -> Option<&Unacknowledged> {
         self.waiting.front()?.as_ref()
     }
 
@@ -76,13 +76,13 @@ impl Outstanding {
 
 /// Counts the time in which the server was there to answer: a stopped server or a cut stops the clock.
 #[derive(Debug)]
-pub(super) struct Hearing {
+pub(super) struct ResponsiveClock {
     counted: Duration,
     heard: Instant,
     bytes: u64,
 }
 
-impl Hearing {
+impl ResponsiveClock {
     pub(super) fn new(now: Instant, bytes: u64) -> Self {
         Self { counted: Duration::ZERO, heard: now, bytes }
     }
@@ -120,26 +120,26 @@ impl Hearing {
 mod tests {
     use super::*;
 
-    fn waiting(ticket: Ticket, subject: &str) -> Waiting {
-        Waiting { ticket, subject: subject.into(), sent: Duration::ZERO }
+    fn waiting(sequence: Sequence, subject: &str) -> Unacknowledged {
+        Unacknowledged { sequence, subject: subject.into(), sent: Duration::ZERO }
     }
 
     #[test]
     fn finds_each_message_once_by_its_number() {
         let mut outstanding = Outstanding::default();
-        for ticket in 10..14 {
-            assert_eq!(outstanding.next(), ticket - 10);
-            outstanding.push(waiting(ticket, "a"));
+        for sequence in 10..14 {
+            assert_eq!(outstanding.next(), sequence - 10);
+            outstanding.push(waiting(sequence, "a"));
         }
-        assert_eq!(outstanding.take(2).unwrap().ticket, 12);
+        assert_eq!(outstanding.take(2).unwrap().sequence, 12);
         assert!(outstanding.take(2).is_none());
-        assert_eq!(outstanding.take(0).unwrap().ticket, 10);
+        assert_eq!(outstanding.take(0).unwrap().sequence, 10);
         assert!(outstanding.take(0).is_none());
         assert!(outstanding.take(4).is_none());
-        assert_eq!(outstanding.oldest().unwrap().ticket, 11);
+        assert_eq!(outstanding.oldest().unwrap().sequence, 11);
         assert_eq!(outstanding.next(), 4);
-        assert_eq!(outstanding.take(1).unwrap().ticket, 11);
-        assert_eq!(outstanding.take(3).unwrap().ticket, 13);
+        assert_eq!(outstanding.take(1).unwrap().sequence, 11);
+        assert_eq!(outstanding.take(3).unwrap().sequence, 13);
         assert!(outstanding.is_empty() && outstanding.oldest().is_none());
         assert_eq!(outstanding.next(), 4);
     }
@@ -147,11 +147,11 @@ mod tests {
     #[test]
     fn takes_all_of_one_subject_and_no_other() {
         let mut outstanding = Outstanding::default();
-        for (ticket, subject) in [(1, "a"), (2, "b"), (3, "a")] {
-            outstanding.push(waiting(ticket, subject));
+        for (sequence, subject) in [(1, "a"), (2, "b"), (3, "a")] {
+            outstanding.push(waiting(sequence, subject));
         }
         assert_eq!(outstanding.take_subject("a"), [1, 3]);
-        assert_eq!(outstanding.oldest().unwrap().ticket, 2);
+        assert_eq!(outstanding.oldest().unwrap().sequence, 2);
         assert_eq!(outstanding.take_subject("a"), [0; 0]);
         assert!(!outstanding.is_empty());
     }
@@ -160,7 +160,7 @@ mod tests {
     fn counts_no_silence_of_the_connection() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut hearing = Hearing::new(start, 0);
+        let mut hearing = ResponsiveClock::new(start, 0);
         let stamp = hearing.stamp(start);
         hearing.look(at(3), 6);
         assert_eq!(hearing.since(stamp), Duration::from_secs(3));
@@ -176,7 +176,7 @@ mod tests {
     fn never_starts_a_message_too_early() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
-        let mut hearing = Hearing::new(start, 0);
+        let mut hearing = ResponsiveClock::new(start, 0);
         let stamp = hearing.stamp(at(2));
         hearing.look(at(3), 6);
         assert_eq!(hearing.since(stamp), Duration::from_secs(1));

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::stream::{Look, Stream};
-use crate::brokers::{Refusal, RefusalReason, SessionError, Ticket, Verdict};
+use super::stream::{StreamLimits, StreamLook};
+use crate::brokers::{Refusal, RefusalReason, Sequence, SessionError, Verdict};
 
 /// Between two questions.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -13,14 +13,14 @@ const PAUSE: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub(super) struct Question {
     /// Messages to which nobody listened.
-    waiting: Vec<(Ticket, Arc<str>)>,
+    waiting: Vec<(Sequence, Arc<str>)>,
     /// A message went unanswered for the ack time-out, for this refusal.
     overdue: Option<Refusal>,
     /// Number and hearing's time of the question under way.
     asked: Option<(u64, Duration)>,
     number: u64,
     last: Option<Instant>,
-    stood: Option<(Instant, Stream)>,
+    stood: Option<(Instant, StreamLimits)>,
 }
 
 impl Question {
@@ -36,14 +36,19 @@ impl Question {
 
     /// Nobody listened to this message. If the stream stood a moment ago and does not take its subject, that is the
     /// answer; whether it still stands needs a new question.
-    pub(super) fn nobody_listens(&mut self, ticket: Ticket, subject: Arc<str>, now: Instant) -> Option<Verdict> {
+    pub(super) fn nobody_listens(
+        &mut self,
+        sequence: Sequence,
+        subject: Arc<str>,
+        now: Instant,
+    ) -> Option<Verdict> {
         if let Some((at, stream)) = &self.stood
             && now.duration_since(*at) < PAUSE
             && !stream.takes(&subject)
         {
             return Some(unroutable(&subject, stream));
         }
-        self.waiting.push((ticket, subject));
+        self.waiting.push((sequence, subject));
         None
     }
 
@@ -74,31 +79,35 @@ impl Question {
     pub(super) fn answer(
         &mut self,
         number: u64,
-        look: Look,
+        look: StreamLook,
         now: Instant,
-        into: &mut Vec<(Ticket, Verdict)>,
+        into: &mut Vec<(Sequence, Verdict)>,
     ) -> Result<(), SessionError> {
         if self.asked.is_none_or(|(asked, _)| asked != number) {
             return Ok(());
         }
         self.asked = None;
         let stream = match look {
-            Look::Stands(Stream { useless: Some(why), .. }) => {
+            StreamLook::Stands(StreamLimits { useless: Some(why), .. }) => {
                 return Err(SessionError::lost(format!("the stream {why}")));
             }
-            Look::Stands(stream) => stream,
-            Look::Missing => return Err(SessionError::lost("the stream is gone")),
-            Look::NoJetStream(why) => return Err(SessionError::lost(format!("JetStream is not available: {why}"))),
-            Look::Unclear(why) => return Err(SessionError::lost(format!("cannot look at the stream: {why}"))),
+            StreamLook::Stands(stream) => stream,
+            StreamLook::Missing => return Err(SessionError::lost("the stream is gone")),
+            StreamLook::NoJetStream(why) => {
+                return Err(SessionError::lost(format!("JetStream is not available: {why}")));
+            }
+            StreamLook::Unclear(why) => {
+                return Err(SessionError::lost(format!("cannot look at the stream: {why}")));
+            }
         };
-        for (ticket, subject) in self.waiting.drain(..) {
+        for (sequence, subject) in self.waiting.drain(..) {
             let verdict = if stream.takes(&subject) {
                 // Created in between, or between two leaders.
-                Verdict::NotNow(format!("nobody took {subject}, though the stream stands"))
+                Verdict::RetryLater(format!("nobody took {subject}, though the stream stands"))
             } else {
                 unroutable(&subject, &stream)
             };
-            into.push((ticket, verdict));
+            into.push((sequence, verdict));
         }
         self.stood = Some((now, stream));
         match self.overdue.take() {
@@ -108,7 +117,7 @@ impl Question {
     }
 }
 
-fn unroutable(subject: &str, stream: &Stream) -> Verdict {
+fn unroutable(subject: &str, stream: &StreamLimits) -> Verdict {
     let text = format!("the stream does not take {subject}; it takes {}", stream.subjects.join(", "));
     Verdict::Refused(Refusal::new(RefusalReason::Unroutable, text))
 }
@@ -117,8 +126,8 @@ fn unroutable(subject: &str, stream: &Stream) -> Verdict {
 mod tests {
     use super::*;
 
-    fn stream(subject: &str) -> Stream {
-        Stream { subjects: vec![subject.to_owned()], max_message: None, useless: None }
+    fn stream(subject: &str) -> StreamLimits {
+        StreamLimits { subjects: vec![subject.to_owned()], max_message: None, useless: None }
     }
 
     fn asked(question: &mut Question, now: Instant) -> u64 {
@@ -137,9 +146,13 @@ mod tests {
         assert_eq!(question.nobody_listens(2, "b".into(), now), None);
         let number = asked(&mut question, now);
         let mut verdicts = Vec::new();
-        assert_eq!(question.answer(number + 1, Look::Missing, now, &mut verdicts), Ok(()), "not this question");
-        assert_eq!(question.answer(number, Look::Stands(stream("a.>")), now, &mut verdicts), Ok(()));
-        assert!(matches!(verdicts[..], [(1, Verdict::NotNow(_)), (2, Verdict::Refused(_))]), "{verdicts:?}");
+        assert_eq!(
+            question.answer(number + 1, StreamLook::Missing, now, &mut verdicts),
+            Ok(()),
+            "not this question"
+        );
+        assert_eq!(question.answer(number, StreamLook::Stands(stream("a.>")), now, &mut verdicts), Ok(()));
+        assert!(matches!(verdicts[..], [(1, Verdict::RetryLater(_)), (2, Verdict::Refused(_))]), "{verdicts:?}");
         assert!(!question.is_open());
         assert!(question.nobody_listens(3, "b".into(), now).is_some(), "known from a moment ago");
         assert_eq!(question.nobody_listens(4, "a.x".into(), now), None, "may be gone by now");
@@ -151,19 +164,19 @@ mod tests {
     #[test]
     fn loses_the_session_where_the_stream_is_gone() {
         let now = Instant::now();
-        let useless = Stream { useless: Some("is sealed"), ..stream("a") };
+        let useless = StreamLimits { useless: Some("is sealed"), ..stream("a") };
         for look in [
-            Look::Stands(useless),
-            Look::Missing,
-            Look::NoJetStream("off".to_owned()),
-            Look::Unclear("odd".to_owned()),
+            StreamLook::Stands(useless),
+            StreamLook::Missing,
+            StreamLook::NoJetStream("off".to_owned()),
+            StreamLook::Unclear("odd".to_owned()),
         ] {
             let mut question = Question::default();
             question.nobody_listens(1, "a".into(), now);
             let number = asked(&mut question, now);
             let mut verdicts = Vec::new();
             let lost = question.answer(number, look, now, &mut verdicts).unwrap_err();
-            assert_eq!((lost.suspect, verdicts.len()), (crate::brokers::Suspect::Nothing, 0));
+            assert_eq!((lost.suspect, verdicts.len()), (crate::brokers::Cause::Network, 0));
         }
     }
 
@@ -174,7 +187,7 @@ mod tests {
         let mut question = Question::default();
         question.overdue(refusal.clone());
         let number = asked(&mut question, now);
-        let suspect = question.answer(number, Look::Stands(stream("a")), now, &mut Vec::new());
+        let suspect = question.answer(number, StreamLook::Stands(stream("a")), now, &mut Vec::new());
         assert_eq!(suspect, Err(SessionError::suspect(refusal)));
     }
 }

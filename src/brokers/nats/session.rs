@@ -9,18 +9,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
-use super::acknowledgement::{self, Answer};
-use super::block::Block;
-use super::connection::{Connection, Queued};
+use super::acknowledgement::{self, AckReply};
+use super::block::HeaderText;
+use super::connection::{NatsConnection, Queued};
 use super::events::Violation;
-use super::outstanding::{Hearing, Outstanding, Waiting};
+use super::outstanding::{Outstanding, ResponsiveClock, Unacknowledged};
 use super::question::Question;
-use super::stream::{self, Look};
-use super::topology::Known;
+use super::stream::{self, StreamLook};
+use super::topology::KnownStream;
 use crate::brokers::{
-    ErrorKind, Handed, Headers, Refusal, RefusalReason, Session, SessionError, Suspect, Ticket, Verdict,
+    Cause, ErrorKind, Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict,
 };
-use crate::message::Message;
+use crate::event::Message;
 
 /// How long a message may go unanswered while the server is there; the library's own default for acknowledgements.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -36,12 +36,12 @@ const LOOK: Duration = Duration::from_millis(250);
 
 /// One live connection to JetStream.
 pub(super) struct NatsSession {
-    connection: Connection,
+    connection: NatsConnection,
     headers: Headers,
     stream: String,
     may_ask: bool,
     outstanding: Outstanding,
-    hearing: Hearing,
+    hearing: ResponsiveClock,
     question: Question,
     forbidden: Vec<(String, Instant)>,
     look: Interval,
@@ -50,15 +50,15 @@ pub(super) struct NatsSession {
 
 impl NatsSession {
     /// A session on this connection, with what was found of the stream.
-    pub(super) fn new(connection: Connection, headers: &Headers, stream: &str, known: &Known) -> Self {
+    pub(super) fn new(connection: NatsConnection, headers: &Headers, stream: &str, known: &KnownStream) -> Self {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            hearing: Hearing::new(Instant::now(), connection.bytes()),
+            hearing: ResponsiveClock::new(Instant::now(), connection.bytes()),
             connection,
             headers: headers.clone(),
             stream: stream.to_owned(),
-            may_ask: !matches!(known, Known::Unasked),
+            may_ask: !matches!(known, KnownStream::Unasked),
             outstanding: Outstanding::default(),
             question: Question::default(),
             forbidden: Vec::new(),
@@ -96,15 +96,17 @@ impl NatsSession {
     }
 
     /// Events of the library: refused permissions, and the end.
-    fn take_events(&mut self, into: &mut Vec<(Ticket, Verdict)>) {
+    fn take_events(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         let events = Arc::clone(self.connection.events());
         while let Some(violation) = events.violation() {
             match violation {
                 Violation::Publish(subject) if subject == stream::info_subject(&self.stream) => self.cannot_ask(),
                 Violation::Publish(subject) => {
-                    let tickets = self.outstanding.take_subject(&subject);
+                    let sequences = self.outstanding.take_subject(&subject);
                     into.extend(
-                        tickets.into_iter().map(|ticket| (ticket, Verdict::Refused(not_authorised(&subject)))),
+                        sequences
+                            .into_iter()
+                            .map(|sequence| (sequence, Verdict::Refused(not_authorised(&subject)))),
                     );
                     if self.forbidden.len() == FORBIDDEN_KEPT {
                         self.forbidden.remove(0);
@@ -115,7 +117,7 @@ impl NatsSession {
                 Violation::Subscribe(inbox) => {
                     let text = format!("these credentials may no longer subscribe to {inbox}");
                     let kind = ErrorKind::Authentication;
-                    self.lose(SessionError { text, kind, suspect: Suspect::Nothing });
+                    self.lose(SessionError { text, kind, suspect: Cause::Network });
                 }
             }
         }
@@ -125,7 +127,7 @@ impl NatsSession {
     }
 
     /// All answers that are there.
-    fn take_replies(&mut self, into: &mut Vec<(Ticket, Verdict)>) {
+    fn take_replies(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         while let Poll::Ready(reply) = self.connection.next_now() {
             match reply {
                 Some(reply) => self.take_reply(&reply, into),
@@ -134,7 +136,7 @@ impl NatsSession {
         }
     }
 
-    fn take_reply(&mut self, reply: &Reply, into: &mut Vec<(Ticket, Verdict)>) {
+    fn take_reply(&mut self, reply: &Reply, into: &mut Vec<(Sequence, Verdict)>) {
         let Some(token) = self.connection.token(reply) else { return };
         if let Some(number) = token.strip_prefix('q') {
             if let Ok(number) = number.parse() {
@@ -144,19 +146,19 @@ impl NatsSession {
         }
         let Ok(number) = token.parse() else { return };
         match acknowledgement::read(reply, &self.stream) {
-            Answer::Verdict(verdict) => {
-                into.extend(self.outstanding.take(number).map(|waiting| (waiting.ticket, verdict)));
+            AckReply::Verdict(verdict) => {
+                into.extend(self.outstanding.take(number).map(|waiting| (waiting.sequence, verdict)));
             }
-            Answer::NobodyListens => {
-                let Some(Waiting { ticket, subject, .. }) = self.outstanding.take(number) else { return };
-                let verdict = self.question.nobody_listens(ticket, subject, Instant::now());
-                into.extend(verdict.map(|verdict| (ticket, verdict)));
+            AckReply::NobodyListens => {
+                let Some(Unacknowledged { sequence, subject, .. }) = self.outstanding.take(number) else { return };
+                let verdict = self.question.nobody_listens(sequence, subject, Instant::now());
+                into.extend(verdict.map(|verdict| (sequence, verdict)));
             }
-            Answer::Foreign => {}
+            AckReply::Foreign => {}
         }
     }
 
-    fn take_look(&mut self, number: u64, look: Look, into: &mut Vec<(Ticket, Verdict)>) {
+    fn take_look(&mut self, number: u64, look: StreamLook, into: &mut Vec<(Sequence, Verdict)>) {
         if self.overdue().is_none() {
             self.question.relieve();
         }
@@ -224,22 +226,22 @@ fn not_authorised(subject: &str) -> Refusal {
 
 #[async_trait]
 impl Session for NatsSession {
-    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
+    fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
         if !self.connection.is_open() {
             self.lose_connection();
         }
         if let Some(lost) = &self.lost {
-            return Handed::Lost(lost.clone());
+            return Sent::Lost(lost.clone());
         }
         if self.is_forbidden(&message.address) {
-            return Handed::Refused(not_authorised(&message.address));
+            return Sent::Refused(not_authorised(&message.address));
         }
-        let block = Block::new(&message.event, &self.headers, &self.stream);
+        let block = HeaderText::new(&message.event, &self.headers, &self.stream);
         let size = block.length + message.event.body.len();
         let most = self.connection.max_payload();
         let too_large = || {
             let text = format!("{size} bytes with headers, more than the server's max_payload of {most}");
-            Handed::Refused(Refusal::new(RefusalReason::TooLarge, text))
+            Sent::Refused(Refusal::new(RefusalReason::TooLarge, text))
         };
         if size > most {
             return too_large();
@@ -253,23 +255,23 @@ impl Session for NatsSession {
         match self.connection.publish(&message.address, &token, Some(block.map), body) {
             Queued::Yes => {
                 let subject = Arc::clone(&message.address);
-                self.outstanding.push(Waiting { ticket, subject, sent: self.hearing.stamp(now) });
-                Handed::Over
+                self.outstanding.push(Unacknowledged { sequence, subject, sent: self.hearing.stamp(now) });
+                Sent::Taken
             }
-            Queued::Full => Handed::NotNow("the connection takes no more at the moment".to_owned()),
+            Queued::Full => Sent::RetryLater("the connection takes no more at the moment".to_owned()),
             Queued::TooLarge => too_large(),
             Queued::IllegalSubject => {
                 let text = format!("{:?} is no legal subject", message.address);
-                Handed::Refused(Refusal::new(RefusalReason::Unroutable, text))
+                Sent::Refused(Refusal::new(RefusalReason::Unroutable, text))
             }
             Queued::Ended => {
                 self.lose_connection();
-                Handed::Lost(self.lost.clone().unwrap_or_else(|| SessionError::lost("the connection ended")))
+                Sent::Lost(self.lost.clone().unwrap_or_else(|| SessionError::lost("the connection ended")))
             }
         }
     }
 
-    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
+    async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
         let before = into.len();
         loop {
             // Events first: an answer that came before the end is then among the replies.
@@ -297,7 +299,7 @@ impl Session for NatsSession {
         }
     }
 
-    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>) {
+    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>) {
         let collect = async {
             let events = Arc::clone(self.connection.events());
             while !self.outstanding.is_empty() {

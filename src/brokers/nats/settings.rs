@@ -7,20 +7,20 @@ use percent_encoding::percent_decode_str;
 use url::Url;
 
 use super::subjects;
-use crate::brokers::{Router, Shape, Topology};
-use crate::secret::{Secret, redact};
+use crate::brokers::{Router, TemplateNames, Topology};
 use crate::settings::Section;
+use crate::settings::{Secret, redact};
 
 /// The server refuses a shorter duplicate window.
 const LEAST_WINDOW: Duration = Duration::from_millis(100);
 
 /// The settings of `[broker.nats]`.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// Without user and password; `nats` or `tls`, with a host.
     pub(super) servers: Vec<Url>,
     pub(super) login: Login,
-    pub(super) tls: Tls,
+    pub(super) tls: NatsTls,
     pub(super) router: Router,
     pub(super) stream: String,
     pub(super) topology: Topology,
@@ -41,17 +41,18 @@ pub(super) enum Login {
 
 /// What TLS needs beside the scheme.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Tls {
+pub(super) struct NatsTls {
     pub(super) ca: Option<PathBuf>,
     /// Certificate and key.
     pub(super) client: Option<(PathBuf, PathBuf)>,
 }
 
-const SHAPE: Shape = Shape { address: "subject", key: None, address_legal: subjects::legal, key_legal: |_| Ok(()) };
+const SHAPE: TemplateNames =
+    TemplateNames { address: "subject", key: None, address_legal: subjects::legal, key_legal: |_| Ok(()) };
 
 impl Settings {
     /// Reads `[broker.nats]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let (servers, found) = servers(section);
         let login = login(section, found);
         let tls = tls(section);
@@ -201,7 +202,7 @@ fn login(section: &mut Section<'_>, in_urls: Login) -> Login {
     logins.into_iter().next().map_or(Login::Nobody, |(_, login)| login)
 }
 
-fn tls(section: &mut Section<'_>) -> Tls {
+fn tls(section: &mut Section<'_>) -> NatsTls {
     let ca = section.readable_file("ca_file");
     let certificate = section.readable_file("certificate_file");
     let key = section.readable_file("key_file");
@@ -214,7 +215,7 @@ fn tls(section: &mut Section<'_>) -> Tls {
         (false, true) => section.problem("key_file", "given without `certificate_file`"),
         _ => {}
     }
-    Tls { ca, client: certificate.zip(key) }
+    NatsTls { ca, client: certificate.zip(key) }
 }
 
 /// What is given, else what the templates say, else nothing.
@@ -239,7 +240,7 @@ fn stream_subjects(section: &mut Section<'_>, router: &Router) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::{Problems, testing};
+    use crate::settings::testing::{self, Problems};
 
     fn read(toml: &str) -> (Settings, Problems) {
         testing::read(&["broker", "nats"], toml, Settings::read)

@@ -17,9 +17,9 @@ const NOT_ENABLED: [u64; 2] = [10076, 10039];
 
 /// What a look at a stream found.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum StreamLook {
     /// It is there.
-    Stands(Stream),
+    Stands(StreamLimits),
     /// It is not.
     Missing,
     /// There is no JetStream, for a reason.
@@ -30,7 +30,7 @@ pub(super) enum Look {
 
 /// What matters of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Stream {
+pub(super) struct StreamLimits {
     pub(super) subjects: Vec<String>,
     /// Its own limit, headers included, where it has one.
     pub(super) max_message: Option<usize>,
@@ -38,7 +38,7 @@ pub(super) struct Stream {
     pub(super) useless: Option<&'static str>,
 }
 
-impl Stream {
+impl StreamLimits {
     /// Whether a message to this subject, or to every subject of this pattern, goes into the stream.
     pub(super) fn takes(&self, subject: &str) -> bool {
         self.subjects.iter().any(|pattern| subjects::covers(pattern, subject))
@@ -72,32 +72,32 @@ pub(super) fn creation(settings: &Settings) -> Vec<u8> {
 }
 
 /// Reads the answer to either.
-pub(super) fn read(message: &Message) -> Look {
+pub(super) fn read(message: &Message) -> StreamLook {
     match message.status {
-        Some(StatusCode::NO_RESPONDERS) => Look::NoJetStream("nobody answers for it".to_owned()),
-        Some(status) => Look::Unclear(format!("status {status}")),
+        Some(StatusCode::NO_RESPONDERS) => StreamLook::NoJetStream("nobody answers for it".to_owned()),
+        Some(status) => StreamLook::Unclear(format!("status {status}")),
         None => read_payload(&message.payload),
     }
 }
 
-fn read_payload(payload: &[u8]) -> Look {
+fn read_payload(payload: &[u8]) -> StreamLook {
     let Ok(answer) = serde_json::from_slice::<Value>(payload) else {
-        return Look::Unclear("an answer that is not JSON".to_owned());
+        return StreamLook::Unclear("an answer that is not JSON".to_owned());
     };
     if let Some(error) = answer.get("error") {
         return match Error::read(&error.to_string()) {
-            Some(error) if error.number == NOT_FOUND => Look::Missing,
-            Some(error) if NOT_ENABLED.contains(&error.number) => Look::NoJetStream(error.text),
-            Some(error) => Look::Unclear(format!("{} ({})", error.text, error.number)),
-            None => Look::Unclear("an error without a code".to_owned()),
+            Some(error) if error.number == NOT_FOUND => StreamLook::Missing,
+            Some(error) if NOT_ENABLED.contains(&error.number) => StreamLook::NoJetStream(error.text),
+            Some(error) => StreamLook::Unclear(format!("{} ({})", error.text, error.number)),
+            None => StreamLook::Unclear("an error without a code".to_owned()),
         };
     }
     let Some(config) = answer.get("config") else {
-        return Look::Unclear("an answer without the stream's configuration".to_owned());
+        return StreamLook::Unclear("an answer without the stream's configuration".to_owned());
     };
     let flag = |key| config.get(key).and_then(Value::as_bool).unwrap_or(false);
     let subjects = config.get("subjects").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    Look::Stands(Stream {
+    StreamLook::Stands(StreamLimits {
         subjects: subjects.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         // Unlimited is -1.
         max_message: config.get("max_msg_size").and_then(Value::as_u64).and_then(|size| size.try_into().ok()),
@@ -115,7 +115,7 @@ fn read_payload(payload: &[u8]) -> Look {
 mod tests {
     use super::*;
 
-    fn error(code: u64, number: u64) -> Look {
+    fn error(code: u64, number: u64) -> StreamLook {
         read_payload(
             format!(r#"{{"type":"t","error":{{"code":{code},"err_code":{number},"description":"why"}}}}"#)
                 .as_bytes(),
@@ -127,23 +127,23 @@ mod tests {
         let look = read_payload(
             br#"{"config":{"name":"S","subjects":["a.>","b"],"max_msg_size":-1,"sealed":false},"state":{"messages":1}}"#,
         );
-        let Look::Stands(stream) = look else { panic!("{look:?}") };
+        let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
         assert_eq!((stream.max_message, stream.useless), (None, None));
         assert!(stream.takes("a.x.y") && stream.takes("b") && !stream.takes("b.c") && !stream.takes("a"));
         let look = read_payload(br#"{"config":{"max_msg_size":100,"no_ack":true}}"#);
-        let Look::Stands(stream) = look else { panic!("{look:?}") };
+        let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
         assert_eq!(stream.max_message, Some(100));
         assert!(stream.useless.is_some() && !stream.takes("a"));
     }
 
     #[test]
     fn tells_a_missing_stream_from_missing_jetstream() {
-        assert_eq!(error(404, 10059), Look::Missing);
-        assert_eq!(error(503, 10039), Look::NoJetStream("why".to_owned()));
-        assert_eq!(error(503, 10076), Look::NoJetStream("why".to_owned()));
-        assert_eq!(error(503, 10008), Look::Unclear("why (10008)".to_owned()));
+        assert_eq!(error(404, 10059), StreamLook::Missing);
+        assert_eq!(error(503, 10039), StreamLook::NoJetStream("why".to_owned()));
+        assert_eq!(error(503, 10076), StreamLook::NoJetStream("why".to_owned()));
+        assert_eq!(error(503, 10008), StreamLook::Unclear("why (10008)".to_owned()));
         for payload in ["", "{}", "[]", r#"{"error":{}}"#] {
-            assert!(matches!(read_payload(payload.as_bytes()), Look::Unclear(_)), "{payload}");
+            assert!(matches!(read_payload(payload.as_bytes()), StreamLook::Unclear(_)), "{payload}");
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Source: <https://docs.nats.io/nats-concepts/subjects>.
 
-use crate::template::Template;
+use crate::brokers::template::Template;
 
 /// A server reads control lines of at most 4096 bytes; reply inbox and lengths need less than half of one.
 const LONGEST: usize = 2048;
@@ -114,7 +114,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::template::Kind;
+    use crate::brokers::template::TemplateKind;
 
     #[test]
     fn takes_plain_subjects_only() {
@@ -165,7 +165,7 @@ mod tests {
     fn derives_the_subjects_of_a_stream() {
         let derive = |texts: &[&str]| {
             let templates: Vec<_> =
-                texts.iter().map(|text| Template::parse(Kind::Address, text).unwrap()).collect();
+                texts.iter().map(|text| Template::parse(TemplateKind::Address, text).unwrap()).collect();
             derived(templates.iter())
         };
         let list = |texts: &[&str]| Some(texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>());

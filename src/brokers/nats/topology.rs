@@ -1,16 +1,16 @@
 //! The stream at connect: looked at, created where `declare` says so, never changed; and what it will not take.
 
-use super::connection::{Connection, Unanswered};
+use super::connection::{NatsConnection, Unanswered};
 use super::settings::Settings;
-use super::stream::{self, Look, Stream};
+use super::stream::{self, StreamLimits, StreamLook};
+use crate::brokers::template::Template;
 use crate::brokers::{ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Terms, Topology};
-use crate::template::Template;
 
 /// What is known of the stream when a session starts.
 #[derive(Debug)]
-pub(super) enum Known {
+pub(super) enum KnownStream {
     /// It stands.
-    Stands(Stream),
+    Stands(StreamLimits),
     /// It does not.
     Missing,
     /// These credentials may not ask.
@@ -18,12 +18,15 @@ pub(super) enum Known {
 }
 
 /// Looks at the stream.
-pub(super) async fn look(connection: &mut Connection, settings: &Settings) -> Result<Known, ConnectError> {
+pub(super) async fn look(
+    connection: &mut NatsConnection,
+    settings: &Settings,
+) -> Result<KnownStream, ConnectError> {
     let subject = stream::info_subject(&settings.stream);
     let at = connection.at().to_owned();
     let message = match connection.ask(&subject, Vec::new()).await {
         Ok(message) => message,
-        Err(Unanswered::Forbidden) if settings.topology == Topology::Ignore => return Ok(Known::Unasked),
+        Err(Unanswered::Forbidden) if settings.topology == Topology::Ignore => return Ok(KnownStream::Unasked),
         Err(Unanswered::Forbidden) => return Err(forbidden(&at, &subject, "topology = \"ignore\"")),
         // Where permissions are refused somewhere on the way, nothing comes back at all.
         Err(Unanswered::Silence(error))
@@ -31,7 +34,7 @@ pub(super) async fn look(connection: &mut Connection, settings: &Settings) -> Re
                 && error.kind == ErrorKind::Connect
                 && connection.is_open() =>
         {
-            return Ok(Known::Unasked);
+            return Ok(KnownStream::Unasked);
         }
         Err(Unanswered::Silence(error)) => return Err(error),
     };
@@ -39,7 +42,10 @@ pub(super) async fn look(connection: &mut Connection, settings: &Settings) -> Re
 }
 
 /// Creates the stream.
-pub(super) async fn create(connection: &mut Connection, settings: &Settings) -> Result<Stream, ConnectError> {
+pub(super) async fn create(
+    connection: &mut NatsConnection,
+    settings: &Settings,
+) -> Result<StreamLimits, ConnectError> {
     let subject = stream::create_subject(&settings.stream);
     let at = connection.at().to_owned();
     let name = &settings.stream;
@@ -51,12 +57,12 @@ pub(super) async fn create(connection: &mut Connection, settings: &Settings) -> 
         Err(Unanswered::Silence(error)) => return Err(error),
     };
     match stream::read(&message) {
-        Look::Stands(stream) => Ok(stream),
-        Look::NoJetStream(why) => Err(no_jetstream(&at, &why)),
-        Look::Missing => {
+        StreamLook::Stands(stream) => Ok(stream),
+        StreamLook::NoJetStream(why) => Err(no_jetstream(&at, &why)),
+        StreamLook::Missing => {
             Err(ConnectError::new(ErrorKind::Connect, format!("{at}: cannot create the stream {name}")))
         }
-        Look::Unclear(why) => {
+        StreamLook::Unclear(why) => {
             let subjects = settings.stream_subjects.join(", ");
             let text = format!("{at}: cannot create the stream {name} with the subjects {subjects}: {why}");
             Err(ConnectError::new(ErrorKind::Connect, text))
@@ -75,16 +81,16 @@ pub(super) fn missing_text(settings: &Settings) -> String {
     format!("the stream {} does not exist; create it, or set topology = \"declare\"", settings.stream)
 }
 
-fn known(look: Look, at: &str, settings: &Settings) -> Result<Known, ConnectError> {
+fn known(look: StreamLook, at: &str, settings: &Settings) -> Result<KnownStream, ConnectError> {
     let name = &settings.stream;
     match look {
-        Look::Stands(Stream { useless: Some(why), .. }) => {
+        StreamLook::Stands(StreamLimits { useless: Some(why), .. }) => {
             Err(ConnectError::new(ErrorKind::Connect, format!("{at}: the stream {name} {why}; use another one")))
         }
-        Look::Stands(stream) => Ok(Known::Stands(stream)),
-        Look::Missing => Ok(Known::Missing),
-        Look::NoJetStream(why) => Err(no_jetstream(at, &why)),
-        Look::Unclear(why) => {
+        StreamLook::Stands(stream) => Ok(KnownStream::Stands(stream)),
+        StreamLook::Missing => Ok(KnownStream::Missing),
+        StreamLook::NoJetStream(why) => Err(no_jetstream(at, &why)),
+        StreamLook::Unclear(why) => {
             Err(ConnectError::new(ErrorKind::Connect, format!("{at}: cannot look at the stream {name}: {why}")))
         }
     }
@@ -104,7 +110,7 @@ fn forbidden(at: &str, subject: &str, instead: &str) -> ConnectError {
 }
 
 /// What the operator should know of a stream that stands: what it will not take.
-pub(super) fn subjects_not_taken(stream: &Stream, settings: &Settings) -> Vec<Finding> {
+pub(super) fn subjects_not_taken(stream: &StreamLimits, settings: &Settings) -> Vec<Finding> {
     let mut shown = Vec::new();
     for template in settings.router.routes().iter().map(crate::brokers::Route::address) {
         let [sample, _] = template.samples();
@@ -127,7 +133,7 @@ fn shape(template: &Template) -> String {
 }
 
 /// Whether the largest body fits the server and the stream.
-pub(super) fn sizes(max_payload: usize, stream: Option<&Stream>, terms: &Terms) -> Finding {
+pub(super) fn sizes(max_payload: usize, stream: Option<&StreamLimits>, terms: &Terms) -> Finding {
     let needed = terms.max_body.saturating_add(LARGEST_HEADERS);
     let (limit, whose) = match stream.and_then(|stream| stream.max_message) {
         Some(limit) if limit < max_payload => (limit, "the stream's max_msg_size"),
@@ -156,9 +162,9 @@ mod tests {
         Terms { max_in_flight: 1, max_body, headers: HeaderStyle::None, retry_max: Duration::ZERO }
     }
 
-    fn stream(subjects: &[&str], max_message: Option<usize>) -> Stream {
+    fn stream(subjects: &[&str], max_message: Option<usize>) -> StreamLimits {
         let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
-        Stream { subjects, max_message, useless: None }
+        StreamLimits { subjects, max_message, useless: None }
     }
 
     #[test]

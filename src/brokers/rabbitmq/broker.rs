@@ -12,15 +12,15 @@ use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe};
 use crate::brokers::rabbitmq::destinations::Destinations;
 use crate::brokers::rabbitmq::session::RabbitmqSession;
-use crate::brokers::rabbitmq::topology::{Plan, lock};
+use crate::brokers::rabbitmq::topology::{Exchanges, lock};
 use crate::brokers::{Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, Session, Terms};
-use crate::message::Event;
+use crate::event::Event;
 
 /// A connection whose channel alone died: a new channel on it takes 1 ms, a new connection 100 times that with TLS.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Kept(Arc<Mutex<Option<Link>>>);
+pub(super) struct IdleConnection(Arc<Mutex<Option<Link>>>);
 
-impl Kept {
+impl IdleConnection {
     pub(super) fn put(&self, link: Link) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
     }
@@ -32,24 +32,24 @@ impl Kept {
 
 /// RabbitMQ.
 #[derive(Debug)]
-pub struct Rabbitmq {
+pub(crate) struct Rabbitmq {
     settings: Settings,
     headers: Headers,
-    plan: Arc<Plan>,
+    plan: Arc<Exchanges>,
     known: Arc<Mutex<Destinations>>,
-    kept: Kept,
+    kept: IdleConnection,
 }
 
 impl Rabbitmq {
     /// The broker that these settings describe.
     #[must_use]
-    pub fn new(settings: &Settings, terms: &Terms) -> Self {
+    pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         Self {
             settings: settings.clone(),
             headers: Headers::new(terms.headers, "cloudEvents_", "content-type", Encoding::Plain),
-            plan: Arc::new(Plan::new(settings)),
+            plan: Arc::new(Exchanges::new(settings)),
             known: Arc::default(),
-            kept: Kept::default(),
+            kept: IdleConnection::default(),
         }
     }
 

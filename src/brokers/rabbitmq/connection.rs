@@ -73,7 +73,7 @@ impl Link {
     pub(super) async fn open(settings: &Settings) -> Result<Self, ConnectError> {
         let failed = |kind, text: String| ConnectError::new(kind, format!("{}: {text}", settings.location()));
         let uri = settings.uri().map_err(|text| failed(ErrorKind::Connect, text))?;
-        let tls = Tls::read(settings, &uri).map_err(|text| failed(ErrorKind::Tls, text))?;
+        let tls = AmqpTls::read(settings, &uri).map_err(|text| failed(ErrorKind::Tls, text))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("rabbitmq")
@@ -173,12 +173,12 @@ impl Drop for Unfinished {
 
 /// What the TLS handshake needs; the files are read at each connect, so that renewed ones are taken.
 #[derive(Clone)]
-struct Tls {
+struct AmqpTls {
     roots: Option<Vec<CertificateDer<'static>>>,
     identity: Option<Arc<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>>,
 }
 
-impl Tls {
+impl AmqpTls {
     fn read(settings: &Settings, uri: &AMQPUri) -> Result<Option<Self>, String> {
         if uri.scheme == AMQPScheme::AMQP {
             return Ok(None);
@@ -221,7 +221,7 @@ fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 #[error("{0}")]
 struct TlsError(io::Error);
 
-async fn connect(uri: AMQPUri, tls: Option<Tls>) -> lapin::Result<Connection> {
+async fn connect(uri: AMQPUri, tls: Option<AmqpTls>) -> lapin::Result<Connection> {
     let properties = ConnectionProperties::default().with_connection_name(LongString::from("plextrac-bridge"));
     let runtime = lapin::runtime::default_runtime()?;
     let dial = async move |uri: AMQPUri, runtime| {

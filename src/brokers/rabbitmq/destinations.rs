@@ -13,7 +13,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 const REMEMBERED: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
-enum Standing {
+enum ExchangeState {
     Seen,
     Missing { looked: Instant },
     Forbidden { since: Instant, text: String },
@@ -21,58 +21,60 @@ enum Standing {
 
 /// What to do with a message for an exchange.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Gate {
+pub(super) enum Decision {
     Open,
     /// It was missing when we looked last: look again, then send or refuse.
-    Look,
+    ExchangeLook,
     Refuse(Refusal),
 }
 
 /// The memory of all exchanges of a broker.
 #[derive(Debug, Default)]
 pub(super) struct Destinations {
-    standings: HashMap<Box<str>, Standing>,
+    standings: HashMap<Box<str>, ExchangeState>,
     /// RabbitMQ's `max_message_size`, known only once it has refused a message, and when that was.
     largest: Option<(usize, Instant)>,
 }
 
 impl Destinations {
-    pub(super) fn gate(&self, exchange: &str, size: usize, now: Instant) -> Gate {
+    pub(super) fn gate(&self, exchange: &str, size: usize, now: Instant) -> Decision {
         let limit = self.largest.filter(|(largest, since)| size > *largest && now < *since + REMEMBERED);
         if let Some((largest, _)) = limit {
             let text = format!("the body is {size} bytes, more than the broker's max_message_size of {largest}");
-            return Gate::Refuse(Refusal::new(RefusalReason::TooLarge, text));
+            return Decision::Refuse(Refusal::new(RefusalReason::TooLarge, text));
         }
         match self.standings.get(exchange) {
-            Some(Standing::Missing { looked }) if now < *looked + LOOK_AGAIN => Gate::Refuse(missing(exchange)),
-            Some(Standing::Missing { .. }) => Gate::Look,
-            Some(Standing::Forbidden { since, text }) if now < *since + REMEMBERED => {
-                Gate::Refuse(Refusal::new(RefusalReason::NotAuthorised, text))
+            Some(ExchangeState::Missing { looked }) if now < *looked + LOOK_AGAIN => {
+                Decision::Refuse(missing(exchange))
             }
-            _ => Gate::Open,
+            Some(ExchangeState::Missing { .. }) => Decision::ExchangeLook,
+            Some(ExchangeState::Forbidden { since, text }) if now < *since + REMEMBERED => {
+                Decision::Refuse(Refusal::new(RefusalReason::NotAuthorised, text))
+            }
+            _ => Decision::Open,
         }
     }
 
     pub(super) fn is_seen(&self, exchange: &str) -> bool {
-        matches!(self.standings.get(exchange), Some(Standing::Seen))
+        matches!(self.standings.get(exchange), Some(ExchangeState::Seen))
     }
 
     pub(super) fn is_missing(&self, exchange: &str) -> bool {
-        matches!(self.standings.get(exchange), Some(Standing::Missing { .. }))
+        matches!(self.standings.get(exchange), Some(ExchangeState::Missing { .. }))
     }
 
     /// The exchange exists. A refusal of permission says nothing against that, and stays.
     pub(super) fn saw(&mut self, exchange: &str) {
         match self.standings.get(exchange) {
-            Some(Standing::Seen | Standing::Forbidden { .. }) => {}
+            Some(ExchangeState::Seen | ExchangeState::Forbidden { .. }) => {}
             _ => {
-                self.standings.insert(exchange.into(), Standing::Seen);
+                self.standings.insert(exchange.into(), ExchangeState::Seen);
             }
         }
     }
 
     pub(super) fn missed(&mut self, exchange: &str, now: Instant) {
-        self.standings.insert(exchange.into(), Standing::Missing { looked: now });
+        self.standings.insert(exchange.into(), ExchangeState::Missing { looked: now });
     }
 
     pub(super) fn forget(&mut self, exchange: &str) {
@@ -80,7 +82,7 @@ impl Destinations {
     }
 
     pub(super) fn forbid(&mut self, exchange: &str, text: &str, now: Instant) {
-        self.standings.insert(exchange.into(), Standing::Forbidden { since: now, text: text.to_owned() });
+        self.standings.insert(exchange.into(), ExchangeState::Forbidden { since: now, text: text.to_owned() });
     }
 
     /// The broker named its limit, or (`None`) it may have been restarted with another one.
@@ -107,12 +109,12 @@ mod tests {
     fn refuses_what_is_missing_and_looks_again_after_a_second() {
         let now = Instant::now();
         let mut destinations = Destinations::default();
-        assert_eq!(destinations.gate("x", 1, now), Gate::Open);
+        assert_eq!(destinations.gate("x", 1, now), Decision::Open);
         destinations.missed("x", now);
-        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN / 2), Gate::Refuse(missing("x")));
-        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN), Gate::Look);
+        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN / 2), Decision::Refuse(missing("x")));
+        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN), Decision::ExchangeLook);
         destinations.saw("x");
-        assert_eq!(destinations.gate("x", 1, now), Gate::Open);
+        assert_eq!(destinations.gate("x", 1, now), Decision::Open);
         assert!(destinations.is_seen("x"));
     }
 
@@ -123,8 +125,8 @@ mod tests {
         destinations.forbid("x", "ACCESS_REFUSED", now);
         destinations.saw("x");
         let refusal = Refusal::new(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
-        assert_eq!(destinations.gate("x", 1, now + REMEMBERED / 2), Gate::Refuse(refusal));
-        assert_eq!(destinations.gate("x", 1, now + REMEMBERED), Gate::Open);
+        assert_eq!(destinations.gate("x", 1, now + REMEMBERED / 2), Decision::Refuse(refusal));
+        assert_eq!(destinations.gate("x", 1, now + REMEMBERED), Decision::Open);
     }
 
     #[test]
@@ -132,13 +134,13 @@ mod tests {
         let now = Instant::now();
         let mut destinations = Destinations::default();
         destinations.limit(100, now);
-        assert_eq!(destinations.gate("x", 100, now), Gate::Open);
+        assert_eq!(destinations.gate("x", 100, now), Decision::Open);
         let text = "the body is 101 bytes, more than the broker's max_message_size of 100";
         let refusal = Refusal::new(RefusalReason::TooLarge, text);
-        assert_eq!(destinations.gate("x", 101, now + REMEMBERED / 2), Gate::Refuse(refusal));
-        assert_eq!(destinations.gate("x", 101, now + REMEMBERED), Gate::Open);
+        assert_eq!(destinations.gate("x", 101, now + REMEMBERED / 2), Decision::Refuse(refusal));
+        assert_eq!(destinations.gate("x", 101, now + REMEMBERED), Decision::Open);
         destinations.limit(100, now);
         destinations.forget_limit();
-        assert_eq!(destinations.gate("x", 101, now), Gate::Open);
+        assert_eq!(destinations.gate("x", 101, now), Decision::Open);
     }
 }

@@ -4,18 +4,23 @@ use std::time::Instant;
 
 use crate::brokers::rabbitmq::connection::describe;
 use crate::brokers::rabbitmq::destinations::{self, Destinations};
-use crate::brokers::rabbitmq::topology::Plan;
+use crate::brokers::rabbitmq::topology::Exchanges;
 use crate::brokers::{Refusal, RefusalReason, SessionError, Topology};
 
 /// Whether a message was the only one on its way when the channel ended: only then is it surely the cause.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Company {
-    Alone,
-    Others,
+pub(super) enum InFlight {
+    Only,
+    Several,
 }
 
 /// Judges the error that ended a channel, and remembers what it says of an exchange or of the largest size.
-pub(super) fn judge(error: &lapin::Error, company: Company, plan: &Plan, known: &mut Destinations) -> SessionError {
+pub(super) fn judge(
+    error: &lapin::Error,
+    company: InFlight,
+    plan: &Exchanges,
+    known: &mut Destinations,
+) -> SessionError {
     let text = describe(error);
     let code = match error.kind() {
         lapin::ErrorKind::ProtocolError(error) => error.get_id(),
@@ -33,13 +38,13 @@ pub(super) fn judge(error: &lapin::Error, company: Company, plan: &Plan, known: 
             SessionError::lost(format!("the exchange `{name}` is gone: {text}"))
         }
         (404, Some(name)) => {
-            if company == Company::Alone {
+            if company == InFlight::Only {
                 known.missed(name, now);
             }
             SessionError::suspect(destinations::missing(name))
         }
         (403, name) => {
-            if let Some(name) = name.filter(|name| company == Company::Alone && *name != plan.main) {
+            if let Some(name) = name.filter(|name| company == InFlight::Only && *name != plan.main) {
                 known.forbid(name, &text, now);
             }
             SessionError::suspect(Refusal::new(RefusalReason::NotAuthorised, text))
@@ -74,16 +79,16 @@ mod tests {
     use lapin::protocol::AMQPError;
 
     use super::*;
-    use crate::brokers::Suspect;
+    use crate::brokers::Cause;
     use crate::brokers::rabbitmq::Settings;
-    use crate::brokers::rabbitmq::destinations::Gate;
+    use crate::brokers::rabbitmq::destinations::Decision;
     use crate::settings::testing;
 
     const NOT_FOUND: &str = "NOT_FOUND - no exchange 'other' in vhost '/'";
     const REFUSED: &str = "ACCESS_REFUSED - access to exchange 'other' in vhost '/' refused for user 'u'";
 
-    fn plan(toml: &str) -> Plan {
-        Plan::new(&testing::read(&["broker", "rabbitmq"], toml, Settings::read).0)
+    fn plan(toml: &str) -> Exchanges {
+        Exchanges::new(&testing::read(&["broker", "rabbitmq"], toml, Settings::read).0)
     }
 
     fn error(code: u16, text: &str) -> lapin::Error {
@@ -93,23 +98,23 @@ mod tests {
     #[test]
     fn takes_a_missing_exchange_for_the_end_of_the_topology_where_it_was_there() {
         let mut known = Destinations::default();
-        let loss = judge(&error(404, NOT_FOUND), Company::Others, &plan(""), &mut known);
+        let loss = judge(&error(404, NOT_FOUND), InFlight::Several, &plan(""), &mut known);
         assert_eq!(loss, SessionError::lost(format!("the exchange `other` is gone: {NOT_FOUND}")));
         assert!(known.is_missing("other"));
         let mut known = Destinations::default();
         known.saw("other");
-        let loss = judge(&error(404, NOT_FOUND), Company::Others, &plan("topology = \"ignore\""), &mut known);
-        assert_eq!(loss.suspect, Suspect::Nothing);
+        let loss = judge(&error(404, NOT_FOUND), InFlight::Several, &plan("topology = \"ignore\""), &mut known);
+        assert_eq!(loss.suspect, Cause::Network);
         assert!(!known.is_seen("other"));
     }
 
     #[test]
     fn suspects_a_message_where_the_exchange_was_never_seen() {
         let (mut known, plan) = (Destinations::default(), plan("topology = \"ignore\""));
-        let loss = judge(&error(404, NOT_FOUND), Company::Others, &plan, &mut known);
-        assert_eq!(loss.suspect, Suspect::Message(destinations::missing("other")));
+        let loss = judge(&error(404, NOT_FOUND), InFlight::Several, &plan, &mut known);
+        assert_eq!(loss.suspect, Cause::Message(destinations::missing("other")));
         assert!(!known.is_missing("other"));
-        judge(&error(404, NOT_FOUND), Company::Alone, &plan, &mut known);
+        judge(&error(404, NOT_FOUND), InFlight::Only, &plan, &mut known);
         assert!(known.is_missing("other"));
     }
 
@@ -117,28 +122,28 @@ mod tests {
     fn remembers_a_forbidden_exchange_only_when_one_message_alone_has_shown_it() {
         let (mut known, plan) = (Destinations::default(), plan(""));
         let refusal = Refusal::new(RefusalReason::NotAuthorised, REFUSED);
-        let loss = judge(&error(403, REFUSED), Company::Others, &plan, &mut known);
-        assert_eq!(loss.suspect, Suspect::Message(refusal.clone()));
-        assert_eq!(known.gate("other", 1, Instant::now()), Gate::Open);
-        judge(&error(403, REFUSED), Company::Alone, &plan, &mut known);
-        assert_eq!(known.gate("other", 1, Instant::now()), Gate::Refuse(refusal));
+        let loss = judge(&error(403, REFUSED), InFlight::Several, &plan, &mut known);
+        assert_eq!(loss.suspect, Cause::Message(refusal.clone()));
+        assert_eq!(known.gate("other", 1, Instant::now()), Decision::Open);
+        judge(&error(403, REFUSED), InFlight::Only, &plan, &mut known);
+        assert_eq!(known.gate("other", 1, Instant::now()), Decision::Refuse(refusal));
     }
 
     #[test]
     fn does_not_take_a_forbidden_key_for_a_forbidden_exchange() {
         let text = "ACCESS_REFUSED - access to topic 'k' in exchange 'other' in vhost '/' refused for user 'u'";
         let mut known = Destinations::default();
-        judge(&error(403, text), Company::Alone, &plan(""), &mut known);
-        assert_eq!(known.gate("other", 1, Instant::now()), Gate::Open);
+        judge(&error(403, text), InFlight::Only, &plan(""), &mut known);
+        assert_eq!(known.gate("other", 1, Instant::now()), Decision::Open);
     }
 
     #[test]
     fn learns_the_largest_size() {
         let text = "PRECONDITION_FAILED - message size 600 is larger than configured max size 512";
         let mut known = Destinations::default();
-        let loss = judge(&error(406, text), Company::Others, &plan(""), &mut known);
-        assert_eq!(loss.suspect, Suspect::Message(Refusal::new(RefusalReason::TooLarge, text)));
-        assert_eq!(known.gate("x", 512, Instant::now()), Gate::Open);
-        assert_ne!(known.gate("x", 513, Instant::now()), Gate::Open);
+        let loss = judge(&error(406, text), InFlight::Several, &plan(""), &mut known);
+        assert_eq!(loss.suspect, Cause::Message(Refusal::new(RefusalReason::TooLarge, text)));
+        assert_eq!(known.gate("x", 512, Instant::now()), Decision::Open);
+        assert_ne!(known.gate("x", 513, Instant::now()), Decision::Open);
     }
 }

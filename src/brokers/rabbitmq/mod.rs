@@ -11,5 +11,5 @@ mod session;
 mod settings;
 mod topology;
 
-pub use broker::Rabbitmq;
-pub use settings::Settings;
+pub(crate) use broker::Rabbitmq;
+pub(crate) use settings::Settings;

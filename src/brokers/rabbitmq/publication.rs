@@ -6,7 +6,7 @@ use lapin::{BasicProperties, Channel, Confirmation};
 
 use crate::brokers::rabbitmq::settings::SHORT_STRING;
 use crate::brokers::{Headers, Refusal, RefusalReason};
-use crate::message::{Event, Message};
+use crate::event::{Event, Message};
 
 /// What a content header takes beside the table of headers: frame, class, flags, the other properties.
 const FRAME_REST: usize = 1024;
@@ -90,7 +90,7 @@ mod tests {
 
     use super::*;
     use crate::brokers::{Encoding, HeaderStyle};
-    use crate::message::{Fields, Origin};
+    use crate::event::{Fields, Origin};
 
     fn message(cuid: &str, event: &str) -> Message {
         let origin = Origin {

@@ -14,13 +14,13 @@ use tokio::time::{sleep_until, timeout};
 use crate::brokers::rabbitmq::connection::{ATTEMPT, describe};
 use crate::brokers::rabbitmq::publication::Publication;
 use crate::brokers::rabbitmq::session::Owner;
-use crate::brokers::rabbitmq::topology::{Look, Plan, has_exchange};
+use crate::brokers::rabbitmq::topology::{ExchangeLook, Exchanges, has_exchange};
 
 /// A message that waits for its exchange to be looked for, with its id.
 type Waiting = (Owner, Box<str>, Publication);
 
 /// What was found, and which messages it is about.
-pub(super) enum Answer {
+pub(super) enum ExchangeAnswer {
     /// The topology stands, and yet these came back.
     Stands(Vec<Owner>),
     /// Something is gone, or the broker cannot say.
@@ -29,8 +29,8 @@ pub(super) enum Answer {
     Exchange(Arc<str>, bool, Vec<Waiting>),
 }
 
-enum Found {
-    Topology(Look),
+enum FoundExchange {
+    Topology(ExchangeLook),
     Exchange(Arc<str>, Result<bool, String>),
 }
 
@@ -44,7 +44,7 @@ pub(super) struct Questions {
     waiting: VecDeque<Waiting>,
     /// Confirms stay out.
     doubted: bool,
-    look: Option<BoxFuture<'static, Found>>,
+    look: Option<BoxFuture<'static, FoundExchange>>,
     looked: Option<Instant>,
 }
 
@@ -89,7 +89,7 @@ impl Questions {
     }
 
     /// Looks, when there is a question, and answers. Never ready without one; cancel-safe.
-    pub(super) async fn answer(&mut self, connection: &Arc<Connection>, plan: &Arc<Plan>) -> Answer {
+    pub(super) async fn answer(&mut self, connection: &Arc<Connection>, plan: &Arc<Exchanges>) -> ExchangeAnswer {
         loop {
             if let Some(look) = &mut self.look {
                 let found = look.await;
@@ -112,30 +112,34 @@ impl Questions {
         }
     }
 
-    fn take(&mut self, found: Found) -> Answer {
+    fn take(&mut self, found: FoundExchange) -> ExchangeAnswer {
         match found {
-            Found::Topology(Look::Stands) => Answer::Stands(std::mem::take(&mut self.asked)),
-            Found::Topology(Look::Gone(text)) | Found::Exchange(_, Err(text)) => Answer::Gone(text),
-            Found::Exchange(name, Ok(there)) => {
+            FoundExchange::Topology(ExchangeLook::Stands) => {
+                ExchangeAnswer::Stands(std::mem::take(&mut self.asked))
+            }
+            FoundExchange::Topology(ExchangeLook::Gone(text)) | FoundExchange::Exchange(_, Err(text)) => {
+                ExchangeAnswer::Gone(text)
+            }
+            FoundExchange::Exchange(name, Ok(there)) => {
                 let all = std::mem::take(&mut self.waiting);
                 let (about, others): (Vec<_>, Vec<_>) =
                     all.into_iter().partition(|(owner, ..)| owner.exchange == name);
                 self.waiting = others.into();
-                Answer::Exchange(name, there, about)
+                ExchangeAnswer::Exchange(name, there, about)
             }
         }
     }
 }
 
-async fn look(connection: Arc<Connection>, plan: Arc<Plan>) -> Found {
+async fn look(connection: Arc<Connection>, plan: Arc<Exchanges>) -> FoundExchange {
     let look = timeout(ATTEMPT, plan.look(&connection)).await;
-    Found::Topology(look.unwrap_or_else(|_| Look::Gone("the broker does not answer".to_owned())))
+    FoundExchange::Topology(look.unwrap_or_else(|_| ExchangeLook::Gone("the broker does not answer".to_owned())))
 }
 
-async fn look_for(connection: Arc<Connection>, exchange: Arc<str>) -> Found {
+async fn look_for(connection: Arc<Connection>, exchange: Arc<str>) -> FoundExchange {
     let found = match timeout(ATTEMPT, has_exchange(&connection, &exchange)).await {
         Ok(found) => found.map_err(|error| format!("cannot look at `{exchange}`: {}", describe(&error))),
         Err(_) => Err("the broker does not answer".to_owned()),
     };
-    Found::Exchange(exchange, found)
+    FoundExchange::Exchange(exchange, found)
 }

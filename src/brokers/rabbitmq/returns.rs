@@ -12,7 +12,7 @@ use std::time::Instant;
 
 /// What a confirm said, before returns are looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
+pub(super) enum ConfirmOutcome {
     Ack,
     Nack,
 }
@@ -27,16 +27,16 @@ pub(super) enum Judgement {
 
 /// A message on its way: its place in the order of sending, its id, and what its owner wants back.
 #[derive(Debug)]
-pub(super) struct Sent<T> {
+pub(super) struct SentMessage<T> {
     sequence: u64,
     id: Box<str>,
     pub(super) owner: T,
 }
 
 #[derive(Debug)]
-struct Held<T> {
-    sent: Sent<T>,
-    outcome: Outcome,
+struct Unreturned<T> {
+    sent: SentMessage<T>,
+    outcome: ConfirmOutcome,
 }
 
 /// Messages whose return may still be attached to a later confirm, in two rolling generations.
@@ -49,9 +49,9 @@ pub(super) struct Returns<T> {
     /// How many of those are unresolved.
     before_boundary: usize,
     /// Resolved before the last turn.
-    older: Vec<Held<T>>,
+    older: Vec<Unreturned<T>>,
     /// Resolved since.
-    newer: Vec<Held<T>>,
+    newer: Vec<Unreturned<T>>,
     /// The same two for the oldest on their way, and since when those have been.
     watched: u64,
     before_watched: usize,
@@ -79,22 +79,22 @@ impl<T> Default for Returns<T> {
 
 impl<T> Returns<T> {
     /// A message goes out.
-    pub(super) fn send(&mut self, id: &str, owner: T) -> Sent<T> {
+    pub(super) fn send(&mut self, id: &str, owner: T) -> SentMessage<T> {
         let sequence = self.next;
         self.next += 1;
         self.unresolved += 1;
         if self.before_watched == 0 {
             self.watch();
         }
-        Sent { sequence, id: id.into(), owner }
+        SentMessage { sequence, id: id.into(), owner }
     }
 
     /// Its confirm came, with the id of the returned message that is attached to it. Calls `judge` for each message
     /// whose judgement is now certain.
     pub(super) fn resolve(
         &mut self,
-        sent: Sent<T>,
-        outcome: Outcome,
+        sent: SentMessage<T>,
+        outcome: ConfirmOutcome,
         attached: Option<&str>,
         judge: &mut impl FnMut(T, Judgement),
     ) {
@@ -108,7 +108,7 @@ impl<T> Returns<T> {
                 self.watch();
             }
         }
-        let held = Held { sent, outcome };
+        let held = Unreturned { sent, outcome };
         match attached {
             Some(id) => {
                 *self.unclaimed.entry(id.into()).or_default() += 1;
@@ -141,7 +141,7 @@ impl<T> Returns<T> {
         (self.before_watched > 0).then_some(self.watched_since)
     }
 
-    fn judge(&mut self, held: Held<T>, judge: &mut impl FnMut(T, Judgement)) {
+    fn judge(&mut self, held: Unreturned<T>, judge: &mut impl FnMut(T, Judgement)) {
         let returned = match self.unclaimed.get_mut(&held.sent.id) {
             Some(1) => self.unclaimed.remove(&held.sent.id).is_some(),
             Some(count) => {
@@ -151,9 +151,9 @@ impl<T> Returns<T> {
             None => false,
         };
         let judgement = match held.outcome {
-            Outcome::Nack => Judgement::Nacked,
-            Outcome::Ack if returned => Judgement::Returned,
-            Outcome::Ack => Judgement::Stored,
+            ConfirmOutcome::Nack => Judgement::Nacked,
+            ConfirmOutcome::Ack if returned => Judgement::Returned,
+            ConfirmOutcome::Ack => Judgement::Stored,
         };
         judge(held.sent.owner, judgement);
     }
@@ -176,10 +176,10 @@ mod tests {
     }
 
     impl Library {
-        fn confirm(&mut self, returns: &mut Returns<usize>, sent: Sent<usize>) {
+        fn confirm(&mut self, returns: &mut Returns<usize>, sent: SentMessage<usize>) {
             let attached = self.waiting.pop_front();
             let judged = &mut self.judged;
-            returns.resolve(sent, Outcome::Ack, attached.as_deref(), &mut |owner, judgement| {
+            returns.resolve(sent, ConfirmOutcome::Ack, attached.as_deref(), &mut |owner, judgement| {
                 judged.push((owner, judgement));
             });
         }
@@ -222,7 +222,7 @@ mod tests {
         let mut returns = Returns::default();
         let mut judged = Vec::new();
         let sent = returns.send("a", ());
-        returns.resolve(sent, Outcome::Nack, Some("a"), &mut |(), judgement| judged.push(judgement));
+        returns.resolve(sent, ConfirmOutcome::Nack, Some("a"), &mut |(), judgement| judged.push(judgement));
         assert_eq!(judged, [Judgement::Nacked]);
         assert!(returns.unclaimed.is_empty());
     }
@@ -254,8 +254,8 @@ mod tests {
             let (mut returns, mut library) = (Returns::default(), Library::default());
             let mut fresh: VecDeque<usize> = (0..bad.len()).collect();
             // On their way, with whether the return has been sent.
-            let mut out: Vec<(Sent<usize>, bool)> = Vec::new();
-            let mut step = |choice: u8, at: Option<prop::sample::Index>, out: &mut Vec<(Sent<usize>, bool)>| {
+            let mut out: Vec<(SentMessage<usize>, bool)> = Vec::new();
+            let mut step = |choice: u8, at: Option<prop::sample::Index>, out: &mut Vec<(SentMessage<usize>, bool)>| {
                 match choice {
                     0 | 1 if !fresh.is_empty() => {
                         let owner = fresh.pop_front().unwrap();

@@ -13,16 +13,16 @@ use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::{Channel, Confirmation};
 use tokio::time::{sleep_until, timeout, timeout_at};
 
-use crate::brokers::rabbitmq::broker::Kept;
+use crate::brokers::rabbitmq::broker::IdleConnection;
 use crate::brokers::rabbitmq::connection::{Link, News};
-use crate::brokers::rabbitmq::destinations::{Destinations, Gate, missing};
-use crate::brokers::rabbitmq::loss::{self, Company};
+use crate::brokers::rabbitmq::destinations::{Decision, Destinations, missing};
+use crate::brokers::rabbitmq::loss::{self, InFlight};
 use crate::brokers::rabbitmq::publication::Publication;
-use crate::brokers::rabbitmq::questions::{Answer, Questions};
-use crate::brokers::rabbitmq::returns::{Judgement, Outcome, Returns, Sent};
-use crate::brokers::rabbitmq::topology::{Plan, lock};
-use crate::brokers::{Handed, Headers, Refusal, RefusalReason, Session, SessionError, Ticket, Topology, Verdict};
-use crate::message::Message;
+use crate::brokers::rabbitmq::questions::{ExchangeAnswer, Questions};
+use crate::brokers::rabbitmq::returns::{ConfirmOutcome, Judgement, Returns, SentMessage};
+use crate::brokers::rabbitmq::topology::{Exchanges, lock};
+use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Topology, Verdict};
+use crate::event::Message;
 
 /// RabbitMQ confirms within milliseconds. Of what is on its way to a quorum queue that is deleted it says nothing at
 /// all, neither confirm nor return (seen with 3.10): after so long we look whether the topology still stands.
@@ -37,30 +37,30 @@ const AFTERMATH: Duration = Duration::from_millis(200);
 /// What the session wants back with a confirm.
 #[derive(Debug)]
 pub(super) struct Owner {
-    pub(super) ticket: Ticket,
+    pub(super) sequence: Sequence,
     pub(super) exchange: Arc<str>,
     pub(super) key: Arc<str>,
 }
 
-type Confirmed = (Sent<Owner>, lapin::Result<Confirmation>);
+type Confirmed = (SentMessage<Owner>, lapin::Result<Confirmation>);
 
 /// One channel on one connection.
 pub(super) struct RabbitmqSession {
     link: Link,
     channel: Channel,
     headers: Headers,
-    plan: Arc<Plan>,
+    plan: Arc<Exchanges>,
     known: Arc<Mutex<Destinations>>,
-    kept: Kept,
+    kept: IdleConnection,
     confirms: FuturesUnordered<BoxFuture<'static, Confirmed>>,
     returns: Returns<Owner>,
     questions: Questions,
-    /// Tickets sent again because the binding may have been missing.
-    sent_again: HashSet<Ticket>,
+    /// Messages sent again because the binding may have been missing.
+    sent_again: HashSet<Sequence>,
     /// Binding again has not helped: the exchange is not one whose binding takes everything.
     rebinding_is_vain: bool,
     /// Found, not yet taken by `verdicts`.
-    ready: Vec<(Ticket, Verdict)>,
+    ready: Vec<(Sequence, Verdict)>,
     loss: Option<SessionError>,
     /// The connection lives but does nothing: not to be used again.
     stuck: bool,
@@ -78,9 +78,9 @@ impl RabbitmqSession {
         link: Link,
         channel: Channel,
         headers: Headers,
-        plan: Arc<Plan>,
+        plan: Arc<Exchanges>,
         known: Arc<Mutex<Destinations>>,
-        kept: Kept,
+        kept: IdleConnection,
     ) -> Self {
         Self {
             link,
@@ -110,9 +110,9 @@ impl RabbitmqSession {
 
     fn confirmed(&mut self, (sent, outcome): Confirmed) -> Result<(), lapin::Error> {
         let (outcome, attached) = match outcome? {
-            Confirmation::Ack(returned) => (Outcome::Ack, returned),
-            Confirmation::Nack(returned) => (Outcome::Nack, returned),
-            Confirmation::NotRequested => (Outcome::Ack, None),
+            Confirmation::Ack(returned) => (ConfirmOutcome::Ack, returned),
+            Confirmation::Nack(returned) => (ConfirmOutcome::Nack, returned),
+            Confirmation::NotRequested => (ConfirmOutcome::Ack, None),
         };
         let id = attached.as_ref().and_then(|message| message.properties.message_id().as_ref());
         let mut judged = Vec::new();
@@ -132,11 +132,11 @@ impl RabbitmqSession {
                 }
                 Verdict::Stored
             }
-            Judgement::Nacked => Verdict::NotNow("the broker refused a message for now (nack)".to_owned()),
+            Judgement::Nacked => Verdict::RetryLater("the broker refused a message for now (nack)".to_owned()),
             Judgement::Returned if self.is_ours(&owner.exchange) => return self.questions.returned(owner),
             Judgement::Returned => Verdict::Refused(unroutable(&owner)),
         };
-        self.verdict(owner.ticket, verdict);
+        self.verdict(owner.sequence, verdict);
     }
 
     /// A return shows that the exchange is there. Only for the main one is there more that we know of and that can be
@@ -145,47 +145,54 @@ impl RabbitmqSession {
         self.plan.has_queue() && exchange == self.plan.main
     }
 
-    fn verdict(&mut self, ticket: Ticket, verdict: Verdict) {
-        if !self.sent_again.is_empty() && !matches!(verdict, Verdict::NotNow(_)) {
-            self.sent_again.remove(&ticket);
+    fn verdict(&mut self, sequence: Sequence, verdict: Verdict) {
+        if !self.sent_again.is_empty() && !matches!(verdict, Verdict::RetryLater(_)) {
+            self.sent_again.remove(&sequence);
         }
-        self.ready.push((ticket, verdict));
+        self.ready.push((sequence, verdict));
     }
 
-    fn answered(&mut self, answer: Answer) {
+    fn answered(&mut self, answer: ExchangeAnswer) {
         match answer {
-            Answer::Stands(owners) => owners.into_iter().for_each(|owner| self.returned_while_it_stands(&owner)),
-            Answer::Gone(text) => self.loss = Some(SessionError::lost(text)),
-            Answer::Exchange(name, true, waiting) => {
+            ExchangeAnswer::Stands(owners) => {
+                for owner in owners {
+                    self.returned_while_it_stands(&owner);
+                }
+            }
+            ExchangeAnswer::Gone(text) => self.loss = Some(SessionError::lost(text)),
+            ExchangeAnswer::Exchange(name, true, waiting) => {
                 lock(&self.known).saw(&name);
                 for (owner, id, publication) in waiting {
                     self.publish(owner, &id, publication);
                 }
             }
-            Answer::Exchange(name, false, waiting) => {
+            ExchangeAnswer::Exchange(name, false, waiting) => {
                 lock(&self.known).missed(&name, Instant::now());
                 for (owner, ..) in waiting {
-                    self.verdict(owner.ticket, Verdict::Refused(missing(&name)));
+                    self.verdict(owner.sequence, Verdict::Refused(missing(&name)));
                 }
             }
         }
     }
 
     fn returned_while_it_stands(&mut self, owner: &Owner) {
-        let again = self.sent_again.contains(&owner.ticket);
+        let again = self.sent_again.contains(&owner.sequence);
         self.rebinding_is_vain |= again;
         let verdict = if self.plan.mode == Topology::Declare && !self.rebinding_is_vain {
-            self.sent_again.insert(owner.ticket);
-            Verdict::NotNow(format!("came back as unroutable; the queue is bound to `{}` again", owner.exchange))
+            self.sent_again.insert(owner.sequence);
+            Verdict::RetryLater(format!(
+                "came back as unroutable; the queue is bound to `{}` again",
+                owner.exchange
+            ))
         } else {
             Verdict::Refused(unroutable(owner))
         };
-        self.verdict(owner.ticket, verdict);
+        self.verdict(owner.sequence, verdict);
     }
 
     /// The channel has ended: finds the error that carries the broker's words, and what follows from it.
     async fn lose(&mut self, first: lapin::Error) {
-        let company = if self.confirms.is_empty() { Company::Alone } else { Company::Others };
+        let company = if self.confirms.is_empty() { InFlight::Only } else { InFlight::Several };
         let mut error = first;
         while !is_of_broker(&error) {
             match timeout(AFTERMATH, self.confirms.next()).await {
@@ -282,33 +289,33 @@ fn unroutable(owner: &Owner) -> Refusal {
 
 #[async_trait]
 impl Session for RabbitmqSession {
-    fn send(&mut self, ticket: Ticket, message: &Message) -> Handed {
+    fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
         if let Some(loss) = &self.loss {
-            return Handed::Lost(loss.clone());
+            return Sent::Lost(loss.clone());
         }
         if let Some(reason) = self.link.blocked() {
-            return Handed::NotNow(format!("the broker has blocked the connection: {reason}"));
+            return Sent::RetryLater(format!("the broker has blocked the connection: {reason}"));
         }
         let gate = lock(&self.known).gate(&message.address, message.event.body.len(), Instant::now());
-        if let Gate::Refuse(refusal) = gate {
-            return Handed::Refused(refusal);
+        if let Decision::Refuse(refusal) = gate {
+            return Sent::Refused(refusal);
         }
         let frame_max = usize::try_from(self.link.connection.configuration().frame_max()).unwrap_or(usize::MAX);
         let publication = match Publication::new(message, &self.headers, frame_max) {
             Ok(publication) => publication,
-            Err(refusal) => return Handed::Refused(refusal),
+            Err(refusal) => return Sent::Refused(refusal),
         };
-        let owner = Owner { ticket, exchange: message.address.clone(), key: message.key.clone() };
-        if gate == Gate::Look || self.questions.is_about(&message.address) {
+        let owner = Owner { sequence, exchange: message.address.clone(), key: message.key.clone() };
+        if gate == Decision::ExchangeLook || self.questions.is_about(&message.address) {
             self.questions.ask(owner, message.event.id(), publication);
         } else {
             self.publish(owner, message.event.id(), publication);
         }
         // On a channel that has died unnoticed it fails, and `verdicts` tells why.
-        Handed::Over
+        Sent::Taken
     }
 
-    async fn verdicts(&mut self, into: &mut Vec<(Ticket, Verdict)>) -> Result<(), SessionError> {
+    async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
         loop {
             if self.loss.is_none() {
                 self.drain().await;
@@ -325,7 +332,7 @@ impl Session for RabbitmqSession {
         }
     }
 
-    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Ticket, Verdict)>) {
+    async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>) {
         let deadline = tokio::time::Instant::now() + patience;
         while self.loss.is_none() && self.is_waiting() && self.link.is_alive() && self.link.blocked().is_none() {
             // The step in between notices an alarm that begins meanwhile.

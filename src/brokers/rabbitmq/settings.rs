@@ -5,10 +5,10 @@ use std::path::PathBuf;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use url::Url;
 
-use crate::brokers::{Router, Shape, Topology};
-use crate::secret::{Secret, redact};
+use crate::brokers::template::TemplateKind;
+use crate::brokers::{Router, TemplateNames, Topology};
 use crate::settings::Section;
-use crate::template::Kind;
+use crate::settings::{Secret, redact};
 
 /// AMQP 0-9-1, 4.2.5.3: names and keys travel as short strings, whose length is one byte.
 pub(super) const SHORT_STRING: usize = 255;
@@ -25,7 +25,7 @@ const FORM: &str = "write it as amqp://user:password@host:5672/%2f";
 
 /// The settings of `[broker.rabbitmq]`.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub(crate) struct Settings {
     pub(super) uri: Secret,
     pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
@@ -35,16 +35,16 @@ pub struct Settings {
     pub(super) identity: Option<(PathBuf, PathBuf)>,
 }
 
-const SHAPE: Shape = Shape {
+const SHAPE: TemplateNames = TemplateNames {
     address: "exchange",
-    key: Some(("routing_key", Kind::Address)),
+    key: Some(("routing_key", TemplateKind::Address)),
     address_legal: |name| short("the exchange's name", name),
     key_legal: |key| short("the routing key", key),
 };
 
 impl Settings {
     /// Reads `[broker.rabbitmq]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let key = if section.path("uri_file").is_some() { "uri_file" } else { "uri" };
         let uri = section.secret_from("uri", "uri_file");
         let scheme = match uri.as_ref().map_or(Ok(None), |uri| parse(uri.reveal()).map(Some)) {

@@ -17,7 +17,7 @@ const EVERYTHING: &str = "#";
 
 /// What should be there.
 #[derive(Clone, Debug)]
-pub(super) struct Plan {
+pub(super) struct Exchanges {
     pub(super) mode: Topology,
     pub(super) main: String,
     others: Vec<String>,
@@ -27,7 +27,7 @@ pub(super) struct Plan {
 
 /// What a second look found, after a message came back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Look {
+pub(super) enum ExchangeLook {
     /// All is there; with `declare` the queue is bound again.
     Stands,
     /// Something is gone, or the broker cannot say.
@@ -49,7 +49,7 @@ impl std::fmt::Display for Thing<'_> {
     }
 }
 
-impl Plan {
+impl Exchanges {
     pub(super) fn new(settings: &Settings) -> Self {
         Self {
             mode: settings.topology,
@@ -71,7 +71,7 @@ impl Plan {
         connection: &Connection,
         known: &Mutex<Destinations>,
     ) -> Result<Vec<Finding>, ConnectError> {
-        let mut scratch = Scratch { connection, channel: None };
+        let mut scratch = TemporaryChannel { connection, channel: None };
         let main = Thing::Exchange(&self.main);
         match self.mode {
             Topology::Declare => self.declare(&mut scratch, known).await,
@@ -93,7 +93,7 @@ impl Plan {
         }
     }
 
-    async fn require(&self, scratch: &mut Scratch<'_>, thing: Thing<'_>) -> Result<(), ConnectError> {
+    async fn require(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<(), ConnectError> {
         if scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))? {
             return Ok(());
         }
@@ -106,7 +106,7 @@ impl Plan {
 
     async fn check_others(
         &self,
-        scratch: &mut Scratch<'_>,
+        scratch: &mut TemporaryChannel<'_>,
         known: &Mutex<Destinations>,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut findings = Vec::new();
@@ -125,7 +125,7 @@ impl Plan {
 
     async fn declare(
         &self,
-        scratch: &mut Scratch<'_>,
+        scratch: &mut TemporaryChannel<'_>,
         known: &Mutex<Destinations>,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut made = false;
@@ -152,7 +152,7 @@ impl Plan {
     }
 
     /// Makes a thing if it is not there; true where it was not.
-    async fn make(&self, scratch: &mut Scratch<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {
+    async fn make(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {
         if scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))? {
             return Ok(false);
         }
@@ -172,30 +172,34 @@ impl Plan {
     }
 
     /// A second look at main exchange and queue; with `declare` it binds them again.
-    pub(super) async fn look(&self, connection: &Connection) -> Look {
-        let mut scratch = Scratch { connection, channel: None };
+    pub(super) async fn look(&self, connection: &Connection) -> ExchangeLook {
+        let mut scratch = TemporaryChannel { connection, channel: None };
         let queue = self.queue.as_deref();
         for thing in [Some(Thing::Exchange(&self.main)), queue.map(Thing::Queue)].into_iter().flatten() {
             match scratch.has(thing).await {
                 Ok(true) => {}
-                Ok(false) => return Look::Gone(format!("{thing} is gone")),
-                Err(error) => return Look::Gone(format!("cannot look at {thing}: {}", describe(&error))),
+                Ok(false) => return ExchangeLook::Gone(format!("{thing} is gone")),
+                Err(error) => return ExchangeLook::Gone(format!("cannot look at {thing}: {}", describe(&error))),
             }
         }
         if let (Topology::Declare, Some(queue)) = (self.mode, queue) {
             match scratch.bind(queue, &self.main).await {
                 Err(error) if !is(&error, 403) => {
-                    return Look::Gone(format!("cannot bind {}: {}", Thing::Queue(queue), describe(&error)));
+                    return ExchangeLook::Gone(format!(
+                        "cannot bind {}: {}",
+                        Thing::Queue(queue),
+                        describe(&error)
+                    ));
                 }
                 _ => {}
             }
         }
-        Look::Stands
+        ExchangeLook::Stands
     }
 
     /// What there is and what would be made, for a person; changes nothing.
     pub(super) async fn inspect(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
-        let mut scratch = Scratch { connection, channel: None };
+        let mut scratch = TemporaryChannel { connection, channel: None };
         let exchanges = std::iter::once(&self.main).chain(&self.others).map(|name| Thing::Exchange(name));
         let queue = self.queue.as_deref().filter(|_| self.mode != Topology::Ignore).map(Thing::Queue);
         let mut findings = Vec::new();
@@ -213,7 +217,7 @@ impl Plan {
 
 /// Looks whether an exchange is there; an error means the broker cannot say.
 pub(super) async fn has_exchange(connection: &Connection, name: &str) -> Result<bool, lapin::Error> {
-    Scratch { connection, channel: None }.has(Thing::Exchange(name)).await
+    TemporaryChannel { connection, channel: None }.has(Thing::Exchange(name)).await
 }
 
 pub(super) fn lock(known: &Mutex<Destinations>) -> std::sync::MutexGuard<'_, Destinations> {
@@ -226,12 +230,12 @@ fn is(error: &lapin::Error, code: u16) -> bool {
 }
 
 /// A channel to throw away: asking for what is not there closes it, dropping it does too.
-struct Scratch<'a> {
+struct TemporaryChannel<'a> {
     connection: &'a Connection,
     channel: Option<Channel>,
 }
 
-impl Scratch<'_> {
+impl TemporaryChannel<'_> {
     async fn channel(&mut self) -> Result<Channel, lapin::Error> {
         if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
             return Ok(channel.clone());

@@ -4,12 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use crate::app::{self, Offline, StartError};
+use crate::dead_letters::{Action, Desk, Progress, Request, RequestState, StoreKind, Validity};
+use crate::process::logs;
+use crate::process::state_directory::{self, StateError};
+use crate::settings::Flags;
 use clap::Args;
-use plextrac_bridge::app::{self, Alone, StartError};
-use plextrac_bridge::letters::{Action, Desk, Kind, Progress, Request, RequestState, Validity};
-use plextrac_bridge::logs;
-use plextrac_bridge::settings::Flags;
-use plextrac_bridge::state::{self, StateError};
 use tokio::sync::Notify;
 
 use crate::cli::dead_letters::progress::Display;
@@ -88,7 +88,7 @@ pub(super) fn drop(flags: &Flags, options: &Drop) -> Result<ExitCode, ExitCode> 
 fn change(flags: &Flags, request: &Request, patience: Duration, as_json: bool) -> Result<ExitCode, ExitCode> {
     let (settings, state) = state(flags)?;
     let mut display = Display::new(request.action, as_json);
-    if !state.join(Kind::DeadLetters.directory()).is_dir() {
+    if !state.join(StoreKind::DeadLetters.directory()).is_dir() {
         // No daemon was ever here.
         display.end(&Progress { state: RequestState::Done, ..Progress::default() });
         return Ok(ExitCode::SUCCESS);
@@ -98,7 +98,7 @@ fn change(flags: &Flags, request: &Request, patience: Duration, as_json: bool) -
     let runtime = cli::runtime()?;
     let outcome = runtime.block_on(async {
         let desk = Desk::within(&state);
-        match app::alone(settings, &state) {
+        match app::open_offline(settings, &state) {
             Ok(alone) => by_ourselves(alone, &desk, request, patience, &mut display).await,
             Err(StartError::State(StateError::Locked(_))) => {
                 by_the_daemon(&state, &desk, request, patience, &mut display).await
@@ -121,7 +121,7 @@ enum Watched {
     TooLong,
     Interrupted,
     /// Nobody holds the state directory any more.
-    Alone,
+    Offline,
 }
 
 /// Shows how far a request is until it is over; `holder` says whether somebody still looks after it.
@@ -156,7 +156,7 @@ async fn watch(
         } else if last.elapsed() > QUIET && asked.elapsed() > QUIET {
             asked = Instant::now();
             if !holder() {
-                return Watched::Alone;
+                return Watched::Offline;
             }
         }
         tokio::select! {
@@ -182,7 +182,7 @@ async fn by_the_daemon(
     display: &mut Display,
 ) -> Result<Progress, ExitCode> {
     let name = leave(desk, request)?;
-    match watch(desk, &name, patience, display, || state::is_held(state)).await {
+    match watch(desk, &name, patience, display, || state_directory::is_held(state)).await {
         Watched::Over(progress) => {
             // Not removed, it goes at the daemon's next start.
             let _ = desk.forget(&name);
@@ -197,12 +197,12 @@ async fn by_the_daemon(
             )))
         }
         Watched::Interrupted => Err(cli::failed("the daemon goes on with the request")),
-        Watched::Alone => Err(cli::failed("the daemon has ended; the request waits for its next start")),
+        Watched::Offline => Err(cli::failed("the daemon has ended; the request waits for its next start")),
     }
 }
 
 async fn by_ourselves(
-    alone: Alone,
+    alone: Offline,
     desk: &Desk,
     request: &Request,
     patience: Duration,

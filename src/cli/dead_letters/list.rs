@@ -4,9 +4,9 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
+use crate::dead_letters::{Filter, Letter, Lines, NotALetter, files};
+use crate::settings::Flags;
 use clap::Args;
-use plextrac_bridge::letters::{Filter, Letter, Lines, Unreadable, files};
-use plextrac_bridge::settings::Flags;
 use serde_json::{Value, json};
 
 use crate::cli::dead_letters::{Chosen, Which, state};
@@ -40,13 +40,13 @@ pub(in crate::cli) struct Show {
 
 /// What lines are no letters: by how many, and the first of them.
 #[derive(Default)]
-struct Unread {
+struct NotLetters {
     count: u64,
     first: Option<String>,
 }
 
-impl Unread {
-    fn note(&mut self, path: &Path, number: usize, why: &Unreadable) {
+impl NotLetters {
+    fn note(&mut self, path: &Path, number: usize, why: &NotALetter) {
         self.count += 1;
         self.first.get_or_insert_with(|| format!("{} line {number}: {why}", path.display()));
     }
@@ -61,12 +61,12 @@ impl Unread {
 }
 
 /// Calls `see` with each letter that matches, and its line.
-fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -> Result<Unread, ExitCode> {
+fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -> Result<NotLetters, ExitCode> {
     let cannot = |path: &Path| {
         let path = path.display().to_string();
         move |error| cli::failed(format_args!("cannot read {path}: {error}"))
     };
-    let mut unread = Unread::default();
+    let mut unread = NotLetters::default();
     for (_, path) in files(directory).map_err(cannot(directory))? {
         for (at, line) in Lines::open(&path).map_err(cannot(&path))?.into_iter().flatten().enumerate() {
             let line = line.map_err(cannot(&path))?;

@@ -8,9 +8,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
+use crate::app::Settings;
+use crate::dead_letters::{Age, Filter, StoreKind};
+use crate::settings::Flags;
 use clap::{Args, Subcommand};
-use plextrac_bridge::letters::{Age, Filter, Kind};
-use plextrac_bridge::settings::{Flags, Settings};
 
 use crate::cli;
 
@@ -47,8 +48,8 @@ struct Which {
 }
 
 impl Which {
-    fn kind(&self) -> Kind {
-        if self.invalid { Kind::Invalid } else { Kind::DeadLetters }
+    fn kind(&self) -> StoreKind {
+        if self.invalid { StoreKind::Invalid } else { StoreKind::DeadLetters }
     }
 }
 

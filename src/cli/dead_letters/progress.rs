@@ -2,8 +2,8 @@
 
 use std::io::IsTerminal as _;
 
+use crate::dead_letters::{Action, Progress};
 use indicatif::{ProgressBar, ProgressStyle};
-use plextrac_bridge::letters::{Action, Progress};
 
 use crate::cli::{complain, say};
 

@@ -5,14 +5,14 @@ use std::io;
 use std::ops::Range;
 
 use crate::queue::journal::files::{is_unreadable, read_some};
-use crate::queue::journal::format::{ALIGNMENT, BLOCK_LENGTH, Block, HEADER_BYTES, Header, MARK_BYTES, Mark};
+use crate::queue::journal::format::{ALIGNMENT, BLOCK_LENGTH, HEADER_BYTES, Header, HeaderBlock, MARK_BYTES, Mark};
 
 /// Read at once: large enough that a system call costs nothing per record, small beside the bodies in flight.
 const CHUNK: u64 = 256 << 10;
 
 /// What a sound mark introduces.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum MarkKind {
     /// A record; where in the buffer its payload is.
     Record(Range<usize>),
     /// A record whose payload is damaged, or cut off by the end of the file.
@@ -28,7 +28,7 @@ pub(super) struct Item {
     /// Where the next mark is expected.
     pub(super) after: u64,
     pub(super) sequence: u64,
-    pub(super) kind: Kind,
+    pub(super) kind: MarkKind,
 }
 
 /// How a block that cannot be read is handled.
@@ -42,7 +42,7 @@ pub(super) enum UnreadableBlocks {
 
 /// A place in the records of a segment.
 #[derive(Debug)]
-pub(super) struct Chain {
+pub(super) struct SegmentScanner {
     file: File,
     header: Header,
     /// Of the file.
@@ -59,7 +59,7 @@ pub(super) struct Chain {
     skipped: Vec<u64>,
 }
 
-impl Chain {
+impl SegmentScanner {
     /// Starts before the first record.
     pub(super) fn new(file: File, header: Header, length: u64) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl Chain {
     pub(super) fn is_recycled(&self) -> io::Result<bool> {
         let mut block = [0; BLOCK_LENGTH];
         read_some(&self.file, &mut block, 0)?;
-        Ok(Block::parse(&block).header.is_some_and(|header| header.salt != self.header.salt))
+        Ok(HeaderBlock::parse(&block).header.is_some_and(|header| header.salt != self.header.salt))
     }
 
     /// Forgets what was read ahead: the writer may have written there since.
@@ -138,16 +138,16 @@ impl Chain {
     }
 
     fn item(&mut self, offset: u64, mark: Mark, sum: u32) -> io::Result<Item> {
-        let mut item = Item { offset, after: offset, sequence: mark.sequence, kind: Kind::End };
+        let mut item = Item { offset, after: offset, sequence: mark.sequence, kind: MarkKind::End };
         if mark.length != Mark::END {
             let whole = Mark::record_bytes(u64::from(mark.length));
             item.after = offset + whole;
-            item.kind = Kind::Damaged;
+            item.kind = MarkKind::Damaged;
             if let Some(at) = self.window(offset, whole)? {
                 let payload = at.start + 16..at.start + 16 + mark.length as usize;
                 let stored = &self.buffer[payload.end..payload.end + 4];
                 if *stored == crc32c::crc32c_append(sum, &self.buffer[payload.clone()]).to_le_bytes() {
-                    item.kind = Kind::Record(payload);
+                    item.kind = MarkKind::Record(payload);
                 }
             }
         }
@@ -162,7 +162,7 @@ impl Chain {
     /// Moves behind a record.
     pub(super) fn pass(&mut self, item: &Item) {
         self.offset = item.after;
-        self.least = item.sequence + u64::from(item.kind != Kind::End);
+        self.least = item.sequence + u64::from(item.kind != MarkKind::End);
     }
 
     /// Moves over an end mark, to see whether anything stands behind it.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::failpoint;
-use crate::queue::journal::format::{BLOCK_LENGTH, Block};
-use crate::state;
+use crate::process::failpoint;
+use crate::process::state_directory;
+use crate::queue::journal::format::{BLOCK_LENGTH, HeaderBlock};
 
 const SUFFIX: &str = ".segment";
 /// Zeros are written in pieces of this size.
@@ -46,7 +46,7 @@ pub(super) struct Segment {
     pub(super) number: u32,
     /// Of the file, whatever its header says.
     pub(super) length: u64,
-    pub(super) block: Block,
+    pub(super) block: HeaderBlock,
 }
 
 /// Opens a segment for reading and reads its header block; none where there is no such file (any more).
@@ -64,31 +64,31 @@ pub(super) fn look(directory: &Path, number: u32) -> io::Result<Option<(File, Se
     }
     let mut bytes = [0; BLOCK_LENGTH];
     read_some(&file, &mut bytes, 0).map_err(named)?;
-    let segment = Segment { number, length: metadata.len(), block: Block::parse(&bytes) };
+    let segment = Segment { number, length: metadata.len(), block: HeaderBlock::parse(&bytes) };
     Ok(Some((file, segment)))
 }
 
 /// A segment whose header is in an unreadable block.
 #[derive(Debug)]
-pub(super) struct Unreadable {
+pub(super) struct UnreadableSegment {
     pub(super) number: u32,
     pub(super) error: io::Error,
 }
 
 /// All segments that exist now, and those whose header is in an unreadable block. If no header at all can be read, it is
 /// the disk that fails, not a block.
-pub(super) fn look_at_all(directory: &Path) -> io::Result<(Vec<Segment>, Vec<Unreadable>)> {
+pub(super) fn look_at_all(directory: &Path) -> io::Result<(Vec<Segment>, Vec<UnreadableSegment>)> {
     let (mut segments, mut unreadable) = (Vec::new(), Vec::new());
     for number in list(directory).map_err(|error| at(directory, &error))? {
         match look(directory, number) {
             Ok(Some((_, segment))) => segments.push(segment),
             Ok(None) => {}
-            Err(error) if is_unreadable(&error) => unreadable.push(Unreadable { number, error }),
+            Err(error) if is_unreadable(&error) => unreadable.push(UnreadableSegment { number, error }),
             Err(error) => return Err(error),
         }
     }
     if segments.is_empty()
-        && let Some(Unreadable { error, .. }) = unreadable.pop()
+        && let Some(UnreadableSegment { error, .. }) = unreadable.pop()
     {
         return Err(error);
     }
@@ -98,7 +98,7 @@ pub(super) fn look_at_all(directory: &Path) -> io::Result<(Vec<Segment>, Vec<Unr
 
 /// The error of a block that the disk, or the checksums of its file system, cannot give back.
 #[must_use]
-pub fn is_unreadable(error: &io::Error) -> bool {
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     let cause =
         error.get_ref().and_then(|inner| inner.downcast_ref::<Placed>()).map_or(error, |placed| &placed.error);
     let known = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(|errno| Some(errno.raw_os_error()));
@@ -152,7 +152,7 @@ pub(super) fn write_again(file: &File, range: Range<u64>) -> io::Result<()> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
     /// Zeros are written: later writes change nothing but data.
-    Written,
+    Fingerprint,
     /// The room is reserved, which is quick; the first write to a block is a little dearer.
     Reserved,
 }
@@ -160,7 +160,7 @@ pub(super) enum Fill {
 /// Makes a segment that was never used, with all its blocks, safe on disk. What is left of a failure is removed.
 pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io::Result<()> {
     let path = path(directory, number);
-    let made = make(&path, size, how).and_then(|()| state::sync_directory(directory));
+    let made = make(&path, size, how).and_then(|()| state_directory::sync_directory(directory));
     if made.is_err() {
         // It holds nothing, and what cannot be removed now is written over by the next try.
         let _ = fs::remove_file(&path);
@@ -175,7 +175,7 @@ fn make(path: &Path, size: u64, how: Fill) -> io::Result<()> {
     let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)
         .map(|()| true)
         .or_else(|error| if error == Errno::OPNOTSUPP { Ok(false) } else { Err(error) })?;
-    if how == Fill::Written || !reserved {
+    if how == Fill::Fingerprint || !reserved {
         zero(&file, 0, size)?;
     }
     file.sync_all()

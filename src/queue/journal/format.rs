@@ -2,7 +2,7 @@
 //! mark that stands before each record and at the end.
 
 /// The version of the format that this program writes and reads.
-pub const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 1;
 
 /// Segments are whole blocks, and the header is the first one: the page of the common file systems.
 pub(super) const BLOCK: u64 = BLOCK_LENGTH as u64;
@@ -59,7 +59,7 @@ impl Header {
     }
 
     /// The header's block as it is written when the segment's use begins.
-    pub(super) fn block(&self, slot: &Slot) -> [u8; BLOCK_LENGTH] {
+    pub(super) fn block(&self, slot: &WatermarkSlot) -> [u8; BLOCK_LENGTH] {
         let mut block = [0; BLOCK_LENGTH];
         for at in COPIES {
             block[at..at + COPY_BYTES].copy_from_slice(&self.copy());
@@ -72,13 +72,13 @@ impl Header {
 
 /// One writing of the watermark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Slot {
+pub(super) struct WatermarkSlot {
     /// Goes up with each writing; its parity says which of the two slots it takes.
     pub(super) counter: u64,
     pub(super) watermark: u64,
 }
 
-impl Slot {
+impl WatermarkSlot {
     /// Where it stands, and its bytes.
     pub(super) fn place(&self, salt: u64) -> (u64, [u8; SLOT_BYTES]) {
         let mut bytes = [0; SLOT_BYTES];
@@ -96,7 +96,7 @@ fn salted(bytes: &[u8], salt: u64) -> u32 {
 
 /// A header block as it was read.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Block {
+pub(super) struct HeaderBlock {
     /// The sound copy; of two that differ (a recycling cut short) the later one.
     pub(super) header: Option<Header>,
     /// The version of a sound header that this program cannot read.
@@ -108,12 +108,12 @@ pub(super) struct Block {
     /// How many watermark slots hold something unsound.
     pub(super) unsound_slots: u64,
     /// The newest sound watermark.
-    pub(super) slot: Option<Slot>,
+    pub(super) slot: Option<WatermarkSlot>,
     /// Nothing but zeros.
     pub(super) blank: bool,
 }
 
-impl Block {
+impl HeaderBlock {
     /// Reads a block. What a short file lacks is zeros.
     pub(super) fn parse(bytes: &[u8; BLOCK_LENGTH]) -> Self {
         let mut block = Self { blank: bytes.iter().all(|byte| *byte == 0), ..Self::default() };
@@ -140,7 +140,7 @@ impl Block {
         for at in SLOTS {
             let slot = &bytes[at..at + SLOT_BYTES];
             if word(slot, 16) == salted(&slot[..16], salt) {
-                let read = Slot { counter: long(slot, 0), watermark: long(slot, 8) };
+                let read = WatermarkSlot { counter: long(slot, 0), watermark: long(slot, 8) };
                 if self.slot.is_none_or(|slot| slot.counter < read.counter) {
                     self.slot = Some(read);
                 }
@@ -204,9 +204,9 @@ mod tests {
     fn takes_the_later_of_two_copies_that_differ() {
         let old = Header { size: 8192, salt: 1, first: 1 };
         let new = Header { size: 8192, salt: 2, first: 9 };
-        let mut bytes = old.block(&Slot { counter: 1, watermark: 5 });
+        let mut bytes = old.block(&WatermarkSlot { counter: 1, watermark: 5 });
         bytes[..COPY_BYTES].copy_from_slice(&new.copy());
-        let block = Block::parse(&bytes);
+        let block = HeaderBlock::parse(&bytes);
         assert_eq!((block.header, block.unsound_copies, block.uneven), (Some(new), 0, true));
         assert_eq!(block.slot, None, "the watermark has the salt of the earlier use");
     }
@@ -214,7 +214,7 @@ mod tests {
     #[test]
     fn keeps_the_bytes_that_the_format_promises() {
         let header = Header { size: 0x2000, salt: 0x0102_0304_0506_0708, first: 7 };
-        let block = header.block(&Slot { counter: 1, watermark: 7 });
+        let block = header.block(&WatermarkSlot { counter: 1, watermark: 7 });
         assert_eq!(&block[..16], b"PLXTJRNL\x01\0\0\0\0\0\0\0");
         assert_eq!(block[..COPY_BYTES], block[512..512 + COPY_BYTES]);
         assert_eq!(block[24], 8, "little-endian");

@@ -11,15 +11,15 @@ const SPARES: usize = 2;
 
 /// Where a record goes: assigned under the queue's lock, before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place {
+pub(crate) struct Place {
     /// Its number.
-    pub sequence: u64,
+    pub(crate) sequence: u64,
     /// The segment's number.
-    pub segment: u32,
+    pub(crate) segment: u32,
     /// Where in the segment.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Whether it is the first record of this use of the segment.
-    pub opens: bool,
+    pub(crate) opens: bool,
 }
 
 /// A segment in use.
@@ -40,7 +40,7 @@ pub(super) struct Used {
 
 /// Where records go. Lives under the queue's lock.
 #[derive(Clone, Debug)]
-pub struct Layout {
+pub(crate) struct SegmentAllocator {
     max: u64,
     segment: u64,
     /// Oldest first; the last is the active one.
@@ -60,7 +60,7 @@ pub struct Layout {
     total: u64,
 }
 
-impl Layout {
+impl SegmentAllocator {
     /// An empty one; what was found at the start is added to it.
     pub(super) fn new(max: u64, segment: u64, next: u64) -> Self {
         Self {
@@ -114,12 +114,12 @@ impl Layout {
     /// A place for a record of this encoded length; none where the journal is full.
     ///
     /// A place that opens a segment takes a spare, or the number of a segment to be made, if the limit allows one.
-    pub fn reserve(&mut self, length: u64) -> Option<Place> {
+    pub(crate) fn reserve(&mut self, length: u64) -> Option<Place> {
         self.reserve_in(length, Self::open)
     }
 
     /// The same, in segments that exist: where the disk has no room for another one.
-    pub fn reserve_existing(&mut self, length: u64) -> Option<Place> {
+    pub(crate) fn reserve_existing(&mut self, length: u64) -> Option<Place> {
         if self.used.back().is_some_and(|active| !active.made) {
             return None;
         }
@@ -190,7 +190,7 @@ impl Layout {
 
     /// How many bytes of records can still be given a place within the limit.
     #[must_use]
-    pub fn available(&self) -> u64 {
+    pub(crate) fn available(&self) -> u64 {
         let left = self.max.saturating_sub(self.total) / self.segment.max(1);
         let more = if left == 0 && self.is_left_with_a_larger_one() { 1 } else { left };
         self.left() + (more + u64::from(self.making.is_some())) * room(self.segment)
@@ -198,12 +198,12 @@ impl Layout {
 
     /// Whether a spare exists.
     #[must_use]
-    pub fn has_spare(&self) -> bool {
+    pub(crate) fn has_spare(&self) -> bool {
         !self.spares.is_empty()
     }
 
     /// Notes that a segment exists, because a record was written to it.
-    pub fn exists(&mut self, segment: u32) {
+    pub(crate) fn exists(&mut self, segment: u32) {
         if let Some(used) = self.used.iter_mut().rev().find(|used| used.number == segment) {
             used.made = true;
         }
@@ -216,12 +216,12 @@ impl Layout {
 
     /// The sequence of the next record.
     #[must_use]
-    pub fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next
     }
 
     /// Forgets a place that could not be written, and all later ones.
-    pub fn undo(&mut self, from: &Place) {
+    pub(crate) fn undo(&mut self, from: &Place) {
         while let Some(last) = self.used.back().copied() {
             if last.first < from.sequence || (last.first == from.sequence && !from.opens) {
                 break;
@@ -245,7 +245,7 @@ impl Layout {
     /// and before it makes a segment or commits to one that was given a place after this. The active segment is never
     /// released.
     #[must_use]
-    pub fn release(&mut self, watermark: u64) -> Vec<u32> {
+    pub(crate) fn release(&mut self, watermark: u64) -> Vec<u32> {
         let mut deleted = Vec::new();
         while self.used.get(1).is_some_and(|second| second.first <= watermark)
             && let Some(oldest) = self.used.pop_front()
@@ -273,8 +273,8 @@ impl Layout {
     }
 
     /// The number of a spare to be made ahead, if the active segment is more than half full, there is no spare and the
-    /// limit allows one. It counts from now on; the outcome goes to [`Layout::prepared`].
-    pub fn wants_spare(&mut self) -> Option<u32> {
+    /// limit allows one. It counts from now on; the outcome goes to [`SegmentAllocator::prepared`].
+    pub(crate) fn wants_spare(&mut self) -> Option<u32> {
         let half = self.used.back().is_some_and(|active| active.filled > HEADER_BYTES.midpoint(active.limit));
         if !half || self.declined || self.making.is_some() || !self.spares.is_empty() {
             return None;
@@ -284,8 +284,8 @@ impl Layout {
     }
 
     /// The number of a spare to be made because the disk had no room for one before, if the limit allows one. The outcome
-    /// goes to [`Layout::prepared`].
-    pub fn wants_spare_again(&mut self) -> Option<u32> {
+    /// goes to [`SegmentAllocator::prepared`].
+    pub(crate) fn wants_spare_again(&mut self) -> Option<u32> {
         if self.making.is_some() || !self.spares.is_empty() {
             return None;
         }
@@ -294,7 +294,7 @@ impl Layout {
     }
 
     /// What became of a spare that was wanted. After a failure none is wanted ahead until another segment is opened.
-    pub fn prepared(&mut self, segment: u32, made: bool) {
+    pub(crate) fn prepared(&mut self, segment: u32, made: bool) {
         if self.making == Some(segment) {
             self.making = None;
             if made {
@@ -311,14 +311,14 @@ impl Layout {
 
     /// What is in use: whole segments, and of the active one what is filled.
     #[must_use]
-    pub fn bytes(&self) -> u64 {
+    pub(crate) fn bytes(&self) -> u64 {
         let left = self.used.iter().rev().skip(1).map(|used| used.bytes).sum::<u64>();
         left + self.used.back().map_or(0, |active| active.filled)
     }
 
     /// The limit of the sizes of all files.
     #[must_use]
-    pub fn capacity(&self) -> u64 {
+    pub(crate) fn capacity(&self) -> u64 {
         self.max
     }
 
@@ -361,8 +361,8 @@ mod tests {
     const SEGMENT: u64 = 8192;
     const LARGEST: u64 = SEGMENT - HEADER_BYTES - MARK_BYTES;
 
-    fn layout(segments: u64) -> Layout {
-        Layout::new(segments * SEGMENT, SEGMENT, 1)
+    fn layout(segments: u64) -> SegmentAllocator {
+        SegmentAllocator::new(segments * SEGMENT, SEGMENT, 1)
     }
 
     #[test]
@@ -375,7 +375,7 @@ mod tests {
         assert_eq!(layout.reserve(LARGEST - 8).map(|place| place.offset), Some(HEADER_BYTES + 8));
         assert_eq!(layout.reserve(8), None, "full");
         assert_eq!(layout.next(), 4);
-        assert_eq!(Layout::new(1 << 20, SEGMENT, 1).reserve(LARGEST + 8), None, "never fits");
+        assert_eq!(SegmentAllocator::new(1 << 20, SEGMENT, 1).reserve(LARGEST + 8), None, "never fits");
     }
 
     #[test]
@@ -406,7 +406,7 @@ mod tests {
         assert!(again.opens && again.sequence == 2);
     }
 
-    impl Layout {
+    impl SegmentAllocator {
         fn add_spare_for_test(&mut self) {
             let number = self.grow().unwrap();
             self.grown(number, true);
@@ -463,7 +463,7 @@ mod tests {
 
     #[test]
     fn leaves_a_segment_of_a_start_with_larger_ones_although_the_limit_is_passed_by_it() {
-        let mut layout = Layout::new(2 * SEGMENT, SEGMENT, 9);
+        let mut layout = SegmentAllocator::new(2 * SEGMENT, SEGMENT, 9);
         let large = 8 * SEGMENT;
         layout.add_used(Used { number: 0, first: 1, bytes: large, limit: large, filled: large, made: true });
         assert_eq!(layout.available(), room(SEGMENT));

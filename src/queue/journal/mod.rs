@@ -11,25 +11,17 @@ mod recent;
 mod record;
 mod settings;
 mod tail;
+#[cfg(test)]
+mod tests;
 mod verify;
 mod writer;
 
-#[cfg(test)]
-mod damage;
-#[cfg(test)]
-mod limits;
-#[cfg(test)]
-mod model;
-#[cfg(test)]
-mod rig;
-
-pub use files::is_unreadable;
-pub use format::VERSION;
-pub use layout::{Layout, Place};
-pub use open::{OpenError, Opened, open};
-pub use reader::{Batch, Reader};
-pub use recent::recent;
-pub use record::{Record, Stored};
-pub use settings::Settings;
-pub use verify::{Damage, Report, SegmentReport, verify};
-pub use writer::{CommitError, Writer};
+pub(crate) use files::is_unreadable;
+pub(crate) use layout::{Place, SegmentAllocator};
+pub(crate) use open::{OpenError, Opened, open};
+pub(crate) use reader::{Batch, Reader};
+pub(crate) use recent::recent;
+pub(crate) use record::{Record, Stored};
+pub(crate) use settings::Settings;
+pub(crate) use verify::{Report, SegmentReport, verify};
+pub(crate) use writer::{CommitError, Writer};

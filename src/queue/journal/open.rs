@@ -6,19 +6,19 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::queue::journal::chain::{Chain, UnreadableBlocks};
+use crate::process::state_directory;
+use crate::queue::journal::chain::{SegmentScanner, UnreadableBlocks};
 use crate::queue::journal::files::{self, Fill, Segment};
 use crate::queue::journal::format::{Header, MARK_BYTES, Mark, VERSION};
-use crate::queue::journal::layout::{Layout, Used};
+use crate::queue::journal::layout::{SegmentAllocator, Used};
 use crate::queue::journal::reader::Reader;
 use crate::queue::journal::settings::Settings;
 use crate::queue::journal::tail;
 use crate::queue::journal::writer::{Active, Writer};
-use crate::state;
 
 /// Why a journal cannot be opened. Damage is no reason.
 #[derive(Debug, thiserror::Error)]
-pub enum OpenError {
+pub(crate) enum OpenError {
     /// Another version of this program wrote it.
     #[error(
         "{} is of version {version} of the journal's format, and this program reads version {VERSION}; start the \
@@ -37,24 +37,24 @@ pub enum OpenError {
 
 /// A journal that was opened.
 #[derive(Debug)]
-pub struct Opened {
+pub(crate) struct Opened {
     /// For the queue's lock.
-    pub layout: Layout,
+    pub(crate) layout: SegmentAllocator,
     /// For the writer's thread.
-    pub writer: Writer,
+    pub(crate) writer: Writer,
     /// For delivery.
-    pub reader: Reader,
+    pub(crate) reader: Reader,
     /// The sequences that are not settled: from the watermark to the next.
-    pub recovered: Range<u64>,
+    pub(crate) recovered: Range<u64>,
     /// Damage found that no sequence accounts for: a torn end, unsound headers and watermarks.
-    pub damaged: u64,
+    pub(crate) damaged: u64,
     /// What was found, for the log.
-    pub findings: Vec<String>,
+    pub(crate) findings: Vec<String>,
 }
 
 /// What the headers of a directory say.
 #[derive(Debug, Default)]
-pub(super) struct Survey {
+pub(super) struct DirectoryState {
     /// With a sound header, oldest first.
     pub(super) sound: Vec<(Segment, Header)>,
     /// Never used, or made half; all zeros.
@@ -69,10 +69,10 @@ pub(super) struct Survey {
 }
 
 /// Reads all headers.
-pub(super) fn survey(directory: &Path) -> Result<Survey, OpenError> {
-    let mut survey = Survey::default();
+pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
+    let mut survey = DirectoryState::default();
     let (segments, unreadable) = files::look_at_all(directory)?;
-    for files::Unreadable { number, .. } in unreadable {
+    for files::UnreadableSegment { number, .. } in unreadable {
         let length = fs::metadata(files::path(directory, number)).map_or(0, |file| file.len());
         survey.damage.push((number, "its header cannot be read from the disk: what the segment held is lost"));
         survey.unreadable.push((number, length));
@@ -109,8 +109,8 @@ pub(super) fn survey(directory: &Path) -> Result<Survey, OpenError> {
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> {
-    state::create_directory(directory).map_err(|error| files::at(directory, &error))?;
+pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> {
+    state_directory::create_directory(directory).map_err(|error| files::at(directory, &error))?;
     let survey = survey(directory)?;
     let mut findings: Vec<String> = survey
         .damage
@@ -143,7 +143,7 @@ pub fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> 
     }
     let first = used.first().map_or(next, |oldest| oldest.first).max(survey.watermark);
     let size = settings.effective_segment();
-    let mut layout = Layout::new(settings.max_bytes, size, next);
+    let mut layout = SegmentAllocator::new(settings.max_bytes, size, next);
     let writer = Writer::new(directory.to_owned(), size, active)?;
     for segment in survey.blank.iter().chain(&survey.garbage).filter(|segment| segment.length != size) {
         // Made half, or left from other settings, or no segment at all any more.
@@ -153,16 +153,16 @@ pub fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> 
     if layout.is_empty()
         && let Some(number) = layout.grow()
     {
-        files::create(directory, number, size, Fill::Written)?;
+        files::create(directory, number, size, Fill::Fingerprint)?;
         layout.grown(number, true);
     }
-    state::sync_directory(directory)?;
+    state_directory::sync_directory(directory)?;
     let reader = Reader::new(directory.to_owned());
     Ok(Opened { layout, writer, reader, recovered: first..next, damaged, findings })
 }
 
 /// Tells the layout what is there, and deletes what the settings have no room for.
-fn arrange(directory: &Path, layout: &mut Layout, used: Vec<Used>, survey: &Survey, first: u64) {
+fn arrange(directory: &Path, layout: &mut SegmentAllocator, used: Vec<Used>, survey: &DirectoryState, first: u64) {
     let size = layout.segment_bytes();
     let spares = |segments: &[Segment]| -> Vec<u32> {
         segments.iter().filter(|segment| segment.length == size).map(|segment| segment.number).collect()
@@ -215,7 +215,7 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
     let path = files::path(directory, segment.number);
     let read = || -> io::Result<Last> {
         let short = segment.length < header.size;
-        let mut chain = Chain::new(File::open(&path)?, header, segment.length);
+        let mut chain = SegmentScanner::new(File::open(&path)?, header, segment.length);
         chain.handle_unreadable(UnreadableBlocks::Skip);
         let tail = tail::find(&mut chain, short, watermark)?;
         let unreadable = chain.take_skipped();

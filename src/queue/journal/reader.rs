@@ -4,21 +4,21 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::PathBuf;
 
-use crate::queue::journal::chain::{Chain, Item, Kind, UnreadableBlocks};
+use crate::queue::journal::chain::{Item, MarkKind, SegmentScanner, UnreadableBlocks};
 use crate::queue::journal::files;
 use crate::queue::journal::record::{Names, Stored};
 
 /// What was read.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub(crate) struct Batch {
     /// In order.
-    pub records: Vec<Stored>,
+    pub(crate) records: Vec<Stored>,
     /// Go on here.
-    pub next: u64,
+    pub(crate) next: u64,
     /// Sequences passed that have no sound record.
-    pub damaged: u64,
+    pub(crate) damaged: u64,
     /// What was found, for the log.
-    pub findings: Vec<String>,
+    pub(crate) findings: Vec<String>,
 }
 
 impl Batch {
@@ -38,22 +38,22 @@ impl Batch {
 
 /// Where a segment's records begin.
 #[derive(Clone, Copy, Debug)]
-struct Entry {
+struct SegmentEntry {
     first: u64,
     number: u32,
 }
 
 /// Reads records back. Keeps its place between calls.
 #[derive(Debug)]
-pub struct Reader {
+pub(crate) struct Reader {
     directory: PathBuf,
     /// Oldest first; read again where it does not go far enough. A segment with unsettled records is never recycled, so
     /// what it says of these stays true.
-    index: Vec<Entry>,
+    index: Vec<SegmentEntry>,
     /// All segments that start below this sequence are in the index. Those that the writer recycles while it is read
     /// are not: of two it may show only the later one.
     known: u64,
-    chain: Option<Chain>,
+    chain: Option<SegmentScanner>,
     number: u32,
     /// The sequence at the place that is kept.
     place: u64,
@@ -82,7 +82,7 @@ impl Reader {
     }
 
     /// Skips blocks that cannot be read in the next call of [`Reader::read`]: the records in them are damaged.
-    pub fn skip_unreadable(&mut self) {
+    pub(crate) fn skip_unreadable(&mut self) {
         self.unreadable = UnreadableBlocks::Skip;
     }
 
@@ -91,7 +91,7 @@ impl Reader {
     ///
     /// # Errors
     /// A segment cannot be read. The place is not lost: the same call may be tried again.
-    pub fn read(&mut self, from: u64, end: u64, most: usize, bytes: usize) -> io::Result<Batch> {
+    pub(crate) fn read(&mut self, from: u64, end: u64, most: usize, bytes: usize) -> io::Result<Batch> {
         let mut batch = Batch { next: from, ..Batch::default() };
         if self.place != from {
             self.chain = None;
@@ -129,7 +129,7 @@ impl Reader {
             };
             let item =
                 chain.peek().map_err(|error| files::at(&files::path(&self.directory, self.number), &error))?;
-            let plain = |item: &Item| matches!(item.kind, Kind::Record(_)) && item.sequence <= batch.next;
+            let plain = |item: &Item| matches!(item.kind, MarkKind::Record(_)) && item.sequence <= batch.next;
             if self.stable < end && !item.as_ref().is_some_and(|item| plain(item) && item.sequence < self.stable) {
                 // What was read ahead may be older than what the writer has put there since.
                 chain.forget();
@@ -137,7 +137,7 @@ impl Reader {
                 continue;
             }
             match item {
-                Some(item) if item.kind != Kind::End => held += self.take(batch, &item, end),
+                Some(item) if item.kind != MarkKind::End => held += self.take(batch, &item, end),
                 other => self.leave(batch, other.as_ref(), end)?,
             }
         }
@@ -156,7 +156,7 @@ impl Reader {
         let mut size = 0;
         if item.sequence == batch.next {
             let decoded = match &item.kind {
-                Kind::Record(payload) => self.names.decode(chain.payload(payload)),
+                MarkKind::Record(payload) => self.names.decode(chain.payload(payload)),
                 _ => None,
             };
             if let Some((origin, body)) = decoded {
@@ -217,7 +217,7 @@ impl Reader {
             if let Some(header) = segment.block.header
                 && header.first == entry.first
             {
-                let mut chain = Chain::new(file, header, segment.length);
+                let mut chain = SegmentScanner::new(file, header, segment.length);
                 chain.handle_unreadable(self.unreadable);
                 self.chain = Some(chain);
                 self.number = entry.number;
@@ -228,7 +228,7 @@ impl Reader {
         Ok(false)
     }
 
-    fn choose(&self, sequence: u64, after: Option<u64>) -> Option<Entry> {
+    fn choose(&self, sequence: u64, after: Option<u64>) -> Option<SegmentEntry> {
         let Some(first) = after else {
             let below = self.index.partition_point(|entry| entry.first <= sequence);
             return if below > 0 { self.index.get(below - 1) } else { self.index.first() }.copied();
@@ -247,7 +247,7 @@ impl Reader {
             }
         }
         let entry = |segment: &files::Segment| {
-            segment.block.header.map(|header| Entry { first: header.first, number: segment.number })
+            segment.block.header.map(|header| SegmentEntry { first: header.first, number: segment.number })
         };
         self.index = segments.iter().filter_map(entry).filter(|entry| entry.first < end).collect();
         self.known = end;

@@ -4,8 +4,8 @@ use std::io;
 use std::path::Path;
 use std::time::SystemTime;
 
-use crate::message::Origin;
-use crate::queue::journal::chain::{Chain, Kind, UnreadableBlocks};
+use crate::event::Origin;
+use crate::queue::journal::chain::{MarkKind, SegmentScanner, UnreadableBlocks};
 use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::record::Names;
 
@@ -14,7 +14,7 @@ use crate::queue::journal::record::Names;
 ///
 /// # Errors
 /// A segment cannot be read.
-pub fn recent(
+pub(crate) fn recent(
     directory: &Path,
     since: SystemTime,
     most: usize,
@@ -56,10 +56,10 @@ fn walk(
     }
     let mut names = Names::default();
     let mut found = 0;
-    let mut chain = Chain::new(file, header, segment.length);
+    let mut chain = SegmentScanner::new(file, header, segment.length);
     chain.handle_unreadable(UnreadableBlocks::Skip);
-    while let Some(item) = chain.peek()?.filter(|item| item.kind != Kind::End) {
-        if let Kind::Record(payload) = &item.kind
+    while let Some(item) = chain.peek()?.filter(|item| item.kind != MarkKind::End) {
+        if let MarkKind::Record(payload) = &item.kind
             && let Some((origin, body)) = names.decode(chain.payload(payload))
             && origin.received >= since
         {
@@ -76,7 +76,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::queue::journal::rig::{Rig, received};
+    use crate::queue::journal::tests::rig::{Rig, received};
 
     fn bodies(rig: &Rig, since: SystemTime, most: usize) -> Vec<String> {
         let mut bodies = Vec::new();

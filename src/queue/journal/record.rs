@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::message::{Event, Origin};
+use crate::event::{Event, Origin};
 use crate::queue::journal::format::{ALIGNMENT, Mark};
 
 /// Received time, flags, two lengths.
@@ -25,25 +25,25 @@ pub(super) fn largest(body: usize) -> u64 {
 
 /// What the journal keeps of an event.
 #[derive(Clone, Copy, Debug)]
-pub struct Record<'a> {
+pub(crate) struct Record<'a> {
     /// Wall clock when the head of the request was read; kept to the microsecond.
-    pub received: SystemTime,
+    pub(crate) received: SystemTime,
     /// Name of the source.
-    pub source: &'a str,
+    pub(crate) source: &'a str,
     /// The signature as received.
-    pub signature: Option<&'a [u8; 64]>,
+    pub(crate) signature: Option<&'a [u8; 64]>,
     /// Whether the signature was verified.
-    pub verified: bool,
+    pub(crate) verified: bool,
     /// A well-formed `traceparent`.
-    pub traceparent: Option<&'a str>,
+    pub(crate) traceparent: Option<&'a str>,
     /// The signed bytes.
-    pub body: &'a [u8],
+    pub(crate) body: &'a [u8],
 }
 
 impl Record<'_> {
     /// What the journal keeps of this event.
     #[must_use]
-    pub fn of(event: &Event) -> Record<'_> {
+    pub(crate) fn of(event: &Event) -> Record<'_> {
         let origin = &event.origin;
         Record {
             received: origin.received,
@@ -57,7 +57,7 @@ impl Record<'_> {
 
     /// Bytes in the segment, padding included.
     #[must_use]
-    pub fn length(&self) -> u64 {
+    pub(crate) fn length(&self) -> u64 {
         Mark::record_bytes(self.payload() as u64)
     }
 
@@ -110,13 +110,13 @@ fn part(text: &str) -> &[u8] {
 
 /// An event as the journal gives it back.
 #[derive(Clone, Debug)]
-pub struct Stored {
+pub(crate) struct Stored {
     /// Its number, dense in the order of acceptance.
-    pub sequence: u64,
+    pub(crate) sequence: u64,
     /// What of the request goes on beside the body.
-    pub origin: Origin,
+    pub(crate) origin: Origin,
     /// The signed bytes.
-    pub body: Box<[u8]>,
+    pub(crate) body: Box<[u8]>,
 }
 
 /// Sources' names seen before, so that a thousand records do not allocate a thousand names.

@@ -6,29 +6,29 @@ use crate::settings::Section;
 
 /// The settings of `[journal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub(crate) struct Settings {
     /// The most that all segments together take on disk.
-    pub max_bytes: u64,
+    pub(crate) max_bytes: u64,
     /// What one segment takes.
-    pub segment_bytes: u64,
+    pub(crate) segment_bytes: u64,
 }
 
 impl Settings {
     /// Reads `[journal]`.
-    pub fn read(section: &mut Section<'_>) -> Self {
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
         Self { max_bytes: section.size("max_bytes") as u64, segment_bytes: section.size("segment_bytes") as u64 }
     }
 
     /// The size that segments really have: two fit into the limit, and all is in whole blocks.
     #[must_use]
-    pub fn effective_segment(&self) -> u64 {
+    pub(crate) fn effective_segment(&self) -> u64 {
         let size = self.segment_bytes.min(self.max_bytes / 2);
         size - size % BLOCK
     }
 
     /// What is wrong where no segment can hold the largest record: a body of so many bytes, and what goes with it.
     #[must_use]
-    pub fn problem(&self, largest_body: usize) -> Option<String> {
+    pub(crate) fn problem(&self, largest_body: usize) -> Option<String> {
         let largest = record::largest(largest_body);
         if largest <= room(self.effective_segment()) {
             return None;

@@ -2,11 +2,11 @@
 
 use std::io;
 
-use crate::queue::journal::chain::{Chain, Kind};
+use crate::queue::journal::chain::{MarkKind, SegmentScanner};
 
 /// Where the records of the last segment end.
 #[derive(Debug)]
-pub(super) struct Tail {
+pub(super) struct SegmentTail {
     /// The next record goes here.
     pub(super) offset: u64,
     /// And has this sequence.
@@ -21,21 +21,21 @@ pub(super) struct Tail {
 
 /// Reads the last segment to its end. `short`: the file is shorter than its header says, so what is missing was there.
 /// All records below the watermark are settled.
-pub(super) fn find(chain: &mut Chain, short: bool, watermark: u64) -> io::Result<Tail> {
+pub(super) fn find(chain: &mut SegmentScanner, short: bool, watermark: u64) -> io::Result<SegmentTail> {
     let (offset, next) = (chain.offset(), chain.least());
-    let mut tail = Tail { offset, next, torn: true, stale: false, unsettled: offset };
+    let mut tail = SegmentTail { offset, next, torn: true, stale: false, unsettled: offset };
     // A damaged record counts once something sound stands behind it; else it may be a commit that never was complete.
     while let Some(item) = chain.peek()? {
         chain.pass(&item);
         match item.kind {
-            Kind::Record(_) => {
+            MarkKind::Record(_) => {
                 (tail.offset, tail.next) = (item.after, item.sequence + 1);
                 if item.sequence < watermark {
                     tail.unsettled = item.after;
                 }
             }
-            Kind::Damaged => {}
-            Kind::End => {
+            MarkKind::Damaged => {}
+            MarkKind::End => {
                 (tail.offset, tail.next, tail.torn) = (item.offset, item.sequence, false);
                 break;
             }

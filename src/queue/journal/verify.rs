@@ -5,91 +5,91 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::queue::journal::chain::{Chain, Kind, UnreadableBlocks};
+use crate::queue::journal::chain::{MarkKind, SegmentScanner, UnreadableBlocks};
 use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::format::{Header, VERSION};
-use crate::queue::journal::open::{OpenError, Survey, survey};
+use crate::queue::journal::open::{DirectoryState, OpenError, survey};
 
 /// A running daemon recycles segments and writes while they are read: what looks damaged is looked at again.
 const LOOKS: usize = 3;
 
 /// One damaged place.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Damage {
+pub(crate) struct Damage {
     /// Where in the file.
-    pub offset: u64,
+    pub(crate) offset: u64,
     /// Sequences that have no sound record because of it.
-    pub records: u64,
+    pub(crate) records: u64,
     /// What is wrong.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// One segment in use.
 #[derive(Clone, Debug)]
-pub struct SegmentReport {
+pub(crate) struct SegmentReport {
     /// Its file.
-    pub file: PathBuf,
+    pub(crate) file: PathBuf,
     /// The sequence that it starts with; none where its header is damaged.
-    pub first: Option<u64>,
+    pub(crate) first: Option<u64>,
     /// Sound records.
-    pub records: u64,
+    pub(crate) records: u64,
     /// Of these below the watermark.
-    pub settled: u64,
+    pub(crate) settled: u64,
     /// On disk.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
     /// What is damaged.
-    pub damage: Vec<Damage>,
+    pub(crate) damage: Vec<Damage>,
 }
 
 /// What was found.
 #[derive(Clone, Debug)]
-pub struct Report {
+pub(crate) struct Report {
     /// Segments in use, oldest first.
-    pub segments: Vec<SegmentReport>,
+    pub(crate) segments: Vec<SegmentReport>,
     /// Segments that hold nothing unsettled: waiting to be used (again).
-    pub spares: u64,
+    pub(crate) spares: u64,
     /// The oldest unsettled sequence.
-    pub watermark: u64,
+    pub(crate) watermark: u64,
     /// The sequence of the next record.
-    pub next: u64,
+    pub(crate) next: u64,
     /// Of all files.
-    pub bytes: u64,
+    pub(crate) bytes: u64,
 }
 
 impl Report {
     /// Sound records in segments in use.
     #[must_use]
-    pub fn records(&self) -> u64 {
+    pub(crate) fn records(&self) -> u64 {
         self.segments.iter().map(|segment| segment.records).sum()
     }
 
     /// Sound records that were settled.
     #[must_use]
-    pub fn settled(&self) -> u64 {
+    pub(crate) fn settled(&self) -> u64 {
         self.segments.iter().map(|segment| segment.settled).sum()
     }
 
     /// Sound records that are still to be published.
     #[must_use]
-    pub fn unsettled(&self) -> u64 {
+    pub(crate) fn unsettled(&self) -> u64 {
         self.records() - self.settled()
     }
 
     /// Damaged places.
     #[must_use]
-    pub fn damaged(&self) -> u64 {
+    pub(crate) fn damaged(&self) -> u64 {
         self.segments.iter().map(|segment| segment.damage.len() as u64).sum()
     }
 
     /// Sequences that have no sound record.
     #[must_use]
-    pub fn lost(&self) -> u64 {
+    pub(crate) fn lost(&self) -> u64 {
         self.segments.iter().flat_map(|segment| &segment.damage).map(|damage| damage.records).sum()
     }
 
     /// The report for programs.
     #[must_use]
-    pub fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         let damage =
             |damage: &Damage| json!({ "offset": damage.offset, "records": damage.records, "text": damage.text });
         let segment = |segment: &SegmentReport| {
@@ -123,7 +123,7 @@ impl Report {
 ///
 /// # Errors
 /// See [`OpenError`].
-pub fn verify(directory: &Path) -> Result<Report, OpenError> {
+pub(crate) fn verify(directory: &Path) -> Result<Report, OpenError> {
     let mut report = look(directory)?;
     for _ in 1..LOOKS {
         if report.damaged() == 0 {
@@ -182,13 +182,13 @@ fn look(directory: &Path) -> Result<Report, OpenError> {
     Ok(report)
 }
 
-fn bytes(survey: &Survey) -> u64 {
+fn bytes(survey: &DirectoryState) -> u64 {
     let sound = survey.sound.iter().map(|(segment, _)| segment);
     let found = sound.chain(&survey.blank).chain(&survey.garbage).map(|segment| segment.length);
     found.chain(survey.unreadable.iter().map(|(_, length)| *length)).sum()
 }
 
-fn headers(survey: &Survey, number: u32) -> Vec<Damage> {
+fn headers(survey: &DirectoryState, number: u32) -> Vec<Damage> {
     let damage = survey.damage.iter().filter(|(damaged, _)| *damaged == number);
     damage.map(|(_, text)| Damage { offset: 0, records: 0, text: (*text).into() }).collect()
 }
@@ -203,7 +203,7 @@ fn walk(
     found: &mut SegmentReport,
 ) -> io::Result<u64> {
     let Some((file, _)) = files::look(directory, segment.number)? else { return Ok(header.first) };
-    let mut chain = Chain::new(file, header, segment.length);
+    let mut chain = SegmentScanner::new(file, header, segment.length);
     chain.handle_unreadable(UnreadableBlocks::Skip);
     let next = walk_records(&mut chain, following.is_none(), watermark, found)?;
     for block in chain.take_skipped() {
@@ -216,7 +216,12 @@ fn walk(
     Ok(next)
 }
 
-fn walk_records(chain: &mut Chain, last: bool, watermark: u64, found: &mut SegmentReport) -> io::Result<u64> {
+fn walk_records(
+    chain: &mut SegmentScanner,
+    last: bool,
+    watermark: u64,
+    found: &mut SegmentReport,
+) -> io::Result<u64> {
     let mut next = chain.header().first;
     loop {
         let (offset, item) = (chain.offset(), chain.peek()?);
@@ -240,12 +245,12 @@ fn walk_records(chain: &mut Chain, last: bool, watermark: u64, found: &mut Segme
             return Ok(next);
         };
         match item.kind {
-            Kind::End => return Ok(next),
-            Kind::Record(_) => {
+            MarkKind::End => return Ok(next),
+            MarkKind::Record(_) => {
                 found.records += 1;
                 found.settled += u64::from(item.sequence < watermark);
             }
-            Kind::Damaged => {
+            MarkKind::Damaged => {
                 let text = format!("record {} is damaged", item.sequence);
                 found.damage.push(Damage { offset: item.offset, records: 1, text });
             }

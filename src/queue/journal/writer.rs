@@ -5,10 +5,10 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
-use crate::failpoint;
+use crate::process::failpoint;
 use crate::queue::journal::files::{self, Fill, at};
-use crate::queue::journal::format::{HEADER_BYTES, Header, Mark, Slot};
-use crate::queue::journal::layout::{Layout, Place};
+use crate::queue::journal::format::{HEADER_BYTES, Header, Mark, WatermarkSlot};
+use crate::queue::journal::layout::{Place, SegmentAllocator};
 use crate::queue::journal::record::Record;
 
 /// A buffer larger than this is not kept: idle memory need not hold what one large commit took.
@@ -16,7 +16,7 @@ const BUFFER: usize = 1 << 20;
 
 /// Why a commit did not happen.
 #[derive(Debug, thiserror::Error)]
-pub enum CommitError {
+pub(crate) enum CommitError {
     /// No segment could be made for it. Nothing of this run is written: undo its places, try later.
     #[error("failed to make another segment of the journal: {0}; make room there")]
     NoSpace(io::Error),
@@ -34,12 +34,12 @@ pub(super) struct Active {
     pub(super) file: File,
     pub(super) salt: u64,
     /// The watermark as written last.
-    pub(super) slot: Slot,
+    pub(super) slot: WatermarkSlot,
 }
 
 /// Writes records, watermarks and segments.
 #[derive(Debug)]
-pub struct Writer {
+pub(crate) struct Writer {
     directory: PathBuf,
     /// Open, so that its removal is seen where no segment is.
     handle: File,
@@ -59,7 +59,7 @@ impl Writer {
     ///
     /// # Errors
     /// See [`CommitError`]. After `Failed` nothing is written any more.
-    pub fn commit(&mut self, run: &[(Place, Record<'_>)], watermark: u64) -> Result<(), CommitError> {
+    pub(crate) fn commit(&mut self, run: &[(Place, Record<'_>)], watermark: u64) -> Result<(), CommitError> {
         let Some((first, _)) = run.first() else { return Ok(()) };
         self.refuse_broken()?;
         if first.opens {
@@ -106,7 +106,7 @@ impl Writer {
     fn recycle(&mut self, number: u32, first: u64, watermark: u64) -> io::Result<()> {
         let file = OpenOptions::new().write(true).open(files::path(&self.directory, number))?;
         let header = Header { size: self.segment, salt: fastrand::u64(..), first };
-        let slot = Slot { counter: 1, watermark };
+        let slot = WatermarkSlot { counter: 1, watermark };
         file.write_all_at(&Mark::end(first).encode(header.salt).0, HEADER_BYTES)?;
         file.write_all_at(&header.block(&slot), 0)?;
         file.sync_data()?;
@@ -144,7 +144,7 @@ impl Writer {
     ///
     /// # Errors
     /// Always [`CommitError::Failed`].
-    pub fn note(&mut self, watermark: u64) -> Result<(), CommitError> {
+    pub(crate) fn note(&mut self, watermark: u64) -> Result<(), CommitError> {
         self.refuse_broken()?;
         let noted = self.active.as_mut().map_or(Ok(()), |active| active.note(watermark));
         self.check(noted)
@@ -154,7 +154,7 @@ impl Writer {
     ///
     /// # Errors
     /// Always [`CommitError::Failed`].
-    pub fn sync(&mut self) -> Result<(), CommitError> {
+    pub(crate) fn sync(&mut self) -> Result<(), CommitError> {
         self.refuse_broken()?;
         let synced = self.active.as_ref().map_or(Ok(()), Active::sync);
         self.check(synced)
@@ -164,12 +164,12 @@ impl Writer {
     ///
     /// # Errors
     /// No room, mostly; what was made of it is removed.
-    pub fn create(&mut self, segment: u32) -> io::Result<()> {
-        files::create(&self.directory, segment, self.segment, Fill::Written)
+    pub(crate) fn create(&mut self, segment: u32) -> io::Result<()> {
+        files::create(&self.directory, segment, self.segment, Fill::Fingerprint)
     }
 
     /// Deletes segments that were released, the oldest first.
-    pub fn delete(&mut self, segments: &[u32]) {
+    pub(crate) fn delete(&mut self, segments: &[u32]) {
         for segment in segments {
             // One that stays is written over when its number is used again.
             let _ = fs::remove_file(files::path(&self.directory, *segment));
@@ -180,7 +180,7 @@ impl Writer {
     ///
     /// # Errors
     /// It is not there.
-    pub fn is_there(&self) -> io::Result<()> {
+    pub(crate) fn is_there(&self) -> io::Result<()> {
         let file = self.active.as_ref().map_or(&self.handle, |active| &active.file);
         if file.metadata()?.nlink() == 0 {
             let error = io::Error::new(io::ErrorKind::NotFound, "somebody has removed the journal");
@@ -193,7 +193,7 @@ impl Writer {
     ///
     /// # Errors
     /// No room, mostly; what was made so far stays.
-    pub fn allocate(&mut self, layout: &mut Layout, bytes: u64) -> io::Result<u64> {
+    pub(crate) fn allocate(&mut self, layout: &mut SegmentAllocator, bytes: u64) -> io::Result<u64> {
         while layout.left() < bytes {
             let Some(number) = layout.grow() else { break };
             let made = files::create(&self.directory, number, self.segment, Fill::Reserved);
@@ -209,7 +209,7 @@ impl Active {
         if watermark == self.slot.watermark {
             return Ok(());
         }
-        let slot = Slot { counter: self.slot.counter + 1, watermark };
+        let slot = WatermarkSlot { counter: self.slot.counter + 1, watermark };
         let (offset, bytes) = slot.place(self.salt);
         self.file.write_all_at(&bytes, offset)?;
         self.slot = slot;

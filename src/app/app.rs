@@ -1,0 +1,395 @@
+//! The only file that knows all parts: binds them together, starts their threads, stops them in order.
+//!
+//! Threads: the caller's (signals, the order of stopping), one for the admin port, one for delivery, and one per
+//! core for the ingress; each has a runtime of its own. With a state directory one more, without a runtime: the
+//! journal's writer.
+
+use std::fs::File;
+use std::future::Future;
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::admin::{self, Admin, Health};
+use crate::app::Settings;
+use crate::brokers::Broker;
+use crate::dead_letters::StoreKind;
+use crate::delivery::{self, BacklogReader, Delivery, Successor};
+use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
+use crate::metrics::Metrics;
+use crate::process::shutdown::{self, Drain, Phase, Stopper};
+use crate::process::state_directory::{self, StateError};
+use crate::process::systemd::{self, Passed};
+use crate::queue::Buffer;
+use crate::queue::journal::{OpenError, Opened, Writer};
+use crate::status::BrokerStatus;
+use crate::status::Reloads;
+use crate::status::UnknownPaths;
+use crate::status::{Heartbeat, stalled};
+use crate::status::{Ledger, Totals};
+
+use crate::app::offline::Letters;
+use crate::app::reload::{Reloader, Reloading};
+use crate::app::{journal, memory, open_files};
+use crate::process::threads::{Runtimes, joined, thread};
+
+/// How long the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
+const JOURNAL_END: Duration = Duration::from_secs(5);
+
+/// Why the bridge does not start. The text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} (`{key}`): {source}{}", hint(source))]
+    Listen {
+        /// The settings key.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] OpenError),
+    /// A thread or runtime cannot be made.
+    #[error("cannot start a thread: {0}")]
+    Thread(#[from] io::Error),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "; another program listens there, choose another port",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege, choose one above",
+        _ => "",
+    }
+}
+
+/// A stop asked for from outside: once to drain, twice to hurry.
+pub(crate) trait Signals {
+    /// Waits for the next request to stop.
+    fn next(&mut self) -> impl Future<Output = ()>;
+}
+
+/// The bridge, bound to its addresses, not yet serving.
+pub(crate) struct App {
+    settings: Settings,
+    listeners: Listeners,
+    admin: Option<TcpListener>,
+    state: Option<StateContents>,
+    reloading: Option<Reloading>,
+}
+
+/// What the state directory holds.
+struct StateContents {
+    letters: Letters,
+    journal: Opened,
+    /// Held as long as the directory is ours.
+    lock: File,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug)]
+pub(crate) struct RunSummary {
+    /// The accounting at the end.
+    pub(crate) totals: Totals,
+    /// Why it ended without being asked to.
+    pub(crate) failed: Option<String>,
+}
+
+/// Binds the listeners that were not passed and takes the state directory; nothing is served yet, so the addresses are
+/// known first.
+///
+/// # Errors
+/// What stands in the way.
+pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError> {
+    let state = settings.state_directory.as_deref().map(|path| open_state(path, &settings)).transpose()?;
+    let address = settings.ingress.listen;
+    let threads = settings.ingress.threads;
+    let listeners = match passed.ingress {
+        Some(socket) => Listeners::share(socket, threads),
+        None => Listeners::bind(address, threads),
+    };
+    let listeners = listeners.map_err(|source| StartError::Listen { key: "ingress.listen", address, source })?;
+    let admin = match settings.admin.listen.filter(|_| passed.admin.is_none()) {
+        Some(address) => Some(admin::bind(address).map_err(|source| StartError::Listen {
+            key: "admin.listen",
+            address,
+            source,
+        })?),
+        None => passed.admin,
+    };
+    Ok(App { settings, listeners, admin, state, reloading: None })
+}
+
+/// Takes the state directory, and opens what is in it.
+fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartError> {
+    let lock = state_directory::lock(path)?;
+    let letters = Letters::open(path, settings)?;
+    let journal = journal::open(path, settings)?;
+    Ok(StateContents { letters, journal, lock })
+}
+
+impl App {
+    /// Where webhooks come in.
+    #[must_use]
+    pub(crate) fn ingress_address(&self) -> SocketAddr {
+        self.listeners.address()
+    }
+
+    /// Where the admin port is, if it is on.
+    #[must_use]
+    pub(crate) fn admin_address(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.local_addr().ok()
+    }
+
+    /// Reloads its settings when it is asked to, and when a file of secrets or certificates changes.
+    #[must_use]
+    pub(crate) fn reloading(self, reloading: Reloading) -> Self {
+        Self { reloading: Some(reloading), ..self }
+    }
+
+    /// Serves until `signals` asks for a stop and the stop is over.
+    ///
+    /// # Errors
+    /// A thread cannot be made.
+    pub(crate) async fn run(self, mut signals: impl Signals) -> Result<RunSummary, StartError> {
+        let Self { settings, listeners, admin, state, reloading } = self;
+        let threads = settings.ingress.threads;
+        open_files::raise(&settings);
+        memory::give_back_large();
+        // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
+        let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
+        let (stopper, stop) = shutdown::channel();
+        let (parts, kept) = SharedParts::new(&settings, stop, state);
+        let StateParts { letters, backlog, writer, lock } = kept;
+        let invalids = match &letters {
+            Some(letters) => {
+                Some(Arc::new(Invalids::start(letters.stores.invalid.clone(), parts.metrics.clone())?))
+            }
+            None => None,
+        };
+        let live = parts.live(&settings, invalids.clone());
+        let broker = settings.broker.broker(&settings.terms());
+        let delivering = Heartbeat::new("the delivery task");
+        let writing = Heartbeat::new("the journal's writer");
+        let accepting: Vec<_> =
+            (0..threads).map(|number| Heartbeat::new(&format!("ingress thread {number}"))).collect();
+        let journal = writer.iter().map(|_| writing.clone());
+        let heartbeats: Arc<[Heartbeat]> =
+            accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
+        if let Some(listener) = admin {
+            let admin = Arc::new(parts.admin(&settings, &live, heartbeats.clone(), &*broker, letters.as_ref()));
+            // It ends with the process: probes are answered until the last moment.
+            thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
+        }
+        let journal = writer.map(|writer| journal::write(&parts, writer, writing)).transpose()?;
+        let delivery = delivery::Parts {
+            broker,
+            successor: parts.successor.clone(),
+            queue: parts.queue.clone(),
+            metrics: parts.metrics.clone(),
+            view: parts.view.clone(),
+            settings: settings.publish,
+            store: letters.as_ref().map(|letters| letters.stores.dead_letters.clone()),
+            backlog,
+            drain: parts.stop.clone(),
+        };
+        let requests = letters.as_ref().map(|letters| {
+            let live = live.clone();
+            let ways = move |name: &str| {
+                let ingress = live.now();
+                let endpoint = ingress.endpoints().iter().find(|endpoint| *endpoint.source.name == *name);
+                endpoint.map(|endpoint| endpoint.source.validation)
+            };
+            letters.requests(Box::new(ways), &parts.queue, &parts.view, &parts.stop)
+        });
+        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || async move {
+            let serving = requests.map(|requests| tokio::task::spawn_local(requests.serve()));
+            let lost = Delivery::new(delivery).run().await;
+            if let Some(serving) = serving {
+                // It ends with the drain, once it has removed what was published in time.
+                let _ = serving.await;
+            }
+            lost
+        })?;
+        let mut serving = Vec::new();
+        let unreadable = Arc::new(ingress::Unreadable::new(parts.metrics.clone()));
+        for (socket, heartbeat) in listeners.into_sockets().into_iter().zip(accepting) {
+            let (live, connections, stop) = (live.clone(), parts.connections.clone(), parts.stop.clone());
+            let unreadable = unreadable.clone();
+            let serve = move || ingress::serve(socket, live, connections, unreadable, stop);
+            serving.push(thread("ingress", runtimes.next()?, Some(heartbeat), serve)?);
+        }
+        journal::recall(&parts.known, &settings)?;
+        let queue = &parts.queue;
+        let mut reloader = Reloader::new(reloading, settings, &parts, live);
+        tokio::spawn(memory::keep_low(queue.clone(), parts.connections.clone()));
+        systemd::notify(systemd::ServiceState::Ready);
+        tokio::spawn(systemd::feed_watchdog(move || stalled(&heartbeats)));
+        let failed = tokio::select! {
+            () = signals.next() => false,
+            () = queue.failed() => true,
+            never = reloader.run() => match never {},
+        };
+        let settings = reloader.settings();
+        let shutdown = settings.shutdown;
+        stop_in_order(&mut signals, &stopper, shutdown, queue, serving, delivery, journal).await;
+        // What an ingress thread enqueued in the very last moment of a hurried stop.
+        queue.lose_waiting();
+        if let Some(invalids) = invalids {
+            let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
+        }
+        if failed && journal::is_gone(settings) {
+            queue.lose_journal();
+        }
+        let snapshot = queue.snapshot();
+        drop(lock);
+        let failure = || snapshot.journal.as_ref().and_then(|journal| journal.failed.clone());
+        Ok(RunSummary { totals: snapshot.totals(), failed: failed.then(failure).flatten() })
+    }
+}
+
+/// What each of the parts gets of the state directory.
+#[derive(Default)]
+struct StateParts {
+    letters: Option<Letters>,
+    backlog: Option<BacklogReader>,
+    writer: Option<Writer>,
+    lock: Option<File>,
+}
+
+/// What several threads share.
+pub(super) struct SharedParts {
+    pub(super) queue: Arc<Buffer>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) connections: Arc<Connections>,
+    pub(super) reloads: Arc<Reloads>,
+    pub(super) unknown_paths: Arc<UnknownPaths>,
+    pub(super) known: Arc<Deduplication>,
+    pub(super) successor: Arc<Successor>,
+    pub(super) view: BrokerStatus,
+    pub(super) stop: Drain,
+}
+
+impl SharedParts {
+    fn new(settings: &Settings, stop: Drain, state: Option<StateContents>) -> (Self, StateParts) {
+        let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::default());
+        let mut kept = StateParts::default();
+        if let Some(StateContents { letters, journal, lock }) = state {
+            let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
+            queue = queue.with_journal(layout, recovered, damaged);
+            let backlog = BacklogReader::new(reader, ingress::rebuild);
+            kept = StateParts {
+                letters: Some(letters),
+                backlog: Some(backlog),
+                writer: Some(writer),
+                lock: Some(lock),
+            };
+        }
+        let parts = Self {
+            queue: Arc::new(queue),
+            metrics: Arc::new(Metrics::new()),
+            connections: Arc::new(Connections::new(settings.ingress.max_connections)),
+            reloads: Arc::default(),
+            unknown_paths: Arc::default(),
+            known: Arc::new(Deduplication::new(settings.deduplication)),
+            successor: Arc::default(),
+            view: BrokerStatus::default(),
+            stop,
+        };
+        (parts, kept)
+    }
+
+    fn admin(
+        &self,
+        settings: &Settings,
+        live: &Arc<CurrentIngress>,
+        heartbeats: Arc<[Heartbeat]>,
+        broker: &dyn Broker,
+        letters: Option<&Letters>,
+    ) -> Admin {
+        Admin {
+            health: Health {
+                heartbeats,
+                queue: self.queue.clone(),
+                view: self.view.clone(),
+                stop: self.stop.clone(),
+            },
+            metrics: self.metrics.clone(),
+            connections: self.connections.clone(),
+            live: live.clone(),
+            reloads: self.reloads.clone(),
+            unknown_paths: self.unknown_paths.clone(),
+            dead_letters: letters.map(|letters| letters.held(StoreKind::DeadLetters)),
+            invalid: letters.map(|letters| letters.held(StoreKind::Invalid)),
+            dead_letters_capacity: settings.dead_letters.bytes as u64,
+            broker_name: broker.name(),
+            broker_location: broker.location(),
+            page: settings.admin.page,
+        }
+    }
+
+    fn live(&self, settings: &Settings, invalids: Option<Arc<Invalids>>) -> Arc<CurrentIngress> {
+        let shared = ingress::Shared {
+            queue: self.queue.clone(),
+            metrics: self.metrics.clone(),
+            unknown: self.unknown_paths.clone(),
+            known: self.known.clone(),
+            invalids,
+        };
+        CurrentIngress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes)
+    }
+}
+
+/// Unready, still serving; then no new requests; then deliver what is held. A second signal hurries.
+async fn stop_in_order<T: Send + 'static>(
+    signals: &mut impl Signals,
+    stopper: &Stopper,
+    settings: shutdown::Settings,
+    queue: &Arc<Buffer>,
+    serving: Vec<JoinHandle<T>>,
+    delivery: JoinHandle<usize>,
+    journal: Option<JoinHandle<()>>,
+) {
+    tracing::info!(
+        "stopping: unready, serving for {:?}, then delivering for up to {:?}",
+        settings.delay,
+        settings.grace
+    );
+    systemd::notify(systemd::ServiceState::Stopping);
+    stopper.enter(Phase::Leaving);
+    let hurried = tokio::select! {
+        () = tokio::time::sleep(settings.delay) => false,
+        () = signals.next() => true,
+    };
+    let grace = if hurried { Duration::ZERO } else { settings.grace };
+    stopper.deadline(Instant::now() + grace);
+    stopper.enter(Phase::Closing);
+    let ended = async {
+        joined(serving).await;
+        queue.drain();
+        stopper.enter(Phase::Draining);
+        joined(vec![delivery]).await;
+        queue.close_journal();
+        // A disk that hangs must not hold up the end for ever.
+        let patience = JOURNAL_END.saturating_sub(stopper.overdue()).max(JOURNAL_END / 5);
+        let _ = tokio::time::timeout(patience, joined(journal.into_iter().collect())).await;
+    };
+    tokio::pin!(ended);
+    loop {
+        tokio::select! {
+            () = &mut ended => return,
+            () = signals.next() => {
+                tracing::warn!("a second signal: stopping at once");
+                stopper.deadline(Instant::now());
+            }
+        }
+    }
+}

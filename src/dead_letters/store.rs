@@ -1,0 +1,656 @@
+//! A store of letters: numbered files of NDJSON, one line a letter, fsynced before a write is reported.
+//!
+//! A line that a crash tore is cut off at the next start. Lines leave only by [`Store::rewrite`], or with a whole
+//! file where the oldest are dropped at the limit. What is dropped first then is in files of its own.
+//!
+//! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::dead_letters::read::{self, Lines};
+use crate::process::failpoint;
+use crate::process::state_directory::{create_directory, give_to_the_owner, sync_directory};
+
+/// What happens when a letter does not fit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AtLimit {
+    /// It is not taken.
+    Refuse,
+    /// The oldest file goes, and its letters are counted.
+    DropOldest,
+}
+
+/// How large a store and its files become.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StoreLimits {
+    /// The most bytes of all files.
+    pub(crate) capacity: u64,
+    /// A file is closed at this size, so that a rewrite is small.
+    pub(crate) file: u64,
+    /// What happens beyond.
+    pub(crate) at_limit: AtLimit,
+}
+
+impl StoreLimits {
+    /// Dead letters: nothing is dropped.
+    #[must_use]
+    pub(crate) fn dead_letters(capacity: usize) -> Self {
+        Self { capacity: capacity as u64, file: 4 << 20, at_limit: AtLimit::Refuse }
+    }
+
+    /// Bodies that were not published: small files, for the oldest are dropped as a whole.
+    #[must_use]
+    pub(crate) fn invalid(capacity: usize) -> Self {
+        let capacity = capacity as u64;
+        Self { capacity, file: (capacity / 16).clamp(1, 1 << 20), at_limit: AtLimit::DropOldest }
+    }
+}
+
+/// What a store holds, and what became of letters since the start; for metrics and `/status`.
+#[derive(Debug, Default)]
+pub(crate) struct StoreCounts {
+    events: AtomicU64,
+    bytes: AtomicU64,
+    capacity: u64,
+    kept: AtomicU64,
+    returned: AtomicU64,
+    dropped: AtomicU64,
+}
+
+impl StoreCounts {
+    /// Letters on disk.
+    #[must_use]
+    pub(crate) fn events(&self) -> u64 {
+        self.events.load(Ordering::Relaxed)
+    }
+
+    /// Bytes on disk.
+    #[must_use]
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The most bytes.
+    #[must_use]
+    pub(crate) fn capacity(&self) -> u64 {
+        self.capacity
+    }
+
+    /// Letters written since the start.
+    #[must_use]
+    pub(crate) fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
+    }
+
+    /// Of them: letters of events that were replayed, and refused again.
+    #[must_use]
+    pub(crate) fn returned(&self) -> u64 {
+        self.returned.load(Ordering::Relaxed)
+    }
+
+    /// Letters that were dropped or could not be kept since the start.
+    #[must_use]
+    pub(crate) fn dropped(&self) -> u64 {
+        self.dropped.load(Ordering::Relaxed)
+    }
+
+    /// Counts letters that could not be kept.
+    pub(crate) fn drop_some(&self, count: u64) {
+        self.dropped.fetch_add(count, Ordering::Relaxed);
+    }
+}
+
+/// Why lines were not written; none of them is.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WriteError {
+    /// No room.
+    #[error(
+        "no room for a letter of {length} bytes ({bytes} of {capacity} bytes used in {directory}); drop letters with \
+         `plextrac-bridge dead-letters drop`, or raise `dead_letters.max_bytes`"
+    )]
+    Full {
+        /// Of the first line.
+        length: usize,
+        /// Used.
+        bytes: u64,
+        /// The limit.
+        capacity: u64,
+        /// Where.
+        directory: String,
+    },
+    /// The disk.
+    #[error("cannot write letters to {directory}: {source}")]
+    Disk {
+        /// Where.
+        directory: String,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// The order in which lines are dropped at the limit, where lines may be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Precedence {
+    /// After all of those that go first; it takes their room.
+    Last,
+    /// Before all others; it takes only the room of its own kind.
+    First,
+}
+
+/// A line to append.
+#[derive(Clone, Debug)]
+pub(crate) struct NewLetter {
+    /// With its end.
+    pub(crate) line: Vec<u8>,
+    /// A replayed event was refused again: its old line goes as soon as this one is there, so that it always fits.
+    pub(crate) returns: bool,
+    /// The precedence with which it is dropped.
+    pub(crate) precedence: Precedence,
+}
+
+impl NewLetter {
+    /// A line that is dropped last, if ever.
+    #[must_use]
+    pub(crate) fn new(line: Vec<u8>) -> Self {
+        Self { line, returns: false, precedence: Precedence::Last }
+    }
+}
+
+/// A file that lines are appended to.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    number: u64,
+    length: u64,
+}
+
+/// The contents of a file of letters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileContent {
+    lines: u64,
+    bytes: u64,
+    precedence: Precedence,
+}
+
+/// The store.
+#[derive(Debug)]
+pub(crate) struct Store {
+    directory: PathBuf,
+    limits: StoreLimits,
+    held: Arc<StoreCounts>,
+    /// The files in use, by [`Precedence`].
+    current: [Option<Open>; 2],
+    /// The highest number of a file.
+    number: u64,
+    /// The file of the last line.
+    written_to: u64,
+    /// The files by their numbers.
+    counted: BTreeMap<u64, FileContent>,
+}
+
+impl Store {
+    /// Opens or creates the store. Its owner is the only one who writes there.
+    ///
+    /// # Errors
+    /// The directory cannot be created or read.
+    pub(crate) fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
+        create(directory)?;
+        let held = Arc::new(StoreCounts { capacity: limits.capacity, ..StoreCounts::default() });
+        let directory = directory.to_owned();
+        let mut store = Self {
+            directory,
+            limits,
+            held,
+            current: [None, None],
+            number: 0,
+            written_to: 0,
+            counted: BTreeMap::new(),
+        };
+        for entry in fs::read_dir(&store.directory)? {
+            let path = entry?.path();
+            // A rewrite that a crash cut short: the file that it was made from is whole.
+            if path.extension().is_some_and(|extension| extension == "rewrite") {
+                fs::remove_file(path)?;
+            }
+        }
+        for (_, path) in read::files(&store.directory)? {
+            let (length, (_, sound)) = (fs::metadata(&path)?.len(), sound_lines(&path)?);
+            if length > sound {
+                tracing::warn!(file = %path.display(), "cut off a letter that a crash had torn");
+                OpenOptions::new().write(true).open(&path)?.set_len(sound)?;
+            }
+        }
+        store.measure()?;
+        Ok(store)
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub(crate) fn held(&self) -> Arc<StoreCounts> {
+        self.held.clone()
+    }
+
+    /// Counts what is on disk; the operator may have moved files away. A file whose length is known is not read again.
+    fn measure(&mut self) -> io::Result<()> {
+        let mut counted = BTreeMap::new();
+        for (number, path) in read::files(&self.directory)? {
+            self.number = self.number.max(number);
+            let length = fs::metadata(&path)?.len();
+            let known = self.counted.get(&number).copied().filter(|known| known.bytes == length);
+            let count = || {
+                let (lines, bytes) = sound_lines(&path)?;
+                Ok::<_, io::Error>(FileContent { lines, bytes, precedence: read::precedence(&path) })
+            };
+            counted.insert(number, known.map_or_else(count, Ok)?);
+        }
+        self.counted = counted;
+        self.recount();
+        Ok(())
+    }
+
+    fn recount(&self) {
+        self.held.events.store(self.counted.values().map(|content| content.lines).sum(), Ordering::Relaxed);
+        self.held.bytes.store(self.counted.values().map(|content| content.bytes).sum(), Ordering::Relaxed);
+    }
+
+    /// Appends as many of the lines, from the first on and of its precedence, as fit, and syncs them; says how many.
+    ///
+    /// # Errors
+    /// Not even the first fits, or the disk fails.
+    pub(crate) fn append(&mut self, entries: &[NewLetter]) -> Result<usize, WriteError> {
+        let Some(precedence) = entries.first().map(|entry| entry.precedence) else { return Ok(0) };
+        let alike = entries.iter().take_while(|entry| entry.precedence == precedence).count();
+        let entries = &entries[..alike];
+        let all: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
+        if self.held.bytes() + all > self.limits.capacity {
+            self.measure().map_err(|source| self.disk(source))?;
+            self.make_room(all, precedence).map_err(|source| self.disk(source))?;
+        }
+        let mut free = self.limits.capacity.saturating_sub(self.held.bytes());
+        let fits = |entry: &&NewLetter| {
+            let rest = free.checked_sub(entry.line.len() as u64);
+            free = rest.unwrap_or(if entry.returns { free } else { 0 });
+            rest.is_some() || entry.returns
+        };
+        let count = entries.iter().take_while(fits).count();
+        if let (0, Some(first)) = (count, entries.first()) {
+            return Err(WriteError::Full {
+                length: first.line.len(),
+                bytes: self.held.bytes(),
+                capacity: self.limits.capacity,
+                directory: self.directory.display().to_string(),
+            });
+        }
+        let entries = &entries[..count];
+        if let Err(source) = self.write(entries, precedence) {
+            // The file may end in half a line: cut it if that can be done, and take a new one next time.
+            if let Some(Open { file, length, .. }) = self.current[precedence as usize].take() {
+                let _ = file.set_len(length);
+            }
+            return Err(self.disk(source));
+        }
+        let bytes: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
+        let empty = FileContent { lines: 0, bytes: 0, precedence };
+        let content = self.counted.entry(self.written_to).or_insert(empty);
+        content.lines += count as u64;
+        content.bytes += bytes;
+        self.recount();
+        self.held.kept.fetch_add(count as u64, Ordering::Relaxed);
+        let returned = entries.iter().filter(|entry| entry.returns).count();
+        self.held.returned.fetch_add(returned as u64, Ordering::Relaxed);
+        Ok(count)
+    }
+
+    /// Drops whole files until this many bytes fit, or as many as may be: those that go first, then, for lines that go
+    /// last, the others, each time the oldest first. None where nothing may be dropped.
+    fn make_room(&mut self, bytes: u64, precedence: Precedence) -> io::Result<()> {
+        if self.limits.at_limit == AtLimit::Refuse {
+            return Ok(());
+        }
+        while self.held.bytes() + bytes > self.limits.capacity {
+            let oldest = |wanted: Precedence| {
+                self.counted.iter().find(|(_, content)| content.precedence == wanted).map(|(at, _)| *at)
+            };
+            let first = oldest(Precedence::First);
+            let last = || oldest(Precedence::Last).filter(|_| precedence == Precedence::Last);
+            let Some(number) = first.or_else(last) else { break };
+            self.close(number);
+            remove(&self.path(number))?;
+            let lines = self.counted.remove(&number).map_or(0, |content| content.lines);
+            self.recount();
+            self.held.drop_some(lines);
+        }
+        Ok(())
+    }
+
+    /// Appends nothing more to this file.
+    fn close(&mut self, number: u64) {
+        for current in &mut self.current {
+            current.take_if(|open| open.number == number);
+        }
+    }
+
+    fn disk(&self, source: io::Error) -> WriteError {
+        WriteError::Disk { directory: self.directory.display().to_string(), source }
+    }
+
+    fn write(&mut self, entries: &[NewLetter], precedence: Precedence) -> io::Result<()> {
+        failpoint::pass("letters.write")?;
+        let mut current = self.current[precedence as usize].take();
+        current.take_if(|open| open.length >= self.limits.file || !self.path(open.number).exists());
+        let open = match current {
+            Some(open) => open,
+            None => self.create_file(precedence)?,
+        };
+        let Open { file, number, length } = self.current[precedence as usize].insert(open);
+        self.written_to = *number;
+        let text: Vec<u8> = entries.iter().flat_map(|entry| entry.line.iter().copied()).collect();
+        file.write_all(&text)?;
+        failpoint::pass("letters.sync")?;
+        file.sync_data()?;
+        *length += text.len() as u64;
+        Ok(())
+    }
+
+    fn create_file(&mut self, precedence: Precedence) -> io::Result<Open> {
+        create(&self.directory)?;
+        self.number += 1;
+        let path = self.directory.join(read::name(self.number, precedence));
+        let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
+        give_to_the_owner(&file, &self.directory);
+        sync_directory(&self.directory)?;
+        Ok(Open { file, number: self.number, length: 0 })
+    }
+
+    /// Closes the files in use: what is written later goes to files of higher numbers than the returned one.
+    pub(crate) fn seal(&mut self) -> u64 {
+        self.current = [None, None];
+        self.number
+    }
+
+    /// The highest number of a file.
+    #[must_use]
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// The number of the file that has the lines of the last [`Store::append`].
+    #[must_use]
+    pub(crate) fn written_to(&self) -> u64 {
+        self.written_to
+    }
+
+    /// The numbers of the files there are, up to this one, oldest first.
+    #[must_use]
+    pub(crate) fn files(&self, up_to: u64) -> Vec<u64> {
+        self.counted.range(..=up_to).map(|(number, _)| *number).collect()
+    }
+
+    /// The path of a file.
+    #[must_use]
+    pub(crate) fn path(&self, number: u64) -> PathBuf {
+        let open = |precedence: Precedence| {
+            self.current[precedence as usize].as_ref().is_some_and(|open| open.number == number)
+        };
+        let known = self.counted.get(&number).map(|content| content.precedence);
+        let is_first = known.map_or_else(|| open(Precedence::First), |known| known == Precedence::First);
+        self.directory.join(read::name(number, if is_first { Precedence::First } else { Precedence::Last }))
+    }
+
+    /// Leaves of a sealed file only the lines that `keep` says, by their place from 0 on and their text; says how
+    /// many went. A crash leaves the file as it was, or as it is to be.
+    ///
+    /// # Errors
+    /// The disk fails; the file is as it was.
+    pub(crate) fn rewrite(&mut self, number: u64, mut keep: impl FnMut(usize, &[u8]) -> bool) -> io::Result<u64> {
+        let path = self.path(number);
+        self.close(number);
+        let Some(lines) = Lines::open(&path)? else {
+            self.counted.remove(&number);
+            self.recount();
+            return Ok(0);
+        };
+        let temporary = path.with_extension("rewrite");
+        let (mut kept, mut bytes, mut gone) = (0, 0, 0);
+        let mut file = None;
+        for (at, line) in lines.enumerate() {
+            let line = line?;
+            if !keep(at, &line) {
+                gone += 1;
+                continue;
+            }
+            let into = match &mut file {
+                Some(file) => file,
+                None => file.insert(BufWriter::new(self.temporary(&temporary)?)),
+            };
+            into.write_all(&line)?;
+            into.write_all(b"\n")?;
+            kept += 1;
+            bytes += line.len() as u64 + 1;
+        }
+        if gone == 0 {
+            // Nothing to change; the copy is of no use.
+            return if file.is_some() { remove(&temporary).map(|()| 0) } else { Ok(0) };
+        }
+        if let Some(file) = file {
+            failpoint::pass("letters.rewrite")?;
+            file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
+            failpoint::pass("letters.rename")?;
+            fs::rename(&temporary, &path)?;
+            let precedence = read::precedence(&path);
+            self.counted.insert(number, FileContent { lines: kept, bytes, precedence });
+        } else {
+            failpoint::pass("letters.remove")?;
+            remove(&path)?;
+            self.counted.remove(&number);
+        }
+        self.recount();
+        sync_directory(&self.directory)?;
+        Ok(gone)
+    }
+
+    fn temporary(&self, path: &Path) -> io::Result<File> {
+        let file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+        give_to_the_owner(&file, &self.directory);
+        Ok(file)
+    }
+}
+
+/// Removes a file that may be gone already.
+fn remove(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Creates the directory where it is missing, for its owner alone: bodies are confidential.
+pub(super) fn create(directory: &Path) -> io::Result<()> {
+    if !directory.is_dir() {
+        create_directory(directory)?;
+        if let Some(parent) = directory.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            give_to_the_owner(&File::open(directory)?, parent);
+        }
+    }
+    Ok(())
+}
+
+/// How many whole lines a file has, and where the last one ends.
+fn sound_lines(path: &Path) -> io::Result<(u64, u64)> {
+    let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
+    let (mut lines, mut at, mut end) = (0, 0, 0);
+    loop {
+        let chunk = reader.fill_buf()?;
+        if chunk.is_empty() {
+            return Ok((lines, end));
+        }
+        for (offset, _) in chunk.iter().enumerate().filter(|(_, byte)| **byte == b'\n') {
+            lines += 1;
+            end = at + offset as u64 + 1;
+        }
+        let read = chunk.len();
+        at += read as u64;
+        reader.consume(read);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn limits(capacity: usize) -> StoreLimits {
+        StoreLimits::dead_letters(capacity)
+    }
+
+    fn entries(lines: &[&str]) -> Vec<NewLetter> {
+        lines.iter().map(|line| NewLetter::new(format!("{line}\n").into_bytes())).collect()
+    }
+
+    fn counts(store: &Store) -> (u64, u64) {
+        (store.held().events(), store.held().bytes())
+    }
+
+    fn lines(store: &Store, number: u64) -> Vec<String> {
+        let text = fs::read_to_string(store.path(number)).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn counts_what_it_holds_across_a_restart_and_cuts_a_torn_line() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("dead-letters");
+        let mut store = Store::open(&path, limits(1000)).unwrap();
+        store.append(&entries(&["{\"a\":1}", "{\"b\":2}"])).unwrap();
+        assert_eq!(counts(&store), (2, 16));
+        let file = store.path(1);
+        OpenOptions::new().append(true).open(&file).unwrap().write_all(b"{\"to").unwrap();
+        let mut store = Store::open(&path, limits(1000)).unwrap();
+        assert_eq!(counts(&store), (2, 16));
+        assert_eq!(fs::read(&file).unwrap().len(), 16);
+        store.append(&entries(&["{\"c\":3}"])).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn is_full_at_its_limit_and_takes_again_when_files_are_moved_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(20)).unwrap();
+        let line = entries(&["0123456789"]);
+        store.append(&line).unwrap();
+        assert!(matches!(store.append(&line), Err(WriteError::Full { bytes: 11, .. })));
+        assert_eq!(store.append(&entries(&["12345678", "1"])).unwrap(), 1, "the first one fits");
+        for entry in fs::read_dir(directory.path()).unwrap() {
+            fs::remove_file(entry.unwrap().path()).unwrap();
+        }
+        store.append(&line).unwrap();
+        assert_eq!(counts(&store), (1, 11));
+    }
+
+    #[test]
+    fn always_takes_the_letter_of_a_replayed_event_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(12)).unwrap();
+        store.append(&entries(&["0123456789"])).unwrap();
+        let mut returning = entries(&["9876543210", "x"]);
+        returning[0].returns = true;
+        assert_eq!(store.append(&returning).unwrap(), 1, "the other one must wait");
+        assert_eq!((store.held().returned(), store.held().kept()), (1, 2));
+    }
+
+    #[test]
+    fn writes_behind_a_seal_into_a_new_file() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a"])).unwrap();
+        assert_eq!(store.seal(), 1);
+        store.append(&entries(&["b"])).unwrap();
+        assert_eq!((store.files(1), store.files(9)), (vec![1], vec![1, 2]));
+        assert_eq!((lines(&store, 1), lines(&store, 2)), (vec!["a".to_owned()], vec!["b".to_owned()]));
+    }
+
+    #[test]
+    fn removes_lines_and_empty_files_and_corrects_its_counts() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a", "bb", "a"])).unwrap();
+        let number = store.seal();
+        assert_eq!(store.rewrite(number, |_, _| true).unwrap(), 0);
+        assert_eq!(store.rewrite(number, |at, line| !(at == 2 && line == b"a")).unwrap(), 1);
+        assert_eq!((lines(&store, 1), counts(&store)), (vec!["a".to_owned(), "bb".to_owned()], (2, 5)));
+        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 2);
+        assert_eq!((counts(&store), fs::read_dir(directory.path()).unwrap().count()), ((0, 0), 0));
+        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 0, "a file that is gone");
+        store.append(&entries(&["c"])).unwrap();
+        assert_eq!(store.files(9), [2]);
+    }
+
+    #[test]
+    fn loses_no_line_where_a_rewrite_was_cut_short() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a", "b"])).unwrap();
+        // Before its rename: half of the copy, and nothing changed.
+        fs::write(directory.path().join("00000001.rewrite"), "b").unwrap();
+        let store = Store::open(directory.path(), limits(1000)).unwrap();
+        assert_eq!((lines(&store, 1), counts(&store)), (vec!["a".to_owned(), "b".to_owned()], (2, 4)));
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    /// Lines that are dropped first.
+    fn first(lines: &[&str]) -> Vec<NewLetter> {
+        let entries = entries(lines).into_iter();
+        entries.map(|entry| NewLetter { precedence: Precedence::First, ..entry }).collect()
+    }
+
+    #[test]
+    fn drops_what_goes_first_before_the_oldest_and_never_the_oldest_for_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = StoreLimits { capacity: 20, file: 6, at_limit: AtLimit::DropOldest };
+        let mut store = Store::open(directory.path(), limits).unwrap();
+        for line in ["1", "2", "3"] {
+            store.append(&entries(&[line])).unwrap();
+            store.append(&first(&[&format!("p{line}")])).unwrap();
+        }
+        assert_eq!((counts(&store), store.files(99)), ((6, 15), vec![1, 2, 3]), "files of their own");
+        let kept = |store: &Store| -> Vec<String> {
+            store.files(99).iter().flat_map(|file| lines(store, *file)).collect()
+        };
+        // After a restart the name of a file still says when it is dropped.
+        let mut store = Store::open(directory.path(), limits).unwrap();
+        store.append(&entries(&["444444444", "5"])).unwrap();
+        assert_eq!(
+            (kept(&store), store.held().dropped()),
+            (["1", "2", "3", "444444444", "5"].map(str::to_owned).to_vec(), 3)
+        );
+        assert!(matches!(store.append(&first(&["too long for it"])), Err(WriteError::Full { .. })));
+        assert_eq!(store.append(&first(&["p"])).unwrap(), 1, "where there is room");
+        let number = store.written_to();
+        assert_eq!(lines(&store, number), ["p"]);
+        store.seal();
+        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 1);
+        assert_eq!(kept(&store).len(), 5);
+        let mixed = [entries(&["6"]), first(&["p"])].concat();
+        assert_eq!(store.append(&mixed).unwrap(), 1, "lines of one precedence at a time");
+    }
+
+    #[test]
+    fn drops_the_oldest_file_at_the_limit_where_it_may() {
+        let directory = tempfile::tempdir().unwrap();
+        let limits = StoreLimits { capacity: 20, file: 6, at_limit: AtLimit::DropOldest };
+        let mut store = Store::open(directory.path(), limits).unwrap();
+        for line in ["1", "2", "3", "4", "5", "6", "7", "8"] {
+            store.append(&entries(&[line])).unwrap();
+        }
+        assert_eq!((counts(&store), store.held().dropped()), ((8, 16), 0));
+        assert_eq!(store.append(&entries(&["9", "10"])).unwrap(), 2);
+        assert_eq!(store.append(&entries(&["11"])).unwrap(), 1);
+        assert_eq!((store.held().dropped(), store.files(99)), (3, vec![2, 3, 4]));
+        assert!(matches!(store.append(&entries(&["a line that never fits"])), Err(WriteError::Full { .. })));
+    }
+}

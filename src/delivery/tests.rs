@@ -1,0 +1,460 @@
+//! Delivery against a scripted broker: order, accounting, and what the words of the contract lead to.
+//!
+//! The broker stores what it confirms in the order in which it confirms it; a script says what it does instead.
+//!
+//! Length: the broker, its script and what follows from each step are only understood together.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use proptest::prelude::*;
+
+use crate::brokers::{
+    Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Refusal, Sent, Sequence, Session,
+    SessionError, Verdict,
+};
+use crate::dead_letters::Store;
+use crate::delivery::{Delivery, Parts, Settings, Successor};
+use crate::event::{Event, Fields, Message, Origin};
+use crate::metrics::Metrics;
+use crate::process::shutdown::{self, Phase};
+use crate::queue::{Ack, Buffer, Mode};
+use crate::status::BrokerStatus;
+use crate::status::{Ledger, Limits, Loss, RefusalReason, SourceBook, Totals};
+
+/// What the broker does with the next message, once its script has a step for it.
+#[derive(Clone, Copy, Debug)]
+enum BrokerStep {
+    Store,
+    RetryLater,
+    RefuseAtSend,
+    NotNowAtSend,
+    /// The session is lost before this message is stored.
+    Lose,
+    /// It is lost although this message is stored.
+    LoseAfterStore,
+    /// No connection the next time.
+    FailConnect,
+    /// As `Store` or, at connect, as `FailConnect`; and a reload sends everything else to another address.
+    Reroute,
+    /// The same, and then the session is away: it says no more.
+    Vanish,
+}
+
+#[derive(Default)]
+struct World {
+    script: VecDeque<BrokerStep>,
+    stored: Vec<String>,
+    /// Of each that is stored: how often there were other routes when it was rendered.
+    addresses: Vec<String>,
+    successor: Arc<Successor>,
+    reroutes: usize,
+    handed: usize,
+    connects: usize,
+    in_flight: usize,
+    most_in_flight: usize,
+    /// Messages with this text in their id close the session, as RabbitMQ does.
+    poison: Option<&'static str>,
+    /// Messages with this text in their id are refused.
+    refused: Option<&'static str>,
+}
+
+struct Scripted {
+    world: Arc<Mutex<World>>,
+    headers: Headers,
+    address: String,
+}
+
+impl Scripted {
+    fn new(world: &Arc<Mutex<World>>, reroutes: usize) -> Box<Self> {
+        let headers = Headers::new(HeaderStyle::None, "", "", Encoding::Plain);
+        Box::new(Self { world: world.clone(), headers, address: format!("address {reroutes}") })
+    }
+}
+
+impl World {
+    fn reroute(&mut self, world: &Arc<Mutex<Self>>) {
+        self.reroutes += 1;
+        self.successor.put(Scripted::new(world, self.reroutes));
+    }
+
+    fn store(&mut self, id: String, address: String) {
+        self.stored.push(id);
+        self.addresses.push(address);
+    }
+}
+
+struct ScriptedSession {
+    world: Arc<Mutex<World>>,
+    /// With id and address.
+    waiting: VecDeque<(Sequence, String, String)>,
+    away: bool,
+    news: tokio::sync::Notify,
+}
+
+#[async_trait]
+impl Broker for Scripted {
+    fn name(&self) -> &'static str {
+        "scripted"
+    }
+
+    fn location(&self) -> String {
+        "nowhere".to_owned()
+    }
+
+    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+        Ok((self.address.as_str().into(), event.event().into()))
+    }
+
+    fn headers(&self) -> &Headers {
+        &self.headers
+    }
+
+    async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
+        let mut world = self.world.lock().unwrap();
+        world.connects += 1;
+        world.in_flight = 0;
+        if matches!(world.script.front(), Some(BrokerStep::FailConnect | BrokerStep::Reroute)) {
+            if matches!(world.script.pop_front(), Some(BrokerStep::Reroute)) {
+                world.reroute(&self.world);
+            }
+            return Err(ConnectError::new(ErrorKind::Connect, "refused"));
+        }
+        let session = ScriptedSession {
+            world: self.world.clone(),
+            waiting: VecDeque::new(),
+            away: false,
+            news: tokio::sync::Notify::new(),
+        };
+        Ok((Box::new(session), Vec::new()))
+    }
+
+    async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Session for ScriptedSession {
+    fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
+        let mut world = self.world.lock().unwrap();
+        match world.script.front() {
+            Some(BrokerStep::RefuseAtSend) => {
+                world.script.pop_front();
+                return Sent::Refused(Refusal::new(RefusalReason::TooLarge, "too large"));
+            }
+            Some(BrokerStep::NotNowAtSend) => {
+                world.script.pop_front();
+                return Sent::RetryLater("blocked".to_owned());
+            }
+            _ => {}
+        }
+        world.handed += 1;
+        world.in_flight += 1;
+        world.most_in_flight = world.most_in_flight.max(world.in_flight);
+        self.waiting.push_back((sequence, message.event.id().to_owned(), message.address.to_string()));
+        self.news.notify_one();
+        Sent::Taken
+    }
+
+    async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
+        while self.waiting.is_empty() || self.away {
+            self.news.notified().await;
+        }
+        let mut world = self.world.lock().unwrap();
+        let (sequence, id, address) = self.waiting.pop_front().unwrap();
+        if world.poison.is_some_and(|poison| id.contains(poison)) {
+            let refusal = Refusal::new(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
+            return Err(SessionError::suspect(refusal));
+        }
+        world.in_flight -= 1;
+        if world.refused.is_some_and(|refused| id.contains(refused)) {
+            into.push((sequence, Verdict::Refused(Refusal::new(RefusalReason::Unroutable, "no queue"))));
+            return Ok(());
+        }
+        match world.script.pop_front() {
+            None
+            | Some(
+                BrokerStep::Store | BrokerStep::FailConnect | BrokerStep::RefuseAtSend | BrokerStep::NotNowAtSend,
+            ) => {
+                world.store(id, address);
+                into.push((sequence, Verdict::Stored));
+            }
+            Some(step @ (BrokerStep::Reroute | BrokerStep::Vanish)) => {
+                self.away = matches!(step, BrokerStep::Vanish);
+                world.reroute(&self.world);
+                world.store(id, address);
+                into.push((sequence, Verdict::Stored));
+            }
+            Some(BrokerStep::RetryLater) => into.push((sequence, Verdict::RetryLater("full".to_owned()))),
+            Some(BrokerStep::Lose) => return Err(SessionError::lost("cut")),
+            Some(BrokerStep::LoseAfterStore) => {
+                world.store(id, address);
+                return Err(SessionError::lost("cut"));
+            }
+        }
+        Ok(())
+    }
+
+    fn away(&self) -> Option<ConnectError> {
+        self.away.then(|| ConnectError::new(ErrorKind::Connect, "away"))
+    }
+
+    async fn close(self: Box<Self>, _: Duration, _: &mut Vec<(Sequence, Verdict)>) {}
+}
+
+struct RunResult {
+    world: World,
+    totals: Totals,
+    ledger: Ledger,
+    out_of_order: bool,
+    /// By the clock of the runtime, which jumps ahead whenever everybody sleeps.
+    took: Duration,
+    _directory: tempfile::TempDir,
+}
+
+/// Accepts these events (name and key), delivers them, stops.
+fn run(world: World, events: &[(String, String)], max_in_flight: usize, has_state: bool) -> RunResult {
+    run_with(world, events, max_in_flight, has_state.then_some(1 << 20))
+}
+
+/// The same with so many bytes for dead letters, or none.
+fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, letters: Option<usize>) -> RunResult {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
+    let queue = Arc::new(Buffer::new(
+        mode,
+        Limits { events: 10_000, bytes: 1 << 30 },
+        Ledger::new(vec![SourceBook::new("a".into(), [])]),
+    ));
+    for (name, key) in events {
+        let origin = Origin {
+            source: "a".into(),
+            signature: None,
+            verified: false,
+            traceparent: None,
+            received: SystemTime::UNIX_EPOCH,
+        };
+        let fields = Fields { cuid: name, event: key, ..Fields::default() };
+        let event = Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]));
+        assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
+    }
+    let metrics = Arc::new(Metrics::new());
+    let successor = world.successor.clone();
+    let world = Arc::new(Mutex::new(world));
+    let settings = Settings {
+        max_in_flight,
+        timeout: Duration::from_secs(4),
+        retry_min: Duration::from_millis(100),
+        retry_max: Duration::from_secs(2),
+        headers: HeaderStyle::None,
+    };
+    let store = letters.map(|bytes| {
+        let store = Store::open(directory.path(), crate::dead_letters::StoreLimits::dead_letters(bytes));
+        Arc::new(Mutex::new(store.unwrap()))
+    });
+    let (stopper, drain) = shutdown::channel();
+    queue.drain();
+    stopper.enter(Phase::Draining);
+    stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
+    let delivery = Delivery::new(Parts {
+        broker: Scripted::new(&world, 0),
+        successor,
+        queue: queue.clone(),
+        metrics: metrics.clone(),
+        view: BrokerStatus::default(),
+        settings,
+        store,
+        backlog: None,
+        drain,
+    });
+    let took = runtime.block_on(async {
+        let began = tokio::time::Instant::now();
+        tokio::time::timeout(Duration::from_hours(2), delivery.run()).await.unwrap();
+        began.elapsed()
+    });
+    let snapshot = queue.snapshot();
+    let totals = snapshot.totals();
+    let text = metrics.render(&snapshot, &totals, &crate::metrics::Moment::default());
+    let out_of_order = !text.contains("plextrac_bridge_publish_out_of_order_total 0");
+    let world = std::mem::take(&mut *world.lock().unwrap());
+    RunResult { world, totals, ledger: snapshot.ledger, out_of_order, took, _directory: directory }
+}
+
+fn events(count: usize, keys: usize) -> Vec<(String, String)> {
+    (0..count).map(|number| (format!("n{number}."), format!("k{}", number % keys))).collect()
+}
+
+fn id(name: &str) -> String {
+    format!("{name}-000000000000")
+}
+
+#[test]
+fn delivers_everything_in_order_within_the_window() {
+    let events = events(100, 3);
+    let ended = run(World::default(), &events, 10, true);
+    let expected: Vec<String> = events.iter().map(|(name, _)| id(name)).collect();
+    assert_eq!(ended.world.stored, expected);
+    assert_eq!(ended.world.most_in_flight, 10);
+    assert_eq!((ended.totals.published, ended.totals.held, ended.totals.mismatch()), (100, 0, 0));
+}
+
+#[test]
+fn holds_nothing_up_where_one_message_is_in_flight_at_a_time() {
+    let ended = run(World::default(), &events(300, 3), 1, true);
+    assert_eq!(ended.totals.published, 300);
+    assert!(ended.took < Duration::from_millis(20), "{:?}", ended.took);
+}
+
+#[test]
+fn sends_again_in_order_after_a_lost_session_and_before_anything_new() {
+    let script = [
+        BrokerStep::Store,
+        BrokerStep::Lose,
+        BrokerStep::FailConnect,
+        BrokerStep::Store,
+        BrokerStep::LoseAfterStore,
+    ];
+    let world = World { script: script.into(), ..World::default() };
+    let ended = run(world, &events(6, 1), 4, true);
+    let stored: Vec<&str> = ended.world.stored.iter().map(|id| &id[..2]).collect();
+    // n2 was stored although its session was lost: it comes twice, in its place.
+    assert_eq!(stored, ["n0", "n1", "n2", "n2", "n3", "n4", "n5"]);
+    assert_eq!((ended.world.connects, ended.totals.published), (4, 6));
+}
+
+#[test]
+fn finds_the_one_message_that_closes_the_session_and_lets_the_rest_flow() {
+    let world = World { poison: Some("n7."), ..World::default() };
+    let ended = run(world, &events(20, 2), 8, true);
+    let delivered: HashSet<&String> = ended.world.stored.iter().collect();
+    assert_eq!(delivered.len(), 19);
+    assert_eq!(ended.ledger.dead_lettered[RefusalReason::NotAuthorised as usize], 1);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered, ended.totals.mismatch()), (19, 1, 0));
+}
+
+#[test]
+fn counts_a_refused_message_lost_without_a_state_directory() {
+    let world = World { refused: Some("n3."), ..World::default() };
+    let ended = run(world, &events(5, 1), 8, false);
+    assert_eq!(ended.ledger.lost[Loss::Refused as usize], 1);
+    assert_eq!((ended.totals.published, ended.totals.lost, ended.totals.mismatch()), (4, 1, 0));
+}
+
+#[test]
+fn narrows_the_window_after_a_not_now_and_counts_what_was_overtaken() {
+    let world = World { script: [BrokerStep::RetryLater, BrokerStep::Store].into(), ..World::default() };
+    let ended = run(world, &events(3, 1), 2, true);
+    let stored: Vec<&str> = ended.world.stored.iter().map(|id| &id[..2]).collect();
+    assert_eq!(stored, ["n1", "n0", "n2"]);
+    assert!(ended.out_of_order);
+    let world = World { script: [BrokerStep::RetryLater, BrokerStep::Store].into(), ..World::default() };
+    let alone = run(world, &events(3, 1), 1, true);
+    assert!(!alone.out_of_order, "one in flight excludes it");
+    assert_eq!(alone.world.stored.len(), 3);
+}
+
+#[test]
+fn keeps_what_fits_of_a_batch_of_refusals_and_loses_the_rest_only_at_the_deadline() {
+    // A letter is some hundred bytes: not all five fit.
+    let world = World { refused: Some("n"), ..World::default() };
+    let ended = run_with(world, &events(5, 1), 8, Some(1000));
+    assert!(ended.totals.dead_lettered > 0 && ended.totals.lost > 0, "{:?}", ended.totals);
+    assert_eq!(ended.totals.dead_lettered + ended.totals.lost, 5);
+    assert_eq!(ended.totals.mismatch(), 0);
+}
+
+#[test]
+fn sends_what_comes_after_a_reload_elsewhere_once_nothing_is_in_flight() {
+    let script = [BrokerStep::Store, BrokerStep::Store, BrokerStep::Store, BrokerStep::Store, BrokerStep::Reroute];
+    let events = events(20, 2);
+    let ended = run(World { script: script.into(), ..World::default() }, &events, 4, true);
+    let expected: Vec<String> = events.iter().map(|(name, _)| id(name)).collect();
+    assert_eq!(ended.world.stored, expected, "each once, in order");
+    // Those that were stored, and those in flight beside the fifth.
+    let addresses = [vec!["address 0"; 8], vec!["address 1"; 12]].concat();
+    assert_eq!(ended.world.addresses, addresses);
+    assert_eq!((ended.world.connects, ended.totals.published, ended.totals.mismatch()), (2, 20, 0));
+    assert_eq!(ended.world.handed, 20, "nothing was handed over again");
+}
+
+#[test]
+fn does_not_wait_for_verdicts_of_a_broker_that_is_away() {
+    let ended = run(World { script: [BrokerStep::Vanish].into(), ..World::default() }, &events(6, 1), 3, true);
+    let addresses = [vec!["address 0"; 3], vec!["address 1"; 3]].concat();
+    assert_eq!(ended.world.addresses, addresses, "those in flight keep theirs");
+    assert_eq!((ended.world.connects, ended.totals.published, ended.totals.mismatch()), (2, 6, 0));
+}
+
+#[test]
+fn takes_the_latest_of_two_reloads() {
+    let script = [BrokerStep::Store, BrokerStep::Reroute, BrokerStep::Reroute];
+    let ended = run(World { script: script.into(), ..World::default() }, &events(6, 1), 3, true);
+    let addresses = [vec!["address 0"; 4], vec!["address 2"; 2]].concat();
+    assert_eq!(ended.world.addresses, addresses);
+    assert_eq!((ended.world.connects, ended.totals.published), (2, 6));
+}
+
+#[test]
+fn takes_other_routes_at_the_next_connect_and_at_once() {
+    let script = [
+        BrokerStep::Reroute,
+        BrokerStep::FailConnect,
+        BrokerStep::Reroute,
+        BrokerStep::Store,
+        BrokerStep::Lose,
+        BrokerStep::Reroute,
+    ];
+    let ended = run(World { script: script.into(), ..World::default() }, &events(3, 1), 1, true);
+    assert_eq!(ended.world.addresses, ["address 2", "address 2", "address 3"]);
+    assert_eq!(ended.world.stored, [id("n0."), id("n1."), id("n2.")]);
+    assert_eq!(ended.world.connects, 6);
+    let ended = run(World { script: [BrokerStep::Reroute].into(), ..World::default() }, &events(3, 1), 1, true);
+    assert_eq!(ended.world.addresses, ["address 1"; 3]);
+    assert!(ended.took < Duration::from_millis(20), "it backed off for {:?}", ended.took);
+}
+
+fn step() -> impl Strategy<Value = BrokerStep> {
+    prop_oneof![
+        6 => Just(BrokerStep::Store),
+        1 => Just(BrokerStep::RetryLater),
+        1 => Just(BrokerStep::RefuseAtSend),
+        1 => Just(BrokerStep::NotNowAtSend),
+        1 => Just(BrokerStep::Lose),
+        1 => Just(BrokerStep::LoseAfterStore),
+        1 => Just(BrokerStep::FailConnect),
+        1 => Just(BrokerStep::Reroute),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever the broker does: every event ends published or as a dead letter, the books agree, and the first
+    /// deliveries of a key are in order unless it is counted.
+    #[test]
+    fn nothing_is_lost_and_order_holds_whatever_the_broker_does(
+        script in proptest::collection::vec(step(), 0..60),
+        count in 1usize..60,
+        keys in 1usize..4,
+        window in 1usize..12,
+    ) {
+        let events = events(count, keys);
+        let ended = run(World { script: script.into(), ..World::default() }, &events, window, true);
+        prop_assert_eq!(ended.totals.mismatch(), 0);
+        prop_assert_eq!((ended.totals.held, ended.totals.lost), (0, 0));
+        prop_assert_eq!(ended.totals.published + ended.totals.dead_lettered, count as u64);
+        let mut seen = HashSet::new();
+        let mut last: HashMap<(&str, &str), usize> = HashMap::new();
+        for (id, address) in ended.world.stored.iter().zip(&ended.world.addresses) {
+            let number: usize = id[1..id.find('.').unwrap()].parse().unwrap();
+            if seen.insert(number) && !ended.out_of_order {
+                let before = last.insert((&events[number].1, address), number);
+                prop_assert!(before.is_none_or(|before| before < number), "{:?}", ended.world.stored);
+            }
+        }
+    }
+}

@@ -1,0 +1,236 @@
+//! Departures of a payload from the documented one: which field, which kind. Names of fields only, never values.
+
+use std::fmt;
+
+/// A field that the vendor documents, or that its webhooks are known to carry.
+///
+/// Source: the vendor's page on webhook payloads; `flawId` is another name for `findingId`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Field {
+    /// Identifies the webhook request.
+    Cuid,
+    /// Names who caused it.
+    ActorCuid,
+    /// Names what happened.
+    Event,
+    /// Names the one entity concerned.
+    TargetCuid,
+    /// Names the entities concerned, in place of `targetCuid`.
+    TargetCuids,
+    /// Names the kind of entity.
+    TargetType,
+    /// Holds free text.
+    Text,
+    /// Optional number of the client.
+    ClientId,
+    /// Optional number of the report.
+    ReportId,
+    /// Optional number of the finding.
+    FindingId,
+    /// The older name of `findingId`.
+    FlawId,
+    /// Optional number of the assessment.
+    AssessmentId,
+}
+
+impl Field {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    /// All of them, in their documented order.
+    pub(crate) const ALL: [Self; 12] = [
+        Self::Cuid,
+        Self::ActorCuid,
+        Self::Event,
+        Self::TargetCuid,
+        Self::TargetCuids,
+        Self::TargetType,
+        Self::Text,
+        Self::ClientId,
+        Self::ReportId,
+        Self::FindingId,
+        Self::FlawId,
+        Self::AssessmentId,
+    ];
+
+    /// The name in the payload.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Cuid => "cuid",
+            Self::ActorCuid => "actorCuid",
+            Self::Event => "event",
+            Self::TargetCuid => "targetCuid",
+            Self::TargetCuids => "targetCuids",
+            Self::TargetType => "targetType",
+            Self::Text => "text",
+            Self::ClientId => "clientId",
+            Self::ReportId => "reportId",
+            Self::FindingId => "findingId",
+            Self::FlawId => "flawId",
+            Self::AssessmentId => "assessmentId",
+        }
+    }
+
+    /// The field of this name.
+    #[must_use]
+    pub(crate) fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "cuid" => Self::Cuid,
+            "actorCuid" => Self::ActorCuid,
+            "event" => Self::Event,
+            "targetCuid" => Self::TargetCuid,
+            "targetCuids" => Self::TargetCuids,
+            "targetType" => Self::TargetType,
+            "text" => Self::Text,
+            "clientId" => Self::ClientId,
+            "reportId" => Self::ReportId,
+            "findingId" => Self::FindingId,
+            "flawId" => Self::FlawId,
+            "assessmentId" => Self::AssessmentId,
+            _ => return None,
+        })
+    }
+}
+
+/// How a field departs from what is documented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Deviation {
+    /// A required field is not there: `cuid`, `actorCuid`, `event`, `targetType`, `text`, or, named `targetCuid`, both
+    /// `targetCuid` and `targetCuids`.
+    Missing,
+    /// It is `null`.
+    Null,
+    /// It is of another type.
+    Type,
+    /// It is an empty text or list. `text` may be empty.
+    Empty,
+    /// It is given twice; the last one counts.
+    Duplicate,
+    /// `targetCuids` is given beside `targetCuid`, neither of them `null`.
+    BothTargets,
+    /// It has a lone surrogate. `text` may have one.
+    Surrogate,
+}
+
+impl Deviation {
+    /// How many there are.
+    pub(crate) const COUNT: usize = Self::ALL.len();
+
+    /// All of them.
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Missing, Self::Null, Self::Type, Self::Empty, Self::Duplicate, Self::BothTargets, Self::Surrogate];
+
+    /// The name in metrics, `/status` and headers.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::Null => "null",
+            Self::Type => "type",
+            Self::Empty => "empty",
+            Self::Duplicate => "duplicate",
+            Self::BothTargets => "both_targets",
+            Self::Surrogate => "surrogate",
+        }
+    }
+
+    /// The words that follow the name of the field in a sentence.
+    #[must_use]
+    pub(crate) fn phrase(self) -> &'static str {
+        match self {
+            Self::Missing => "is missing",
+            Self::Null => "is null",
+            Self::Type => "is of another type",
+            Self::Empty => "is empty",
+            Self::Duplicate => "is given twice",
+            Self::BothTargets => "is given beside `targetCuid`",
+            Self::Surrogate => "has a lone surrogate",
+        }
+    }
+}
+
+/// The departures of one payload, by kind and then by field. It displays as `text:missing,targetCuid:null`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Deviations([u16; Deviation::COUNT]);
+
+impl Deviations {
+    /// Adds one.
+    pub(crate) fn note(&mut self, field: Field, deviation: Deviation) {
+        self.0[deviation as usize] |= 1 << field as u16;
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0 == [0; Deviation::COUNT]
+    }
+
+    /// Whether this one is among them.
+    #[must_use]
+    pub(crate) fn has(&self, field: Field, deviation: Deviation) -> bool {
+        self.0[deviation as usize] & (1 << field as u16) != 0
+    }
+
+    /// All of them, in the order in which they are displayed.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (Field, Deviation)> + '_ {
+        let of = |deviation: Deviation| Field::ALL.into_iter().map(move |field| (field, deviation));
+        Deviation::ALL.into_iter().flat_map(of).filter(|(field, deviation)| self.has(*field, *deviation))
+    }
+}
+
+impl fmt::Display for Deviations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, (field, deviation)) in self.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            write!(f, "{comma}{}:{}", field.name(), deviation.name())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn displays_kinds_in_their_order_and_fields_within_each() {
+        let mut deviations = Deviations::default();
+        assert!(deviations.is_empty());
+        deviations.note(Field::TargetCuid, Deviation::Null);
+        deviations.note(Field::Text, Deviation::Missing);
+        deviations.note(Field::Text, Deviation::Missing);
+        deviations.note(Field::ActorCuid, Deviation::Null);
+        assert_eq!(deviations.to_string(), "text:missing,actorCuid:null,targetCuid:null");
+        assert!(
+            deviations.has(Field::Text, Deviation::Missing) && !deviations.has(Field::Cuid, Deviation::Missing)
+        );
+    }
+
+    #[test]
+    fn stays_below_the_limit_of_a_header_with_every_departure_at_once() {
+        let mut deviations = Deviations::default();
+        for (field, deviation) in Field::ALL.into_iter().flat_map(|f| Deviation::ALL.map(|d| (f, d))) {
+            // A value has one type; only a list can have items of several kinds.
+            let is_possible = match deviation {
+                Deviation::Missing => false,
+                Deviation::Null | Deviation::Duplicate => true,
+                Deviation::Type | Deviation::Empty | Deviation::BothTargets | Deviation::Surrogate => {
+                    field == Field::TargetCuids
+                }
+            };
+            if is_possible {
+                deviations.note(field, deviation);
+            }
+        }
+        assert!(deviations.to_string().len() < 1024, "{deviations}");
+    }
+
+    #[test]
+    fn finds_every_field_by_its_name() {
+        for (at, field) in Field::ALL.into_iter().enumerate() {
+            assert_eq!((Field::named(field.name()), field as usize), (Some(field), at));
+        }
+        assert_eq!(Field::named("flawid"), None);
+    }
+}

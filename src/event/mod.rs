@@ -1,0 +1,11 @@
+//! The event, from the sender's bytes to the message that a broker takes, and the request that may wait for it.
+
+mod deviation;
+mod event;
+mod token;
+mod waiter;
+
+pub(crate) use deviation::{Deviation, Deviations, Field};
+pub(crate) use event::{ContentType, EVENT_OVERHEAD, Event, Fields, Kept, Labels, Message, Origin, Rebuild, cut};
+pub(crate) use token::{LONGEST_TOKEN, push_safe, safe};
+pub(crate) use waiter::{Outcome, Waiter, WakeList, complete_all};

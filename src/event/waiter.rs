@@ -1,0 +1,175 @@
+//! The waiter of an event whose outcome a request waits for: one atomic state, and who is told when it ends.
+//!
+//! Whoever settles events (the journal's writer, delivery) does so in batches, on a thread of its own. Each waiting
+//! thread has a [`WakeList`] and is woken once per batch, not once per event.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// What the mode promises has happened: it is in the journal, or confirmed, or a dead letter.
+    Kept,
+    /// It could not be kept.
+    Failed,
+    /// Its sender gave up before it was sent.
+    Withdrawn,
+}
+
+const WAITING: u8 = 0;
+const SENT: u8 = 1;
+const KEPT: u8 = 2;
+const FAILED: u8 = 3;
+const WITHDRAWN: u8 = 4;
+
+/// The state of one event that somebody waits for.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    state: AtomicU8,
+    wakes: Option<Arc<WakeList>>,
+    ended: Notify,
+}
+
+impl Waiter {
+    /// A waiter on the thread of this list; without one, it is woken directly.
+    #[must_use]
+    pub(crate) fn new(wakes: Option<Arc<WakeList>>) -> Arc<Self> {
+        Arc::new(Self { state: AtomicU8::new(WAITING), wakes, ended: Notify::new() })
+    }
+
+    /// Notes that the event is given to the broker's client; false where it was withdrawn before.
+    #[must_use]
+    pub(crate) fn send(&self) -> bool {
+        let sent = self.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire);
+        sent != Err(WITHDRAWN)
+    }
+
+    /// Takes the event back; false where it was sent, or has ended.
+    #[must_use]
+    pub(crate) fn withdraw(&self) -> bool {
+        let withdrawn =
+            self.state.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok();
+        if withdrawn {
+            self.ended.notify_waiters();
+        }
+        withdrawn
+    }
+
+    /// Whether it was taken back.
+    #[must_use]
+    pub(crate) fn is_withdrawn(&self) -> bool {
+        self.state.load(Ordering::Acquire) == WITHDRAWN
+    }
+
+    /// How it ended, if it has.
+    #[must_use]
+    pub(crate) fn outcome(&self) -> Option<Outcome> {
+        match self.state.load(Ordering::Acquire) {
+            KEPT => Some(Outcome::Kept),
+            FAILED => Some(Outcome::Failed),
+            WITHDRAWN => Some(Outcome::Withdrawn),
+            _ => None,
+        }
+    }
+
+    /// Waits for the end. Any number may wait; cancel-safe.
+    pub(crate) async fn wait(&self) -> Outcome {
+        let ended = self.ended.notified();
+        tokio::pin!(ended);
+        loop {
+            // Enlisted before the look at the state: an end in between is not missed.
+            ended.as_mut().enable();
+            if let Some(outcome) = self.outcome() {
+                return outcome;
+            }
+            ended.as_mut().await;
+            ended.set(self.ended.notified());
+        }
+    }
+
+    fn set(&self, outcome: Outcome) {
+        let state = match outcome {
+            Outcome::Kept => KEPT,
+            Outcome::Failed => FAILED,
+            Outcome::Withdrawn => WITHDRAWN,
+        };
+        self.state.store(state, Ordering::Release);
+    }
+}
+
+/// Ends a batch of waiters; each thread that waits for some is woken once.
+pub(crate) fn complete_all(waiters: impl IntoIterator<Item = (Arc<Waiter>, Outcome)>) {
+    let mut lists: Vec<Arc<WakeList>> = Vec::new();
+    for (waiter, outcome) in waiters {
+        waiter.set(outcome);
+        let Some(wakes) = waiter.wakes.clone() else {
+            waiter.ended.notify_waiters();
+            continue;
+        };
+        wakes.ended.lock().unwrap_or_else(PoisonError::into_inner).push(waiter);
+        if !lists.iter().any(|known| Arc::ptr_eq(known, &wakes)) {
+            lists.push(wakes);
+        }
+    }
+    for wakes in lists {
+        wakes.news.notify_one();
+    }
+}
+
+/// The waiters of one thread that have ended and are not woken yet.
+#[derive(Debug, Default)]
+pub(crate) struct WakeList {
+    ended: Mutex<Vec<Arc<Waiter>>>,
+    news: Notify,
+}
+
+impl WakeList {
+    /// Wakes those who wait on this thread, for ever; runs on that thread.
+    pub(crate) async fn run(self: Arc<Self>) {
+        loop {
+            self.news.notified().await;
+            let ended = std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner));
+            for waiter in ended {
+                waiter.ended.notify_waiters();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn is_either_sent_or_withdrawn() {
+        let waiter = Waiter::new(None);
+        assert!(waiter.send() && waiter.send(), "again after a lost session");
+        assert!(!waiter.withdraw());
+        let waiter = Waiter::new(None);
+        assert!(waiter.withdraw() && !waiter.send());
+        assert_eq!(waiter.outcome(), Some(Outcome::Withdrawn));
+    }
+
+    #[tokio::test]
+    async fn wakes_all_who_wait_once_it_has_ended() {
+        let wakes = Arc::new(WakeList::default());
+        let delivering = tokio::spawn(wakes.clone().run());
+        let waiter = Waiter::new(Some(wakes));
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let waiter = waiter.clone();
+                tokio::spawn(async move { waiter.wait().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        complete_all([(waiter.clone(), Outcome::Kept)]);
+        for waiter in waiting {
+            assert_eq!(waiter.await.unwrap(), Outcome::Kept);
+        }
+        assert_eq!(waiter.wait().await, Outcome::Kept, "also for one who comes late");
+        delivering.abort();
+    }
+}

@@ -1,0 +1,74 @@
+//! The ingress as the settings are at the moment: a reload puts another in its place, for requests that begin then.
+
+use std::cell::RefCell;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+use crate::ingress::handle::{Ingress, Shared};
+use crate::ingress::settings::{Settings, Source};
+
+/// What all threads look at.
+pub(crate) struct CurrentIngress(ArcSwap<Ingress>);
+
+impl std::fmt::Debug for CurrentIngress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CurrentIngress").finish_non_exhaustive()
+    }
+}
+
+impl CurrentIngress {
+    /// An ingress for these sources; `read_budget` bounds the bodies being read, in bytes.
+    #[must_use]
+    pub(crate) fn new(settings: Settings, sources: &[Source], shared: Shared, read_budget: usize) -> Arc<Self> {
+        Arc::new(Self(ArcSwap::from_pointee(Ingress::new(settings, sources, shared, read_budget))))
+    }
+
+    /// The ingress at this moment.
+    #[must_use]
+    pub(crate) fn now(&self) -> Arc<Ingress> {
+        self.0.load_full()
+    }
+
+    /// From now on these are the settings. Requests that have begun end with those they began with; a source that stays
+    /// keeps its books, by its name.
+    pub(crate) fn apply(&self, settings: Settings, sources: &[Source], read_budget: usize) {
+        let next = self.0.load().renewed(settings, sources, read_budget);
+        self.0.store(Arc::new(next));
+    }
+}
+
+/// One thread's hold on an ingress: between two reloads requests share no counter with other threads.
+pub(super) struct ThreadIngress(Arc<Ingress>);
+
+impl Deref for ThreadIngress {
+    type Target = Ingress;
+
+    fn deref(&self) -> &Ingress {
+        &self.0
+    }
+}
+
+/// What one thread looks at.
+pub(super) struct ThreadView {
+    live: Arc<CurrentIngress>,
+    seen: RefCell<Rc<ThreadIngress>>,
+}
+
+impl ThreadView {
+    pub(super) fn new(live: Arc<CurrentIngress>) -> Self {
+        let seen = RefCell::new(Rc::new(ThreadIngress(live.now())));
+        Self { live, seen }
+    }
+
+    pub(super) fn now(&self) -> Rc<ThreadIngress> {
+        let mut seen = self.seen.borrow_mut();
+        let now = self.live.0.load();
+        if !Arc::ptr_eq(&now, &seen.0) {
+            *seen = Rc::new(ThreadIngress(Arc::clone(&now)));
+        }
+        seen.clone()
+    }
+}

@@ -1,0 +1,147 @@
+//! Failpoints: named places where a test makes the disk fail or the process die. Compiled in only with the feature
+//! `failpoints`, which no release has, and in unit tests.
+//!
+//! `PLEXTRAC_BRIDGE_FAILPOINTS="journal.sync=error@3,journal.write=kill"`: at the third pass of `journal.sync` an
+//! error, at the first of `journal.write` an end without any clean-up. `full` is the error of a full disk, `invalid` the
+//! error of a file system that does not support the call, `hang` never returns, and a duration (`12s`) is how long the
+//! pass takes. `error@3+` is every pass from the third on. `journal.unreadable=8192` makes the block with this byte of
+//! each segment unreadable.
+
+use std::io;
+use std::time::Duration;
+
+#[cfg(any(test, feature = "failpoints"))]
+pub(crate) use set::{every, pass, unreadable};
+
+/// How often something is done, unless a test says otherwise: `reload.look=50ms`.
+#[cfg(not(any(test, feature = "failpoints")))]
+#[inline]
+#[must_use]
+pub(crate) fn every(_name: &str, usual: Duration) -> Duration {
+    usual
+}
+
+/// Passes a failpoint.
+///
+/// # Errors
+/// The one that the test asked for.
+#[cfg(not(any(test, feature = "failpoints")))]
+#[inline]
+pub(crate) fn pass(_name: &str) -> io::Result<()> {
+    Ok(())
+}
+
+/// Passes a read of bytes of a file, from the first to before the last.
+///
+/// # Errors
+/// EIO where the test made one of these bytes unreadable.
+#[cfg(not(any(test, feature = "failpoints")))]
+#[inline]
+pub(crate) fn unreadable(_name: &str, _from: u64, _to: u64) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(any(test, feature = "failpoints"))]
+mod set {
+    use std::cell::RefCell;
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::{LazyLock, OnceLock};
+
+    use super::{Duration, io};
+
+    struct Point {
+        name: String,
+        action: String,
+        at: u64,
+        and_later: bool,
+        passed: AtomicU64,
+    }
+
+    static POINTS: LazyLock<Vec<Point>> = LazyLock::new(|| {
+        let text = std::env::var("PLEXTRAC_BRIDGE_FAILPOINTS").unwrap_or_default();
+        text.split(',').filter_map(parse).collect()
+    });
+
+    thread_local! {
+        /// The bytes that a unit test made unreadable for its own thread.
+        static UNREADABLE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+        /// The failpoints that a unit test set for its own thread, with the error of each.
+        static HERE: RefCell<Vec<(&'static str, io::ErrorKind)>> = const { RefCell::new(Vec::new()) };
+    }
+
+    fn parse(part: &str) -> Option<Point> {
+        let (name, action) = part.split_once('=')?;
+        let (action, at) = action.split_once('@').unwrap_or((action, "1"));
+        let and_later = at.ends_with('+');
+        let at = at.trim_end_matches('+').parse().ok()?;
+        Some(Point { name: name.into(), action: action.into(), at, and_later, passed: AtomicU64::new(0) })
+    }
+
+    fn points(name: &str) -> impl Iterator<Item = &'static Point> {
+        static WARNED: OnceLock<()> = OnceLock::new();
+        POINTS.iter().filter(move |point| point.name == name).inspect(|_| {
+            WARNED.get_or_init(|| tracing::warn!("failpoints are set: this is a test"));
+        })
+    }
+
+    /// Makes these failpoints fail on this thread until they are set again.
+    #[cfg(test)]
+    pub(crate) fn set_here(points: &[(&'static str, io::ErrorKind)]) {
+        HERE.with_borrow_mut(|here| *here = points.to_vec());
+    }
+
+    /// Makes the blocks with these bytes unreadable on this thread until they are set again.
+    #[cfg(test)]
+    pub(crate) fn set_unreadable_here(bytes: &[u64]) {
+        UNREADABLE.with_borrow_mut(|here| *here = bytes.to_vec());
+    }
+
+    /// How often something is done, unless a test says otherwise: `reload.look=50ms`.
+    #[must_use]
+    pub(crate) fn every(name: &str, usual: Duration) -> Duration {
+        points(name).find_map(|point| humantime::parse_duration(&point.action).ok()).unwrap_or(usual)
+    }
+
+    /// Passes a failpoint.
+    ///
+    /// # Errors
+    /// The one that the test asked for.
+    pub(crate) fn pass(name: &str) -> io::Result<()> {
+        let here = HERE.with_borrow(|here| here.iter().find(|(point, _)| *point == name).map(|(_, kind)| *kind));
+        if let Some(kind) = here {
+            return Err(kind.into());
+        }
+        for point in points(name) {
+            let passed = point.passed.fetch_add(1, Ordering::Relaxed) + 1;
+            if passed != point.at && !(point.and_later && passed > point.at) {
+                continue;
+            }
+            match point.action.as_str() {
+                "kill" => std::process::abort(),
+                "hang" => loop {
+                    std::thread::park();
+                },
+                "full" => return Err(io::ErrorKind::StorageFull.into()),
+                "invalid" => return Err(rustix::io::Errno::INVAL.into()),
+                action => match humantime::parse_duration(action) {
+                    Ok(time) => std::thread::sleep(time),
+                    Err(_) => return Err(io::Error::other(format!("the failpoint {name}"))),
+                },
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a read of bytes of a file, from the first to before the last.
+    ///
+    /// # Errors
+    /// EIO where the test made one of these bytes unreadable.
+    pub(crate) fn unreadable(name: &str, from: u64, to: u64) -> io::Result<()> {
+        let is_hit = |point: &Point| point.action.parse().is_ok_and(|byte: u64| (from..to).contains(&byte));
+        let is_here = || UNREADABLE.with_borrow(|here| here.iter().any(|byte| (from..to).contains(byte)));
+        if points(name).any(is_hit) || is_here() { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+pub(crate) use set::{set_here, set_unreadable_here};

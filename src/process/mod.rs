@@ -1,0 +1,8 @@
+//! The process around the parts: threads, log, state directory, systemd, the stop, and the faults that tests ask for.
+
+pub(crate) mod failpoint;
+pub(crate) mod logs;
+pub(crate) mod shutdown;
+pub(crate) mod state_directory;
+pub(crate) mod systemd;
+pub(crate) mod threads;

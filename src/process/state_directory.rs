@@ -1,0 +1,140 @@
+//! The state directory: created where it is missing, and held by one process at a time. Also how every directory is
+//! created and made safe on disk.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::io::Errno;
+
+use crate::process::failpoint;
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StateError {
+    /// It cannot be made, read or written.
+    #[error("cannot use the state directory {path}: {source}")]
+    Unusable {
+        /// The directory or file.
+        path: String,
+        /// Why.
+        source: io::Error,
+    },
+    /// Another process holds it.
+    #[error("another plextrac-bridge uses the state directory {0}; stop it, or give this one its own")]
+    Locked(String),
+}
+
+impl StateError {
+    /// For this directory or file.
+    pub(crate) fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.display().to_string();
+        move |source| Self::Unusable { path, source }
+    }
+}
+
+/// How often it is tried to take the lock: a command that asks whether a daemon runs holds it for a moment.
+const TRIES: u32 = 10;
+
+/// Creates the directory where it is missing, and takes its lock, which is held as long as the file lives.
+///
+/// # Errors
+/// It cannot be used, or another process holds it.
+pub(crate) fn lock(directory: &Path) -> Result<File, StateError> {
+    create_directory(directory).map_err(StateError::unusable(directory))?;
+    for _ in 1..TRIES {
+        match try_lock(directory) {
+            Err(StateError::Locked(_)) => std::thread::sleep(Duration::from_millis(10)),
+            other => return other,
+        }
+    }
+    try_lock(directory)
+}
+
+fn try_lock(directory: &Path) -> Result<File, StateError> {
+    let path = directory.join("lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.map_err(StateError::unusable(&path))?;
+    give_to_the_owner(&file, directory);
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(fs::TryLockError::WouldBlock) => Err(StateError::Locked(directory.display().to_string())),
+        Err(fs::TryLockError::Error(error)) => Err(StateError::unusable(&path)(error)),
+    }
+}
+
+/// Whether a process holds the state directory at this moment.
+#[must_use]
+pub(crate) fn is_held(directory: &Path) -> bool {
+    matches!(try_lock(directory), Err(StateError::Locked(_)))
+}
+
+/// Gives a file to the owner of its directory: a command that root runs must leave no file that the daemon's user cannot
+/// read. Where that is not possible, the daemon reports it when it opens the file.
+pub(crate) fn give_to_the_owner(file: &File, directory: &Path) {
+    if let (Ok(is), Ok(owner)) = (file.metadata(), fs::metadata(directory))
+        && is.uid() != owner.uid()
+    {
+        let _ = std::os::unix::fs::fchown(file, Some(owner.uid()), Some(owner.gid()));
+    }
+}
+
+/// Creates a directory (0700) where it is missing, and makes its name in its parent safe on disk.
+///
+/// # Errors
+/// The parent is missing, cannot be written, or cannot be synced.
+pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
+    match fs::DirBuilder::new().mode(0o700).create(directory) {
+        Ok(()) => {
+            let parent = directory.parent().filter(|parent| !parent.as_os_str().is_empty());
+            sync_directory(parent.unwrap_or(Path::new(".")))
+        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes the names in a directory safe on disk. A file system that does not support this (some network file systems)
+/// leaves a warning, once for each directory.
+///
+/// # Errors
+/// The disk fails. The text names the directory.
+pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
+    static WARNED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+    let sync = || failpoint::pass("directory.sync").and_then(|()| File::open(directory)?.sync_all());
+    let Err(error) = sync() else { return Ok(()) };
+    let is_unsupported = [Errno::INVAL, Errno::OPNOTSUPP].map(|errno| Some(errno.raw_os_error()));
+    if !is_unsupported.contains(&error.raw_os_error()) {
+        return Err(io::Error::new(error.kind(), format!("cannot sync {}: {error}", directory.display())));
+    }
+    if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.to_owned()) {
+        tracing::warn!(
+            directory = %directory.display(),
+            "the file system cannot sync a directory ({error}): after a power failure a file created shortly before may \
+             be missing"
+        );
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::process::failpoint::set_here;
+
+    #[test]
+    fn syncs_the_parent_of_a_directory_that_it_creates() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("state");
+        set_here(&[("directory.sync", io::ErrorKind::Other)]);
+        let error = create_directory(&directory).unwrap_err().to_string();
+        assert!(error.contains(&format!("cannot sync {}:", parent.path().display())), "{error}");
+        assert!(create_directory(&directory).is_ok(), "it exists by now");
+        set_here(&[]);
+        assert!(sync_directory(&directory).is_ok());
+    }
+}

@@ -1,0 +1,124 @@
+//! What the bridge and systemd tell each other: states and signs of life, see `sd_notify(3)`; sockets that were opened
+//! before the start, see `sd_listen_fds(3)`. Without systemd nothing is told and nothing is passed.
+
+use std::net::TcpListener;
+use std::time::Duration;
+
+use listenfd::ListenFd;
+use sd_notify::NotifyState;
+use socket2::SockRef;
+
+/// What systemd is told of a bridge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ServiceState {
+    /// Both listeners answer; also the end of reloading.
+    Ready,
+    /// Settings are read again; [`ServiceState::Ready`] must follow, whatever comes of it.
+    Reloading,
+    /// The stop has begun.
+    Stopping,
+}
+
+/// Tells systemd a state, where it listens (`NOTIFY_SOCKET`).
+pub(crate) fn notify(state: ServiceState) {
+    let told = match state {
+        ServiceState::Ready => sd_notify::notify(&[NotifyState::Ready]),
+        // From version 253 on systemd wants to know when it began.
+        ServiceState::Reloading => {
+            NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]))
+        }
+        ServiceState::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
+    };
+    if let Err(error) = told {
+        tracing::warn!("cannot tell systemd that the bridge is {state:?}: {error}");
+    }
+}
+
+/// Tells systemd's watchdog at half its interval (`WATCHDOG_USEC`) that the bridge is alive, as long as `dead` names
+/// nothing. Ends at once where there is no watchdog.
+pub(crate) async fn feed_watchdog(dead: impl Fn() -> Vec<String>) {
+    let Some(interval) = sd_notify::watchdog_enabled().filter(|interval| *interval > Duration::ZERO) else {
+        return;
+    };
+    let mut due = tokio::time::interval(interval / 2);
+    let mut was_alive = true;
+    loop {
+        due.tick().await;
+        let problems = dead();
+        if problems.is_empty() {
+            if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
+                tracing::warn!("cannot tell systemd's watchdog that the bridge is alive: {error}");
+            }
+        } else if was_alive {
+            tracing::error!("systemd's watchdog is told nothing until this is over: {}", problems.join(", "));
+        }
+        was_alive = problems.is_empty();
+    }
+}
+
+/// The listening sockets that systemd passed; each that is missing is bound by the settings.
+#[derive(Debug, Default)]
+pub(crate) struct Passed {
+    /// For webhooks, instead of `ingress.listen`.
+    pub(crate) ingress: Option<TcpListener>,
+    /// For the admin port, instead of `admin.listen`.
+    pub(crate) admin: Option<TcpListener>,
+}
+
+/// Why passed sockets cannot be used; the text says what to change.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct PassedError(String);
+
+/// Takes the sockets that systemd passed (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`). To be called once, before
+/// anything else is opened or started: the numbers of their descriptors are fixed.
+///
+/// # Errors
+/// Something else was passed than listening TCP sockets, or it is not clear which is for what.
+pub(crate) fn sockets() -> Result<Passed, PassedError> {
+    let announced = sd_notify::listen_fds_with_names().map_err(|error| {
+        PassedError(format!(
+            "LISTEN_FDS, LISTEN_FDNAMES and the descriptors that came do not fit together: {error}; let a .socket unit \
+             of systemd start the bridge, or unset these variables"
+        ))
+    })?;
+    let names: Vec<String> = announced.map(|(_, name)| name).collect();
+    let mut passed = Passed::default();
+    if names.is_empty() {
+        return Ok(passed);
+    }
+    let mut sockets = ListenFd::from_env();
+    for (at, name) in names.iter().enumerate() {
+        let place = match name.as_str() {
+            "admin" => &mut passed.admin,
+            "ingress" => &mut passed.ingress,
+            // systemd names a socket after its unit where that does not say otherwise.
+            _ if names.len() == 1 => &mut passed.ingress,
+            _ => {
+                return Err(PassedError(format!(
+                    "{} sockets are passed, and it is not clear what {name:?} is for: let each .socket unit say \
+                     FileDescriptorName=ingress or FileDescriptorName=admin",
+                    names.len()
+                )));
+            }
+        };
+        let socket = sockets.take_tcp_listener(at).ok().flatten().filter(is_listening).ok_or_else(|| {
+            PassedError(format!(
+                "the passed socket {name:?} does not listen for TCP connections: its .socket unit needs ListenStream= \
+                 with an address and a port, and Accept=no"
+            ))
+        })?;
+        if place.replace(socket).is_some() {
+            return Err(PassedError(format!(
+                "two sockets named {name:?} are passed: keep one ListenStream=; [::]:8080 with BindIPv6Only=both takes \
+                 IPv4 too"
+            )));
+        }
+    }
+    Ok(passed)
+}
+
+fn is_listening(socket: &TcpListener) -> bool {
+    let is_listener = SockRef::from(socket).is_listener();
+    is_listener.unwrap_or(false) && socket.set_nonblocking(true).is_ok()
+}

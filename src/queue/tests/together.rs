@@ -1,0 +1,266 @@
+//! The queue and its journal together, with the real writer on a real directory.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime};
+
+use crate::event::{Event, Fields, Kept, Origin};
+use crate::event::{Outcome, Waiter};
+use crate::metrics::Metrics;
+use crate::queue::journal::{self, Opened, Reader};
+use crate::queue::{Ack, Buffer, Journaling, Mode, Refused, Settlement, SpillResult, Taken};
+use crate::status::Heartbeat;
+use crate::status::{Ledger, Limits, SourceBook};
+
+struct Queue {
+    buffer: Arc<Buffer>,
+    reader: Reader,
+    writer: Option<JoinHandle<()>>,
+}
+
+impl Queue {
+    /// Room for three events in memory, four small segments on disk.
+    fn open(ack: Ack, directory: &Path) -> Self {
+        let settings = journal::Settings { max_bytes: 4 * 8192, segment_bytes: 8192 };
+        let Opened { layout, writer, reader, recovered, damaged, .. } =
+            journal::open(&directory.join("journal"), &settings).unwrap();
+        let ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
+        let limits = Limits { events: 3, bytes: 1 << 20 };
+        let buffer = Buffer::new(Mode { ack, timeout: Duration::from_secs(4) }, limits, ledger);
+        let buffer = Arc::new(buffer.with_journal(layout, recovered, damaged));
+        let journaling =
+            Journaling::new(buffer.clone(), writer, Arc::new(Metrics::new()), Heartbeat::new("the writer"));
+        Self { buffer, reader, writer: Some(std::thread::spawn(move || journaling.run())) }
+    }
+
+    fn enqueue(&self, number: usize) -> Result<Option<Arc<Waiter>>, Refused> {
+        self.buffer.enqueue(0, None, event(number), &Arc::default())
+    }
+
+    /// Enqueues and waits until it is on disk.
+    fn accept(&self, number: usize) {
+        let waiter = self.enqueue(number).unwrap().unwrap();
+        assert_eq!(outcome(&waiter), Outcome::Kept);
+    }
+
+    /// Takes what is next, from memory or from disk: the cuids.
+    fn take(&mut self, most: usize, into: &mut VecDeque<Box<Event>>) -> usize {
+        match self.buffer.take(most, into) {
+            Taken::Events(count) => count,
+            Taken::Nothing => 0,
+            Taken::OnDisk(backlog) => {
+                let (from, end) = (backlog.sequences.start, backlog.sequences.end);
+                let batch = self.reader.read(from, end, most, backlog.bytes).unwrap();
+                let mut events: VecDeque<_> = batch
+                    .records
+                    .into_iter()
+                    .map(|stored| {
+                        let mut event = event(stored.body.len());
+                        event.kept = Kept::Journal(stored.sequence);
+                        event
+                    })
+                    .collect();
+                self.buffer.read_back(&events, batch.damaged, batch.next);
+                into.append(&mut events);
+                into.len()
+            }
+        }
+    }
+
+    fn settle(&self, event: &Event) {
+        let mut settlement = Settlement { published: vec![0], ..Settlement::default() };
+        settlement.release(event);
+        self.buffer.settle(&settlement, None);
+        self.check();
+    }
+
+    /// Takes and settles everything; the bodies' lengths, by which the events are known.
+    fn drain(&mut self) -> Vec<usize> {
+        let mut seen = Vec::new();
+        let mut taken = VecDeque::new();
+        while self.take(2, &mut taken) > 0 {
+            for event in taken.drain(..) {
+                seen.push(event.body.len());
+                self.settle(&event);
+            }
+        }
+        seen
+    }
+
+    fn check(&self) -> crate::status::Totals {
+        let totals = self.buffer.snapshot().totals();
+        assert_eq!(totals.mismatch(), 0, "{totals:?}");
+        totals
+    }
+
+    fn close(&mut self) {
+        self.buffer.close_journal();
+        self.writer.take().unwrap().join().unwrap();
+    }
+}
+
+fn outcome(waiter: &Waiter) -> Outcome {
+    for _ in 0..1000 {
+        if let Some(outcome) = waiter.outcome() {
+            return outcome;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    panic!("no outcome");
+}
+
+/// An event whose body has this length.
+fn event(number: usize) -> Box<Event> {
+    let origin = Origin {
+        source: "a".into(),
+        signature: None,
+        verified: false,
+        traceparent: None,
+        received: SystemTime::now(),
+    };
+    Box::new(Event::new(origin, vec![b'x'; number].into(), &Fields::default(), &[0; 32]))
+}
+
+#[test]
+fn comes_back_from_disk_in_order_when_memory_was_full() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    (1..=20).for_each(|number| queue.accept(number));
+    let snapshot = queue.buffer.snapshot();
+    assert_eq!((snapshot.events, snapshot.held), (3, 20), "memory is bounded");
+    let mut taken = VecDeque::new();
+    assert_eq!(queue.take(2, &mut taken), 2);
+    // What is accepted meanwhile comes after what is on disk.
+    (21..=30).for_each(|number| queue.accept(number));
+    let first: Vec<usize> = taken.iter().map(|event| event.body.len()).collect();
+    for event in &taken {
+        queue.settle(event);
+    }
+    assert_eq!([first, queue.drain()].concat(), (1..=30).collect::<Vec<_>>());
+    // Caught up: memory is used again.
+    queue.accept(31);
+    assert_eq!(queue.buffer.snapshot().events, 1);
+    assert_eq!(queue.drain(), [31]);
+    assert_eq!((queue.check().published, queue.check().held), (31, 0));
+    queue.close();
+}
+
+#[test]
+fn delivers_what_was_not_settled_once_more_after_a_restart_and_first() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    (1..=5).for_each(|number| queue.accept(number));
+    let mut taken = VecDeque::new();
+    queue.take(3, &mut taken);
+    queue.settle(&taken[0]);
+    queue.settle(&taken[2]);
+    queue.close();
+    // Out of order it does not count: the watermark is the oldest that is not settled.
+    let mut queue = Queue::open(Ack::Buffered, directory.path());
+    assert_eq!((queue.check().recovered, queue.check().held), (4, 4));
+    assert!(queue.enqueue(9).unwrap().is_none());
+    assert_eq!(queue.drain(), [2, 3, 4, 5, 9]);
+    queue.close();
+    let mut queue = Queue::open(Ack::Buffered, directory.path());
+    assert_eq!(queue.check().recovered, 0);
+    queue.close();
+}
+
+#[test]
+fn is_refused_only_for_a_full_journal_and_takes_again_when_it_is_settled() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    let mut accepted = 0;
+    while let Ok(waiter) = queue.enqueue(1000) {
+        assert_eq!(outcome(&waiter.unwrap()), Outcome::Kept);
+        accepted += 1;
+    }
+    assert!(queue.buffer.snapshot().journal.unwrap().full);
+    assert_eq!(queue.check().rejected, 1);
+    let bytes: u64 = directory
+        .path()
+        .join("journal")
+        .read_dir()
+        .unwrap()
+        .map(|entry| entry.unwrap().metadata().unwrap().len())
+        .sum();
+    assert!(bytes <= 4 * 8192, "{bytes}");
+    assert_eq!(queue.drain().len(), accepted);
+    assert!(!queue.buffer.snapshot().journal.unwrap().full);
+    queue.accept(1000);
+    queue.close();
+}
+
+#[test]
+fn keeps_at_the_stop_what_only_memory_held() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Buffered, directory.path());
+    (1..=3).for_each(|number| assert!(queue.enqueue(number).unwrap().is_none()));
+    let mut taken = VecDeque::new();
+    queue.take(1, &mut taken);
+    queue.buffer.drain();
+    let SpillResult::Waits(waiter) = queue.buffer.spill(taken.iter_mut().map(|event| &mut **event), 1 << 20) else {
+        panic!("there are events to spill");
+    };
+    assert_eq!(outcome(&waiter), Outcome::Kept);
+    let none = std::iter::empty();
+    assert!(matches!(queue.buffer.spill(none, 1 << 20), SpillResult::Done));
+    queue.check();
+    // It goes on delivering, and what is settled is settled on disk.
+    queue.settle(&taken[0]);
+    queue.buffer.lose_taken(std::iter::empty());
+    queue.buffer.lose_waiting();
+    let totals = queue.check();
+    assert_eq!((totals.published, totals.held, totals.lost), (1, 2, 0));
+    queue.close();
+    let mut queue = Queue::open(Ack::Published, directory.path());
+    assert_eq!(queue.drain(), [2, 3]);
+    queue.close();
+}
+
+#[test]
+fn loses_at_the_stop_what_the_journal_has_no_room_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Buffered, directory.path());
+    // Larger than a segment.
+    (0..3).for_each(|_| assert!(queue.enqueue(9000).unwrap().is_none()));
+    assert!(matches!(queue.buffer.spill(std::iter::empty(), 1 << 20), SpillResult::Refused(_)));
+    queue.buffer.undo_spill(std::iter::empty());
+    queue.buffer.lose_waiting();
+    let totals = queue.check();
+    assert_eq!((totals.lost, totals.held), (3, 0));
+    queue.close();
+}
+
+#[test]
+fn lets_go_of_what_was_withdrawn() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Published, directory.path());
+    queue.buffer.note_broker(crate::queue::BrokerState::Reachable);
+    let waiters: Vec<_> = (1..=3).map(|number| queue.enqueue(number).unwrap().unwrap()).collect();
+    assert!(waiters[0].withdraw() && waiters[2].withdraw());
+    queue.buffer.sweep();
+    assert_eq!((queue.check().withdrawn, queue.check().held), (2, 1));
+    assert_eq!(queue.drain(), [2]);
+    queue.close();
+}
+
+#[test]
+fn delivers_after_the_stop_has_begun_what_stood_behind_one_that_was_withdrawn() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Published, directory.path());
+    queue.buffer.note_broker(crate::queue::BrokerState::Reachable);
+    let waiters: Vec<_> = (1..=3).map(|number| queue.enqueue(number).unwrap().unwrap()).collect();
+    assert!(waiters[0].withdraw());
+    queue.buffer.drain();
+    let SpillResult::Waits(waiter) = queue.buffer.spill(std::iter::empty(), 1 << 20) else {
+        panic!("there are events to spill");
+    };
+    assert_eq!(outcome(&waiter), Outcome::Kept);
+    assert_eq!(queue.drain(), [2, 3]);
+    assert!(queue.buffer.is_empty(), "nothing is waited for in vain");
+    assert_eq!((queue.check().withdrawn, queue.check().published, queue.check().held), (1, 2, 0));
+    queue.close();
+}

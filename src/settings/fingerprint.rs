@@ -1,0 +1,133 @@
+//! What was written where: every key with its value, every file of secrets or certificates with its content's digest,
+//! so that two readings can be compared. Only names ever leave it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use figment::value::{Dict, Value};
+use sha2::{Digest as _, Sha256};
+
+/// A file that was read, and the SHA-256 of its content.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct FileDigest {
+    path: PathBuf,
+    digest: [u8; 32],
+}
+
+impl FileDigest {
+    pub(super) fn of(path: &Path, bytes: &[u8]) -> Self {
+        Self { path: path.to_owned(), digest: Sha256::digest(bytes).into() }
+    }
+}
+
+/// The files that were read, by the key that names them.
+pub(super) type Files = BTreeMap<String, FileDigest>;
+
+/// One reading of all settings.
+#[derive(Clone, Default)]
+pub(crate) struct Fingerprint {
+    values: BTreeMap<String, Value>,
+    files: Files,
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Fingerprint").finish_non_exhaustive()
+    }
+}
+
+impl Fingerprint {
+    pub(super) fn new(table: &Dict, files: Files) -> Self {
+        let mut values = BTreeMap::new();
+        flatten("", table, &mut values);
+        Self { values, files }
+    }
+
+    /// The keys whose values, or whose files' contents, are not the same in both.
+    #[must_use]
+    pub(crate) fn changed(&self, other: &Self) -> BTreeSet<String> {
+        let keys = self.values.keys().chain(other.values.keys());
+        let values = keys.filter(|key| self.values.get(*key) != other.values.get(*key));
+        let files = self.files.iter().filter(|(key, content)| {
+            other.files.get(*key).is_some_and(|other| other.path == content.path && other != *content)
+        });
+        values.chain(files.map(|(key, _)| key)).cloned().collect()
+    }
+
+    /// What to compare the files with from now on.
+    #[must_use]
+    pub(crate) fn watch(&self) -> FileWatch {
+        let seen = self.files.values().map(|content| (content.path.clone(), Some(content.digest)));
+        FileWatch(seen.collect())
+    }
+}
+
+/// The files of secrets and certificates as they were seen last.
+#[derive(Debug)]
+pub(crate) struct FileWatch(BTreeMap<PathBuf, Option<[u8; 32]>>);
+
+impl FileWatch {
+    /// Whether the content of one is another than when it was looked at last. Blocks for as long as reading takes.
+    pub(crate) fn look(&mut self) -> bool {
+        let mut changed = false;
+        for (path, seen) in &mut self.0 {
+            let now = std::fs::read(path).ok().map(|bytes| Sha256::digest(bytes).into());
+            changed |= std::mem::replace(seen, now) != now;
+        }
+        changed
+    }
+}
+
+/// Tables become dotted keys. What is empty counts as absent.
+fn flatten(path: &str, table: &Dict, into: &mut BTreeMap<String, Value>) {
+    for (key, value) in table {
+        let key = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        match value {
+            Value::Dict(_, below) => flatten(&key, below, into),
+            Value::String(_, text) if text.is_empty() => {}
+            Value::Array(_, items) if items.is_empty() => {}
+            value => {
+                into.insert(key, value.clone());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use figment::Provider as _;
+    use figment::providers::{Format as _, Toml};
+
+    use super::*;
+
+    fn written(toml: &str, files: &[(&str, &str, &str)]) -> Fingerprint {
+        let table = Toml::string(toml).data().unwrap().remove(&figment::Profile::Default).unwrap_or_default();
+        let content = |(key, path, text): &(&str, &str, &str)| {
+            ((*key).to_owned(), FileDigest::of(Path::new(path), text.as_bytes()))
+        };
+        Fingerprint::new(&table, files.iter().map(content).collect())
+    }
+
+    #[test]
+    fn names_what_differs_and_shows_no_value() {
+        let old = written("a = \"hunter2\"\n[b]\nc = 1\nd = \"\"\n[[b.e]]\nf = 1", &[("a_file", "x", "1")]);
+        let new = written("a = \"hunter3\"\n[b]\nc = 1\n[[b.e]]\nf = 2", &[("a_file", "x", "2")]);
+        assert_eq!(Vec::from_iter(old.changed(&new)), ["a", "a_file", "b.e"]);
+        assert!(old.changed(&old.clone()).is_empty());
+        assert!(!format!("{old:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn sees_each_change_of_a_file_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("secret");
+        std::fs::write(&path, "1").unwrap();
+        let mut watch = written("", &[("a", path.to_str().unwrap(), "1")]).watch();
+        assert!(!watch.look());
+        std::fs::write(&path, "2").unwrap();
+        assert_eq!([watch.look(), watch.look()], [true, false]);
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!([watch.look(), watch.look()], [true, false]);
+    }
+}

@@ -1,0 +1,31 @@
+//! Observations of one source beside the books, for the log and for `/status`; they are kept across reloads.
+
+use std::time::Duration;
+
+use crate::process::logs::Throttle;
+use crate::status::deviating::Deviating;
+use crate::status::refusals::Recent;
+
+/// Observations of one source.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    /// The last refusals.
+    pub(crate) recent: Recent,
+    /// How accepted payloads depart from the documented one.
+    pub(crate) deviating: Deviating,
+    /// Lines about connection tests.
+    pub(crate) tests: Throttle,
+    /// Lines about bodies that cannot be kept.
+    pub(crate) unkept: Throttle,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            recent: Recent::default(),
+            deviating: Deviating::default(),
+            tests: Throttle::new(1, Duration::from_secs(1)),
+            unkept: Throttle::new(1, Duration::from_secs(10)),
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The words of the accounting: why a request was refused, an event lost, a message refused; what was decided.
+
+/// Why a request was refused: the `reason` of `events_rejected_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Reason {
+    /// Missing, doubled or wrong signature.
+    Signature,
+    /// Not one JSON value in UTF-8.
+    Malformed,
+    /// JSON, but not the documented payload.
+    Invalid,
+    /// Body above `ingress.max_body`.
+    TooLarge,
+    /// The body came too slowly.
+    Timeout,
+    /// A Content-Encoding other than identity.
+    Encoding,
+    /// Not POST.
+    Method,
+    /// The sender left before it had an answer.
+    Disconnected,
+    /// Buffer or read budget full.
+    BufferFull,
+    /// The bridge is stopping.
+    Draining,
+    /// Disk failure, or the broker away in a mode that needs it.
+    Unavailable,
+}
+
+impl Reason {
+    /// All of them, in the order of the counters.
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Signature,
+        Self::Malformed,
+        Self::Invalid,
+        Self::TooLarge,
+        Self::Timeout,
+        Self::Encoding,
+        Self::Method,
+        Self::Disconnected,
+        Self::BufferFull,
+        Self::Draining,
+        Self::Unavailable,
+    ];
+
+    /// Its name in metrics and `/status`.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Signature => "signature",
+            Self::Malformed => "malformed",
+            Self::Invalid => "invalid",
+            Self::TooLarge => "too_large",
+            Self::Timeout => "timeout",
+            Self::Encoding => "encoding",
+            Self::Method => "method",
+            Self::Disconnected => "disconnected",
+            Self::BufferFull => "buffer_full",
+            Self::Draining => "draining",
+            Self::Unavailable => "unavailable",
+        }
+    }
+
+    /// What the operator can do about it, for `/status` and the page.
+    #[must_use]
+    pub(crate) fn advice(self) -> &'static str {
+        match self {
+            Self::Signature => {
+                "the secret here and the secret in PlexTrac's webhook form differ, or something in between rewrites \
+                 the body; copy the secret again, and let no proxy touch the body"
+            }
+            Self::Malformed => {
+                "the body is not one JSON value in UTF-8: the sender is not PlexTrac, or a proxy cut it; a signed one \
+                 is kept, see `dead-letters list --invalid`"
+            }
+            Self::Invalid => {
+                "not the documented payload, and the detail names the field: validation = \"lenient\" takes every \
+                 signed object; a signed one is kept, see `dead-letters list --invalid`"
+            }
+            Self::TooLarge => "raise ingress.max_body, and the broker's own limit",
+            Self::Timeout => "the body came too slowly: look at the proxy in front, or raise ingress.body_timeout",
+            Self::Encoding => "something compresses the body: turn that off between PlexTrac and here",
+            Self::Method => "webhooks are POST; a browser or a health check asks this path with another method",
+            Self::Disconnected => "the sender, or the proxy in front, left before the answer",
+            Self::BufferFull => {
+                "the broker is away or slower than the events come: look at the broker; raise buffer.max_events and \
+                 buffer.max_bytes for longer outages; where the detail says that too many bodies are being read, \
+                 somebody sends many large ones at once"
+            }
+            Self::Draining => "the bridge was stopping: let the balancer see /readyz, and raise shutdown.delay",
+            Self::Unavailable => "the bridge could not keep the event: look at the log",
+        }
+    }
+}
+
+/// Why a signed body is kept instead of published: the `reason` of `invalid_kept_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum KeptReason {
+    /// JSON, but not what its source takes.
+    Invalid,
+    /// Not one JSON value in UTF-8.
+    Malformed,
+    /// A connection test.
+    Probe,
+}
+
+impl KeptReason {
+    /// All of them, for metrics.
+    pub(crate) const ALL: [Self; 3] = [Self::Invalid, Self::Malformed, Self::Probe];
+
+    /// Its name in letters and metrics.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Invalid => "invalid",
+            Self::Malformed => "malformed",
+            Self::Probe => "probe",
+        }
+    }
+}
+
+/// What was decided about a request for a source's path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Decision {
+    /// It is in the buffer.
+    Accepted,
+    /// It was there already.
+    Duplicate,
+    /// A connection test: not published.
+    Probe,
+    /// Refused.
+    Rejected(Reason),
+}
+
+impl Decision {
+    /// Its name in `/status`.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Duplicate => "duplicate",
+            Self::Probe => "probe",
+            Self::Rejected(reason) => reason.name(),
+        }
+    }
+}
+
+/// Why a broker will never take this message as it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum RefusalReason {
+    /// Larger than the broker takes.
+    TooLarge,
+    /// The address exists but leads to no queue or stream, or cannot be a legal address.
+    Unroutable,
+    /// The topic or exchange does not exist.
+    NoDestination,
+    /// These credentials may not publish there.
+    NotAuthorised,
+    /// Anything else that a repeat would not mend.
+    Other,
+}
+
+impl RefusalReason {
+    /// All of them, for metrics.
+    pub(crate) const ALL: [Self; 5] =
+        [Self::TooLarge, Self::Unroutable, Self::NoDestination, Self::NotAuthorised, Self::Other];
+
+    /// Its name in dead letters and metrics.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::TooLarge => "too_large",
+            Self::Unroutable => "unroutable",
+            Self::NoDestination => "no_destination",
+            Self::NotAuthorised => "not_authorised",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Why an accepted event was lost: the `reason` of `events_lost_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Loss {
+    /// Left at exit.
+    Exit,
+    /// Refused by the broker, and no state directory for a dead letter.
+    Refused,
+    /// Damaged in the journal.
+    Damaged,
+}
+
+impl Loss {
+    /// All of them, in the order of the counters.
+    pub(crate) const ALL: [Self; 3] = [Self::Exit, Self::Refused, Self::Damaged];
+
+    /// Its name in metrics.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Exit => "exit",
+            Self::Refused => "refused",
+            Self::Damaged => "damaged",
+        }
+    }
+}
+
+/// The kinds of `broker_errors_total`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum ErrorKind {
+    /// No connection: refused, no such host, missing topology.
+    Connect,
+    /// The credentials are wrong.
+    Authentication,
+    /// The TLS handshake failed.
+    Tls,
+    /// A live session ended.
+    Lost,
+    /// A message was refused for good.
+    Refused,
+    /// A message was refused for now.
+    NotNow,
+}
+
+impl ErrorKind {
+    /// All of them, for metrics.
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Connect, Self::Authentication, Self::Tls, Self::Lost, Self::Refused, Self::NotNow];
+
+    /// Its name in metrics and `/status`.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "connect",
+            Self::Authentication => "authentication",
+            Self::Tls => "tls",
+            Self::Lost => "lost",
+            Self::Refused => "refused",
+            Self::NotNow => "not_now",
+        }
+    }
+}
