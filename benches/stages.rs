@@ -123,7 +123,7 @@ pub struct Queue {
 
 /// The events of one run.
 #[derive(Clone)]
-pub struct Events(Vec<Box<Event>>);
+pub struct QueueEvents(Vec<Box<Event>>);
 
 impl Default for Queue {
     fn default() -> Self {
@@ -139,15 +139,15 @@ impl Default for Queue {
 impl Queue {
     /// The events of a run.
     #[must_use]
-    pub fn events(&self) -> Events {
-        Events(self.events.clone())
+    pub fn events(&self) -> QueueEvents {
+        QueueEvents(self.events.clone())
     }
 
     /// Enqueues, takes and settles them.
     ///
     /// # Panics
     /// Never: there is room for all.
-    pub fn run(&mut self, events: Events) {
+    pub fn run(&mut self, events: QueueEvents) {
         for event in events.0 {
             self.buffer.enqueue(0, None, event, &Arc::default()).expect("there is room");
         }

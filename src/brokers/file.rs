@@ -144,7 +144,7 @@ struct FileBatch {
     lines: Vec<(Arc<str>, Vec<u8>)>,
 }
 
-type Fingerprint = (Files, io::Result<Vec<Sequence>>);
+type WriteResult = (Files, io::Result<Vec<Sequence>>);
 
 #[derive(Debug)]
 struct FileSession {
@@ -152,7 +152,7 @@ struct FileSession {
     waiting: FileBatch,
     /// Here, or with the batch that is being written.
     files: Option<Files>,
-    writing: Option<JoinHandle<Fingerprint>>,
+    writing: Option<JoinHandle<WriteResult>>,
     written: Arc<tokio::sync::Notify>,
 }
 

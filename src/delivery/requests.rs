@@ -31,7 +31,7 @@ const BATCH_BYTES: usize = 8 << 20;
 const REPORT: Duration = Duration::from_millis(250);
 
 /// Makes an event of a kept body if it is valid today: as its source is configured, or in the lenient way.
-pub(crate) type Invalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
+pub(crate) type RebuildInvalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
 
 /// How events are made of letters again.
 #[derive(Clone)]
@@ -59,7 +59,7 @@ impl Stores {
     pub(crate) fn of(&self, kind: StoreKind) -> Arc<Mutex<Store>> {
         match kind {
             StoreKind::DeadLetters => self.dead_letters.clone(),
-            StoreKind::Invalid => self.invalid.clone(),
+            StoreKind::RebuildInvalid => self.invalid.clone(),
         }
     }
 }

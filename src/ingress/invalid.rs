@@ -46,11 +46,11 @@ const BATCH: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A body by its source and its verified MAC.
-type Key = (Arc<str>, [u8; 32]);
+type BodyKey = (Arc<str>, [u8; 32]);
 
 /// A body on its way to the disk.
 struct Unpublished {
-    key: Key,
+    key: BodyKey,
     reason: KeptReason,
     letter: Letter,
 }
@@ -64,14 +64,14 @@ pub(crate) struct Invalids {
 }
 
 struct WriterState {
-    known: Mutex<HashSet<Key>>,
+    known: Mutex<HashSet<BodyKey>>,
     /// Of bodies that wait.
     bytes: AtomicUsize,
     throttle: Throttle,
 }
 
 impl WriterState {
-    fn known(&self) -> MutexGuard<'_, HashSet<Key>> {
+    fn known(&self) -> MutexGuard<'_, HashSet<BodyKey>> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -172,7 +172,7 @@ fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: 
 }
 
 /// The bodies in a file; a line that cannot be read is none.
-fn keys(store: &Store, number: u64) -> io::Result<Vec<Key>> {
+fn keys(store: &Store, number: u64) -> io::Result<Vec<BodyKey>> {
     let mut keys = Vec::new();
     for line in Lines::open(&store.path(number))?.into_iter().flatten() {
         if let Ok(letter) = Letter::parse(&line?) {
@@ -198,7 +198,7 @@ struct InvalidWriter {
     held: Arc<StoreCounts>,
     metrics: Arc<Metrics>,
     /// Which bodies each file holds: once a file is removed, its bodies are new again.
-    files: BTreeMap<u64, Vec<Key>>,
+    files: BTreeMap<u64, Vec<BodyKey>>,
 }
 
 impl InvalidWriter {
@@ -218,7 +218,7 @@ impl InvalidWriter {
             let line = NewLetter { line: letter.line(), returns: false, precedence: precedence(reason) };
             ((key, reason), line)
         };
-        let (keys, entries): (Vec<(Key, KeptReason)>, Vec<NewLetter>) = batch.into_iter().map(entry).unzip();
+        let (keys, entries): (Vec<(BodyKey, KeptReason)>, Vec<NewLetter>) = batch.into_iter().map(entry).unzip();
         let mut store = lock(&self.store);
         let mut done = 0;
         let mut failure = None;

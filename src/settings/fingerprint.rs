@@ -22,13 +22,13 @@ impl FileDigest {
 }
 
 /// The files that were read, by the key that names them.
-pub(super) type Files = BTreeMap<String, FileDigest>;
+pub(super) type FileDigests = BTreeMap<String, FileDigest>;
 
 /// One reading of all settings.
 #[derive(Clone, Default)]
 pub(crate) struct Fingerprint {
     values: BTreeMap<String, Value>,
-    files: Files,
+    files: FileDigests,
 }
 
 impl fmt::Debug for Fingerprint {
@@ -38,7 +38,7 @@ impl fmt::Debug for Fingerprint {
 }
 
 impl Fingerprint {
-    pub(super) fn new(table: &Dict, files: Files) -> Self {
+    pub(super) fn new(table: &Dict, files: FileDigests) -> Self {
         let mut values = BTreeMap::new();
         flatten("", table, &mut values);
         Self { values, files }

@@ -15,7 +15,7 @@ use figment::{Figment, Profile, Provider, Source};
 
 use crate::settings::Secret;
 use crate::settings::environment::{self, variable};
-use crate::settings::fingerprint::{FileDigest, Files};
+use crate::settings::fingerprint::{FileDigest, FileDigests};
 use crate::settings::{defaults, units};
 
 /// A secret shorter than this is warned about: 16 bytes are the least that cannot be guessed.
@@ -38,7 +38,7 @@ pub(crate) struct Problems {
 pub(crate) struct Section<'a> {
     figment: &'a Figment,
     problems: &'a RefCell<Problems>,
-    files: &'a RefCell<Files>,
+    files: &'a RefCell<FileDigests>,
     path: String,
     table: Dict,
     known: BTreeSet<String>,
@@ -50,7 +50,7 @@ impl<'a> Section<'a> {
         figment: &'a Figment,
         table: Dict,
         problems: &'a RefCell<Problems>,
-        files: &'a RefCell<Files>,
+        files: &'a RefCell<FileDigests>,
     ) -> Self {
         Self { figment, problems, files, path: String::new(), table, known: BTreeSet::new() }
     }

@@ -27,11 +27,11 @@ pub(crate) struct Deviating {
     names: [AtomicU64; MOST_EVENTS],
     /// Accepted events of each name, and of all others.
     accepted: [AtomicU64; MOST_EVENTS + 1],
-    seen: Mutex<Seen>,
+    seen: Mutex<SeenDeviations>,
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenDeviations {
     /// The counts for the event name at this place in `names`.
     counts: BTreeMap<(Field, Deviation, usize), u64>,
     /// The names in address form, of places that have departures.
@@ -160,12 +160,12 @@ impl Deviating {
         listed.collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Seen> {
+    fn lock(&self) -> MutexGuard<'_, SeenDeviations> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Seen {
+impl SeenDeviations {
     /// How many of this kind were left out of the log since the last line; none where this one is left out, too.
     fn is_due(&mut self, field: Field, deviation: Deviation, now: Instant) -> Option<u64> {
         let Some((last, left_out)) = self.logged.get_mut(&(field, deviation)) else {
@@ -231,7 +231,7 @@ mod tests {
 
     #[test]
     fn logs_each_kind_once_an_hour_with_the_number_left_out() {
-        let mut seen = Seen::default();
+        let mut seen = SeenDeviations::default();
         let now = Instant::now();
         let mut due = |field, after| seen.is_due(field, Deviation::Null, now + after);
         assert_eq!(due(Field::Text, Duration::ZERO), Some(0));

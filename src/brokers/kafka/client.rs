@@ -19,7 +19,7 @@ use crate::brokers::{ConnectError, ErrorKind, Sequence};
 const PURGE: Duration = Duration::from_millis(200);
 
 /// What librdkafka reported of one message.
-pub(super) enum Report {
+pub(super) enum DeliveryReport {
     Stored,
     Failed {
         code: RDKafkaErrorCode,
@@ -57,7 +57,7 @@ fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
 /// What the producer's thread reports, for the session to take.
 #[derive(Default)]
 pub(super) struct Reports {
-    outcomes: Mutex<Vec<(Sequence, Report)>>,
+    outcomes: Mutex<Vec<(Sequence, DeliveryReport)>>,
     /// Told when the first outcome lies there, at a fatal error, and when the brokers are gone.
     pub(super) news: Notify,
     /// Told when credentials or certificates were refused, for a connect that waits.
@@ -80,7 +80,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Reports {
-    pub(super) fn take(&self) -> Vec<(Sequence, Report)> {
+    pub(super) fn take(&self) -> Vec<(Sequence, DeliveryReport)> {
         std::mem::take(&mut *lock(&self.outcomes))
     }
 
@@ -172,9 +172,9 @@ impl ProducerContext for Reports {
         let outcome = match result {
             Ok(_) => {
                 self.note_success();
-                Report::Stored
+                DeliveryReport::Stored
             }
-            Err((error, message)) => Report::Failed {
+            Err((error, message)) => DeliveryReport::Failed {
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown),
                 topic: message.topic().to_owned(),
                 size: size(message),

@@ -11,7 +11,7 @@ use crate::brokers::kafka::properties;
 use crate::brokers::kafka::record::BATCH_SIZE;
 use crate::brokers::kafka::session::{KafkaSession, Topic};
 use crate::brokers::kafka::settings::Settings;
-use crate::brokers::kafka::topology::{Purpose, Seen, TopicAdmin, TopicState, Topics};
+use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics};
 use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session,
     Terms, Topology,
@@ -23,7 +23,7 @@ pub(crate) struct Kafka {
     settings: Settings,
     terms: Terms,
     headers: Headers,
-    seen: Seen,
+    seen: SeenTopics,
 }
 
 impl Kafka {
@@ -31,7 +31,7 @@ impl Kafka {
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
-        Self { settings: settings.clone(), terms: terms.clone(), headers, seen: Seen::default() }
+        Self { settings: settings.clone(), terms: terms.clone(), headers, seen: SeenTopics::default() }
     }
 
     fn surveyor(&self) -> TopicAdmin {

@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::brokers::kafka::batch::ClientBatch;
-use crate::brokers::kafka::client::{Client, Report};
+use crate::brokers::kafka::client::{Client, DeliveryReport};
 use crate::brokers::kafka::questions::{Asked, BETWEEN_QUESTIONS};
 use crate::brokers::kafka::record::{Extras, WaitingMessage};
 use crate::brokers::kafka::topology::TopicAdmin;
@@ -176,10 +176,10 @@ impl KafkaSession {
         }
     }
 
-    fn judge(&mut self, sequence: Sequence, outcome: Report, into: &mut Verdicts) {
+    fn judge(&mut self, sequence: Sequence, outcome: DeliveryReport, into: &mut Verdicts) {
         let (code, topic, size) = match outcome {
-            Report::Stored => return into.push((sequence, Verdict::Stored)),
-            Report::Failed { code, topic, size } => (code, topic, size),
+            DeliveryReport::Stored => return into.push((sequence, Verdict::Stored)),
+            DeliveryReport::Failed { code, topic, size } => (code, topic, size),
         };
         // After a fatal error every other error is only its consequence.
         if let Some(text) = self.client.fatal() {
@@ -329,13 +329,13 @@ impl Session for KafkaSession {
         let fatal = self.client.fatal().is_some();
         for (sequence, outcome) in self.client.reports().take() {
             match outcome {
-                Report::Stored => into.push((sequence, Verdict::Stored)),
-                Report::Failed { code, topic, size } if !fatal => {
+                DeliveryReport::Stored => into.push((sequence, Verdict::Stored)),
+                DeliveryReport::Failed { code, topic, size } if !fatal => {
                     let large = matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge);
                     let refusal = if large { self.refuse_large(&topic, size).ok() } else { refusal(code, &topic) };
                     into.extend(refusal.map(|refusal| (sequence, Verdict::Refused(refusal))));
                 }
-                Report::Failed { .. } => {}
+                DeliveryReport::Failed { .. } => {}
             }
         }
     }

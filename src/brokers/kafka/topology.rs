@@ -66,7 +66,7 @@ pub(super) enum Purpose {
 }
 
 /// Topics that were seen to exist, with their limits; lives as long as the broker.
-pub(super) type Seen = Arc<Mutex<HashMap<Arc<str>, Option<usize>>>>;
+pub(super) type SeenTopics = Arc<Mutex<HashMap<Arc<str>, Option<usize>>>>;
 
 /// Asks the cluster about topics.
 #[derive(Clone)]
@@ -78,7 +78,7 @@ pub(super) struct TopicAdmin {
     /// The topics that the settings name without placeholders.
     pub(super) literals: Vec<Arc<str>>,
     pub(super) main: Option<Arc<str>>,
-    pub(super) seen: Seen,
+    pub(super) seen: SeenTopics,
 }
 
 impl TopicAdmin {

@@ -28,14 +28,14 @@ pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
 /// A goodbye is a courtesy: the broker's log stays clean.
 const GOODBYE: Duration = Duration::from_millis(500);
 
-type Events = Pin<Box<dyn Stream<Item = Event> + Send>>;
+type ConnectionEvents = Pin<Box<dyn Stream<Item = Event> + Send>>;
 
 /// A connection on a runtime of its own: `close` of a blocked connection never returns and dropping it leaves thread
 /// and socket until the alarm ends, but a runtime that is shut down takes them along.
 pub(super) struct Link {
     pub(super) connection: Arc<Connection>,
     /// The library's queue of events is shared by all who listen: there is one listener.
-    events: Events,
+    events: ConnectionEvents,
     /// Why the broker reads nothing at the moment.
     blocked: Option<String>,
     /// How often it read again.

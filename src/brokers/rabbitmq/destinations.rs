@@ -21,7 +21,7 @@ enum ExchangeState {
 
 /// What to do with a message for an exchange.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Decision {
+pub(super) enum ExchangeDecision {
     Open,
     /// It was missing when we looked last: look again, then send or refuse.
     ExchangeLook,
@@ -37,21 +37,21 @@ pub(super) struct Destinations {
 }
 
 impl Destinations {
-    pub(super) fn gate(&self, exchange: &str, size: usize, now: Instant) -> Decision {
+    pub(super) fn gate(&self, exchange: &str, size: usize, now: Instant) -> ExchangeDecision {
         let limit = self.largest.filter(|(largest, since)| size > *largest && now < *since + REMEMBERED);
         if let Some((largest, _)) = limit {
             let text = format!("the body is {size} bytes, more than the broker's max_message_size of {largest}");
-            return Decision::Refuse(Refusal::new(RefusalReason::TooLarge, text));
+            return ExchangeDecision::Refuse(Refusal::new(RefusalReason::TooLarge, text));
         }
         match self.standings.get(exchange) {
             Some(ExchangeState::Missing { looked }) if now < *looked + LOOK_AGAIN => {
-                Decision::Refuse(missing(exchange))
+                ExchangeDecision::Refuse(missing(exchange))
             }
-            Some(ExchangeState::Missing { .. }) => Decision::ExchangeLook,
+            Some(ExchangeState::Missing { .. }) => ExchangeDecision::ExchangeLook,
             Some(ExchangeState::Forbidden { since, text }) if now < *since + REMEMBERED => {
-                Decision::Refuse(Refusal::new(RefusalReason::NotAuthorised, text))
+                ExchangeDecision::Refuse(Refusal::new(RefusalReason::NotAuthorised, text))
             }
-            _ => Decision::Open,
+            _ => ExchangeDecision::Open,
         }
     }
 
@@ -109,12 +109,12 @@ mod tests {
     fn refuses_what_is_missing_and_looks_again_after_a_second() {
         let now = Instant::now();
         let mut destinations = Destinations::default();
-        assert_eq!(destinations.gate("x", 1, now), Decision::Open);
+        assert_eq!(destinations.gate("x", 1, now), ExchangeDecision::Open);
         destinations.missed("x", now);
-        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN / 2), Decision::Refuse(missing("x")));
-        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN), Decision::ExchangeLook);
+        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN / 2), ExchangeDecision::Refuse(missing("x")));
+        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN), ExchangeDecision::ExchangeLook);
         destinations.saw("x");
-        assert_eq!(destinations.gate("x", 1, now), Decision::Open);
+        assert_eq!(destinations.gate("x", 1, now), ExchangeDecision::Open);
         assert!(destinations.is_seen("x"));
     }
 
@@ -125,8 +125,8 @@ mod tests {
         destinations.forbid("x", "ACCESS_REFUSED", now);
         destinations.saw("x");
         let refusal = Refusal::new(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
-        assert_eq!(destinations.gate("x", 1, now + REMEMBERED / 2), Decision::Refuse(refusal));
-        assert_eq!(destinations.gate("x", 1, now + REMEMBERED), Decision::Open);
+        assert_eq!(destinations.gate("x", 1, now + REMEMBERED / 2), ExchangeDecision::Refuse(refusal));
+        assert_eq!(destinations.gate("x", 1, now + REMEMBERED), ExchangeDecision::Open);
     }
 
     #[test]
@@ -134,13 +134,13 @@ mod tests {
         let now = Instant::now();
         let mut destinations = Destinations::default();
         destinations.limit(100, now);
-        assert_eq!(destinations.gate("x", 100, now), Decision::Open);
+        assert_eq!(destinations.gate("x", 100, now), ExchangeDecision::Open);
         let text = "the body is 101 bytes, more than the broker's max_message_size of 100";
         let refusal = Refusal::new(RefusalReason::TooLarge, text);
-        assert_eq!(destinations.gate("x", 101, now + REMEMBERED / 2), Decision::Refuse(refusal));
-        assert_eq!(destinations.gate("x", 101, now + REMEMBERED), Decision::Open);
+        assert_eq!(destinations.gate("x", 101, now + REMEMBERED / 2), ExchangeDecision::Refuse(refusal));
+        assert_eq!(destinations.gate("x", 101, now + REMEMBERED), ExchangeDecision::Open);
         destinations.limit(100, now);
         destinations.forget_limit();
-        assert_eq!(destinations.gate("x", 101, now), Decision::Open);
+        assert_eq!(destinations.gate("x", 101, now), ExchangeDecision::Open);
     }
 }

@@ -81,7 +81,7 @@ mod tests {
     use super::*;
     use crate::brokers::Cause;
     use crate::brokers::rabbitmq::Settings;
-    use crate::brokers::rabbitmq::destinations::Decision;
+    use crate::brokers::rabbitmq::destinations::ExchangeDecision;
     use crate::settings::testing;
 
     const NOT_FOUND: &str = "NOT_FOUND - no exchange 'other' in vhost '/'";
@@ -124,9 +124,9 @@ mod tests {
         let refusal = Refusal::new(RefusalReason::NotAuthorised, REFUSED);
         let loss = judge(&error(403, REFUSED), InFlight::Several, &plan, &mut known);
         assert_eq!(loss.suspect, Cause::Message(refusal.clone()));
-        assert_eq!(known.gate("other", 1, Instant::now()), Decision::Open);
+        assert_eq!(known.gate("other", 1, Instant::now()), ExchangeDecision::Open);
         judge(&error(403, REFUSED), InFlight::Only, &plan, &mut known);
-        assert_eq!(known.gate("other", 1, Instant::now()), Decision::Refuse(refusal));
+        assert_eq!(known.gate("other", 1, Instant::now()), ExchangeDecision::Refuse(refusal));
     }
 
     #[test]
@@ -134,7 +134,7 @@ mod tests {
         let text = "ACCESS_REFUSED - access to topic 'k' in exchange 'other' in vhost '/' refused for user 'u'";
         let mut known = Destinations::default();
         judge(&error(403, text), InFlight::Only, &plan(""), &mut known);
-        assert_eq!(known.gate("other", 1, Instant::now()), Decision::Open);
+        assert_eq!(known.gate("other", 1, Instant::now()), ExchangeDecision::Open);
     }
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
         let mut known = Destinations::default();
         let loss = judge(&error(406, text), InFlight::Several, &plan(""), &mut known);
         assert_eq!(loss.suspect, Cause::Message(Refusal::new(RefusalReason::TooLarge, text)));
-        assert_eq!(known.gate("x", 512, Instant::now()), Decision::Open);
-        assert_ne!(known.gate("x", 513, Instant::now()), Decision::Open);
+        assert_eq!(known.gate("x", 512, Instant::now()), ExchangeDecision::Open);
+        assert_ne!(known.gate("x", 513, Instant::now()), ExchangeDecision::Open);
     }
 }

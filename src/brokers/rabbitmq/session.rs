@@ -15,7 +15,7 @@ use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::brokers::rabbitmq::broker::IdleConnection;
 use crate::brokers::rabbitmq::connection::{Link, News};
-use crate::brokers::rabbitmq::destinations::{Decision, Destinations, missing};
+use crate::brokers::rabbitmq::destinations::{Destinations, ExchangeDecision, missing};
 use crate::brokers::rabbitmq::loss::{self, InFlight};
 use crate::brokers::rabbitmq::publication::Publication;
 use crate::brokers::rabbitmq::questions::{ExchangeAnswer, Questions};
@@ -297,7 +297,7 @@ impl Session for RabbitmqSession {
             return Sent::RetryLater(format!("the broker has blocked the connection: {reason}"));
         }
         let gate = lock(&self.known).gate(&message.address, message.event.body.len(), Instant::now());
-        if let Decision::Refuse(refusal) = gate {
+        if let ExchangeDecision::Refuse(refusal) = gate {
             return Sent::Refused(refusal);
         }
         let frame_max = usize::try_from(self.link.connection.configuration().frame_max()).unwrap_or(usize::MAX);
@@ -306,7 +306,7 @@ impl Session for RabbitmqSession {
             Err(refusal) => return Sent::Refused(refusal),
         };
         let owner = Owner { sequence, exchange: message.address.clone(), key: message.key.clone() };
-        if gate == Decision::ExchangeLook || self.questions.is_about(&message.address) {
+        if gate == ExchangeDecision::ExchangeLook || self.questions.is_about(&message.address) {
             self.questions.ask(owner, message.event.id(), publication);
         } else {
             self.publish(owner, message.event.id(), publication);
