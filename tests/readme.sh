@@ -81,7 +81,7 @@ python_compiles() {
 
 links_lead_somewhere() {
     local page link target section heading bad=
-    for page in *.md docs/*.md deploy/helm/*/README.md examples/*/README.md; do
+    for page in *.md docs/*.md docs/adr/*.md deploy/helm/*/README.md examples/*/README.md; do
         while IFS= read -r link; do
             case $link in http*) continue ;; esac
             target=$(dirname "$page")/${link%%#*}

@@ -5,10 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// A file of `src/`, read.
-struct File {
+pub(crate) struct File {
     /// From `src/` on: `brokers/file.rs`.
-    path: String,
-    text: String,
+    pub(crate) path: String,
+    pub(crate) text: String,
 }
 
 impl File {
@@ -58,7 +58,7 @@ impl File {
     }
 }
 
-fn files() -> Vec<File> {
+pub(crate) fn files() -> Vec<File> {
     fn walk(directory: &Path, root: &Path, into: &mut Vec<File>) {
         for entry in fs::read_dir(directory).expect("src/ can be read").flatten() {
             let path: PathBuf = entry.path();
@@ -80,7 +80,7 @@ fn files() -> Vec<File> {
 
 /// No problem, or all of them.
 #[track_caller]
-fn assert_none(rule: &str, problems: &[String]) {
+pub(crate) fn assert_none(rule: &str, problems: &[String]) {
     assert!(problems.is_empty(), "{rule}:\n  {}", problems.join("\n  "));
 }
 

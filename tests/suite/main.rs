@@ -38,6 +38,10 @@ mod generated;
 #[cfg(test)]
 mod genuine;
 
+// The glossary against the code: one meaning per type name; pages name files that exist.
+#[cfg(test)]
+mod glossary;
+
 // The contract with the sender, through raw sockets: answers, bodies, framing, connections, sources.
 #[cfg(test)]
 mod http;
