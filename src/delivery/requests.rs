@@ -39,9 +39,9 @@ pub(crate) struct Rebuilder {
     /// For bodies that were accepted, and for kept ones with `--as-is`.
     pub(crate) always: Rebuild,
     /// For kept bodies.
-    pub(crate) configured: Invalid,
+    pub(crate) configured: RebuildInvalid,
     /// For kept bodies with `--lenient`.
-    pub(crate) lenient: Invalid,
+    pub(crate) lenient: RebuildInvalid,
 }
 
 /// Both stores.
@@ -59,7 +59,7 @@ impl Stores {
     pub(crate) fn of(&self, kind: StoreKind) -> Arc<Mutex<Store>> {
         match kind {
             StoreKind::DeadLetters => self.dead_letters.clone(),
-            StoreKind::RebuildInvalid => self.invalid.clone(),
+            StoreKind::Invalid => self.invalid.clone(),
         }
     }
 }

@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn counts_a_batch_as_the_broker_does() {
-        // SeenTopics with Kafka 4.3 and a limit of 10,000: it stores what counts 10,000 here and refuses 10,001.
+        // Seen with Kafka 4.3 and a limit of 10,000: it stores what counts 10,000 here and refuses 10,001.
         assert_eq!(Size::new(b"key", &[0; 100]).bytes(), 61 + 2 + 3 + 4 + 102 + 1);
         let mut size = Size::new(b"", b"");
         size.header("ab", b"c");

@@ -24,7 +24,7 @@ enum ExchangeState {
 pub(super) enum ExchangeDecision {
     Open,
     /// It was missing when we looked last: look again, then send or refuse.
-    ExchangeLook,
+    Look,
     Refuse(Refusal),
 }
 
@@ -47,7 +47,7 @@ impl Destinations {
             Some(ExchangeState::Missing { looked }) if now < *looked + LOOK_AGAIN => {
                 ExchangeDecision::Refuse(missing(exchange))
             }
-            Some(ExchangeState::Missing { .. }) => ExchangeDecision::ExchangeLook,
+            Some(ExchangeState::Missing { .. }) => ExchangeDecision::Look,
             Some(ExchangeState::Forbidden { since, text }) if now < *since + REMEMBERED => {
                 ExchangeDecision::Refuse(Refusal::new(RefusalReason::NotAuthorised, text))
             }
@@ -112,7 +112,7 @@ mod tests {
         assert_eq!(destinations.gate("x", 1, now), ExchangeDecision::Open);
         destinations.missed("x", now);
         assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN / 2), ExchangeDecision::Refuse(missing("x")));
-        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN), ExchangeDecision::ExchangeLook);
+        assert_eq!(destinations.gate("x", 1, now + LOOK_AGAIN), ExchangeDecision::Look);
         destinations.saw("x");
         assert_eq!(destinations.gate("x", 1, now), ExchangeDecision::Open);
         assert!(destinations.is_seen("x"));

@@ -306,7 +306,7 @@ impl Session for RabbitmqSession {
             Err(refusal) => return Sent::Refused(refusal),
         };
         let owner = Owner { sequence, exchange: message.address.clone(), key: message.key.clone() };
-        if gate == ExchangeDecision::ExchangeLook || self.questions.is_about(&message.address) {
+        if gate == ExchangeDecision::Look || self.questions.is_about(&message.address) {
             self.questions.ask(owner, message.event.id(), publication);
         } else {
             self.publish(owner, message.event.id(), publication);
