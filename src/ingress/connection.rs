@@ -17,7 +17,7 @@ use crate::ingress::connections::Slot;
 
 /// The most that is read at once. hyper's read buffer starts with 8 KiB and doubles only when a read fills it: so it
 /// stays at that for everything but a large head.
-const READ: u64 = 8 * 1024 - 1;
+pub(super) const READ: usize = 8 * 1024 - 1;
 
 /// The first bytes of a request that are remembered: the HTTP/2 preface is 24 bytes long.
 const FIRST: usize = 24;
@@ -273,11 +273,31 @@ impl Drop for Discarding {
 pub(super) struct Stream<S> {
     stream: Take<S>,
     connection: Rc<Connection>,
+    /// The bytes to be read again, before those of the stream.
+    again: Vec<u8>,
+    /// The number of them that have been.
+    again_read: usize,
 }
 
 impl<S: AsyncRead> Stream<S> {
     pub(super) fn new(stream: S, connection: Rc<Connection>) -> Self {
-        Self { stream: stream.take(READ), connection }
+        Self { stream: stream.take(READ as u64), connection, again: Vec::new(), again_read: 0 }
+    }
+
+    /// Has these bytes, which were read from it, read again.
+    pub(super) fn read_again(&mut self, bytes: Vec<u8>) {
+        (self.again, self.again_read) = (bytes, 0);
+    }
+
+    fn fill_again(&mut self, buffer: &mut ReadBuf<'_>) {
+        let left = &self.again[self.again_read..];
+        let length = left.len().min(READ).min(buffer.remaining());
+        buffer.put_slice(&left[..length]);
+        self.again_read += length;
+        if self.again_read == self.again.len() {
+            self.again = Vec::new();
+            self.again_read = 0;
+        }
     }
 }
 
@@ -288,8 +308,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        self.stream.set_limit(READ);
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let polled = if self.again.is_empty() {
+            self.stream.set_limit(READ as u64);
+            Pin::new(&mut self.stream).poll_read(context, buffer)
+        } else {
+            self.fill_again(buffer);
+            Poll::Ready(Ok(()))
+        };
         let read = &buffer.filled()[before..];
         if !read.is_empty() {
             self.connection.read(read);

@@ -9,6 +9,7 @@ mod connections;
 mod deduplicate;
 mod deviating;
 mod handle;
+mod head;
 mod invalid;
 mod live;
 mod not_http;
