@@ -26,7 +26,7 @@ use tokio_rustls::server::TlsStream;
 use crate::ingress::connection::{Connection, Discarded, Phase, Socket, Stream};
 use crate::ingress::connections::Place;
 use crate::ingress::handle::Sender;
-use crate::ingress::head::{FirstHead, HEAD_BYTES};
+use crate::ingress::head::{FirstHead, HEAD_BYTES, detach};
 use crate::ingress::live::Local;
 use crate::ingress::not_http::{self, Unreadable};
 use crate::ingress::tls::Tls;
@@ -248,8 +248,9 @@ impl ConnectionTask {
         // A sender that does not read its answers must not keep a connection for ever.
         stream.set_write_timeout(Some(timeouts.head));
         let (peer, thread, of_request, tls) = (self.peer, &self.thread, connection, tls);
-        let service = service_fn(|request| {
+        let service = service_fn(|mut request| {
             let begun = of_request.begin_request();
+            detach(&mut request);
             let ingress = thread.local.now();
             // Boxed: hyper keeps room for it from the first moment of a connection, whether a request arrives or not.
             Box::pin(async move {

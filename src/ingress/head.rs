@@ -1,11 +1,16 @@
-//! The first head of a connection: collected here, in memory that grows with it, until hyper can decide. hyper's own
-//! buffers take 16 KiB of every connection that it serves, from its begin.
+//! The memory of heads. The first one of a connection is collected here, in memory that grows with it, until hyper can
+//! decide: hyper's own buffers take 16 KiB of every connection that it serves. The head of a large request is copied out
+//! of hyper's read buffer.
 
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::BytesMut;
+use hyper::Request;
+use hyper::body::Body;
+use hyper::header::HeaderValue;
 use tokio::io::{AsyncRead, ReadBuf};
 
 use crate::ingress::connection::{READ, Stream};
@@ -111,8 +116,30 @@ impl<'s, S: AsyncRead + Unpin> FirstHead<'s, S> {
     }
 }
 
+/// Gives the head of a request whose body does not arrive with it memory of its own. It would else keep hyper's read
+/// buffer for as long as the body takes, and the body would need another.
+pub(super) fn detach<B: Body>(request: &mut Request<B>) {
+    if request.body().size_hint().exact().is_some_and(|length| length < READ as u64) {
+        return;
+    }
+    let mut values = BytesMut::with_capacity(request.headers().values().map(HeaderValue::len).sum());
+    for value in request.headers_mut().values_mut() {
+        values.extend_from_slice(value.as_bytes());
+        if let Ok(copy) = HeaderValue::from_maybe_shared(values.split().freeze()) {
+            *value = copy;
+        }
+    }
+    if let Ok(uri) = request.uri().to_string().parse() {
+        *request.uri_mut() = uri;
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http_body_util::Full;
+    use hyper::Uri;
+
     use super::*;
 
     const HEAD: &[u8] = b"POST /webhooks/plextrac HTTP/1.1\r\nHost: b\r\nX-A: 1\r\n\r\n";
@@ -193,6 +220,26 @@ mod tests {
         for byte in [b"GET / HTTP/1.1\r\nX: ", &[b'x'; 9_000][..]].concat() {
             assert!(!head.extend(&[byte]));
             assert!(head.bytes.capacity() < head.bytes.len() + STEP);
+        }
+    }
+
+    #[test]
+    fn frees_the_read_buffer_of_the_head_of_a_large_request() {
+        let request = |length: usize| {
+            let buffer = Bytes::from(b"/path?query\xe9 value ".repeat(40));
+            let mut request = Request::new(Full::new(Bytes::from(vec![0; length])));
+            *request.uri_mut() = Uri::from_maybe_shared(buffer.slice(..11)).unwrap();
+            for (name, range) in [("a", 12..19), ("a", 11..12), ("b", 13..13)] {
+                let value = HeaderValue::from_maybe_shared(buffer.slice(range)).unwrap();
+                request.headers_mut().append(name, value);
+            }
+            (request, buffer)
+        };
+        for (length, is_free) in [(READ - 1, false), (READ, true)] {
+            let ((mut detached, buffer), (original, _)) = (request(length), request(length));
+            detach(&mut detached);
+            assert_eq!(buffer.is_unique(), is_free, "{length}");
+            assert_eq!((detached.uri(), detached.headers()), (original.uri(), original.headers()));
         }
     }
 }
