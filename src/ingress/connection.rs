@@ -275,7 +275,7 @@ pub(super) struct Stream<S> {
     connection: Rc<Connection>,
     /// The bytes to be read again, before those of the stream.
     again: Vec<u8>,
-    /// The number of them that have been.
+    /// The number of these that have been.
     again_read: usize,
 }
 
@@ -284,7 +284,7 @@ impl<S: AsyncRead> Stream<S> {
         Self { stream: stream.take(READ as u64), connection, again: Vec::new(), again_read: 0 }
     }
 
-    /// Has these bytes, which were read from it, read again.
+    /// Puts back bytes that were read from it: they are read again, before all others.
     pub(super) fn read_again(&mut self, bytes: Vec<u8>) {
         (self.again, self.again_read) = (bytes, 0);
     }

@@ -86,7 +86,7 @@ trait Stage {
 
     fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output>;
 
-    /// Ends the stage: while no request is under way, or behind the answer.
+    /// Ends the stage: at once where no request is under way, else behind the answer.
     fn close(self: Pin<&mut Self>);
 }
 
@@ -125,7 +125,7 @@ enum End<O> {
 /// The one timer of a connection, moved only where an earlier end is due: requests that follow each other move none.
 struct Timer<'t> {
     sleep: Pin<&'t mut Sleep>,
-    /// The time at which it rings; none once it has.
+    /// The time that it is set to; none once that has passed.
     armed: Option<Instant>,
 }
 
