@@ -93,12 +93,12 @@ trait Stage {
 impl<S: AsyncRead + Unpin> Stage for FirstHead<'_, S> {
     type Output = io::Result<Option<Vec<u8>>>;
 
-    fn poll_stage(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.poll_head(context)
+    fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.get_mut().poll_head(context)
     }
 
-    fn close(mut self: Pin<&mut Self>) {
-        FirstHead::close(&mut self);
+    fn close(self: Pin<&mut Self>) {
+        FirstHead::close(self.get_mut());
     }
 }
 
