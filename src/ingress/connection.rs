@@ -271,7 +271,7 @@ impl Drop for Discarding {
 /// The bytes of requests and answers, as hyper reads and writes them.
 #[derive(Debug)]
 pub(super) struct Stream<S> {
-    stream: Take<S>,
+    bytes: Take<S>,
     connection: Rc<Connection>,
     /// The bytes to be read again, before those of the stream.
     again: Vec<u8>,
@@ -281,7 +281,7 @@ pub(super) struct Stream<S> {
 
 impl<S: AsyncRead> Stream<S> {
     pub(super) fn new(stream: S, connection: Rc<Connection>) -> Self {
-        Self { stream: stream.take(READ as u64), connection, again: Vec::new(), again_read: 0 }
+        Self { bytes: stream.take(READ as u64), connection, again: Vec::new(), again_read: 0 }
     }
 
     /// Puts back bytes that were read from it: they are read again, before all others.
@@ -309,8 +309,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = if self.again.is_empty() {
-            self.stream.set_limit(READ as u64);
-            Pin::new(&mut self.stream).poll_read(context, buffer)
+            self.bytes.set_limit(READ as u64);
+            Pin::new(&mut self.bytes).poll_read(context, buffer)
         } else {
             self.fill_again(buffer);
             Poll::Ready(Ok(()))
@@ -327,15 +327,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for Stream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.stream.get_mut()).poll_write(context, bytes)
+        Pin::new(self.bytes.get_mut()).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_flush(context)
+        Pin::new(self.bytes.get_mut()).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_shutdown(context)
+        Pin::new(self.bytes.get_mut()).poll_shutdown(context)
     }
 }
 
