@@ -158,9 +158,9 @@ fn wants_a_source_with_a_name_a_path_and_a_secret() {
         "`sources.Plextrac` in bridge.toml: a source's name starts with a-z and goes on with a-z, 0-9 and _",
     ]);
     source("[sources.a]\npath = \"x\"")
-        .refused(&["`sources.a.path` in bridge.toml: \"x\" is no path; it starts with `/` and has no query"]);
+        .refused(&["`sources.a.path` in bridge.toml: \"x\" is not a path; it starts with `/` and has no query"]);
     source("[sources.a]\npath = \"/x?y\"")
-        .refused(&["`sources.a.path` in bridge.toml: \"/x?y\" is no path; it starts with `/` and has no query"]);
+        .refused(&["`sources.a.path` in bridge.toml: \"/x?y\" is not a path; it starts with `/` and has no query"]);
     source(&format!("[sources.a]\nsecret = \"{SECRET}\"\n[sources.b]"))
         .refused(&["`sources.b.path`: the source \"a\" has the path \"/webhooks/plextrac\" already"]);
     source("[sources.a]\nvalidation = \"lenint\"").refused(&[
@@ -232,8 +232,8 @@ fn takes_networks_and_addresses_for_trusted_proxies() {
     Settings::good(good).accepted(&[], DEFAULT_SOURCE);
     Settings::good("").set("INGRESS__TRUSTED_PROXIES", "[\"::1\"]").accepted(&[], DEFAULT_SOURCE);
     Settings::good("[ingress]\ntrusted_proxies = [\"10.0.0.0/33\", \"proxy\"]").refused(&[
-        "`ingress.trusted_proxies` in bridge.toml: \"10.0.0.0/33\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
-        "`ingress.trusted_proxies` in bridge.toml: \"proxy\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        "`ingress.trusted_proxies` in bridge.toml: \"10.0.0.0/33\" is not a network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        "`ingress.trusted_proxies` in bridge.toml: \"proxy\" is not a network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
     ]);
 }
 
@@ -418,7 +418,7 @@ fn takes_a_secret_only_once() {
         "`sources.plextrac.unsigned` in bridge.toml: a source with a secret cannot be unsigned; remove one of the two",
     ]);
     source("unsigned = true").accepted(
-        &["`sources.plextrac.unsigned` in bridge.toml: everybody who reaches /webhooks/plextrac can publish events"],
+        &["`sources.plextrac.unsigned` in bridge.toml: anyone who reaches /webhooks/plextrac can publish events"],
         "plextrac: /webhooks/plextrac (unsigned)",
     );
     source("secret = \"short\"").accepted(

@@ -89,7 +89,7 @@ fn asks_an_unsigned_source_for_no_signature() {
             Request::unsigned(br#"{"event":1,"reportId":null,"text":"x"}"#).bytes(),
             INVALID,
         )
-        .detail("neither `event` nor any documented id can be used; a source without signatures asks for one")
+        .detail("neither `event` nor any documented id can be used; a source without signatures requires one")
         .of("plextrac", ""),
         Case::new("a list", Request::unsigned(b"[]").bytes(), Outcome::Probe).of("plextrac", ""),
         Case::new(
