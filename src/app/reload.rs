@@ -149,7 +149,7 @@ impl Reloader {
     async fn is_other_content(&mut self) -> bool {
         let mut watch = std::mem::replace(&mut self.watch, Fingerprint::default().watch());
         let looked = spawn_blocking(move || {
-            let changed = watch.look();
+            let changed = watch.has_changed();
             (watch, changed)
         });
         let Ok((watch, changed)) = looked.await else { return false };

@@ -370,7 +370,7 @@ fn takes_a_secret_from_a_file_and_cuts_one_newline() {
         assert_eq!(ended.out.trim_end(), sign(&secret, b"{}"), "the secret of {text:?}: {}", ended.err);
     }
     let path = settings.file("secret", SECRET, 0o644);
-    let warning = "`sources.plextrac.secret_file` in bridge.toml: secret can be read by everybody; chmod o-r it";
+    let warning = "`sources.plextrac.secret_file` in bridge.toml: secret can be read by all users; chmod o-r it";
     settings.accepted(&[warning], DEFAULT_SOURCE);
     for text in ["", "\n"] {
         settings.file("secret", text, 0o600);

@@ -271,7 +271,7 @@ fn warns_of_an_old_certificate_and_of_a_key_that_everybody_can_read() {
     warned(&setup, "the certificate ended at 2020-01-01T00:00:00Z; senders refuse it");
     let key = setup.directory().join("server.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("it is ours");
-    warned(&setup, &format!("{} can be read by everybody; chmod o-r it", key.display()));
+    warned(&setup, &format!("{} can be read by all users; chmod o-r it", key.display()));
     let daemon = setup.start();
     assert_eq!(daemon.metric("tls_certificate_not_after_timestamp_seconds", &[]), 1_577_836_800);
 }
