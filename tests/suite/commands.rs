@@ -361,7 +361,7 @@ fn says_what_went_wrong_with_sending() {
     }
     let ended = Program::new(["send", "--secret-file", &secret]).run();
     ended.assert_code(1);
-    assert!(ended.err.starts_with("error: name the URL to send to"), "{}", ended.err);
+    assert!(ended.err.starts_with("error: give the URL to send to"), "{}", ended.err);
 }
 
 #[test]
@@ -395,7 +395,7 @@ fn asks_the_running_bridge_for_its_health() {
     toml("");
     let off = health(&[]);
     off.assert_code(1);
-    assert_eq!(off.err, "error: the admin port is off (`admin.listen` is empty), so there is nobody to ask\n");
+    assert_eq!(off.err, "error: the admin port is off (`admin.listen` is empty), so there is nothing to ask\n");
 }
 
 #[test]

@@ -155,7 +155,7 @@ fn wants_a_source_with_a_name_a_path_and_a_secret() {
         .refused(&[&format!("`sources.plextrac.secret`: {NO_SECRET}")]);
     let source = |lines: &str| Settings::new(&format!("{lines}\nsecret = \"{SECRET}\"\n{BROKER}"));
     source("[sources.Plextrac]").refused(&[
-        "`sources.Plextrac` in bridge.toml: a source's name starts with a-z and goes on with a-z, 0-9 and _",
+        "`sources.Plextrac` in bridge.toml: a source's name starts with a-z and continues with a-z, 0-9 and _",
     ]);
     source("[sources.a]\npath = \"x\"")
         .refused(&["`sources.a.path` in bridge.toml: \"x\" is not a path; it starts with `/` and has no query"]);
