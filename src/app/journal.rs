@@ -86,7 +86,9 @@ pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Res
             accepted.push((ingress::Key::new(source, &digest), age));
         };
         if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
-            tracing::warn!("cannot read back what was accepted before the start; repeats of it are published again: {error}");
+            tracing::warn!(
+                "cannot read back what was accepted before the start; repeats of it are published again: {error}"
+            );
         }
         tracing::debug!(requests = accepted.len(), "recalled what an earlier run accepted");
         known.restore(accepted);

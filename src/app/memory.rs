@@ -145,7 +145,10 @@ mod tests {
     fn waits_for_a_quiet_second_and_asks_once() {
         let mut of_events = MemoryWatch::default();
         assert_eq!(of_events.check(0, 0), MemoryAction::None, "nothing was done");
-        assert_eq!([of_events.check(500, 1), of_events.check(500, 1), of_events.check(0, 2)], [MemoryAction::None; 3]);
+        assert_eq!(
+            [of_events.check(500, 1), of_events.check(500, 1), of_events.check(0, 2)],
+            [MemoryAction::None; 3]
+        );
         assert_eq!(of_events.check(0, 2), MemoryAction::TrimAll);
         assert_eq!(of_events.check(0, 2), MemoryAction::None);
     }

@@ -453,7 +453,10 @@ impl Delivery {
         self.view.error(ErrorKind::NotNow, reason);
         self.note_connection(ConnectionState::Waiting);
         if self.not_now.admits() {
-            tracing::warn!(broker = self.broker.name(), "the broker rejects messages temporarily, backing off: {reason}");
+            tracing::warn!(
+                broker = self.broker.name(),
+                "the broker rejects messages temporarily, backing off: {reason}"
+            );
         }
         if !matches!(self.window, Window::Shut { .. }) {
             self.window = Window::Shut { again: Instant::now() + self.backoff.next() };

@@ -9,7 +9,7 @@ use crate::event::{Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
-use crate::queue::disk::{AppendReason, Disk, Incoming, RETRY_INTERVAL, NewestEvents, Writing};
+use crate::queue::disk::{AppendReason, Disk, Incoming, NewestEvents, RETRY_INTERVAL, Writing};
 use crate::queue::journal::{CommitError, Record, Writer};
 use crate::queue::{Ack, Buffer};
 use crate::status::Heartbeat;
@@ -182,11 +182,7 @@ impl Buffer {
                 return WriterStep::nothing();
             };
             let is_due = remaining.is_zero();
-            if !disk.incoming.is_empty()
-                || disk.writing == Writing::Closing
-                || !disk.surplus.is_empty()
-                || is_due
-            {
+            if !disk.incoming.is_empty() || disk.writing == Writing::Closing || !disk.surplus.is_empty() || is_due {
                 return disk.work();
             }
             if disk.moved {

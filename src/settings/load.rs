@@ -65,10 +65,7 @@ pub(crate) fn load_layers<T>(
     let settings = read(Section::top(&figment, merged.clone(), &problems, &files));
     let Problems { mut errors, warnings } = problems.into_inner();
     if !errors.is_empty() && file.is_none() {
-        errors.insert(
-            0,
-            format!("no settings file was read: there is no --config, and no {DEFAULT_FILE}"),
-        );
+        errors.insert(0, format!("no settings file was read: there is no --config, and no {DEFAULT_FILE}"));
     }
     match settings {
         Some(settings) if errors.is_empty() => {

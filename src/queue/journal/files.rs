@@ -80,7 +80,7 @@ pub(super) struct UnreadableSegment {
 pub(super) fn read_headers(directory: &Path) -> io::Result<(Vec<Segment>, Vec<UnreadableSegment>)> {
     let (mut segments, mut unreadable) = (Vec::new(), Vec::new());
     for number in list(directory).map_err(|error| at(directory, &error))? {
-        match look(directory, number) {
+        match read_header(directory, number) {
             Ok(Some((_, segment))) => segments.push(segment),
             Ok(None) => {}
             Err(error) if is_unreadable(&error) => unreadable.push(UnreadableSegment { number, error }),

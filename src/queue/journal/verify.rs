@@ -125,12 +125,12 @@ impl Report {
 /// # Errors
 /// See [`OpenError`].
 pub(crate) fn verify(directory: &Path) -> Result<Report, OpenError> {
-    let mut report = look(directory)?;
+    let mut report = read_all(directory)?;
     for _ in 1..ATTEMPTS {
         if report.damaged() == 0 {
             break;
         }
-        report = look(directory)?;
+        report = read_all(directory)?;
     }
     Ok(report)
 }
