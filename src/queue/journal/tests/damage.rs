@@ -91,7 +91,7 @@ fn loses_of_a_flipped_byte_only_the_record_that_it_hit_and_tells_it() {
             assert_eq!((&found.read, found.damaged), (&expected, 1), "byte {at}");
         }
         if at % 16 == 3 {
-            goes_on(found);
+            continues(found);
         }
     }
 }
@@ -150,7 +150,7 @@ fn forgets_a_last_commit_that_was_never_complete() {
         let whole = bytes[places[2]..places[3]] == sound[places[2]..places[3]];
         let next = if whole { 4 } else { 3 };
         assert_eq!((found.rig.layout.next(), found.damaged), (next, 1), "zeros from {length}");
-        goes_on(found);
+        continues(found);
     }
 }
 
@@ -165,12 +165,12 @@ fn takes_zeros_and_garbage_behind_the_end_for_nothing() {
     garbage(&mut bytes[places[3] + 16..]);
     let found = start_with(&bytes);
     assert_eq!((found.read.as_slice(), found.damaged), (&[1, 2, 3][..], 0));
-    goes_on(found);
+    continues(found);
     let mut bytes = sound.clone();
     garbage(&mut bytes[places[3]..]);
     let found = start_with(&bytes);
     assert_eq!((found.read.as_slice(), found.damaged), (&[1, 2, 3][..], 1), "the end mark itself");
-    goes_on(found);
+    continues(found);
 }
 
 #[test]
