@@ -103,8 +103,8 @@ fn show(directory: &Path, report: &Report) {
         say(if report.records() == 0 { "sound and empty" } else { "sound" });
     } else {
         say(format_args!(
-            "damaged in {} place(s), {} record(s) lost; the bridge starts all the same and publishes the sound ones. While \
-             one is running, a torn end may be a commit on its way: try again",
+            "damaged in {} place(s), {} record(s) lost; the bridge starts nevertheless and publishes the sound ones. While \
+             one is running, a torn end may be a commit in progress: try again",
             report.damaged(),
             report.lost()
         ));

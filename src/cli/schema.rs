@@ -8,7 +8,7 @@ use crate::cli::say;
 
 #[derive(Debug, Args)]
 pub(super) struct SchemaOptions {
-    /// What to describe
+    /// Description to print
     of: Of,
 }
 

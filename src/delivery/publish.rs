@@ -33,14 +33,14 @@ use crate::status::{BrokerStatus, ConnectionState};
 /// repeat.
 const COLLECT: Duration = Duration::from_secs(1);
 
-/// How much room the events already taken from the queue make at once; a batch shares one lock.
+/// The most room that the events already taken from the queue make at once; a batch shares one lock.
 const BATCH: usize = 256;
 
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between the beginnings of two rounds: under load one wake of this thread takes many events and many verdicts, which
-/// saves a tenth of the processor time with RabbitMQ and NATS. An event that comes after a pause goes out at once.
+/// saves a tenth of the processor time with RabbitMQ and NATS. An event that arrives after a pause is sent at once.
 const PACE: Duration = Duration::from_millis(1);
 
 /// The parts of the delivery task.

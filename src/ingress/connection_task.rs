@@ -78,7 +78,7 @@ struct Timeouts {
     idle: Duration,
 }
 
-/// How the exchange of requests and answers ended.
+/// The end of the exchange of requests and answers.
 enum End {
     /// The connection is closed, by whichever side.
     Closed(Result<(), hyper::Error>),

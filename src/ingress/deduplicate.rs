@@ -138,13 +138,13 @@ impl Deduplication {
     }
 
     /// Looks up an equal request.
-    pub(super) fn look(&self, key: &Key, now: Instant) -> Option<Known> {
+    pub(super) fn look_up(&self, key: &Key, now: Instant) -> Option<Known> {
         if !self.is_on() {
             return None;
         }
         let mut table = self.lock();
         let now = table.ticks(now);
-        table.look(key, now)
+        table.look_up(key, now)
     }
 
     /// Atomically records and enqueues a request, so that only one of two concurrent equal requests is enqueued.
@@ -160,7 +160,7 @@ impl Deduplication {
         }
         let mut table = self.lock();
         let now = table.ticks(now);
-        if let Some(known) = table.look(key, now) {
+        if let Some(known) = table.look_up(key, now) {
             return Err(known);
         }
         let enqueued = enqueue();
@@ -226,7 +226,7 @@ impl Table {
         }
     }
 
-    fn look(&mut self, key: &Key, now: u32) -> Option<Known> {
+    fn look_up(&mut self, key: &Key, now: u32) -> Option<Known> {
         let number = self.find(key)?;
         let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
         if let Some(waiter) = entry.waiter.as_ref().filter(|waiter| waiter.outcome().is_none()) {
@@ -329,8 +329,8 @@ mod tests {
         Deduplication::new(Settings { window: Duration::from_mins(1), max_entries })
     }
 
-    fn look(known: &Deduplication, key: &Key) -> Option<Known> {
-        known.look(key, Instant::now())
+    fn look_up(known: &Deduplication, key: &Key) -> Option<Known> {
+        known.look_up(key, Instant::now())
     }
 
     fn accept(known: &Deduplication, number: u8) -> bool {
@@ -351,7 +351,7 @@ mod tests {
     fn forgets_what_was_refused() {
         let known = deduplication(3);
         assert!(matches!(known.enter(&key(1), Instant::now(), || Err(Refused::Full)), Ok(Err(Refused::Full))));
-        assert!(look(&known, &key(1)).is_none());
+        assert!(look_up(&known, &key(1)).is_none());
     }
 
     #[test]
@@ -360,25 +360,25 @@ mod tests {
             let known = deduplication(3);
             let waiter = Waiter::new(None);
             assert!(known.enter(&key(1), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
-            assert!(matches!(look(&known, &key(1)), Some(Known::Pending(_))));
+            assert!(matches!(look_up(&known, &key(1)), Some(Known::Pending(_))));
             complete_all([(waiter, outcome)]);
-            assert_eq!(matches!(look(&known, &key(1)), Some(Known::Recorded(_))), is_known, "{outcome:?}");
+            assert_eq!(matches!(look_up(&known, &key(1)), Some(Known::Recorded(_))), is_known, "{outcome:?}");
         }
         let known = deduplication(3);
         let waiter = Waiter::new(None);
         assert!(known.enter(&key(1), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
         assert!(waiter.withdraw());
-        assert!(look(&known, &key(1)).is_none(), "withdrawn");
+        assert!(look_up(&known, &key(1)).is_none(), "withdrawn");
     }
 
     #[test]
     fn tells_sources_apart_and_forgets_after_the_window() {
         let known = Deduplication::new(Settings { window: 2 * TICK, max_entries: 9 });
         assert!(accept(&known, 1));
-        assert!(look(&known, &Key::new(1, &[1; 32])).is_none());
-        assert!(look(&known, &key(1)).is_some());
+        assert!(look_up(&known, &Key::new(1, &[1; 32])).is_none());
+        assert!(look_up(&known, &key(1)).is_some());
         std::thread::sleep(3 * TICK);
-        assert!(look(&known, &key(1)).is_none());
+        assert!(look_up(&known, &key(1)).is_none());
         assert!(accept(&known, 2));
         let table = known.lock();
         assert_eq!((table.entries.len(), table.known.len()), (1, 1), "what is too old takes no room");
@@ -460,9 +460,9 @@ mod tests {
             (key(3), Duration::from_secs(1)),
             (key(4), Duration::from_hours(1)),
         ]);
-        assert!(look(&known, &key(3)).is_some(), "the younger one");
-        assert!(look(&known, &key(2)).is_none() && look(&known, &key(4)).is_none());
+        assert!(look_up(&known, &key(3)).is_some(), "the younger one");
+        assert!(look_up(&known, &key(2)).is_none() && look_up(&known, &key(4)).is_none());
         assert!(accept(&known, 5));
-        assert!(look(&known, &key(3)).is_none() && look(&known, &key(1)).is_some(), "the oldest was removed");
+        assert!(look_up(&known, &key(3)).is_none() && look_up(&known, &key(1)).is_some(), "the oldest was removed");
     }
 }

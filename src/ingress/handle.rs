@@ -231,7 +231,7 @@ impl Guard<'_> {
         self.sender.connection.verified();
         self.secret = verified.secret.map(|at| self.endpoint.secrets[at]);
         let key = Key::new(self.endpoint.number, &verified.digest);
-        if let Some(known) = self.ingress.shared.known.look(&key, now) {
+        if let Some(known) = self.ingress.shared.known.look_up(&key, now) {
             self.note_late(&known, &bytes, &verified.digest);
             return self.duplicate(known).await;
         }

@@ -1,6 +1,6 @@
 //! Validate: one pass of `serde_json` over the borrowed text. Nothing is serialised again, ever.
 //!
-//! Known fields are found as raw text first, so that "not JSON" (400) is told apart from everything else; then each is
+//! Known fields are found as raw text first, so that "not JSON" (400) is distinguished from everything else; then each is
 //! decoded, except `text`, which is only checked to be a string. Departures from the documented payload are noted:
 //! `lenient` continues without the field, `strict` refuses most departures.
 //!

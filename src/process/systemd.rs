@@ -78,7 +78,7 @@ pub(crate) struct PassedError(String);
 pub(crate) fn sockets() -> Result<Passed, PassedError> {
     let announced = sd_notify::listen_fds_with_names().map_err(|error| {
         PassedError(format!(
-            "LISTEN_FDS, LISTEN_FDNAMES and the descriptors that came do not fit together: {error}; let a .socket unit \
+            "LISTEN_FDS, LISTEN_FDNAMES and the received descriptors do not match: {error}; let a .socket unit \
              of systemd start the bridge, or unset these variables"
         ))
     })?;

@@ -33,13 +33,13 @@ pub(crate) struct SourceBook {
     pub(crate) name: Arc<str>,
     /// The number of decided requests.
     pub(crate) received: u64,
-    /// Of them: accepted.
+    /// Accepted requests.
     pub(crate) accepted: u64,
-    /// Of them: duplicates.
+    /// Duplicates.
     pub(crate) duplicate: u64,
-    /// Of them: probes.
+    /// Probes.
     pub(crate) probe: u64,
-    /// Of them: refused, by [`Reason::ALL`].
+    /// Refused requests, by [`Reason::ALL`].
     pub(crate) rejected: [u64; Reason::ALL.len()],
     /// The last decision and its time.
     pub(crate) last: Option<(Decision, SystemTime)>,
@@ -207,9 +207,9 @@ impl Totals {
     #[must_use]
     pub(crate) fn mismatch(&self) -> u64 {
         let decided = self.accepted + self.duplicate + self.probe + self.rejected;
-        let came = self.accepted + self.recovered + self.replayed;
-        let went = self.published + self.dead_lettered + self.withdrawn + self.lost + self.held;
-        self.received.abs_diff(decided) + came.abs_diff(went)
+        let entered = self.accepted + self.recovered + self.replayed;
+        let ended = self.published + self.dead_lettered + self.withdrawn + self.lost + self.held;
+        self.received.abs_diff(decided) + entered.abs_diff(ended)
     }
 }
 

@@ -79,15 +79,15 @@ impl Reason {
             }
             Self::TooLarge => "raise ingress.max_body, and the broker's own limit",
             Self::Timeout => {
-                "the body arrived too slowly: look at the proxy in front, or raise ingress.body_timeout"
+                "the body arrived too slowly: check the proxy in front, or raise ingress.body_timeout"
             }
             Self::Encoding => "something compresses the body: turn that off between PlexTrac and here",
-            Self::Method => "webhooks are POST; a browser or a health check asks this path with another method",
+            Self::Method => "webhooks are POST; a browser or a health check requests this path with another method",
             Self::Disconnected => "the sender, or the proxy in front, disconnected before the answer",
             Self::BufferFull => {
-                "the broker is away or slower than the events come: look at the broker; raise buffer.max_events and \
-                 buffer.max_bytes for longer outages; where the detail says that too many bodies are being read, \
-                 somebody sends many large ones at once"
+                "the broker is away, or slower than the events arrive: check the broker; raise buffer.max_events and \
+                 buffer.max_bytes for longer outages; if the detail says that too many bodies are being read, \
+                 many large ones are sent at once"
             }
             Self::Draining => "the bridge was stopping: let the balancer see /readyz, and raise shutdown.delay",
             Self::Unavailable => "the bridge could not keep the event: see the log",

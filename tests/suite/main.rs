@@ -118,6 +118,10 @@ mod systemd;
 #[cfg(test)]
 mod tls;
 
+// Plain words in code and pages: how doc lines start, and words that no line has.
+#[cfg(test)]
+mod words;
+
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]
 mod support;

@@ -26,7 +26,7 @@ fn shows_what_comes_while_it_is_open() {
     let bridge = Bridge::start(|setup| setup);
     let page = open(&bridge);
     page.wait("#headline", "Ready");
-    page.wait("#empty", "No webhook has come yet");
+    page.wait("#empty", "No webhook has arrived yet");
     assert!(page.read("#empty li li")[0].contains(PATH), "{:?}", page.read("#empty"));
     for number in 0..40 {
         let body = Payload::new(format!("event {number}")).body();

@@ -32,7 +32,7 @@ pub(super) struct Item {
     pub(super) kind: MarkKind,
 }
 
-/// How a block that cannot be read is handled.
+/// Handling of a block that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UnreadableBlocks {
     /// The read fails.

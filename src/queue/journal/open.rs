@@ -229,8 +229,8 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
             files::zero(&file, tail.offset + MARK_BYTES, header.size)?;
             file.write_all_at(&Mark::end(tail.next).encode(header.salt).0, tail.offset)?;
         }
-        // What was read may be in the page cache only, and a failed sync has marked it as written: the records still to
-        // be delivered are written again.
+        // The bytes read may be in the page cache only, and a failed sync has marked them as written: the records still
+        // to be delivered are written again.
         if unreadable.is_empty() {
             files::write_again(&file, tail.unsettled..header.size.min(tail.offset + MARK_BYTES))?;
         }
@@ -239,8 +239,8 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
             unreadable.iter().map(|block| format!("{}: the block at byte {block} cannot be read", path.display()));
         let torn = tail.torn.then(|| {
             format!(
-                "{}: the end of the journal is torn at byte {}; what stood there was never acknowledged, or the disk \
-                 damaged it",
+                "{}: the end of the journal is torn at byte {}; its contents were never acknowledged, or the disk \
+                 damaged them",
                 path.display(),
                 tail.offset
             )

@@ -162,7 +162,7 @@ fn read_all(directory: &Path) -> Result<Report, OpenError> {
         };
         if header.first > expected {
             let records = header.first - expected;
-            found.damage.push(Damage { offset: 0, records, text: "what stood before it is lost".into() });
+            found.damage.push(Damage { offset: 0, records, text: "the records before it are lost".into() });
         }
         let end = walk(directory, segment, *header, following, survey.watermark, &mut found)?;
         expected = following.map_or(end, |first| end.min(first)).max(survey.watermark);
@@ -238,9 +238,9 @@ fn walk_records(
         }
         let Some(item) = item else {
             let text = if last {
-                "the end is torn: what stood there was never acknowledged, or the disk damaged it"
+                "the end is torn: its contents were never acknowledged, or the disk damaged them"
             } else {
-                "no sound end mark; records that stood here are told by the next segment"
+                "no sound end mark; missing records are reported with the next segment"
             };
             found.damage.push(Damage { offset, records: 0, text: text.into() });
             return Ok(next);

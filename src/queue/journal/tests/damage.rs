@@ -273,7 +273,7 @@ fn falls_back_to_the_oldest_record_where_the_watermark_is_damaged() {
         fs::write(segment(journal), bytes).unwrap();
     });
     assert_eq!((rig.first, rig.damaged, rig.findings.len()), (1, 1, 1));
-    assert_eq!(rig.reopen().damaged, 0, "told once");
+    assert_eq!(rig.reopen().damaged, 0, "reported once");
 }
 
 #[test]
