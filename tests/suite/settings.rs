@@ -1,4 +1,4 @@
-//! Settings, good and bad, through `check`: every mistake with its place and what to write instead, all at once.
+//! Settings, good and bad, through `check`: every mistake with its place and the correction, all at once.
 //!
 //! Length: the one table of all messages about settings, and every default word for word.
 
@@ -22,7 +22,7 @@ const DURATION: &str = "expected a duration such as \"500ms\", \"5s\", \"10m\" o
 const SIZE: &str = "expected a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"";
 const ADDRESS: &str = "expected an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
 
-/// A file of settings in a directory of its own, and variables.
+/// A settings file in a directory of its own, and variables.
 struct Settings {
     directory: tempfile::TempDir,
     variables: Vec<(String, String)>,
@@ -249,7 +249,7 @@ fn takes_every_mode_and_wants_a_state_directory_for_the_journaled_one() {
     let ended = without.check();
     ended.assert_code(78);
     assert!(ended.err.contains("`state_directory`") && ended.err.contains("journaled"), "{}", ended.err);
-    // Nor does it serve in another mode.
+    // It does not serve in another mode, either.
     let ended = without.run(&["serve", "--config", "bridge.toml"]);
     ended.assert_code(78);
     assert!(!ended.err.contains("listening"), "{}", ended.err);
@@ -519,7 +519,7 @@ fn reads_the_file_that_config_names_before_or_after_the_command() {
 fn lets_flags_override_the_environment() {
     let settings = Settings::good("[log]\nlevel = \"x\"").set("LOG__LEVEL", "y");
     settings.run(&["--config", "bridge.toml", "--log-level", "warn", "check"]).assert_code(0);
-    // A wrong argument is no wrong setting.
+    // A wrong argument is not a wrong setting.
     let wrong = settings.run(&["--config", "bridge.toml", "--log-level", "wran", "check"]);
     wrong.assert_code(2);
     assert!(wrong.err.contains("'--log-level <LEVEL>'"), "{}", wrong.err);

@@ -33,8 +33,14 @@ const WORDS: [&str; 19] = [
 ];
 
 /// The parts of `src/` that are not covered yet.
-const NOT_YET: [&str; 6] =
-    ["brokers/", "dead_letters/", "cli/dead_letters/", "app/offline.rs", "delivery/requests.rs", "delivery/selection.rs"];
+const NOT_YET: [&str; 6] = [
+    "brokers/",
+    "dead_letters/",
+    "cli/dead_letters/",
+    "app/offline.rs",
+    "delivery/requests.rs",
+    "delivery/selection.rs",
+];
 
 /// The word of the list with which a line starts a doc paragraph; `before` is the line before it.
 fn doc_start(before: &str, line: &str) -> Option<&'static str> {
@@ -52,9 +58,8 @@ fn odd_word(line: &str) -> Option<&'static str> {
     let is_letter = |c: char| c.is_alphanumeric() || c == '_';
     let line = line.to_lowercase();
     WORDS.into_iter().find(|word| {
-        line.match_indices(word).any(|(at, _)| {
-            !line[..at].ends_with(is_letter) && !line[at + word.len()..].starts_with(is_letter)
-        })
+        line.match_indices(word)
+            .any(|(at, _)| !line[..at].ends_with(is_letter) && !line[at + word.len()..].starts_with(is_letter))
     })
 }
 
@@ -92,7 +97,10 @@ fn pages() -> Vec<PathBuf> {
 fn the_code_keeps_to_plain_words() {
     let files = files();
     for part in NOT_YET {
-        assert!(files.iter().any(|file| file.path.starts_with(part)), "there is no src/{part}: remove it from the list");
+        assert!(
+            files.iter().any(|file| file.path.starts_with(part)),
+            "there is no src/{part}: remove it from the list"
+        );
     }
     let covered = files.iter().filter(|file| !NOT_YET.iter().any(|part| file.path.starts_with(part)));
     let all: Vec<String> = covered.flat_map(|file| problems(&format!("src/{}", file.path), &file.text)).collect();
@@ -104,7 +112,8 @@ fn the_pages_keep_to_plain_words() {
     let pages = pages();
     assert!(pages.len() > 15, "only {} pages: this test reads the wrong place", pages.len());
     let read = |path: &PathBuf| fs::read_to_string(path).expect("a page is UTF-8");
-    let all: Vec<String> = pages.iter().flat_map(|path| problems(&path.display().to_string(), &read(path))).collect();
+    let all: Vec<String> =
+        pages.iter().flat_map(|path| problems(&path.display().to_string(), &read(path))).collect();
     assert_none("words of README, docs, settings and page", &all);
 }
 
