@@ -209,7 +209,7 @@ impl<'a> RawFields<'a> {
         if payload.finding_id.is_empty() {
             payload.finding_id = flaw;
         }
-        reading.look_at_text();
+        reading.check_text();
         payload.deviations = reading.deviations;
         payload
     }
@@ -333,7 +333,7 @@ impl<'a> FieldReader<'a, '_> {
     }
 
     /// Checks `text`, which is never decoded: it may be empty, and may have a lone surrogate.
-    fn look_at_text(&mut self) {
+    fn check_text(&mut self) {
         let deviation = match self.raw[Field::Text as usize] {
             Some(raw) if raw.get().starts_with('"') => return,
             Some(raw) if is_null(raw) => Deviation::Null,

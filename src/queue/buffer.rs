@@ -159,7 +159,7 @@ impl Buffer {
     }
 
     /// Takes an event, or refuses it at once. Where the mode promises more than the buffer, the returned waiter reports
-    /// when the promise is kept; `home` is the wake list of the waiting thread. The decision is counted under the same
+    /// when the promise is kept; `wakes` is the wake list of the waiting thread. The decision is counted under the same
     /// lock, for `journaled` by the writer once the event is synced.
     ///
     /// # Errors
@@ -169,7 +169,7 @@ impl Buffer {
         source: usize,
         secret: Option<usize>,
         event: Box<Event>,
-        home: &Arc<WakeList>,
+        wakes: &Arc<WakeList>,
     ) -> Result<Option<Arc<Waiter>>, Refused> {
         let received = event.origin.received;
         let mut state = self.lock();
@@ -178,12 +178,12 @@ impl Buffer {
             Ack::Buffered => Self::hold(&mut state, event).map(|()| None),
             Ack::Published if self.is_away_too_long(&state) => Err(Refused::Away),
             Ack::Published => {
-                let waiter = Waiter::new(Some(home.clone()));
+                let waiter = Waiter::new(Some(wakes.clone()));
                 let mut event = event;
                 event.waiter = Some(waiter.clone());
                 Self::hold(&mut state, event).map(|()| Some(waiter))
             }
-            Ack::Journaled => self.submit(&mut state, source, secret, event, home).map(Some),
+            Ack::Journaled => self.submit(&mut state, source, secret, event, wakes).map(Some),
         };
         match &enqueued {
             Err(refused) => state.ledger.decide(source, secret, Decision::Rejected(refused.reason()), received),
@@ -217,7 +217,7 @@ impl Buffer {
         source: usize,
         secret: Option<usize>,
         mut event: Box<Event>,
-        home: &Arc<WakeList>,
+        wakes: &Arc<WakeList>,
     ) -> Result<Arc<Waiter>, Refused> {
         let Some(disk) = &mut state.disk else { return Err(Refused::Disk("there is no journal".to_owned())) };
         if let Some(text) = &disk.failed {
@@ -238,7 +238,7 @@ impl Buffer {
             return Err(Refused::JournalFull);
         };
         event.kept = Kept::Journal(place.sequence);
-        let waiter = Waiter::new(Some(home.clone()));
+        let waiter = Waiter::new(Some(wakes.clone()));
         let entry = AppendReason::Accept { source, secret, waiter: waiter.clone() };
         disk.send(Incoming { place, event, entry });
         if disk.wakes_writer() {
