@@ -1,41 +1,41 @@
 //! plextrac-bridge: PlexTrac's webhooks in, verified and validated; messages out to Kafka, RabbitMQ or NATS.
 //!
-//! # The way of an event
+//! # The path of an event
 //! ```text
 //!  ingress threads (one per core)                       delivery task (one)
 //!  accept -> verify -> validate -> enqueue -> 200       publish -> settle
 //!                                     |                    ^
 //!                                     +-- bounded buffer --+     (or the journal)
 //! ```
-//! The same six words name files, functions, metrics and logs. From enqueue on nothing that counts or settles lives
-//! in the request's future, which hyper drops when the sender disconnects.
+//! The same six words name files, functions, metrics and logs. From enqueue on no count and no settlement depends on
+//! the request's future, which hyper drops when the sender disconnects.
 //!
 //! # The map
 //! | module | decides | begin with |
 //! |---|---|---|
 //! | `main`, [`cli`] | the arguments, the commands and their exit codes | `cli/mod.rs`, `cli/serve.rs` |
-//! | `app` | which parts there are and their threads, the settings as a whole, what a reload changes, the order of stopping | `app/app.rs` |
+//! | `app` | which parts exist and their threads, the settings as a whole, what a reload changes, the order of stopping | `app/app.rs` |
 //! | `ingress` | whether a request is accepted: connections and time-outs, signature, payload, duplicates, the answer; bodies kept as invalid | `ingress/handle.rs` |
 //! | `delivery` | what is sent when: the ring of unsettled messages, retry and back-off, dead-lettering, settling, the backlog at start, the spill at the stop | `delivery/publish.rs` |
 //! | `admin` | health, readiness, `/status`, the page | `admin/server.rs` |
 //! | `dead_letters` | the line format, files and limits of both stores, and requests about them | `dead_letters/store.rs` |
 //! | `queue` | whether there is room, and the counts, under its one lock; the journal on disk and its writer | `queue/buffer.rs`, `queue/journal/format.rs` |
 //! | `brokers` | the contract of a broker and its four kinds; addresses, keys and headers | `brokers/contract.rs` |
-//! | `status` | nothing: it holds what the bridge knows of itself, the ledger first | `status/ledger.rs` |
+//! | `status` | nothing: it holds the state that the bridge reports, above all the ledger | `status/ledger.rs` |
 //! | `metrics` | the names of all series | `metrics.rs` |
 //! | `event` | the event and the message made of it, how its payload deviates from the documented one, the request that waits for it | `event/event.rs` |
 //! | `settings` | how files, environment and flags are merged, and how a part reads its table | `settings/section.rs` |
 //! | `process` | log, state directory and its lock, systemd, phases of the stop, threads, failpoints | `process/shutdown.rs` |
 //!
 //! # The rules
-//! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, `queue` and
-//! `brokers`; these to `metrics` and `status`, these to `event`; `settings` and `process` are the ground of all. One
-//! exception: `admin` reads what `ingress` offers of its sources. Ingress never sees brokers; brokers never see ingress,
-//! queue, delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
+//! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, `queue`
+//! and `brokers`; these to `metrics` and `status`, these to `event`; all may use `settings` and `process`. One
+//! exception: `admin` reads the sources from `ingress`. Ingress never sees brokers; brokers never see ingress, queue,
+//! delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
 //! `settings`; prometheus only in `metrics`. A test keeps these rules.
 //!
-//! A new broker is one file (or folder) with `Settings`, a `Broker` and a `Session` (`brokers/contract.rs`), its lines in
-//! `brokers/list.rs`, its table in `config/default.toml`, and its rig in the conformance tests.
+//! A new broker is one file (or folder) with `Settings`, a `Broker` and a `Session` (`brokers/contract.rs`), its lines
+//! in `brokers/list.rs`, its table in `config/default.toml`, and its rig in the conformance tests.
 
 mod admin;
 mod app;

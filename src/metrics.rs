@@ -1,4 +1,4 @@
-//! Metrics: histograms and plain counters as they happen, the books copied in at each scrape.
+//! Metrics: histograms and plain counters as they happen, and the ledger copied in at each scrape.
 //!
 //! Length: the one list of all series, each with its help text.
 
@@ -17,43 +17,43 @@ const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0
 const DELIVERY_BUCKETS: [f64; 15] =
     [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0];
 
-/// The codes that a source's path can answer.
+/// The status codes with which a source's path can be answered.
 pub(crate) const CODES: [&str; 9] = ["200", "400", "401", "405", "408", "413", "415", "422", "503"];
 
-/// How a reload of the settings can end.
+/// The results of a reload of the settings.
 const RELOADS: [&str; 2] = ["success", "failure"];
 
 /// The version of the program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// The commit it was built from, where the build said so.
+/// The commit it was built from, if the build recorded it.
 #[must_use]
 pub(crate) fn revision() -> &'static str {
     option_env!("PLEXTRAC_BRIDGE_REVISION").unwrap_or("unknown")
 }
 
-/// What a scrape adds to the snapshot of the queue.
+/// The values that a scrape adds to the snapshot of the queue.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Moment {
-    /// Whether `/readyz` says 200.
+    /// Whether `/readyz` answers 200.
     pub(crate) ready: bool,
-    /// Whether a session lives and the broker answers.
+    /// Whether a session exists and the broker answers.
     pub(crate) broker_connected: bool,
-    /// Messages handed to the session.
+    /// The number of messages handed to the session.
     pub(crate) in_flight: usize,
-    /// The last confirmation.
+    /// The time of the last confirmation.
     pub(crate) last_published: Option<SystemTime>,
-    /// Open connections.
+    /// The number of open connections.
     pub(crate) connections_open: usize,
     /// `ingress.max_connections`.
     pub(crate) connections_capacity: usize,
     /// Dead letters: events, bytes, capacity.
     pub(crate) dead_letters: (u64, u64, u64),
-    /// Reloads of the settings: how many were good, how many bad.
+    /// The numbers of successful and failed reloads of the settings.
     pub(crate) reloads: (u64, u64),
-    /// Whether the last one was bad.
+    /// Whether the last reload failed.
     pub(crate) reload_failed: bool,
-    /// When the ingress' certificate ends, where it has one.
+    /// The time at which the ingress' certificate expires, if it has one.
     pub(crate) certificate_not_after: Option<SystemTime>,
 }
 
@@ -161,10 +161,10 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// All series, at 0; those of a source exist with its [`Metrics::source`].
+    /// Creates all series, at 0; those of a source exist with its [`Metrics::source`].
     ///
     /// # Panics
-    /// When two series have the same name: a test makes one.
+    /// If two series have the same name: a test creates one.
     #[must_use]
     pub(crate) fn new() -> Self {
         let registry = Registry::new();
@@ -210,7 +210,7 @@ impl Metrics {
                 "publish_out_of_order_total",
                 "Messages stored after a younger one of their key, because the broker had refused them for now.",
             ),
-            broker_errors: add.counters("broker_errors_total", "What went wrong with the broker.", &["kind"]),
+            broker_errors: add.counters("broker_errors_total", "Errors of the broker.", &["kind"]),
             invalid_kept: add.counters(
                 "invalid_kept_total",
                 "Signed bodies kept instead of published: not what the source takes, not JSON, connection tests.",
@@ -252,11 +252,11 @@ impl Metrics {
         }
     }
 
-    /// The series that one source's requests touch, looked up once. All of that source exist from now on.
+    /// The series that one source's requests use, looked up once. All series of that source exist from now on.
     #[must_use]
     pub(crate) fn source(&self, source: &str, secrets: impl Iterator<Item = Arc<str>>) -> SourceMetrics {
         let books = &self.books;
-        // The codes and the histogram below exist by being looked up.
+        // A look-up creates the codes and the histogram below.
         for counters in [&books.received, &books.accepted, &books.duplicate, &books.probe] {
             counters.with_label_values(&[source]);
         }
@@ -272,7 +272,7 @@ impl Metrics {
         }
     }
 
-    /// Counts an answered request for no source's path.
+    /// Counts an answered request for an unknown path.
     pub(crate) fn unknown_path(&self) {
         self.requests.with_label_values(&["none", "404"]).inc();
     }
@@ -282,27 +282,27 @@ impl Metrics {
         self.requests.with_label_values(&["none", code]).inc();
     }
 
-    /// From handing over to the verdict.
+    /// Records the time from handing over to the verdict.
     pub(crate) fn publish_duration(&self, duration: Duration) {
         self.publish_duration.observe(duration.as_secs_f64());
     }
 
-    /// From accept to settle.
+    /// Records the time from accept to settle.
     pub(crate) fn delivery_duration(&self, duration: Duration) {
         self.delivery_duration.observe(duration.as_secs_f64());
     }
 
-    /// One write and one fdatasync of the journal.
+    /// Records one write and one fdatasync of the journal.
     pub(crate) fn journal_sync_duration(&self, duration: Duration) {
         self.journal_sync_duration.observe(duration.as_secs_f64());
     }
 
-    /// A message is handed over once more.
+    /// Counts a message that is handed over once more.
     pub(crate) fn publish_retry(&self) {
         self.retries.inc();
     }
 
-    /// A message was stored after a younger one of its key.
+    /// Counts a message that was stored after a younger one of its key.
     pub(crate) fn out_of_order(&self) {
         self.out_of_order.inc();
     }
@@ -317,15 +317,15 @@ impl Metrics {
         self.deviating.with_label_values(&[source, field.name(), deviation.name()]).inc();
     }
 
-    /// Something went wrong with the broker.
+    /// Counts an error of the broker.
     pub(crate) fn broker_error(&self, kind: ErrorKind) {
         self.broker_errors.with_label_values(&[kind.name()]).inc();
     }
 
-    /// All series as text, with the books as they stand in `snapshot`.
+    /// All series as text, with the ledger of `snapshot`.
     #[must_use]
     pub(crate) fn render(&self, snapshot: &Snapshot, totals: &Totals, moment: &Moment) -> String {
-        // Two scrapes at once must not both add the same difference.
+        // Two concurrent scrapes must not both add the same difference.
         let _one = self.scrape.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.books.copy(snapshot);
         self.gauges.copy(snapshot, totals, moment);
@@ -362,7 +362,7 @@ impl SourceMetrics {
     }
 }
 
-/// A counter that follows a number in the books.
+/// Raises a counter to a number in the ledger.
 fn follow(counter: &IntCounter, count: u64) {
     counter.inc_by(count.saturating_sub(counter.get()));
 }
@@ -397,7 +397,7 @@ impl Books {
                 &["reason"],
             ),
             withdrawn: add.counter("events_withdrawn_total", "Events timed out before they were sent."),
-            lost: add.counters("events_lost_total", "Accepted events that are gone.", &["reason"]),
+            lost: add.counters("events_lost_total", "Accepted events that were lost.", &["reason"]),
             damaged: add.counter("journal_damaged_records_total", "Damaged records found in the journal."),
         }
     }
@@ -439,7 +439,7 @@ impl Gauges {
         Self {
             ready: add.gauge("ready", "1 while events can be accepted."),
             buffer_events: add.gauge("buffer_events", "Events in memory, from enqueue to settle."),
-            buffer_bytes: add.gauge("buffer_bytes", "What they take of the byte limit."),
+            buffer_bytes: add.gauge("buffer_bytes", "Bytes of these events, as counted for the byte limit."),
             buffer_capacity_events: add.gauge("buffer_capacity_events", "buffer.max_events."),
             buffer_capacity_bytes: add.gauge("buffer_capacity_bytes", "buffer.max_bytes."),
             in_flight: add.gauge("in_flight_events", "Messages handed to the broker's client, without a verdict."),

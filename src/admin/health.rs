@@ -1,4 +1,4 @@
-//! Live and ready: from the heartbeats of the threads and the state of queue and delivery.
+//! Liveness and readiness: from the heartbeats of the threads and the state of queue and delivery.
 
 use std::sync::Arc;
 
@@ -8,10 +8,10 @@ use crate::status::BrokerStatus;
 use crate::status::Snapshot;
 use crate::status::{Heartbeat, stalled};
 
-/// What health is judged by.
+/// The parts that health is derived from.
 #[derive(Debug)]
 pub(crate) struct Health {
-    /// The threads that must not hang.
+    /// The heartbeats of threads that must not stall.
     pub(crate) heartbeats: Arc<[Heartbeat]>,
     /// The queue.
     pub(crate) queue: Arc<Buffer>,
@@ -22,13 +22,13 @@ pub(crate) struct Health {
 }
 
 impl Health {
-    /// What hangs.
+    /// The stalled threads.
     #[must_use]
-    pub(crate) fn dead(&self) -> Vec<String> {
+    pub(crate) fn stalled(&self) -> Vec<String> {
         stalled(&self.heartbeats)
     }
 
-    /// Why events cannot be accepted; empty when they can.
+    /// The reasons why events cannot be accepted; empty when they can.
     #[must_use]
     pub(crate) fn unready(&self, snapshot: &Snapshot) -> Vec<String> {
         let mut reasons = Vec::new();

@@ -27,39 +27,39 @@ use crate::metrics::Metrics;
 use crate::status::Reloads;
 use crate::status::UnknownPaths;
 
-/// Probes, a scraper and some browsers.
+/// Enough for probes, a scraper and some browsers.
 const CONNECTIONS: usize = 64;
 
-/// Connections that the kernel holds until they are accepted.
+/// The number of connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 128;
 
-/// A probe is one small request: who is slower hangs.
+/// The longest time for a request: a probe is small, so a slower client hangs.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Everything the admin port shows.
+/// The state that the admin port shows.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    /// What health is judged by.
+    /// The parts that health is derived from.
     pub(crate) health: Health,
     /// All series.
     pub(crate) metrics: Arc<Metrics>,
     /// The senders' connections.
     pub(crate) connections: Arc<Connections>,
-    /// The ingress as it is at the moment.
+    /// The current ingress.
     pub(crate) live: Arc<CurrentIngress>,
-    /// What became of reloads of the settings.
+    /// The results of reloads of the settings.
     pub(crate) reloads: Arc<Reloads>,
-    /// Paths asked for in vain.
+    /// The most recent unknown paths.
     pub(crate) unknown_paths: Arc<UnknownPaths>,
-    /// What the dead letters hold, where there is a state directory.
+    /// The size of the dead letters, if there is a state directory.
     pub(crate) dead_letters: Option<Arc<StoreCounts>>,
-    /// What the invalid bodies take, where there is a state directory.
+    /// The size of the invalid bodies, if there is a state directory.
     pub(crate) invalid: Option<Arc<StoreCounts>>,
     /// `dead_letters.max_bytes`.
     pub(crate) dead_letters_capacity: u64,
     /// The broker's name.
     pub(crate) broker_name: &'static str,
-    /// Where it is, without secrets.
+    /// The location of the broker, without secrets.
     pub(crate) broker_location: String,
     /// Whether there is a page.
     pub(crate) page: bool,
@@ -70,7 +70,7 @@ type Answer = Response<Full<Bytes>>;
 /// Binds the admin port.
 ///
 /// # Errors
-/// The address is taken, or not of this machine.
+/// The address is in use, or does not belong to this machine.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<StdListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     take_both_families(&socket, address)?;
@@ -110,7 +110,7 @@ pub(crate) async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Resul
                 .timer(TokioTimer::new())
                 .header_read_timeout(TIMEOUT)
                 .serve_connection(TokioIo::new(Box::pin(stream)), service);
-            // One that ends badly concerns nobody else.
+            // A failed connection does not concern others.
             let _ = connection.await;
             drop(permit);
         });
@@ -122,7 +122,7 @@ impl Admin {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let mut answer = match request.uri().path() {
             _ if !is_read => only_reads(),
-            "/livez" => verdict("live", &self.health.dead()),
+            "/livez" => verdict("live", &self.health.stalled()),
             "/readyz" => verdict("ready", &self.health.unready(&self.health.queue.snapshot())),
             "/metrics" => self.metrics_text(),
             "/status" => self.status_json(started),

@@ -7,7 +7,7 @@ use crate::settings::Section;
 /// `[admin]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// Where to listen; none turns it off.
+    /// The address to listen on; none turns the admin port off.
     pub(crate) listen: Option<SocketAddr>,
     /// Whether there is a page at `/`.
     pub(crate) page: bool,

@@ -1,4 +1,4 @@
-//! `/status`: how things stand, as JSON, without secrets.
+//! `/status`: the state of the bridge as JSON, without secrets.
 
 use std::time::{Instant, SystemTime};
 
@@ -16,7 +16,7 @@ use crate::status::UnknownPath;
 use crate::status::{JournalState, Reason, Snapshot, SourceBook, Totals};
 
 impl Admin {
-    /// What a scrape adds to the snapshot.
+    /// The values that a scrape adds to the snapshot.
     pub(super) fn moment(&self, ready: bool) -> Moment {
         let view = self.health.view.copy();
         Moment {
@@ -47,7 +47,7 @@ impl Admin {
             })
         });
         let ingress = self.live.now();
-        // One that a reload has just added may be younger than the snapshot.
+        // A source that a reload has just added may be newer than the snapshot.
         let sources = ingress.endpoints().iter().filter_map(|endpoint| {
             let book = snapshot.ledger.sources.get(endpoint.number)?;
             Some(source_status(&endpoint.source, &endpoint.observed, book))
@@ -134,7 +134,7 @@ fn unknown_path(unknown: &UnknownPath) -> Value {
     })
 }
 
-/// `event` is null where the events have no name, and `other` where there are too many names.
+/// One departure; `event` is null if the events have no name, and `other` if there are too many names.
 fn deviation(events: &DeviatingEvents) -> Value {
     json!({
         "field": events.field.name(),
@@ -185,7 +185,7 @@ fn source_status(source: &Source, observed: &Observed, book: &SourceBook) -> Val
             "timestamp_seconds": unix_seconds(Some(refusal.at)),
         })
     });
-    // The book also has those that are no longer in the settings.
+    // The book also has secrets that are no longer in the settings.
     let is_used = |id: &str| source.secrets.iter().any(|secret| *secret.id == *id);
     let secrets = book.secrets.iter().filter(|secret| is_used(&secret.id)).map(|secret| {
         json!({

@@ -36,10 +36,10 @@ use crate::app::reload::{Reloader, Reloading};
 use crate::app::{journal, memory, open_files};
 use crate::process::threads::{Runtimes, joined, thread};
 
-/// How long the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
-const JOURNAL_END: Duration = Duration::from_secs(5);
+/// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
+const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why the bridge does not start. The text says what to do.
+/// The reasons why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// An address cannot be listened on.
@@ -49,7 +49,7 @@ pub(crate) enum StartError {
         key: &'static str,
         /// The address.
         address: SocketAddr,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// The state directory cannot be used.
@@ -58,20 +58,20 @@ pub(crate) enum StartError {
     /// The journal cannot be used.
     #[error(transparent)]
     Journal(#[from] OpenError),
-    /// A thread or runtime cannot be made.
+    /// A thread or runtime cannot be created.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
 }
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; another program listens there, choose another port",
+        io::ErrorKind::AddrInUse => "; another program uses it, choose another port",
         io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege, choose one above",
         _ => "",
     }
 }
 
-/// A stop asked for from outside: once to drain, twice to hurry.
+/// Requests to stop from outside: the first one drains, the second one hurries.
 pub(crate) trait Signals {
     /// Waits for the next request to stop.
     fn next(&mut self) -> impl Future<Output = ()>;
@@ -86,28 +86,28 @@ pub(crate) struct App {
     reloading: Option<Reloading>,
 }
 
-/// What the state directory holds.
+/// The contents of the state directory.
 struct StateContents {
     letters: Letters,
     journal: Opened,
-    /// Held as long as the directory is ours.
+    /// Held as long as this process uses the directory.
     lock: File,
 }
 
-/// How a run ended.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct RunSummary {
     /// The accounting at the end.
     pub(crate) totals: Totals,
-    /// Why it ended without being asked to.
+    /// The reason why it ended without being asked to.
     pub(crate) failed: Option<String>,
 }
 
-/// Binds the listeners that were not passed and takes the state directory; nothing is served yet, so the addresses are
+/// Binds the listeners that were not passed and takes the state directory. Nothing is served yet, so the addresses are
 /// known first.
 ///
 /// # Errors
-/// What stands in the way.
+/// The obstacle, with advice.
 pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError> {
     let state = settings.state_directory.as_deref().map(|path| open_state(path, &settings)).transpose()?;
     let address = settings.ingress.listen;
@@ -128,7 +128,7 @@ pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError
     Ok(App { settings, listeners, admin, state, reloading: None })
 }
 
-/// Takes the state directory, and opens what is in it.
+/// Takes the state directory, and opens its contents.
 fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartError> {
     let lock = state_directory::lock(path)?;
     let letters = Letters::open(path, settings)?;
@@ -137,19 +137,19 @@ fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartEr
 }
 
 impl App {
-    /// Where webhooks come in.
+    /// The address of the ingress.
     #[must_use]
     pub(crate) fn ingress_address(&self) -> SocketAddr {
         self.listeners.address()
     }
 
-    /// Where the admin port is, if it is on.
+    /// The address of the admin port, if it is on.
     #[must_use]
     pub(crate) fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref()?.local_addr().ok()
     }
 
-    /// Reloads its settings when it is asked to, and when a file of secrets or certificates changes.
+    /// Makes the bridge reload its settings on request, and when a file of secrets or certificates changes.
     #[must_use]
     pub(crate) fn reloading(self, reloading: Reloading) -> Self {
         Self { reloading: Some(reloading), ..self }
@@ -158,13 +158,14 @@ impl App {
     /// Serves until `signals` asks for a stop and the stop is over.
     ///
     /// # Errors
-    /// A thread cannot be made.
+    /// A thread cannot be created.
     pub(crate) async fn run(self, mut signals: impl Signals) -> Result<RunSummary, StartError> {
         let Self { settings, listeners, admin, state, reloading } = self;
         let threads = settings.ingress.threads;
         open_files::raise(&settings);
         memory::give_back_large();
-        // All of them before the first connection is taken: a flood could leave no descriptor for the last one.
+        // All of them before the first connection is accepted: many connections could leave no descriptor for the last
+        // one.
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
         let (parts, kept) = SharedParts::new(&settings, stop, state);
@@ -214,7 +215,7 @@ impl App {
             let serving = requests.map(|requests| tokio::task::spawn_local(requests.serve()));
             let lost = Delivery::new(delivery).run().await;
             if let Some(serving) = serving {
-                // It ends with the drain, once it has removed what was published in time.
+                // It ends with the drain, once it has removed letters that were published in time.
                 let _ = serving.await;
             }
             lost
@@ -241,12 +242,12 @@ impl App {
         let settings = reloader.settings();
         let shutdown = settings.shutdown;
         stop_in_order(&mut signals, &stopper, shutdown, queue, serving, delivery, journal).await;
-        // What an ingress thread enqueued in the very last moment of a hurried stop.
+        // Events that an ingress thread enqueued in the last moment of a hurried stop.
         queue.lose_waiting();
         if let Some(invalids) = invalids {
             let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
         }
-        if failed && journal::is_gone(settings) {
+        if failed && journal::is_missing(settings) {
             queue.lose_journal();
         }
         let snapshot = queue.snapshot();
@@ -256,7 +257,7 @@ impl App {
     }
 }
 
-/// What each of the parts gets of the state directory.
+/// The part of the state directory that each part gets.
 #[derive(Default)]
 struct StateParts {
     letters: Option<Letters>,
@@ -265,7 +266,7 @@ struct StateParts {
     lock: Option<File>,
 }
 
-/// What several threads share.
+/// The parts that several threads share.
 pub(super) struct SharedParts {
     pub(super) queue: Arc<Buffer>,
     pub(super) metrics: Arc<Metrics>,
@@ -378,9 +379,9 @@ async fn stop_in_order<T: Send + 'static>(
         stopper.enter(Phase::Draining);
         joined(vec![delivery]).await;
         queue.close_journal();
-        // A disk that hangs must not hold up the end for ever.
-        let patience = JOURNAL_END.saturating_sub(stopper.overdue()).max(JOURNAL_END / 5);
-        let _ = tokio::time::timeout(patience, joined(journal.into_iter().collect())).await;
+        // A disk that hangs must not delay the end for ever.
+        let limit = JOURNAL_TIMEOUT.saturating_sub(stopper.overdue()).max(JOURNAL_TIMEOUT / 5);
+        let _ = tokio::time::timeout(limit, joined(journal.into_iter().collect())).await;
     };
     tokio::pin!(ended);
     loop {

@@ -1,4 +1,4 @@
-//! The journal of a state directory: opened, written by a thread of its own, recalled for deduplication.
+//! The journal of a state directory: opened, written by a thread of its own, read back for deduplication.
 
 use std::io;
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::queue::journal::{self, OpenError, Opened, Writer};
 use crate::queue::{Ack, Journaling};
 use crate::status::Heartbeat;
 
-/// Its place in the state directory.
+/// The name of its directory in the state directory.
 const DIRECTORY: &str = "journal";
 
-/// Opens it, and says what was found.
+/// Opens the journal, and logs the findings.
 pub(super) fn open(state: &Path, settings: &Settings) -> Result<Opened, OpenError> {
     let mut journal = journal::open(&state.join(DIRECTORY), &settings.journal)?;
     for finding in &journal.findings {
@@ -33,12 +33,12 @@ pub(super) fn open(state: &Path, settings: &Settings) -> Result<Opened, OpenErro
     Ok(journal)
 }
 
-/// Whether somebody has removed it.
-pub(super) fn is_gone(settings: &Settings) -> bool {
+/// Whether the journal was removed.
+pub(super) fn is_missing(settings: &Settings) -> bool {
     settings.state_directory.as_ref().is_some_and(|state| !state.join(DIRECTORY).exists())
 }
 
-/// What the buffer may hold must fit into the journal when the bridge stops.
+/// Reserves disk space, because everything in the buffer must fit into the journal when the bridge stops.
 fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
     let Opened { writer, layout, .. } = journal;
     match writer.allocate(layout, bytes) {
@@ -54,15 +54,16 @@ fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
     }
 }
 
-/// Starts its writer.
+/// Starts the journal's writer.
 pub(super) fn write(parts: &SharedParts, writer: Writer, heartbeat: Heartbeat) -> io::Result<JoinHandle<()>> {
     let journaling = Journaling::new(parts.queue.clone(), writer, parts.metrics.clone(), heartbeat);
     std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
 }
 
-/// Reads back, beside everything else, what an earlier run accepted lately: a repeat of it is a duplicate. Only in
-/// `journaled` mode, where a record means that its sender was answered 200 or would have been; what the other modes write
-/// at a stop may have been answered 503. Only records with a `cuid`: equal events without one are events of their own.
+/// Reads back, concurrently with everything else, what an earlier run accepted recently: a repeat of it is a duplicate.
+/// Only in `journaled` mode, where a record means that its sender was answered 200 or would have been; records written
+/// by the other modes at a stop may have been answered 503. Only records with a `cuid`: equal events without one are
+/// separate events.
 pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Result<()> {
     let is_wanted = known.is_on() && settings.mode.ack == Ack::Journaled;
     let Some(directory) = settings.state_directory.as_ref().filter(|_| is_wanted) else {
@@ -85,7 +86,9 @@ pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Res
             accepted.push((ingress::Key::new(source, &digest), age));
         };
         if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
-            tracing::warn!("cannot read back what was accepted before the start; repeats of it are taken: {error}");
+            tracing::warn!(
+                "cannot read back what was accepted before the start; repeats of it are published again: {error}"
+            );
         }
         tracing::debug!(requests = accepted.len(), "recalled what an earlier run accepted");
         known.restore(accepted);

@@ -1,9 +1,9 @@
-//! Memory: gives back to the system what is not needed any more.
+//! Memory: returns unused memory to the system.
 //!
-//! The C library keeps what was freed, for the next time: after a backlog of 100 MB that is most of it. Once the flood
-//! has ebbed, and in the first quiet second after any work, it is asked to let go: some milliseconds for 100 MB, none
-//! for little. At the quiet second the program's code goes too, which the start brought in: what is still of use comes
-//! back from the page cache, 64 KiB at a time, in a fraction of a millisecond.
+//! The C library keeps freed memory for later use: after a backlog of 100 MB that is most of it. After a burst, and in
+//! the first quiet second after any work, it is asked to return the memory: this takes some milliseconds for 100 MB,
+//! and no time for little. In the quiet second the pages of the program's code that the start loaded are dropped, too:
+//! those still in use are read again from the page cache, 64 KiB at a time, in a fraction of a millisecond.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,20 +11,20 @@ use std::time::Duration;
 use crate::ingress::{Connections, LARGE_BODY};
 use crate::queue::Buffer;
 
-/// How often it is looked.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval between two checks.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A backlog below this leaves nothing worth the effort.
+/// The peak below which trimming is not worth the effort.
 const HIGH_WATER: usize = 1 << 20;
 
-/// A flood has ebbed when this part of it is left: earlier, much of what it took is still in use.
+/// A burst is over when this fraction of its peak is left: earlier, much of its memory is still in use.
 const LOW_FRACTION: usize = 16;
 
 /// The memory of a connection with a small request.
 const CONNECTION: usize = 16 << 10;
 
-/// Sets the size from which allocations have pages of their own, given back at once: the C library would raise it with
-/// what is freed.
+/// Sets the size from which allocations have pages of their own, returned at once: the C library would otherwise raise
+/// it with freed sizes.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library offers it in no other way")]
 pub(super) fn give_back_large() {
@@ -33,64 +33,64 @@ pub(super) fn give_back_large() {
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, large) };
 }
 
-/// Does nothing: this C library gives back what is freed.
+/// Does nothing: this C library returns freed memory.
 #[cfg(not(target_env = "gnu"))]
 pub(super) fn give_back_large() {}
 
-/// What is seen of the queue from one look to the next.
+/// The state of the queue between two checks.
 #[derive(Debug, Default)]
 struct MemoryWatch {
-    /// Requests until the last look.
+    /// The number of requests until the last check.
     received: u64,
-    /// The highest since memory was last given back, in bytes.
+    /// The highest number of bytes since memory was last returned.
     peak: usize,
-    /// Something was done since then.
+    /// Requests arrived since then.
     worked: bool,
 }
 
 impl MemoryWatch {
-    /// What it is time for: `bytes` are held, and so many requests came until now.
-    fn check(&mut self, bytes: usize, received: u64) -> Turn {
+    /// Decides what to do: `bytes` are held, and `received` requests have arrived so far.
+    fn check(&mut self, bytes: usize, received: u64) -> MemoryAction {
         let quiet = received == self.received && bytes == 0;
         self.worked |= received != self.received;
         self.received = received;
         self.peak = self.peak.max(bytes);
-        let turn = match (quiet && self.worked, self.peak >= HIGH_WATER && bytes <= self.peak / LOW_FRACTION) {
-            (true, _) => Turn::Quiet,
-            (false, true) => Turn::Ebb,
-            (false, false) => return Turn::None,
+        let action = match (quiet && self.worked, self.peak >= HIGH_WATER && bytes <= self.peak / LOW_FRACTION) {
+            (true, _) => MemoryAction::TrimAll,
+            (false, true) => MemoryAction::Trim,
+            (false, false) => return MemoryAction::None,
         };
         self.peak = bytes;
         self.worked = false;
-        turn
+        action
     }
 }
 
-/// What the look at the queue says.
+/// The action that follows from a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Turn {
-    /// Nothing.
+enum MemoryAction {
+    /// Nothing to do.
     None,
-    /// A flood has ebbed; work goes on.
-    Ebb,
+    /// A burst is over, and work continues.
+    Trim,
     /// The first quiet second after some work.
-    Quiet,
+    TrimAll,
 }
 
-/// Looks once a second, for ever.
+/// Checks once a second, for ever.
 pub(super) async fn keep_low(queue: Arc<Buffer>, connections: Arc<Connections>) {
-    let (mut tide, mut of_connections) = (MemoryWatch::default(), MemoryWatch::default());
+    let (mut of_events, mut of_connections) = (MemoryWatch::default(), MemoryWatch::default());
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
         let (_, bytes) = queue.held();
-        // Connections that were closed leave as much, also where no event arrived.
-        if of_connections.check(connections.open() * CONNECTION, 0) == Turn::Ebb {
+        // Closed connections free as much memory, even if no event arrived.
+        if of_connections.check(connections.open() * CONNECTION, 0) == MemoryAction::Trim {
             trim();
         }
-        match tide.check(bytes, queue.received()) {
-            Turn::None => {}
-            Turn::Ebb => trim(),
-            Turn::Quiet => {
+        match of_events.check(bytes, queue.received()) {
+            MemoryAction::None => {}
+            MemoryAction::Trim => trim(),
+            MemoryAction::TrimAll => {
                 trim();
                 drop_code();
             }
@@ -101,14 +101,14 @@ pub(super) async fn keep_low(queue: Arc<Buffer>, connections: Arc<Connections>) 
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library offers it in no other way")]
 fn trim() {
-    // SAFETY: it takes no pointer, and locks what it looks at.
+    // SAFETY: it takes no pointer, and locks what it inspects.
     unsafe { libc::malloc_trim(0) };
 }
 
 #[cfg(not(target_env = "gnu"))]
 fn trim() {}
 
-/// Lets go of the pages of the program's code; the system reads them again where they are used.
+/// Drops the pages of the program's code; the system reads them again when they are used.
 fn drop_code() {
     let Ok(maps) = std::fs::read_to_string("/proc/self/maps") else { return };
     for (start, length) in maps.lines().filter_map(code) {
@@ -116,8 +116,8 @@ fn drop_code() {
     }
 }
 
-/// Where a line of `/proc/self/maps` is code from a file: its address and length. Nobody ever writes to such pages (no
-/// mapping of this program is writable and executable), so they are as the file has them.
+/// The address and length of code mapped from a file, if a line of `/proc/self/maps` describes such. These pages are
+/// never written (no mapping of this program is writable and executable), so they equal the file.
 fn code(line: &str) -> Option<(usize, usize)> {
     let mut words = line.split_ascii_whitespace();
     let (range, rights) = (words.next()?, words.next()?);
@@ -133,7 +133,7 @@ fn code(line: &str) -> Option<(usize, usize)> {
 #[expect(unsafe_code, reason = "advice about memory takes an address")]
 fn drop_pages(start: usize, length: usize) {
     let address = std::ptr::without_provenance_mut::<libc::c_void>(start);
-    // SAFETY: pages of a file that are never written to: dropped, they are read from the file again, the same.
+    // SAFETY: these pages of a file are never written: once dropped, they are read again from the file, unchanged.
     unsafe { libc::madvise(address, length, libc::MADV_DONTNEED) };
 }
 
@@ -143,21 +143,24 @@ mod tests {
 
     #[test]
     fn waits_for_a_quiet_second_and_asks_once() {
-        let mut tide = MemoryWatch::default();
-        assert_eq!(tide.check(0, 0), Turn::None, "nothing was done");
-        assert_eq!([tide.check(500, 1), tide.check(500, 1), tide.check(0, 2)], [Turn::None; 3]);
-        assert_eq!(tide.check(0, 2), Turn::Quiet);
-        assert_eq!(tide.check(0, 2), Turn::None);
+        let mut of_events = MemoryWatch::default();
+        assert_eq!(of_events.check(0, 0), MemoryAction::None, "nothing was done");
+        assert_eq!(
+            [of_events.check(500, 1), of_events.check(500, 1), of_events.check(0, 2)],
+            [MemoryAction::None; 3]
+        );
+        assert_eq!(of_events.check(0, 2), MemoryAction::TrimAll);
+        assert_eq!(of_events.check(0, 2), MemoryAction::None);
     }
 
     #[test]
     fn gives_back_after_a_flood_although_requests_go_on() {
-        let mut tide = MemoryWatch::default();
-        assert_eq!([tide.check(160 << 20, 1), tide.check(20 << 20, 2)], [Turn::None; 2]);
-        assert_eq!(tide.check(10 << 20, 3), Turn::Ebb);
-        assert_eq!(tide.check(9 << 20, 4), Turn::None, "so much is held, and was seen");
-        assert_eq!(tide.check(1 << 19, 5), Turn::Ebb);
-        assert_eq!(tide.check(1000, 6), Turn::None, "little is left alone");
+        let mut of_events = MemoryWatch::default();
+        assert_eq!([of_events.check(160 << 20, 1), of_events.check(20 << 20, 2)], [MemoryAction::None; 2]);
+        assert_eq!(of_events.check(10 << 20, 3), MemoryAction::Trim);
+        assert_eq!(of_events.check(9 << 20, 4), MemoryAction::None, "this much was held before");
+        assert_eq!(of_events.check(1 << 19, 5), MemoryAction::Trim);
+        assert_eq!(of_events.check(1000, 6), MemoryAction::None, "little is left alone");
     }
 
     #[test]

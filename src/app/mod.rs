@@ -1,4 +1,4 @@
-//! The parts put together: settings, threads, reloads, the order of stopping. Only this folder knows all parts.
+//! The assembly of all parts: settings, threads, reloads, the order of stopping. Only this folder knows all parts.
 
 mod app;
 mod journal;

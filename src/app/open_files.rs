@@ -4,23 +4,23 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::app::Settings;
 
-/// The admin port's connections, the files of the state directory, and the client of the broker.
+/// Descriptors for the admin port's connections, the files of the state directory, and the client of the broker.
 const OTHERS: u64 = 192;
 
-/// Descriptors of each thread of the ingress: its listening socket, what its runtime needs, and the connection that it
-/// has accepted and that waits.
+/// Descriptors of each ingress thread: its listening socket, those of its runtime, and an accepted connection that
+/// waits for a permit.
 const OF_A_THREAD: u64 = 8;
 
-/// Raises the soft limit to the hard one; warns where that is below what the settings need.
+/// Raises the soft limit to the hard one; warns if that is below what the settings need.
 pub(super) fn raise(settings: &Settings) {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
-        // Only where the limit was changed at this moment, by another program.
+        // It fails only if another program changed the limit at this moment.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
     let connections = settings.ingress.max_connections as u64;
     let needed = connections + settings.ingress.threads as u64 * OF_A_THREAD + OTHERS;
-    // None: there is no limit.
+    // None means that there is no limit.
     if let Some(open) = getrlimit(Resource::Nofile).current.filter(|open| *open < needed) {
         tracing::warn!(
             "at most {open} files may be open, and `ingress.max_connections` = {connections} needs {needed}: connections \

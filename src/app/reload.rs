@@ -1,5 +1,5 @@
-//! Reload: the settings read again and checked, then all that can change while the bridge runs changed at once; or
-//! everything stays as it is. What changed is told by name, never by value.
+//! Reload: the settings are read again and checked, then everything that can change while the bridge runs is changed at
+//! once; otherwise everything stays as it is. Changes are reported by name, never by value.
 
 use std::convert::Infallible;
 use std::future::pending;
@@ -20,8 +20,8 @@ use crate::settings::{FileWatch, Fingerprint, SettingsError};
 use crate::status::Reload;
 use crate::status::Reloads;
 
-/// What a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything else needs
-/// a restart.
+/// The keys that a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything
+/// else needs a restart.
 const LIVE: [&str; 14] = [
     "buffer.max_bytes",
     "buffer.max_events",
@@ -39,34 +39,34 @@ const LIVE: [&str; 14] = [
     "sources.",
 ];
 
-/// The table of the certificate, and of whom it is shown to.
+/// The table of the certificate, and of the authorities of clients.
 const TLS: &str = "ingress.tls.";
 
 type Load = dyn Fn() -> Result<(Settings, Vec<String>), SettingsError> + Send + Sync;
 
-/// When and how settings are reloaded.
+/// The source and the triggers of reloads.
 #[derive(Clone)]
 pub(crate) struct Reloading {
     /// Reads all settings: the settings and the warnings.
     pub(crate) load: Arc<Load>,
-    /// Somebody asks for it.
+    /// A reload is requested.
     pub(crate) asked: Arc<Notify>,
-    /// How often the contents of secrets and certificates are compared.
+    /// The interval at which the contents of secrets and certificates are compared.
     pub(crate) every: Duration,
-    /// The log's.
+    /// Changes the level of the log.
     pub(crate) level: Level,
 }
 
-/// Looks after reloads, for as long as the bridge serves.
+/// Performs reloads, as long as the bridge serves.
 pub(super) struct Reloader {
-    way: Option<Reloading>,
-    /// What is in force.
+    config: Option<Reloading>,
+    /// The settings in force.
     settings: Settings,
-    /// What was read at the start: what needs a restart is compared with it.
+    /// The settings at the start: those that need a restart are compared with them.
     start: Fingerprint,
     watch: FileWatch,
-    /// A secret or a certificate changed, and something was in the way of taking it: tried again at every look.
-    is_owed: bool,
+    /// A secret or a certificate changed, and its reload failed: it is retried at each check.
+    retry_pending: bool,
     live: Arc<CurrentIngress>,
     successor: Arc<Successor>,
     queue: Arc<Buffer>,
@@ -83,10 +83,10 @@ impl Reloader {
         live: Arc<CurrentIngress>,
     ) -> Self {
         Self {
-            way: reloading,
+            config: reloading,
             start: settings.fingerprint.clone(),
             watch: settings.fingerprint.watch(),
-            is_owed: false,
+            retry_pending: false,
             settings,
             live,
             successor: parts.successor.clone(),
@@ -97,25 +97,25 @@ impl Reloader {
         }
     }
 
-    /// What is in force.
+    /// The settings in force.
     pub(super) fn settings(&self) -> &Settings {
         &self.settings
     }
 
-    /// Reloads whenever it is asked to, and whenever a secret or a certificate changes. May be dropped at any time: a
-    /// reload is either done or not begun.
+    /// Reloads on request, and when a secret or a certificate changes. May be dropped at any time: a reload is either
+    /// done or not begun.
     pub(super) async fn run(&mut self) -> Infallible {
-        let Some(Reloading { load, asked, every, level }) = self.way.clone() else { return pending().await };
+        let Some(Reloading { load, asked, every, level }) = self.config.clone() else { return pending().await };
         loop {
             let is_asked = tokio::select! {
                 () = asked.notified() => true,
                 () = tokio::time::sleep(every) => false,
             };
-            // Also where it is asked for: a change that was seen, good or bad, is no news later.
-            let is_changed = self.is_other_content().await;
+            // Also after a request: a change seen once, good or bad, is not reported again.
+            let is_changed = self.files_changed().await;
             let is_news = is_asked || is_changed;
-            self.is_owed |= is_changed;
-            if !is_news && !self.is_owed {
+            self.retry_pending |= is_changed;
+            if !is_news && !self.retry_pending {
                 continue;
             }
             if is_news {
@@ -125,19 +125,19 @@ impl Reloader {
             // Files may be on a disk that hangs.
             let loaded = match spawn_blocking(move || load()).await {
                 Ok(loaded) => loaded.map_err(|error| error.to_string()),
-                Err(_) => Err("the program failed to read them".to_owned()),
+                Err(_) => Err("reading them failed unexpectedly".to_owned()),
             };
             match loaded {
                 Ok((settings, warnings)) => {
-                    self.is_owed = false;
-                    self.take(settings, &warnings, &level);
+                    self.retry_pending = false;
+                    self.apply(settings, &warnings, &level);
                 }
                 Err(error)
                     if is_news || self.reloads.last().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
                 {
-                    self.keep(error);
+                    self.reject(error);
                 }
-                // What was in the way still is.
+                // Same error as before; already logged.
                 Err(_) => {}
             }
             if is_news {
@@ -146,10 +146,10 @@ impl Reloader {
         }
     }
 
-    async fn is_other_content(&mut self) -> bool {
+    async fn files_changed(&mut self) -> bool {
         let mut watch = std::mem::replace(&mut self.watch, Fingerprint::default().watch());
         let looked = spawn_blocking(move || {
-            let changed = watch.look();
+            let changed = watch.has_changed();
             (watch, changed)
         });
         let Ok((watch, changed)) = looked.await else { return false };
@@ -157,30 +157,30 @@ impl Reloader {
         changed
     }
 
-    /// Everything stays as it is.
-    fn keep(&self, error: String) {
+    /// Leaves everything as it is, and records the error.
+    fn reject(&self, error: String) {
         tracing::error!("the settings were not reloaded, the old ones stay: {error}");
         let (changed, needs_restart) =
             (Vec::new(), self.reloads.last().map_or_else(Vec::new, |last| last.needs_restart));
         self.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
     }
 
-    /// Puts what may change in force.
-    fn take(&mut self, read: Settings, warnings: &[String], level: &Level) {
+    /// Applies the settings that may change.
+    fn apply(&mut self, read: Settings, warnings: &[String], level: &Level) {
         let changed: Vec<String> = self.settings.fingerprint.changed(&read.fingerprint).into_iter().collect();
-        // The routes of another broker wait for a restart with it.
+        // Routes of another broker take effect with it, after a restart.
         let is_same_broker = self.settings.broker.is_same_broker(&read.broker);
         let routing = if is_same_broker { read.broker.routing_keys() } else { Vec::new() };
         let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live)) && !routing.contains(key);
         let needs_restart: Vec<String> =
             self.start.changed(&read.fingerprint).into_iter().filter(is_fixed).collect();
-        let next = self.mixed(read, changed.iter().any(|key| is_of(key, TLS)));
+        let next = self.merge_live(read, changed.iter().any(|key| is_of(key, TLS)));
         if let Some(contradiction) = next.contradiction() {
-            return self.keep(format!("{contradiction}; a part of it needs a restart"));
+            return self.reject(format!("{contradiction}; a part of it needs a restart"));
         }
         self.settings = next;
         let settings = &self.settings;
-        // First: what comes by a new source goes by its new route.
+        // First, so that events of a new source use its new route.
         if changed.iter().any(|key| routing.contains(key)) {
             self.successor.put(settings.broker.broker(&settings.terms()));
         }
@@ -204,14 +204,14 @@ impl Reloader {
         self.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
     }
 
-    /// What is in force, with what may change as it was read now.
-    fn mixed(&self, read: Settings, is_tls_new: bool) -> Settings {
+    /// The settings in force, with those that may change taken from the new reading.
+    fn merge_live(&self, read: Settings, is_tls_new: bool) -> Settings {
         let old = self.settings.clone();
         let ingress = ingress::Settings {
             listen: old.ingress.listen,
             threads: old.ingress.threads,
             max_body: old.ingress.max_body,
-            // The same pair read twice is still one: its connections go on.
+            // The same pair read again is still the same: its connections continue.
             tls: if is_tls_new { read.ingress.tls } else { old.ingress.tls },
             ..read.ingress
         };
@@ -233,7 +233,7 @@ impl Reloader {
     }
 }
 
-/// Whether a key is that one, or in that table.
+/// Whether a key is this one, or in this table.
 fn is_of(key: &str, name: &str) -> bool {
     if name.ends_with('.') { key.starts_with(name) } else { key == name }
 }

@@ -15,9 +15,9 @@ use crate::status::Limits;
 /// All settings, checked.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// `ack`, and how long a sender waits for it.
+    /// The promise of a 200, and how long a sender waits for it.
     pub(crate) mode: Mode,
-    /// Where state is kept, if anywhere.
+    /// The directory for state, if there is one.
     pub(crate) state_directory: Option<PathBuf>,
     /// `[ingress]`.
     pub(crate) ingress: ingress::Settings,
@@ -43,18 +43,18 @@ pub(crate) struct Settings {
     pub(crate) log: logs::Settings,
     /// `[shutdown]`.
     pub(crate) shutdown: shutdown::Settings,
-    /// What they were read from, for comparison with another reading.
+    /// The fingerprint of the sources, for comparison with another reading.
     pub(crate) fingerprint: Fingerprint,
 }
 
 impl Settings {
-    /// What is wrong where parts of two readings, each right by itself, are put together.
+    /// The problem if parts of two readings, each right by itself, are combined.
     #[must_use]
     pub(crate) fn contradiction(&self) -> Option<String> {
         too_small(&self.buffer, &self.ingress).map(str::to_owned).or_else(|| self.broker.contradiction())
     }
 
-    /// What every broker is told beside its own settings.
+    /// The settings that every broker gets beside its own.
     #[must_use]
     pub(crate) fn terms(&self) -> Terms {
         Terms {
@@ -105,7 +105,7 @@ const SOURCE_LINES: &str =
     "[sources.plextrac]\n  secret_file = \"/etc/plextrac-bridge/secret\"   # what PlexTrac's webhook form has";
 const BROKER_LINES: &str = "[broker.kafka]\n  bootstrap_servers = \"localhost:9092\"   # or [broker.rabbitmq], [broker.nats], [broker.file]";
 
-/// Reads every part; none where a source or the broker is missing (a problem then).
+/// Reads every part; none if a source or the broker is missing (a problem then).
 fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings> {
     let words = [("buffered", Ack::Buffered), ("journaled", Ack::Journaled), ("published", Ack::Published)];
     let ack = top.choice("ack", &words);
@@ -203,7 +203,7 @@ fn read_sources(top: &mut Section<'_>) -> Vec<Source> {
     for name in names {
         let mut table = section.section(&name);
         if !ingress::is_source_name(&name) {
-            section.problem(&name, "a source's name starts with a-z and goes on with a-z, 0-9 and _");
+            section.problem(&name, "a source's name starts with a-z and continues with a-z, 0-9 and _");
         }
         let source = ingress::read_source(&name, &mut table);
         if let Some(other) = paths.insert(source.path.clone(), name.clone()) {

@@ -1,4 +1,4 @@
-//! The contract of a broker: connect, send, verdicts, close. It owns the words; each broker's file owns the doing.
+//! The contract of a broker: connect, send, verdicts, close. Defines the interface; each broker implements it.
 //!
 //! A *session* is one live connection. Order, retry, back-off, dead letters and settling belong to the delivery
 //! task alone; a session only hands over and reports what the broker said.
@@ -199,7 +199,7 @@ pub(crate) trait Session: Send {
         None
     }
 
-    /// Ends the session, also one that is lost: collects verdicts still on their way, for at most `patience` and
-    /// not longer than some come or can come, then releases thread, socket and memory in the background.
+    /// Ends the session, also one that is lost: collects outstanding verdicts for at most `patience`, or until no more
+    /// can arrive, then releases thread, socket and memory in the background.
     async fn close(self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>);
 }

@@ -12,12 +12,12 @@ use tokio::runtime::Builder;
 
 use crate::cli::{self, EX_CONFIG, say};
 
-/// Longer than every client's own time-outs.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// The time limit for the broker: longer than every client's own time-outs.
+const INSPECT_TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Args)]
 pub(super) struct CheckOptions {
-    /// Also connect to the broker and look at topology and limits, without changing anything
+    /// Also connect to the broker and check topology and limits, without changing anything
     #[arg(long)]
     connect: bool,
     /// Print the result as JSON
@@ -95,8 +95,8 @@ fn inspect(settings: &Settings, connect: bool) -> Result<Vec<Finding>, ConnectEr
     let runtime = Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|error| failed(format!("cannot start: {error}")))?;
     let mut broker = settings.broker.broker(&settings.terms());
-    let inspected = runtime.block_on(async { tokio::time::timeout(PATIENCE, broker.inspect()).await });
+    let inspected = runtime.block_on(async { tokio::time::timeout(INSPECT_TIMEOUT, broker.inspect()).await });
     runtime.shutdown_background();
-    let silent = format!("{} at {} did not answer within {PATIENCE:?}", broker.name(), broker.location());
+    let silent = format!("{} at {} did not answer within {INSPECT_TIMEOUT:?}", broker.name(), broker.location());
     inspected.unwrap_or_else(|_| Err(failed(silent)))
 }

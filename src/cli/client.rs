@@ -1,4 +1,4 @@
-//! The HTTP client of the commands, and whose secret signs what they send.
+//! The HTTP client of the commands, and the secret that signs what they send.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,10 +20,10 @@ use sha2::Sha256;
 
 use crate::cli;
 
-/// PlexTrac itself gives up after five seconds.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time limit for an answer: PlexTrac itself gives up after five seconds.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Whose secret signs.
+/// The secret that signs.
 #[derive(Debug, Args)]
 pub(super) struct Signer {
     /// Sign as this source of the settings [default: the only one]
@@ -34,7 +34,7 @@ pub(super) struct Signer {
     secret_file: Option<PathBuf>,
 }
 
-/// A secret (none: unsigned), and the URL of the source where the settings tell it.
+/// A secret (none if unsigned), and the URL of the source if the settings have it.
 pub(super) struct Identity {
     pub(super) secret: Option<Secret>,
     pub(super) url: Option<String>,
@@ -70,7 +70,7 @@ fn reachable(settings: &Settings) -> std::net::SocketAddr {
     local(settings.ingress.listen)
 }
 
-/// An address to connect to where `address` is listened on: 0.0.0.0 is none.
+/// An address to connect to when `address` is listened on, because 0.0.0.0 cannot be connected to.
 pub(super) fn local(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
@@ -82,7 +82,7 @@ pub(super) fn local(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
     address
 }
 
-/// The signature of a body as PlexTrac makes it.
+/// The signature of a body as PlexTrac computes it.
 pub(super) fn sign(secret: &Secret, body: &[u8]) -> String {
     let mut mac =
         Hmac::<Sha256>::new_from_slice(secret.reveal().as_bytes()).expect("HMAC takes keys of every length");
@@ -90,7 +90,7 @@ pub(super) fn sign(secret: &Secret, body: &[u8]) -> String {
     faster_hex::hex_string(&mac.finalize().into_bytes())
 }
 
-/// An answer, as far as a sender cares.
+/// An answer, as far as a sender needs it.
 #[derive(Debug)]
 pub(super) struct Response {
     pub(super) status: u16,
@@ -113,7 +113,7 @@ impl Http {
         Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
     }
 
-    /// Asks with GET.
+    /// Sends a GET request.
     pub(super) async fn get(&self, url: &Uri) -> Result<Response, String> {
         let request = Request::get(url).body(Full::default()).map_err(|error| error.to_string())?;
         self.ask(request).await
@@ -138,8 +138,8 @@ impl Http {
             let body = response.into_body().collect().await.map_err(|error| with_causes(&error))?.to_bytes();
             Ok(Response { status, retry_after, body })
         };
-        let answered = tokio::time::timeout(PATIENCE, exchange).await;
-        answered.unwrap_or_else(|_| Err(format!("no answer within {PATIENCE:?}")))
+        let answered = tokio::time::timeout(ANSWER_TIMEOUT, exchange).await;
+        answered.unwrap_or_else(|_| Err(format!("no answer within {ANSWER_TIMEOUT:?}")))
     }
 }
 

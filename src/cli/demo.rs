@@ -1,4 +1,4 @@
-//! `demo`: a bridge with the embedded file broker, a sender, and what arrives, all in one process.
+//! `demo`: a bridge with the embedded file broker, a sender, and the published messages, all in one process.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,14 +20,14 @@ use crate::cli::client::{Http, sign};
 use crate::cli::serve::Unix;
 use crate::cli::{self, sample, say};
 
-/// How many events are sent at once at the start.
+/// The number of events sent at once at the start.
 const FIRST: u64 = 4;
 
-/// Then one so often.
+/// The interval at which further events are sent.
 const EVERY: Duration = Duration::from_secs(3);
 
-/// An event that has not arrived by then will not.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// The time after which an event that has not arrived counts as missing.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct DemoOptions {
@@ -87,7 +87,7 @@ fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &TemporaryDirecto
     ));
 }
 
-/// Sends samples and prints what arrives; whether everything did.
+/// Sends samples and prints what arrives; returns whether everything arrived.
 async fn show(
     http: &Http,
     url: &Uri,
@@ -119,7 +119,7 @@ async fn show(
         }
         arrivals.print_new(&scratch.events());
         let all = arrivals.seen.len() as u64 >= sent && sent >= FIRST;
-        let late = last_sent.elapsed() > PATIENCE;
+        let late = last_sent.elapsed() > ARRIVAL_TIMEOUT;
         if once && (all || late) {
             done.notify_one();
             return all;
@@ -131,7 +131,7 @@ async fn show(
     }
 }
 
-/// Which lines were seen in the files.
+/// The lines of the files that were printed already.
 #[derive(Default)]
 struct Arrivals {
     seen: HashSet<String>,
@@ -169,13 +169,13 @@ impl Signals for DemoSignals<'_> {
     }
 }
 
-/// The demo's own settings: nothing of this machine's.
+/// The demo's own settings: nothing of this machine is used.
 fn bind(flags: &Flags, scratch: &TemporaryDirectory, secret: &Secret) -> Result<(App, logs::Log), ExitCode> {
     scratch.write("secret", secret.reveal())?;
     let usual = settings(flags, scratch, 8080, 8081)?;
     let log = logs::start(usual.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
     let app = match app::bind(usual, Passed::default()) {
-        // Whatever listens there: free ports do as well.
+        // If another program listens there, free ports are used instead.
         Err(StartError::Listen { .. }) => app::bind(settings(flags, scratch, 0, 0)?, Passed::default()),
         bound => bound,
     };
@@ -241,7 +241,7 @@ impl TemporaryDirectory {
 
 impl Drop for TemporaryDirectory {
     fn drop(&mut self) {
-        // A directory of the demo left behind harms nobody.
+        // A directory that the demo leaves behind does no harm.
         let _ = fs::remove_dir_all(&self.path);
     }
 }

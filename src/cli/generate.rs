@@ -1,4 +1,4 @@
-//! `completions` and `man`: made of the same description of the commands that reads the arguments.
+//! `completions` and `man`: generated from the same description of the commands that parses the arguments.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -12,13 +12,13 @@ const NAME: &str = "plextrac-bridge";
 
 #[derive(Debug, Args)]
 pub(super) struct Completions {
-    /// For which shell
+    /// Shell to complete for
     shell: Shell,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct Man {
-    /// Write the pages of all commands there instead
+    /// Write the pages of all commands to this directory instead
     #[arg(long, value_name = "DIRECTORY")]
     directory: Option<PathBuf>,
 }

@@ -22,7 +22,7 @@ pub(super) fn run(flags: &Flags, options: &HealthcheckOptions) -> ExitCode {
 fn ask(flags: &Flags, options: &HealthcheckOptions) -> Result<ExitCode, ExitCode> {
     let (settings, _) = cli::settings(flags)?;
     let Some(address) = settings.admin.listen else {
-        return Err(cli::failed("the admin port is off (`admin.listen` is empty), so there is nobody to ask"));
+        return Err(cli::failed("the admin port is off (`admin.listen` is empty), so there is nothing to ask"));
     };
     let path = if options.ready { "/readyz" } else { "/livez" };
     let url = format!("http://{}{path}", local(address));

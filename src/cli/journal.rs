@@ -1,4 +1,4 @@
-//! `journal`: looks at the journal on disk. `verify` reads all of it and changes nothing.
+//! `journal`: inspects the journal on disk. `verify` reads all of it and changes nothing.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,7 +18,7 @@ pub(super) struct JournalOptions {
 
 #[derive(Debug, Subcommand)]
 enum JournalAction {
-    /// Read every record of the journal and say what is sound and what is damaged; change nothing
+    /// Read every record of the journal and report what is sound and what is damaged; change nothing
     ///
     /// Works while a daemon runs. Exit status: 0 sound or empty, 1 damaged or unreadable.
     #[command(
@@ -57,7 +57,7 @@ fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
     if !directory.is_dir() {
         let place = directory.display();
         let text = format!(
-            "there is no journal at {place}; a bridge with `ack = \"journaled\"` makes it at its first start: name \
+            "there is no journal at {place}; a bridge with `ack = \"journaled\"` creates it at its first start: name \
              its file with --config, or the directory itself"
         );
         return Err(fail(text));
@@ -76,7 +76,7 @@ fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
 fn configured(flags: &Flags) -> Result<PathBuf, ExitCode> {
     let (settings, _) = cli::settings(flags)?;
     let state = settings.state_directory.ok_or_else(|| {
-        cli::failed("`state_directory` is not set, so there is no journal; set it, or name the journal's directory")
+        cli::failed("`state_directory` is not set, so there is no journal; set it, or give the journal's directory")
     })?;
     Ok(state.join("journal"))
 }
@@ -100,11 +100,11 @@ fn show(directory: &Path, report: &Report) {
         report.next
     ));
     if report.damaged() == 0 {
-        say(if report.records() == 0 { "sound; nothing is in it" } else { "sound" });
+        say(if report.records() == 0 { "sound and empty" } else { "sound" });
     } else {
         say(format_args!(
-            "damaged in {} place(s), {} record(s) lost; the bridge starts all the same and publishes the sound ones. While \
-             one is running, a torn end may be a commit on its way: try again",
+            "damaged in {} place(s), {} record(s) lost; the bridge starts nevertheless and publishes the sound ones. While \
+             one is running, a torn end may be a commit in progress: try again",
             report.damaged(),
             report.lost()
         ));

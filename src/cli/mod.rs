@@ -1,5 +1,5 @@
-//! The commands. Each prints what it has to say and answers with an exit code: 0 good, 1 could not, 2 wrong
-//! arguments (clap's), 78 wrong settings.
+//! The commands. Each prints its result and returns an exit code: 0 success, 1 failure, 2 wrong arguments (clap's), 78
+//! wrong settings.
 
 mod check;
 mod client;
@@ -24,21 +24,21 @@ use crate::app::{Settings, load};
 use crate::settings::{Flags, SettingsError};
 use clap::{Parser, Subcommand};
 
-/// sysexits.h: something was found in an unconfigured or misconfigured state.
+/// The exit code of sysexits.h for "something was found in an unconfigured or misconfigured state".
 const EX_CONFIG: u8 = 78;
 
-/// Takes PlexTrac's webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka, RabbitMQ or
-/// NATS JetStream.
+/// Receives PlexTrac's webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka,
+/// RabbitMQ or NATS JetStream.
 #[derive(Debug, Parser)]
 #[command(name = "plextrac-bridge", version, arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// File of settings [default: /etc/plextrac-bridge/config.toml, if it exists]
+    /// Settings file [default: /etc/plextrac-bridge/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Least important line of log
+    /// Lowest log level
     #[arg(long, global = true, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]
     log_level: Option<String>,
-    /// How lines of log look
+    /// Log format
     #[arg(long, global = true, value_name = "FORMAT", value_parser = ["auto", "text", "json"])]
     log_format: Option<String>,
     #[command(subcommand)]
@@ -60,7 +60,7 @@ enum Command {
     /// Check the settings, and with --connect the broker; change nothing
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml check --connect")]
     Check(check::CheckOptions),
-    /// See it work: a bridge, a sender and files as the broker, all in one process
+    /// Try it: a bridge, a sender and files as the broker, all in one process
     #[command(after_help = "Example:\n  plextrac-bridge demo\n  plextrac-bridge demo --once    # ends by itself")]
     Demo(demo::DemoOptions),
     /// Print the signature of a body
@@ -73,7 +73,7 @@ enum Command {
         after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json\n  plextrac-bridge --config bridge.toml send --sample all    # each kind of event once\n  plextrac-bridge --config bridge.toml send --targets 20000 # a bulk change of 20,000 findings"
     )]
     Send(send::SendOptions),
-    /// Look at what the broker refused, publish it again, or delete it; --invalid: signed bodies answered 422
+    /// List what the broker refused, publish it again, or delete it; --invalid: signed bodies answered 422
     #[command(
         after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters list\n  plextrac-bridge --config bridge.toml dead-letters replay --reason too_large"
     )]
@@ -81,13 +81,13 @@ enum Command {
         #[command(subcommand)]
         command: dead_letters::DeadLetters,
     },
-    /// Look at the journal on disk
+    /// Inspect the journal on disk
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml journal verify")]
     Journal(journal::JournalOptions),
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
     #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
     Healthcheck(healthcheck::HealthcheckOptions),
-    /// Print a schema: JSON Schema of the payloads or of the settings, AsyncAPI of what consumers get
+    /// Print a schema: JSON Schema of the payloads or of the settings, AsyncAPI of what consumers receive
     #[command(
         after_help = "Examples:\n  plextrac-bridge schema settings > settings.schema.json\n  plextrac-bridge schema asyncapi"
     )]
@@ -104,7 +104,7 @@ enum Command {
     Man(generate::Man),
 }
 
-/// Runs the command that the arguments of the process name.
+/// Runs the command given by the arguments of the process.
 #[must_use]
 pub fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -131,21 +131,21 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// The first error of standard output: with it, no command ends well.
+/// The first error of standard output: a command that could not print fails.
 static UNPRINTED: OnceLock<io::Error> = OnceLock::new();
 
-/// Prints to standard output. A reader that has left (`| head`) is no error.
+/// Prints to standard output. A reader that has closed the pipe (`| head`) is not an error.
 fn print(bytes: &[u8]) {
     let mut out = io::stdout().lock();
     if let Err(error) = out.write_all(bytes).and_then(|()| out.flush())
         && error.kind() != io::ErrorKind::BrokenPipe
     {
-        // The first one says enough.
+        // Only the first error is kept.
         let _ = UNPRINTED.set(error);
     }
 }
 
-/// Loads the settings, or says what is wrong with them.
+/// Loads the settings, or reports their problems.
 fn settings(flags: &Flags) -> Result<(Settings, Vec<String>), ExitCode> {
     load(flags).map_err(|SettingsError(problems)| {
         for problem in problems {
@@ -165,19 +165,19 @@ fn complain(text: impl Display) {
     let _ = writeln!(io::stderr(), "error: {text}");
 }
 
-/// Says why a command could not do its work.
+/// Reports why a command failed.
 fn failed(text: impl Display) -> ExitCode {
     complain(text);
     ExitCode::FAILURE
 }
 
-/// Says what is wrong with the settings, or with what stands for some of them.
+/// Reports what is wrong with the settings, or with values given in place of them.
 fn misconfigured(text: impl Display) -> ExitCode {
     complain(text);
     ExitCode::from(EX_CONFIG)
 }
 
-/// A runtime for a command that talks to the network.
+/// A runtime for a command that uses the network.
 fn runtime() -> Result<tokio::runtime::Runtime, ExitCode> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -1,4 +1,4 @@
-//! The sample payloads of `send` and `demo`: every event that PlexTrac is known to send, in every shape that is known of it.
+//! The sample payloads of `send` and `demo`: every event that PlexTrac is known to send, in every known shape.
 //!
 //! Sources: the vendor's pages on webhook payloads, today's and an earlier copy; public clients and receivers.
 
@@ -7,10 +7,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::PossibleValue;
 use serde_json::{Value, json};
 
-/// The name for every sample.
+/// The name that selects every sample.
 const ALL: &str = "all";
 
-/// The targets of a bulk change where no number is asked for.
+/// The number of targets of a bulk change if none is given.
 pub(super) const TARGETS: usize = 3;
 
 /// A kind of sample payload.
@@ -18,9 +18,9 @@ pub(super) const TARGETS: usize = 3;
 pub(super) struct Sample {
     /// The name on the command line.
     name: &'static str,
-    /// The `event`; empty where the payload has none.
+    /// The `event`; empty if the payload has none.
     event: &'static str,
-    /// The `targetType`; empty where the payload has none.
+    /// The `targetType`; empty if the payload has none.
     target_type: &'static str,
     shape: PayloadShape,
 }
@@ -30,7 +30,7 @@ pub(super) struct Sample {
 enum PayloadShape {
     /// `cuid`, `actorCuid`, a target and a text.
     One(Text),
-    /// The same with a list of targets.
+    /// Does the same with a list of targets.
     Bulk(Text),
     /// The ids of a workflow automation.
     Ids(Ids),
@@ -43,14 +43,14 @@ enum Text {
     Missing,
 }
 
-/// How an automation writes its ids.
+/// The form in which an automation writes its ids.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ids {
     /// `clientId` and `reportId` as numbers.
     Report,
     /// These and `findingId`, as numbers.
     Numbers,
-    /// The same as strings.
+    /// The same ids as strings.
     Strings,
     /// As numbers, with `flawId` for `findingId`.
     Flaw,
@@ -92,7 +92,7 @@ const SAMPLES: [Sample; 18] = [
     sample("flaw-ids", "", "", PayloadShape::Ids(Ids::Flaw)),
 ];
 
-/// The samples that are sent where none is chosen: one target, the documented payload.
+/// The number of samples that are sent if none is chosen: one target, the documented payload.
 const USUAL: usize = 5;
 
 impl Sample {
@@ -101,7 +101,7 @@ impl Sample {
         matches!(self.shape, PayloadShape::Bulk(_))
     }
 
-    /// A body of this kind, unlike any other: `number` counts the bodies of this process.
+    /// A body of this kind, different from all others: `number` counts the bodies of this process.
     pub(super) fn body(&self, number: u64, targets: usize) -> Vec<u8> {
         let mut payload = json!({});
         if !self.event.is_empty() {
@@ -147,7 +147,7 @@ impl Sample {
         }
     }
 
-    /// Its line in `--help`.
+    /// The line in `--help`.
     fn help(&self) -> String {
         let ids = match self.shape {
             PayloadShape::One(Text::Present) => return format!("{}, the documented payload", self.event),
@@ -169,17 +169,17 @@ impl Sample {
     }
 }
 
-/// The samples that are sent where none is chosen.
+/// The samples that are sent if none is chosen.
 pub(super) fn usual() -> Vec<&'static Sample> {
     SAMPLES[..USUAL].iter().collect()
 }
 
-/// The bulk change that is sent where only a number of targets is given.
+/// The bulk changes that are sent if only a number of targets is given.
 pub(super) fn bulk() -> Vec<&'static Sample> {
     SAMPLES.iter().filter(|sample| sample.is_bulk()).take(1).collect()
 }
 
-/// Returns the samples of these names, in the order given; `all` means every one.
+/// The samples with these names, in the order given; `all` selects every one.
 pub(super) fn named(names: &[String]) -> Vec<&'static Sample> {
     let mut samples = Vec::new();
     for name in names {

@@ -1,4 +1,4 @@
-//! `schema`: the payloads, the settings and the messages of consumers, described for machines.
+//! `schema`: machine-readable descriptions of the payloads, the settings and the messages that consumers receive.
 
 use std::process::ExitCode;
 
@@ -8,7 +8,7 @@ use crate::cli::say;
 
 #[derive(Debug, Args)]
 pub(super) struct SchemaOptions {
-    /// Of what
+    /// Description to print
     of: Of,
 }
 
@@ -18,9 +18,9 @@ enum Of {
     Payload,
     /// The payload that PlexTrac documents, as `validation = "strict"` requires it: JSON Schema
     DocumentedPayload,
-    /// The file of settings, for editors and for checks: JSON Schema
+    /// The settings file, for editors and for checks: JSON Schema
     Settings,
-    /// What arrives at a consumer, by each broker: AsyncAPI 3, in YAML
+    /// The messages that consumers receive, for each broker: AsyncAPI 3, in YAML
     Asyncapi,
 }
 

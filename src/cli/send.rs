@@ -1,4 +1,4 @@
-//! `send`: signed webhooks to a URL; a load generator of modest means.
+//! `send`: signed webhooks to a URL; a simple load generator.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
@@ -22,30 +22,30 @@ use crate::cli::sample::{self, Sample};
 use crate::cli::sign::read;
 use crate::cli::{self, say};
 
-/// The wait before a repeat where a 503 names none.
+/// The wait before a repeat if a 503 does not set one.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often the bar is drawn, at least.
-const LOOK: Duration = Duration::from_millis(200);
+/// The interval at which the progress bar is drawn, at least.
+const DRAW_INTERVAL: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub(super) struct SendOptions {
     #[command(flatten)]
     signer: Signer,
-    /// How many events to send [default: 1, or each file or chosen sample once]
+    /// Number of events to send [default: 1, or each file or chosen sample once]
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// At most so many per second [default: as fast as they are answered]
+    /// Maximum number per second [default: as fast as they are answered]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
-    /// So many connections at once
+    /// Number of connections
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = clap::value_parser!(u16).range(1..=1024))]
     connections: u16,
-    /// Which samples to send, in turn; several with commas [default: the documented payloads]
+    /// Samples to send, in turn, separated by commas [default: the documented payloads]
     #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "files",
           value_parser = PossibleValuesParser::new(sample::names()))]
     sample: Vec<String>,
-    /// How many targets a bulk change has [default: 3]; without --sample: send bulk changes
+    /// Number of targets of a bulk change [default: 3]; without --sample: send bulk changes
     #[arg(long, value_name = "N", conflicts_with = "files")]
     targets: Option<usize>,
     /// Count a 503 as refused instead of repeating it after its Retry-After
@@ -54,7 +54,7 @@ pub(super) struct SendOptions {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// Where to [default: the bridge of the settings on this machine]
+    /// Target URL [default: the bridge of the settings on this machine]
     url: Option<String>,
     /// Payloads, sent byte for byte; `-` is standard input [default: samples]
     files: Vec<PathBuf>,
@@ -68,7 +68,7 @@ fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCod
     let samples = samples(options);
     let identity = options.signer.identity(flags)?;
     let Some(url) = options.url.clone().or(identity.url) else {
-        return Err(cli::failed("name the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
+        return Err(cli::failed("give the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
     };
     let url = encoded(&url).map_err(cli::failed)?;
     let bodies = options.files.iter().map(|path| read(path).map(Bytes::from)).collect::<Result<Vec<_>, _>>()?;
@@ -77,14 +77,14 @@ fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCod
     let bar = ProgressBar::new(count);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} events, {rate}/s, {eta} left{msg}") {
         let rate = |state: &ProgressState, to: &mut dyn Write| {
-            // A String takes everything.
+            // A String accepts everything.
             let _ = write!(to, "{:.0}", state.per_sec());
         };
         bar.set_style(style.with_key("rate", rate));
     }
     if !bar.is_hidden() {
-        // What changes while nothing is answered is shown, too.
-        bar.enable_steady_tick(LOOK);
+        // Changes are shown even while no answer arrives.
+        bar.enable_steady_tick(DRAW_INTERVAL);
     }
     Ok(Rc::new(SendPlan {
         http: Http::new()?,
@@ -104,7 +104,7 @@ fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCod
     }))
 }
 
-/// The samples that are sent where no file is given.
+/// The samples that are sent if no file is given.
 fn samples(options: &SendOptions) -> Vec<&'static Sample> {
     match (options.sample.as_slice(), options.targets) {
         ([], None) => sample::usual(),
@@ -120,15 +120,15 @@ fn samples(options: &SendOptions) -> Vec<&'static Sample> {
     }
 }
 
-/// A URL as every client sends it: encoded.
+/// A URL in encoded form, as every client sends it.
 fn encoded(url: &str) -> Result<Uri, String> {
     let parsed = url::Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    // A lone word, or a host and a port without a scheme, is none.
-    let parsed = parsed.ok_or_else(|| format!("{url} is no URL; it starts with http:// or https://"))?;
-    parsed.as_str().parse().map_err(|error| format!("{url} is no URL: {error}"))
+    // A single word, or a host and a port without a scheme, is not one.
+    let parsed = parsed.ok_or_else(|| format!("{url} is not a URL; it starts with http:// or https://"))?;
+    parsed.as_str().parse().map_err(|error| format!("{url} is not a URL: {error}"))
 }
 
-/// What is sent, and how far it is.
+/// The events to send, and the progress.
 struct SendPlan {
     http: Http,
     url: Uri,
@@ -141,7 +141,7 @@ struct SendPlan {
     connections: u16,
     retry: bool,
     next: Cell<u64>,
-    /// How many wait to repeat after a 503.
+    /// The number of events that wait to be repeated after a 503.
     waiting: Cell<u64>,
     tally: RefCell<Tally>,
     bar: ProgressBar,
@@ -155,7 +155,7 @@ struct Tally {
     failed: u64,
     error: Option<String>,
     refusal: Option<String>,
-    /// Microseconds from send to a final answer.
+    /// The microseconds from sending to the final answer.
     latencies: Vec<u32>,
 }
 
@@ -244,7 +244,7 @@ impl SendPlan {
         }
     }
 
-    /// What a person wants to know before the end, behind the bar.
+    /// Shows the counts of interest behind the bar.
     fn show(&self) {
         let tally = self.tally.borrow();
         let counts =

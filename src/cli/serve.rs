@@ -15,8 +15,8 @@ use tokio::sync::Notify;
 
 use crate::cli;
 
-/// How often the contents of secrets and certificates are compared.
-const LOOK: Duration = Duration::from_secs(30);
+/// The interval at which the contents of secrets and certificates are compared.
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
 pub(super) fn run(flags: &Flags) -> ExitCode {
     let passed = match systemd::sockets() {
@@ -39,7 +39,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Err(code) => return code,
     };
     let outcome = runtime.block_on(async {
-        // Before anything is bound: a signal during the start stops it too.
+        // Before anything is bound, so that a signal during the start stops it, too.
         let signals = Unix::listen()?;
         let reloading = Reloading {
             load: Arc::new({
@@ -47,7 +47,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
                 move || load(&flags)
             }),
             asked: hangups()?,
-            every: failpoint::every("reload.look", LOOK),
+            every: failpoint::every("reload.look", FILE_CHECK_INTERVAL),
             level: log.level(),
         };
         let app = app::bind(settings, passed)?.reloading(reloading);
@@ -59,13 +59,13 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         );
         app.run(signals).await
     });
-    // What still waits for a disk that hangs must not hold up the end.
+    // Work that still waits for a disk that hangs must not delay the end.
     runtime.shutdown_background();
     match outcome {
         Ok(outcome) => {
             log.close();
             let code = stopped(&outcome.totals);
-            // The last line of the log is the accounting; why it came to that stands before.
+            // The last line of the log is the accounting; the reason for a failure is logged before.
             if outcome.failed.is_some() { ExitCode::FAILURE } else { code }
         }
         Err(error) => {
@@ -75,7 +75,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     }
 }
 
-/// The last line: the accounting. Anything lost makes the status 1.
+/// Logs the accounting as the last line. If anything was lost, the exit code is 1.
 pub(super) fn stopped(totals: &Totals) -> ExitCode {
     let Totals { received, accepted, duplicate, probe, rejected, .. } = *totals;
     let Totals { recovered, replayed, published, dead_lettered, withdrawn, lost, held, .. } = *totals;
@@ -97,7 +97,7 @@ pub(super) fn stopped(totals: &Totals) -> ExitCode {
     if lost > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
-/// SIGTERM and SIGINT.
+/// Listens for SIGTERM and SIGINT.
 pub(super) struct Unix {
     terminate: Signal,
     interrupt: Signal,
@@ -110,7 +110,8 @@ impl Unix {
     }
 }
 
-/// SIGHUP asks for a reload. Heard from now on, it stops nothing: a daemon outlives the terminal it was started from.
+/// Turns SIGHUP into reload requests. Once handled, it stops nothing: a daemon outlives the terminal it was started
+/// from.
 fn hangups() -> std::io::Result<Arc<Notify>> {
     let (asked, mut hangups) = (Arc::new(Notify::new()), signal(SignalKind::hangup())?);
     let asks = asked.clone();

@@ -1,4 +1,4 @@
-//! `sign`: the signature of a body, as PlexTrac would send it.
+//! `sign`: the signature of a body, as PlexTrac would compute it.
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! Reads what the journal holds and memory does not: on a thread for blocking work, for a disk may be slow.
+//! Reads events that are in the journal and not in memory, on a thread for blocking work, because a disk may be slow.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,10 +13,10 @@ use crate::queue::journal::{Batch, Reader, Stored, is_unreadable};
 use crate::queue::{Backlog, Buffer};
 use crate::status::BrokerStatus;
 
-/// How long delivery waits before it tries again to read.
+/// The time that delivery waits before it retries a read.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// How often a block that cannot be read is tried before it is skipped: some disks find it again after a moment.
+/// The number of attempts to read a block before it is skipped: some disks recover it after a moment.
 const TRIES: u32 = 3;
 
 /// A read that takes longer than this is reported.
@@ -26,24 +26,24 @@ const SLOW: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct BacklogReader {
     reading: PendingRead,
-    /// How often the read that comes next has failed.
+    /// The number of failures of the next read.
     failures: u32,
     rebuild: Rebuild,
     throttle: Throttle,
 }
 
-/// A read, kept from one call to the next: the wait for it may be cancelled, the read itself is not.
+/// A read, kept from one call to the next: waiting for it may be cancelled, the read itself is not.
 #[derive(Debug)]
 enum PendingRead {
-    /// None is under way; the next may begin at this time.
+    /// None is in progress; the next may begin at this time.
     Idle(Box<Reader>, Option<Instant>),
-    /// One is.
+    /// One is in progress.
     Busy(JoinHandle<(Box<Reader>, io::Result<Read>)>),
     /// It panicked.
     Broken,
 }
 
-/// What one read brought: sound events, how many records were damaged, where to go on.
+/// The result of one read: sound events, the number of damaged records, the sequence to continue with.
 #[derive(Debug)]
 struct Read {
     events: VecDeque<Box<Event>>,
@@ -53,7 +53,7 @@ struct Read {
 }
 
 impl BacklogReader {
-    /// Reads with this reader; `rebuild` makes events of records.
+    /// Reads with this reader; `rebuild` turns records into events.
     #[must_use]
     pub(crate) fn new(reader: Reader, rebuild: Rebuild) -> Self {
         let reading = PendingRead::Idle(Box::new(reader), None);
@@ -61,8 +61,8 @@ impl BacklogReader {
     }
 
     /// Reads up to `most` events of the backlog to the end of `into`, and notes them in the queue. While the disk fails
-    /// it waits and tries again; a block that stays unreadable in a file that can be read is skipped, and its records
-    /// count as damaged. Cancel-safe.
+    /// it waits and retries; a block that stays unreadable in a readable file is skipped, and its records count as
+    /// damaged. Cancel-safe.
     pub(super) async fn read(
         &mut self,
         backlog: &Backlog,
@@ -103,7 +103,7 @@ impl BacklogReader {
         }
     }
 
-    /// Begins a read where none is under way, and waits for its end.
+    /// Begins a read if none is in progress, and waits for its end.
     async fn finished(&mut self, backlog: &Backlog, most: usize, view: &BrokerStatus) -> io::Result<Read> {
         if let PendingRead::Idle(_, Some(next)) = &self.reading {
             sleep_until(*next).await;

@@ -1,18 +1,18 @@
-//! How long to wait before the next attempt.
+//! The waits between attempts.
 
 use std::time::Duration;
 
 /// Waits that double from `retry_min` to `retry_max`, with jitter.
 #[derive(Debug)]
 pub(super) struct Backoff {
-    least: Duration,
+    min: Duration,
     most: Duration,
     current: Duration,
 }
 
 impl Backoff {
-    pub(super) fn new(least: Duration, most: Duration) -> Self {
-        Self { least, most, current: least }
+    pub(super) fn new(min: Duration, most: Duration) -> Self {
+        Self { min, most, current: min }
     }
 
     pub(super) fn next(&mut self) -> Duration {
@@ -22,6 +22,6 @@ impl Backoff {
     }
 
     pub(super) fn reset(&mut self) {
-        self.current = self.least;
+        self.current = self.min;
     }
 }

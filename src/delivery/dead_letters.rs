@@ -8,7 +8,7 @@ use crate::brokers::{Headers, Refusal};
 use crate::dead_letters::Letter;
 use crate::event::Message;
 
-/// The letter of a message that the broker, or its address, refused.
+/// The letter of a message that was refused, by the broker or because of its address.
 pub(super) fn letter(message: &Message, headers: &Headers, refusal: &Refusal, attempts: u32) -> Letter {
     let event = &message.event;
     let list = headers.list(event).into_iter().map(|(name, value)| (name, Value::String(value)));

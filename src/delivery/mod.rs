@@ -1,4 +1,4 @@
-//! From the queue to the broker: publish (the ring), settle, dead letters.
+//! Delivery, from the queue to the broker: publish (the ring), settle, dead letters.
 
 mod backlog;
 mod backoff;

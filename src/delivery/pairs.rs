@@ -1,4 +1,4 @@
-//! Numbers for the pairs of event and target type that `events_published_total` counts by.
+//! Numbers for the pairs of event and target type by which `events_published_total` counts.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use crate::event::push_safe;
 use crate::queue::Buffer;
 use crate::status::MOST_PAIRS;
 
-/// What the pairs beyond the first hundred are called; a pair that is called so itself counts with them.
+/// The name of all pairs beyond the first hundred; a pair that really has this name counts with them.
 const OTHER: &str = "other";
 
 #[derive(Debug, Default)]
@@ -18,13 +18,13 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
-    /// The number of an event's pair; new ones are added to the books, beyond the first hundred all are `other`.
+    /// The number of an event's pair; new ones are added to the ledger, beyond the first hundred all are `other`.
     pub(super) fn number(&mut self, event: &Event, queue: &Buffer) -> u16 {
         self.scratch.clear();
         push_safe(&mut self.scratch, event.event());
         let split = self.scratch.len();
         push_safe(&mut self.scratch, event.target_type());
-        // The split belongs to the name: "a" + "bc" is not "ab" + "c".
+        // The split is part of the name: "a" + "bc" is not "ab" + "c".
         self.scratch.push(char::from(u8::try_from(split).unwrap_or(u8::MAX)));
         if let Some(number) = self.numbers.get(self.scratch.as_str()) {
             return *number;

@@ -1,9 +1,9 @@
 //! Publish: the one task that owns order, retry, back-off and settling.
 //!
 //! It takes events from the queue into the [`Ring`], hands them to the session oldest first, and settles them on the
-//! broker's verdicts. What the contract calls Lost, `RetryLater`, Refused and suspect is decided here and nowhere else.
+//! broker's verdicts. The consequences of Lost, `RetryLater`, Refused and a suspect are decided only here.
 //!
-//! Length: the one place of all these decisions, which are only understood side by side.
+//! Length: all these decisions are in one place, because they are best understood side by side.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
@@ -29,36 +29,37 @@ use crate::process::shutdown::Drain;
 use crate::queue::{Backlog, BrokerState, Buffer, Taken};
 use crate::status::{BrokerStatus, ConnectionState};
 
-/// How long verdicts of a lost session are waited for: purging at once turns every message in flight into a repeat.
+/// The time for which verdicts of a lost session are awaited: purging at once would turn every message in flight into a
+/// repeat.
 const COLLECT: Duration = Duration::from_secs(1);
 
-/// How much room the events already taken from the queue make at once; a batch shares one lock.
+/// The most room that the events already taken from the queue make at once; a batch shares one lock.
 const BATCH: usize = 256;
 
-/// How often it is looked whether a session that is not lost still reaches a broker.
-const LOOK: Duration = Duration::from_secs(1);
+/// The interval at which delivery checks whether a session that is not lost still reaches a broker.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Between the beginnings of two rounds: under load one wake of this thread takes many events and many verdicts, which
-/// saves a tenth of the processor time with RabbitMQ and NATS. An event that comes after a pause goes out at once.
+/// saves a tenth of the processor time with RabbitMQ and NATS. An event that arrives after a pause is sent at once.
 const PACE: Duration = Duration::from_millis(1);
 
-/// What the delivery task is made of.
+/// The parts of the delivery task.
 pub(crate) struct Parts {
-    /// Where events go.
+    /// The broker that receives events.
     pub(crate) broker: Box<dyn Broker>,
-    /// Where they go after a reload that says so.
+    /// The broker that replaces it after a reload.
     pub(crate) successor: Arc<Successor>,
-    /// Where they come from.
+    /// The queue that supplies events.
     pub(crate) queue: Arc<Buffer>,
-    /// What is counted beside the books.
+    /// The counters beside the ledger.
     pub(crate) metrics: Arc<Metrics>,
-    /// What others see.
+    /// The state that others see.
     pub(crate) view: BrokerStatus,
     /// `[publish]`.
     pub(crate) settings: Settings,
-    /// Dead letters, where they are kept.
+    /// The store of dead letters, if there is one.
     pub(crate) store: Option<Arc<Mutex<Store>>>,
-    /// The journal's backlog, where there is a journal.
+    /// The journal's backlog, if there is a journal.
     pub(crate) backlog: Option<BacklogReader>,
     /// The stop.
     pub(crate) drain: Drain,
@@ -82,9 +83,9 @@ pub(crate) struct Delivery {
     window: Window,
     backoff: Backoff,
     not_now: Throttle,
-    /// When the last round began.
+    /// The start of the last round.
     round: tokio::time::Instant,
-    /// The session lives, but its brokers do not answer.
+    /// A session exists, but its brokers do not answer.
     away: bool,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
     spill: Spill,
@@ -119,12 +120,12 @@ impl Delivery {
         }
     }
 
-    /// Delivers until the drain is over: everything is settled, or its deadline has come. What is left then is held
-    /// where it is kept, else lost. Says how many events were lost at the exit.
+    /// Delivers until the drain has ended: everything is settled, or its deadline has passed. Events left then are held
+    /// where they are kept, otherwise lost. Returns the number of events lost at the exit.
     pub(crate) async fn run(mut self) -> usize {
         let mut reported = String::new();
-        // Seen early: how old the oldest event is, and what the disk has damaged.
-        self.look_at_the_disk().await;
+        // Read early, so that the age of the oldest event and the damage on disk are known.
+        self.read_ahead().await;
         while !self.is_finished() {
             self.spill().await;
             self.succeed();
@@ -176,7 +177,7 @@ impl Delivery {
         lost
     }
 
-    /// Lets the successor take over, where one waits. What is in the ring keeps its address.
+    /// Replaces the broker by its successor, if there is one. Messages in the ring keep their addresses.
     fn succeed(&mut self) {
         if let Some(successor) = self.successor.take() {
             self.broker = successor;
@@ -184,7 +185,7 @@ impl Delivery {
         }
     }
 
-    /// Nothing is left, and nothing will come.
+    /// Whether nothing is left, and nothing more will arrive.
     fn is_finished(&self) -> bool {
         self.drain.has_begun() && self.holds_nothing() && self.queue.is_empty()
     }
@@ -193,7 +194,7 @@ impl Delivery {
         self.ring.unsettled() == 0 && self.taken.is_empty() && self.settler.is_empty()
     }
 
-    /// Settles what is judged; a disk that fails holds it up, but not the stop.
+    /// Settles messages with a verdict; a failing disk delays it, but not the stop.
     async fn settle(&mut self) {
         let interrupted = self.interrupted();
         tokio::select! {
@@ -204,8 +205,8 @@ impl Delivery {
         }
     }
 
-    /// Resolves when the drain begins and there is something to be done at once: to write to the journal what only
-    /// memory keeps, or to end because nothing is left. The ring stands still meanwhile.
+    /// Resolves when the drain begins and there is something to do at once: to write to the journal what only memory
+    /// keeps, or to end because nothing is left. The ring does not change meanwhile.
     fn interrupted(&self) -> impl Future<Output = ()> + Send + use<> {
         let (spill, idle) = (self.spill.clone(), self.holds_nothing());
         let (drain, queue) = (self.drain.clone(), self.queue.clone());
@@ -225,28 +226,29 @@ impl Delivery {
         }
     }
 
-    /// Waits for the writes that are under way at the end, for a moment: until they answer it is unknown what is kept.
+    /// Waits briefly for the writes in progress at the end: until they finish, it is unknown what is kept.
     async fn finish(&mut self) {
         let Self { spill, queue, settler, ring, taken, view, .. } = self;
         let _ = timeout(spill::LAST, settler.written(ring, queue, view)).await;
         spill.finish(queue, &mut Unsettled { settler, ring, taken }).await;
     }
 
-    /// Reads what is next, where that is on disk, if the disk answers soon. What is in memory can still be taken back there.
-    async fn look_at_the_disk(&mut self) {
+    /// Reads the next events, if they are on disk and the disk answers soon. Events in memory can still be withdrawn
+    /// there.
+    async fn read_ahead(&mut self) {
         let (Some(backlog), room) = (self.queue.on_disk(), self.room()) else { return };
         let Some(reader) = &mut self.backlog else { return };
         // The deadline only bounds the wait: the read continues, and the next call takes its result.
         let read = reader.read(&backlog, room, &self.queue, &self.view, &mut self.taken);
-        let _ = timeout(LOOK, read).await;
+        let _ = timeout(CHECK_INTERVAL, read).await;
     }
 
-    /// How many events delivery may take at once.
+    /// The number of events that delivery may take at once.
     fn room(&self) -> usize {
         self.settings.max_in_flight.saturating_sub(self.ring.span()).clamp(1, BATCH)
     }
 
-    /// Lets go of everything that its sender took back before it was sent.
+    /// Removes all events that their senders withdrew before they were sent.
     fn sweep(&mut self) {
         self.queue.sweep();
         for sequence in self.ring.withdrawn() {
@@ -256,7 +258,7 @@ impl Delivery {
         }
     }
 
-    /// Notes how things stand with the broker, also for those who wait for it.
+    /// Notes the state of the connection, also for the queue.
     fn note_connection(&self, state: ConnectionState) {
         self.view.state(state);
         self.queue.note_broker(if state == ConnectionState::Connected {
@@ -309,7 +311,7 @@ impl Delivery {
                 Err(lost) => break Some(lost),
             }
         };
-        // Stored verdicts may be on their way even though the session is lost.
+        // Stored verdicts may still arrive although the session is lost.
         let alone = (self.ring.handed() == 1).then(|| self.ring.handed_sequences().next()).flatten();
         let patience = self.drain.remaining().map_or(COLLECT, |left| left.min(COLLECT));
         session.close(patience, &mut self.verdicts).await;
@@ -322,10 +324,10 @@ impl Delivery {
         self.settle().await;
     }
 
-    /// Leaves a moment for more to come where the last round was just now.
+    /// Waits a moment for more events if the last round was just before.
     async fn pace(&mut self) {
         let next = self.round + PACE;
-        // A small window would be what limits the rate.
+        // A small window would limit the rate.
         let is_wide = self.window.most(self.settings.max_in_flight) >= BATCH;
         if is_wide && tokio::time::Instant::now() < next {
             tokio::select! {
@@ -336,7 +338,7 @@ impl Delivery {
         self.round = tokio::time::Instant::now();
     }
 
-    /// Some client libraries reconnect by themselves: says when the brokers are gone and when they are back.
+    /// Notes when the brokers become unreachable or reachable again, for client libraries that reconnect by themselves.
     fn look(&mut self, session: &dyn Session) {
         match session.away() {
             Some(error) if !self.away => {
@@ -361,7 +363,7 @@ impl Delivery {
         }
     }
 
-    /// The session is lost: note it, and find the message to blame if there is one.
+    /// Notes that the session is lost, and finds the message that caused it, if there is one.
     fn lost(&mut self, lost: SessionError, alone: Option<Sequence>) {
         self.metrics.broker_error(lost.kind);
         self.view.error(lost.kind, &lost.text);
@@ -375,7 +377,7 @@ impl Delivery {
             Cause::Message(refusal) => {
                 let culprit = alone.and_then(|sequence| self.ring.take(sequence, false));
                 if let Some(taken) = culprit {
-                    // Alone in flight, it closed the session: it is the one.
+                    // Alone in flight, it closed the session.
                     self.settler.refused(taken, refusal, &self.metrics);
                     self.window = Window::Open;
                 } else {
@@ -435,11 +437,11 @@ impl Delivery {
         Ok(Pumped::All(next))
     }
 
-    /// Opens or narrows the window when what it waited for has happened.
+    /// Opens or narrows the window once its condition is met.
     fn adjust_window(&mut self) {
         if let Some(next) = self.window.next(&self.ring) {
             if matches!(self.window, Window::Shut { .. }) {
-                // Whether it takes events again is seen when it confirms one.
+                // Whether it takes events again is known when it confirms one.
                 self.view.state(ConnectionState::Connected);
             }
             self.window = next;
@@ -451,7 +453,10 @@ impl Delivery {
         self.view.error(ErrorKind::NotNow, reason);
         self.note_connection(ConnectionState::Waiting);
         if self.not_now.admits() {
-            tracing::warn!(broker = self.broker.name(), "the broker takes nothing for now, waiting: {reason}");
+            tracing::warn!(
+                broker = self.broker.name(),
+                "the broker rejects messages temporarily, backing off: {reason}"
+            );
         }
         if !matches!(self.window, Window::Shut { .. }) {
             self.window = Window::Shut { again: Instant::now() + self.backoff.next() };
@@ -474,7 +479,7 @@ impl Delivery {
         if self.taken.is_empty() {
             found = self.queue.take(room, &mut self.taken);
         }
-        // Looked at after they were taken: what was accepted since it came is not sent to an old address.
+        // Checked after they were taken, so that events accepted since the reload are not sent to an old address.
         if self.successor.waits() {
             return Taken::Nothing;
         }
@@ -495,7 +500,7 @@ impl Delivery {
     /// Waits for verdicts, new events (those of `backlog` are to be read first), or time, and judges what arrived.
     async fn wait(&mut self, session: &mut dyn Session, backlog: Option<Backlog>) -> Result<Going, SessionError> {
         let succeeded = self.successor.waits();
-        // Where nobody answers, verdicts may never come, least of all for an address that is wrong.
+        // If no broker answers, verdicts may never arrive, least of all for an address that is wrong.
         let is_quiet = self.ring.handed() == 0 || session.away().is_some();
         if self.is_finished() || (succeeded && is_quiet) {
             return Ok(Going::Finished);
@@ -520,7 +525,7 @@ impl Delivery {
             () = self.successor.come(), if !succeeded => Ok(()),
             () = sleep_until(again), if again.is_some() => Ok(()),
             () = interrupted => Ok(()),
-            () = sleep(LOOK) => {
+            () = sleep(CHECK_INTERVAL) => {
                 self.sweep();
                 Ok(())
             }
@@ -554,9 +559,9 @@ impl Delivery {
     }
 }
 
-/// How much of what the window allows was handed over.
+/// The part of what the window allows that was handed over.
 enum Pumped {
-    /// Everything in memory; what is to be read from the journal next, if anything is.
+    /// Everything in memory; with the part of the journal to read next, if any.
     All(Option<Backlog>),
     Some,
 }

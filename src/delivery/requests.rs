@@ -157,7 +157,7 @@ impl Requests {
                 work.close().await;
             }
             Err(error) => {
-                tracing::error!(request = name, "gave a request about letters up: {error}");
+                tracing::error!(request = name, "dead-letter request failed: {error}");
                 work.progress.state = RequestState::Failed;
                 work.progress.error = Some(error.to_string());
                 work.close().await;

@@ -1,6 +1,6 @@
-//! The ordered ring of unsettled messages, oldest first: which may be sent next, which wait for a verdict.
+//! The ordered ring of unsettled messages, oldest first: those to be sent next, and those that wait for a verdict.
 //!
-//! Pure bookkeeping; [`super::publish`] decides when to send and what a verdict leads to.
+//! Pure bookkeeping; [`super::publish`] decides when to send and what follows from a verdict.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,9 +13,9 @@ use crate::event::{Event, Message};
 enum EntryState {
     /// To be sent: new, or sent before without an outcome.
     Waiting,
-    /// With the session since then.
+    /// Handed to the session at this time.
     Sent(Instant),
-    /// Gone from here, kept as a gap until everything older is gone too.
+    /// Settled; kept as a gap until everything older is settled, too.
     Settled,
 }
 
@@ -29,17 +29,17 @@ struct RingEntry {
     attempts: u32,
     /// The broker refused it for now: a younger one may have overtaken it.
     deferred: bool,
-    /// The broker has it, or may have it: its session was lost before the verdict came.
+    /// The broker has it, or may have it: its session was lost before the verdict arrived.
     stored: bool,
 }
 
-/// A message that left the ring.
+/// A message that was removed from the ring.
 #[derive(Debug)]
 pub(super) struct Removed {
     pub(super) message: Message,
     pub(super) pair: u16,
     pub(super) attempts: u32,
-    /// When the session got it, if it did.
+    /// The time at which the session got it, if it did.
     pub(super) handed: Option<Instant>,
     /// It was stored after a younger one of its key, or may have been.
     pub(super) overtaken: bool,
@@ -51,29 +51,29 @@ pub(super) struct Ring {
     slots: VecDeque<RingEntry>,
     /// The sequence of the first slot.
     first: Sequence,
-    /// Nothing before this slot is waiting.
+    /// No message before this slot waits to be sent.
     cursor: usize,
     handed: usize,
     settled: usize,
 }
 
 impl Ring {
-    /// How many slots the ring spans, gaps included.
+    /// The number of slots of the ring, gaps included.
     pub(super) fn span(&self) -> usize {
         self.slots.len()
     }
 
-    /// How many messages wait for a verdict.
+    /// The number of messages that wait for a verdict.
     pub(super) fn handed(&self) -> usize {
         self.handed
     }
 
-    /// How many messages are not settled.
+    /// The number of messages that are not settled.
     pub(super) fn unsettled(&self) -> usize {
         self.slots.len() - self.settled
     }
 
-    /// The sequence that the next new message will get: all that are here now are below it.
+    /// The sequence of the next new message: all current ones are below it.
     pub(super) fn end(&self) -> Sequence {
         self.first + self.slots.len() as Sequence
     }
@@ -83,7 +83,7 @@ impl Ring {
         self.first
     }
 
-    /// Receipt of the oldest unsettled message.
+    /// The receipt of the oldest unsettled message.
     pub(super) fn oldest(&self) -> Option<SystemTime> {
         let message = self.slots.iter().find_map(|slot| slot.message.as_ref())?;
         Some(message.event.origin.received)
@@ -103,7 +103,7 @@ impl Ring {
         });
     }
 
-    /// The oldest message that is to be sent, and how often it was sent before.
+    /// The oldest message to be sent, and the number of times it was sent before.
     pub(super) fn next(&mut self) -> Option<(Sequence, &Message, u32)> {
         while let Some(slot) = self.slots.get(self.cursor) {
             if matches!(slot.state, EntryState::Waiting) {
@@ -130,7 +130,7 @@ impl Ring {
         }
     }
 
-    /// Puts a message back among those to be sent, because the broker refused it for now.
+    /// Marks a message to be sent again, because the broker refused it for now.
     pub(super) fn defer(&mut self, sequence: Sequence) {
         let Some(slot) = self.slot(sequence) else { return };
         if matches!(slot.state, EntryState::Sent(_)) {
@@ -142,7 +142,7 @@ impl Ring {
         }
     }
 
-    /// Takes a message out because it is stored or refused; none where it is settled already.
+    /// Removes a message because it is stored or refused; none if it is settled already.
     pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<Removed> {
         let slot = self.slot(sequence)?;
         let handed = match slot.state {
@@ -152,7 +152,7 @@ impl Ring {
         };
         let message = slot.message.take()?;
         slot.state = EntryState::Settled;
-        // Refused now, it may have been stored by a session that was lost.
+        // Refused now, it may have been stored by a lost session.
         slot.stored |= stored;
         let (pair, attempts, deferred) = (slot.pair, slot.attempts, slot.deferred && slot.stored);
         if handed.is_some() {
@@ -181,7 +181,7 @@ impl Ring {
         }
     }
 
-    /// The session is gone: everything unsettled is to be sent again, oldest first.
+    /// Marks everything unsettled to be sent again, oldest first, because the session is lost.
     pub(super) fn rewind(&mut self) {
         for slot in &mut self.slots {
             if matches!(slot.state, EntryState::Sent(_)) {
@@ -193,7 +193,7 @@ impl Ring {
         self.cursor = 0;
     }
 
-    /// The sequences of messages that are to be sent, and that nobody waits for any more.
+    /// The sequences of messages to be sent that their senders have withdrawn.
     pub(super) fn withdrawn(&self) -> Vec<Sequence> {
         let is_withdrawn = |slot: &RingEntry| {
             let waits = slot.message.as_ref().and_then(|message| message.event.waiter.as_ref());
@@ -325,8 +325,8 @@ mod tests {
     }
 
     proptest! {
-        /// Against any mix of verdicts and lost sessions: handed-over counts agree, a window is sent oldest first,
-        /// nothing stored is sent again, and in the end everything is settled.
+        /// For any mix of verdicts and lost sessions: handed-over counts agree, a window is sent oldest first, nothing
+        /// stored is sent again, and in the end everything is settled.
         #[test]
         fn settles_everything_in_the_end(steps in proptest::collection::vec((0u8..5, 0usize..20), 1..200)) {
             let mut ring = Ring::default();

@@ -8,15 +8,15 @@ use crate::settings::Section;
 /// `[publish]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// The most unconfirmed messages.
+    /// The maximum number of unconfirmed messages.
     pub(crate) max_in_flight: usize,
-    /// The longest that a sender waits for what `ack` promises.
+    /// The longest time that a sender waits for what `ack` promises.
     pub(crate) timeout: Duration,
     /// The shortest wait between two attempts to reach the broker.
     pub(crate) retry_min: Duration,
-    /// The longest.
+    /// The longest wait between two attempts.
     pub(crate) retry_max: Duration,
-    /// Which headers go along.
+    /// The headers that are sent.
     pub(crate) headers: HeaderStyle,
 }
 
@@ -37,7 +37,7 @@ impl Settings {
             section.problem("timeout", "must be above 0, or no sender ever gets a 200 in `published` mode");
         }
         if settings.retry_min.is_zero() {
-            section.problem("retry_min", "must be above 0, or an absent broker is asked without a pause");
+            section.problem("retry_min", "must be above 0, or an unreachable broker is retried without a pause");
         }
         if settings.retry_max < settings.retry_min {
             section.problem("retry_max", "is below `publish.retry_min`");
@@ -49,7 +49,7 @@ impl Settings {
 /// `[dead_letters]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DeadLetterLimit {
-    /// The most bytes of the store.
+    /// The size limit of the store, in bytes.
     pub(crate) bytes: usize,
 }
 
@@ -59,8 +59,8 @@ impl DeadLetterLimit {
         Self { bytes: section.size("max_bytes") }
     }
 
-    /// Returns the problem where not even one dead letter fits: delivery would wait for room for ever. JSON doubles a body at
-    /// most, and everything beside it takes less than 4 KiB.
+    /// The problem if not even one dead letter fits: delivery would wait for room for ever. JSON at most doubles a
+    /// body, and everything beside it takes less than 4 KiB.
     #[must_use]
     pub(crate) fn problem(self, largest_body: usize) -> Option<String> {
         let needed = 2 * largest_body + (4 << 10);

@@ -18,21 +18,21 @@ use crate::queue::{Buffer, Settlement};
 use crate::status::BrokerStatus;
 use crate::status::{Loss, RefusalReason};
 
-/// How long delivery waits before it tries again to write dead letters.
+/// The time that delivery waits before it retries to write dead letters.
 const DISK_RETRY: Duration = Duration::from_secs(1);
 
-/// Collects what one batch of verdicts settles.
+/// Collects the outcomes of one batch of verdicts.
 #[derive(Debug)]
 pub(super) struct Settler {
     settlement: Settlement,
     refused: Vec<(Removed, Refusal)>,
-    /// Of the events in `settlement` that somebody waits for.
+    /// The outcomes of events in `settlement` that a request waits for.
     ended: Vec<(Arc<Waiter>, Outcome)>,
-    /// None: there are no dead letters.
+    /// None if there are no dead letters.
     store: Option<Arc<Mutex<Store>>>,
-    /// A write of the first refused messages that is under way: never started twice, even if the wait for it is cancelled.
+    /// A write of the first refused messages, in progress: never started twice, even if the wait for it is cancelled.
     writing: Option<JoinHandle<Result<usize, String>>>,
-    /// The time of the next try after a write that failed.
+    /// The time of the next attempt after a failed write.
     again: Option<tokio::time::Instant>,
     headers: Headers,
     throttle: Throttle,
@@ -46,7 +46,7 @@ impl Settler {
         Self { settlement, refused, ended, store, writing: None, again: None, headers, throttle }
     }
 
-    /// A confirmed message.
+    /// Settles a confirmed message.
     pub(super) fn published(&mut self, taken: &Removed, now: Instant, metrics: &Metrics) {
         if let Some(handed) = taken.handed {
             metrics.publish_duration(now.saturating_duration_since(handed));
@@ -60,7 +60,7 @@ impl Settler {
         end(&mut self.ended, &taken.message.event, Outcome::Kept);
     }
 
-    /// A message refused for good.
+    /// Settles a message refused for good.
     pub(super) fn refused(&mut self, taken: Removed, refusal: Refusal, metrics: &Metrics) {
         metrics.broker_error(ErrorKind::Refused);
         if taken.overtaken {
@@ -76,14 +76,14 @@ impl Settler {
                 if self.store.is_some() {
                     "; it becomes a dead letter"
                 } else {
-                    "; lost, for there is no `state_directory` to keep it in"
+                    "; lost, because there is no `state_directory` to keep it in"
                 },
             );
         }
         self.refused.push((taken, refusal));
     }
 
-    /// How many refused messages wait to be settled.
+    /// The number of refused messages that wait to be settled.
     pub(super) fn refused_count(&self) -> usize {
         self.refused.len()
     }
@@ -94,7 +94,7 @@ impl Settler {
     }
 
     /// Writes the dead letters of the batch, counts everything, frees its room. While the disk is full or fails it
-    /// waits and tries again: nothing is dropped. Cancel-safe: what is not settled yet stays here.
+    /// waits and retries: nothing is dropped. Cancel-safe: unsettled messages stay here.
     pub(super) async fn settle(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) {
         // The confirmed ones first: they need not wait for a disk.
         self.count(ring, queue, view);
@@ -125,7 +125,7 @@ impl Settler {
         }
     }
 
-    /// Waits for the write that is under way, if one is, and settles what it wrote. Cancel-safe.
+    /// Waits for the write in progress, if there is one, and settles what it wrote. Cancel-safe.
     pub(super) async fn written(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) {
         let Some(writing) = &mut self.writing else { return };
         let written = writing.await.unwrap_or_else(|_| Err("the writer of dead letters panicked".to_owned()));
@@ -146,7 +146,7 @@ impl Settler {
         }
     }
 
-    /// Takes the first refused messages out: dead letters with their reason, or lost where there is none.
+    /// Removes the first refused messages: dead letters with their reason, or lost if there is none.
     fn release(&mut self, count: usize, kept_as: impl Fn(&Refusal) -> Option<RefusalReason>) {
         for (taken, refusal) in self.refused.drain(..count) {
             self.settlement.release(&taken.message.event);
@@ -165,7 +165,7 @@ impl Settler {
             return;
         }
         let oldest = self.refused.first().map(|(taken, _)| taken.message.event.origin.received);
-        // The broker has them, the books do not know yet: a test may end the process here.
+        // The broker has them, the ledger does not know it yet: a test may end the process here.
         if failpoint::pass("publish.settled").is_err() {
             return;
         }
@@ -177,7 +177,7 @@ impl Settler {
         complete_all(self.ended.drain(..));
     }
 
-    /// A message that its sender took back before it was sent.
+    /// Settles a message that its sender withdrew before it was sent.
     pub(super) fn withdrawn(&mut self, taken: &Removed) {
         self.settlement.withdrawn += 1;
         self.settlement.release(&taken.message.event);
@@ -189,15 +189,15 @@ impl Settler {
     }
 }
 
-/// Notes how an event ended, where somebody waits for it and has not been told before (the journal tells at once).
+/// Notes the outcome of an event, if a request waits for it and has no outcome yet (the journal completes at once).
 fn end(ended: &mut Vec<(Arc<Waiter>, Outcome)>, event: &Event, outcome: Outcome) {
     if let Some(waiter) = event.waiter.as_ref().filter(|waiter| waiter.outcome().is_none()) {
         ended.push((waiter.clone(), outcome));
     }
 }
 
-/// Writes dead letters on a thread of their own: a disk that hangs must not hold the delivery thread up. How many of them
-/// are written.
+/// Writes dead letters on a thread of their own, because a disk that hangs must not block the delivery thread. Returns
+/// the number written.
 fn write(store: Arc<Mutex<Store>>, entries: Vec<NewLetter>) -> JoinHandle<Result<usize, String>> {
     tokio::task::spawn_blocking(move || {
         let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,7 +1,7 @@
-//! The stop's first step: what only memory keeps is written to the journal, a piece at a time.
+//! The stop's first step: events that only memory keeps are written to the journal, a piece at a time.
 //!
-//! A disk that does not answer in time has neither written nor refused: delivery continues meanwhile, and the next look
-//! shows how the write ended. Only an error, or the end of the process, decides against the journal.
+//! A disk that does not answer in time has neither written nor refused: delivery continues meanwhile, and the next call
+//! finds out how the write ended. Only an error, or the end of the process, means that the journal does not have them.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use crate::event::Event;
 use crate::event::{Outcome, Waiter};
 use crate::queue::{Buffer, SpillResult};
 
-/// How much is written at once.
+/// The number of bytes written at once.
 const BYTES: usize = 1 << 20;
 
-/// How long delivery waits for the writes before it continues beside them.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time that delivery waits for the writes before it continues beside them.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the end waits for a write that is under way, beyond the stop's deadline.
+/// The time that the end waits for a write in progress, beyond the stop's deadline.
 pub(super) const LAST: Duration = Duration::from_secs(4);
 
-/// How far the spill is.
+/// The progress of the spill.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Spill {
     /// The stop has not begun.
@@ -32,7 +32,7 @@ pub(super) enum Spill {
     NotBegun,
     /// A piece is being written; its waiter has the outcome.
     Writing(Arc<Waiter>),
-    /// Everything is written, or the journal takes no more.
+    /// Everything is written, or the journal accepts no more.
     Over,
 }
 
@@ -51,7 +51,7 @@ impl Unsettled<'_> {
 }
 
 impl Spill {
-    /// Whether there is nothing more to be written.
+    /// Whether nothing more is to be written.
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Self::Over)
     }
@@ -67,18 +67,18 @@ impl Spill {
         }
     }
 
-    /// Writes on. The first time it waits a moment for the disk, so that what can be kept is kept before anything else;
-    /// afterwards it takes what has been written, and returns.
+    /// Continues writing. The first time it waits briefly for the disk, so that as much as possible is kept before
+    /// anything else; afterwards it collects finished writes, and returns.
     pub(super) async fn advance(&mut self, queue: &Buffer, held: &mut Unsettled<'_>) {
-        let patience = if matches!(self, Self::NotBegun) { PATIENCE } else { Duration::ZERO };
-        self.advance_until(queue, held, Instant::now() + patience).await;
+        let limit = if matches!(self, Self::NotBegun) { FIRST_WAIT } else { Duration::ZERO };
+        self.advance_until(queue, held, Instant::now() + limit).await;
     }
 
-    /// Waits for what is under way, at the end; what is unknown then is in memory alone.
+    /// Waits for the writes in progress at the end; events with an unknown outcome count as in memory only.
     pub(super) async fn finish(&mut self, queue: &Buffer, held: &mut Unsettled<'_>) {
         self.advance_until(queue, held, Instant::now() + LAST).await;
         if !self.is_over() {
-            self.give_up(queue, held, "the disk does not answer; it may have been written all the same");
+            self.give_up(queue, held, "the disk does not answer; it may have been written nevertheless");
         }
     }
 

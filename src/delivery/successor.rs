@@ -1,4 +1,4 @@
-//! Successor: the broker that takes over from the one in force, once a reload has changed where events go.
+//! The successor: the broker that replaces the current one, once a reload has changed routes.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -6,7 +6,7 @@ use tokio::sync::Notify;
 
 use crate::brokers::Broker;
 
-/// Where it waits for the delivery task, which lets it take over when nothing is in flight.
+/// The slot in which it waits for the delivery task, which replaces the broker when nothing is in flight.
 #[derive(Default)]
 pub(crate) struct Successor {
     broker: Mutex<Option<Box<dyn Broker>>>,
@@ -14,24 +14,24 @@ pub(crate) struct Successor {
 }
 
 impl Successor {
-    /// This one shall take over, instead of any that still waits: the same broker in the same place, with other routes.
-    /// What is accepted from now on goes where it says.
+    /// Replaces the pending broker, if any, by the same broker in the same place, with other routes. Events accepted
+    /// from now on use them.
     pub(crate) fn put(&self, broker: Box<dyn Broker>) {
         *self.lock() = Some(broker);
         self.came.notify_one();
     }
 
-    /// Whether one waits.
+    /// Whether one is pending.
     pub(super) fn waits(&self) -> bool {
         self.lock().is_some()
     }
 
-    /// The one that waits.
+    /// Takes the pending broker.
     pub(super) fn take(&self) -> Option<Box<dyn Broker>> {
         self.lock().take()
     }
 
-    /// Resolves while one waits. Only for one task at a time.
+    /// Resolves while one is pending. Only for one task at a time.
     pub(super) async fn come(&self) {
         while !self.waits() {
             self.came.notified().await;

@@ -1,8 +1,8 @@
-//! Delivery against a scripted broker: order, accounting, and what the words of the contract lead to.
+//! Delivery against a scripted broker: order, accounting, and the consequences of each answer of the contract.
 //!
-//! The broker stores what it confirms in the order in which it confirms it; a script says what it does instead.
+//! The broker stores messages in the order in which it confirms them; a script makes it behave differently.
 //!
-//! Length: the broker, its script and what follows from each step are only understood together.
+//! Length: the broker, its script and the consequences of each step are best understood together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex};
@@ -24,7 +24,7 @@ use crate::queue::{Ack, Buffer, Mode};
 use crate::status::BrokerStatus;
 use crate::status::{Ledger, Limits, Loss, RefusalReason, SourceBook, Totals};
 
-/// What the broker does with the next message, once its script has a step for it.
+/// The broker's reaction to the next message, once its script has a step for it.
 #[derive(Clone, Copy, Debug)]
 enum BrokerStep {
     Store,
@@ -37,9 +37,10 @@ enum BrokerStep {
     LoseAfterStore,
     /// No connection the next time.
     FailConnect,
-    /// As `Store` or, at connect, as `FailConnect`; and a reload sends everything else to another address.
+    /// Does the same as `Store` or, at connect, as `FailConnect`; and a reload sends everything else to another
+    /// address.
     Reroute,
-    /// The same, and then the session is away: it says no more.
+    /// Does the same, and then the session stays silent.
     Vanish,
 }
 
@@ -47,7 +48,7 @@ enum BrokerStep {
 struct World {
     script: VecDeque<BrokerStep>,
     stored: Vec<String>,
-    /// Of each that is stored: how often there were other routes when it was rendered.
+    /// For each stored message, how often the routes had changed when it was rendered.
     addresses: Vec<String>,
     successor: Arc<Successor>,
     reroutes: usize,
@@ -88,7 +89,7 @@ impl World {
 
 struct ScriptedSession {
     world: Arc<Mutex<World>>,
-    /// With id and address.
+    /// The messages with id and address.
     waiting: VecDeque<(Sequence, String, String)>,
     away: bool,
     news: tokio::sync::Notify,
@@ -210,7 +211,7 @@ struct RunResult {
     totals: Totals,
     ledger: Ledger,
     out_of_order: bool,
-    /// By the clock of the runtime, which jumps ahead whenever everybody sleeps.
+    /// The time by the clock of the runtime, which jumps ahead whenever all tasks sleep.
     took: Duration,
     _directory: tempfile::TempDir,
 }
@@ -220,7 +221,7 @@ fn run(world: World, events: &[(String, String)], max_in_flight: usize, has_stat
     run_with(world, events, max_in_flight, has_state.then_some(1 << 20))
 }
 
-/// The same with so many bytes for dead letters, or none.
+/// Does the same with this many bytes for dead letters, or none.
 fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, letters: Option<usize>) -> RunResult {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -321,7 +322,7 @@ fn sends_again_in_order_after_a_lost_session_and_before_anything_new() {
     let world = World { script: script.into(), ..World::default() };
     let ended = run(world, &events(6, 1), 4, true);
     let stored: Vec<&str> = ended.world.stored.iter().map(|id| &id[..2]).collect();
-    // n2 was stored although its session was lost: it comes twice, in its place.
+    // n2 was stored although its session was lost: it is stored twice, in its place.
     assert_eq!(stored, ["n0", "n1", "n2", "n2", "n3", "n4", "n5"]);
     assert_eq!((ended.world.connects, ended.totals.published), (4, 6));
 }
@@ -374,7 +375,7 @@ fn sends_what_comes_after_a_reload_elsewhere_once_nothing_is_in_flight() {
     let ended = run(World { script: script.into(), ..World::default() }, &events, 4, true);
     let expected: Vec<String> = events.iter().map(|(name, _)| id(name)).collect();
     assert_eq!(ended.world.stored, expected, "each once, in order");
-    // Those that were stored, and those in flight beside the fifth.
+    // The stored ones, and those in flight beside the fifth.
     let addresses = [vec!["address 0"; 8], vec!["address 1"; 12]].concat();
     assert_eq!(ended.world.addresses, addresses);
     assert_eq!((ended.world.connects, ended.totals.published, ended.totals.mismatch()), (2, 20, 0));
@@ -433,7 +434,7 @@ fn step() -> impl Strategy<Value = BrokerStep> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Whatever the broker does: every event ends published or as a dead letter, the books agree, and the first
+    /// Whatever the broker does: every event ends published or as a dead letter, the ledger agrees, and the first
     /// deliveries of a key are in order unless it is counted.
     #[test]
     fn nothing_is_lost_and_order_holds_whatever_the_broker_does(

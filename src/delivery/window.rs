@@ -1,4 +1,4 @@
-//! How many messages may be in flight at the moment.
+//! The number of messages that may be in flight at the moment.
 
 use std::time::Instant;
 
@@ -13,25 +13,25 @@ pub(super) enum Window {
     /// One at a time, until everything below this sequence is settled: order holds, and a message that closes the
     /// session is found.
     One {
-        /// The first sequence that is none of their business.
+        /// First sequence after the messages being retried one at a time.
         until: Sequence,
         /// One of them may have closed the session.
         suspect: bool,
     },
-    /// None: the broker takes nothing for now. Verdicts outstanding are collected, then it is tried again.
+    /// No message: the broker takes nothing for now. Outstanding verdicts are collected, then it is tried again.
     Shut {
-        /// When.
+        /// The time of the next attempt.
         again: Instant,
     },
 }
 
 impl Window {
-    /// One at a time for everything that is in the ring now.
+    /// Restricts everything that is in the ring now to one at a time.
     pub(super) fn one(ring: &Ring, suspect: bool) -> Self {
         Self::One { until: ring.end(), suspect }
     }
 
-    /// The most messages in flight.
+    /// The maximum number of messages in flight.
     pub(super) fn most(self, max_in_flight: usize) -> usize {
         match self {
             Self::Open => max_in_flight,
@@ -40,7 +40,7 @@ impl Window {
         }
     }
 
-    /// Whether new events are of use.
+    /// Whether new events can be used.
     pub(super) fn is_open(self) -> bool {
         self == Self::Open
     }
@@ -50,7 +50,7 @@ impl Window {
         matches!(self, Self::One { suspect: true, .. })
     }
 
-    /// When to try again, if only time is waited for.
+    /// The time of the next attempt, if only time is waited for.
     pub(super) fn again(self, ring: &Ring) -> Option<Instant> {
         match self {
             Self::Shut { again } if ring.handed() == 0 => Some(again),
@@ -58,7 +58,7 @@ impl Window {
         }
     }
 
-    /// The window after what this one waited for has happened; none while it has not.
+    /// The next window, once the condition of this one is met; none before.
     pub(super) fn next(self, ring: &Ring) -> Option<Self> {
         match self {
             Self::One { until, .. } if ring.begin() >= until => Some(Self::Open),

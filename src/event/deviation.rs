@@ -1,17 +1,17 @@
-//! Departures of a payload from the documented one: which field, which kind. Names of fields only, never values.
+//! Departures of a payload from the documented one: the field and the kind. Names of fields only, never values.
 
 use std::fmt;
 
-/// A field that the vendor documents, or that its webhooks are known to carry.
+/// A field that the vendor documents, or that its webhooks are known to have.
 ///
 /// Source: the vendor's page on webhook payloads; `flawId` is another name for `findingId`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Field {
     /// Identifies the webhook request.
     Cuid,
-    /// Names who caused it.
+    /// Names the person who caused the event.
     ActorCuid,
-    /// Names what happened.
+    /// Names the event.
     Event,
     /// Names the one entity concerned.
     TargetCuid,
@@ -34,10 +34,10 @@ pub(crate) enum Field {
 }
 
 impl Field {
-    /// How many there are.
+    /// The number of fields.
     pub(crate) const COUNT: usize = Self::ALL.len();
 
-    /// All of them, in their documented order.
+    /// All fields, in their documented order.
     pub(crate) const ALL: [Self; 12] = [
         Self::Cuid,
         Self::ActorCuid,
@@ -72,7 +72,7 @@ impl Field {
         }
     }
 
-    /// The field of this name.
+    /// The field with this name.
     #[must_use]
     pub(crate) fn named(name: &str) -> Option<Self> {
         Some(match name {
@@ -93,31 +93,31 @@ impl Field {
     }
 }
 
-/// How a field departs from what is documented.
+/// The ways in which a field departs from what is documented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Deviation {
-    /// A required field is not there: `cuid`, `actorCuid`, `event`, `targetType`, `text`, or, named `targetCuid`, both
+    /// A required field is absent: `cuid`, `actorCuid`, `event`, `targetType`, `text`, or, named `targetCuid`, both
     /// `targetCuid` and `targetCuids`.
     Missing,
     /// It is `null`.
     Null,
-    /// It is of another type.
+    /// It has another type.
     Type,
     /// It is an empty text or list. `text` may be empty.
     Empty,
-    /// It is given twice; the last one counts.
+    /// It occurs twice; the last one counts.
     Duplicate,
-    /// `targetCuids` is given beside `targetCuid`, neither of them `null`.
+    /// `targetCuids` occurs beside `targetCuid`, neither of them `null`.
     BothTargets,
     /// It has a lone surrogate. `text` may have one.
     Surrogate,
 }
 
 impl Deviation {
-    /// How many there are.
+    /// The number of kinds.
     pub(crate) const COUNT: usize = Self::ALL.len();
 
-    /// All of them.
+    /// All kinds.
     pub(crate) const ALL: [Self; 7] =
         [Self::Missing, Self::Null, Self::Type, Self::Empty, Self::Duplicate, Self::BothTargets, Self::Surrogate];
 
@@ -155,7 +155,7 @@ impl Deviation {
 pub(crate) struct Deviations([u16; Deviation::COUNT]);
 
 impl Deviations {
-    /// Adds one.
+    /// Adds a departure.
     pub(crate) fn note(&mut self, field: Field, deviation: Deviation) {
         self.0[deviation as usize] |= 1 << field as u16;
     }
@@ -166,13 +166,13 @@ impl Deviations {
         self.0 == [0; Deviation::COUNT]
     }
 
-    /// Whether this one is among them.
+    /// Whether this departure is among them.
     #[must_use]
     pub(crate) fn has(&self, field: Field, deviation: Deviation) -> bool {
         self.0[deviation as usize] & (1 << field as u16) != 0
     }
 
-    /// All of them, in the order in which they are displayed.
+    /// All departures, in the order in which they are displayed.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Field, Deviation)> + '_ {
         let of = |deviation: Deviation| Field::ALL.into_iter().map(move |field| (field, deviation));
         Deviation::ALL.into_iter().flat_map(of).filter(|(field, deviation)| self.has(*field, *deviation))

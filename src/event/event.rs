@@ -7,29 +7,29 @@ use std::time::{Instant, SystemTime};
 use crate::event::Deviations;
 use crate::event::Waiter;
 
-/// What an event costs of `buffer.max_bytes` beside its body, in bytes.
+/// The memory that an event uses beside its body, in bytes, as counted for `buffer.max_bytes`.
 ///
 /// An [`Event`] is about 260 bytes, its decoded fields about 150, three allocations add about 50.
 pub(crate) const EVENT_OVERHEAD: usize = 512;
 
-/// What is kept of a field beside the body, in bytes: a key or header made of more would only bring the message above
-/// the broker's own limit.
+/// The number of bytes kept of a field beside the body: a longer key or header would only push the message over the
+/// broker's own limit.
 const LONGEST_FIELD: usize = 1024;
 
-/// The decoded fields of a payload that templates and headers need; one that is absent is empty.
+/// The decoded fields of a payload that templates and headers need; an absent field is empty.
 ///
 /// Source: the vendor's page on webhook payloads.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Fields<'a> {
-    /// Unique identifier of the webhook request.
+    /// The unique identifier of the webhook request.
     pub(crate) cuid: &'a str,
-    /// Who triggered it.
+    /// The user who triggered it.
     pub(crate) actor_cuid: &'a str,
-    /// What happened.
+    /// The name of the event.
     pub(crate) event: &'a str,
     /// The one entity concerned, or the first of several.
     pub(crate) target_cuid: &'a str,
-    /// Kind of entity.
+    /// The kind of entity.
     pub(crate) target_type: &'a str,
     /// The client's number.
     pub(crate) client_id: &'a str,
@@ -39,7 +39,7 @@ pub(crate) struct Fields<'a> {
     pub(crate) finding_id: &'a str,
     /// The assessment's number.
     pub(crate) assessment_id: &'a str,
-    /// How the payload departs from the documented one.
+    /// The departures from the documented payload.
     pub(crate) deviations: Deviations,
     /// The content type of the body.
     pub(crate) content_type: ContentType,
@@ -51,7 +51,7 @@ pub(crate) enum ContentType {
     /// JSON, as every accepted event is.
     #[default]
     Json,
-    /// Anything else, kept and then published as it is.
+    /// Anything else, kept and later published unchanged.
     Octets,
 }
 
@@ -72,33 +72,33 @@ pub(crate) fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
 
-/// What of the request, beside its body, goes on to the broker.
+/// The parts of the request, beside its body, that are passed on to the broker.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
-    /// Name of the source, as in the settings.
+    /// The name of the source, as in the settings.
     pub(crate) source: Arc<str>,
-    /// The `X-Authorization-HMAC-256` header as received (64 hex digits), where there was one.
+    /// The `X-Authorization-HMAC-256` header as received (64 hex digits), if there was one.
     pub(crate) signature: Option<[u8; 64]>,
-    /// Whether that signature was verified: not where the source is unsigned.
+    /// Whether that signature was verified: not if the source is unsigned.
     pub(crate) verified: bool,
-    /// A well-formed W3C `traceparent` header (55 bytes), where there was one.
+    /// A well-formed W3C `traceparent` header (55 bytes), if there was one.
     pub(crate) traceparent: Option<Box<str>>,
-    /// Wall clock when the head of the request was read.
+    /// The wall clock when the head of the request was read.
     pub(crate) received: SystemTime,
 }
 
-/// What keeps an event if this process ends before it is settled.
+/// The place that keeps an event if this process ends before it is settled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
-    /// Nothing: it is in memory only.
+    /// No place: it is in memory only.
     Memory,
     /// The journal, under this sequence.
     Journal(u64),
-    /// The dead letter it was made from, which goes only when this event is settled.
+    /// The dead letter it was made from, which is deleted only when this event is settled.
     DeadLetter,
 }
 
-/// Puts an event together again from what the journal or a letter kept of it, whatever the body is.
+/// Rebuilds an event from the parts that the journal or a letter kept, whatever the body is.
 pub(crate) type Rebuild = fn(Origin, Box<[u8]>) -> Box<Event>;
 
 /// The event id and the decoded fields, owned: one allocation for all of them.
@@ -112,7 +112,7 @@ pub(crate) struct Labels {
 }
 
 impl Labels {
-    /// Copies the fields, each as far as it is kept; `digest` is the verified MAC of the body, or its SHA-256 where
+    /// Copies the fields, each up to its kept length; `digest` is the verified MAC of the body, or its SHA-256 if
     /// unsigned.
     #[must_use]
     pub(crate) fn new(fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
@@ -152,108 +152,108 @@ impl Labels {
         Self { text: text.into_boxed_str(), ends, deviations, content_type }
     }
 
-    /// The event id: `<cuid>-<first 12 hex of the digest>`, without a `cuid` its first 32 hex.
+    /// The event id: `<cuid>-<first 12 hex of the digest>`, or its first 32 hex if there is no `cuid`.
     #[must_use]
     pub(crate) fn id(&self) -> &str {
         &self.text[..usize::from(self.ends[1])]
     }
 }
 
-/// One accepted event: the signed bytes, and what was learnt of them.
+/// One accepted event: the signed bytes, and what was read from them.
 #[derive(Clone)]
 pub(crate) struct Event {
-    /// Where it came from.
+    /// The origin of the event.
     pub(crate) origin: Origin,
     /// The signed bytes, at their exact size.
     pub(crate) body: Box<[u8]>,
-    /// When it was accepted, for durations.
+    /// The time of acceptance, for durations.
     pub(crate) accepted: Instant,
-    /// What keeps it beside this memory.
+    /// The place that keeps it beside this memory.
     pub(crate) kept: Kept,
-    /// Of one who waits until it is settled.
+    /// Wakes the request that waits for the outcome, if any.
     pub(crate) waiter: Option<Arc<Waiter>>,
     labels: Labels,
 }
 
 impl Event {
-    /// Puts an event together; `digest` is the verified MAC of the body, or its SHA-256 where unsigned.
+    /// Builds an event; `digest` is the verified MAC of the body, or its SHA-256 if unsigned.
     #[cfg(test)]
     pub(crate) fn new(origin: Origin, body: Box<[u8]>, fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
         Self::labelled(origin, body, Labels::new(fields, digest), Instant::now())
     }
 
-    /// Puts an event together from labels made before, which borrow nothing of the body; `accepted` is about now.
+    /// Builds an event from existing labels, which borrow nothing of the body; `accepted` is about now.
     #[must_use]
     pub(crate) fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels, accepted: Instant) -> Self {
         Self { origin, body, accepted, kept: Kept::Memory, waiter: None, labels }
     }
 
-    /// The field that ends with this one of the ends.
+    /// The field with this index among the ends.
     fn part(&self, at: usize) -> &str {
         &self.labels.text[usize::from(self.labels.ends[at - 1])..usize::from(self.labels.ends[at])]
     }
 
-    /// The event id: `<cuid>-<first 12 hex of the digest>`, without a `cuid` its first 32 hex.
+    /// The event id: `<cuid>-<first 12 hex of the digest>`, or its first 32 hex if there is no `cuid`.
     #[must_use]
     pub(crate) fn id(&self) -> &str {
         self.labels.id()
     }
 
-    /// The payload's `cuid`, empty where absent.
+    /// The payload's `cuid`, empty if absent.
     #[must_use]
     pub(crate) fn cuid(&self) -> &str {
         &self.labels.text[..usize::from(self.labels.ends[0])]
     }
 
-    /// The payload's `event`, empty where absent.
+    /// The payload's `event`, empty if absent.
     #[must_use]
     pub(crate) fn event(&self) -> &str {
         self.part(2)
     }
 
-    /// The payload's `targetType`, empty where absent.
+    /// The payload's `targetType`, empty if absent.
     #[must_use]
     pub(crate) fn target_type(&self) -> &str {
         self.part(3)
     }
 
-    /// The payload's `actorCuid`, empty where absent.
+    /// The payload's `actorCuid`, empty if absent.
     #[must_use]
     pub(crate) fn actor_cuid(&self) -> &str {
         self.part(4)
     }
 
-    /// The payload's `targetCuid` or the first of its `targetCuids`, empty where absent.
+    /// The payload's `targetCuid` or the first of its `targetCuids`, empty if absent.
     #[must_use]
     pub(crate) fn target_cuid(&self) -> &str {
         self.part(5)
     }
 
-    /// The payload's `clientId`, empty where absent.
+    /// The payload's `clientId`, empty if absent.
     #[must_use]
     pub(crate) fn client_id(&self) -> &str {
         self.part(6)
     }
 
-    /// The payload's `reportId`, empty where absent.
+    /// The payload's `reportId`, empty if absent.
     #[must_use]
     pub(crate) fn report_id(&self) -> &str {
         self.part(7)
     }
 
-    /// The payload's `findingId` or `flawId`, empty where absent.
+    /// The payload's `findingId` or `flawId`, empty if absent.
     #[must_use]
     pub(crate) fn finding_id(&self) -> &str {
         self.part(8)
     }
 
-    /// The payload's `assessmentId`, empty where absent.
+    /// The payload's `assessmentId`, empty if absent.
     #[must_use]
     pub(crate) fn assessment_id(&self) -> &str {
         self.part(9)
     }
 
-    /// How the payload departs from the documented one.
+    /// The departures from the documented payload.
     #[must_use]
     pub(crate) fn deviations(&self) -> &Deviations {
         &self.labels.deviations
@@ -272,7 +272,7 @@ impl Event {
         std::str::from_utf8(digits).ok()
     }
 
-    /// What it takes of `buffer.max_bytes`.
+    /// The bytes it uses of `buffer.max_bytes`.
     #[must_use]
     pub(crate) fn cost(&self) -> usize {
         self.body.len() + EVENT_OVERHEAD
@@ -296,9 +296,9 @@ impl fmt::Debug for Event {
 pub(crate) struct Message {
     /// The event.
     pub(crate) event: Box<Event>,
-    /// Topic, exchange, subject or file name.
+    /// The topic, exchange, subject or file name.
     pub(crate) address: Arc<str>,
-    /// Record key or routing key; empty where the broker has none.
+    /// The record key or routing key; empty if the broker has none.
     pub(crate) key: Arc<str>,
 }
 

@@ -1,4 +1,4 @@
-//! The event, from the sender's bytes to the message that a broker takes, and the request that may wait for it.
+//! The event, from the sender's bytes to the message that a broker receives, and the request that may wait for it.
 
 mod deviation;
 mod event;

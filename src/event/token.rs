@@ -1,6 +1,6 @@
 //! The address form of a value: only `A-Z a-z 0-9 _ -`, at most 64 characters, never empty.
 
-/// The longest a value becomes in an address, in characters.
+/// The maximum length of a value in an address, in characters.
 pub(crate) const LONGEST_TOKEN: usize = 64;
 
 /// Appends a value in its address form.

@@ -1,21 +1,21 @@
-//! The waiter of an event whose outcome a request waits for: one atomic state, and who is told when it ends.
+//! The waiter of an event whose outcome a request waits for: one atomic state, and the wake list to notify.
 //!
-//! Whoever settles events (the journal's writer, delivery) does so in batches, on a thread of its own. Each waiting
-//! thread has a [`WakeList`] and is woken once per batch, not once per event.
+//! Events are settled in batches, by the journal's writer or delivery, each on a thread of its own. Each waiting thread
+//! has a [`WakeList`] and is woken once per batch, not once per event.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-/// How it ended.
+/// The outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// What the mode promises has happened: it is in the journal, or confirmed, or a dead letter.
+    /// The promise of the mode was kept: it is in the journal, or confirmed, or a dead letter.
     Kept,
     /// It could not be kept.
     Failed,
-    /// Its sender gave up before it was sent.
+    /// The sender gave up before it was sent.
     Withdrawn,
 }
 
@@ -25,7 +25,7 @@ const KEPT: u8 = 2;
 const FAILED: u8 = 3;
 const WITHDRAWN: u8 = 4;
 
-/// The state of one event that somebody waits for.
+/// The state of one event that a request waits for.
 #[derive(Debug)]
 pub(crate) struct Waiter {
     state: AtomicU8,
@@ -34,20 +34,20 @@ pub(crate) struct Waiter {
 }
 
 impl Waiter {
-    /// A waiter on the thread of this list; without one, it is woken directly.
+    /// Creates a waiter for a request on the thread of this list; without a list, it is woken directly.
     #[must_use]
     pub(crate) fn new(wakes: Option<Arc<WakeList>>) -> Arc<Self> {
         Arc::new(Self { state: AtomicU8::new(WAITING), wakes, ended: Notify::new() })
     }
 
-    /// Notes that the event is given to the broker's client; false where it was withdrawn before.
+    /// Notes that the event was passed to the broker's client; false if it was withdrawn before.
     #[must_use]
     pub(crate) fn send(&self) -> bool {
         let sent = self.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire);
         sent != Err(WITHDRAWN)
     }
 
-    /// Takes the event back; false where it was sent, or has ended.
+    /// Withdraws the event; false if it was sent, or has an outcome.
     #[must_use]
     pub(crate) fn withdraw(&self) -> bool {
         let withdrawn =
@@ -58,13 +58,13 @@ impl Waiter {
         withdrawn
     }
 
-    /// Whether it was taken back.
+    /// Whether it was withdrawn.
     #[must_use]
     pub(crate) fn is_withdrawn(&self) -> bool {
         self.state.load(Ordering::Acquire) == WITHDRAWN
     }
 
-    /// How it ended, if it has.
+    /// The outcome, if there is one.
     #[must_use]
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         match self.state.load(Ordering::Acquire) {
@@ -75,12 +75,12 @@ impl Waiter {
         }
     }
 
-    /// Waits for the end. Any number may wait; cancel-safe.
+    /// Waits for the outcome. Any number may wait; cancel-safe.
     pub(crate) async fn wait(&self) -> Outcome {
         let ended = self.ended.notified();
         tokio::pin!(ended);
         loop {
-            // Enlisted before the look at the state: an end in between is not missed.
+            // Enlisted before the state is read: an outcome in between is not missed.
             ended.as_mut().enable();
             if let Some(outcome) = self.outcome() {
                 return outcome;
@@ -100,7 +100,7 @@ impl Waiter {
     }
 }
 
-/// Ends a batch of waiters; each thread that waits for some is woken once.
+/// Completes a batch of waiters; each waiting thread is woken once.
 pub(crate) fn complete_all(waiters: impl IntoIterator<Item = (Arc<Waiter>, Outcome)>) {
     let mut lists: Vec<Arc<WakeList>> = Vec::new();
     for (waiter, outcome) in waiters {
@@ -119,7 +119,7 @@ pub(crate) fn complete_all(waiters: impl IntoIterator<Item = (Arc<Waiter>, Outco
     }
 }
 
-/// The waiters of one thread that have ended and are not woken yet.
+/// The completed waiters of one thread that are not woken yet.
 #[derive(Debug, Default)]
 pub(crate) struct WakeList {
     ended: Mutex<Vec<Arc<Waiter>>>,
@@ -127,7 +127,7 @@ pub(crate) struct WakeList {
 }
 
 impl WakeList {
-    /// Wakes those who wait on this thread, for ever; runs on that thread.
+    /// Wakes the tasks that wait on this thread, for ever; runs on that thread.
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
             self.news.notified().await;
@@ -169,7 +169,7 @@ mod tests {
         for waiter in waiting {
             assert_eq!(waiter.await.unwrap(), Outcome::Kept);
         }
-        assert_eq!(waiter.wait().await, Outcome::Kept, "also for one who comes late");
+        assert_eq!(waiter.wait().await, Outcome::Kept, "also for a late caller");
         delivering.abort();
     }
 }

@@ -19,14 +19,14 @@ use crate::ingress::not_http::Unreadable;
 use crate::process::logs::Throttle;
 use crate::process::shutdown::{Drain, Phase};
 
-/// Connections the kernel holds until they are accepted.
+/// The number of connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
 
 /// The pause after an error of resources: the next attempt would fail as well.
 const RESOURCE_PAUSE: Duration = Duration::from_millis(100);
 
-/// One listening socket per thread, all on one address: the kernel spreads connections over them, or one queue is
-/// shared by all.
+/// The listening sockets, one per thread, all on one address. Either the kernel spreads connections over them, or they
+/// share one queue.
 #[derive(Debug)]
 pub(crate) struct Listeners {
     sockets: Vec<StdListener>,
@@ -34,12 +34,12 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Binds `count` sockets; port 0 takes a free one.
+    /// Binds `count` sockets; port 0 picks a free port.
     ///
     /// # Errors
-    /// The address is taken, or not of this machine.
+    /// The address is in use, or does not belong to this machine.
     pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Self> {
-        // With SO_REUSEPORT from the beginning a second program of this user would share the port in silence.
+        // With SO_REUSEPORT on the first socket, a second program of this user could silently share the port.
         let first = bind(address, Sharing::Alone)?;
         let address = first.local_addr()?;
         let mut sockets = vec![first];
@@ -49,11 +49,11 @@ impl Listeners {
         Ok(Self { sockets, address })
     }
 
-    /// Shares a socket among `count` threads: each accepts from its one queue. What nobody has accepted when they close
-    /// it stays there for whoever has it besides.
+    /// Shares a socket among `count` threads, which accept from its one queue. Connections that are still queued when
+    /// these sockets are closed remain for other holders of the socket.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// No file descriptor is available.
     pub(crate) fn share(socket: StdListener, count: usize) -> io::Result<Self> {
         let address = socket.local_addr()?;
         let mut sockets = vec![socket];
@@ -63,7 +63,7 @@ impl Listeners {
         Ok(Self { sockets, address })
     }
 
-    /// Where they listen.
+    /// The address the sockets listen on.
     #[must_use]
     pub(crate) fn address(&self) -> SocketAddr {
         self.address
@@ -76,19 +76,19 @@ impl Listeners {
     }
 }
 
-/// Who may listen on the address of a socket when it is bound.
+/// The sockets that may listen on the same address when this one is bound.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Sharing {
-    /// Nobody; those that are bound later may.
+    /// None; sockets bound later may share the address.
     Alone,
     /// Other sockets of this program.
     Among,
 }
 
-/// Lets a socket on `[::]` take IPv4 as well, whatever the system's default is.
+/// Lets a socket on `[::]` accept IPv4 as well, whatever the system's default is.
 ///
 /// # Errors
-/// The socket does not take the option.
+/// The socket does not support the option.
 pub(crate) fn take_both_families(socket: &Socket, address: SocketAddr) -> io::Result<()> {
     if address.is_ipv6() && address.ip().is_unspecified() {
         socket.set_only_v6(false)?;
@@ -108,8 +108,8 @@ fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
     Ok(socket.into())
 }
 
-/// Serves one listening socket until the stop reaches [`Phase::Closing`]; then finishes what has begun, until the
-/// stop's deadline. Runs in a `LocalSet`.
+/// Serves one listening socket until the stop reaches [`Phase::Closing`]; then finishes the requests that have begun,
+/// until the stop's deadline. Runs in a `LocalSet`.
 ///
 /// # Errors
 /// The socket cannot be used.
@@ -147,11 +147,11 @@ pub(crate) async fn serve(
             accepted = accept(&listener, &throttle) => accepted,
             () = &mut until_closing => break,
         };
-        // What is over the limit waits, in the kernel but for one per thread. A permit taken before the connection would
-        // be kept from the thread that the kernel gives the next one to.
+        // Above the limit, connections wait in the kernel's queue, plus one per thread. Taking the permit before
+        // `accept` could starve the thread that gets the next connection.
         let (place, is_last) = tokio::select! {
             place = connections.admit() => (place, false),
-            // It is accepted, so it is served, be it beyond the limit.
+            // Already accepted: serve it even above the limit.
             () = &mut until_closing => (connections.admit_beyond(), true),
         };
         let task = ConnectionTask { peer, thread: thread.clone(), place, drain: drain.clone() };
@@ -177,9 +177,9 @@ async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, Sock
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => {
-                // Answers are small and whole: waiting for more to send would only delay them.
+                // Answers are small and written whole: delaying them to collect more data would gain nothing.
                 let _ = stream.set_nodelay(true);
-                // On a socket of both families an IPv4 peer has a mapped address.
+                // On a dual-stack socket an IPv4 peer has a mapped address.
                 return (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
             }
             Err(error) if is_of_one_connection(&error) => {}
@@ -195,7 +195,8 @@ async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, Sock
     }
 }
 
-/// Whether only the one connection is concerned (accept(2) reports its network errors), not this program's resources.
+/// Whether the error concerns one connection only (accept(2) reports its network errors), not the resources of this
+/// program.
 fn is_of_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -10,12 +10,12 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
 
-/// After an answer given before the body was read, so much time to read and discard it: the sender, who may be busy
-/// writing, would else see a reset instead of the answer.
+/// The time spent on reading and discarding the body after an answer that was given before the body was read. Otherwise
+/// a sender that is still writing would see a reset instead of the answer.
 const DISCARD: Duration = Duration::from_secs(1);
 
-/// From this size on a body has memory pages of its own, which are taken only as they are filled: the C library is told so
-/// at start (`app::memory`).
+/// From this size on a body has memory pages of its own, which are taken only as they are filled. The allocator's
+/// threshold is set at start (`app::memory`).
 pub(crate) const LARGE: usize = 64 << 10;
 
 /// The size of a memory page on most processors.
@@ -24,13 +24,13 @@ const PAGE: usize = 4 << 10;
 /// The bytes that the C library keeps before an allocation in a mapping of its own.
 const MAPPING: usize = 16;
 
-/// The bytes that all bodies being read may take together.
+/// The number of bytes that all bodies being read may take together.
 #[derive(Debug)]
 pub(super) struct Budget {
     free: AtomicUsize,
 }
 
-/// A part of the budget, given back when dropped.
+/// A share of the budget, given back when dropped.
 #[derive(Debug)]
 pub(super) struct Share {
     budget: Arc<Budget>,
@@ -66,15 +66,15 @@ impl Drop for Share {
     }
 }
 
-/// Why there is no body.
+/// The reason why there is no body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BodyError {
     TooLarge,
     TooSlow,
     NoBudget,
-    /// The framing of its chunks is broken.
+    /// The chunked framing is broken.
     Malformed,
-    /// The sender left.
+    /// The sender disconnected.
     Left,
 }
 
@@ -82,16 +82,16 @@ pub(super) enum BodyError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Keep {
     All,
-    /// It is read to its end all the same: how that ends decides the answer. But it takes no memory.
+    /// The body is read to its end, because how it ends decides the answer, but not kept in memory.
     Nothing,
 }
 
-/// Whether the announced length alone is too large.
+/// Whether the announced length alone exceeds the limit.
 pub(super) fn is_too_large(body: &Incoming, most: usize) -> bool {
     body.size_hint().lower() > most as u64
 }
 
-/// Reads the whole body to a buffer of its exact size.
+/// Reads the whole body into a buffer of its exact size.
 ///
 /// hyper's own `Bytes` would keep its whole read buffer alive, eight times the memory of small bodies.
 pub(super) async fn read(
@@ -103,12 +103,13 @@ pub(super) async fn read(
 ) -> Result<(Box<[u8]>, Share), BodyError> {
     let mut deadline = None;
     let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| BodyError::TooLarge)?;
-    // What takes memory is charged, and that grows with what arrives: an announced length alone takes nothing from others.
+    // Only memory that is used is charged, and that grows with what arrives: an announced length alone takes nothing
+    // from other requests.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
     let mut bytes = Vec::new();
     let mut length = 0;
     loop {
-        // What came with the head needs neither clock nor timer.
+        // Bytes that arrived with the head need neither clock nor timer.
         let polled = if let Some(polled) = body.frame().now_or_never() {
             polled
         } else {
@@ -130,7 +131,7 @@ pub(super) async fn read(
             continue;
         }
         if announced >= LARGE {
-            // A mapping of its own: what has not arrived takes no memory.
+            // A mapping of its own: bytes that have not arrived take no memory.
             share.grow(filled(length).min(announced))?;
             if bytes.capacity() == 0 {
                 bytes.reserve_exact(announced);
@@ -146,7 +147,7 @@ pub(super) async fn read(
 }
 
 /// The next capacity for `length` bytes: exact for a body that arrives at once, at most doubled for others, and never
-/// beyond what the body can reach.
+/// more than the body can reach.
 fn grown(capacity: usize, length: usize, announced: usize, most: usize) -> usize {
     let end = if announced == 0 { most } else { announced };
     (2 * capacity).min(end).max(length)
@@ -157,7 +158,7 @@ fn filled(length: usize) -> usize {
     (length + MAPPING).next_multiple_of(PAGE)
 }
 
-/// hyper reports broken framing as invalid input or data, a connection that ended as anything else.
+/// hyper reports broken framing as invalid input or data, a closed connection as anything else.
 fn broken(error: &hyper::Error) -> BodyError {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {
@@ -166,7 +167,7 @@ fn broken(error: &hyper::Error) -> BodyError {
     }
 }
 
-/// Reads and discards what is left of a body, for a short time, while the answer is on its way.
+/// Reads and discards the rest of a body for a short time, while the answer is being sent.
 pub(super) async fn discard(mut body: Incoming) {
     let deadline = Instant::now() + DISCARD;
     while let Ok(Some(Ok(_))) = timeout_at(deadline, body.frame()).await {}

@@ -1,15 +1,15 @@
-//! Who sent a request, for logs and `/status` alone: the peer, or whom proxies that are trusted say they speak for.
+//! The client of a request, for logs and `/status` alone: the peer, or the address that trusted proxies report.
 
 use std::net::{IpAddr, SocketAddr};
 
 use hyper::header::HeaderMap;
 use ipnet::IpNet;
 
-/// Each proxy adds whom it speaks for at the end; all headers of this name are one list.
+/// Each proxy appends the address it speaks for; all headers of this name form one list.
 const HEADER: &str = "x-forwarded-for";
 
-/// The address of the client: from the right the first that is no trusted proxy's. What stands left of it anybody can
-/// have written, and left of what is no address as well.
+/// The address of the client: the first from the right that is not a trusted proxy. Anything to the left of it may be
+/// forged, and so may anything to the left of an entry that is not an address.
 pub(super) fn client(peer: SocketAddr, trusted: &[IpNet], headers: &HeaderMap) -> String {
     let is_trusted = |address: IpAddr| trusted.iter().any(|network| network.contains(&address));
     if !is_trusted(peer.ip().to_canonical()) {

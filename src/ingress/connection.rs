@@ -1,4 +1,4 @@
-//! One connection: its socket, the phase it is in, and what a request's handler may know of it.
+//! One connection: its socket, its phase, the arrival of a request's first byte, and whether the peer has disconnected.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -15,14 +15,15 @@ use tokio::net::TcpStream;
 
 use crate::ingress::connections::ConnectionSlot;
 
-/// The most that is read at once. hyper's read buffer starts with 8 KiB and doubles only when a read fills it: so it
-/// stays at that for everything but a large head.
+/// The largest single read. hyper's read buffer starts at 8 KiB and doubles only when a read fills it, so it keeps that
+/// size for everything but a large head.
 pub(super) const READ: usize = 8 * 1024 - 1;
 
-/// The first bytes of a request that are remembered: the HTTP/2 preface is 24 bytes long.
+/// The number of first bytes of a request that are remembered: the HTTP/2 preface is 24 bytes long.
 const FIRST: usize = 24;
 
-/// The socket of a connection, shared by what reads and writes it and by what looks at it. All on one thread.
+/// The socket of a connection, shared by the code that reads and writes it and the code that inspects it. All on one
+/// thread.
 #[derive(Clone, Debug)]
 pub(super) struct Socket(Rc<SharedSocket>);
 
@@ -35,9 +36,9 @@ struct SharedSocket {
 /// The result of reading and discarding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Discarded {
-    /// Nothing more at the moment.
+    /// No more bytes at the moment.
     Pending,
-    /// The peer's end, or an error.
+    /// The peer has closed its side, or an error occurred.
     End,
 }
 
@@ -58,23 +59,23 @@ impl Socket {
         ready.is_some_and(|ready| ready.is_ok_and(Ready::is_read_closed))
     }
 
-    /// Whether bytes wait to be read. Asks the socket itself: the runtime may not know of them yet.
+    /// Whether bytes wait to be read. Asks the socket itself, because the runtime may not know of them yet.
     pub(super) fn has_unread(&self) -> bool {
         let stream = self.0.stream.borrow();
         let mut byte = [std::mem::MaybeUninit::uninit()];
         SockRef::from(&*stream).peek(&mut byte).is_ok_and(|read| read > 0)
     }
 
-    /// Closes this side; the peer's bytes are still taken.
+    /// Closes this side; the peer's bytes are still read.
     pub(super) fn close_write(&self) {
-        // It fails where the connection has ended.
+        // This fails if the connection has ended.
         let _ = SockRef::from(&*self.0.stream.borrow()).shutdown(std::net::Shutdown::Write);
     }
 
     /// Reads and discards what has arrived.
     pub(super) fn poll_discard(&self, context: &mut Context<'_>) -> Poll<Discarded> {
         let mut buffer = [0; 4096];
-        // Others on this thread have their turn after so many reads.
+        // Other tasks of this thread run after this many reads.
         for _ in 0..16 {
             let mut read = ReadBuf::new(&mut buffer);
             match Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(context, &mut read) {
@@ -131,13 +132,13 @@ impl AsyncWrite for Socket {
 /// The phase of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RequestPhase {
-    /// No request is under way.
+    /// No request is in progress.
     Idle,
     /// The first byte of a request has arrived, its head is not complete.
     Head,
     /// A request is being handled.
     Request,
-    /// The answer is on its way; the connection is idle once it is written.
+    /// The answer is being written; the connection is idle afterwards.
     Answer,
 }
 
@@ -147,14 +148,14 @@ pub(super) struct Connection {
     socket: Socket,
     slot: Arc<ConnectionSlot>,
     phase: Cell<RequestPhase>,
-    /// The begin of the idle time, or of the request.
+    /// The start of the idle time, or of the request.
     since: Cell<Instant>,
-    /// The beginning of the last request.
+    /// The first bytes of the last request.
     first: Cell<[u8; FIRST]>,
     /// No byte of a request has arrived yet.
     is_silent: Cell<bool>,
     is_verified: Cell<bool>,
-    /// The rest of a refused body is being discarded: its bytes begin no request.
+    /// The rest of a refused body is being discarded: its bytes do not start a request.
     is_discarding: Cell<bool>,
 }
 
@@ -180,7 +181,7 @@ impl Connection {
         self.phase.get()
     }
 
-    /// The begin of the idle time, or of the request.
+    /// The start of the idle time, or of the request.
     pub(super) fn since(&self) -> Instant {
         self.since.get()
     }
@@ -190,7 +191,7 @@ impl Connection {
         self.is_silent.get()
     }
 
-    /// The beginning of the last request, filled up with zeros.
+    /// The first bytes of the last request, padded with zeros.
     pub(super) fn first(&self) -> [u8; FIRST] {
         self.first.get()
     }
@@ -200,7 +201,7 @@ impl Connection {
         self.socket.is_closed_by_peer()
     }
 
-    /// Notes that a request was genuine: the connection is among the last to be replaced.
+    /// Notes that a request was genuine: the connection becomes one of the last to be replaced.
     pub(super) fn verified(&self) {
         self.is_verified.set(true);
     }
@@ -215,14 +216,14 @@ impl Connection {
     /// Notes that a request is being handled; returns the arrival of its first byte.
     pub(super) fn begin_request(&self) -> Instant {
         if self.phase.replace(RequestPhase::Request) != RequestPhase::Head {
-            // Its first byte was read together with the request before it.
+            // The first byte was read together with the previous request.
             self.slot.busy();
             self.since.set(Instant::now());
         }
         self.since.get()
     }
 
-    /// Notes that the request is answered; what arrives next is another one.
+    /// Notes that the request is answered; what arrives next is another request.
     pub(super) fn answered(&self) {
         self.phase.set(RequestPhase::Answer);
     }
@@ -245,7 +246,7 @@ impl Connection {
         self.begin_head();
     }
 
-    /// Notes that hyper waits for bytes: after an answer only once all of it is written.
+    /// Notes that hyper waits for bytes; after an answer this counts only once all of it is written.
     fn waits(&self) {
         if self.phase.get() == RequestPhase::Answer && !self.is_discarding.get() {
             let now = Instant::now();
@@ -256,14 +257,14 @@ impl Connection {
     }
 }
 
-/// The rest of a refused body is being discarded.
+/// Discards the rest of a refused body until dropped.
 #[derive(Debug)]
 pub(super) struct Discarding(Rc<Connection>);
 
 impl Drop for Discarding {
     fn drop(&mut self) {
         self.0.is_discarding.set(false);
-        // hyper may wait already, and will not say so again.
+        // hyper may be waiting already, and would not report it again.
         self.0.waits();
     }
 }
@@ -416,6 +417,6 @@ mod tests {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        panic!("it was not seen");
+        panic!("not seen in time");
     }
 }

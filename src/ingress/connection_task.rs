@@ -32,14 +32,14 @@ use crate::ingress::head::{FirstHead, HEAD_BYTES, detach};
 use crate::ingress::not_http::{self, Unreadable};
 use crate::ingress::tls::ServerTls;
 
-/// How long the stop waits for the first byte of a connection that has sent none: a few round trips.
+/// The time for which the stop waits for the first byte of a connection that has sent none: a few round trips.
 const FIRST_BYTE: Duration = Duration::from_secs(2);
 
-/// After this side is closed, the peer's bytes are taken for so long: a request that was on its way meets no reset, and
-/// a sender that is still writing sees the answer it was given.
+/// The time for which the peer's bytes are read after this side is closed: a request that was in flight meets no reset,
+/// and a sender that is still writing sees its answer.
 const LINGER: Duration = Duration::from_secs(1);
 
-/// The most connections of a thread that linger although their permit has gone to another.
+/// The number of connections of a thread that may linger after their permit was given to another connection.
 const REPLACED: usize = 64;
 
 /// The state that the connections of one thread share.
@@ -67,7 +67,7 @@ pub(super) struct ConnectionTask {
 /// The time at which a connection ends by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Due {
-    /// Not while its request is handled.
+    /// A request is being handled.
     Never,
     At(Instant),
     Now,
@@ -146,7 +146,7 @@ impl Timer<'_> {
 }
 
 impl ConnectionTask {
-    /// Serves the connection to its end, in a task of its own: one for a plain connection, which needs no room for TLS.
+    /// Serves the connection to its end in a task of its own. A plain connection's task needs no room for TLS.
     pub(super) fn spawn(self, stream: TcpStream) {
         let settings = self.thread.local.now();
         let timeouts = Timeouts { head: settings.settings.header_timeout, idle: settings.settings.idle_timeout };
@@ -170,7 +170,7 @@ impl ConnectionTask {
         self.linger(connection.socket()).await;
     }
 
-    /// Makes the TLS handshake; one that a stop meets has as long as a first byte.
+    /// Performs the TLS handshake; one in progress when a stop begins gets as much time as a first byte.
     async fn handshake(&self, socket: &Socket, tls: &ServerTls, timeouts: Timeouts) -> Option<TlsStream<Socket>> {
         let mut drain = self.drain.clone();
         let too_late = async {
@@ -185,7 +185,7 @@ impl ConnectionTask {
         let why: &dyn std::fmt::Display = match &shaken {
             Ok(Ok(_)) => return shaken.ok()?.ok(),
             Ok(Err(error)) => &not_http::why(error),
-            Err(_) => &"it was too slow",
+            Err(_) => &"timed out",
         };
         self.thread.unreadable.handshake(self.peer, socket.has_heard(), why);
         None
@@ -252,12 +252,12 @@ impl ConnectionTask {
             let begun = of_request.begin_request();
             detach(&mut request);
             let ingress = thread.local.now();
-            // Boxed: hyper keeps room for it from the first moment of a connection, whether a request arrives or not.
+            // Boxed: hyper keeps room for it from the start of a connection, whether a request arrives or not.
             Box::pin(async move {
                 let sender = Sender { peer, begun, connection: of_request, wakes: &thread.wakes };
                 let mut reply = ingress.handle(request, &sender).await;
                 of_request.answered();
-                // Other certificates, other authorities: the next request needs a new connection.
+                // The certificates or authorities have changed: the next request needs a new connection.
                 let is_outdated = !ServerTls::is_same(tls, ingress.settings.tls.as_ref());
                 if is_outdated || thread.is_leaving.get() {
                     reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -267,11 +267,11 @@ impl ConnectionTask {
         });
         let mut builder = http1::Builder::new();
         builder
-            // A sender that ends its side after the request still gets its answer.
+            // A sender may half-close after the request and still receive the answer.
             .half_close(true)
-            // Answers are small: copied behind their head they go out in one piece.
+            // Answers are small: copied behind their head they are sent in one piece.
             .writev(false)
-            // The time-outs are this task's own.
+            // This task keeps the time-outs itself.
             .header_read_timeout(None)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
@@ -305,7 +305,7 @@ impl ConnectionTask {
                 if connection.phase() == RequestPhase::Head {
                     return Poll::Ready(End::TooSlow);
                 }
-                // The last look: a request that has arrived is answered.
+                // The last check: a request that has arrived is answered.
                 if connection.socket().has_unread() {
                     connection.begin_head();
                 } else {
@@ -324,7 +324,7 @@ impl ConnectionTask {
             RequestPhase::Head => Due::At(since + timeouts.head),
             RequestPhase::Idle if self.place.slot().is_claimed() => Due::Now,
             RequestPhase::Idle => match self.thread.closing.get() {
-                // One that has just been accepted may still send its first request.
+                // A connection that has just been accepted may still send its first request.
                 Some(closing) if connection.is_silent() => {
                     Due::At((closing + FIRST_BYTE).min(since + timeouts.head))
                 }
@@ -335,7 +335,7 @@ impl ConnectionTask {
         }
     }
 
-    /// Closes this side, then takes the peer's bytes for a moment. A connection that is replaced gives its permit away
+    /// Closes this side, then reads the peer's bytes for a moment. A connection that is replaced gives up its permit
     /// first.
     async fn linger(self, socket: &Socket) {
         socket.close_write();

@@ -1,9 +1,10 @@
 //! The connections of all threads: permits for as many as may be open, and the replacement of idle ones once all
 //! permits are taken.
 //!
-//! Each connection has a [`ConnectionSlot`], which its own thread updates without a lock. A thread that needs room scans the slots,
-//! claims the connection that has been idle longest, and wakes its task; only that task closes it, after a last look at
-//! the socket. The freed permit wakes the thread that waits. A claim that comes to nothing is repeated after [`LOOK`].
+//! Each connection has a [`ConnectionSlot`], which its own thread updates without a lock. A thread that needs room
+//! scans the slots, claims the connection that has been idle longest, and wakes its task; only that task closes it,
+//! after a last check of the socket. The freed permit wakes the waiting thread. A claim without effect is repeated
+//! after [`SEARCH_INTERVAL`].
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
@@ -14,9 +15,9 @@ use futures_util::task::AtomicWaker;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The pause between two searches for an idle connection while a new one waits.
-const LOOK: Duration = Duration::from_millis(50);
+const SEARCH_INTERVAL: Duration = Duration::from_millis(50);
 
-/// A connection that carried a verified request is replaced only after it has been idle for so long.
+/// The time for which a connection that carried a verified request must have been idle before it is replaced.
 const VERIFIED_IDLE: Duration = Duration::from_secs(5);
 
 /// The zero of [`ConnectionSlot`]'s times.
@@ -41,7 +42,7 @@ pub(super) struct ConnectionSlot {
     waker: AtomicWaker,
 }
 
-/// A request is under way: the connection must not be closed.
+/// A request is in progress: the connection must not be closed.
 const BUSY: u64 = u64::MAX - 1;
 
 /// Another thread needs the connection's permit.
@@ -70,12 +71,12 @@ impl ConnectionSlot {
         self.state.store(u64::try_from(since).unwrap_or(u64::MAX >> 3) << 2 | rank as u64, Ordering::Release);
     }
 
-    /// Notes that no request is under way.
+    /// Notes that no request is in progress.
     pub(super) fn idle(&self, is_verified: bool, since: Instant) {
         self.set(if is_verified { Rank::Verified } else { Rank::Unverified }, since);
     }
 
-    /// Notes that a request has begun; takes back a claim.
+    /// Notes that a request has begun; cancels a claim.
     pub(super) fn busy(&self) {
         self.state.store(BUSY, Ordering::Release);
     }
@@ -95,7 +96,8 @@ impl ConnectionSlot {
         self.waker.register(waker);
     }
 
-    /// Its place in the order of replacement, with the state that it was read from; none while it must not be closed.
+    /// The position in the order of replacement, with the state it was read from; none while the connection must not be
+    /// closed.
     fn rank(&self, now: u64) -> Option<(Rank, u64)> {
         let state = self.state.load(Ordering::Acquire);
         if state >= BUSY {
@@ -161,8 +163,8 @@ impl Connections {
         self.capacity.load(Ordering::Relaxed)
     }
 
-    /// Changes the number of permits. Where more connections are open than that, they stay, and a new one is accepted
-    /// only once enough have ended or were replaced. Runs in a runtime.
+    /// Changes the number of permits. Existing connections are kept; new ones wait until enough have ended or were
+    /// replaced. Runs in a runtime.
     ///
     /// # Panics
     /// Never: the semaphore is not closed.
@@ -181,11 +183,11 @@ impl Connections {
         let making_room = async {
             loop {
                 self.claim_idlest();
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(SEARCH_INTERVAL).await;
             }
         };
         let permit = tokio::select! {
-            // First: room is made only where there is none.
+            // First: room is made only when no permit is free.
             biased;
             permit = self.permits.clone().acquire_owned() => permit,
             () = making_room => unreachable!("it has no end"),
@@ -193,7 +195,7 @@ impl Connections {
         self.place(Some(permit.expect("the semaphore is never closed")))
     }
 
-    /// A place beyond the limit, for a connection that was accepted already.
+    /// Admits a connection beyond the limit: it was accepted already.
     pub(super) fn admit_beyond(self: &Arc<Self>) -> Admission {
         self.place(None)
     }
@@ -208,13 +210,13 @@ impl Connections {
         Admission { connections: self.clone(), slot, _permit: permit }
     }
 
-    /// Claims the connection that is first in the order of replacement; does nothing where there is none.
+    /// Claims the connection that is first in the order of replacement; does nothing if there is none.
     fn claim_idlest(&self) {
         let now = u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX);
         let slots = self.lock();
         let ranked = slots.iter().filter_map(|slot| Some((slot.rank(now)?, slot)));
         let Some(((_, state), slot)) = ranked.min_by_key(|(rank, _)| *rank) else { return };
-        // Where a request has begun meanwhile, the next look finds another.
+        // If a request has begun meanwhile, the next search finds another.
         if slot.state.compare_exchange(state, CLAIMED, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
             slot.waker.wake();
         }

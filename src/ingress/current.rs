@@ -1,4 +1,4 @@
-//! The ingress as the settings are at the moment: a reload puts another in its place, for requests that begin then.
+//! The ingress built from the current settings. A reload replaces it, for requests that begin afterwards.
 
 use std::cell::RefCell;
 use std::ops::Deref;
@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use crate::ingress::handle::{Ingress, Shared};
 use crate::ingress::settings::{Settings, Source};
 
-/// What all threads look at.
+/// The ingress that all threads read.
 pub(crate) struct CurrentIngress(ArcSwap<Ingress>);
 
 impl std::fmt::Debug for CurrentIngress {
@@ -32,15 +32,15 @@ impl CurrentIngress {
         self.0.load_full()
     }
 
-    /// From now on these are the settings. Requests that have begun end with those they began with; a source that stays
-    /// keeps its books, by its name.
+    /// Replaces the settings. Requests in progress end with the previous ones; a source that stays keeps its counts, by
+    /// its name.
     pub(crate) fn apply(&self, settings: Settings, sources: &[Source], read_budget: usize) {
         let next = self.0.load().renewed(settings, sources, read_budget);
         self.0.store(Arc::new(next));
     }
 }
 
-/// One thread's hold on an ingress: between two reloads requests share no counter with other threads.
+/// One thread's reference to an ingress: between two reloads requests share no counter with other threads.
 pub(super) struct ThreadIngress(Arc<Ingress>);
 
 impl Deref for ThreadIngress {
@@ -51,7 +51,7 @@ impl Deref for ThreadIngress {
     }
 }
 
-/// What one thread looks at.
+/// The ingress as one thread sees it.
 pub(super) struct ThreadView {
     live: Arc<CurrentIngress>,
     seen: RefCell<Rc<ThreadIngress>>,

@@ -1,9 +1,9 @@
 //! Deduplicate: which requests were accepted within the window, by source and verified digest of the body.
 //!
-//! An entry is pending as long as its waiter has not ended, recorded afterwards; one whose waiter ended otherwise than
-//! kept counts as absent. Nobody has to come back to change it: whoever asks looks at the waiter.
+//! An entry is pending until its waiter has an outcome, and recorded afterwards; an entry with an outcome other than
+//! kept counts as absent. Entries are not updated when an event ends: a look-up reads the waiter.
 //!
-//! Length: half of it are the tests of one small table.
+//! Length: half of it is the tests of one small table.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,18 +16,19 @@ use crate::event::{Outcome, Waiter};
 use crate::queue::Refused;
 use crate::settings::Section;
 
-/// What the age of a request is counted in: four bytes of it last thirteen years.
+/// The unit of an entry's age: four bytes of it last thirteen years.
 const TICK: Duration = Duration::from_millis(100);
 
-/// How many waiters are let go of with each new entry: more than one, so that those that ended in a batch do not pile up.
+/// The number of waiters released with each new entry: more than one, so that those that ended in a batch do not pile
+/// up.
 const RELEASED_AT_ONCE: usize = 4;
 
 /// `[deduplication]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// How long a request is known; zero turns it off.
+    /// The time for which a request is known; zero turns deduplication off.
     pub(crate) window: Duration,
-    /// At most so many are known, the oldest go first.
+    /// The maximum number of entries; the oldest are removed first.
     pub(crate) max_entries: usize,
 }
 
@@ -38,7 +39,7 @@ impl Settings {
     }
 }
 
-/// What a request is known by. Half of a digest is enough: who could find two bodies that share it has the secret.
+/// The key of a request. 16 bytes suffice: only someone with the secret could search for a collision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Key {
     digest: [u8; 16],
@@ -46,7 +47,7 @@ pub(crate) struct Key {
 }
 
 impl Key {
-    /// Of the source with this number, and the verified MAC of the body (its SHA-256 where unsigned).
+    /// The key for the source with this number and the verified MAC of the body (its SHA-256 if unsigned).
     #[must_use]
     pub(crate) fn new(source: usize, digest: &[u8; 32]) -> Self {
         let mut half = [0; 16];
@@ -54,8 +55,8 @@ impl Key {
         Self { digest: half, source: u16::try_from(source).unwrap_or(u16::MAX) }
     }
 
-    /// A digest is as good as random already, but who may send unsigned bodies can choose some of its bits: the seed
-    /// keeps him from filling one place of the table.
+    /// A digest is as good as random, but a sender of unsigned bodies can choose some of its bits: the seed prevents it
+    /// from filling one bucket of the table.
     fn hash(&self, seed: u64) -> u64 {
         let half = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| self.digest[at + byte]));
         let product = u128::from(half(0) ^ seed) * u128::from((half(8) ^ u64::from(self.source)) | 1);
@@ -65,31 +66,32 @@ impl Key {
     }
 }
 
-/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB; those whose waiter has
-/// not been let go of yet take some 100 bytes more.
+/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB; those whose waiter
+/// has not been released yet take some 100 bytes more.
 #[derive(Clone, Debug)]
 struct RecentRequest {
     key: Key,
-    /// Ticks.
+    /// The time of acceptance, in ticks.
     since: u32,
-    /// Until it is known how it ended.
+    /// Present until the outcome is known.
     waiter: Option<Arc<Waiter>>,
 }
 
-/// The entries in order of age, and the way from a key to its entry.
+/// The entries in order of age, and an index from key to entry.
 #[derive(Debug)]
 struct Table {
     window: Duration,
     max_entries: usize,
-    /// Ticks are counted from here: one window before the program, as it restores what is no older.
+    /// The zero of the ticks: one window before the start, because older requests are not restored.
     begin: Instant,
-    /// Oldest first, numbered one after the other.
+    /// The entries, oldest first, numbered consecutively.
     entries: VecDeque<RecentRequest>,
-    /// The number of the oldest.
+    /// The number of the oldest entry.
     first: u32,
-    /// From this number on entries may have a waiter; the older ones have let go of theirs.
+    /// The number from which on entries may have a waiter; older entries have released theirs.
     pending: u32,
-    /// The numbers of those that count. The others ended otherwise than kept, and leave when they are the oldest.
+    /// The numbers of the entries that count. The others have an outcome other than kept, and are removed when they are
+    /// the oldest.
     known: HashTable<u32>,
     seed: u64,
 }
@@ -97,9 +99,9 @@ struct Table {
 /// Whether a request is known.
 #[derive(Clone, Debug)]
 pub(super) enum Known {
-    /// Accepted so long ago.
+    /// Accepted this long ago.
     Recorded(Duration),
-    /// On its way: its waiter tells.
+    /// Accepted, with an outcome to come: its waiter reports it.
     Pending(Arc<Waiter>),
 }
 
@@ -107,18 +109,18 @@ pub(super) enum Known {
 #[derive(Debug)]
 pub(crate) struct Deduplication {
     table: Mutex<Table>,
-    /// Whether it is turned on at all.
+    /// Whether deduplication is turned on.
     on: AtomicBool,
 }
 
 impl Deduplication {
-    /// Nothing is known yet.
+    /// Creates an empty table.
     #[must_use]
     pub(crate) fn new(settings: Settings) -> Self {
         Self { table: Mutex::new(Table::new(settings)), on: AtomicBool::new(!settings.window.is_zero()) }
     }
 
-    /// Another window and limit from now on; what is known stays known as far as both go.
+    /// Changes the window and the limit; entries remain known within both.
     pub(crate) fn limit(&self, settings: Settings) {
         let mut table = self.lock();
         (table.window, table.max_entries) = (settings.window, settings.max_entries);
@@ -129,24 +131,24 @@ impl Deduplication {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it is turned on at all.
+    /// Whether deduplication is turned on.
     #[must_use]
     pub(crate) fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
 
-    /// Looks for an equal request.
-    pub(super) fn look(&self, key: &Key, now: Instant) -> Option<Known> {
+    /// Looks up an equal request.
+    pub(super) fn look_up(&self, key: &Key, now: Instant) -> Option<Known> {
         if !self.is_on() {
             return None;
         }
         let mut table = self.lock();
         let now = table.ticks(now);
-        table.look(key, now)
+        table.look_up(key, now)
     }
 
-    /// Enters a request and enqueues it in one breath: of two equal ones at the same time one is enqueued. `Err` of
-    /// `Ok`: it is known meanwhile.
+    /// Atomically records and enqueues a request, so that only one of two concurrent equal requests is enqueued.
+    /// Returns `Err(known)` for the other.
     pub(super) fn enter(
         &self,
         key: &Key,
@@ -158,7 +160,7 @@ impl Deduplication {
         }
         let mut table = self.lock();
         let now = table.ticks(now);
-        if let Some(known) = table.look(key, now) {
+        if let Some(known) = table.look_up(key, now) {
             return Err(known);
         }
         let enqueued = enqueue();
@@ -168,7 +170,7 @@ impl Deduplication {
         Ok(enqueued)
     }
 
-    /// Enters what was accepted by an earlier run: keys with their ages. What is known already stays as it is.
+    /// Restores what an earlier run accepted: keys with their ages. Entries that exist stay as they are.
     pub(crate) fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
         accepted.sort_by_key(|(_, age)| *age);
         let mut table = self.lock();
@@ -211,7 +213,7 @@ impl Table {
         TICK * now.saturating_sub(since) < self.window
     }
 
-    /// The number of the entry that counts.
+    /// The number of the entry that counts for this key.
     fn find(&self, key: &Key) -> Option<u32> {
         let (entries, first) = (&self.entries, self.first);
         self.known.find(key.hash(self.seed), |number| at(entries, first, *number).key == *key).copied()
@@ -224,7 +226,7 @@ impl Table {
         }
     }
 
-    fn look(&mut self, key: &Key, now: u32) -> Option<Known> {
+    fn look_up(&mut self, key: &Key, now: u32) -> Option<Known> {
         let number = self.find(key)?;
         let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
         if let Some(waiter) = entry.waiter.as_ref().filter(|waiter| waiter.outcome().is_none()) {
@@ -237,8 +239,8 @@ impl Table {
         self.is_recent(since, now).then(|| Known::Recorded(TICK * now.saturating_sub(since)))
     }
 
-    /// Lets go of the waiter of an entry, if it has ended; false where the entry does not count any more, because it
-    /// ended otherwise than kept.
+    /// Releases the waiter of an entry, if it has an outcome; false if the entry no longer counts, because the outcome
+    /// is not kept.
     fn release(&mut self, number: u32) -> bool {
         let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
         match entry.waiter.as_ref().and_then(|waiter| waiter.outcome()) {
@@ -253,8 +255,8 @@ impl Table {
         true
     }
 
-    /// Lets go of the waiters of the oldest entries that have one, as far as they have ended: a few, so that no request
-    /// waits for many.
+    /// Releases the waiters of the oldest entries that still have one, as far as they have an outcome: only a few, so
+    /// that no request waits for many.
     fn release_some(&mut self) {
         for _ in 0..RELEASED_AT_ONCE {
             let at = self.pending.wrapping_sub(self.first) as usize;
@@ -267,7 +269,7 @@ impl Table {
         }
     }
 
-    /// Makes it the youngest; its key is not known, or known no more.
+    /// Adds the youngest entry; its key is not known, or no longer.
     fn enter(&mut self, entry: RecentRequest) {
         if let Some(number) = self.find(&entry.key) {
             self.forget(number);
@@ -288,14 +290,14 @@ impl Table {
         }
         self.release_some();
         if self.entries.len() < self.entries.capacity() / 4 && self.entries.capacity() > 4096 {
-            // After a flood: idle memory need not hold its room.
+            // After a burst: an idle table need not keep its capacity.
             let (few, entries, first, seed) = (self.entries.len() * 2, &mut self.entries, self.first, self.seed);
             entries.shrink_to(few);
             self.known.shrink_to(few, |number| at(entries, first, *number).key.hash(seed));
         }
     }
 
-    /// Makes it the oldest.
+    /// Adds the oldest entry.
     fn restore(&mut self, entry: RecentRequest) {
         self.first = self.first.wrapping_sub(1);
         let key = entry.key;
@@ -327,8 +329,8 @@ mod tests {
         Deduplication::new(Settings { window: Duration::from_mins(1), max_entries })
     }
 
-    fn look(known: &Deduplication, key: &Key) -> Option<Known> {
-        known.look(key, Instant::now())
+    fn look_up(known: &Deduplication, key: &Key) -> Option<Known> {
+        known.look_up(key, Instant::now())
     }
 
     fn accept(known: &Deduplication, number: u8) -> bool {
@@ -340,8 +342,8 @@ mod tests {
         let known = deduplication(3);
         assert!((0..4).all(|number| accept(&known, number)));
         assert!(!accept(&known, 1) && !accept(&known, 2) && !accept(&known, 3));
-        assert!(accept(&known, 0), "the oldest was forgotten");
-        assert!(accept(&known, 1), "and then the next one");
+        assert!(accept(&known, 0), "the oldest was removed");
+        assert!(accept(&known, 1), "then the next one");
         assert_eq!(known.lock().entries.len(), 3);
     }
 
@@ -349,7 +351,7 @@ mod tests {
     fn forgets_what_was_refused() {
         let known = deduplication(3);
         assert!(matches!(known.enter(&key(1), Instant::now(), || Err(Refused::Full)), Ok(Err(Refused::Full))));
-        assert!(look(&known, &key(1)).is_none());
+        assert!(look_up(&known, &key(1)).is_none());
     }
 
     #[test]
@@ -358,25 +360,25 @@ mod tests {
             let known = deduplication(3);
             let waiter = Waiter::new(None);
             assert!(known.enter(&key(1), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
-            assert!(matches!(look(&known, &key(1)), Some(Known::Pending(_))));
+            assert!(matches!(look_up(&known, &key(1)), Some(Known::Pending(_))));
             complete_all([(waiter, outcome)]);
-            assert_eq!(matches!(look(&known, &key(1)), Some(Known::Recorded(_))), is_known, "{outcome:?}");
+            assert_eq!(matches!(look_up(&known, &key(1)), Some(Known::Recorded(_))), is_known, "{outcome:?}");
         }
         let known = deduplication(3);
         let waiter = Waiter::new(None);
         assert!(known.enter(&key(1), Instant::now(), || Ok(Some(waiter.clone()))).is_ok());
         assert!(waiter.withdraw());
-        assert!(look(&known, &key(1)).is_none(), "withdrawn");
+        assert!(look_up(&known, &key(1)).is_none(), "withdrawn");
     }
 
     #[test]
     fn tells_sources_apart_and_forgets_after_the_window() {
         let known = Deduplication::new(Settings { window: 2 * TICK, max_entries: 9 });
         assert!(accept(&known, 1));
-        assert!(look(&known, &Key::new(1, &[1; 32])).is_none());
-        assert!(look(&known, &key(1)).is_some());
+        assert!(look_up(&known, &Key::new(1, &[1; 32])).is_none());
+        assert!(look_up(&known, &key(1)).is_some());
         std::thread::sleep(3 * TICK);
-        assert!(look(&known, &key(1)).is_none());
+        assert!(look_up(&known, &key(1)).is_none());
         assert!(accept(&known, 2));
         let table = known.lock();
         assert_eq!((table.entries.len(), table.known.len()), (1, 1), "what is too old takes no room");
@@ -421,7 +423,7 @@ mod tests {
         let known = deduplication(3);
         assert!((0..3).all(|number| accept(&known, number)));
         known.limit(Settings { window: Duration::from_mins(1), max_entries: 1 });
-        assert!(!accept(&known, 0), "until another one comes");
+        assert!(!accept(&known, 0), "until another one arrives");
         assert!(accept(&known, 3) && accept(&known, 2), "one is left");
         known.limit(Settings { window: Duration::ZERO, max_entries: 1 });
         assert!(accept(&known, 2) && !known.is_on());
@@ -440,7 +442,7 @@ mod tests {
         }
         let table = known.lock();
         let held = table.entries.iter().filter(|entry| entry.waiter.is_some()).count();
-        assert!(held <= 1, "{held} waiters are held, which nobody will look at");
+        assert!(held <= 1, "{held} waiters are held, which nothing will read");
         assert_eq!(table.known.len(), 90, "those that failed do not count");
     }
 
@@ -458,9 +460,9 @@ mod tests {
             (key(3), Duration::from_secs(1)),
             (key(4), Duration::from_hours(1)),
         ]);
-        assert!(look(&known, &key(3)).is_some(), "the younger one");
-        assert!(look(&known, &key(2)).is_none() && look(&known, &key(4)).is_none());
+        assert!(look_up(&known, &key(3)).is_some(), "the younger one");
+        assert!(look_up(&known, &key(2)).is_none() && look_up(&known, &key(4)).is_none());
         assert!(accept(&known, 5));
-        assert!(look(&known, &key(3)).is_none() && look(&known, &key(1)).is_some(), "the oldest went");
+        assert!(look_up(&known, &key(3)).is_none() && look_up(&known, &key(1)).is_some(), "the oldest was removed");
     }
 }

@@ -1,7 +1,7 @@
 //! One request, from its head to its answer: path, method, length, encoding, body, signature, duplicate, JSON, fields,
 //! buffer.
 //!
-//! Length: the order of these checks is the contract; they stand in it.
+//! Length: the order of these checks is part of the contract, so they stay together.
 
 use std::net::SocketAddr;
 use std::rc::Rc;
@@ -31,19 +31,19 @@ use crate::queue::{Ack, Buffer, Refused};
 use crate::status::{Decision, KeptReason, Reason};
 use crate::status::{Observed, RecentRefusal, RequestKind, UnknownPaths, meant};
 
-/// A duplicate that arrives later than this is logged: the sender's own repeats are over by then.
+/// A duplicate that arrives later than this is logged: the sender's own repeats have ended by then.
 const LATE: Duration = Duration::from_mins(5);
 
-/// What ingress shares with other parts, whatever the settings.
+/// The parts that ingress shares with others, independent of the settings.
 #[derive(Clone)]
 pub(crate) struct Shared {
-    /// Where events go.
+    /// The queue that receives events.
     pub(crate) queue: Arc<Buffer>,
-    /// What is counted beside the books.
+    /// The counters beside the ledger.
     pub(crate) metrics: Arc<Metrics>,
-    /// The last paths asked for in vain.
+    /// The most recent unknown paths.
     pub(crate) unknown: Arc<UnknownPaths>,
-    /// What was accepted already.
+    /// The requests that were accepted already.
     pub(crate) known: Arc<Deduplication>,
     /// The store of signed bodies that are not published.
     pub(crate) invalids: Option<Arc<Invalids>>,
@@ -51,11 +51,11 @@ pub(crate) struct Shared {
 
 /// One source, ready to serve.
 pub(crate) struct Endpoint {
-    /// Of its book.
+    /// The number of its book in the ledger.
     pub(crate) number: usize,
-    /// What the settings say.
+    /// The settings of the source.
     pub(crate) source: Source,
-    /// The observations of it.
+    /// The observations about the source.
     pub(crate) observed: Arc<Observed>,
     /// The numbers of its secrets in the book.
     secrets: Vec<usize>,
@@ -63,18 +63,18 @@ pub(crate) struct Endpoint {
     metrics: SourceMetrics,
 }
 
-/// Who sent a request.
+/// The sender of a request.
 #[derive(Debug)]
 pub(super) struct Sender<'s> {
     pub(super) peer: SocketAddr,
-    /// When the first byte of its request came.
+    /// The arrival of the request's first byte.
     pub(super) begun: Instant,
     pub(super) connection: &'s Rc<Connection>,
     /// The waiters of this thread that are to be woken.
     pub(super) wakes: &'s Arc<WakeList>,
 }
 
-/// Everything a request needs.
+/// The state that answers requests, built from one set of settings.
 pub(crate) struct Ingress {
     pub(super) settings: Settings,
     endpoints: Vec<Endpoint>,
@@ -84,7 +84,7 @@ pub(crate) struct Ingress {
     late: Throttle,
 }
 
-/// A request that was not accepted: the answer, and the word for it.
+/// A request that was not accepted: the answer, and the reason it is counted under.
 struct Rejection {
     reason: Reason,
     problem: Problem,
@@ -100,7 +100,7 @@ impl Ingress {
         Self::with(settings, sources, shared, (read_budget, Budget::new(read_budget)), fresh)
     }
 
-    /// The same with other settings; what is known of a source by its name goes on.
+    /// Builds the same with other settings; observations about a source are kept by its name.
     pub(super) fn renewed(&self, settings: Settings, sources: &[Source], read_budget: usize) -> Self {
         let is_same = read_budget == self.read_budget;
         let budget = if is_same { self.budget.clone() } else { Budget::new(read_budget) };
@@ -134,13 +134,13 @@ impl Ingress {
         Self { endpoints: endpoints.collect(), settings, shared, budget, read_budget, late }
     }
 
-    /// Its sources.
+    /// The sources.
     #[must_use]
     pub(crate) fn endpoints(&self) -> &[Endpoint] {
         &self.endpoints
     }
 
-    /// When the server's certificate ends, where it has one.
+    /// The time at which the server's certificate expires, if there is one.
     #[must_use]
     pub(crate) fn certificate_not_after(&self) -> Option<SystemTime> {
         self.settings.tls.as_ref().map(ServerTls::not_after)
@@ -167,7 +167,7 @@ impl Ingress {
                 let reply = guard.refused(&refusal);
                 discard(&head.headers, body, sender.connection);
                 if refusal.reason == Reason::Disconnected {
-                    // Nobody is there to get the answer.
+                    // The sender is not there to receive the answer.
                     return reply;
                 }
                 reply
@@ -192,7 +192,7 @@ struct Guard<'i> {
     endpoint: &'i Endpoint,
     sender: &'i Sender<'i>,
     headers: &'i HeaderMap,
-    /// When it came.
+    /// The time of arrival.
     received: SystemTime,
     secret: Option<usize>,
     decided: bool,
@@ -210,7 +210,7 @@ impl Guard<'_> {
             return Err(too_large(settings.max_body));
         }
         if !is_identity(&head.headers) {
-            let text = "the body must come as it was signed, without a Content-Encoding";
+            let text = "the body must arrive as it was signed, without a Content-Encoding";
             return Err(refuse(
                 Reason::Encoding,
                 StatusCode::UNSUPPORTED_MEDIA_TYPE,
@@ -218,10 +218,10 @@ impl Guard<'_> {
                 text,
             ));
         }
-        // One that cannot be genuine is read to its end, for the answer's sake, and takes no memory.
+        // A request that cannot be genuine is read to its end for the sake of the answer, but not kept in memory.
         let keep = if self.endpoint.verifier.may_verify(&head.headers) { Keep::All } else { Keep::Nothing };
         let read = body::read(body, keep, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
-        // What waits for the disk is still charged: journaled or not, no more bodies are in memory than that.
+        // Bodies that wait for the disk are still charged, so the budget limits them too.
         let (bytes, _share) = read.map_err(|unread| unreadable(unread, settings.max_body))?;
         let now = Instant::now();
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
@@ -231,7 +231,7 @@ impl Guard<'_> {
         self.sender.connection.verified();
         self.secret = verified.secret.map(|at| self.endpoint.secrets[at]);
         let key = Key::new(self.endpoint.number, &verified.digest);
-        if let Some(known) = self.ingress.shared.known.look(&key, now) {
+        if let Some(known) = self.ingress.shared.known.look_up(&key, now) {
             self.note_late(&known, &bytes, &verified.digest);
             return self.duplicate(known).await;
         }
@@ -292,7 +292,7 @@ impl Guard<'_> {
         }
     }
 
-    /// The buffer or the journal's writer decides and counts, whatever becomes of this request.
+    /// The buffer or the journal's writer decides and counts, whatever happens to this request.
     async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Rejection> {
         let (ingress, secret) = (self.ingress, self.secret);
         let (is_known_by_body, now) = (!event.cuid().is_empty(), event.accepted);
@@ -315,7 +315,7 @@ impl Guard<'_> {
         }
     }
 
-    /// Logs a duplicate that is no repeat of a request that timed out: PlexTrac repeats for minutes, not for longer.
+    /// Logs a duplicate that is no repeat after a time-out: PlexTrac repeats for minutes, not longer.
     fn note_late(&self, known: &Known, body: &[u8], digest: &[u8; 32]) {
         let Known::Recorded(age) = known else { return };
         if *age > LATE && self.ingress.late.admits() {
@@ -328,7 +328,7 @@ impl Guard<'_> {
         }
     }
 
-    /// An equal request was accepted, or is on its way: this one gets the same answer.
+    /// An equal request was accepted, or is in progress: this one gets the same answer.
     async fn duplicate(&mut self, known: Known) -> Result<Reply, Rejection> {
         self.count(Decision::Duplicate);
         match known {
@@ -337,7 +337,7 @@ impl Guard<'_> {
         }
     }
 
-    /// Waits, as long as a sender waits, for what the mode promises.
+    /// Waits for what the mode promises, no longer than a sender waits.
     async fn wait(&self, waiter: &Waiter, answer: &'static [u8]) -> Result<Reply, Rejection> {
         let mode = self.ingress.shared.queue.mode();
         let outcome = tokio::time::timeout_at((self.sender.begun + mode.timeout).into(), waiter.wait()).await;
@@ -347,8 +347,9 @@ impl Guard<'_> {
             Ok(Outcome::Failed) => "the broker refused the event, and there is nowhere to keep it",
             Ok(Outcome::Withdrawn) => "the broker did not take the event in time; try again later",
             Err(_) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
-            // Not sent yet, it never will be: a repeat is a new event. Sent, its confirmation may come late.
-            // One who has left cancels nothing: he learns of no 503.
+            // If the event was not sent yet, it never will be, and a repeat is a new event. If it was sent, its
+            // confirmation may arrive late. If the sender has closed the connection, do not withdraw the event: the 503
+            // would have no receiver.
             Err(_)
                 if answer == reply::ACCEPTED && !self.sender.connection.peer_has_closed() && waiter.withdraw() =>
             {
@@ -387,7 +388,7 @@ impl Guard<'_> {
         self.endpoint.observed.recent.note(&self.endpoint.source.name, refusal, self.kind);
     }
 
-    /// Who sent it, as far as is known.
+    /// The client, as far as it is known.
     fn client(&self) -> String {
         client(self.sender.peer, &self.ingress.settings.trusted_proxies, self.headers)
     }
@@ -397,7 +398,7 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if !self.decided {
             self.count(Decision::Rejected(Reason::Disconnected));
-            let text = "the sender left before its request was complete";
+            let text = "the sender disconnected before its request was complete";
             self.note(Reason::Disconnected, 0, text.to_owned(), reply::request_id());
         }
     }
@@ -428,7 +429,7 @@ fn unreadable(unread: BodyError, most: usize) -> Rejection {
     match unread {
         BodyError::TooLarge => too_large(most),
         BodyError::TooSlow => {
-            refuse(Reason::Timeout, StatusCode::REQUEST_TIMEOUT, "Request Timeout", "the body came too slowly")
+            refuse(Reason::Timeout, StatusCode::REQUEST_TIMEOUT, "Request Timeout", "the body arrived too slowly")
         }
         BodyError::NoBudget => {
             unavailable(Reason::BufferFull, "too many bodies are being read at the moment; try again later")
@@ -440,7 +441,7 @@ fn unreadable(unread: BodyError, most: usize) -> Rejection {
             "the chunks of the body are malformed",
         ),
         BodyError::Left => {
-            let text = "the sender left before its request was complete";
+            let text = "the sender disconnected before its request was complete";
             refuse(Reason::Disconnected, StatusCode::BAD_REQUEST, "Bad Request", text)
         }
     }
@@ -457,8 +458,8 @@ fn invalid(invalid: Invalid) -> Rejection {
     }
 }
 
-/// Puts an event together again from what the journal or a letter kept: a [`crate::event::Rebuild`]. Whatever the
-/// body is, its fields are read as they were when it was accepted, so that the event id is the same.
+/// Rebuilds an event from what the journal or a letter kept: a [`crate::event::Rebuild`]. Whatever the body is, its
+/// fields are read as they were at acceptance, so that the event id is the same.
 #[must_use]
 pub(crate) fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
     let digest = verify::digest(origin.signature.as_ref().filter(|_| origin.verified), &body);
@@ -466,13 +467,13 @@ pub(crate) fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
     Box::new(Event::labelled(origin, body, labels, Instant::now()))
 }
 
-/// Whether a body that was accepted carries a `cuid`, by which repeats of it are known.
+/// Whether an accepted body has a `cuid`, by which consumers recognise repeats.
 #[must_use]
 pub(crate) fn has_cuid(body: &[u8]) -> bool {
     !read_any(body).fields().cuid.is_empty()
 }
 
-/// Whether the body comes as it was signed.
+/// Whether the body arrives as it was signed, without a content encoding.
 fn is_identity(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).iter().all(|value| {
         value.as_bytes().split(|b| *b == b',').all(|coding| {
@@ -482,7 +483,7 @@ fn is_identity(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The one well-formed `traceparent` (W3C Trace Context, 3.2): version 00, or a later one in that form.
+/// The one well-formed `traceparent` (W3C Trace Context, 3.2): version 00, or a later version in that form.
 fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
     let mut all = headers.get_all("traceparent").iter();
     let (Some(value), None) = (all.next(), all.next()) else { return None };
@@ -498,8 +499,8 @@ fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
     formed.then(|| text.into())
 }
 
-/// Reads the rest of the body in the background, so that the sender sees the answer. One that waits for 100 Continue
-/// has not begun to send, and will not.
+/// Reads the rest of the body in the background, so that the sender sees the answer. A sender that waits for 100
+/// Continue has not begun to send, and will not.
 fn discard(headers: &HeaderMap, body: Incoming, connection: &Rc<Connection>) {
     use hyper::body::Body as _;
     if !body.is_end_stream() && !headers.contains_key(EXPECT) {
@@ -558,7 +559,7 @@ mod tests {
         for (body, id) in bodies.into_iter().zip(ids) {
             assert_eq!(rebuild(origin(true), body.into()).id(), id);
         }
-        // A signature that was not verified says nothing: SHA-256 of the body.
+        // A signature that was not verified proves nothing: SHA-256 of the body.
         assert_eq!(rebuild(origin(false), Box::default()).id(), "e3b0c44298fc1c149afbf4c8996fb924");
         assert_eq!(rebuild(origin(true), documented[..].into()).target_cuid(), "t");
     }

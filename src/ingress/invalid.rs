@@ -1,4 +1,5 @@
-//! Signed bodies that are not published: kept once each, in `invalid/`, by a thread of its own that no request waits for.
+//! Signed bodies that are not published: kept once each, in `invalid/`, by a thread of its own that no request waits
+//! for.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -22,7 +23,7 @@ use crate::status::KeptReason;
 /// `[invalid]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// The most bytes of the store.
+    /// The size limit of the store, in bytes.
     pub(crate) bytes: usize,
 }
 
@@ -33,22 +34,22 @@ impl Settings {
     }
 }
 
-/// Bodies that wait for the disk.
+/// The number of bodies that may wait for the disk.
 const WAITING: usize = 256;
 
-/// And their bytes.
+/// The number of bytes that may wait for the disk.
 const WAITING_BYTES: usize = 16 << 20;
 
-/// How many are written with one sync.
+/// The number of bodies written with one sync.
 const BATCH: usize = 64;
 
-/// How long the exit waits for the disk.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// The time for which the exit waits for the disk.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A body by its source and its verified MAC.
 type BodyKey = (Arc<str>, [u8; 32]);
 
-/// A body on its way to the disk.
+/// A body that waits for the disk.
 struct Unpublished {
     key: BodyKey,
     reason: KeptReason,
@@ -65,7 +66,7 @@ pub(crate) struct Invalids {
 
 struct WriterState {
     known: Mutex<HashSet<BodyKey>>,
-    /// Of bodies that wait.
+    /// The bytes of the bodies that wait.
     bytes: AtomicUsize,
     throttle: Throttle,
 }
@@ -83,10 +84,10 @@ impl fmt::Debug for Invalids {
 }
 
 impl Invalids {
-    /// Starts the writer; what the store holds is known from the start.
+    /// Starts the writer; the bodies in the store are known from the start.
     ///
     /// # Errors
-    /// The files cannot be read, or no thread can be made.
+    /// The files cannot be read, or no thread can be created.
     pub(crate) fn start(store: Arc<Mutex<Store>>, metrics: Arc<Metrics>) -> io::Result<Self> {
         let mut files = BTreeMap::new();
         let held = {
@@ -104,13 +105,13 @@ impl Invalids {
         let writer = InvalidWriter { store, shared: shared.clone(), held: held.clone(), metrics, files };
         std::thread::Builder::new().name("invalid".to_owned()).spawn(move || {
             writer.run(&receiver);
-            // Nobody may be waiting any more.
+            // The receiver may have given up waiting.
             let _ = end.send(());
         })?;
         Ok(Self { shared, sender: Mutex::new(Some(sender)), ended: Mutex::new(ended), held })
     }
 
-    /// Keeps a body of this verified MAC, if it is new. Never waits.
+    /// Keeps a body with this verified MAC, if it is new. Never waits.
     pub(super) fn keep(&self, origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) {
         let key = (origin.source.clone(), *mac);
         if !self.shared.known().insert(key.clone()) {
@@ -139,17 +140,17 @@ impl Invalids {
         }
     }
 
-    /// Takes no more, and waits until what came is on disk; not for ever.
+    /// Refuses further bodies, and waits for a limited time until those that wait are on disk.
     pub(crate) fn close(&self) {
         drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
         let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
-        if ended.recv_timeout(PATIENCE) == Err(RecvTimeoutError::Timeout) {
-            tracing::error!("the disk does not take the last bodies that were not published");
+        if ended.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+            tracing::error!("the last unpublished bodies were not written to disk in time");
         }
     }
 }
 
-/// The letter of a body, with the id that it has when it is published.
+/// The letter of a body, with the id that it has if it is published.
 fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) -> Letter {
     let labels = Labels::new(&read_any(body).fields(), mac);
     let event = Event::labelled(origin, body.into(), labels, Instant::now());
@@ -171,7 +172,7 @@ fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: 
     }
 }
 
-/// The bodies in a file; a line that cannot be read is none.
+/// The bodies in a file; a line that cannot be read is skipped.
 fn keys(store: &Store, number: u64) -> io::Result<Vec<BodyKey>> {
     let mut keys = Vec::new();
     for line in Lines::open(&store.path(number))?.into_iter().flatten() {
@@ -184,7 +185,7 @@ fn keys(store: &Store, number: u64) -> io::Result<Vec<BodyKey>> {
     Ok(keys)
 }
 
-/// Makes an event of a kept body, if it is valid in this way today: a connection test is none.
+/// Builds an event from a kept body, if it is valid today under this validation: a connection test is not.
 #[must_use]
 pub(crate) fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation) -> Option<Box<Event>> {
     let trust = if origin.verified { Trust::Signed } else { Trust::Unsigned };
@@ -197,7 +198,7 @@ struct InvalidWriter {
     shared: Arc<WriterState>,
     held: Arc<StoreCounts>,
     metrics: Arc<Metrics>,
-    /// Which bodies each file holds: once a file is removed, its bodies are new again.
+    /// The bodies that each file holds: once a file is removed, its bodies are new again.
     files: BTreeMap<u64, Vec<BodyKey>>,
 }
 
@@ -211,7 +212,7 @@ impl InvalidWriter {
     }
 
     fn write(&mut self, mut batch: Vec<Unpublished>) {
-        // Those that go last first: for them, what goes first makes room.
+        // The kinds that are dropped last go first: the kinds dropped first make room for them.
         batch.sort_by_key(|one| precedence(one.reason));
         let bytes: usize = batch.iter().map(|one| one.letter.body.len()).sum();
         let entry = |Unpublished { key, reason, letter }: Unpublished| {
@@ -234,7 +235,7 @@ impl InvalidWriter {
                     done += count;
                 }
                 Err(error) => {
-                    // This one does not fit, or the disk fails: the next one may be written.
+                    // This one does not fit, or the disk fails: skip it and try the next.
                     self.shared.known().remove(&keys[done].0);
                     self.held.drop_some(1);
                     done += 1;

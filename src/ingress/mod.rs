@@ -1,4 +1,4 @@
-//! Where webhooks come in: accept, verify, validate, enqueue, answer.
+//! The HTTP side of the bridge: accept, verify, validate, enqueue, answer.
 
 mod accept;
 mod body;

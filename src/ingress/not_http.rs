@@ -1,4 +1,4 @@
-//! Connections that bring no HTTP/1.1 request: what is logged and counted of them.
+//! Connections that carry no HTTP/1.1 request: how they are logged and counted.
 
 use std::fmt::Display;
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::metrics::Metrics;
 use crate::process::logs::Throttle;
 
-/// The beginnings of other protocols, and what the operator can do.
+/// The first bytes of other protocols, with advice to the operator.
 const OTHERS: [(&[u8], &str); 4] = [
     (
         b"PROXY ",
@@ -28,8 +28,8 @@ const OTHERS: [(&[u8], &str); 4] = [
     (b"PRI * HTTP/2.0", "it is HTTP/2, and this port speaks HTTP/1.1: let the proxy in front use that"),
 ];
 
-/// What is said of requests that cannot be read and of handshakes that fail, all threads together: anybody can cause
-/// many.
+/// Logs and counts requests that cannot be read and handshakes that fail, rate-limited for all threads together: port
+/// scanners cause many.
 #[derive(Debug)]
 pub(crate) struct Unreadable {
     metrics: Arc<Metrics>,
@@ -45,8 +45,8 @@ impl Unreadable {
         Self { metrics, heads: throttle(), handshakes: throttle() }
     }
 
-    /// Notes a head that is not HTTP/1.1, or too large. hyper has answered it, except for an HTTP/2 preface, where it only
-    /// closes the connection.
+    /// Notes a head that is not HTTP/1.1, or too large. hyper has answered it, except an HTTP/2 preface, for which it
+    /// only closes the connection.
     pub(super) fn head(&self, peer: SocketAddr, first: &[u8], is_too_large: bool) {
         self.metrics.unreadable(if is_too_large { "431" } else { "400" });
         if !self.heads.admits() {
@@ -60,7 +60,7 @@ impl Unreadable {
         tracing::warn!(%peer, "cannot read a request: {hint}");
     }
 
-    /// Notes a failed TLS handshake. A connection without a byte is a port check of a balancer.
+    /// Notes a failed TLS handshake. A connection without a byte is a balancer's port check.
     pub(super) fn handshake(&self, peer: SocketAddr, has_heard: bool, why: &dyn Display) {
         if !has_heard {
             tracing::debug!(%peer, "a TLS handshake failed before its first byte: {why}");
@@ -70,11 +70,11 @@ impl Unreadable {
     }
 }
 
-/// Why a handshake failed, with what the operator can do.
+/// The reason why a handshake failed, with advice to the operator.
 pub(super) fn why(error: &io::Error) -> String {
     match error.get_ref().and_then(|error| error.downcast_ref()) {
         Some(rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType)) => {
-            "what came is not TLS; does the sender's URL begin with http:// instead of https://?".to_owned()
+            "the first bytes are not TLS; does the sender's URL begin with http:// instead of https://?".to_owned()
         }
         _ => error.to_string(),
     }

@@ -5,13 +5,13 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
-/// What the sender gets.
+/// The answer to a request.
 pub(super) type Reply = Response<Full<Bytes>>;
 
 /// Soon enough for a sender that repeats, late enough for a broker that restarts.
 const RETRY_AFTER_SECONDS: &str = "1";
 
-/// Why there is no 200.
+/// A reason why there is no 200, as the sender reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Problem {
     pub(super) status: StatusCode,
@@ -24,7 +24,7 @@ impl Problem {
         Self { status, title, detail: detail.into() }
     }
 
-    /// The answer; `id` is what the log line has too.
+    /// Builds the answer; `id` is also in the log line.
     pub(super) fn reply(&self, id: &str) -> Reply {
         let document = serde_json::json!({
             "type": "about:blank",
@@ -47,7 +47,7 @@ impl Problem {
     }
 }
 
-/// A 200 with this status word.
+/// Builds a 200 with this body.
 pub(super) fn ok(body: &'static [u8]) -> Reply {
     let mut reply = Response::new(Full::new(Bytes::from_static(body)));
     reply.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -58,7 +58,7 @@ pub(super) const ACCEPTED: &[u8] = br#"{"status":"accepted"}"#;
 pub(super) const DUPLICATE: &[u8] = br#"{"status":"duplicate"}"#;
 pub(super) const PROBE: &[u8] = br#"{"status":"probe"}"#;
 
-/// An id for a request that was refused: unique enough to find its log line.
+/// Creates an id for a refused request: unique enough to find its log line.
 pub(super) fn request_id() -> String {
     format!("{:016x}", fastrand::u64(..))
 }

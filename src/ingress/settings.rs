@@ -17,23 +17,23 @@ const LARGEST_BODY: usize = 1 << 30;
 /// `[ingress]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Where to listen.
+    /// The address to listen on.
     pub(crate) listen: SocketAddr,
-    /// How many threads.
+    /// The number of threads.
     pub(crate) threads: usize,
-    /// The largest body, in bytes.
+    /// The size limit of a body, in bytes.
     pub(crate) max_body: usize,
-    /// The most connections, all threads together.
+    /// The maximum number of connections, all threads together.
     pub(crate) max_connections: usize,
-    /// The longest a head may take, from its first byte, and the longest wait for the first request of a connection.
+    /// The longest time for a head, from its first byte, and for the first request of a connection to begin.
     pub(crate) header_timeout: Duration,
-    /// The longest a connection may be idle between requests.
+    /// The longest time a connection may be idle between requests.
     pub(crate) idle_timeout: Duration,
-    /// The longest a body may take.
+    /// The longest time for a body.
     pub(crate) body_timeout: Duration,
-    /// Whose word about whom they speak for is taken.
+    /// The proxies whose `X-Forwarded-For` is trusted.
     pub(crate) trusted_proxies: Arc<[IpNet]>,
-    /// Where it is named: HTTPS.
+    /// The settings of HTTPS, if the table is present.
     pub(crate) tls: Option<ServerTls>,
 }
 
@@ -77,7 +77,7 @@ fn read_networks(section: &mut Section<'_>) -> Arc<[IpNet]> {
         if let Ok(network) = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
             networks.push(network);
         } else {
-            let text = format!("{text:?} is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"");
+            let text = format!("{text:?} is not a network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"");
             section.problem(KEY, text);
         }
     }
@@ -92,19 +92,19 @@ fn read_tls(section: &mut Section<'_>) -> Option<ServerTls> {
     tls
 }
 
-/// How strictly a payload is looked at.
+/// The strictness of payload validation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Validation {
-    /// The documented payload.
+    /// Only the documented payload is accepted.
     Strict,
-    /// Every signed object; what cannot be used of it counts as absent.
+    /// Every signed object is accepted; fields that cannot be used count as absent.
     Lenient,
 }
 
-/// A secret and the name it goes by.
+/// A secret and its id.
 #[derive(Clone, Debug)]
 pub(crate) struct NamedSecret {
-    /// Its id: shown in metrics and `/status`.
+    /// The id shown in metrics and `/status`.
     pub(crate) id: Arc<str>,
     /// The secret.
     pub(crate) secret: Secret,
@@ -113,18 +113,18 @@ pub(crate) struct NamedSecret {
 /// `[sources.NAME]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Source {
-    /// Its name.
+    /// The name.
     pub(crate) name: Arc<str>,
     /// The path it answers.
     pub(crate) path: String,
-    /// Its secrets; none where unsigned.
+    /// The secrets; empty if unsigned.
     pub(crate) secrets: Vec<NamedSecret>,
-    /// How strictly its payloads are looked at.
+    /// The strictness of validation.
     pub(crate) validation: Validation,
 }
 
 impl Source {
-    /// Whether a signature is asked for.
+    /// Whether a signature is required.
     #[must_use]
     pub(crate) fn is_signed(&self) -> bool {
         !self.secrets.is_empty()
@@ -138,10 +138,10 @@ pub(crate) fn is_source_name(name: &str) -> bool {
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
 }
 
-/// Checks that a path is what a URL carries: senders encode others, and would never reach it.
+/// Checks that a path is written as a URL carries it: senders encode other paths, and would never reach it.
 fn check_path(path: &str) -> Result<(), String> {
     if !path.starts_with('/') || path.contains(['?', '#']) {
-        return Err(format!("{path:?} is no path; it starts with `/` and has no query"));
+        return Err(format!("{path:?} is not a path; it starts with `/` and has no query"));
     }
     let hex = |at: usize| path.as_bytes().get(at).is_some_and(u8::is_ascii_hexdigit);
     if path.match_indices('%').any(|(at, _)| !hex(at + 1) || !hex(at + 2)) {
@@ -150,7 +150,7 @@ fn check_path(path: &str) -> Result<(), String> {
         ));
     }
     let parsed = url::Url::parse(&format!("http://bridge{path}"));
-    let carried = parsed.map_err(|error| format!("{path:?} is no path: {error}"))?;
+    let carried = parsed.map_err(|error| format!("{path:?} is not a path: {error}"))?;
     if carried.path() != path {
         return Err(format!("{path:?} is sent as {0:?} in a URL; write {0:?}", carried.path()));
     }
@@ -177,7 +177,7 @@ pub(crate) fn read_source(name: &str, section: &mut Section<'_>) -> Source {
     if unsigned && !secrets.is_empty() {
         section.problem("unsigned", "a source with a secret cannot be unsigned; remove one of the two");
     } else if unsigned {
-        section.warning("unsigned", format_args!("everybody who reaches {path} can publish events"));
+        section.warning("unsigned", format_args!("anyone who reaches {path} can publish events"));
     } else if ["secret", "secret_file", "secrets"].iter().all(|key| section.is_blank(key)) {
         let text = "no secret; set `secret`, `secret_file` or `secrets` to what PlexTrac's webhook form has, or \
                     `unsigned = true`";

@@ -1,4 +1,4 @@
-//! TLS of the ingress: chain, key and authorities from the files that the settings name, checked when they are read.
+//! TLS of the ingress: chain, key and authorities from the configured files, checked when they are read.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use x509_parser::time::ASN1Time;
 
 use crate::settings::Section;
 
-/// `[ingress.tls]`, ready to be used.
+/// The usable `[ingress.tls]`.
 #[derive(Clone)]
 pub(crate) struct ServerTls {
     config: Arc<ServerConfig>,
@@ -30,7 +30,7 @@ impl fmt::Debug for ServerTls {
 }
 
 impl ServerTls {
-    /// Reads `[ingress.tls]`; none where something is wrong (a problem then).
+    /// Reads `[ingress.tls]`; returns none after reporting a problem.
     ///
     /// # Panics
     /// Never: ring has suites of both protocol versions.
@@ -64,13 +64,13 @@ impl ServerTls {
         }
     }
 
-    /// When the server's certificate ends.
+    /// The time at which the server's certificate expires.
     #[must_use]
     pub(crate) fn not_after(&self) -> SystemTime {
         self.not_after
     }
 
-    /// Whether both are of one reading: connections of one are as good as those of the other.
+    /// Whether both come from the same reading: connections of one are then as good as those of the other.
     pub(super) fn is_same(one: Option<&Self>, other: Option<&Self>) -> bool {
         match (one, other) {
             (None, None) => true,
@@ -79,28 +79,28 @@ impl ServerTls {
         }
     }
 
-    /// What makes handshakes.
+    /// The acceptor for handshakes.
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         self.config.clone().into()
     }
 }
 
-/// Who may connect.
+/// The clients that may connect.
 enum Clients {
     Anybody,
-    /// Who shows a certificate of one of the authorities.
+    /// Only clients with a certificate from these authorities.
     Known(Arc<dyn ClientCertVerifier>),
 }
 
 type Chain = Vec<CertificateDer<'static>>;
 
-/// The certificates of a file; a problem and none where there is none, or one that is broken.
+/// The certificates of a file; reports a problem and returns none if there is none, or a broken one.
 fn certificates(section: &mut Section<'_>, key: &str, path: &Path, content: &[u8]) -> Option<Chain> {
     let found: Result<Chain, pem::Error> = CertificateDer::pem_slice_iter(content).collect();
     match found {
         Ok(found) if !found.is_empty() => return Some(found),
         Ok(_) => {
-            let text = format!("{}: no certificate in PEM is in it (-----BEGIN CERTIFICATE-----)", path.display());
+            let text = format!("{}: it has no certificate in PEM (-----BEGIN CERTIFICATE-----)", path.display());
             section.problem(key, text);
         }
         Err(error) => section.problem(key, format_args!("{}: not PEM: {error}", path.display())),
@@ -108,8 +108,8 @@ fn certificates(section: &mut Section<'_>, key: &str, path: &Path, content: &[u8
     None
 }
 
-/// The server's certificate with its chain, and when it ends. One that does not hold now is only warned of: a bridge
-/// that does not start takes no events at all, and not every proxy looks.
+/// The server's certificate with its chain, and its expiry. A certificate that is not valid now only causes a warning:
+/// a bridge that does not start accepts no events at all, and not every proxy checks.
 fn read_chain(section: &mut Section<'_>) -> Option<(Chain, SystemTime)> {
     const KEY: &str = "certificate_file";
     let (path, content) = section.needed_file(KEY, "the certificate and its chain, in PEM")?;
@@ -140,10 +140,10 @@ fn read_key(section: &mut Section<'_>) -> Option<(PathBuf, PrivateKeyDer<'static
     let text = match PrivateKeyDer::from_pem_slice(&content) {
         Ok(key) => return Some((path, key)),
         Err(pem::Error::NoItemsFound) => {
-            "no private key in PEM is in it (-----BEGIN PRIVATE KEY-----); take away its password if it has one"
+            "it has no private key in PEM (-----BEGIN PRIVATE KEY-----); take away its password if it has one"
         }
         // Not the error's own text: it may quote a line.
-        Err(_) => "not PEM, or broken off",
+        Err(_) => "not PEM, or truncated",
     };
     section.problem(KEY, format_args!("{}: {text}", path.display()));
     None

@@ -1,10 +1,10 @@
 //! Validate: one pass of `serde_json` over the borrowed text. Nothing is serialised again, ever.
 //!
-//! Known fields are found as raw text first, so that "not JSON" (400) is told apart from everything else; then each is
-//! decoded, except `text`, which is only checked to be a string. What departs from the documented payload is noted:
+//! Known fields are found as raw text first, so that "not JSON" (400) is distinguished from everything else; then each is
+//! decoded, except `text`, which is only checked to be a string. Departures from the documented payload are noted:
 //! `lenient` continues without the field, `strict` refuses most departures.
 //!
-//! Length: half of it are the tests of one table.
+//! Length: half of it is the tests of one table.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -16,7 +16,8 @@ use crate::event::{ContentType, Fields};
 use crate::event::{Deviation, Deviations, Field};
 use crate::ingress::settings::Validation;
 
-/// A longer `cuid` counts as absent: an AMQP `message_id` has at most 255 bytes, and the event id adds 13.
+/// The longest `cuid`; a longer one counts as absent. An AMQP `message_id` has at most 255 bytes, and the event id adds
+/// 13.
 const LONGEST_CUID: usize = 200;
 
 /// Whether a signature vouches for the body.
@@ -24,7 +25,7 @@ const LONGEST_CUID: usize = 200;
 pub(crate) enum Trust {
     /// The signature is right: the body is genuine, whatever is unusual about it.
     Signed,
-    /// The source asks for no signature.
+    /// The source requires no signature.
     Unsigned,
 }
 
@@ -41,16 +42,16 @@ pub(crate) enum Valid<'a> {
     Probe(&'static str),
 }
 
-/// What is wrong with a body.
+/// The problem with a body.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Invalid {
     /// Not one JSON value in UTF-8: 400.
     Malformed(String),
-    /// An object, but not one that this source takes: 422. The text names the field.
+    /// An object, but not one that this source accepts: 422. The text names the field.
     Undocumented(String),
 }
 
-/// The decoded fields; one that is absent, or cannot be used, is empty.
+/// The decoded fields; a field that is absent or unusable is empty.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Payload<'a> {
     cuid: Cow<'a, str>,
@@ -85,7 +86,7 @@ impl Payload<'_> {
         }
     }
 
-    /// Whether it names an event or an entity: an unsigned object needs at least that.
+    /// Whether the payload names an event or an entity: an unsigned object needs at least that.
     fn says_something(&self) -> bool {
         let ids = [&self.cuid, &self.target_cuid, &self.client_id, &self.report_id, &self.finding_id];
         !self.event.is_empty() || !self.assessment_id.is_empty() || ids.iter().any(|id| !id.is_empty())
@@ -95,7 +96,7 @@ impl Payload<'_> {
 /// Validates a body.
 ///
 /// # Errors
-/// The problem, in words for the sender and the log.
+/// The problem, worded for the sender and the log.
 pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Valid<'_>, Invalid> {
     let found = match parse(body).map_err(Invalid::Malformed)? {
         Parsed::Object(found) if found.is_empty => return Ok(Valid::Probe("an object without fields")),
@@ -109,13 +110,13 @@ pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Res
         return Err(Invalid::Undocumented(problem));
     }
     if trust == Trust::Unsigned && !payload.says_something() {
-        let text = "neither `event` nor any documented id can be used; a source without signatures asks for one";
+        let text = "neither `event` nor any documented id can be used; a source without signatures requires one";
         return Err(Invalid::Undocumented(text.to_owned()));
     }
     Ok(Valid::Event(payload))
 }
 
-/// Reads any body in the most lenient way, as far as it can be read: what was accepted or kept once is an event.
+/// Reads any body in the most lenient way, as far as possible: once accepted or kept, it is an event.
 #[must_use]
 pub(crate) fn read_any(body: &[u8]) -> Payload<'_> {
     match parse(body) {
@@ -128,11 +129,11 @@ pub(crate) fn read_any(body: &[u8]) -> Payload<'_> {
 /// A body that is JSON, or empty.
 enum Parsed<'a> {
     Object(RawFields<'a>),
-    /// No object: what it is.
+    /// Not an object; the text says what it is.
     Other(&'static str),
 }
 
-/// Reads a body as one JSON value; the error says why it is none.
+/// Reads a body as one JSON value; the error says why it is not one.
 fn parse(body: &[u8]) -> Result<Parsed<'_>, String> {
     if body.is_empty() {
         return Ok(Parsed::Other("an empty body"));
@@ -165,7 +166,7 @@ fn is_null(raw: &RawValue) -> bool {
     raw.get().starts_with('n')
 }
 
-/// A string, decoded; or how it departs from one.
+/// A decoded string, or its departure from one.
 fn string(raw: &RawValue) -> Result<Cow<'_, str>, Deviation> {
     let text = raw.get();
     if !text.starts_with('"') {
@@ -175,14 +176,14 @@ fn string(raw: &RawValue) -> Result<Cow<'_, str>, Deviation> {
     if !inside.contains('\\') {
         return Ok(Cow::Borrowed(inside));
     }
-    // It was scanned as JSON already: only a lone surrogate can be wrong with it.
+    // It was scanned as JSON already: only a lone surrogate can be wrong.
     serde_json::from_str::<String>(text).map(Cow::Owned).map_err(|_| Deviation::Surrogate)
 }
 
-/// The known fields as raw text, the last of each, and what was seen on the way to them.
+/// The known fields as raw text, the last of each, and what was noted while finding them.
 struct RawFields<'a> {
     raw: [Option<&'a RawValue>; Field::COUNT],
-    /// The fields that were given twice.
+    /// The fields that were given more than once.
     repeated: Deviations,
     has_odd_key: bool,
     is_empty: bool,
@@ -208,12 +209,12 @@ impl<'a> RawFields<'a> {
         if payload.finding_id.is_empty() {
             payload.finding_id = flaw;
         }
-        reading.look_at_text();
+        reading.check_text();
         payload.deviations = reading.deviations;
         payload
     }
 
-    /// Why this is not the documented payload. Fields may be empty, except `event`; `null` is as good as nothing.
+    /// The reason why this is not the documented payload. Fields may be empty, except `event`; `null` counts as absent.
     fn undocumented(&self, deviations: &Deviations) -> Option<String> {
         if self.has_odd_key {
             return Some("a key has a lone surrogate".to_owned());
@@ -299,7 +300,7 @@ impl<'a> FieldReader<'a, '_> {
         }
     }
 
-    /// The one target; where it cannot be used, the first of several that can.
+    /// The one target; if it cannot be used, the first usable of several.
     fn target(&mut self) -> Cow<'a, str> {
         let (one, several) = (self.raw[Field::TargetCuid as usize], self.raw[Field::TargetCuids as usize]);
         match (one, several) {
@@ -331,8 +332,8 @@ impl<'a> FieldReader<'a, '_> {
         first.unwrap_or_default()
     }
 
-    /// `text` is never decoded: it may be empty, and may have a lone surrogate.
-    fn look_at_text(&mut self) {
+    /// Checks `text`, which is never decoded: it may be empty, and may have a lone surrogate.
+    fn check_text(&mut self) {
         let deviation = match self.raw[Field::Text as usize] {
             Some(raw) if raw.get().starts_with('"') => return,
             Some(raw) if is_null(raw) => Deviation::Null,
@@ -343,7 +344,7 @@ impl<'a> FieldReader<'a, '_> {
     }
 }
 
-/// The items of a list of strings: the first that can be used, and how others depart from a string.
+/// The items of a list of strings: the first usable one, and how others depart from a string.
 struct Items<'a> {
     first: Option<Cow<'a, str>>,
     deviations: [Option<Deviation>; Deviation::COUNT],
@@ -396,7 +397,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
                     has_odd_key: false,
                     is_empty: true,
                 };
-                // Keys as raw text too: a lone surrogate in one is valid JSON.
+                // Keys as raw text too: a lone surrogate in a key is valid JSON.
                 while let Some(key) = map.next_key::<&'de RawValue>()? {
                     found.is_empty = false;
                     match known(key) {
@@ -419,7 +420,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
     }
 }
 
-/// The known field that a key names, also where it is written with escapes; an error where it has a lone surrogate.
+/// The known field that a key names, also if it is written with escapes; an error if it has a lone surrogate.
 fn known(key: &RawValue) -> Result<Option<Field>, Deviation> {
     let text = key.get();
     let inside = &text[1..text.len() - 1];

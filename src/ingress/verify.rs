@@ -20,19 +20,19 @@ pub(crate) struct Verifier {
     keyed: Vec<Hmac<Sha256>>,
 }
 
-/// A genuine body.
+/// The proof that a body is genuine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Verified {
     /// The MAC, or the SHA-256 of an unsigned body.
     pub(crate) digest: [u8; 32],
-    /// Which secret matched.
+    /// The number of the secret that matched.
     pub(crate) secret: Option<usize>,
-    /// The 64 hex digits of the header as received, without a prefix: what is kept and forwarded.
+    /// The 64 hex digits of the header as received, without a prefix; kept and forwarded.
     pub(crate) signature: Option<[u8; 64]>,
 }
 
 impl Verifier {
-    /// For the secrets of one source; without any, nothing is asked for.
+    /// Creates a verifier for the secrets of one source; without secrets no signature is required.
     ///
     /// # Panics
     /// Never: HMAC takes keys of every length.
@@ -45,13 +45,13 @@ impl Verifier {
         Self { keyed: keyed.collect() }
     }
 
-    /// Whether a body with these headers can be genuine at all: without a well-formed signature none is.
+    /// Whether a body with these headers can be genuine at all: it needs a well-formed signature.
     #[must_use]
     pub(crate) fn may_verify(&self, headers: &HeaderMap) -> bool {
         self.keyed.is_empty() || header(headers).is_some()
     }
 
-    /// Whether the body is genuine; `None` is all that a stranger learns.
+    /// Verifies a body; `None` is all that an unauthenticated sender learns.
     #[must_use]
     pub(crate) fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Option<Verified> {
         let received = header(headers);
@@ -74,7 +74,7 @@ impl Verifier {
     }
 }
 
-/// The digest of a body that was verified before: of its signature as received, or the SHA-256 where unsigned.
+/// The digest of a body that was verified before: that of its signature as received, or the SHA-256 if unsigned.
 #[must_use]
 pub(crate) fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
     let mut digest = [0; 32];

@@ -1,11 +1,11 @@
-//! Failpoints: named places where a test makes the disk fail or the process die. Compiled in only with the feature
+//! Failpoints: named places where a test makes the disk fail or the process end. Compiled in only with the feature
 //! `failpoints`, which no release has, and in unit tests.
 //!
-//! `PLEXTRAC_BRIDGE_FAILPOINTS="journal.sync=error@3,journal.write=kill"`: at the third pass of `journal.sync` an
-//! error, at the first of `journal.write` an end without any clean-up. `full` is the error of a full disk, `invalid` the
-//! error of a file system that does not support the call, `hang` never returns, and a duration (`12s`) is how long the
-//! pass takes. `error@3+` is every pass from the third on. `journal.unreadable=8192` makes the block with this byte of
-//! each segment unreadable.
+//! `PLEXTRAC_BRIDGE_FAILPOINTS="journal.sync=error@3,journal.write=kill"`: an error at the third pass of
+//! `journal.sync`, an end without any clean-up at the first of `journal.write`. `full` is the error of a full disk,
+//! `invalid` the error of a file system that does not support the call, `hang` never returns, and a duration (`12s`) is
+//! how long the pass takes. `error@3+` applies to every pass from the third on. `journal.unreadable=8192` makes the
+//! block with this byte of each segment unreadable.
 
 use std::io;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use std::time::Duration;
 #[cfg(any(test, feature = "failpoints"))]
 pub(crate) use set::{every, pass, unreadable};
 
-/// How often something is done, unless a test says otherwise: `reload.look=50ms`.
+/// The interval of a repeated action, unless a test overrides it: `reload.look=50ms`.
 #[cfg(not(any(test, feature = "failpoints")))]
 #[inline]
 #[must_use]
@@ -24,17 +24,17 @@ pub(crate) fn every(_name: &str, usual: Duration) -> Duration {
 /// Passes a failpoint.
 ///
 /// # Errors
-/// The one that the test asked for.
+/// The error that the test set.
 #[cfg(not(any(test, feature = "failpoints")))]
 #[inline]
 pub(crate) fn pass(_name: &str) -> io::Result<()> {
     Ok(())
 }
 
-/// Passes a read of bytes of a file, from the first to before the last.
+/// Passes a read of the bytes `from..to` of a file.
 ///
 /// # Errors
-/// EIO where the test made one of these bytes unreadable.
+/// EIO if the test made one of these bytes unreadable.
 #[cfg(not(any(test, feature = "failpoints")))]
 #[inline]
 pub(crate) fn unreadable(_name: &str, _from: u64, _to: u64) -> io::Result<()> {
@@ -96,7 +96,7 @@ mod set {
         UNREADABLE.with_borrow_mut(|here| *here = bytes.to_vec());
     }
 
-    /// How often something is done, unless a test says otherwise: `reload.look=50ms`.
+    /// The interval of a repeated action, unless a test overrides it: `reload.look=50ms`.
     #[must_use]
     pub(crate) fn every(name: &str, usual: Duration) -> Duration {
         points(name).find_map(|point| humantime::parse_duration(&point.action).ok()).unwrap_or(usual)
@@ -105,7 +105,7 @@ mod set {
     /// Passes a failpoint.
     ///
     /// # Errors
-    /// The one that the test asked for.
+    /// The error that the test set.
     pub(crate) fn pass(name: &str) -> io::Result<()> {
         let here = HERE.with_borrow(|here| here.iter().find(|(point, _)| *point == name).map(|(_, kind)| *kind));
         if let Some(kind) = here {
@@ -132,10 +132,10 @@ mod set {
         Ok(())
     }
 
-    /// Passes a read of bytes of a file, from the first to before the last.
+    /// Passes a read of the bytes `from..to` of a file.
     ///
     /// # Errors
-    /// EIO where the test made one of these bytes unreadable.
+    /// EIO if the test made one of these bytes unreadable.
     pub(crate) fn unreadable(name: &str, from: u64, to: u64) -> io::Result<()> {
         let is_hit = |point: &Point| point.action.parse().is_ok_and(|byte: u64| (from..to).contains(&byte));
         let is_here = || UNREADABLE.with_borrow(|here| here.iter().any(|byte| (from..to).contains(byte)));

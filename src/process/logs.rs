@@ -1,4 +1,4 @@
-//! Logs: format and level, whose words are let through, and how often the same thing is said.
+//! Logs: format and level, the filter for client libraries, and the rate limit for repeated lines.
 
 use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,20 +18,20 @@ use crate::settings::Section;
 /// `log.format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
-    /// Text on a terminal, else JSON.
+    /// Text on a terminal, otherwise JSON.
     Auto,
-    /// For people.
+    /// For human readers.
     Text,
-    /// For programs: one object a line.
+    /// For programs: one object per line.
     Json,
 }
 
 /// `[log]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// How lines look.
+    /// The format of lines.
     pub(crate) format: Format,
-    /// The least important line that is written.
+    /// The lowest level that is written.
     pub(crate) level: LevelFilter,
 }
 
@@ -55,11 +55,11 @@ impl Settings {
     }
 }
 
-/// Lines that wait to be written while nobody reads them; what comes beyond is dropped, for no log may hold up a
-/// request.
+/// The number of lines that may wait to be written while standard error is not read; further lines are dropped, because
+/// a log must not delay a request.
 const WAITING_LINES: usize = 4096;
 
-/// The log that is being written. When it is dropped, what waits is written.
+/// The running log. When it is dropped, waiting lines are written.
 #[derive(Debug)]
 pub(crate) struct Log {
     level: Level,
@@ -67,7 +67,7 @@ pub(crate) struct Log {
     _guard: WorkerGuard,
 }
 
-/// Between the lines and the thread that writes them: at the end only one thread may pass.
+/// A gate before the thread that writes: at the end it lets only one thread pass.
 #[derive(Clone, Debug)]
 struct LogGate {
     writer: NonBlocking,
@@ -76,7 +76,7 @@ struct LogGate {
 
 impl Write for LogGate {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        // Held while the line is handed over, so that none is overtaken.
+        // Held while the line is handed over, so that lines stay in order.
         let only = self.only.lock().unwrap_or_else(PoisonError::into_inner);
         if only.is_some_and(|only| only != std::thread::current().id()) {
             return Ok(line.len());
@@ -98,14 +98,14 @@ impl MakeWriter<'_> for LogGate {
 }
 
 impl Log {
-    /// What changes the level.
+    /// A handle that changes the level.
     #[must_use]
     pub(crate) fn level(&self) -> Level {
         self.level.clone()
     }
 
-    /// From now on only this thread writes: the last line is its own, whatever other threads, those of client libraries
-    /// among them, still have to say.
+    /// Lets only this thread write from now on, so that the last line is its own, whatever other threads, including
+    /// those of client libraries, still log.
     pub(crate) fn close(&self) {
         *self.gate.only.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current().id());
     }
@@ -116,15 +116,15 @@ impl Log {
 pub(crate) struct Level(reload::Handle<Targets, Registry>);
 
 impl Level {
-    /// From now on this is the least important line that is written.
+    /// Sets the lowest level that is written.
     pub(crate) fn set(&self, level: LevelFilter) {
         // It fails only once the log has ended, when nothing is written any more.
         let _ = self.0.reload(targets(level));
     }
 }
 
-/// Client libraries log what they send, credentials included, at their lower levels; ours says what matters of theirs.
-/// lapin warns of every returned message, which is our business.
+/// The filter by module. Client libraries log what they send, credentials included, at their lower levels; the bridge
+/// logs what matters itself. lapin warns about every returned message, which the bridge handles.
 fn targets(level: LevelFilter) -> Targets {
     Targets::new()
         .with_default(LevelFilter::WARN.min(level))
@@ -138,7 +138,7 @@ fn targets(level: LevelFilter) -> Targets {
 /// Starts writing logs to standard error, from a thread of their own.
 ///
 /// # Errors
-/// Logs are written already.
+/// Logging was started before.
 pub(crate) fn start(settings: Settings) -> Result<Log, TryInitError> {
     let (targets, handle) = reload::Layer::new(targets(settings.level));
     let text = match settings.format {
@@ -162,7 +162,7 @@ pub(crate) fn start(settings: Settings) -> Result<Log, TryInitError> {
     Ok(Log { level: Level(handle), gate, _guard: guard })
 }
 
-/// Lets through so many of the same kind per period.
+/// Admits a limited number of the same kind per period.
 #[derive(Debug)]
 pub(crate) struct Throttle {
     most: u32,
@@ -176,23 +176,23 @@ struct Period {
     start: Instant,
     /// The number of lines in the period.
     count: u32,
-    /// How many were left out since the last one that was let through.
+    /// The number left out since the last one that was admitted.
     left_out: u64,
 }
 
 impl Throttle {
-    /// At most `most` per `period`.
+    /// Admits at most `most` per `period`.
     #[must_use]
     pub(crate) fn new(most: u32, period: Duration) -> Self {
         Self { most, period, state: Mutex::new(Period { start: Instant::now(), count: 0, left_out: 0 }) }
     }
 
-    /// Whether this one may be said.
+    /// Whether this one is admitted.
     pub(crate) fn admits(&self) -> bool {
         self.left_out().is_some()
     }
 
-    /// How many were left out since the last one that was let through; none where this one is left out, too.
+    /// The number left out since the last one that was admitted; none if this one is left out, too.
     pub(crate) fn left_out(&self) -> Option<u64> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();

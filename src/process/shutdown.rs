@@ -1,4 +1,4 @@
-//! The phases of stopping, told to every part at once: serve, leave (unready, still serving), close, drain.
+//! The phases of stopping, announced to every part at once: serve, leave (unready, still serving), close, drain.
 
 use std::time::{Duration, Instant};
 
@@ -9,9 +9,9 @@ use crate::settings::Section;
 /// `[shutdown]`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Settings {
-    /// Unready, still serving.
+    /// The time for which the bridge is unready and still serves.
     pub(crate) delay: Duration,
-    /// Everything after that.
+    /// The time for everything after that.
     pub(crate) grace: Duration,
 }
 
@@ -22,16 +22,16 @@ impl Settings {
     }
 }
 
-/// Where the stop stands; it only goes forward.
+/// The phases of the stop; they only advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
     /// Not stopping.
     Serving,
-    /// Unready, but everything is still served: balancers look elsewhere meanwhile.
+    /// Unready, but everything is still served, while balancers switch to other instances.
     Leaving,
-    /// No new connections, no new requests; those begun are finished.
+    /// No new connections, no new requests; those that have begun are finished.
     Closing,
-    /// Nothing comes any more: deliver what is held, until the deadline.
+    /// No more requests arrive: deliver what is held, until the deadline.
     Draining,
 }
 
@@ -41,15 +41,15 @@ struct Stop {
     deadline: Option<Instant>,
 }
 
-/// The one who tells.
+/// The sending end: announces phases and the deadline.
 #[derive(Debug)]
 pub(crate) struct Stopper(watch::Sender<Stop>);
 
-/// One who listens.
+/// The receiving end.
 #[derive(Clone, Debug)]
 pub(crate) struct Drain(watch::Receiver<Stop>);
 
-/// Both ends.
+/// Creates both ends.
 #[must_use]
 pub(crate) fn channel() -> (Stopper, Drain) {
     let (sender, receiver) = watch::channel(Stop { phase: Phase::Serving, deadline: None });
@@ -57,17 +57,17 @@ pub(crate) fn channel() -> (Stopper, Drain) {
 }
 
 impl Stopper {
-    /// Goes on to a phase.
+    /// Advances to a phase.
     pub(crate) fn enter(&self, phase: Phase) {
         self.0.send_modify(|stop| stop.phase = phase);
     }
 
-    /// Sets when all must be over; only ever earlier.
+    /// Sets the deadline for everything; it can only become earlier.
     pub(crate) fn deadline(&self, at: Instant) {
         self.0.send_modify(|stop| stop.deadline = Some(stop.deadline.map_or(at, |deadline| deadline.min(at))));
     }
 
-    /// For how long all should have been over.
+    /// The time since the deadline has passed.
     #[must_use]
     pub(crate) fn overdue(&self) -> Duration {
         self.0.borrow().deadline.map_or(Duration::ZERO, |deadline| deadline.elapsed())
@@ -75,13 +75,13 @@ impl Stopper {
 }
 
 impl Drain {
-    /// Where the stop stands.
+    /// The current phase.
     #[must_use]
     pub(crate) fn phase(&self) -> Phase {
         self.0.borrow().phase
     }
 
-    /// Whether nothing comes any more.
+    /// Whether no more requests arrive.
     #[must_use]
     pub(crate) fn has_begun(&self) -> bool {
         self.phase() == Phase::Draining
@@ -90,13 +90,13 @@ impl Drain {
     /// Waits until a phase is reached.
     pub(crate) async fn reached(&self, phase: Phase) {
         let mut receiver = self.0.clone();
-        // The stopper lives as long as the program; without it nothing is ever stopped.
+        // The stopper exists as long as the program; without it nothing is ever stopped.
         if receiver.wait_for(|stop| stop.phase as u8 >= phase as u8).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// Waits until nothing comes any more.
+    /// Waits until no more requests arrive.
     pub(crate) async fn begun(&self) {
         self.reached(Phase::Draining).await;
     }
@@ -121,7 +121,7 @@ impl Drain {
         }
     }
 
-    /// How much time is left; none while there is no deadline.
+    /// The time left; none if there is no deadline.
     #[must_use]
     pub(crate) fn remaining(&self) -> Option<Duration> {
         let deadline = self.0.borrow().deadline?;

@@ -1,4 +1,4 @@
-//! The state directory: created where it is missing, and held by one process at a time. Also how every directory is
+//! The state directory: created if it is missing, and held by one process at a time. Also how every directory is
 //! created and made safe on disk.
 
 use std::collections::BTreeSet;
@@ -13,15 +13,15 @@ use rustix::io::Errno;
 
 use crate::process::failpoint;
 
-/// Why the state directory cannot be used.
+/// The reasons why the state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StateError {
-    /// It cannot be made, read or written.
+    /// It cannot be created, read or written.
     #[error("cannot use the state directory {path}: {source}")]
     Unusable {
         /// The directory or file.
         path: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// Another process holds it.
@@ -30,20 +30,20 @@ pub(crate) enum StateError {
 }
 
 impl StateError {
-    /// For this directory or file.
+    /// An error of this directory or file.
     pub(crate) fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.display().to_string();
         move |source| Self::Unusable { path, source }
     }
 }
 
-/// How often it is tried to take the lock: a command that asks whether a daemon runs holds it for a moment.
+/// The number of attempts to take the lock: a command that checks whether a daemon runs holds it for a moment.
 const TRIES: u32 = 10;
 
-/// Creates the directory where it is missing, and takes its lock, which is held as long as the file lives.
+/// Creates the directory if it is missing, and takes its lock, which is held as long as the file is open.
 ///
 /// # Errors
-/// It cannot be used, or another process holds it.
+/// The directory cannot be used, or another process holds it.
 pub(crate) fn lock(directory: &Path) -> Result<File, StateError> {
     create_directory(directory).map_err(StateError::unusable(directory))?;
     for _ in 1..TRIES {
@@ -73,8 +73,8 @@ pub(crate) fn is_held(directory: &Path) -> bool {
     matches!(try_lock(directory), Err(StateError::Locked(_)))
 }
 
-/// Gives a file to the owner of its directory: a command that root runs must leave no file that the daemon's user cannot
-/// read. Where that is not possible, the daemon reports it when it opens the file.
+/// Gives a file to the owner of its directory: a command that root runs must leave no file that the daemon's user
+/// cannot read. If that is not possible, the daemon reports it when it opens the file.
 pub(crate) fn give_to_the_owner(file: &File, directory: &Path) {
     if let (Ok(is), Ok(owner)) = (file.metadata(), fs::metadata(directory))
         && is.uid() != owner.uid()
@@ -83,7 +83,7 @@ pub(crate) fn give_to_the_owner(file: &File, directory: &Path) {
     }
 }
 
-/// Creates a directory (0700) where it is missing, and makes its name in its parent safe on disk.
+/// Creates a directory (0700) if it is missing, and makes its name in its parent safe on disk.
 ///
 /// # Errors
 /// The parent is missing, cannot be written, or cannot be synced.
@@ -99,7 +99,7 @@ pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// Makes the names in a directory safe on disk. A file system that does not support this (some network file systems)
-/// leaves a warning, once for each directory.
+/// causes a warning, once for each directory.
 ///
 /// # Errors
 /// The disk fails. The text names the directory.

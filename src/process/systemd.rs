@@ -1,5 +1,5 @@
-//! What the bridge and systemd tell each other: states and signs of life, see `sd_notify(3)`; sockets that were opened
-//! before the start, see `sd_listen_fds(3)`. Without systemd nothing is told and nothing is passed.
+//! The interface to systemd: states and watchdog, see `sd_notify(3)`; sockets that were opened before the start, see
+//! `sd_listen_fds(3)`. Without systemd it does nothing.
 
 use std::net::TcpListener;
 use std::time::Duration;
@@ -8,35 +8,35 @@ use listenfd::ListenFd;
 use sd_notify::NotifyState;
 use socket2::SockRef;
 
-/// What systemd is told of a bridge.
+/// The states that systemd is notified of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ServiceState {
     /// Both listeners answer; also the end of reloading.
     Ready,
-    /// Settings are read again; [`ServiceState::Ready`] must follow, whatever comes of it.
+    /// Settings are read again; [`ServiceState::Ready`] must follow, whatever the result.
     Reloading,
     /// The stop has begun.
     Stopping,
 }
 
-/// Tells systemd a state, where it listens (`NOTIFY_SOCKET`).
+/// Notifies systemd of a state, if it listens (`NOTIFY_SOCKET`).
 pub(crate) fn notify(state: ServiceState) {
     let told = match state {
         ServiceState::Ready => sd_notify::notify(&[NotifyState::Ready]),
-        // From version 253 on systemd wants to know when it began.
+        // From version 253 on systemd requires the time at which it began.
         ServiceState::Reloading => {
             NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]))
         }
         ServiceState::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
     };
     if let Err(error) = told {
-        tracing::warn!("cannot tell systemd that the bridge is {state:?}: {error}");
+        tracing::warn!("cannot notify systemd that the bridge is {state:?}: {error}");
     }
 }
 
-/// Tells systemd's watchdog at half its interval (`WATCHDOG_USEC`) that the bridge is alive, as long as `dead` names
-/// nothing. Ends at once where there is no watchdog.
-pub(crate) async fn feed_watchdog(dead: impl Fn() -> Vec<String>) {
+/// Notifies systemd's watchdog at half its interval (`WATCHDOG_USEC`), as long as `stalled` reports nothing. Returns at
+/// once if there is no watchdog.
+pub(crate) async fn feed_watchdog(stalled: impl Fn() -> Vec<String>) {
     let Some(interval) = sd_notify::watchdog_enabled().filter(|interval| *interval > Duration::ZERO) else {
         return;
     };
@@ -44,19 +44,19 @@ pub(crate) async fn feed_watchdog(dead: impl Fn() -> Vec<String>) {
     let mut was_alive = true;
     loop {
         due.tick().await;
-        let problems = dead();
+        let problems = stalled();
         if problems.is_empty() {
             if let Err(error) = sd_notify::notify(&[NotifyState::Watchdog]) {
-                tracing::warn!("cannot tell systemd's watchdog that the bridge is alive: {error}");
+                tracing::warn!("cannot notify systemd's watchdog: {error}");
             }
         } else if was_alive {
-            tracing::error!("systemd's watchdog is told nothing until this is over: {}", problems.join(", "));
+            tracing::error!("not notifying systemd's watchdog until this ends: {}", problems.join(", "));
         }
         was_alive = problems.is_empty();
     }
 }
 
-/// The listening sockets that systemd passed; each that is missing is bound by the settings.
+/// The listening sockets that systemd passed; missing ones are bound according to the settings.
 #[derive(Debug, Default)]
 pub(crate) struct Passed {
     /// For webhooks, instead of `ingress.listen`.
@@ -65,20 +65,20 @@ pub(crate) struct Passed {
     pub(crate) admin: Option<TcpListener>,
 }
 
-/// Why passed sockets cannot be used; the text says what to change.
+/// The reason why passed sockets cannot be used; the text says what to change.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct PassedError(String);
 
-/// Takes the sockets that systemd passed (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`). To be called once, before
-/// anything else is opened or started: the numbers of their descriptors are fixed.
+/// Takes the sockets that systemd passed (`LISTEN_FDS`, `LISTEN_PID`, `LISTEN_FDNAMES`). Must be called once, before
+/// anything else is opened or started, because the descriptors have fixed numbers.
 ///
 /// # Errors
-/// Something else was passed than listening TCP sockets, or it is not clear which is for what.
+/// Something other than listening TCP sockets was passed, or their purpose is ambiguous.
 pub(crate) fn sockets() -> Result<Passed, PassedError> {
     let announced = sd_notify::listen_fds_with_names().map_err(|error| {
         PassedError(format!(
-            "LISTEN_FDS, LISTEN_FDNAMES and the descriptors that came do not fit together: {error}; let a .socket unit \
+            "LISTEN_FDS, LISTEN_FDNAMES and the received descriptors do not match: {error}; let a .socket unit \
              of systemd start the bridge, or unset these variables"
         ))
     })?;
@@ -92,7 +92,7 @@ pub(crate) fn sockets() -> Result<Passed, PassedError> {
         let place = match name.as_str() {
             "admin" => &mut passed.admin,
             "ingress" => &mut passed.ingress,
-            // systemd names a socket after its unit where that does not say otherwise.
+            // systemd names a socket after its unit if the unit does not name it.
             _ if names.len() == 1 => &mut passed.ingress,
             _ => {
                 return Err(PassedError(format!(

@@ -9,7 +9,7 @@ use tokio::task::LocalSet;
 
 use crate::status::Heartbeat;
 
-/// One runtime per thread, not yet given to its thread.
+/// The runtimes for several threads, not yet given to them.
 pub(crate) struct Runtimes(Vec<Runtime>);
 
 impl Runtimes {
@@ -32,12 +32,12 @@ impl Runtimes {
 
 impl Drop for Runtimes {
     fn drop(&mut self) {
-        // Where a start failed: tokio panics when a runtime is dropped inside another in any other way.
+        // After a failed start: tokio panics when a runtime is dropped inside another in any other way.
         self.0.drain(..).for_each(Runtime::shutdown_background);
     }
 }
 
-/// Waits for the end of threads.
+/// Waits for threads to end.
 pub(crate) async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
     for thread in threads {
         // A panic ends the process (`panic = "abort"`) or is in the log already.
@@ -62,9 +62,9 @@ where
             local.spawn_local(heartbeat.run());
         }
         let output = local.block_on(&runtime, async { make().await });
-        // One that has ended does not hang.
+        // A thread that has ended is not stalled.
         heartbeat.iter().for_each(Heartbeat::pause);
-        // Blocking work that is still under way (a client library closing) must not hold the end up.
+        // Blocking work still in progress (a client library closing) must not delay the end.
         runtime.shutdown_background();
         output
     })

@@ -1,10 +1,10 @@
-//! The queue: events in memory and the books, under one lock, so that the accounting is exact in every mode.
+//! The queue: events in memory and the ledger, under one lock, so that the accounting is exact in every mode.
 //!
-//! Memory holds what delivery takes next. In `journaled` mode an event comes here once it is synced; where memory is
-//! full it stays on disk alone, and delivery catches up there before memory is used again: order holds, memory is
-//! bounded. A journal found at start is such a backlog, whatever the mode.
+//! Memory holds the events that delivery takes next. In `journaled` mode an event enters memory once it is synced. If
+//! memory is full, the event stays on disk only, and delivery catches up there before memory is used again: order
+//! holds, and memory is bounded. A journal found at start is such a backlog, whatever the mode.
 //!
-//! Length: everything that must happen under the one lock is only understood side by side.
+//! Length: everything that must happen under the one lock is best understood side by side.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -20,13 +20,13 @@ use crate::queue::{Ack, Mode, Refused, Settlement};
 use crate::settings::Section;
 use crate::status::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
 
-/// Full until it is below this share again, in percent: a probe must not flicker.
+/// The share of the limits, in percent, below which a full buffer is no longer full: readiness must not flicker.
 const READY_BELOW: usize = 90;
 
-/// So many bytes are read from the journal at once; few in tests, whose events are small.
+/// The number of bytes read from the journal at once; few in tests, whose events are small.
 const READ_BYTES: usize = if cfg!(test) { 2 << 10 } else { 1 << 20 };
 
-/// Why nothing is accepted while the disk hangs.
+/// The reason why nothing is accepted while the disk hangs.
 const STALLED: &str = "the disk has not completed a write for longer than `publish.timeout`";
 
 /// Reads `[buffer]`.
@@ -34,39 +34,39 @@ pub(crate) fn limits(section: &mut Section<'_>) -> Limits {
     Limits { events: section.count("max_events", 1), bytes: section.size("max_bytes") }
 }
 
-/// What [`Buffer::take`] found.
+/// The result of [`Buffer::take`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Taken {
-    /// So many events.
+    /// This many events were taken.
     Events(usize),
-    /// The next ones are to be read from the journal first.
+    /// The next events are to be read from the journal first.
     OnDisk(Backlog),
-    /// Nothing waits.
+    /// No event waits.
     Nothing,
 }
 
 #[derive(Debug)]
 pub(super) struct QueueState {
     pub(super) waiting: VecDeque<Box<Event>>,
-    /// Events made of letters, which come late anyway: they have a share beside `waiting`.
+    /// Events rebuilt from letters. They are late anyway, and have a share beside `waiting`.
     pub(super) replays: VecDeque<Box<Event>>,
-    /// What `take` owes the replays, in quarters of an event.
-    pub(super) owed: usize,
-    /// Delivery is over.
+    /// Replays get a quarter of each batch; this is the part not yet used, times four.
+    pub(super) replay_share: usize,
+    /// Delivery has ended.
     pub(super) closed: bool,
     /// Events that delivery took and has not settled.
     pub(super) taken: usize,
-    /// Of all that is in memory: what the journal does not keep.
+    /// The events in memory that the journal does not keep.
     pub(super) unjournaled: usize,
-    /// Cost of everything held in memory.
+    /// The cost of everything held in memory.
     pub(super) bytes: usize,
     /// The part of it that delivery took.
     pub(super) taken_bytes: usize,
-    /// Receipt of the oldest event that delivery holds.
+    /// The receipt of the oldest event that delivery holds.
     pub(super) oldest_taken: Option<SystemTime>,
     pub(super) full: bool,
     pub(super) draining: bool,
-    /// Since when the broker takes nothing.
+    /// The time since which the broker takes nothing.
     pub(super) away: Option<Instant>,
     pub(super) disk: Option<Disk>,
     pub(super) ledger: Ledger,
@@ -78,7 +78,7 @@ impl QueueState {
         self.waiting.len() + self.replays.len() + self.taken
     }
 
-    /// Lets go of everything waiting that its sender took back.
+    /// Removes all waiting events that their senders withdrew.
     pub(super) fn sweep(&mut self) {
         let mut waiting = std::mem::take(&mut self.waiting);
         waiting.retain(|event| {
@@ -96,26 +96,26 @@ impl QueueState {
     }
 }
 
-/// The queue. Ingress threads enqueue, the one delivery task takes and settles.
+/// The queue. Ingress threads enqueue; the one delivery task takes and settles.
 #[derive(Debug)]
 pub(crate) struct Buffer {
     state: Mutex<QueueState>,
     pub(super) ready: Notify,
     /// Wakes the journal's writer.
     pub(super) work: Condvar,
-    /// The journal can never be written again.
+    /// Signals that the journal can never be written again.
     pub(super) failed: Notify,
     mode: Mode,
 }
 
 impl Buffer {
-    /// An empty queue with these limits and books.
+    /// Creates an empty queue with these limits and this ledger.
     #[must_use]
     pub(crate) fn new(mode: Mode, limits: Limits, ledger: Ledger) -> Self {
         let state = QueueState {
             waiting: VecDeque::new(),
             replays: VecDeque::new(),
-            owed: 0,
+            replay_share: 0,
             closed: false,
             taken: 0,
             unjournaled: 0,
@@ -132,7 +132,7 @@ impl Buffer {
         Self { state: Mutex::new(state), ready: Notify::new(), work: Condvar::new(), failed: Notify::new(), mode }
     }
 
-    /// The same with a journal: `recovered` are the sequences found in it, `damaged` what was found broken.
+    /// Adds a journal: `recovered` are the sequences found in it, `damaged` the damage.
     #[must_use]
     pub(crate) fn with_journal(
         mut self,
@@ -148,19 +148,19 @@ impl Buffer {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, QueueState> {
-        // Nothing under the lock panics half-way through a change.
+        // No code under the lock panics in the middle of a change.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a 200 means here.
+    /// The meaning of a 200 in this mode.
     #[must_use]
     pub(crate) fn mode(&self) -> Mode {
         self.mode
     }
 
-    /// Takes an event, or refuses it at once. Where the mode promises more than the buffer, the waiter tells when the
-    /// promise is kept; `home` is the mailbox of the thread that waits. The decision is counted in the same breath,
-    /// `journaled` by the writer once it is synced.
+    /// Takes an event, or refuses it at once. Where the mode promises more than the buffer, the returned waiter reports
+    /// when the promise is kept; `wakes` is the wake list of the waiting thread. The decision is counted under the same
+    /// lock, for `journaled` by the writer once the event is synced.
     ///
     /// # Errors
     /// A limit is reached, the bridge is stopping, disk or broker cannot keep the promise.
@@ -169,7 +169,7 @@ impl Buffer {
         source: usize,
         secret: Option<usize>,
         event: Box<Event>,
-        home: &Arc<WakeList>,
+        wakes: &Arc<WakeList>,
     ) -> Result<Option<Arc<Waiter>>, Refused> {
         let received = event.origin.received;
         let mut state = self.lock();
@@ -178,12 +178,12 @@ impl Buffer {
             Ack::Buffered => Self::hold(&mut state, event).map(|()| None),
             Ack::Published if self.is_away_too_long(&state) => Err(Refused::Away),
             Ack::Published => {
-                let waiter = Waiter::new(Some(home.clone()));
+                let waiter = Waiter::new(Some(wakes.clone()));
                 let mut event = event;
                 event.waiter = Some(waiter.clone());
                 Self::hold(&mut state, event).map(|()| Some(waiter))
             }
-            Ack::Journaled => self.submit(&mut state, source, secret, event, home).map(Some),
+            Ack::Journaled => self.submit(&mut state, source, secret, event, wakes).map(Some),
         };
         match &enqueued {
             Err(refused) => state.ledger.decide(source, secret, Decision::Rejected(refused.reason()), received),
@@ -200,7 +200,7 @@ impl Buffer {
     fn hold(state: &mut QueueState, event: Box<Event>) -> Result<(), Refused> {
         let cost = event.cost();
         if !state.has_room(cost) {
-            // One body too large for what is left does not make the buffer full for smaller ones.
+            // A body too large for the room left does not make the buffer full for smaller ones.
             state.full |= !Self::is_below_the_mark(state);
             return Err(Refused::Full);
         }
@@ -217,7 +217,7 @@ impl Buffer {
         source: usize,
         secret: Option<usize>,
         mut event: Box<Event>,
-        home: &Arc<WakeList>,
+        wakes: &Arc<WakeList>,
     ) -> Result<Arc<Waiter>, Refused> {
         let Some(disk) = &mut state.disk else { return Err(Refused::Disk("there is no journal".to_owned())) };
         if let Some(text) = &disk.failed {
@@ -238,7 +238,7 @@ impl Buffer {
             return Err(Refused::JournalFull);
         };
         event.kept = Kept::Journal(place.sequence);
-        let waiter = Waiter::new(Some(home.clone()));
+        let waiter = Waiter::new(Some(wakes.clone()));
         let entry = AppendReason::Accept { source, secret, waiter: waiter.clone() };
         disk.send(Incoming { place, event, entry });
         if disk.wakes_writer() {
@@ -247,7 +247,7 @@ impl Buffer {
         Ok(waiter)
     }
 
-    /// Notes any other decision about a request that came at this time.
+    /// Counts any other decision about a request that arrived at this time.
     pub(crate) fn decide(&self, source: usize, secret: Option<usize>, decision: Decision, received: SystemTime) {
         self.lock().ledger.decide(source, secret, decision, received);
     }
@@ -257,13 +257,13 @@ impl Buffer {
         self.ready.notified().await;
     }
 
-    /// Moves up to `most` events, oldest first, to the end of `into`. What a sender took back meanwhile goes at once.
+    /// Moves up to `most` events, oldest first, to the end of `into`. Events withdrawn meanwhile are removed.
     pub(crate) fn take(&self, most: usize, into: &mut VecDeque<Box<Event>>) -> Taken {
         let mut state = self.lock();
         let state = &mut *state;
-        // A quarter of what is taken, counted over many batches: some are of one event.
-        state.owed = if state.replays.is_empty() { 0 } else { state.owed + most };
-        let share = (state.owed / 4).min(state.replays.len()).min(most);
+        // A quarter of each batch, summed over many batches, because some have one event only.
+        state.replay_share = if state.replays.is_empty() { 0 } else { state.replay_share + most };
+        let share = (state.replay_share / 4).min(state.replays.len()).min(most);
         let before = into.len();
         while into.len() - before < most - share {
             let Some(event) = state.waiting.front() else { break };
@@ -275,7 +275,7 @@ impl Buffer {
                     }
                     is_next
                 }
-                // Everything that has a sequence is older than what is in memory alone.
+                // Every event with a sequence is older than those in memory only.
                 (_, Some(disk)) => disk.cursor >= disk.layout.next(),
                 (_, None) => true,
             };
@@ -291,7 +291,7 @@ impl Buffer {
             into.push_back(event);
         }
         let late = state.replays.len().min(most - (into.len() - before));
-        state.owed = state.owed.saturating_sub(4 * late);
+        state.replay_share = state.replay_share.saturating_sub(4 * late);
         state.taken_bytes += state.replays.iter().take(late).map(|event| event.cost()).sum::<usize>();
         into.extend(state.replays.drain(..late));
         let count = into.len() - before;
@@ -300,7 +300,7 @@ impl Buffer {
             state.oldest_taken = into.front().map(|event| event.origin.received);
         }
         if state.waiting.is_empty() && state.waiting.capacity() > 4096 {
-            // After a backlog: the pointers of 100,000 events are a megabyte that idle memory need not hold.
+            // After a backlog: the pointers of 100,000 events take a megabyte that an idle queue need not keep.
             state.waiting.shrink_to(1024);
         }
         if count > 0 {
@@ -309,26 +309,26 @@ impl Buffer {
         Self::backlog(state).map_or(Taken::Nothing, Taken::OnDisk)
     }
 
-    /// What is to be read from disk next, if that is where the next event is.
+    /// The next sequences to read from disk, if the next event is there.
     #[must_use]
     pub(crate) fn on_disk(&self) -> Option<Backlog> {
         Self::backlog(&self.lock())
     }
 
-    /// What is to be read from disk before anything in memory, as far as memory has room for it.
+    /// The sequences to read from disk before anything in memory, as far as memory has room for them.
     fn backlog(state: &QueueState) -> Option<Backlog> {
         let disk = state.disk.as_ref()?;
         let next = match state.waiting.front().map(|event| event.kept) {
             Some(Kept::Journal(sequence)) => sequence,
             _ => disk.synced,
         };
-        // A little beyond the limit, and in any case a little: what fills the memory, whatever its limit is by now, must
-        // not keep the older events on disk.
+        // A little beyond the limit, and always a little: events that fill the memory, whatever its limit is by now,
+        // must not keep older events on disk.
         let has_room = state.bytes < state.limits.bytes || state.taken_bytes < READ_BYTES;
         (disk.cursor < next && has_room).then_some(Backlog { sequences: disk.cursor..next, bytes: READ_BYTES })
     }
 
-    /// Notes what was read of a backlog: the events are delivery's now, `damaged` ones are lost, `next` comes next.
+    /// Notes what was read of a backlog: delivery holds the events, `damaged` ones are lost, and `next` follows.
     pub(crate) fn read_back(&self, events: &VecDeque<Box<Event>>, damaged: u64, next: u64) {
         let mut state = self.lock();
         let state = &mut *state;
@@ -350,8 +350,8 @@ impl Buffer {
         }
     }
 
-    /// Takes events that were made of letters; false once delivery is over. They are few at a time: no limit refuses
-    /// them.
+    /// Takes events rebuilt from letters; false once delivery has ended. No limit refuses them, because they are few at
+    /// a time.
     #[must_use]
     #[expect(clippy::vec_box, reason = "they are queued as boxes")]
     pub(crate) fn replay(&self, events: Vec<Box<Event>>) -> bool {
@@ -400,7 +400,7 @@ impl Buffer {
     }
 
     fn is_below_the_mark(state: &QueueState) -> bool {
-        // At least nothing held counts as below, however small the limit is.
+        // An empty queue always counts as below, however small the limit is.
         let mark = |limit: usize| (limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100).max(1);
         let is_below = |held: usize, limit: usize| held < mark(limit);
         is_below(state.in_memory(), state.limits.events) && is_below(state.bytes, state.limits.bytes)
@@ -419,7 +419,7 @@ impl Buffer {
         state.away.is_some_and(|since| since.elapsed() > self.mode.timeout)
     }
 
-    /// Lets go of everything waiting that its sender took back.
+    /// Removes all waiting events that their senders withdrew.
     pub(crate) fn sweep(&self) {
         if self.mode.ack != Ack::Published {
             return;
@@ -431,7 +431,7 @@ impl Buffer {
         }
     }
 
-    /// Adds a pair of event and target type to the books; its number.
+    /// Adds a pair of event and target type to the ledger; returns its number.
     pub(crate) fn add_pair(&self, event: &str, target_type: &str) -> u16 {
         let mut state = self.lock();
         let number = state.ledger.pairs.len();
@@ -440,14 +440,14 @@ impl Buffer {
         u16::try_from(number).unwrap_or(u16::MAX)
     }
 
-    /// Events in memory, and their cost in bytes.
+    /// The number of events in memory, and their cost in bytes.
     #[must_use]
     pub(crate) fn held(&self) -> (usize, usize) {
         let state = self.lock();
         (state.in_memory(), state.bytes)
     }
 
-    /// Requests until now.
+    /// The number of requests so far.
     #[must_use]
     pub(crate) fn received(&self) -> u64 {
         self.lock().ledger.received()
@@ -459,7 +459,7 @@ impl Buffer {
         self.lock().limits
     }
 
-    /// Applies other limits from now on; what is held already stays.
+    /// Changes the limits; events already held stay.
     pub(crate) fn limit(&self, limits: Limits) {
         let mut state = self.lock();
         state.limits = limits;
@@ -472,12 +472,12 @@ impl Buffer {
         self.ready.notify_one();
     }
 
-    /// The number of a source's book, and those of its secrets, by name and ids: see [`Ledger::enter`].
+    /// The numbers of a source's book and of its secrets, by name and ids: see [`Ledger::enter`].
     pub(crate) fn enter(&self, source: &Arc<str>, secrets: impl Iterator<Item = Arc<str>>) -> (usize, Vec<usize>) {
         self.lock().ledger.enter(source, secrets)
     }
 
-    /// Whether anything waits to be taken, in memory, on disk, or on its way there.
+    /// Whether anything waits to be taken, in memory, on disk, or while it is being written.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         let state = self.lock();
@@ -485,7 +485,7 @@ impl Buffer {
         state.waiting.is_empty() && state.replays.is_empty() && !state.disk.as_ref().is_some_and(on_disk)
     }
 
-    /// A copy of everything countable.
+    /// A copy of all counts.
     #[must_use]
     pub(crate) fn snapshot(&self) -> Snapshot {
         let state = self.lock();
@@ -518,13 +518,13 @@ impl Buffer {
 /// Whether the broker takes events.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum BrokerState {
-    /// A session lives and takes events.
+    /// A session exists and takes events.
     Reachable,
     /// There is no session, or the broker takes nothing.
     Unreachable,
 }
 
-/// Whether its sender took it back, and nothing has to be done about it on disk.
+/// Whether the sender withdrew the event, and nothing has to be done about it on disk.
 fn is_withdrawn(event: &Event) -> bool {
     event.kept == Kept::Memory && event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn())
 }
@@ -645,7 +645,7 @@ mod tests {
         let snapshot = buffer.snapshot();
         let totals = snapshot.totals();
         assert_eq!((totals.lost, totals.held, totals.mismatch(), snapshot.bytes), (1, 1, 0, 513));
-        assert!(!buffer.replay(vec![letter(1)]), "delivery is over");
+        assert!(!buffer.replay(vec![letter(1)]), "delivery has ended");
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The journal's side of the queue's state: what is on disk and not settled, and how far delivery has taken it.
+//! The journal's side of the queue's state: the unsettled events on disk, and how far delivery has taken them.
 //!
 //! Pure bookkeeping under the queue's lock; the files belong to [`crate::queue::journal`], the thread that writes them
 //! to [`crate::queue::writer`].
@@ -12,10 +12,10 @@ use crate::event::Waiter;
 use crate::event::{Event, Kept};
 use crate::queue::journal::{Place, SegmentAllocator};
 
-/// How often the writer tries again to make a segment after the disk had no room for one.
-pub(super) const MAKE_AGAIN: Duration = Duration::from_secs(1);
+/// The interval at which the writer retries to create a segment after the disk had no room for one.
+pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// An event on its way into the journal.
+/// An event that is being written to the journal.
 #[derive(Debug)]
 pub(super) struct Incoming {
     pub(super) place: Place,
@@ -23,41 +23,41 @@ pub(super) struct Incoming {
     pub(super) entry: AppendReason,
 }
 
-/// Why it goes there.
+/// The reason why an event is written.
 #[derive(Debug)]
 pub(super) enum AppendReason {
-    /// Accepted once it is synced; somebody waits for that.
+    /// It is accepted once it is synced; a sender waits for that.
     Accept { source: usize, secret: Option<usize>, waiter: Arc<Waiter> },
-    /// A copy of one that was accepted before, at the stop; the last of a batch has a waiter.
+    /// At the stop, a copy of an event that was accepted before; the last of a batch has a waiter.
     Spill { waiter: Option<Arc<Waiter>> },
 }
 
-/// What delivery has to read from disk next.
+/// The part of the journal that delivery has to read next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Backlog {
     /// The sequences.
     pub(crate) sequences: Range<u64>,
-    /// About so many bytes at most.
+    /// The approximate maximum of bytes to read.
     pub(crate) bytes: usize,
 }
 
-/// What the writer does.
+/// The state of the writer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Writing {
     /// It looks for work when it is done.
     Busy,
-    /// It waits, and is to be woken.
+    /// It waits, and must be woken.
     Idle,
-    /// It is to end once there is no more work.
+    /// It must end once there is no more work.
     Closing,
 }
 
-/// Where delivery finds what is synced last.
+/// The place where delivery finds the events synced last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NewestEvents {
-    /// In memory as well.
+    /// In memory as well as on disk.
     InMemory,
-    /// On disk alone, until delivery has caught up there.
+    /// On disk only, until delivery has caught up there.
     OnDisk,
 }
 
@@ -66,46 +66,47 @@ pub(super) enum NewestEvents {
 pub(super) struct Disk {
     pub(super) layout: SegmentAllocator,
     pub(super) incoming: Vec<Incoming>,
-    /// The cost of everything on its way to the disk: in `incoming`, and with the writer.
+    /// The cost of all events being written: in `incoming`, and with the writer.
     pub(super) unsynced_bytes: usize,
     /// The time at which the oldest event with the writer was accepted, until the writer is done with all of them.
     pub(super) writing_since: Option<Instant>,
     pub(super) writing: Writing,
-    /// All below are synced.
+    /// All sequences below are synced.
     pub(super) synced: u64,
-    /// The sequence that delivery takes next. At a stop it passes `synced`: delivery holds the originals of what is written.
+    /// The sequence that delivery takes next. At a stop it exceeds `synced`: delivery holds the originals of the copies
+    /// being written.
     pub(super) cursor: u64,
-    /// What delivery took and has not settled, in order; true once it is settled out of order.
+    /// The sequences that delivery took and has not settled, in order; true once settled out of order.
     outstanding: VecDeque<(u64, bool)>,
-    /// Not settled: synced, and at a stop also what is being written.
+    /// The number of unsettled events: synced, and at a stop also those being written.
     pub(super) events: usize,
     /// The watermark changed since the writer noted it.
     pub(super) moved: bool,
-    /// Segments that the writer is to delete.
+    /// The segments that the writer has to delete.
     pub(super) surplus: Vec<u32>,
     pub(super) tail: NewestEvents,
-    /// The limit was reached, and less than 10 % is free since.
+    /// The limit was reached, and less than 10 % has become free since.
     pub(super) full: bool,
-    /// Why no segment can be made at the moment.
+    /// The reason why no segment can be created at the moment.
     pub(super) no_space: Option<String>,
-    /// An event was refused for that.
+    /// An event was refused for that reason.
     pub(super) short: bool,
-    /// The time at which the writer tries again to make one.
-    make_again: Option<Instant>,
-    /// Why it can never be written again.
+    /// The time at which the writer retries to create one.
+    retry_at: Option<Instant>,
+    /// The reason why the journal can never be written again.
     pub(super) failed: Option<String>,
-    /// The error of a spill that could not be written; its events are to be counted as held in memory again.
+    /// The error of a spill that could not be written; its events must be counted as held in memory again.
     pub(super) spill_failed: Option<String>,
-    /// Records found damaged.
+    /// The number of records found damaged.
     pub(super) damaged: u64,
-    /// Found at start.
+    /// The number of records found at start.
     pub(super) recovered: u64,
 }
 
 impl Disk {
     pub(super) fn new(layout: SegmentAllocator, recovered: Range<u64>, damaged: u64) -> Self {
         let count = recovered.end - recovered.start;
-        // As it was left: the last record that did not fit may have been a large one.
+        // As it was before the stop: the last record that did not fit may have been a large one.
         let full = layout.available() < layout.capacity() / 100;
         Self {
             layout,
@@ -123,7 +124,7 @@ impl Disk {
             full,
             no_space: None,
             short: false,
-            make_again: None,
+            retry_at: None,
             failed: None,
             spill_failed: None,
             damaged,
@@ -131,7 +132,7 @@ impl Disk {
         }
     }
 
-    /// Whether the writer has to be woken; it is, then.
+    /// Whether the writer must be woken; marks it as woken.
     pub(super) fn wakes_writer(&mut self) -> bool {
         let is_idle = self.writing == Writing::Idle;
         if is_idle {
@@ -140,66 +141,66 @@ impl Disk {
         is_idle
     }
 
-    /// A place for a record of this encoded length; none where limit or disk have no room for it.
+    /// Reserves a place for a record of this encoded length; none if the limit or the disk has no room for it.
     pub(super) fn reserve(&mut self, length: u64) -> Option<Place> {
         if self.no_space.is_some() { self.layout.reserve_existing(length) } else { self.layout.reserve(length) }
     }
 
-    /// Gives the writer an event with its place.
+    /// Passes an event with its place to the writer.
     pub(super) fn send(&mut self, incoming: Incoming) {
         self.unsynced_bytes += incoming.event.cost();
         self.incoming.push(incoming);
     }
 
-    /// The disk has no room for another segment. The writer tries again by itself.
+    /// Notes that the disk has no room for another segment. The writer retries by itself.
     pub(super) fn note_no_space(&mut self, text: String) {
         self.no_space = Some(text);
-        self.make_again = Some(Instant::now() + MAKE_AGAIN);
+        self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
     }
 
-    /// A segment for new records exists again.
+    /// Notes that a segment for new records exists again.
     pub(super) fn note_space(&mut self) {
         self.no_space = None;
         self.short = false;
-        self.make_again = None;
+        self.retry_at = None;
     }
 
-    /// A segment that the writer is to make now.
+    /// The segment that the writer has to create now.
     pub(super) fn wanted_spare(&mut self) -> Option<u32> {
         if self.no_space.is_none() {
             return self.layout.wants_spare();
         }
-        if self.make_again.is_some_and(|at| Instant::now() < at) {
+        if self.retry_at.is_some_and(|at| Instant::now() < at) {
             return None;
         }
-        self.make_again = Some(Instant::now() + MAKE_AGAIN);
+        self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
         self.layout.wants_spare_again()
     }
 
-    /// The writer tries to make a segment at its next look.
+    /// Makes the writer create a segment at its next step.
     #[cfg(test)]
     pub(super) fn make_now(&mut self) {
-        self.make_again = None;
+        self.retry_at = None;
     }
 
-    /// The oldest sequence that is not settled, as far as the disk knows: what is settled before it is synced counts only
-    /// afterwards, for its sequence is given again where it cannot be written.
+    /// The oldest unsettled sequence, as far as the disk knows. An event settled before it is synced counts only
+    /// afterwards, because its sequence is reused if it cannot be written.
     pub(super) fn watermark(&self) -> u64 {
         self.outstanding.front().map_or(self.cursor, |(sequence, _)| *sequence).min(self.synced)
     }
 
-    /// Delivery took this one.
+    /// Notes that delivery took this sequence.
     pub(super) fn take(&mut self, sequence: u64) {
         debug_assert!(self.outstanding.back().is_none_or(|(last, _)| *last < sequence));
         self.outstanding.push_back((sequence, false));
         self.cursor = sequence + 1;
         if self.cursor >= self.synced {
-            // Caught up: what is accepted next is kept in memory again.
+            // Caught up: events accepted next are kept in memory again.
             self.tail = NewestEvents::InMemory;
         }
     }
 
-    /// Delivery continues here: everything in between was damaged.
+    /// Continues at this sequence: everything in between was damaged.
     pub(super) fn skip_to(&mut self, next: u64) {
         self.cursor = self.cursor.max(next);
         if self.cursor >= self.synced {
@@ -211,12 +212,12 @@ impl Disk {
     /// Notes the record of this sequence as synced.
     pub(super) fn note_synced(&mut self, place: &Place) {
         self.synced = place.sequence + 1;
-        if place.opens {
+        if place.starts_segment {
             self.layout.exists(place.segment);
         }
     }
 
-    /// These are settled; frees the segments that are no longer needed.
+    /// Notes these sequences as settled; frees the segments that are no longer needed.
     pub(super) fn settle(&mut self, sequences: &[u64]) {
         for sequence in sequences {
             if let Ok(at) = self.outstanding.binary_search_by_key(sequence, |(sequence, _)| *sequence) {
@@ -244,7 +245,7 @@ impl Disk {
         }
     }
 
-    /// Forgets everything that was given a sequence and is not synced.
+    /// Forgets every sequence that is not synced.
     pub(super) fn forget_unsynced(&mut self) {
         while self.outstanding.back().is_some_and(|(sequence, _)| *sequence >= self.synced) {
             self.outstanding.pop_back();
@@ -252,7 +253,7 @@ impl Disk {
         self.cursor = self.cursor.min(self.synced);
     }
 
-    /// Whether this process may end without losing an event that is kept so.
+    /// Whether this process may end without losing an event that is kept this way.
     pub(super) fn keeps(&self, kept: Kept) -> bool {
         matches!(kept, Kept::Journal(sequence) if sequence < self.synced)
     }

@@ -1,4 +1,4 @@
-//! What holds accepted events between enqueue and publish: the buffer in memory, and the journal on disk.
+//! The queue of accepted events between enqueue and publish: the buffer in memory, and the journal on disk.
 
 mod buffer;
 mod disk;

@@ -1,22 +1,22 @@
-//! The three promises behind a 200, and why an event is not taken.
+//! The three promises behind a 200, and the reasons why an event is not taken.
 
 use std::time::Duration;
 
 use crate::status::Reason;
 
-/// What a 200 means.
+/// The meaning of a 200.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Ack {
     /// The event is in the bounded buffer.
     Buffered,
-    /// It is in the journal, synced.
+    /// The event is in the journal, synced.
     Journaled,
-    /// The broker confirmed it, or it is a dead letter.
+    /// The broker confirmed the event, or it is a dead letter.
     Published,
 }
 
 impl Ack {
-    /// Its name in the settings.
+    /// The name in the settings.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -27,16 +27,16 @@ impl Ack {
     }
 }
 
-/// `ack`, and `publish.timeout`, the longest that a sender waits for it.
+/// `ack`, and `publish.timeout`, the longest time that a sender waits for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Mode {
-    /// What a 200 means.
+    /// The meaning of a 200.
     pub(crate) ack: Ack,
-    /// From the head of the request on.
+    /// Measured from the arrival of the request's head.
     pub(crate) timeout: Duration,
 }
 
-/// Why an event was not taken.
+/// The reason why an event was not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// A limit of the buffer is reached.
@@ -47,14 +47,14 @@ pub(crate) enum Refused {
     Disk(String),
     /// Events arrive faster than the disk takes them.
     DiskBehind,
-    /// `published`: the broker has been away longer than a sender waits.
+    /// `published`: the broker has been unreachable for longer than a sender waits.
     Away,
     /// The bridge is stopping.
     Draining,
 }
 
 impl Refused {
-    /// How it is counted.
+    /// The reason under which it is counted.
     #[must_use]
     pub(crate) fn reason(&self) -> Reason {
         match self {

@@ -1,27 +1,27 @@
-//! What became of a batch of events, to be counted and released under one lock.
+//! The outcomes of a batch of events, counted and released under one lock.
 
 use crate::event::{Event, Kept};
 use crate::status::{Loss, RefusalReason};
 
-/// What became of a batch of events.
+/// The outcomes of a batch of events.
 #[derive(Debug, Default)]
 pub(crate) struct Settlement {
     /// The pair number of each confirmed event.
     pub(crate) published: Vec<u16>,
-    /// Dead letters written, by their reason.
+    /// The reason of each dead letter written.
     pub(crate) dead_lettered: Vec<RefusalReason>,
-    /// Lost, by their reason.
+    /// The reason of each lost event.
     pub(crate) lost: Vec<Loss>,
-    /// How many their senders took back before they were sent.
+    /// The number of events that their senders withdrew before they were sent.
     pub(crate) withdrawn: usize,
     /// The sequences of those that the journal keeps.
     pub(super) sequences: Vec<u64>,
-    /// What all of these cost of the byte limit.
+    /// The part of the byte limit that all of these used.
     pub(super) bytes: usize,
 }
 
 impl Settlement {
-    /// Adds what the event took; the caller says what became of it.
+    /// Adds the resources of an event; the caller adds its outcome.
     pub(crate) fn release(&mut self, event: &Event) {
         self.bytes += event.cost();
         if let Kept::Journal(sequence) = event.kept {
@@ -29,12 +29,12 @@ impl Settlement {
         }
     }
 
-    /// How many events.
+    /// The number of events.
     pub(super) fn events(&self) -> usize {
         self.published.len() + self.dead_lettered.len() + self.lost.len() + self.withdrawn
     }
 
-    /// Whether there is nothing in it.
+    /// Whether it is empty.
     #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.events() == 0

@@ -1,8 +1,9 @@
-//! The queue's side of the stop: what only memory keeps goes to the journal; what is kept nowhere at the end is lost.
+//! The queue's side of the stop: events that only memory keeps are written to the journal; what is kept nowhere at the
+//! end is lost.
 //!
-//! An event that is being spilled counts as the journal's from the moment it has a place there. Whether it is written is
-//! unknown until the writer says so; until then it may be delivered and settled like any other. Only where the writer
-//! reports an error, or the process ends without an answer, is it the memory's again.
+//! An event that is being spilled counts as the journal's from the moment it has a place there. Whether it is written
+//! is unknown until the writer reports it; until then it may be delivered and settled like any other. It is counted as
+//! held in memory again only if the writer reports an error, or the process ends without an answer.
 
 use std::sync::Arc;
 
@@ -14,19 +15,19 @@ use crate::queue::disk::{AppendReason, Incoming};
 use crate::queue::journal::Record;
 use crate::status::Loss;
 
-/// What [`Buffer::spill`] did.
+/// The result of [`Buffer::spill`].
 #[derive(Debug)]
 pub(crate) enum SpillResult {
-    /// Nothing is left to be spilled.
+    /// Nothing is left to spill.
     Done,
-    /// Some are being written: the waiter tells when they are, then call again.
+    /// Some are being written: the waiter reports when they are, then call again.
     Waits(Arc<Waiter>),
-    /// The journal does not take them: see [`Buffer::undo_spill`].
+    /// The journal does not accept them: see [`Buffer::undo_spill`].
     Refused(String),
 }
 
 impl Buffer {
-    /// From now on nothing is accepted.
+    /// Refuses new events from now on.
     pub(crate) fn drain(&self) {
         self.lock().draining = true;
         self.ready.notify_one();
@@ -38,11 +39,11 @@ impl Buffer {
         self.lock().disk.is_some()
     }
 
-    /// Puts copies of events that nothing but memory keeps into the journal, oldest first: of those that delivery
-    /// holds, then, once there are none, of those that wait. At most about `bytes` of them at once.
+    /// Puts copies of events that only memory keeps into the journal, oldest first: those that delivery holds, then
+    /// those that wait. At most about `bytes` of them at once.
     pub(crate) fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> SpillResult {
         let mut state = self.lock();
-        // One that was taken back is not written, and must not precede those that are.
+        // A withdrawn event is not written, and must not precede those that are.
         state.sweep();
         let QueueState { waiting, disk, unjournaled, .. } = &mut *state;
         if let Some(text) = disk.as_ref().and_then(|disk| disk.spill_failed.clone()) {
@@ -61,7 +62,7 @@ impl Buffer {
         let (mut spilled, mut refused) = (0, false);
         for (event, holder) in events {
             if event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn()) {
-                // Held by delivery, which lets go of it.
+                // Delivery holds it, and will release it.
                 continue;
             }
             if spilled >= bytes {
@@ -97,8 +98,8 @@ impl Buffer {
         SpillResult::Waits(waiter)
     }
 
-    /// The journal did not take what was spilled, or did not answer until the end: the events are in memory alone again.
-    /// `held` are those that delivery holds.
+    /// Counts events as held in memory only: the journal did not accept the spill, or did not answer in time. `held`
+    /// are those that delivery holds.
     pub(crate) fn undo_spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
         let mut state = self.lock();
         let QueueState { waiting, disk, unjournaled, .. } = &mut *state;
@@ -115,7 +116,8 @@ impl Buffer {
         disk.forget_unsynced();
     }
 
-    /// Counts everything in memory that nothing else keeps as lost at exit; the rest is held. Those who wait are told.
+    /// Counts all waiting events that nothing else keeps as lost at exit; the rest is held. Their waiters are
+    /// completed.
     pub(crate) fn lose_waiting(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -130,7 +132,8 @@ impl Buffer {
         give_up(all.iter().map(|event| &**event));
     }
 
-    /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; says how many.
+    /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; returns their
+    /// number.
     pub(crate) fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
         let events: Vec<&Event> = events.collect();
         let mut state = self.lock();
@@ -147,7 +150,7 @@ impl Buffer {
         lost.0
     }
 
-    /// The journal no longer exists: what it kept is lost.
+    /// Counts the events of the journal as lost: it no longer exists.
     pub(crate) fn lose_journal(&self) {
         let mut state = self.lock();
         let QueueState { disk, ledger, .. } = &mut *state;
@@ -157,7 +160,7 @@ impl Buffer {
     }
 }
 
-/// Who holds the original of a copy that is written.
+/// The holder of the original of a copy being written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum HeldBy {
     /// Delivery took it.
@@ -166,12 +169,12 @@ enum HeldBy {
     Queue,
 }
 
-/// How many, and what they cost.
+/// The number of events, and their cost.
 fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
     events.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()))
 }
 
-/// Tells those who wait for events that nothing follows from them in this process.
+/// Completes the waiters of events that have no further outcome in this process.
 fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
     let waiters = events.filter_map(|event| event.waiter.clone());
     complete_all(waiters.filter(|waiter| waiter.outcome().is_none()).map(|waiter| (waiter, Outcome::Failed)));

@@ -1,5 +1,5 @@
-//! The journal's one writer thread: group commit. It writes everything that came while it synced what came before,
-//! with one write and one fdatasync, and then tells all who wait at once.
+//! The journal's one writer thread: group commit. It writes everything that arrived while it synced the previous batch,
+//! with one write and one fdatasync, and then completes all their waiters at once.
 
 use std::io;
 use std::sync::{Arc, PoisonError};
@@ -9,45 +9,45 @@ use crate::event::{Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
-use crate::queue::disk::{AppendReason, Disk, Incoming, MAKE_AGAIN, NewestEvents, Writing};
+use crate::queue::disk::{AppendReason, Disk, Incoming, NewestEvents, RETRY_INTERVAL, Writing};
 use crate::queue::journal::{CommitError, Record, Writer};
 use crate::queue::{Ack, Buffer};
 use crate::status::Heartbeat;
 use crate::status::{Decision, Reason};
 
-/// A watermark that moved is written with the next commit, or after this time.
+/// The time after which a moved watermark is written, if no commit writes it before.
 const NOTE_AFTER: Duration = Duration::from_millis(100);
 
-/// How often an idle writer looks whether its directory is still there, and shows that it lives. Also how often it tries
-/// to make a segment where the disk had no room for one.
-const LOOK: Duration = MAKE_AGAIN;
+/// The interval at which an idle writer checks that its directory exists, and beats its heartbeat. Also the interval at
+/// which it retries to create a segment after the disk had no room for one.
+const IDLE_INTERVAL: Duration = RETRY_INTERVAL;
 
-/// What the writer is to do next.
+/// The next step of the writer.
 pub(super) struct WriterStep {
     incoming: Vec<Incoming>,
     watermark: u64,
-    /// It moved since it was noted.
+    /// The watermark moved since it was noted.
     moved: bool,
     surplus: Vec<u32>,
-    /// A segment to be made ahead.
+    /// A segment to create ahead.
     spare: Option<u32>,
     closing: bool,
     failed: bool,
 }
 
-/// The writer with what it works on.
+/// The writer and its state.
 #[derive(Debug)]
 pub(crate) struct Journaling {
     queue: Arc<Buffer>,
     writer: Writer,
     metrics: Arc<Metrics>,
     heartbeat: Heartbeat,
-    /// How often a full disk is spoken of.
+    /// Limits how often a full disk is logged.
     throttle: Throttle,
 }
 
 impl Journaling {
-    /// Nothing is written yet.
+    /// Creates the writer.
     #[must_use]
     pub(crate) fn new(queue: Arc<Buffer>, writer: Writer, metrics: Arc<Metrics>, heartbeat: Heartbeat) -> Self {
         Self { queue, writer, metrics, heartbeat, throttle: Throttle::new(1, Duration::from_secs(30)) }
@@ -68,7 +68,7 @@ impl Journaling {
         }
     }
 
-    /// Does what was found to do, and tells all who wait for it.
+    /// Carries out a step, and completes all who wait for it.
     pub(super) fn carry_out(&mut self, work: WriterStep) {
         if !work.failed {
             self.write(work);
@@ -94,18 +94,18 @@ impl Journaling {
         self.queue.prepared(segment, &made);
     }
 
-    /// Writes and syncs what arrived, and the watermark; whether all went well.
+    /// Writes and syncs the events that arrived, and the watermark; returns whether all succeeded.
     fn commit(&mut self, work: WriterStep) -> bool {
         let is_idle = work.incoming.is_empty();
         let mut incoming = work.incoming;
-        // Segments are free already, the watermark that says so is not written: a test may end the process here.
+        // Segments are free already, the watermark that records it is not written: a test may end the process here.
         if work.moved
             && let Err(error) = failpoint::pass("journal.release")
         {
             self.not_written(&CommitError::Failed(error), incoming);
             return false;
         }
-        // Before any commit: what was reserved since may take the numbers of these.
+        // Before any commit: places reserved since may use the numbers of these.
         self.writer.delete(&work.surplus);
         while !incoming.is_empty() {
             // All in one segment: one write, one sync.
@@ -143,9 +143,9 @@ impl Journaling {
         true
     }
 
-    /// Refuses what could not be written, and all that came after it.
+    /// Refuses events that could not be written, and all that arrived after them.
     fn not_written(&mut self, error: &CommitError, run: Vec<Incoming>) {
-        // Without it the other modes keep their promise; only a stop may lose what is in memory.
+        // Without the journal the other modes keep their promise; only a stop may lose events in memory.
         let ends = matches!(error, CommitError::Failed(_)) && self.queue.mode().ack == Ack::Journaled;
         match error {
             CommitError::NoSpace(_) => {
@@ -173,40 +173,36 @@ fn tell(waiters: Vec<Arc<Waiter>>, outcome: Outcome) {
 }
 
 impl Buffer {
-    /// Waits for something to do.
+    /// Waits for the next step.
     fn work(&self) -> WriterStep {
         let mut state = self.lock();
-        let mut patience = LOOK;
+        let mut remaining = IDLE_INTERVAL;
         loop {
             let Some(disk) = &mut state.disk else {
                 return WriterStep::nothing();
             };
-            let waited_enough = patience.is_zero();
-            if !disk.incoming.is_empty()
-                || disk.writing == Writing::Closing
-                || !disk.surplus.is_empty()
-                || waited_enough
-            {
+            let is_due = remaining.is_zero();
+            if !disk.incoming.is_empty() || disk.writing == Writing::Closing || !disk.surplus.is_empty() || is_due {
                 return disk.work();
             }
             if disk.moved {
-                patience = patience.min(NOTE_AFTER);
+                remaining = remaining.min(NOTE_AFTER);
             }
             disk.writing = Writing::Idle;
             let began = Instant::now();
-            let (woken, _) = self.work.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner);
+            let (woken, _) = self.work.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner);
             state = woken;
-            patience = patience.saturating_sub(began.elapsed());
+            remaining = remaining.saturating_sub(began.elapsed());
         }
     }
 
-    /// What there is to do at this moment, as after a wait.
+    /// The next step at this moment, as after a wait.
     #[cfg(test)]
     pub(super) fn work_now(&self) -> WriterStep {
         self.lock().disk.as_mut().map_or_else(WriterStep::nothing, Disk::work)
     }
 
-    /// Takes what the writer has synced into books and memory; `rest` is what it took and has not written yet.
+    /// Adds synced events to the ledger and to memory; `rest` are those taken and not written yet.
     pub(super) fn committed(&self, run: Vec<Incoming>, rest: &[Incoming]) -> Vec<Arc<Waiter>> {
         let mut waiters = Vec::with_capacity(run.len());
         let mut state = self.lock();
@@ -242,7 +238,7 @@ impl Buffer {
         waiters
     }
 
-    /// The journal did not take these: those that a sender waits for are refused, copies are dropped.
+    /// Handles events that the journal did not accept: those that a sender waits for are refused, copies are dropped.
     pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Waiter>> {
         let mut state = self.lock();
         let state = &mut *state;
@@ -272,17 +268,17 @@ impl Buffer {
         self.work.notify_one();
     }
 
-    /// Tells the waiter of [`Buffer::failed`].
+    /// Wakes the waiter of [`Buffer::failed`].
     pub(super) fn fail(&self) {
         self.failed.notify_one();
     }
 
-    /// Waits until the journal can never be written again; the bridge is to end then.
+    /// Waits until the journal can never be written again; the bridge must end then.
     pub(crate) async fn failed(&self) {
         self.failed.notified().await;
     }
 
-    /// Forgets the places of these events and of all that were accepted after them; gives them all back.
+    /// Takes back the places of these events and of all that were accepted after them; returns all of them.
     fn give_up(&self, error: &CommitError, mut run: Vec<Incoming>) -> Vec<Incoming> {
         let mut state = self.lock();
         let Some(disk) = &mut state.disk else { return run };
@@ -295,7 +291,7 @@ impl Buffer {
         }
         match error {
             CommitError::NoSpace(_) => {
-                // Refusing these told already that events do not fit.
+                // Refusing these reported already that events do not fit.
                 disk.short |= !run.is_empty();
                 disk.note_no_space(error.to_string());
             }
@@ -304,7 +300,7 @@ impl Buffer {
         run
     }
 
-    /// A segment was wanted, and is not made for now.
+    /// Notes that a wanted segment is not created for now.
     fn not_prepared(&self, segment: u32) {
         if let Some(disk) = &mut self.lock().disk {
             disk.layout.prepared(segment, false);
@@ -322,7 +318,7 @@ impl Buffer {
     }
 }
 
-/// When the oldest of these was accepted, if a sender waits for them: nobody waits for copies.
+/// The acceptance time of the oldest of these for which a sender waits; copies have no waiting sender.
 fn waiting_since(incoming: &[Incoming]) -> Option<Instant> {
     incoming
         .first()

@@ -1,4 +1,4 @@
-//! `config/default.toml`, compiled in: the only place of defaults, and which of its tables are templates.
+//! `config/default.toml`, compiled in: the only place of defaults. Also knows which of its tables are templates.
 
 use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map};
@@ -10,7 +10,7 @@ pub(crate) const TEXT: &str = include_str!("../../config/default.toml");
 /// The whole reference as a table.
 ///
 /// # Panics
-/// When `config/default.toml` is not TOML: a test reads it.
+/// If `config/default.toml` is not TOML: a test reads it.
 pub(super) fn table() -> Dict {
     let mut data = Toml::string(TEXT).data().expect("config/default.toml is TOML");
     data.remove(&Profile::Default).unwrap_or_default()
@@ -29,10 +29,10 @@ pub(super) fn template(path: &[&str]) -> Option<Dict> {
     Some(table)
 }
 
-/// The name of this layer, by which a default is told from what a user wrote.
+/// The name of this layer, which tells a default from a value that a user wrote.
 pub(super) const NAME: &str = "defaults";
 
-/// Defaults as a layer.
+/// The defaults as a layer.
 pub(super) struct Defaults(pub(super) Dict);
 
 impl Provider for Defaults {

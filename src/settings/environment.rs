@@ -1,6 +1,6 @@
 //! The environment as a layer of the settings: `PLEXTRAC_BRIDGE__INGRESS__LISTEN` is `ingress.listen`.
 //!
-//! Every value stays text until a setting asks for something else, so that a password of digits stays a password.
+//! Every value stays text until a setting needs another type, so that a password of digits stays a password.
 
 use figment::value::{Dict, Map, Tag, Value};
 use figment::{Error, Metadata, Profile, Provider};
@@ -8,7 +8,8 @@ use figment::{Error, Metadata, Profile, Provider};
 /// The layer's name in figment's metadata.
 pub(super) const NAME: &str = "environment";
 
-/// Two underscores: `PLEXTRAC_BRIDGE_PORT` and its like are injected by Kubernetes for a service of that name.
+/// The prefix. It ends in two underscores, because Kubernetes injects `PLEXTRAC_BRIDGE_PORT` and the like for a service
+/// of that name.
 pub(crate) const PREFIX: &str = "PLEXTRAC_BRIDGE__";
 
 /// The variable that sets a dotted key.
@@ -16,7 +17,7 @@ pub(super) fn variable(dotted: &str) -> String {
     format!("{PREFIX}{}", dotted.to_uppercase().replace('.', "__"))
 }
 
-/// The variables of this process that are ours.
+/// The variables of this process that start with the prefix.
 pub(super) struct Environment(pub(super) Vec<(String, String)>);
 
 impl Provider for Environment {

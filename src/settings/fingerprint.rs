@@ -1,5 +1,5 @@
-//! What was written where: every key with its value, every file of secrets or certificates with its content's digest,
-//! so that two readings can be compared. Only names ever leave it.
+//! A fingerprint of the settings: every key with its value, and every file of secrets or certificates with the digest
+//! of its content, so that two readings can be compared. It exposes names only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -44,7 +44,7 @@ impl Fingerprint {
         Self { values, files }
     }
 
-    /// The keys whose values, or whose files' contents, are not the same in both.
+    /// The keys whose values, or whose files' contents, differ.
     #[must_use]
     pub(crate) fn changed(&self, other: &Self) -> BTreeSet<String> {
         let keys = self.values.keys().chain(other.values.keys());
@@ -55,7 +55,7 @@ impl Fingerprint {
         values.chain(files.map(|(key, _)| key)).cloned().collect()
     }
 
-    /// What to compare the files with from now on.
+    /// Starts watching the files for changes.
     #[must_use]
     pub(crate) fn watch(&self) -> FileWatch {
         let seen = self.files.values().map(|content| (content.path.clone(), Some(content.digest)));
@@ -63,13 +63,13 @@ impl Fingerprint {
     }
 }
 
-/// The files of secrets and certificates as they were seen last.
+/// The files of secrets and certificates as last read.
 #[derive(Debug)]
 pub(crate) struct FileWatch(BTreeMap<PathBuf, Option<[u8; 32]>>);
 
 impl FileWatch {
-    /// Whether the content of one is another than when it was looked at last. Blocks for as long as reading takes.
-    pub(crate) fn look(&mut self) -> bool {
+    /// Whether the content of any file has changed since the last call. Blocks while it reads.
+    pub(crate) fn has_changed(&mut self) -> bool {
         let mut changed = false;
         for (path, seen) in &mut self.0 {
             let now = std::fs::read(path).ok().map(|bytes| Sha256::digest(bytes).into());
@@ -79,7 +79,7 @@ impl FileWatch {
     }
 }
 
-/// Tables become dotted keys. What is empty counts as absent.
+/// Flattens tables to dotted keys. Empty values count as absent.
 fn flatten(path: &str, table: &Dict, into: &mut BTreeMap<String, Value>) {
     for (key, value) in table {
         let key = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
@@ -124,10 +124,10 @@ mod tests {
         let path = directory.path().join("secret");
         std::fs::write(&path, "1").unwrap();
         let mut watch = written("", &[("a", path.to_str().unwrap(), "1")]).watch();
-        assert!(!watch.look());
+        assert!(!watch.has_changed());
         std::fs::write(&path, "2").unwrap();
-        assert_eq!([watch.look(), watch.look()], [true, false]);
+        assert_eq!([watch.has_changed(), watch.has_changed()], [true, false]);
         std::fs::remove_file(&path).unwrap();
-        assert_eq!([watch.look(), watch.look()], [true, false]);
+        assert_eq!([watch.has_changed(), watch.has_changed()], [true, false]);
     }
 }

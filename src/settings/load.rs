@@ -12,10 +12,10 @@ use crate::settings::environment::Environment;
 use crate::settings::fingerprint::Fingerprint;
 use crate::settings::section::{Problems, Section};
 
-/// The file that is read where `--config` names none, if it exists.
+/// The file that is read, if it exists, when there is no `--config`.
 pub(crate) const DEFAULT_FILE: &str = "/etc/plextrac-bridge/config.toml";
 
-/// What the command line adds to file and environment.
+/// The command line flags that override file and environment.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Flags {
     /// `--config`.
@@ -26,7 +26,7 @@ pub(crate) struct Flags {
     pub(crate) log_format: Option<String>,
 }
 
-/// Everything that is wrong with the settings.
+/// All problems of the settings.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub(crate) struct SettingsError(pub(crate) Vec<String>);
@@ -65,10 +65,7 @@ pub(crate) fn load_layers<T>(
     let settings = read(Section::top(&figment, merged.clone(), &problems, &files));
     let Problems { mut errors, warnings } = problems.into_inner();
     if !errors.is_empty() && file.is_none() {
-        errors.insert(
-            0,
-            format!("no file of settings was read: --config names none, and there is no {DEFAULT_FILE}"),
-        );
+        errors.insert(0, format!("no settings file was read: there is no --config, and no {DEFAULT_FILE}"));
     }
     match settings {
         Some(settings) if errors.is_empty() => {
@@ -90,13 +87,14 @@ fn file(flags: &Flags) -> Result<Option<&Path>, SettingsError> {
     }
 }
 
-/// What is wrong with the file's TOML: where it stands, without the line itself, which may hold a secret.
+/// Describes a TOML error with its position, but without the line itself, which may hold a secret.
 fn syntax(error: figment::Error, file: Option<&Path>) -> Vec<String> {
     let file = file.map_or_else(|| "settings".to_owned(), |path| path.display().to_string());
     error.into_iter().map(|error| format!("{file}: {}", without_quotation(&error.kind.to_string()))).collect()
 }
 
-/// TOML's errors: a line that ends in the place, the quoted lines (`2 | key = ...`, `  |  ^`), then what is wrong.
+/// Removes the quotation from a TOML error: a line that ends in the position, the quoted lines (`2 | key = ...`, `  |
+/// ^`), then the problem.
 fn without_quotation(text: &str) -> String {
     let mut lines = text.lines();
     let first = lines.next().unwrap_or_default();
@@ -106,7 +104,7 @@ fn without_quotation(text: &str) -> String {
     if wrong.is_empty() { place.to_owned() } else { format!("{place}: {}", wrong.join(", ")) }
 }
 
-/// The defaults that apply: the templates only where file or environment name such a table.
+/// The defaults that apply: templates only if file or environment name such a table.
 fn base(given: &Dict) -> Dict {
     let mut base = defaults::table();
     let has_tls = matches!(given.get("ingress"), Some(Value::Dict(_, ingress)) if ingress.contains_key("tls"));

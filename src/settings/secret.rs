@@ -1,4 +1,4 @@
-//! A secret that shows itself only when asked by name.
+//! A secret that is shown only on explicit request.
 
 use std::fmt;
 
@@ -12,7 +12,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The secret itself, for the one place that needs it.
+    /// Returns the secret itself, for the one place that needs it.
     #[must_use]
     pub(crate) fn reveal(&self) -> &str {
         &self.0
@@ -25,7 +25,7 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// A URL without user, password and query, for logs, errors and `/status`; what is no URL shows nothing of itself.
+/// A URL without user, password and query, for logs, errors and `/status`; other text is not shown at all.
 #[must_use]
 pub(crate) fn redact(text: &str) -> String {
     match url::Url::parse(text) {

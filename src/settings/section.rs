@@ -1,7 +1,7 @@
 //! One table of the settings, read key by key: every wrong value and every unknown key becomes a problem, and all
-//! problems are told at once. It knows files and variables, not what the keys mean.
+//! problems are reported at once. It knows files and variables, not the meaning of keys.
 //!
-//! Length: every kind of value a setting can have, with its message.
+//! Length: it reads every kind of value that a setting can have, with its messages.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -18,23 +18,23 @@ use crate::settings::environment::{self, variable};
 use crate::settings::fingerprint::{FileDigest, FileDigests};
 use crate::settings::{defaults, units};
 
-/// A secret shorter than this is warned about: 16 bytes are the least that cannot be guessed.
+/// The length below which a secret causes a warning: 16 bytes are the least that cannot be guessed.
 const SHORT_SECRET: usize = 16;
 
-/// What is said instead of what may be no name of a file.
+/// Shown in place of a value that might be a secret rather than a path.
 const UNSHOWN: &str =
     "the file of that name, which is not shown: it may be the secret itself, or an address with one";
 
-/// What is wrong, and what is odd, in the order in which it was found.
+/// Errors and warnings, in the order in which they were found.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
-    /// Each stops the start.
+    /// Problems that prevent the start.
     pub(crate) errors: Vec<String>,
-    /// Each is logged at the start and shown by `check`.
+    /// Problems that are logged at the start and shown by `check`.
     pub(crate) warnings: Vec<String>,
 }
 
-/// One table while it is read.
+/// One table while it is being read.
 pub(crate) struct Section<'a> {
     figment: &'a Figment,
     problems: &'a RefCell<Problems>,
@@ -59,7 +59,7 @@ impl<'a> Section<'a> {
         if self.path.is_empty() { key.to_owned() } else { format!("{}.{key}", self.path) }
     }
 
-    /// Where a value was fingerprint, for people: the key in a file, or the variable.
+    /// The place of a value, for the operator: the key in a file, or the variable.
     fn place(&self, key: &str, tag: Tag) -> String {
         let dotted = self.dotted(key);
         match self.figment.get_metadata(tag) {
@@ -102,7 +102,7 @@ impl<'a> Section<'a> {
         self.problems.borrow_mut().errors.push(text.to_string());
     }
 
-    /// Whether nothing is wrong so far.
+    /// Whether there are no errors so far.
     #[must_use]
     pub(crate) fn is_sound(&self) -> bool {
         self.problems.borrow().errors.is_empty()
@@ -113,7 +113,7 @@ impl<'a> Section<'a> {
         self.table.get(key).cloned()
     }
 
-    /// A value that is not text in a variable is TOML there: a number, `true`, a list.
+    /// The value of a key. In a variable, anything that is not text is written as TOML: a number, `true`, a list.
     fn typed(&mut self, key: &str) -> Option<Value> {
         let value = self.value(key)?;
         match &value {
@@ -134,7 +134,7 @@ impl<'a> Section<'a> {
         self.problem(key, format_args!("expected {wanted}, found {found}"));
     }
 
-    /// As [`Section::wrong`] for what may hold a secret: tells the kind of the value, never the value.
+    /// Does the same as [`Section::wrong`] for a value that may hold a secret: reports its kind, never the value.
     fn wrong_kind(&mut self, key: &str, wanted: &str, value: &Value) {
         let found = match value {
             Value::String(..) => "a text",
@@ -146,7 +146,7 @@ impl<'a> Section<'a> {
         self.problem(key, format_args!("expected {wanted}, found {found}"));
     }
 
-    /// A text; empty where it is missing or wrong.
+    /// A text; empty if it is missing or wrong.
     pub(crate) fn text(&mut self, key: &str) -> String {
         match self.value(key) {
             Some(Value::String(_, text)) => text,
@@ -194,13 +194,13 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A whole number of things, at least `least`.
+    /// A number of things, at least `least`.
     pub(crate) fn count(&mut self, key: &str, least: usize) -> usize {
         let least = i64::try_from(least).unwrap_or(i64::MAX);
         usize::try_from(self.integer(key, least, i64::MAX)).unwrap_or(usize::MAX)
     }
 
-    /// An address with a port; none where it is wrong.
+    /// An address with a port; none if it is wrong.
     pub(crate) fn address(&mut self, key: &str) -> Option<SocketAddr> {
         let wanted = "an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
         self.measure(key, wanted, None, |text| text.parse().ok().map(Some))
@@ -221,7 +221,7 @@ impl<'a> Section<'a> {
         self.measure(key, "a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"", 1 << 20, units::size)
     }
 
-    /// `instead` stands in for a wrong value, so that one mistake is told once.
+    /// Reads a text with a unit; `instead` replaces a wrong value, so that one mistake is reported once.
     fn measure<T>(&mut self, key: &str, wanted: &str, instead: T, read: impl Fn(&str) -> Option<T>) -> T {
         let Some(value) = self.value(key) else { return instead };
         let measured = match &value {
@@ -234,10 +234,10 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// One of some words.
+    /// One of several words.
     ///
     /// # Panics
-    /// When `words` is empty.
+    /// If `words` is empty.
     pub(crate) fn choice<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> T {
         let value = self.value(key);
         let found = match &value {
@@ -274,12 +274,12 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// A path; none where it is empty.
+    /// A path; none if it is empty.
     pub(crate) fn path(&mut self, key: &str) -> Option<PathBuf> {
         Some(self.text(key)).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
-    /// A path of a file that can be read now; none where it is empty or cannot (a problem then).
+    /// A path of a file that can be read now; none if it is empty or unreadable (a problem then).
     pub(crate) fn readable_file(&mut self, key: &str) -> Option<PathBuf> {
         let path = self.path(key)?;
         match std::fs::File::open(&path).and_then(|file| file.metadata()) {
@@ -295,12 +295,12 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Remembers what was in a file, for those who ask whether it changed.
+    /// Records the content of a file, so that changes can be detected.
     fn note(&self, key: &str, path: &Path, content: &[u8]) {
         self.files.borrow_mut().insert(self.dotted(key), FileDigest::of(path, content));
     }
 
-    /// A file that must be named, and its content; `what` is in it.
+    /// A file that must be given, and its content; `what` describes it.
     pub(crate) fn needed_file(&mut self, key: &str, what: &str) -> Option<(PathBuf, Vec<u8>)> {
         if self.is_blank(key) {
             self.text(key);
@@ -310,7 +310,7 @@ impl<'a> Section<'a> {
         self.file(key)
     }
 
-    /// A file and its content; none where it is not named or cannot be read (a problem then).
+    /// A file and its content; none if it is not given or unreadable (a problem then).
     pub(crate) fn file(&mut self, key: &str) -> Option<(PathBuf, Vec<u8>)> {
         let path = self.path(key)?;
         match std::fs::read(&path) {
@@ -325,13 +325,13 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A secret, in place or in the file that `<key>_file` names; none where both are empty.
+    /// A secret, given directly or in the file that `<key>_file` names; none if both are empty.
     pub(crate) fn secret(&mut self, key: &str) -> Option<Secret> {
         let file_key = format!("{key}_file");
         self.secret_from(key, &file_key)
     }
 
-    /// As [`Section::secret`], with the name of the file's key.
+    /// Does the same as [`Section::secret`], with the name of the file's key.
     pub(crate) fn secret_from(&mut self, key: &str, file_key: &str) -> Option<Secret> {
         let place = match self.value(key) {
             Some(Value::String(_, text)) => Some(text).filter(|text| !text.is_empty()),
@@ -344,7 +344,7 @@ impl<'a> Section<'a> {
         };
         let path = self.path(file_key);
         match (place, path) {
-            // A default gives way to the file; only two that the user wrote contradict each other.
+            // A file overrides a default; only two values that the user wrote contradict each other.
             (Some(_), Some(path)) if self.is_default(key) => self.secret_file(file_key, &path),
             (Some(_), Some(_)) => {
                 let both =
@@ -378,11 +378,11 @@ impl<'a> Section<'a> {
         Some(Secret::new(text))
     }
 
-    /// Warns about a file of secrets that everybody on the machine can read.
+    /// Warns about a file of secrets that all users of the machine can read.
     pub(crate) fn warn_if_world_readable(&mut self, key: &str, path: &Path) {
         use std::os::unix::fs::PermissionsExt as _;
         if std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & 0o004 != 0) {
-            self.warning(key, format_args!("{} can be read by everybody; chmod o-r it", path.display()));
+            self.warning(key, format_args!("{} can be read by all users; chmod o-r it", path.display()));
         }
     }
 
@@ -407,7 +407,7 @@ impl<'a> Section<'a> {
         self.below(self.dotted(key), table)
     }
 
-    /// The list of tables under this key (`[[...]]`), which only a file can give.
+    /// The list of tables under this key (`[[...]]`), which only a file can contain.
     pub(crate) fn sections(&mut self, key: &str) -> Vec<Section<'a>> {
         let Some(value) = self.value(key) else { return Vec::new() };
         let dotted = self.dotted(key);
@@ -434,7 +434,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// A table of free keys with texts, numbers or flags as texts; its values count as secrets.
+    /// A table of free keys; texts, numbers and flags are returned as texts, and count as secrets.
     pub(crate) fn free(&mut self, key: &str) -> Vec<(String, Secret)> {
         let dotted = self.dotted(key);
         let table = match self.value(key) {
@@ -450,7 +450,7 @@ impl<'a> Section<'a> {
         pairs
     }
 
-    /// TOML reads `a.b = 1` as a table in a table: names with dots are put together again.
+    /// Joins names with dots, because TOML reads `a.b = 1` as a table in a table.
     fn flatten(&mut self, dotted: &str, prefix: &str, table: &Dict, pairs: &mut Vec<(String, Secret)>) {
         for (name, value) in table {
             let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
@@ -482,13 +482,13 @@ impl<'a> Section<'a> {
         Section { path, table, known: BTreeSet::new(), ..*self }
     }
 
-    /// The names of this table's keys.
+    /// The names of the keys in this table.
     #[must_use]
     pub(crate) fn keys(&self) -> Vec<String> {
         self.table.keys().cloned().collect()
     }
 
-    /// Whether file or environment (or the defaults) give this key.
+    /// Whether file or environment (or the defaults) have this key.
     #[must_use]
     pub(crate) fn has(&self, key: &str) -> bool {
         self.table.contains_key(key)
@@ -505,7 +505,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Reports every key that nobody asked for, with the nearest right name.
+    /// Reports every key that was not read, with the nearest known name.
     pub(crate) fn finish(mut self) {
         let unknown: Vec<String> = self.table.keys().filter(|key| !self.known.contains(*key)).cloned().collect();
         for key in unknown {
@@ -514,7 +514,7 @@ impl<'a> Section<'a> {
                 Some(near) => format!("; did you mean `{}`?", self.dotted(&near)),
                 None => format!("; known here: {}", self.known.iter().cloned().collect::<Vec<_>>().join(", ")),
             };
-            // A variable for a whole unknown table stands one or more levels deeper.
+            // A variable for a whole unknown table is nested one or more levels deeper.
             let mut place = key.clone();
             let mut value = self.table.get(&key);
             while let Some(Value::Dict(_, inner)) = value {
@@ -542,8 +542,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Reads a variable's text as a TOML value.
-/// Whether somebody cannot have put the secret itself where the name of its file belongs.
+/// Whether the text cannot be a secret that was given in place of the name of its file.
 fn is_surely_a_path(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let is_rooted = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
@@ -552,6 +551,7 @@ fn is_surely_a_path(path: &Path) -> bool {
     text.len() < SHORT_SECRET || (is_plain && (is_rooted || is_in_a_directory))
 }
 
+/// Reads a variable's text as a TOML value.
 fn parse(tag: Tag, text: &str) -> Option<Value> {
     let parsed = Toml::string(&format!("value = {text}")).data().ok()?;
     let mut value = parsed.get(&Profile::Default)?.get("value")?.clone();
@@ -564,7 +564,7 @@ fn parse(tag: Tag, text: &str) -> Option<Value> {
     Some(value)
 }
 
-/// The word nearest to a mistyped one, if one is near enough to be meant.
+/// The word nearest to a mistyped one, if it is near enough.
 pub(crate) fn nearest<'n>(typed: &str, names: impl Iterator<Item = &'n str>) -> Option<&'n str> {
     names
         .map(|name| (strsim::damerau_levenshtein(typed, name), name))

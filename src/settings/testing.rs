@@ -1,4 +1,4 @@
-//! For the unit tests of the parts: one table read as the daemon would read it.
+//! Test support for the unit tests of the parts: reads one table as the daemon does.
 
 use std::cell::RefCell;
 

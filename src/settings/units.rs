@@ -1,4 +1,4 @@
-//! Durations and sizes as people write them: a whole number and its unit.
+//! Durations and sizes in human form: a whole number and its unit.
 
 use std::time::Duration;
 

@@ -1,23 +1,23 @@
-//! What the delivery task lets others see of the broker: for `/status`, the page, metrics and readiness.
+//! The state of the broker as delivery reports it: for `/status`, the page, metrics and readiness.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use crate::brokers::ErrorKind;
 
-/// How things stand with the broker.
+/// The state of the connection to the broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ConnectionState {
-    /// An attempt is under way, or the next one is waited for.
+    /// An attempt is in progress, or the next one is scheduled.
     Connecting,
-    /// A session lives.
+    /// A session exists.
     Connected,
-    /// A session lives, but the broker takes nothing at the moment.
+    /// A session exists, but the broker takes nothing at the moment.
     Waiting,
 }
 
 impl ConnectionState {
-    /// Its name in `/status`.
+    /// The name in `/status`.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -28,39 +28,39 @@ impl ConnectionState {
     }
 }
 
-/// The last thing that went wrong.
+/// The last error.
 #[derive(Clone, Debug)]
 pub(crate) struct LastError {
-    /// Its kind.
+    /// The kind of the error.
     pub(crate) kind: ErrorKind,
-    /// What happened, without secrets.
+    /// A description, without secrets.
     pub(crate) text: String,
-    /// When.
+    /// The time of the error.
     pub(crate) at: SystemTime,
 }
 
-/// A copy of the view.
+/// A copy of the state.
 #[derive(Clone, Debug)]
 pub(crate) struct BrokerSnapshot {
-    /// How things stand.
+    /// The state of the connection.
     pub(crate) state: ConnectionState,
-    /// Since when.
+    /// The time since which it has been in this state.
     pub(crate) since: SystemTime,
     /// The last error.
     pub(crate) last_error: Option<LastError>,
-    /// What connect found that the operator should know.
+    /// The findings of connect that the operator should know.
     pub(crate) findings: Vec<String>,
-    /// Messages handed to the session.
+    /// The number of messages handed to the session.
     pub(crate) in_flight: usize,
-    /// The last confirmation.
+    /// The time of the last confirmation.
     pub(crate) last_published: Option<SystemTime>,
-    /// Why delivery waits for the disk of the dead letters, if it does.
+    /// The reason why delivery waits for the disk of the dead letters, if it does.
     pub(crate) blocked: Option<String>,
-    /// Why the journal cannot be read, if so.
+    /// The reason why the journal cannot be read, if it cannot.
     pub(crate) unreadable: Option<String>,
 }
 
-/// The view, shared.
+/// The shared state of the broker.
 #[derive(Clone, Debug)]
 pub(crate) struct BrokerStatus(Arc<Mutex<BrokerSnapshot>>);
 
@@ -80,7 +80,7 @@ impl Default for BrokerStatus {
 }
 
 impl BrokerStatus {
-    /// A copy.
+    /// A copy of the state.
     #[must_use]
     pub(crate) fn copy(&self) -> BrokerSnapshot {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -13,45 +13,45 @@ use crate::event::{Deviation, Deviations, Field};
 use crate::metrics::Metrics;
 use crate::status::MOST_EVENTS;
 
-/// How often a departure of one kind is logged per source.
+/// The interval at which a departure of one kind is logged per source.
 const EVERY: Duration = Duration::from_hours(1);
 
-/// The place of what has no name of its own.
+/// The index of events without a name of their own.
 const OTHER: usize = MOST_EVENTS;
 
 /// The departures of one source.
 #[derive(Debug)]
 pub(crate) struct Deviating {
     hasher: RandomState,
-    /// The hashes of the names of events that are told apart, in the order in which they arrived; 0: free.
+    /// The hashes of the distinguished event names, in order of arrival; 0 means free.
     names: [AtomicU64; MOST_EVENTS],
-    /// Accepted events of each name, and of all others.
+    /// The accepted events of each name, and of all others.
     accepted: [AtomicU64; MOST_EVENTS + 1],
     seen: Mutex<SeenDeviations>,
 }
 
 #[derive(Debug, Default)]
 struct SeenDeviations {
-    /// The counts for the event name at this place in `names`.
+    /// The counts for the event name at this index in `names`.
     counts: BTreeMap<(Field, Deviation, usize), u64>,
-    /// The names in address form, of places that have departures.
+    /// The names in address form, of indices that have departures.
     shown: BTreeMap<usize, String>,
     /// The time at which a kind was last logged, and how many were left out since.
     logged: BTreeMap<(Field, Deviation), (Instant, u64)>,
 }
 
-/// How often the events of one name depart from the documented payload in one way.
+/// The number of events of one name that depart from the documented payload in one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeviatingEvents {
     /// The field.
     pub(crate) field: Field,
-    /// How it departs.
+    /// The way in which it departs.
     pub(crate) deviation: Deviation,
-    /// Which events.
+    /// The events concerned.
     pub(crate) event: EventName,
-    /// How many of them depart.
+    /// The number of them that depart.
     pub(crate) count: u64,
-    /// How many of them were accepted.
+    /// The number of them that were accepted.
     pub(crate) of: u64,
 }
 
@@ -62,12 +62,12 @@ pub(crate) enum EventName {
     Named(String),
     /// `event` is absent.
     Absent,
-    /// The names are too many to tell them apart.
+    /// There are too many names to distinguish them.
     Other,
 }
 
 impl DeviatingEvents {
-    /// A sentence about it.
+    /// The departure as a sentence.
     #[must_use]
     pub(crate) fn text(&self) -> String {
         let events = match &self.event {
@@ -92,7 +92,7 @@ impl Default for Deviating {
 }
 
 impl Deviating {
-    /// The place of an event's name; the first of many names get one of their own.
+    /// The index of an event's name; the first names get one each, the others share one.
     pub(crate) fn place(&self, event: &str) -> usize {
         let hash = self.hasher.hash_one(event).max(1);
         for (at, name) in self.names.iter().enumerate() {
@@ -108,7 +108,7 @@ impl Deviating {
         OTHER
     }
 
-    /// Notes how an event that is about to be enqueued departs: its name is not at hand afterwards.
+    /// Notes how an event that is about to be enqueued departs: its name is not available afterwards.
     pub(crate) fn name(&self, place: usize, event: &str, deviations: &Deviations) {
         if !deviations.is_empty() && place != OTHER {
             let shown = || if event.is_empty() { String::new() } else { safe(event) };
@@ -142,7 +142,7 @@ impl Deviating {
         }
     }
 
-    /// All that was counted since the start.
+    /// All counts since the start.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<DeviatingEvents> {
         let seen = self.lock();
@@ -166,7 +166,7 @@ impl Deviating {
 }
 
 impl SeenDeviations {
-    /// How many of this kind were left out of the log since the last line; none where this one is left out, too.
+    /// The number of lines of this kind left out of the log since the last one; none if this one is left out, too.
     fn is_due(&mut self, field: Field, deviation: Deviation, now: Instant) -> Option<u64> {
         let Some((last, left_out)) = self.logged.get_mut(&(field, deviation)) else {
             self.logged.insert((field, deviation), (now, 0));

@@ -1,16 +1,16 @@
-//! Signs of life: each thread that must not hang ticks once a second; `/livez` looks when it did last.
+//! Heartbeats: each thread that must not stall ticks once a second, and `/livez` reads the time of its last tick.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// How often a thread ticks.
+/// The interval between two ticks.
 const EVERY: Duration = Duration::from_secs(1);
 
-/// A thread that has not ticked for so long hangs.
-const DEAD_AFTER: Duration = Duration::from_secs(10);
+/// The time without a tick after which a thread counts as stalled.
+const STALLED_AFTER: Duration = Duration::from_secs(10);
 
-/// What hangs; empty as long as the bridge is alive.
+/// The stalled threads; empty as long as the bridge is alive.
 #[must_use]
 pub(crate) fn stalled(heartbeats: &[Heartbeat]) -> Vec<String> {
     heartbeats.iter().filter_map(Heartbeat::problem).collect()
@@ -21,9 +21,9 @@ pub(crate) fn stalled(heartbeats: &[Heartbeat]) -> Vec<String> {
 pub(crate) struct Heartbeat {
     name: Arc<str>,
     start: Instant,
-    /// Milliseconds since `start`.
+    /// The time of the last tick, in milliseconds since `start`.
     last: Arc<AtomicU64>,
-    /// It waits for something that may take long, and says so.
+    /// The thread waits for something that may take long, and has announced it.
     paused: Arc<AtomicBool>,
 }
 
@@ -34,7 +34,7 @@ impl Heartbeat {
         Self { name: name.into(), start: Instant::now(), last: Arc::default(), paused: Arc::default() }
     }
 
-    /// Ticks for ever; runs on the thread it speaks for.
+    /// Ticks for ever; runs on the monitored thread.
     pub(crate) async fn run(self) {
         loop {
             self.tick();
@@ -42,24 +42,25 @@ impl Heartbeat {
         }
     }
 
-    /// Waits for broker or disk, however long that takes, or has ended: no sign of hanging, until the next tick.
+    /// Pauses the check until the next tick: the thread waits for broker or disk, however long that takes, or has
+    /// ended.
     pub(crate) fn pause(&self) {
         self.paused.store(true, Ordering::Relaxed);
     }
 
-    /// Shows life.
+    /// Records a tick.
     pub(crate) fn tick(&self) {
         self.paused.store(false, Ordering::Relaxed);
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
     }
 
-    /// What is wrong, if the thread hangs.
+    /// The problem, if the thread is stalled.
     fn problem(&self) -> Option<String> {
         if self.paused.load(Ordering::Relaxed) {
             return None;
         }
         let since = self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)));
-        (since > DEAD_AFTER).then(|| format!("{} has not moved for {} s", self.name, since.as_secs()))
+        (since > STALLED_AFTER).then(|| format!("{} has not moved for {} s", self.name, since.as_secs()))
     }
 }

@@ -1,18 +1,18 @@
-//! Exact accounting: every count, as plain numbers.
+//! The ledger: exact accounting, with every count as a plain number.
 //!
 //! `received = accepted + duplicate + probe + rejected` and
 //! `accepted + recovered + replayed = published + dead_lettered + withdrawn + lost + held` hold at every moment,
-//! because whoever changes two sides does it under the queue's one lock, and readers copy the whole under it.
+//! because both sides are changed under the queue's one lock, and readers copy the whole under it.
 
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::status::{Decision, Loss, Reason, RefusalReason};
 
-/// At most so many names of events are told apart per source; then `other`.
+/// The number of event names that are distinguished per source; then `other`.
 pub(crate) const MOST_EVENTS: usize = 100;
 
-/// At most so many pairs of event and target type have a series of their own; then `other`.
+/// The number of pairs of event and target type that have a series of their own; then `other`.
 pub(crate) const MOST_PAIRS: usize = 100;
 
 /// One secret of a source: how often it matched, and when last.
@@ -20,35 +20,35 @@ pub(crate) const MOST_PAIRS: usize = 100;
 pub(crate) struct SecretUse {
     /// The secret's id.
     pub(crate) id: Arc<str>,
-    /// How many signatures it matched.
+    /// The number of signatures it matched.
     pub(crate) matched: u64,
-    /// When last.
+    /// The time of the last match.
     pub(crate) last: Option<SystemTime>,
 }
 
-/// The books of one source.
+/// The book of one source.
 #[derive(Clone, Debug)]
 pub(crate) struct SourceBook {
-    /// Its name.
+    /// The name of the source.
     pub(crate) name: Arc<str>,
-    /// Requests that were decided.
+    /// The number of decided requests.
     pub(crate) received: u64,
-    /// Of them: accepted.
+    /// Accepted requests.
     pub(crate) accepted: u64,
-    /// Of them: duplicates.
+    /// Duplicates.
     pub(crate) duplicate: u64,
-    /// Of them: probes.
+    /// Probes.
     pub(crate) probe: u64,
-    /// Of them: refused, by [`Reason::ALL`].
+    /// Refused requests, by [`Reason::ALL`].
     pub(crate) rejected: [u64; Reason::ALL.len()],
     /// The last decision and its time.
     pub(crate) last: Option<(Decision, SystemTime)>,
-    /// Its secrets.
+    /// The use of its secrets.
     pub(crate) secrets: Vec<SecretUse>,
 }
 
 impl SourceBook {
-    /// An empty book.
+    /// Creates an empty book.
     #[must_use]
     pub(crate) fn new(name: Arc<str>, secrets: impl IntoIterator<Item = Arc<str>>) -> Self {
         let secrets = secrets.into_iter().map(|id| SecretUse { id, matched: 0, last: None }).collect();
@@ -63,7 +63,7 @@ pub(crate) struct PairBook {
     pub(crate) event: String,
     /// The target type, in address form.
     pub(crate) target_type: String,
-    /// How many.
+    /// The number of events.
     pub(crate) published: u64,
 }
 
@@ -72,9 +72,9 @@ pub(crate) struct PairBook {
 pub(crate) struct Ledger {
     /// One per source.
     pub(crate) sources: Vec<SourceBook>,
-    /// Taken from the journal at start.
+    /// Read from the journal at start.
     pub(crate) recovered: u64,
-    /// Taken from dead letters.
+    /// Rebuilt from dead letters.
     pub(crate) replayed: u64,
     /// Confirmed by the broker.
     pub(crate) published: u64,
@@ -89,14 +89,14 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
-    /// Empty books for these sources.
+    /// Creates empty books for these sources.
     #[must_use]
     pub(crate) fn new(sources: Vec<SourceBook>) -> Self {
         Self { sources, ..Self::default() }
     }
 
-    /// The number of a source's book, and those of its secrets in it, by their ids. Those that are there already go on;
-    /// none is ever removed, so that numbers stay right and counters never fall.
+    /// The number of a source's book, and those of its secrets in it, by their ids. Existing books continue; none is
+    /// ever removed, so that numbers stay right and counters never fall.
     pub(crate) fn enter(
         &mut self,
         source: &Arc<str>,
@@ -116,7 +116,7 @@ impl Ledger {
         (at, numbers.collect())
     }
 
-    /// Notes what was decided about a request that came at this time, and which secret matched.
+    /// Counts the decision about a request that arrived at this time, and the secret that matched.
     pub(crate) fn decide(&mut self, source: usize, secret: Option<usize>, decision: Decision, at: SystemTime) {
         let Some(book) = self.sources.get_mut(source) else { return };
         book.received += 1;
@@ -133,7 +133,7 @@ impl Ledger {
         }
     }
 
-    /// Notes confirmed events: one pair number for each.
+    /// Counts confirmed events: one pair number for each.
     pub(crate) fn publish(&mut self, pairs: &[u16]) {
         self.published += pairs.len() as u64;
         for pair in pairs {
@@ -143,13 +143,13 @@ impl Ledger {
         }
     }
 
-    /// Requests of all sources that were decided.
+    /// The number of decided requests of all sources.
     #[must_use]
     pub(crate) fn received(&self) -> u64 {
         self.sources.iter().map(|book| book.received).sum()
     }
 
-    /// The totals, with what is held at this moment.
+    /// The totals, with the events held at this moment.
     #[must_use]
     pub(crate) fn totals(&self, held: u64) -> Totals {
         let mut totals = Totals {
@@ -180,7 +180,7 @@ pub(crate) struct Totals {
     pub(crate) received: u64,
     /// Entered the buffer.
     pub(crate) accepted: u64,
-    /// Were there already.
+    /// Already known.
     pub(crate) duplicate: u64,
     /// Connection tests.
     pub(crate) probe: u64,
@@ -192,24 +192,24 @@ pub(crate) struct Totals {
     pub(crate) replayed: u64,
     /// Confirmed by the broker.
     pub(crate) published: u64,
-    /// Refused by the broker, kept.
+    /// Refused by the broker, and kept.
     pub(crate) dead_lettered: u64,
     /// Timed out before they were sent.
     pub(crate) withdrawn: u64,
-    /// Gone.
+    /// Lost.
     pub(crate) lost: u64,
-    /// Buffered, in flight, on disk.
+    /// Buffered, in flight, or on disk.
     pub(crate) held: u64,
 }
 
 impl Totals {
-    /// By how many events the two equations fail: 0, or there is a defect.
+    /// The number of events by which the two equations fail: 0, unless there is a defect.
     #[must_use]
     pub(crate) fn mismatch(&self) -> u64 {
         let decided = self.accepted + self.duplicate + self.probe + self.rejected;
-        let came = self.accepted + self.recovered + self.replayed;
-        let went = self.published + self.dead_lettered + self.withdrawn + self.lost + self.held;
-        self.received.abs_diff(decided) + came.abs_diff(went)
+        let entered = self.accepted + self.recovered + self.replayed;
+        let ended = self.published + self.dead_lettered + self.withdrawn + self.lost + self.held;
+        self.received.abs_diff(decided) + entered.abs_diff(ended)
     }
 }
 
@@ -222,10 +222,10 @@ pub(crate) struct Limits {
     pub(crate) bytes: usize,
 }
 
-/// A copy of everything countable, taken under the lock.
+/// A copy of all counts, taken under the lock.
 #[derive(Clone, Debug)]
 pub(crate) struct Snapshot {
-    /// The books.
+    /// The ledger.
     pub(crate) ledger: Ledger,
     /// Events in memory: waiting and in delivery's ring.
     pub(crate) events: usize,
@@ -235,13 +235,13 @@ pub(crate) struct Snapshot {
     pub(crate) held: u64,
     /// The limits.
     pub(crate) limits: Limits,
-    /// Receipt of the oldest event held.
+    /// The receipt of the oldest event held.
     pub(crate) oldest: Option<SystemTime>,
-    /// A limit was reached, and less than 10 % is free since.
+    /// A limit was reached, and less than 10 % has become free since.
     pub(crate) full: bool,
-    /// The broker has been away longer than a sender waits, and the mode needs it.
+    /// The broker has been unreachable for longer than a sender waits, and the mode needs it.
     pub(crate) away: bool,
-    /// The journal, where there is one.
+    /// The journal, if there is one.
     pub(crate) journal: Option<JournalState>,
 }
 
@@ -256,25 +256,25 @@ impl Snapshot {
 /// The journal at this moment.
 #[derive(Clone, Debug)]
 pub(crate) struct JournalState {
-    /// Events not settled, on disk or read back.
+    /// The number of unsettled events, on disk or read back.
     pub(crate) events: usize,
-    /// Bytes of its segments in use.
+    /// The bytes of its segments in use.
     pub(crate) bytes: u64,
-    /// `journal.max_bytes`, as far as whole segments go.
+    /// `journal.max_bytes`, rounded down to whole segments.
     pub(crate) capacity: u64,
-    /// Events found at start.
+    /// The number of events found at start.
     pub(crate) recovered: u64,
-    /// Damaged records found.
+    /// The number of damaged records found.
     pub(crate) damaged: u64,
-    /// The limit was reached, and less than 10 % is free since.
+    /// The limit was reached, and less than 10 % has become free since.
     pub(crate) full: bool,
-    /// Why it can never be written again.
+    /// The reason why the journal can never be written again.
     pub(crate) failed: Option<String>,
-    /// Why no further segment can be made at the moment.
+    /// The reason why no further segment can be created at the moment.
     pub(crate) no_space: Option<String>,
-    /// An event was refused for that.
+    /// An event was refused for that reason.
     pub(crate) short: bool,
-    /// Why nothing is accepted although the disk reports no error.
+    /// The reason why nothing is accepted although the disk reports no error.
     pub(crate) stalled: Option<&'static str>,
 }
 

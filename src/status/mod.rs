@@ -1,4 +1,5 @@
-//! All that the bridge knows of itself, for admin and metrics: counts, the broker, refusals, deviations, reloads, heartbeats.
+//! The state that the bridge reports through admin and metrics: counts, the broker, refusals, deviations, reloads,
+//! heartbeats.
 
 mod broker;
 mod deviating;

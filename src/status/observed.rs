@@ -1,4 +1,4 @@
-//! Observations of one source beside the books, for the log and for `/status`; they are kept across reloads.
+//! Observations of one source beside the ledger, for the log and for `/status`; they are kept across reloads.
 
 use std::time::Duration;
 
@@ -11,11 +11,11 @@ use crate::status::refusals::Recent;
 pub(crate) struct Observed {
     /// The last refusals.
     pub(crate) recent: Recent,
-    /// How accepted payloads depart from the documented one.
+    /// The departures of accepted payloads from the documented one.
     pub(crate) deviating: Deviating,
-    /// Lines about connection tests.
+    /// The rate limit for lines about connection tests.
     pub(crate) tests: Throttle,
-    /// Lines about bodies that cannot be kept.
+    /// The rate limit for lines about bodies that cannot be kept.
     pub(crate) unkept: Throttle,
 }
 

@@ -1,6 +1,6 @@
-//! The words of the accounting: why a request was refused, an event lost, a message refused; what was decided.
+//! The reasons and decisions of the accounting: refused requests, lost events, refused messages.
 
-/// Why a request was refused: the `reason` of `events_rejected_total`.
+/// The reason why a request was refused: the `reason` of `events_rejected_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Reason {
     /// Missing, doubled or wrong signature.
@@ -11,24 +11,24 @@ pub(crate) enum Reason {
     Invalid,
     /// Body above `ingress.max_body`.
     TooLarge,
-    /// The body came too slowly.
+    /// The body arrived too slowly.
     Timeout,
     /// A Content-Encoding other than identity.
     Encoding,
     /// Not POST.
     Method,
-    /// The sender left before it had an answer.
+    /// The sender disconnected before it had an answer.
     Disconnected,
     /// Buffer or read budget full.
     BufferFull,
     /// The bridge is stopping.
     Draining,
-    /// Disk failure, or the broker away in a mode that needs it.
+    /// Disk failure, or the broker unreachable in a mode that needs it.
     Unavailable,
 }
 
 impl Reason {
-    /// All of them, in the order of the counters.
+    /// All reasons, in the order of the counters.
     pub(crate) const ALL: [Self; 11] = [
         Self::Signature,
         Self::Malformed,
@@ -43,7 +43,7 @@ impl Reason {
         Self::Unavailable,
     ];
 
-    /// Its name in metrics and `/status`.
+    /// The name in metrics and `/status`.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -61,7 +61,7 @@ impl Reason {
         }
     }
 
-    /// What the operator can do about it, for `/status` and the page.
+    /// The advice to the operator, for `/status` and the page.
     #[must_use]
     pub(crate) fn advice(self) -> &'static str {
         match self {
@@ -78,25 +78,25 @@ impl Reason {
                  signed object; a signed one is kept, see `dead-letters list --invalid`"
             }
             Self::TooLarge => "raise ingress.max_body, and the broker's own limit",
-            Self::Timeout => "the body came too slowly: look at the proxy in front, or raise ingress.body_timeout",
+            Self::Timeout => "the body arrived too slowly: check the proxy in front, or raise ingress.body_timeout",
             Self::Encoding => "something compresses the body: turn that off between PlexTrac and here",
-            Self::Method => "webhooks are POST; a browser or a health check asks this path with another method",
-            Self::Disconnected => "the sender, or the proxy in front, left before the answer",
+            Self::Method => "webhooks are POST; a browser or a health check requests this path with another method",
+            Self::Disconnected => "the sender, or the proxy in front, disconnected before the answer",
             Self::BufferFull => {
-                "the broker is away or slower than the events come: look at the broker; raise buffer.max_events and \
-                 buffer.max_bytes for longer outages; where the detail says that too many bodies are being read, \
-                 somebody sends many large ones at once"
+                "the broker is away, or slower than the events arrive: check the broker; raise buffer.max_events and \
+                 buffer.max_bytes for longer outages; if the detail says that too many bodies are being read, \
+                 many large ones are sent at once"
             }
             Self::Draining => "the bridge was stopping: let the balancer see /readyz, and raise shutdown.delay",
-            Self::Unavailable => "the bridge could not keep the event: look at the log",
+            Self::Unavailable => "the bridge could not keep the event: see the log",
         }
     }
 }
 
-/// Why a signed body is kept instead of published: the `reason` of `invalid_kept_total`.
+/// The reason why a signed body is kept instead of published: the `reason` of `invalid_kept_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum KeptReason {
-    /// JSON, but not what its source takes.
+    /// JSON, but not what its source accepts.
     Invalid,
     /// Not one JSON value in UTF-8.
     Malformed,
@@ -105,10 +105,10 @@ pub(crate) enum KeptReason {
 }
 
 impl KeptReason {
-    /// All of them, for metrics.
+    /// All reasons, for metrics.
     pub(crate) const ALL: [Self; 3] = [Self::Invalid, Self::Malformed, Self::Probe];
 
-    /// Its name in letters and metrics.
+    /// The name in letters and metrics.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -119,12 +119,12 @@ impl KeptReason {
     }
 }
 
-/// What was decided about a request for a source's path.
+/// The decision about a request for a source's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Decision {
-    /// It is in the buffer.
+    /// The event is in the buffer.
     Accepted,
-    /// It was there already.
+    /// The event is known already.
     Duplicate,
     /// A connection test: not published.
     Probe,
@@ -133,7 +133,7 @@ pub(crate) enum Decision {
 }
 
 impl Decision {
-    /// Its name in `/status`.
+    /// The name in `/status`.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -145,10 +145,10 @@ impl Decision {
     }
 }
 
-/// Why a broker will never take this message as it is.
+/// The reason why a broker will never take this message as it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum RefusalReason {
-    /// Larger than the broker takes.
+    /// Larger than the broker accepts.
     TooLarge,
     /// The address exists but leads to no queue or stream, or cannot be a legal address.
     Unroutable,
@@ -156,16 +156,16 @@ pub(crate) enum RefusalReason {
     NoDestination,
     /// These credentials may not publish there.
     NotAuthorised,
-    /// Anything else that a repeat would not mend.
+    /// Any other cause that a repeat would not fix.
     Other,
 }
 
 impl RefusalReason {
-    /// All of them, for metrics.
+    /// All reasons, for metrics.
     pub(crate) const ALL: [Self; 5] =
         [Self::TooLarge, Self::Unroutable, Self::NoDestination, Self::NotAuthorised, Self::Other];
 
-    /// Its name in dead letters and metrics.
+    /// The name in dead letters and metrics.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -178,22 +178,22 @@ impl RefusalReason {
     }
 }
 
-/// Why an accepted event was lost: the `reason` of `events_lost_total`.
+/// The reason why an accepted event was lost: the `reason` of `events_lost_total`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Loss {
-    /// Left at exit.
+    /// Not delivered before the exit.
     Exit,
-    /// Refused by the broker, and no state directory for a dead letter.
+    /// Refused by the broker, without a state directory for a dead letter.
     Refused,
     /// Damaged in the journal.
     Damaged,
 }
 
 impl Loss {
-    /// All of them, in the order of the counters.
+    /// All reasons, in the order of the counters.
     pub(crate) const ALL: [Self; 3] = [Self::Exit, Self::Refused, Self::Damaged];
 
-    /// Its name in metrics.
+    /// The name in metrics.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
@@ -222,11 +222,11 @@ pub(crate) enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// All of them, for metrics.
+    /// All kinds, for metrics.
     pub(crate) const ALL: [Self; 6] =
         [Self::Connect, Self::Authentication, Self::Tls, Self::Lost, Self::Refused, Self::NotNow];
 
-    /// Its name in metrics and `/status`.
+    /// The name in metrics and `/status`.
     #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -9,35 +9,35 @@ use hyper::Method;
 use crate::process::logs::Throttle;
 use crate::status::Reason;
 
-/// What the page shows of each source.
+/// The number of refusals that the page shows of each source.
 const KEPT: usize = 10;
 
-/// Lines of log per second for each source; the rest is counted in the metrics.
+/// The number of log lines per second for each source; further refusals are only counted in the metrics.
 const LINES: u32 = 10;
 
 /// One refused request.
 #[derive(Clone, Debug)]
 pub(crate) struct RecentRefusal {
-    /// Why.
+    /// The reason.
     pub(crate) reason: Reason,
-    /// The status of the answer; 0 where the sender left before it.
+    /// The status of the answer; 0 if the sender disconnected before it.
     pub(crate) status: u16,
-    /// What was said.
+    /// The detail of the answer.
     pub(crate) detail: String,
-    /// The id that the answer carried.
+    /// The id in the answer.
     pub(crate) request_id: String,
-    /// Who sent it: an address, with its port where no proxy stands between.
+    /// The sender's address, with its port if there is no proxy in between.
     pub(crate) peer: String,
     /// The number of requests that this entry stands for: the requests with GET, HEAD and OPTIONS share one.
     pub(crate) count: u64,
-    /// When, last.
+    /// The time of the last one.
     pub(crate) at: SystemTime,
 }
 
 /// The kind of a refused request, by its method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RequestKind {
-    /// A browser or a health check looks at the path.
+    /// A browser or a health check reads the path.
     Read,
     /// Anything else.
     Sent,
@@ -124,33 +124,33 @@ impl Recent {
         }
     }
 
-    /// The last ones, newest first.
+    /// The last refusals, newest first.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<RecentRefusal> {
         let list = self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let mut all: Vec<RecentRefusal> = list.sent.iter().chain(&list.read).cloned().collect();
-        // Stable: those of one moment stay in their order.
+        // Stable: refusals of the same moment keep their order.
         all.sort_by_key(|refusal| std::cmp::Reverse(refusal.at));
         all
     }
 }
 
-/// A path that was asked for and is no source's.
+/// A requested path that belongs to no source.
 #[derive(Clone, Debug)]
 pub(crate) struct UnknownPath {
-    /// The path, escaped and cut.
+    /// The path, escaped and truncated.
     pub(crate) path: String,
     /// The source's path that was probably meant.
     pub(crate) meant: Option<String>,
-    /// How often since it was last new here.
+    /// The number of requests since it was last new here.
     pub(crate) count: u64,
-    /// From where, last.
+    /// The address of the last sender.
     pub(crate) peer: String,
-    /// When last.
+    /// The time of the last request.
     pub(crate) at: SystemTime,
 }
 
-/// The last paths that were asked for in vain: a mistyped URL is the likeliest first mistake.
+/// The most recent unknown paths: a mistyped URL is the likeliest first mistake.
 #[derive(Debug)]
 pub(crate) struct UnknownPaths {
     list: Mutex<VecDeque<UnknownPath>>,
@@ -166,7 +166,7 @@ impl Default for UnknownPaths {
 impl UnknownPaths {
     /// Logs and keeps a path; `meant` is the source's path that it is another form of.
     pub(crate) fn note(&self, path: &str, meant: Option<&str>, peer: &str, request_id: &str) {
-        // A stranger's words: escaped, and no longer than a line.
+        // Untrusted input: escape and truncate.
         let path: String = path.chars().take(200).flat_map(char::escape_debug).collect();
         if self.throttle.admits() {
             if let Some(meant) = meant {
@@ -188,7 +188,7 @@ impl UnknownPaths {
         });
     }
 
-    /// The last ones, newest first.
+    /// The last paths, newest first.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<UnknownPath> {
         self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().cloned().collect()

@@ -1,4 +1,4 @@
-//! What became of reloads of the settings, for metrics, `/status` and the page.
+//! The results of reloads of the settings, for metrics, `/status` and the page.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -6,13 +6,13 @@ use std::time::SystemTime;
 /// The last reload. Keys, never values.
 #[derive(Clone, Debug)]
 pub(crate) struct Reload {
-    /// When.
+    /// The time of the reload.
     pub(crate) at: SystemTime,
-    /// What changed since the load before.
+    /// The keys that changed since the previous load.
     pub(crate) changed: Vec<String>,
-    /// What is other than at the start and needs a restart to have an effect.
+    /// The keys that differ from the start and need a restart to take effect.
     pub(crate) needs_restart: Vec<String>,
-    /// Why everything stayed as it was, where it did.
+    /// The reason why everything stayed as it was, if it did.
     pub(crate) error: Option<String>,
 }
 
@@ -32,7 +32,7 @@ impl Reloads {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes a reload.
+    /// Records a reload.
     pub(crate) fn note(&self, reload: Reload) {
         let mut state = self.lock();
         if reload.error.is_some() {
@@ -43,13 +43,13 @@ impl Reloads {
         state.last = Some(reload);
     }
 
-    /// The last one.
+    /// The last reload.
     #[must_use]
     pub(crate) fn last(&self) -> Option<Reload> {
         self.lock().last.clone()
     }
 
-    /// How many were good, and how many bad.
+    /// The numbers of successful and failed reloads.
     #[must_use]
     pub(crate) fn counts(&self) -> (u64, u64) {
         let state = self.lock();

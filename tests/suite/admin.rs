@@ -12,7 +12,7 @@ use crate::support::{
     Answer, Bridge, Client, LIMIT, Payload, Program, Setup, get, request_once, until_closed, wait_until,
 };
 
-/// Every series that exists from the start with 0, or with what it is then (`*`), for one source with one secret.
+/// The series that exist from the start with 0, or with their current value (`*`), for one source with one secret.
 const SERIES: &str = r#"
 events_received_total{source="plextrac"}
 events_accepted_total{source="plextrac"}
@@ -65,7 +65,7 @@ journal_sync_duration_seconds_count *
 journal_sync_duration_seconds_sum *
 "#;
 
-/// The series above, `a|b` written out; whether each must be 0.
+/// The series above, with `a|b` expanded; whether each must be 0.
 fn promised() -> Vec<(String, bool)> {
     let mut all = Vec::new();
     for line in SERIES.lines().filter(|line| !line.is_empty()) {
@@ -440,7 +440,7 @@ fn shows_why_the_broker_is_away() {
 }
 
 #[test]
-fn leaves_the_page_out_when_told() {
+fn serves_no_page_if_it_is_turned_off() {
     let bridge = Bridge::start(|setup| setup.raw("admin.page", "false"));
     for path in ["/", "/page.js", "/page.css"] {
         assert_eq!(admin(&bridge, "GET", path).status, 404, "{path}");

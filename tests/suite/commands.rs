@@ -1,4 +1,4 @@
-//! The commands beside `serve`: what they print, their exit codes, and that they leave nothing behind.
+//! The commands beside `serve`: their output, their exit codes, and that they leave nothing behind.
 //!
 //! Length: one part for each command.
 
@@ -36,7 +36,7 @@ fn secret_file(directory: &Path) -> String {
     path.display().to_string()
 }
 
-/// `send` to a bridge.
+/// Runs `send` to a bridge.
 fn send(bridge: &Bridge, directory: &Path, arguments: &[&str], files: &[&str]) -> Ended {
     let url = format!("http://{}{PATH}", bridge.daemon.ingress);
     let secret = secret_file(directory);
@@ -234,7 +234,7 @@ fn sends_the_samples_that_it_is_told() {
         assert_eq!(arrived.len() as u64, before as u64 + json(&result)["accepted"].as_u64().unwrap());
         arrived.iter().map(|line| serde_json::from_slice(&line.body).unwrap()).collect::<Vec<Value>>()
     };
-    // Each of them once where no number is given.
+    // Each of them once if no number is given.
     let all = sent(&["--sample", "all"]);
     assert_eq!(all.len(), 18);
     let is_automation = |payload: &&Value| payload.get("event").is_none();
@@ -335,7 +335,7 @@ fn repeats_after_a_503_or_counts_it_as_refused() {
 }
 
 #[test]
-fn says_what_went_wrong_with_sending() {
+fn reports_errors_of_sending() {
     let bridge = Bridge::start(|setup| setup);
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("bad.json"), "{").unwrap();
@@ -361,7 +361,7 @@ fn says_what_went_wrong_with_sending() {
     }
     let ended = Program::new(["send", "--secret-file", &secret]).run();
     ended.assert_code(1);
-    assert!(ended.err.starts_with("error: name the URL to send to"), "{}", ended.err);
+    assert!(ended.err.starts_with("error: give the URL to send to"), "{}", ended.err);
 }
 
 #[test]
@@ -395,7 +395,7 @@ fn asks_the_running_bridge_for_its_health() {
     toml("");
     let off = health(&[]);
     off.assert_code(1);
-    assert_eq!(off.err, "error: the admin port is off (`admin.listen` is empty), so there is nobody to ask\n");
+    assert_eq!(off.err, "error: the admin port is off (`admin.listen` is empty), so there is nothing to ask\n");
 }
 
 #[test]
@@ -439,7 +439,7 @@ fn shows_on_a_terminal_how_far_it_is_with_sending() {
     let ended = Program::on_terminal(&["send", "--secret-file", &wrong, "--count", "3", &url]).run();
     ended.assert_code(1);
     assert!(ended.out.contains(" left, 3 refused"), "{:?}", ended.out);
-    // Where a program reads there is no bar.
+    // If a program reads, there is no bar.
     let ended = send(&bridge, directory.path(), &["--count", "3"], &[]);
     ended.assert_code(0);
     assert_eq!(ended.err, "");

@@ -12,14 +12,14 @@ const DASHBOARD: &str = "deploy/grafana/dashboards/plextrac-bridge.json";
 const ALERTS: &str = "deploy/prometheus/alerts.yml";
 const TESTS: &str = "deploy/prometheus/alerts_test.yml";
 
-/// What Prometheus adds to every series.
+/// The labels that Prometheus adds to every series.
 const TARGET: [&str; 2] = ["job", "instance"];
 
-/// Series that Prometheus makes by itself, with their labels beside those of the target.
+/// The series that Prometheus creates by itself, with their labels beside those of the target.
 const MADE_BY_PROMETHEUS: [(&str, &[&str]); 2] =
     [("up", &[]), ("ALERTS", &["alertname", "alertstate", "severity"])];
 
-/// Labels whose values the program fixes; those of others come from settings, senders and builds.
+/// The labels whose values the program fixes; those of others depend on settings, senders and builds.
 const CLOSED: [&str; 4] = ["code", "reason", "kind", "result"];
 
 /// Words of a query that are followed by labels in brackets.
@@ -61,7 +61,7 @@ impl Query {
         query
     }
 
-    /// Takes the word that the text begins with, and what belongs to it; the rest.
+    /// Takes the first word of the text, and what belongs to it; returns the rest.
     fn word<'t>(&mut self, text: &'t str) -> &'t str {
         let rest = text.trim_start_matches(is_of_word);
         let word = &text[..text.len() - rest.len()];
@@ -97,12 +97,12 @@ fn is_of_word(character: char) -> bool {
     character.is_ascii_alphanumeric() || character == '_'
 }
 
-/// What follows the next such character.
+/// The text after the next such character.
 fn behind(text: &str, end: char) -> &str {
     text.split_once(end).unwrap_or_else(|| panic!("no {end} in {text:?}")).1
 }
 
-/// The labels up to the closing brace, with the values that are written out; what follows it.
+/// The labels up to the closing brace, with the values that are written out; and the text after it.
 fn matchers(mut text: &str) -> (Vec<(String, Vec<String>)>, &str) {
     let mut all = Vec::new();
     loop {
@@ -123,7 +123,7 @@ fn matchers(mut text: &str) -> (Vec<(String, Vec<String>)>, &str) {
 struct Exposed(BTreeMap<String, BTreeMap<String, BTreeSet<String>>>);
 
 impl Exposed {
-    /// What a daemon exposes that has published an event: the pairs of event and target type exist from then on.
+    /// The metrics of a daemon that has published an event: the pairs of event and target type exist from then on.
     fn by_a_daemon() -> Self {
         let bridge = Bridge::start(|setup| setup);
         let body = Payload::new("seen").body();
@@ -156,7 +156,7 @@ impl Exposed {
         }
     }
 
-    /// What a query asks for in vain.
+    /// The metrics, labels and values of a query that do not exist.
     fn missing(&self, query: &Query) -> Vec<String> {
         let mut missing = Vec::new();
         let mut known: BTreeSet<&str> = TARGET.into();
@@ -181,7 +181,7 @@ impl Exposed {
         missing
     }
 
-    /// All queries of a file, each with the place it stands at, find what they ask for.
+    /// Checks that all queries of a file, each with its place, find what they ask for.
     #[track_caller]
     fn assert_answers(&self, queries: &[(String, Query)]) {
         let report = |(place, query): &(String, Query)| {
@@ -198,7 +198,7 @@ fn file(name: &str) -> String {
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// The values of a key in YAML, on its line or, after `>-`, on the lines below it that stand further in.
+/// The values of a key in YAML, on its line or, after `>-`, on the more indented lines below it.
 fn yaml_values(text: &str, key: &str) -> Vec<String> {
     let depth = |line: &str| line.len() - line.trim_start_matches([' ', '-']).len();
     let lines: Vec<&str> = text.lines().collect();

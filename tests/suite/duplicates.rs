@@ -49,7 +49,7 @@ fn answers_200_to_a_repeat_and_publishes_it_once() {
 }
 
 #[test]
-fn takes_for_another_event_what_differs_in_a_byte() {
+fn treats_a_body_that_differs_in_a_byte_as_another_event() {
     let bridge = Bridge::start(|setup| setup);
     let first = body("a");
     let blank = [&first[..], b" "].concat();
@@ -72,7 +72,7 @@ fn forgets_a_body_when_its_window_is_over() {
     assert_eq!(post(&bridge, &body("a")), ACCEPTED);
     let second = post(&bridge, &body("a"));
     assert!(second == DUPLICATE || began.elapsed() >= WINDOW, "within the window");
-    // Asked again and again: a repeat does not open the window anew.
+    // Sent again and again: a repeat does not extend the window.
     let took =
         wait_for("it is forgotten", LIMIT, || (post(&bridge, &body("a")) == ACCEPTED).then(|| began.elapsed()));
     assert!(took >= WINDOW, "forgotten after {took:?}");
@@ -115,7 +115,7 @@ fn accepts_a_repeat_of_what_was_answered_503() {
     for _ in 0..3 {
         assert_eq!(request_once(&bridge.daemon, &body("second"), &[]).status, 503);
     }
-    // What is known needs no room.
+    // A known body needs no room.
     assert_eq!(post(&bridge, &body("first")), DUPLICATE);
     bridge.bring_the_broker_back();
     bridge.daemon.wait_until_empty();
@@ -125,7 +125,7 @@ fn accepts_a_repeat_of_what_was_answered_503() {
 }
 
 #[test]
-fn knows_no_body_from_what_was_refused() {
+fn does_not_remember_refused_bodies() {
     let bridge = Bridge::start(Setup::strict);
     let good = body("a");
     // Refused for other reasons than its bytes: unsigned, encoded.
@@ -139,13 +139,13 @@ fn knows_no_body_from_what_was_refused() {
         assert_eq!(request_once(&bridge.daemon, br#"{"cuid":"a""#, &[]).status, 400);
         assert_eq!(request_once(&bridge.daemon, b"{}", &[]).text(), r#"{"status":"probe"}"#);
     }
-    // One without a signature learns nothing of what is known.
+    // A sender without a signature learns nothing of what is known.
     assert_eq!(client.send("POST", crate::support::PATH, &[], &good).unwrap().status, 401);
     bridge.stop();
 }
 
 #[test]
-fn takes_the_same_body_of_another_source_for_another_event() {
+fn treats_the_same_body_of_another_source_as_another_event() {
     let second = |setup: Setup| setup.text("sources.second.path", "/second").text("sources.second.secret", SECRET);
     let bridge = Bridge::start(second);
     let body = body("a");
@@ -235,7 +235,7 @@ fn knows_exactly_the_last_hundred_when_it_may_know_no_more() {
     bridge.stop();
 }
 
-/// Only `journaled` recalls; there a look in the middle would prove nothing.
+/// Only `journaled` recalls; there a check in the middle would prove nothing.
 fn wait_until_recalled(daemon: &Daemon, mode: &str) {
     if mode == "journaled" {
         daemon.wait_for_line("the start has recalled", |line| {

@@ -1,7 +1,7 @@
-//! The consumers in `examples/`: each prints what came through the bridge, once, whatever a genuine body has in it, and
-//! nothing that is not genuine.
+//! The consumers in `examples/`: each prints the events that the bridge published, once, whatever a genuine body
+//! contains, and nothing that is not genuine.
 //!
-//! What they need is installed, and the one in Go is built, by `tests/setup.sh`.
+//! Their dependencies are installed, and the one in Go is built, by `tests/setup.sh`.
 //!
 //! Length: three examples, each with the same four cases.
 
@@ -23,10 +23,10 @@ use crate::support::{
 
 /// A broker that an example consumes from.
 trait Example: Remote + Named {
-    /// The example, told where this place is.
+    /// The example, with this place as its argument.
     fn consumer(&self) -> Program;
 
-    /// Publishes as somebody would who may write to the broker: to the address of `Payload::new`.
+    /// Publishes as anyone with write access to the broker could: to the address of `Payload::new`.
     fn publish(&self, headers: &BTreeMap<String, String>, body: &[u8]);
 }
 
@@ -100,7 +100,7 @@ fn id(payload: &Payload) -> String {
     format!("{}-{}", payload.cuid, &sign(SECRET, &payload.body())[..12])
 }
 
-/// What an example prints for an event.
+/// The output of an example for an event.
 fn line(payload: &Payload) -> String {
     let Payload { event, target_type, target, text, .. } = payload;
     format!("event {} com.plextrac.{event} {target_type}/{target} {}", id(payload), json!(text))
@@ -111,7 +111,7 @@ fn accept(daemon: &Daemon, payload: &Payload) {
     assert_eq!((answer.status, answer.text().as_str()), (200, r#"{"status":"accepted"}"#));
 }
 
-/// The headers of the bridge for this event.
+/// The bridge's headers for this event.
 fn headers<R: Example>(payload: &Payload) -> BTreeMap<String, String> {
     let attributes = [
         ("specversion", "1.0".to_owned()),
@@ -164,7 +164,7 @@ fn prints_what_is_genuine_once<R: Example>(test: &str) {
     let signature = ended.err.lines().filter(|line| line.ends_with("the signature does not belong to the body"));
     assert_eq!(signature.count(), 3, "{}", ended.err);
 
-    // All of that was acknowledged: nothing of it comes again.
+    // All of that was acknowledged: nothing of it is delivered again.
     let consumer = start();
     accept(&daemon, &events[4]);
     consumer.wait_for_events(1);
@@ -178,11 +178,11 @@ fn prints_what_is_genuine_once<R: Example>(test: &str) {
     );
 }
 
-/// A genuine body that is not the documented payload, and what an example prints of it behind the id.
+/// A genuine body that is not the documented payload, and the output of an example behind the id.
 struct Unusual {
     body: &'static [u8],
     printed: &'static str,
-    /// What the bridge reports; empty for a body that is no event, which an operator replays as it is.
+    /// The bridge's deviations; empty for a body that is not an event, which an operator replays as it is.
     deviations: &'static str,
 }
 
@@ -228,7 +228,7 @@ impl Unusual {
         let payload: serde_json::Value = serde_json::from_slice(self.body).unwrap_or_default();
         match payload["cuid"].as_str() {
             Some(cuid) => format!("{cuid}-{}", &signature[..12]),
-            // A lone surrogate is no text of Rust's.
+            // A lone surrogate cannot be in a Rust string.
             None if self.body.starts_with(b"{\"cuid\":\"c3\"") => format!("c3-{}", &signature[..12]),
             None => signature[..32].to_owned(),
         }
@@ -238,7 +238,7 @@ impl Unusual {
         format!("event {} {}", self.id(), self.printed)
     }
 
-    /// The headers of the bridge for this body.
+    /// The bridge's headers for this body.
     fn headers<R: Example>(&self) -> BTreeMap<String, String> {
         let (event_type, rest) = self.printed.split_once(' ').expect("a type, a subject and a text");
         let subject = rest.split(' ').next().filter(|subject| *subject != "-");
@@ -262,7 +262,7 @@ impl Unusual {
     }
 }
 
-/// Whatever is in a body, as the bridge publishes it: printed, acknowledged, and the consumer goes on.
+/// Checks that any body, as the bridge publishes it, is printed and acknowledged, and the consumer continues.
 fn prints_what_is_unusual_and_goes_on<R: Example>(test: &str) {
     let rig = R::new(test);
     let daemon = Setup::new(&rig.table()).start();
@@ -294,7 +294,7 @@ fn prints_what_is_unusual_and_goes_on<R: Example>(test: &str) {
     assert_eq!(ended.out.trim_end(), line(&payload(2)));
 }
 
-/// The same bodies through the bridge.
+/// Sends the same bodies through the bridge.
 fn prints_what_the_bridge_accepts<R: Example>(test: &str) {
     let rig = R::new(test);
     let daemon = Setup::new(&rig.table()).start();
@@ -330,7 +330,7 @@ fn leaves_what_it_has_not_done<R: Example>(test: &str) {
     let daemon = setup.start();
     accept(&daemon, &payload(0));
     daemon.wait_until_empty();
-    // Printing is its work, which fails.
+    // Printing is its work, and it fails.
     let ended = Consumer::start_with_full_output(rig.consumer().variable("SECRET_FILE", &secret)).wait();
     assert_ne!(ended.code, Some(0), "{}", ended.err);
     assert!(!ended.err.contains("refused "), "it failed at something else: {}", ended.err);

@@ -1,4 +1,4 @@
-//! What the program prints for other programs: schemas, completions, manual pages.
+//! The output for other programs: schemas, completions, manual pages.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -118,7 +118,7 @@ fn writes_a_manual_page_for_every_command() {
 }
 
 #[test]
-fn ends_with_1_where_its_output_cannot_be_written() {
+fn exits_with_1_if_its_output_cannot_be_written() {
     for arguments in [&["completions", "bash"][..], &["man"], &["schema", "payload"], &["demo", "--once"]] {
         let full = fs::File::options().write(true).open("/dev/full").unwrap();
         let mut command = Program::new(arguments).into_command();

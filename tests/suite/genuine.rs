@@ -1,5 +1,5 @@
-//! A correct signature makes a body genuine, however it departs from the documented payload: what is published, what is
-//! kept instead, and what is reported of it.
+//! A correct signature makes a body genuine, however it departs from the documented payload: some are published, some
+//! kept instead, and the departures are reported.
 
 use std::time::{Duration, Instant};
 
@@ -45,7 +45,7 @@ fn publishes_ids_alone() {
 }
 
 #[test]
-fn takes_null_for_a_field_that_is_not_there() {
+fn treats_null_as_an_absent_field() {
     let arrived = arrives(&EXAMPLE.replace(r#""cm4v""#, "null"));
     assert_eq!(arrived.headers["x-plextrac-deviations"], "text:missing,actorCuid:null");
     let several = r#""targetCuid":null,"targetCuids":["r1","r2"],"text":"x""#;
@@ -54,12 +54,12 @@ fn takes_null_for_a_field_that_is_not_there() {
     assert_eq!(arrived.headers["x-plextrac-deviations"], "targetCuid:null");
 }
 
-/// Waits until so many bodies are kept.
+/// Waits until this many bodies are kept.
 fn kept(daemon: &Daemon, count: u64) {
     daemon.wait_until("they are kept", Duration::from_mins(1), |status| status.number("/invalid/events") == count);
 }
 
-/// What is kept, as `dead-letters list --invalid --json` shows it.
+/// The kept bodies, as `dead-letters list --invalid --json` shows them.
 fn list(setup: &Setup, arguments: &[&str]) -> Vec<Value> {
     let done = setup.run(&[&["dead-letters", "list", "--invalid", "--json"], arguments].concat());
     assert_eq!(done.status.code(), Some(0), "{}", said(&done));

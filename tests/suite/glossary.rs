@@ -136,7 +136,7 @@ fn the_pages_name_files_that_exist() {
 }
 
 #[test]
-fn declarations_are_told_from_other_lines() {
+fn declarations_are_distinguished_from_other_lines() {
     let lines = [
         ("pub struct A {", Some("A")),
         ("    pub(in crate::cli) enum B<'a> {", Some("B")),

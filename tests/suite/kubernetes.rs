@@ -1,10 +1,10 @@
-//! What a pod brings with it: variables of services, and variables that take back what the image sets.
+//! The environment of a pod: variables of services, and variables that undo settings of the image.
 //!
 //! The chart itself is checked by `tests/chart/check.sh`.
 
 use crate::support::{Payload, Setup, request_once};
 
-/// What Kubernetes injects into each pod of a namespace with a service named `plextrac-bridge`.
+/// The variables that Kubernetes injects into each pod of a namespace with a service named `plextrac-bridge`.
 const INJECTED: [(&str, &str); 13] = [
     ("KUBERNETES_PORT", "tcp://10.96.0.1:443"),
     ("KUBERNETES_SERVICE_HOST", "10.96.0.1"),
@@ -43,7 +43,7 @@ fn starts_with_the_variables_that_kubernetes_injects() {
 }
 
 #[test]
-fn takes_back_what_the_image_sets_by_empty_variables() {
+fn resets_settings_of_the_image_by_empty_variables() {
     assert_works(&[
         ("PLEXTRAC_BRIDGE__INGRESS__LISTEN", ""),
         ("PLEXTRAC_BRIDGE__ADMIN__LISTEN", ""),

@@ -18,7 +18,7 @@ impl File {
         first.strip_suffix(".rs").unwrap_or(first)
     }
 
-    /// The lines that are code: neither comments nor what stands in the tests at the end.
+    /// The lines that are code: neither comments nor the tests at the end.
     fn code(&self) -> impl Iterator<Item = &str> {
         let lines =
             self.text.lines().take_while(|line| line.trim() != "#[cfg(test)]" || self.path.ends_with("mod.rs"));
@@ -153,10 +153,9 @@ fn every_crate_with_an_owner_stays_with_it() {
     let mut problems = Vec::new();
     for (name, owner) in owners {
         let users: Vec<File> = files().into_iter().filter(|file| file.uses(name)).collect();
-        assert!(!users.is_empty(), "nobody uses {name}: this test looks for the wrong word");
-        let strangers = users.iter().filter(|file| !file.path.starts_with(owner));
-        problems
-            .extend(strangers.map(|file| format!("src/{} uses {name}, which belongs to src/{owner}", file.path)));
+        assert!(!users.is_empty(), "no file uses {name}: this test looks for the wrong word");
+        let others = users.iter().filter(|file| !file.path.starts_with(owner));
+        problems.extend(others.map(|file| format!("src/{} uses {name}, which belongs to src/{owner}", file.path)));
     }
     assert_none("one owner per crate", &problems);
 }

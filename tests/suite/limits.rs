@@ -1,4 +1,5 @@
-//! What comes drop by drop, stops half-way or leaves: time-outs count from the first byte, and every request is counted.
+//! Requests that arrive byte by byte, stop half-way or break off: time-outs count from the first byte, and every
+//! request is counted.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -11,7 +12,7 @@ use crate::support::{
     wait_until,
 };
 
-/// Between two drops: far below every time-out here.
+/// The time between two bytes: far below every time-out here.
 const DROP: Duration = Duration::from_millis(50);
 
 fn head(body: &[u8], framing: &str) -> Vec<u8> {
@@ -36,7 +37,7 @@ fn drip(stream: &TcpStream, bytes: &[u8]) {
     }
 }
 
-/// Drips from a thread; what the daemon says meanwhile, and after how long it closed.
+/// Drips from a thread; returns what the daemon answers meanwhile, and after how long it closed.
 fn dripped(bridge: &Bridge, first: &[u8], bytes: Vec<u8>) -> (String, Duration) {
     let mut stream = plain(&bridge.daemon.ingress);
     stream.write_all(first).unwrap();
@@ -46,7 +47,7 @@ fn dripped(bridge: &Bridge, first: &[u8], bytes: Vec<u8>) -> (String, Duration) 
     accepted(bridge, "beside it");
     let text = rest(&mut stream);
     let took = begun.elapsed();
-    // The rest of the drops finds nobody.
+    // The rest of the bytes finds the connection closed.
     let _ = stream.shutdown(Shutdown::Both);
     writing.join().unwrap();
     (text, took)
@@ -90,7 +91,7 @@ fn answers_408_to_a_body_that_comes_drop_by_drop() {
 }
 
 #[test]
-fn counts_a_sender_that_leaves_within_its_body_and_makes_no_event_of_it() {
+fn counts_a_sender_that_disconnects_within_its_body_without_an_event() {
     let bridge = Bridge::start(|setup| setup.text("ingress.body_timeout", "60s"));
     let body = Payload::new("half").body();
     let length = format!("Content-Length: {}", body.len());
@@ -107,7 +108,7 @@ fn counts_a_sender_that_leaves_within_its_body_and_makes_no_event_of_it() {
         for way in ["end", "reset", "half-closed"] {
             let mut stream = plain(&bridge.daemon.ingress);
             stream.write_all(bytes).unwrap();
-            // It is a request once its head was read: with none of the others open, the connection is.
+            // It is a request once its head was read: if none of the others is open, the connection is.
             wait_until("the head is read", LIMIT, || bridge.daemon.metric("connections_open", &[]) > 0);
             match way {
                 "reset" => socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap(),
@@ -121,7 +122,7 @@ fn counts_a_sender_that_leaves_within_its_body_and_makes_no_event_of_it() {
             drop(stream);
             wait_until("the connection is closed", LIMIT, || bridge.daemon.metric("connections_open", &[]) == 0);
             let counted = bridge.daemon.metric("events_rejected_total", &[("reason", "disconnected")]);
-            // A reset may arrive before the head was looked at: then there was no request.
+            // A reset may arrive before the head was read: then there was no request.
             assert!(
                 counted == left + 1 || (way == "reset" && counted == left),
                 "{name}, {way}: {counted} after {left}"
@@ -172,7 +173,7 @@ fn serves_no_more_connections_than_it_may_and_the_next_one_when_one_ends() {
     fifth.write(&request).unwrap();
     assert_eq!(bridge.daemon.metric("connections_open", &[]), 4, "the limit");
     assert_eq!(bridge.daemon.status().count("received"), 4, "the fifth is not served");
-    // Whichever thread it waits at takes it once there is room.
+    // The thread it waits at takes it once there is room.
     served.pop();
     assert_eq!(fifth.answer().unwrap().status, 200, "the fifth");
     bridge.accepted(&body);
@@ -232,7 +233,7 @@ fn takes_nothing_from_the_read_budget_for_a_body_without_a_signature() {
     let limits = |setup: Setup| setup.text("buffer.max_bytes", "1MiB").text("ingress.max_body", "256KiB");
     let bridge = Bridge::start(|setup| limits(setup).text("ingress.body_timeout", "60s"));
     let most = "x".repeat(262_143);
-    // Together larger than the budget, and a byte of each is still to come.
+    // Together larger than the budget, and a byte of each is still missing.
     let mut crowd: Vec<TcpStream> = (0..8)
         .map(|_| {
             let mut stream = plain(&bridge.daemon.ingress);

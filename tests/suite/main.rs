@@ -1,4 +1,4 @@
-//! The suite: the real daemon against real brokers, through its outside alone.
+//! The suite: the real daemon against real brokers, tested from outside only.
 //!
 //! `make test` installs the brokers and runs it. `SUITE_LONG=1` runs the long forms. A missing broker is a failure.
 
@@ -6,7 +6,7 @@
 #[cfg(test)]
 mod admin;
 
-// The commands beside `serve`: what they print, their exit codes.
+// The commands beside `serve`: their output and exit codes.
 #[cfg(test)]
 mod commands;
 
@@ -14,15 +14,15 @@ mod commands;
 #[cfg(test)]
 mod conformance;
 
-// What dashboard and alerts ask Prometheus for is what the daemon exposes.
+// Dashboard and alerts ask Prometheus only for what the daemon exposes.
 #[cfg(test)]
 mod dashboards;
 
-// What the broker refused and what was invalid: listed, shown, replayed, dropped, with a daemon and without.
+// Refused events and invalid bodies: listed, shown, replayed, dropped, with a daemon and without.
 #[cfg(test)]
 mod dead_letters;
 
-// Equal requests: the window, the limit, all at once, what is no duplicate.
+// Equal requests: the window, the limit, concurrent ones, and bodies that are no duplicates.
 #[cfg(test)]
 mod duplicates;
 
@@ -30,11 +30,12 @@ mod duplicates;
 #[cfg(test)]
 mod examples;
 
-// What the program prints for others: schemas, completions, manual pages.
+// The output for other programs: schemas, completions, manual pages.
 #[cfg(test)]
 mod generated;
 
-// What a correct signature makes genuine: published or kept, and its departures from the documented payload reported.
+// Bodies that a correct signature makes genuine: published or kept, and their departures from the documented payload
+// reported.
 #[cfg(test)]
 mod genuine;
 
@@ -46,19 +47,19 @@ mod glossary;
 #[cfg(test)]
 mod http;
 
-// What was accepted survives crashes, damage, full and failing disks, restarts, stepped clocks.
+// Accepted events survive crashes, damage, full and failing disks, restarts, stepped clocks.
 #[cfg(test)]
 mod journal;
 
-// The daemon in a pod: variables of services, and those that take back what the image sets.
+// The daemon in a pod: variables of services, and those that undo settings of the image.
 #[cfg(test)]
 mod kubernetes;
 
-// The rules of the house, kept by reading src/.
+// The rules for the code, kept by reading src/.
 #[cfg(test)]
 mod layers;
 
-// Requests that come drop by drop or stop half-way, and what is counted for them.
+// Requests that arrive byte by byte or stop half-way, and how they are counted.
 #[cfg(test)]
 mod limits;
 
@@ -66,11 +67,11 @@ mod limits;
 #[cfg(test)]
 mod page;
 
-// Everything that is known of the sender's payloads, made by Node, on files and on every broker.
+// Every known payload of the sender, made by Node, on files and on every broker.
 #[cfg(test)]
 mod payloads;
 
-// The mode `published`: 200 for what the broker confirmed, time-outs, senders that leave or ask twice.
+// The mode `published`: 200 for confirmed events, time-outs, senders that disconnect or send twice.
 #[cfg(test)]
 mod published;
 
@@ -82,7 +83,7 @@ mod reload;
 #[cfg(test)]
 mod scaling;
 
-// The documents in docs/schema/: they say of payloads and headers what the bridge does.
+// The documents in docs/schema/: they describe payloads and headers as the bridge publishes them.
 #[cfg(test)]
 mod schema;
 
@@ -90,7 +91,7 @@ mod schema;
 #[cfg(test)]
 mod secrets;
 
-// Senders that leave, stall, flood or stay silent; descriptors that run out.
+// Senders that disconnect, stall, flood or stay silent; descriptors that run out.
 #[cfg(test)]
 mod senders;
 
@@ -102,21 +103,25 @@ mod settings;
 #[cfg(test)]
 mod signatures;
 
-// Faults of every kind on each real broker under steady load, for as long as is asked: `make soak`.
+// Faults of every kind on each real broker under steady load, for as long as requested: `make soak`.
 #[cfg(test)]
 mod soak;
 
-// The stop: what is not settled is written to the journal and delivered by the next start.
+// The stop: unsettled events are written to the journal and delivered by the next start.
 #[cfg(test)]
 mod spill;
 
-// What systemd and the daemon tell each other, passed sockets, restarts behind them.
+// The interface between systemd and the daemon, passed sockets, restarts behind them.
 #[cfg(test)]
 mod systemd;
 
-// HTTPS and client certificates, with clients that are not ours; pairs that are no pairs.
+// HTTPS and client certificates, with independent clients; pairs that do not match.
 #[cfg(test)]
 mod tls;
+
+// Plain words in code and pages: how doc lines start, and words that no line has.
+#[cfg(test)]
+mod words;
 
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! The admin page in a real browser, beside a running daemon: what it shows of events, refusals and the broker, and that
-//! it asks nobody else.
+//! The admin page in a real browser, beside a running daemon: it shows events, refusals and the broker, and requests
+//! nothing from other hosts.
 
 use crate::support::{Bridge, Browser, Client, LIMIT, PATH, Payload, Setup, request_once, sign};
 
@@ -7,7 +7,7 @@ fn open(bridge: &Bridge) -> Browser {
     Browser::open(&format!("http://{}/", bridge.daemon.admin))
 }
 
-/// One request with this path, signature and body; the status of its answer.
+/// Sends one request with this path, signature and body; returns the status of its answer.
 fn sends(bridge: &Bridge, path: &str, signature: &str, body: &[u8]) -> u16 {
     let headers = [("X-Authorization-HMAC-256", signature)];
     let answer = bridge.connect().send("POST", path, &headers, body);
@@ -26,7 +26,7 @@ fn shows_what_comes_while_it_is_open() {
     let bridge = Bridge::start(|setup| setup);
     let page = open(&bridge);
     page.wait("#headline", "Ready");
-    page.wait("#empty", "No webhook has come yet");
+    page.wait("#empty", "No webhook has arrived yet");
     assert!(page.read("#empty li li")[0].contains(PATH), "{:?}", page.read("#empty"));
     for number in 0..40 {
         let body = Payload::new(format!("event {number}")).body();
@@ -36,7 +36,7 @@ fn shows_what_comes_while_it_is_open() {
     for tile in ["#accepted", "#published"] {
         page.wait(&format!("{tile} .big"), "40");
         page.wait(&format!("{tile} .note"), "+40 in ");
-        // A line that rises from the ground: some height other than that of zero.
+        // A line that rises from the bottom: some height other than that of zero.
         let drawn = page.attribute(&format!("{tile} path"), "d");
         assert!(drawn[0].split('V').skip(1).any(|step| !step.starts_with("38")), "{tile}: {drawn:?}");
         let spoken = page.attribute(&format!("{tile} svg"), "aria-label");
@@ -70,7 +70,7 @@ fn says_why_a_connection_test_failed_from_where_and_what_to_do() {
     let path = "/webhooks/PlexTrac";
     assert_eq!(sends(&bridge, path, &wrong, &body), 404);
     page.wait("#unknown tbody tr", "Probably meant: /webhooks/plextrac");
-    // Read as markup it would be something else.
+    // Read as markup it would look different.
     let strange = "/&lt;b&gt;";
     assert_eq!(sends(&bridge, strange, &wrong, &body), 404);
     page.wait("#unknown tbody tr", strange);
@@ -127,7 +127,7 @@ fn shows_a_filling_buffer_and_why_the_broker_is_away() {
 }
 
 #[test]
-fn says_that_nobody_answers_any_more() {
+fn says_that_the_bridge_no_longer_answers() {
     let bridge = Bridge::start(|setup| setup);
     let page = open(&bridge);
     page.wait("#headline", "Ready");

@@ -1,5 +1,5 @@
-//! Everything that is known of the sender's payloads, 500 of them, made and signed by Node: each one is published once, byte
-//! for byte, and how it departs from the documented payload is reported.
+//! Every known payload of the sender, 500 of them, made and signed by Node: each one is published once, byte for byte,
+//! and its departures from the documented payload are reported.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,17 +17,17 @@ use crate::support::{
 
 const EVENTS: usize = 500;
 
-/// A failure can be repeated: the payloads are always the same.
+/// The seed of the payloads, which are always the same, so that a failure can be repeated.
 const SEED: u32 = 20_261_126;
 
-/// The CloudEvents type of what has no name.
+/// The CloudEvents type of an event without a name.
 const UNKNOWN: &str = "com.plextrac.unknown";
 
 fn known() -> Vec<Known> {
     known_payloads(SECRET, SEED, EVENTS).0
 }
 
-/// Sends what Node signed, all on one connection; each answer must be this.
+/// Sends the bodies that Node signed, all on one connection; each answer must be this.
 fn send<'a>(daemon: &Daemon, bodies: impl Iterator<Item = (&'a str, &'a [u8])>, status: &str) {
     let mut client = Client::connect(&daemon.ingress).expect("the daemon listens");
     for (signature, body) in bodies {
@@ -43,7 +43,7 @@ fn send_events(daemon: &Daemon, events: &[Known]) {
     send(daemon, bodies, "accepted");
 }
 
-/// Each event is there once, with its bytes, its id and what its headers must say.
+/// Checks that each event was published once, with its bytes, its id and its headers.
 fn arrive_once(events: &[Known], delivered: &[Delivered], binding: &Binding) {
     let mut expected: HashMap<&[u8], &Known> =
         events.iter().map(|event| (event.signed.body.as_slice(), event)).collect();
@@ -77,7 +77,7 @@ fn arrive_once(events: &[Known], delivered: &[Delivered], binding: &Binding) {
     assert!(missing.is_empty(), "not published: {missing:?}");
 }
 
-/// How often each deviation is there: `text:missing`.
+/// The number of each deviation: `text:missing`.
 fn count(events: &[Known]) -> BTreeMap<&str, u64> {
     let mut counts = BTreeMap::new();
     for deviation in events.iter().flat_map(|event| &event.deviations) {
@@ -86,7 +86,7 @@ fn count(events: &[Known]) -> BTreeMap<&str, u64> {
     counts
 }
 
-/// The same for each name of an event, as `/status` shows it: in the form of addresses; none without a name.
+/// The number for each name of an event, as `/status` shows it: in the form of addresses; none without a name.
 fn count_by_name(events: &[Known]) -> BTreeMap<(String, Option<String>), u64> {
     let mut counts = BTreeMap::new();
     for event in events {
@@ -100,7 +100,7 @@ fn count_by_name(events: &[Known]) -> BTreeMap<(String, Option<String>), u64> {
     counts
 }
 
-/// What `/status` says of them.
+/// The deviations in `/status`.
 fn deviations_of(status: &Status) -> BTreeMap<(String, Option<String>), u64> {
     let mut counts = BTreeMap::new();
     for line in status.0["sources"][0]["deviations"].as_array().into_iter().flatten() {
@@ -179,7 +179,7 @@ fn keeps_every_body_that_is_no_event_and_publishes_it_only_when_told_so() {
         assert_eq!((shown.status.code(), shown.stdout), (Some(0), signed.body.clone()));
     }
 
-    // An operator who wants them published gets them: as they are, under ids of their own.
+    // An operator who wants them published can do so: as they are, under ids of their own.
     let done = setup.run(&["dead-letters", "replay", "--invalid", "--as-is", "--json"]);
     assert_eq!(done.status.code(), Some(0), "{}", said(&done));
     let status = daemon.wait_until_empty();
@@ -196,7 +196,7 @@ fn keeps_every_body_that_is_no_event_and_publishes_it_only_when_told_so() {
     assert_eq!(daemon.stop().code, Some(0));
 }
 
-/// With the broker's own limits: the shared ones of other tests have lower ones, which the longest body is above.
+/// A broker with default limits: the shared ones of other tests have lower ones, which the longest body exceeds.
 fn publishes_every_known_payload_once<R: Rig>(rig: &R) {
     let daemon = Setup::new(&rig.table()).start();
     let events = known();

@@ -1,5 +1,5 @@
-//! `published`: 200 only for what the broker confirmed or what is a dead letter; who waits how long, and what leaving
-//! means.
+//! `published`: 200 only for events that the broker confirmed or that are dead letters; how long each sender waits, and
+//! the meaning of a disconnect.
 
 use std::sync::{Arc, Barrier};
 use std::thread::{self, JoinHandle};
@@ -17,7 +17,7 @@ fn published(setup: Setup) -> Setup {
     setup.text("ack", "published")
 }
 
-/// This many equal requests, each on a connection of its own, begun together.
+/// Sends this many equal requests at once, each on a connection of its own.
 fn at_once(daemon: &Daemon, body: &[u8], count: usize) -> Vec<JoinHandle<Answer>> {
     let together = Arc::new(Barrier::new(count));
     let ask = || {
@@ -44,7 +44,7 @@ fn answers_200_when_the_event_is_there_and_not_before() {
         let body = Payload::new(format!("cuid-{number}")).body();
         let answer = request_once(&daemon, &body, &[]);
         assert_eq!((answer.status, answer.text().as_str()), (200, ACCEPTED));
-        // No waiting: it is there already.
+        // No waiting: the event is known already.
         let delivered = setup.delivered();
         assert_eq!(delivered.len(), number, "after {number} answers");
         assert!(delivered.iter().any(|message| message.body == body), "event {number} is not there");
@@ -92,7 +92,7 @@ fn answers_503_after_the_time_out_and_at_once_when_the_broker_is_away_for_longer
     assert_books_balance(&status);
     setup.bring_the_broker_back();
     wait_until("it is ready again", LIMIT, || daemon.get("/readyz").status == 200);
-    // What was taken back is no duplicate, and was not published behind the sender's back.
+    // A withdrawn event is not a duplicate, and was not published after its sender got a 503.
     assert!(setup.delivered().is_empty(), "what was withdrawn was published");
     assert_eq!(request_once(&daemon, &body, &[]).text(), ACCEPTED);
     assert_eq!(request_once(&daemon, &body, &[]).text(), DUPLICATE);
@@ -124,7 +124,7 @@ fn cancels_nothing_when_the_sender_leaves() {
         socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
     }
     drop(senders);
-    // Each ingress thread has looked at its connections since.
+    // Each ingress thread has checked its connections since.
     for _ in 0..20 {
         assert_eq!(request_once(&daemon, b"{}", &[]).text(), r#"{"status":"probe"}"#);
     }
@@ -132,7 +132,7 @@ fn cancels_nothing_when_the_sender_leaves() {
     let status = daemon.wait_until_empty();
     assert_eq!((status.count("published"), status.count("withdrawn")), (10, 0), "{}", status.0["accounting"]);
     assert_eq!(setup.delivered().len(), 10);
-    // Asked again, it says what became of them.
+    // A repeat returns the outcome.
     for body in &bodies {
         assert_eq!(request_once(&daemon, body, &[]).text(), DUPLICATE);
     }
@@ -162,7 +162,7 @@ fn makes_one_event_of_equal_requests_that_wait_together() {
 }
 
 #[test]
-fn gives_equal_requests_the_same_bad_news() {
+fn answers_equal_requests_with_the_same_failure() {
     let setup = published(Setup::on_missing_files()).text("publish.timeout", "3s");
     let daemon = setup.start();
     let body = Payload::new("cuid-1").body();
@@ -196,7 +196,7 @@ fn loses_nothing_that_was_answered_200_when_it_is_killed() {
         daemon.kill();
         sent = sent.and(running.end());
     }
-    // Nothing is started again: what was answered 200 is there.
+    // Nothing is started again: events answered 200 are on disk.
     assert!(sent.accepted() > 100);
     setup.judge(&sent.unsure_of_503());
 }
@@ -213,7 +213,7 @@ fn keeps_or_withdraws_what_waits_when_it_stops() {
     let held = stopped.count("held");
     assert_eq!(held + stopped.count("withdrawn"), 4, "{}", stopped.last);
     for thread in running {
-        // An end without an answer is told too: the thread ends in a panic.
+        // An end without an answer is noticed too: the thread ends in a panic.
         assert!(!thread.join().is_ok_and(|answer| answer.status == 200), "200 although nothing was published");
     }
     setup.bring_the_broker_back();
@@ -223,7 +223,7 @@ fn keeps_or_withdraws_what_waits_when_it_stops() {
 }
 
 #[test]
-fn takes_a_repeat_after_a_restart_for_a_new_event_because_the_first_was_answered_503() {
+fn publishes_a_repeat_after_a_restart_because_the_first_was_answered_503() {
     let setup = published(Setup::on_missing_files()).text("publish.timeout", "60s").text("shutdown.grace", "1s");
     let daemon = setup.start();
     let body = Payload::new("cuid-repeated").body();

@@ -130,7 +130,7 @@ fn keeps_everything_where_something_is_wrong_and_says_why() {
         assert_eq!(answer.expect("the daemon answers").status, 200);
     };
     let file = setup.directory().join("config.toml");
-    // Each with a change that is good by itself and must not come into force.
+    // Each with a change that is right by itself and must not take effect.
     let moved = setup.clone().text("sources.plextrac.path", "/elsewhere");
     let wrong = |number: u64, text: &str| {
         let status = daemon.reload();
@@ -190,7 +190,7 @@ fn notices_by_itself_that_a_secret_changed() {
 }
 
 #[test]
-fn tries_a_changed_secret_again_once_nothing_is_in_the_way() {
+fn retries_a_changed_secret_once_the_settings_are_right() {
     let setup = Setup::on_files().failpoints("reload.look=20ms").text("sources.plextrac.secret", "");
     let file = secret_file(setup.directory(), "secret", SECRET);
     let setup = setup.text("sources.plextrac.secret_file", &file);
@@ -265,7 +265,7 @@ fn takes_routes_and_templates_and_nothing_else_of_a_broker() {
     setup.clone().with_broker(&table(&here).text("name", "a/b")).file();
     assert!(daemon.reload().text("/reload/error").contains("is no legal file name"));
     assert_eq!(delivered("d"), ["plextrac"]);
-    // Another broker waits for a restart, and so do its routes.
+    // Another broker takes effect after a restart, and so do its routes.
     setup.clone().with_broker(&Table::new("nats").text("subject", "a.{event}")).file();
     let status = daemon.reload();
     for key in ["broker.file.name", "broker.nats.subject", "broker.nats.servers"] {
@@ -298,7 +298,7 @@ fn keeps_the_subjects_where_they_need_another_topology() {
 }
 
 #[test]
-fn takes_sources_away_and_brings_them_back_with_their_counters() {
+fn removes_sources_and_restores_them_with_their_counters() {
     let setup = Setup::on_files();
     let daemon = setup.start();
     assert_eq!(post(&daemon, PATH, SECRET, "cuid-1"), 200);

@@ -1,5 +1,5 @@
 //! Two bridges side by side on one broker, as behind a balancer: they share nothing but the broker, so each knows only
-//! the repeats, and keeps only the order, of what came through itself. `docs/operations.md` says what that means.
+//! the repeats, and keeps only the order, of its own events. `docs/operations.md` describes the consequences.
 
 use std::collections::HashMap;
 use std::thread;
@@ -34,7 +34,7 @@ fn id(payload: &Payload) -> String {
     format!("{}-{}", payload.cuid, &sign(SECRET, &payload.body())[..12])
 }
 
-/// Both at once: they declare what is missing side by side.
+/// Starts both at once: they declare what is missing side by side.
 fn start(setups: &[Setup; 2]) -> Vec<Daemon> {
     thread::scope(|scope| {
         let starting = setups.each_ref().map(|setup| scope.spawn(|| setup.start()));
@@ -84,7 +84,7 @@ fn each_replica_knows_its_own_repeats_and_order<R: Rig>(test: &str) {
     }
     assert!(stored.is_empty(), "stored and never sent: {stored:?}");
 
-    // What came through one replica is in order, key by key.
+    // Events of one replica are in order, key by key.
     let place: HashMap<String, usize> = either.iter().enumerate().map(|(at, event)| (id(event), at)).collect();
     let mut last: HashMap<(usize, usize), usize> = HashMap::new();
     for at in delivered.iter().filter_map(|message| place.get(&message.id)) {
@@ -113,14 +113,14 @@ fn on_nats_each_replica_knows_its_own_repeats_and_the_stream_those_of_both() {
     each_replica_knows_its_own_repeats_and_order::<Nats>("scaling_on_nats");
 }
 
-/// A limit, not a promise: what the guide warns of is what happens.
+/// Shows a limit, not a promise: the documented restriction really occurs.
 #[test]
 fn a_replica_that_is_behind_delivers_an_earlier_event_later() {
     let rig = Nats::proxied("a_replica_that_is_behind");
     rig.proxy().refuse();
     let behind = Setup::new(&rig.table()).start();
     let ahead = Setup::new(&rig.with_password("bridge-secret")).start();
-    // Of one key.
+    // The events of one key.
     let (first, second) = (payload(0), payload(KEYS));
     assert_eq!(post(&behind, &first), ACCEPTED);
     assert_eq!(post(&ahead, &second), ACCEPTED);

@@ -1,5 +1,5 @@
-//! The documents in `docs/schema/` against the bridge: what a payload's schema takes, the bridge takes, and the headers of a
-//! message are those of the document. What the documents are by themselves, `tests/lint.sh` checks.
+//! The documents in `docs/schema/` against the bridge: it accepts what a payload's schema accepts, and the headers of a
+//! message are those of the document. The documents themselves are checked by `tests/lint.sh`.
 
 use std::collections::BTreeSet;
 
@@ -14,7 +14,7 @@ use crate::support::{
 
 const GOOD: &str = r#"{"cuid":"c","actorCuid":"a","event":"E","targetCuid":"t","targetType":"report","text":"x"}"#;
 
-/// What `strict` and `lenient` make of a body.
+/// The decisions of `strict` and `lenient` about a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
     /// The documented payload: an event for both.
@@ -27,7 +27,7 @@ enum Verdict {
 
 use Verdict::{Deviating, Documented, Probe};
 
-/// Parts of `GOOD`, and what stands there instead.
+/// Parts of `GOOD`, and their replacements.
 const CHANGES: [(Verdict, &str, &str); 56] = [
     (Documented, r#""cuid":"c""#, r#""cuid":"""#),
     (Documented, r#""actorCuid":"a""#, r#""actorCuid":"""#),
@@ -95,7 +95,7 @@ const CHANGES: [(Verdict, &str, &str); 56] = [
     (Probe, GOOD, "\"x\""),
 ];
 
-/// Compares what a schema takes with what a source with this validation publishes.
+/// Compares what a schema accepts with what a source with this validation publishes.
 fn takes_what_the_bridge_takes(schema: &str, validation: &str, is_event: impl Fn(Verdict) -> bool) {
     let bridge = Bridge::start(|setup| setup.takes_repeats().text("sources.plextrac.validation", validation));
     let unicode = UNICODE.map(|text| {

@@ -2,7 +2,7 @@
 
 use crate::support::{Client, PATH, Payload, SECRET, Setup, Table, request_once, said};
 
-/// Each stands in the settings once; none may stand anywhere else.
+/// The secrets, each of which occurs once in the settings and must occur nowhere else.
 const SECRETS: [&str; 4] =
     [SECRET, "second-secret-0123456789", "user-secret-0123456789", "property-secret-0123456789"];
 

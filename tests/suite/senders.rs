@@ -1,4 +1,4 @@
-//! What a sender can do wrong on a connection, and what many of them can do to the machine; on the file broker.
+//! Mistakes that a sender can make on a connection, and the load that many of them can cause; on the file broker.
 
 use std::fs;
 use std::io;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::support::{Client, Daemon, LIMIT, PATH, Payload, SECRET, Setup, get, request_once, sign, wait_until};
 
-/// A good request beside bad ones: scheduling on a busy machine, not work.
+/// The time limit of a good request beside bad ones: scheduling on a busy machine, not work.
 const FAST: Duration = Duration::from_secs(2);
 
 fn head(signature: &str, length: usize) -> String {
@@ -23,7 +23,7 @@ fn good_request_is_fast(daemon: &Daemon) {
 }
 
 #[test]
-fn makes_no_event_of_half_a_body() {
+fn creates_no_event_from_half_a_body() {
     let daemon = Setup::on_files().start();
     let body = Payload::new("cuid-half").body();
     let signature = sign(SECRET, &body);
@@ -35,7 +35,7 @@ fn makes_no_event_of_half_a_body() {
         }
         let half = [head(&signature, body.len()).as_bytes(), &body[..body.len() / 2]].concat();
         io::Write::write_all(&mut &stream, &half).unwrap();
-        // Its headers must have been read, else there was no request yet.
+        // Its headers must have been read; otherwise there was no request yet.
         wait_until("the request is being read", LIMIT, || {
             daemon.status().number("/connections/open") > 0
                 || daemon.metric("events_rejected_total", &[("reason", "disconnected")]) > at
@@ -155,7 +155,7 @@ fn recovers_when_it_ran_out_of_descriptors() {
     daemon.wait_for_line("that the limit is low", |line| {
         line["level"] == "WARN" && line.to_string().contains("at most 96 files may be open")
     });
-    // The kernel takes them all; the daemon cannot.
+    // The kernel accepts them all; the daemon cannot.
     let many: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(&daemon.ingress).unwrap()).collect();
     daemon.wait_for_line("that it cannot accept", |line| line.to_string().contains("Too many open files"));
     let (before, began) = (processor_ticks(&daemon), Instant::now());

@@ -1,4 +1,4 @@
-//! Settings, good and bad, through `check`: every mistake with its place and what to write instead, all at once.
+//! Settings, good and bad, through `check`: every mistake with its place and the correction, all at once.
 //!
 //! Length: the one table of all messages about settings, and every default word for word.
 
@@ -22,7 +22,7 @@ const DURATION: &str = "expected a duration such as \"500ms\", \"5s\", \"10m\" o
 const SIZE: &str = "expected a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"";
 const ADDRESS: &str = "expected an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
 
-/// A file of settings in a directory of its own, and variables.
+/// A settings file in a directory of its own, and variables.
 struct Settings {
     directory: tempfile::TempDir,
     variables: Vec<(String, String)>,
@@ -155,12 +155,12 @@ fn wants_a_source_with_a_name_a_path_and_a_secret() {
         .refused(&[&format!("`sources.plextrac.secret`: {NO_SECRET}")]);
     let source = |lines: &str| Settings::new(&format!("{lines}\nsecret = \"{SECRET}\"\n{BROKER}"));
     source("[sources.Plextrac]").refused(&[
-        "`sources.Plextrac` in bridge.toml: a source's name starts with a-z and goes on with a-z, 0-9 and _",
+        "`sources.Plextrac` in bridge.toml: a source's name starts with a-z and continues with a-z, 0-9 and _",
     ]);
     source("[sources.a]\npath = \"x\"")
-        .refused(&["`sources.a.path` in bridge.toml: \"x\" is no path; it starts with `/` and has no query"]);
+        .refused(&["`sources.a.path` in bridge.toml: \"x\" is not a path; it starts with `/` and has no query"]);
     source("[sources.a]\npath = \"/x?y\"")
-        .refused(&["`sources.a.path` in bridge.toml: \"/x?y\" is no path; it starts with `/` and has no query"]);
+        .refused(&["`sources.a.path` in bridge.toml: \"/x?y\" is not a path; it starts with `/` and has no query"]);
     source(&format!("[sources.a]\nsecret = \"{SECRET}\"\n[sources.b]"))
         .refused(&["`sources.b.path`: the source \"a\" has the path \"/webhooks/plextrac\" already"]);
     source("[sources.a]\nvalidation = \"lenint\"").refused(&[
@@ -232,8 +232,8 @@ fn takes_networks_and_addresses_for_trusted_proxies() {
     Settings::good(good).accepted(&[], DEFAULT_SOURCE);
     Settings::good("").set("INGRESS__TRUSTED_PROXIES", "[\"::1\"]").accepted(&[], DEFAULT_SOURCE);
     Settings::good("[ingress]\ntrusted_proxies = [\"10.0.0.0/33\", \"proxy\"]").refused(&[
-        "`ingress.trusted_proxies` in bridge.toml: \"10.0.0.0/33\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
-        "`ingress.trusted_proxies` in bridge.toml: \"proxy\" is no network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        "`ingress.trusted_proxies` in bridge.toml: \"10.0.0.0/33\" is not a network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
+        "`ingress.trusted_proxies` in bridge.toml: \"proxy\" is not a network; write it as \"10.0.0.0/8\" or \"2001:db8::/32\"",
     ]);
 }
 
@@ -249,7 +249,7 @@ fn takes_every_mode_and_wants_a_state_directory_for_the_journaled_one() {
     let ended = without.check();
     ended.assert_code(78);
     assert!(ended.err.contains("`state_directory`") && ended.err.contains("journaled"), "{}", ended.err);
-    // Nor does it serve in another mode.
+    // It does not serve in another mode, either.
     let ended = without.run(&["serve", "--config", "bridge.toml"]);
     ended.assert_code(78);
     assert!(!ended.err.contains("listening"), "{}", ended.err);
@@ -370,7 +370,7 @@ fn takes_a_secret_from_a_file_and_cuts_one_newline() {
         assert_eq!(ended.out.trim_end(), sign(&secret, b"{}"), "the secret of {text:?}: {}", ended.err);
     }
     let path = settings.file("secret", SECRET, 0o644);
-    let warning = "`sources.plextrac.secret_file` in bridge.toml: secret can be read by everybody; chmod o-r it";
+    let warning = "`sources.plextrac.secret_file` in bridge.toml: secret can be read by all users; chmod o-r it";
     settings.accepted(&[warning], DEFAULT_SOURCE);
     for text in ["", "\n"] {
         settings.file("secret", text, 0o600);
@@ -418,7 +418,7 @@ fn takes_a_secret_only_once() {
         "`sources.plextrac.unsigned` in bridge.toml: a source with a secret cannot be unsigned; remove one of the two",
     ]);
     source("unsigned = true").accepted(
-        &["`sources.plextrac.unsigned` in bridge.toml: everybody who reaches /webhooks/plextrac can publish events"],
+        &["`sources.plextrac.unsigned` in bridge.toml: anyone who reaches /webhooks/plextrac can publish events"],
         "plextrac: /webhooks/plextrac (unsigned)",
     );
     source("secret = \"short\"").accepted(
@@ -519,7 +519,7 @@ fn reads_the_file_that_config_names_before_or_after_the_command() {
 fn lets_flags_override_the_environment() {
     let settings = Settings::good("[log]\nlevel = \"x\"").set("LOG__LEVEL", "y");
     settings.run(&["--config", "bridge.toml", "--log-level", "warn", "check"]).assert_code(0);
-    // A wrong argument is no wrong setting.
+    // A wrong argument is not a wrong setting.
     let wrong = settings.run(&["--config", "bridge.toml", "--log-level", "wran", "check"]);
     wrong.assert_code(2);
     assert!(wrong.err.contains("'--log-level <LEVEL>'"), "{}", wrong.err);

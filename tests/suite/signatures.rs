@@ -15,12 +15,12 @@ fn payload(cuid: &str, text: impl Into<Value>) -> Value {
     })
 }
 
-/// A string of UTF-16 code units, which JSON itself cannot carry where one stands alone.
+/// A string of UTF-16 code units, which JSON itself cannot carry if one is a lone surrogate.
 fn units(units: &[u16]) -> Value {
     json!({ "$unit": units })
 }
 
-/// Sends what Node signed; everything is accepted and arrives byte for byte, under the signature of Node.
+/// Sends the bodies that Node signed; all are accepted and published byte for byte, under Node's signature.
 #[track_caller]
 fn accepts(secret: &str, payloads: &[Value], change: impl FnOnce(Setup) -> Setup) {
     let bridge = Bridge::start(change);

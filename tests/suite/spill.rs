@@ -1,4 +1,4 @@
-//! The stop: what is not settled goes to the journal, in any mode, and the next start delivers it first.
+//! The stop: unsettled events are written to the journal, in any mode, and the next start delivers them first.
 
 use std::time::{Duration, Instant};
 
@@ -108,7 +108,7 @@ fn delivers_what_the_broker_takes_within_the_grace() {
 #[test]
 fn keeps_everything_when_a_second_signal_hurries_it() {
     for mode in ["buffered", "journaled"] {
-        // Neither of both is waited for.
+        // Neither of them is waited for.
         let setup = Setup::on_missing_files().text("ack", mode).text("publish.timeout", "60s");
         let setup = setup.text("shutdown.delay", "300s").text("shutdown.grace", "300s");
         let daemon = setup.start();
@@ -133,7 +133,7 @@ fn keeps_everything_when_it_is_killed_while_it_stops() {
     let daemon = setup.start();
     let sent = load(300).send(&daemon.ingress).all_accepted();
     daemon.terminate();
-    // Written first; then it goes on trying to deliver.
+    // Written first; then it continues to try to deliver.
     daemon.wait_until("all is in the journal", LIMIT, |status| status.number("/journal/events") == 300);
     daemon.kill();
     setup.bring_the_broker_back();
@@ -209,7 +209,7 @@ fn loses_nothing_of_journaled_events_at_a_stop_with_a_full_journal() {
 fn delivers_what_a_stop_wrote_although_a_reload_shrinks_the_buffer_below_what_it_holds() {
     let setup = Setup::on_missing_files().text("shutdown.grace", "100ms").text("ingress.max_body", "256KiB");
     let daemon = setup.start();
-    // More than is read from the journal at once.
+    // More than one read from the journal returns.
     let large = |events| Load { text: "x".repeat(200_000), ..load(events) };
     let sent = large(8).send(&daemon.ingress).all_accepted();
     assert_eq!(daemon.stop().count("held"), 8);

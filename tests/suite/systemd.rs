@@ -1,4 +1,4 @@
-//! The daemon under systemd, which these tests play: states and signs of life, passed sockets, restarts that refuse and
+//! The daemon under systemd, whose part these tests play: states and watchdog, passed sockets, restarts that refuse and
 //! lose nothing.
 
 use std::fs::File;
@@ -11,7 +11,7 @@ use crate::support::{
     Client, Daemon, LIMIT, Load, PATH, Payload, SECRET, Setup, heavy, request_once, sign, unique, wait_until,
 };
 
-/// Where the daemon tells what it has to tell.
+/// The socket on which the daemon notifies systemd.
 struct Notified {
     socket: UnixDatagram,
     path: PathBuf,
@@ -26,12 +26,12 @@ impl Notified {
         Self { socket, path, _directory: directory }
     }
 
-    /// Told this, with a watchdog of this many microseconds.
+    /// Sets this socket for notifications, and a watchdog of this many microseconds.
     fn by(&self, setup: Setup, watchdog: &str) -> Setup {
         setup.variable("NOTIFY_SOCKET", &self.path.display().to_string()).variable("WATCHDOG_USEC", watchdog)
     }
 
-    /// What is told next; nothing within this time.
+    /// The next notification; none within this time.
     fn next(&self, patience: Duration) -> Option<String> {
         let mut bytes = [0; 512];
         self.socket.set_read_timeout(Some(patience)).expect("a socket takes options");
@@ -39,17 +39,17 @@ impl Notified {
         Some(String::from_utf8_lossy(&bytes[..length]).trim_end().to_owned())
     }
 
-    /// Reads until this is told; what was told before.
+    /// Reads until this notification; returns the earlier ones.
     fn until(&self, wanted: &str) -> Vec<String> {
         let (mut before, began) = (Vec::new(), Instant::now());
         while let Some(told) = self.next(LIMIT.saturating_sub(began.elapsed()).max(Duration::from_millis(1))) {
             if told == wanted {
                 return before;
             }
-            assert!(began.elapsed() < LIMIT, "systemd was not told {wanted}, only {before:?}");
+            assert!(began.elapsed() < LIMIT, "systemd was not notified of {wanted}, only {before:?}");
             before.push(told);
         }
-        panic!("systemd was not told {wanted}, only {before:?}");
+        panic!("systemd was not notified of {wanted}, only {before:?}");
     }
 }
 
@@ -62,7 +62,7 @@ fn passing(setup: Setup, name: &str, socket: &TcpListener) -> Setup {
     setup.passing(name, socket.try_clone().expect("a descriptor can be doubled"))
 }
 
-/// How many connections wait in the kernel's queue of a listening socket: `rx_queue` of its line, see proc(5).
+/// The number of connections in the kernel's queue of a listening socket: `rx_queue` of its line, see proc(5).
 fn waiting(socket: &TcpListener) -> u64 {
     let port = socket.local_addr().expect("it is bound").port();
     let table = std::fs::read_to_string("/proc/net/tcp").expect("Linux tells its sockets");
@@ -74,7 +74,7 @@ fn waiting(socket: &TcpListener) -> u64 {
     u64::from_str_radix(queue, 16).expect("a queue's length is in hex")
 }
 
-/// A connection with a whole request on its way.
+/// A connection with a whole request in flight.
 fn asking(address: &str, body: &[u8]) -> Client {
     let mut client = Client::connect(address).expect("the socket is held");
     let (signature, length) = (sign(SECRET, body), body.len());
@@ -110,7 +110,7 @@ fn tells_when_it_is_ready_alive_and_stopping() {
 }
 
 #[test]
-fn feeds_the_watchdog_of_another_process_not() {
+fn does_not_feed_the_watchdog_of_another_process() {
     let notified = Notified::new();
     let daemon = notified.by(Setup::on_files(), "20000").variable("WATCHDOG_PID", "1").start();
     daemon.stop();
@@ -124,7 +124,7 @@ fn feeds_no_watchdog_while_it_is_not_live() {
     let daemon = setup.start();
     notified.until("WATCHDOG=1");
     assert_eq!(request_once(&daemon, &Payload::new("the last").body(), &[]).status, 200);
-    // What nobody reads would fill the socket.
+    // Unread notifications would fill the socket.
     let read_all = || while notified.next(Duration::from_millis(1)).is_some() {};
     wait_until("the watchdog is told nothing", LIMIT, || {
         read_all();
@@ -144,7 +144,7 @@ fn stays_live_while_it_delivers_what_is_left() {
     daemon.terminate();
     assert!(idle.is_closed_by_server(), "its ingress has ended");
     notified.until("STOPPING=1");
-    // A thread that does not move is dead after 10 s.
+    // A thread that does not move counts as stalled after 10 s.
     for _ in 0..60 {
         assert_eq!(notified.next(LIMIT).as_deref(), Some("WATCHDOG=1"));
     }
@@ -155,7 +155,7 @@ fn stays_live_while_it_delivers_what_is_left() {
 
 #[test]
 fn serves_the_socket_that_is_passed_instead_of_its_own() {
-    // Alone it is the ingress's, whatever its unit is called.
+    // A single socket is that of the ingress, whatever its unit is called.
     for name in ["ingress", "plextrac-bridge.socket"] {
         let socket = held();
         // No address of this machine.
@@ -298,7 +298,7 @@ fn refuses_and_loses_nothing_over_twenty_restarts_under_load() {
     assert_eq!(setup.judge(&sent), 0, "repeats after orderly stops");
 }
 
-/// The unit starts what the program is, and each socket unit names what the program knows.
+/// Checks that the unit starts the program, and each socket unit has a name that the program knows.
 #[test]
 fn knows_the_names_in_its_units() {
     let unit = |name: &str| {

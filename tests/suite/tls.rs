@@ -1,4 +1,4 @@
-//! HTTPS and client certificates, with clients that are not ours; pairs that are no pairs.
+//! HTTPS and client certificates, with independent clients; pairs that do not match.
 
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -33,7 +33,7 @@ fn with_clients_of(authority: &Authority, clients: &Authority) -> Setup {
     setup.text("ingress.tls.client_ca_file", &file.display().to_string())
 }
 
-/// What Python's client is told: one signed event, over TLS.
+/// The arguments of Python's client: one signed event, over TLS.
 fn order(setup: &Setup, daemon: &Daemon, authority: &Authority, cuid: &str) -> Value {
     let ca = setup.directory().join("ca.crt");
     fs::write(&ca, authority.certificate()).expect("the directory can be written");
@@ -79,7 +79,7 @@ fn takes_webhooks_over_https_and_tells_when_the_certificate_ends() {
 }
 
 #[test]
-fn takes_curl_for_a_sender_as_well() {
+fn accepts_requests_of_curl() {
     let authority = Authority::new();
     let setup = setup(&authority);
     let daemon = setup.start();
@@ -108,7 +108,7 @@ fn closes_a_connection_that_does_not_speak_tls_and_says_so() {
     let mut stream = plain(&daemon.ingress);
     stream.write_all(b"GET / HTTP/1.1\r\nHost: bridge\r\n\r\n").expect("the daemon listens");
     let mut answer = Vec::new();
-    // What comes is TLS' own alert, if anything.
+    // The only answer may be an alert of TLS.
     let _ = stream.read_to_end(&mut answer);
     assert!(!answer.starts_with(b"HTTP"), "answered over plain HTTP: {answer:?}");
     let line = daemon.wait_for_line("the failed handshake", |line| {
@@ -127,7 +127,7 @@ fn closes_silent_and_half_handshakes_and_counts_them_as_connections() {
     let daemon = setup(&authority).text("ingress.header_timeout", "1s").raw("ingress.max_connections", "3").start();
     let mut silent = plain(&daemon.ingress);
     let mut half = plain(&daemon.ingress);
-    // The head of a record that never comes.
+    // The head of a record that never arrives.
     half.write_all(&[0x16, 3, 1, 2, 0]).expect("the daemon listens");
     daemon.wait_until("both are counted", LIMIT, |status| status.number("/connections/open") == 2);
     let mut client = Client::connect_over_tls(&daemon.ingress, &authority.client(None)).expect("there is room");
@@ -135,7 +135,7 @@ fn closes_silent_and_half_handshakes_and_counts_them_as_connections() {
     assert_eq!((rest(&mut silent), rest(&mut half)), (String::new(), String::new()));
     let mut alone = over_tls(&daemon.ingress, authority.client(None)).expect("it is trusted");
     let mut nothing = Vec::new();
-    // Closed by TLS' own word, or by the end of the connection.
+    // Closed by an alert of TLS, or by the end of the connection.
     let _ = alone.read_to_end(&mut nothing);
     assert!(nothing.is_empty(), "silent after its handshake: {nothing:?}");
     let stopped = daemon.stop();
@@ -205,7 +205,7 @@ fn serves_only_clients_with_a_certificate_of_the_authority_where_one_is_named() 
     assert_eq!(daemon.stop().count("received"), 2, "nothing else was a request");
 }
 
-/// `check` and `serve` end with 78 and name key and file.
+/// Checks that `check` and `serve` end with 78 and name key and file.
 #[track_caller]
 fn refused(setup: &Setup, key: &str, text: &str) {
     let error =
@@ -261,7 +261,7 @@ fn refuses_a_broken_pair_at_start_and_says_what_is_wrong() {
 }
 
 #[test]
-fn warns_of_an_old_certificate_and_of_a_key_that_everybody_can_read() {
+fn warns_about_an_expired_certificate_and_a_world_readable_key() {
     let setup = with(Setup::on_files(), &Authority::new().issue_until(2020));
     let warned = |setup: &Setup, warning: &str| {
         let done = setup.run(&["check"]);
@@ -271,7 +271,7 @@ fn warns_of_an_old_certificate_and_of_a_key_that_everybody_can_read() {
     warned(&setup, "the certificate ended at 2020-01-01T00:00:00Z; senders refuse it");
     let key = setup.directory().join("server.key");
     fs::set_permissions(&key, fs::Permissions::from_mode(0o644)).expect("it is ours");
-    warned(&setup, &format!("{} can be read by everybody; chmod o-r it", key.display()));
+    warned(&setup, &format!("{} can be read by all users; chmod o-r it", key.display()));
     let daemon = setup.start();
     assert_eq!(daemon.metric("tls_certificate_not_after_timestamp_seconds", &[]), 1_577_836_800);
 }

@@ -1,11 +1,11 @@
-// The status page: asks /status every two seconds and shows the answer; changes nothing. Whatever comes from outside
-// is set as text, never as markup. Nodes are kept and filled again, so that a selection or a reader's place survives.
+// The status page: asks /status every two seconds and shows the answer; changes nothing. Input from outside
+// is set as text, never as markup. Nodes are kept and filled again, so that a selection or a scroll position survives.
 "use strict";
 
-const EVERY = 2_000; // between two questions
-const PATIENCE = 5_000; // for one answer
-const SPAN = 300_000; // what the curves show
-const STEADY = 10_000; // what a printed rate is averaged over
+const EVERY = 2_000; // between two requests
+const ANSWER_TIMEOUT = 5_000;
+const SPAN = 300_000; // the time span of the curves
+const STEADY = 10_000; // the period over which a printed rate is averaged
 
 const ACK = {
   buffered: "in memory (buffered)",
@@ -14,22 +14,22 @@ const ACK = {
 };
 const BROKER_STATE = {
   connected: ["good", "Connected"],
-  connecting: ["bad", "Not connected, trying again and again"],
-  waiting: ["wait", "Connected, but the broker takes nothing for now"],
+  connecting: ["bad", "Not connected, retrying"],
+  waiting: ["wait", "Connected, but the broker rejects messages temporarily"],
 };
 const MEANING = {
   connect: "The broker cannot be reached or is not ready. Check that it runs, its address in the settings, name resolution and firewalls. The bridge keeps trying.",
   authentication: "The broker answers but refuses the bridge's credentials. Check user, password or token, mechanism and permissions. The bridge keeps trying.",
   tls: "The encrypted connection cannot be made. Check the certificate authority, the broker's name and dates in its certificate, and that this port speaks TLS.",
-  lost: "A working connection ended: a restart of the broker or a cut in the network. What was not confirmed is sent again, in order.",
-  refused: "The broker refused a message for good. That message becomes a dead letter; the rest flows.",
+  lost: "A working connection ended: a restart of the broker or a cut in the network. Unconfirmed messages are sent again, in order.",
+  refused: "The broker refused a message for good. That message becomes a dead letter; delivery continues with the rest.",
   not_now: "The broker cannot store messages at the moment: an alarm, full storage or too few replicas. They are held and sent again.",
 };
 
 const history = []; // samples of the last five minutes, oldest first
 let gap = false; // an answer was missed since the last sample
-let answered = 0; // when the last answer came, by this computer's clock
-let now = 0; // seconds, by the bridge's clock where its answer tells
+let answered = 0; // when the last answer arrived, by this computer's clock
+let now = 0; // seconds, by the bridge's clock if its answer has it
 let [build, headline] = ["", ""];
 
 const $ = (id) => document.getElementById(id);
@@ -103,7 +103,7 @@ function rows(table, lines) {
   fill(table.tBodies[0], lines, row, (tr, texts) => texts.forEach((text, i) => say(tr.cells[i], text)));
 }
 
-// What was seen so far.
+// The samples so far.
 
 function remember(s, at) {
   const uptime = s.uptime_seconds;
@@ -121,7 +121,7 @@ function rate(field) {
   if (history.length < 2) return null;
   const last = history.at(-1);
   let first = history.find((sample) => last.at - sample.at <= STEADY);
-  if (first === last) first = history.at(-2); // a page in the background asks seldom
+  if (first === last) first = history.at(-2); // a page in the background asks rarely
   return last.at > first.at ? ((last[field] - first[field]) * 1000) / (last.at - first.at) : null;
 }
 
@@ -163,7 +163,7 @@ function showAbout(s) {
   put($("about"), { version: s.version + revision, uptime: duration(s.uptime_seconds), ack: ACK[s.ack] ?? s.ack });
 }
 
-/** What a ready bridge still wants somebody to look at. */
+/** Conditions that need attention although the bridge is ready. */
 function concerns(s) {
   const notes = [];
   if (s.broker.state !== "connected") {
@@ -176,7 +176,7 @@ function concerns(s) {
   if (s.accounting.lost > 0) notes.push(`Events are lost: ${count(s.accounting.lost)}. The log says which and why.`);
   if (s.accounting.mismatch !== 0) notes.push("The accounting does not add up.");
   for (const source of s.sources) {
-    if (!source.signed) notes.push(`Source “${source.name}” is unsigned: whoever reaches its path can send events.`);
+    if (!source.signed) notes.push(`Source “${source.name}” is unsigned: anyone who reaches its path can send events.`);
   }
   return notes;
 }
@@ -192,7 +192,7 @@ function showState(mood, title, explain, reasons, spoken) {
 function showReady(s) {
   const notes = concerns(s);
   headline = s.ready ? "Ready" : "Not ready";
-  const fine = notes.length > 0 ? "New events are accepted. To look at:" : "New events are accepted.";
+  const fine = notes.length > 0 ? "New events are accepted. Please check:" : "New events are accepted.";
   const explain = s.ready ? fine : "New events may be answered 503 until this is over:";
   const mood = s.ready ? (notes.length > 0 ? "warn" : "good") : "bad";
   const broker = (BROKER_STATE[s.broker.state] ?? ["", s.broker.state])[1];
@@ -254,7 +254,7 @@ function showBuffer(s) {
   fill(part($("buffer"), "meters"), meters, () => clone("meter"), showMeter);
   const left = [[b.capacity_events - b.events, rate("events")], [b.capacity_bytes - b.bytes, rate("size")]];
   const seconds = Math.min(...left.map(([room, r]) => (room <= 0 ? 0 : r > 0 ? room / r : Infinity)));
-  // While the broker keeps up, the buffer's small ups and downs foretell nothing.
+  // While the broker keeps up, small changes of the buffer predict nothing.
   const filling = seconds < 86_400 && (s.broker.state !== "connected" || b.events > b.capacity_events / 4 || b.bytes > b.capacity_bytes / 4);
   let full = filling ? `in about ${duration(seconds)} at this rate` : "not in sight";
   if (seconds === 0) full = s.ack === "journaled" ? "now; the journal holds the rest" : "now: new events are answered 503";
@@ -286,7 +286,7 @@ function showBroker(s) {
     const { kind, text, timestamp_seconds: at } = b.last_error;
     const over = b.state === "connected" && at <= b.since_timestamp_seconds;
     tone(part(node, "error"), over ? "" : "bad");
-    put(node, { "error-title": `Last error${over ? ", over by now" : ""}: ${kind}, ${ago(at)}`, "error-text": text,
+    put(node, { "error-title": `Last error${over ? ", resolved" : ""}: ${kind}, ${ago(at)}`, "error-text": text,
       "error-meaning": b.name === "file" && kind === "connect" ? "The directory cannot be opened or written. Check that it exists and its permissions." : MEANING[kind] ?? "" });
   }
   part(node, "found").hidden = b.findings.length === 0;
@@ -302,7 +302,7 @@ function lastOutcome(last) {
 function showSource(node, source) {
   const { name, path, signed, rejected, secrets, deviations, recent_refusals: refusals } = source;
   tone(part(node, "badge"), signed ? "good" : "warn");
-  put(node, { name, path, signed: signed ? "Signed" : "Unsigned: whoever reaches this path can send events",
+  put(node, { name, path, signed: signed ? "Signed" : "Unsigned: anyone who reaches this path can send events",
     validation: source.validation === "strict" ? "Strict: the documented payload" : "Lenient: every signed object",
     received: count(source.received), accepted: count(source.accepted), duplicate: count(source.duplicate),
     probe: count(source.probe), rejected: count(sum(rejected.map((r) => r.count))), last: lastOutcome(source.last) });
@@ -353,7 +353,7 @@ function showSilence(why) {
 async function ask() {
   let s;
   try {
-    const response = await fetch("status", { cache: "no-store", signal: AbortSignal.timeout(PATIENCE) });
+    const response = await fetch("status", { cache: "no-store", signal: AbortSignal.timeout(ANSWER_TIMEOUT) });
     if (!response.ok) throw new Error(`the answer was ${response.status}`);
     s = await response.json();
     now = (Date.parse(response.headers.get("date")) || Date.now()) / 1000;
@@ -363,7 +363,7 @@ async function ask() {
     return document.body.classList.add("stale");
   }
   answered = Date.now();
-  // Another program answers now: take its page too.
+  // Another version of the program answers now: load its page, too.
   if (build && build !== s.version + s.revision) return location.reload();
   build = s.version + s.revision;
   document.body.classList.remove("stale");

@@ -1,8 +1,8 @@
-//! How much librdkafka gets at once.
+//! The number of messages that librdkafka gets at once.
 //!
-//! It has one request under way for a partition at a time, and turns in a busy loop as long as a message waits behind
-//! it for longer than `linger.ms`: a whole processor while the cluster stands still. So it gets what makes one request,
-//! and more when all of it is answered. Meanwhile the next batch gathers: the more there is to do, the larger it gets.
+//! librdkafka has one request in flight per partition, and busy-loops while messages wait for the in-flight request for
+//! longer than `linger.ms`: a whole processor while the cluster is stalled. So it gets what makes one request, and more
+//! when all of it is answered. Meanwhile the next batch gathers: the more there is to do, the larger it gets.
 //!
 //! Source: `rd_kafka_toppar_producer_serve` in librdkafka's `rdkafka_broker.c` (its limit of five in flight counts
 //! messages), and measured: with a paused cluster a burst of 50,000 events costs 14 instead of 26 us each.

@@ -225,7 +225,7 @@ impl Client {
         self.producer().client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
     }
 
-    /// The same for a look that costs nothing.
+    /// Cheap check of the same flag.
     pub(super) fn fatal_reported(&self) -> bool {
         self.reports().fatal.load(Ordering::Acquire)
     }

@@ -29,7 +29,7 @@ pub(super) enum TopicState {
     /// It exists; its `max.message.bytes`, where we may know it.
     Exists(Option<usize>),
     Missing,
-    /// It is missing, and may not be created by us or never in this way.
+    /// Missing; we are not allowed to create it, or the request can never succeed.
     NotCreated(String),
     /// It is missing and could not be created now.
     NotYet(String),

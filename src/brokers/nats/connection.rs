@@ -35,7 +35,7 @@ const REQUEST: Duration = Duration::from_secs(3);
 /// A stopped server is noticed at the third unanswered one.
 const PING: Duration = Duration::from_secs(3);
 
-/// Where the library is sent when it tries to come back: port 1 of loopback refuses at once.
+/// The address given to the library so that its own reconnect fails immediately: port 1 of loopback refuses.
 const NOWHERE: &str = "nats://127.0.0.1:1";
 
 /// One live connection.

@@ -73,7 +73,7 @@ impl Events {
         self.heard().ended
     }
 
-    /// The server's last words that were no refused permission.
+    /// The last server error other than a permission violation.
     pub(super) fn last_error(&self) -> Option<String> {
         self.heard().last_error.clone()
     }

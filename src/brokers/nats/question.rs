@@ -1,4 +1,4 @@
-//! The question that nobody-listens and silence raise: does the stream still stand? Asked at most once a second.
+//! After "no responders" or a missing ack: checks whether the stream still exists, at most once a second.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

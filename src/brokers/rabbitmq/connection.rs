@@ -25,7 +25,7 @@ use crate::brokers::{ConnectError, ErrorKind};
 /// A broker that does not answer for so long is as good as away; the caller tries again.
 pub(super) const ATTEMPT: Duration = Duration::from_secs(5);
 
-/// A goodbye is a courtesy: the broker's log stays clean.
+/// The time for an orderly close, so that the broker logs no error.
 const GOODBYE: Duration = Duration::from_millis(500);
 
 type ConnectionEvents = Pin<Box<dyn Stream<Item = Event> + Send>>;

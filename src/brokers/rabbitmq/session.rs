@@ -233,7 +233,8 @@ impl RabbitmqSession {
     async fn step(&mut self) {
         let blocked = self.link.blocked().is_some();
         if self.confirms.is_empty() && !self.link.is_alive() {
-            // What told so may have been taken by a look at the alarm, or have come before the library knew it itself.
+            // The event that reported this may already have been consumed by `blocked()`, or have arrived before the
+            // library knew.
             let text = self.link.fault().unwrap_or_else(|| "the connection ended".to_owned());
             self.loss = Some(SessionError::lost(text));
             return;

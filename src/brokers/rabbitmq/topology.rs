@@ -229,7 +229,7 @@ fn is(error: &lapin::Error, code: u16) -> bool {
     matches!(error.kind(), lapin::ErrorKind::ProtocolError(error) if error.get_id() == code)
 }
 
-/// A channel to throw away: asking for what is not there closes it, dropping it does too.
+/// A temporary channel: a failed passive declare closes it, and so does dropping it.
 struct TemporaryChannel<'a> {
     connection: &'a Connection,
     channel: Option<Channel>,

@@ -1,4 +1,4 @@
-//! The records of one segment, one after the other, over whatever is damaged between them.
+//! The records of one segment in order, continuing over damage between them.
 
 use std::fs::File;
 use std::io;
@@ -7,52 +7,53 @@ use std::ops::Range;
 use crate::queue::journal::files::{is_unreadable, read_some};
 use crate::queue::journal::format::{ALIGNMENT, BLOCK_LENGTH, HEADER_BYTES, Header, HeaderBlock, MARK_BYTES, Mark};
 
-/// Read at once: large enough that a system call costs nothing per record, small beside the bodies in flight.
+/// The number of bytes read at once: large enough that a system call costs nothing per record, small beside the bodies
+/// in memory.
 const CHUNK: u64 = 256 << 10;
 
-/// What a sound mark introduces.
+/// The kinds of sound marks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum MarkKind {
-    /// A record; where in the buffer its payload is.
+    /// A record, with the range of its payload in the buffer.
     Record(Range<usize>),
     /// A record whose payload is damaged, or cut off by the end of the file.
     Damaged,
-    /// The end: all records below this sequence stand before it, or in earlier segments.
+    /// The end: all records below this sequence are before it, or in earlier segments.
     End,
 }
 
-/// What was found.
+/// A sound mark and its position.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
     pub(super) offset: u64,
-    /// Where the next mark is expected.
+    /// The offset at which the next mark is expected.
     pub(super) after: u64,
     pub(super) sequence: u64,
     pub(super) kind: MarkKind,
 }
 
-/// How a block that cannot be read is handled.
+/// Handling of a block that cannot be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UnreadableBlocks {
-    /// It is an error.
+    /// The read fails.
     Fail,
-    /// It is taken for zeros: the records in it are damaged.
+    /// The block counts as zeros: the records in it are damaged.
     Skip,
 }
 
-/// A place in the records of a segment.
+/// Scans the records of one segment.
 #[derive(Debug)]
 pub(super) struct SegmentScanner {
     file: File,
     header: Header,
-    /// Of the file.
+    /// The length of the file.
     length: u64,
-    /// Where the next mark is expected.
+    /// The offset at which the next mark is expected.
     offset: u64,
-    /// The lowest sequence that it can have.
-    least: u64,
+    /// The lowest sequence that the next mark can have.
+    min_sequence: u64,
     buffer: Vec<u8>,
-    /// Where in the file the buffer starts.
+    /// The offset in the file at which the buffer starts.
     start: u64,
     unreadable: UnreadableBlocks,
     /// The offsets of the blocks that were skipped.
@@ -67,7 +68,7 @@ impl SegmentScanner {
             header,
             length,
             offset: HEADER_BYTES,
-            least: header.first,
+            min_sequence: header.first,
             buffer: Vec::new(),
             start: 0,
             unreadable: UnreadableBlocks::Fail,
@@ -75,7 +76,7 @@ impl SegmentScanner {
         }
     }
 
-    /// From now on blocks that cannot be read are handled in this way.
+    /// Changes how unreadable blocks are handled.
     pub(super) fn handle_unreadable(&mut self, blocks: UnreadableBlocks) {
         self.unreadable = blocks;
     }
@@ -93,25 +94,25 @@ impl SegmentScanner {
         self.offset
     }
 
-    pub(super) fn least(&self) -> u64 {
-        self.least
+    pub(super) fn min_sequence(&self) -> u64 {
+        self.min_sequence
     }
 
-    /// Whether the file has another use by now: its records were settled, and what was read of it means nothing.
+    /// Whether the file was recycled meanwhile: its records were settled, and what was read of it is meaningless.
     pub(super) fn is_recycled(&self) -> io::Result<bool> {
         let mut block = [0; BLOCK_LENGTH];
         read_some(&self.file, &mut block, 0)?;
         Ok(HeaderBlock::parse(&block).header.is_some_and(|header| header.salt != self.header.salt))
     }
 
-    /// Forgets what was read ahead: the writer may have written there since.
+    /// Forgets bytes read ahead: the writer may have written there since.
     pub(super) fn forget(&mut self) {
         self.buffer.clear();
         // After a large record.
         self.buffer.shrink_to(4 * usize::try_from(CHUNK).unwrap_or_default());
     }
 
-    /// The next sound mark at or behind this place; none up to the end of the segment. Does not move.
+    /// The next sound mark at or behind this position; none up to the end of the segment. Does not move.
     pub(super) fn peek(&mut self) -> io::Result<Option<Item>> {
         let end = self.length.min(self.header.size);
         let mut offset = self.offset;
@@ -129,12 +130,12 @@ impl SegmentScanner {
         Ok(None)
     }
 
-    /// What is cheaper to see than a wrong sum: the numbers are dense, and a record ends in its segment.
+    /// Cheaper checks than a checksum: the numbers are dense, and a record ends in its segment.
     fn is_possible(&self, mark: Mark, offset: u64) -> bool {
         let most = self.header.first.saturating_add(self.header.size / MARK_BYTES);
         let fits = mark.length == Mark::END
             || offset + Mark::record_bytes(u64::from(mark.length)) + MARK_BYTES <= self.header.size;
-        (self.least..=most).contains(&mark.sequence) && fits
+        (self.min_sequence..=most).contains(&mark.sequence) && fits
     }
 
     fn item(&mut self, offset: u64, mark: Mark, sum: u32) -> io::Result<Item> {
@@ -160,17 +161,17 @@ impl SegmentScanner {
     }
 
     /// Moves behind a record.
-    pub(super) fn pass(&mut self, item: &Item) {
+    pub(super) fn advance(&mut self, item: &Item) {
         self.offset = item.after;
-        self.least = item.sequence + u64::from(item.kind != MarkKind::End);
+        self.min_sequence = item.sequence + u64::from(item.kind != MarkKind::End);
     }
 
-    /// Moves over an end mark, to see whether anything stands behind it.
-    pub(super) fn pass_end(&mut self) {
+    /// Moves over an end mark, to see whether anything follows it.
+    pub(super) fn advance_over_end(&mut self) {
         self.offset += MARK_BYTES;
     }
 
-    /// So many bytes of the file in the buffer; none where the file is shorter.
+    /// The range in the buffer of these bytes of the file; none if the file is shorter.
     fn window(&mut self, offset: u64, length: u64) -> io::Result<Option<Range<usize>>> {
         if offset + length > self.length {
             return Ok(None);
@@ -196,8 +197,8 @@ impl SegmentScanner {
         Ok(Some(from..from + length))
     }
 
-    /// Fills the buffer block by block, with zeros where a block cannot be read. If none can be read, not even the
-    /// header's, it is the file or the disk that fails, and the error stays one.
+    /// Fills the buffer block by block, with zeros for each unreadable block. If no block can be read, not even that of
+    /// the header, the file or the disk has failed, and the error is returned.
     fn read_blocks(&mut self, offset: u64, error: io::Error) -> io::Result<usize> {
         if read_some(&self.file, &mut [0; BLOCK_LENGTH], 0).is_err() {
             return Err(error);

@@ -1,4 +1,4 @@
-//! The files of the journal's directory: their names, their header blocks, making them.
+//! The files of the journal's directory: their names and header blocks, and how they are created.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -13,19 +13,19 @@ use crate::process::state_directory;
 use crate::queue::journal::format::{BLOCK_LENGTH, HeaderBlock};
 
 const SUFFIX: &str = ".segment";
-/// Zeros are written in pieces of this size.
+/// The size of the pieces in which zeros are written.
 const PIECE: usize = 1 << 20;
 
 fn name(number: u32) -> String {
     format!("{number:08}{SUFFIX}")
 }
 
-/// Where a segment is.
+/// The path of a segment.
 pub(super) fn path(directory: &Path, number: u32) -> PathBuf {
     directory.join(name(number))
 }
 
-/// The numbers of all segments, in no order. Files of other names are nobody's business.
+/// The numbers of all segments, in no order. Other files are ignored.
 pub(super) fn list(directory: &Path) -> io::Result<Vec<u32>> {
     let mut numbers = Vec::new();
     for entry in fs::read_dir(directory)? {
@@ -40,17 +40,17 @@ pub(super) fn list(directory: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
-/// A segment as it is found on disk.
+/// A segment as found on disk.
 #[derive(Debug)]
 pub(super) struct Segment {
     pub(super) number: u32,
-    /// Of the file, whatever its header says.
+    /// The length of the file, whatever its header says.
     pub(super) length: u64,
     pub(super) block: HeaderBlock,
 }
 
-/// Opens a segment for reading and reads its header block; none where there is no such file (any more).
-pub(super) fn look(directory: &Path, number: u32) -> io::Result<Option<(File, Segment)>> {
+/// Opens a segment for reading and reads its header block; none if the file does not exist (any more).
+pub(super) fn read_header(directory: &Path, number: u32) -> io::Result<Option<(File, Segment)>> {
     let path = path(directory, number);
     let named = |error| at(&path, &error);
     let file = match File::open(&path) {
@@ -75,12 +75,12 @@ pub(super) struct UnreadableSegment {
     pub(super) error: io::Error,
 }
 
-/// All segments that exist now, and those whose header is in an unreadable block. If no header at all can be read, it is
-/// the disk that fails, not a block.
-pub(super) fn look_at_all(directory: &Path) -> io::Result<(Vec<Segment>, Vec<UnreadableSegment>)> {
+/// All segments that exist now, and those with an unreadable header block. If no header at all can be read, the disk
+/// has failed, not a block.
+pub(super) fn read_headers(directory: &Path) -> io::Result<(Vec<Segment>, Vec<UnreadableSegment>)> {
     let (mut segments, mut unreadable) = (Vec::new(), Vec::new());
     for number in list(directory).map_err(|error| at(directory, &error))? {
-        match look(directory, number) {
+        match read_header(directory, number) {
             Ok(Some((_, segment))) => segments.push(segment),
             Ok(None) => {}
             Err(error) if is_unreadable(&error) => unreadable.push(UnreadableSegment { number, error }),
@@ -96,7 +96,7 @@ pub(super) fn look_at_all(directory: &Path) -> io::Result<(Vec<Segment>, Vec<Unr
     Ok((segments, unreadable))
 }
 
-/// The error of a block that the disk, or the checksums of its file system, cannot give back.
+/// Whether the error means that the disk, or the checksums of its file system, cannot return the block.
 #[must_use]
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     let cause =
@@ -105,7 +105,7 @@ pub(crate) fn is_unreadable(error: &io::Error) -> bool {
     known.contains(&cause.raw_os_error())
 }
 
-/// Reads until the buffer is full or the file ends; says how much.
+/// Reads until the buffer is full or the file ends; returns the number of bytes.
 pub(super) fn read_some(file: &File, buffer: &mut [u8], from: u64) -> io::Result<usize> {
     failpoint::unreadable("journal.unreadable", from, from + buffer.len() as u64)?;
     let mut length = 0;
@@ -132,7 +132,7 @@ pub(super) fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes bytes of a file over themselves, so that a later sync makes them safe whatever became of earlier ones.
+/// Rewrites bytes of a file in place, so that a later sync makes them safe whatever happened to earlier syncs.
 pub(super) fn write_again(file: &File, range: Range<u64>) -> io::Result<()> {
     let mut offset = range.start;
     let mut piece = vec![0; usize::try_from(range.end.saturating_sub(offset)).unwrap_or(PIECE).min(PIECE)];
@@ -148,21 +148,21 @@ pub(super) fn write_again(file: &File, range: Range<u64>) -> io::Result<()> {
     Ok(())
 }
 
-/// How a new file gets its blocks.
+/// The way in which a new file gets its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fill {
     /// Zeros are written: later writes change nothing but data.
-    Fingerprint,
-    /// The room is reserved, which is quick; the first write to a block is a little dearer.
+    Zeroed,
+    /// The room is reserved, which is quick; the first write to each block costs a little more.
     Reserved,
 }
 
-/// Makes a segment that was never used, with all its blocks, safe on disk. What is left of a failure is removed.
+/// Creates a new segment with all its blocks, safe on disk. The remains of a failure are removed.
 pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io::Result<()> {
     let path = path(directory, number);
     let made = make(&path, size, how).and_then(|()| state_directory::sync_directory(directory));
     if made.is_err() {
-        // It holds nothing, and what cannot be removed now is written over by the next try.
+        // It holds nothing, and what cannot be removed now is overwritten by the next attempt.
         let _ = fs::remove_file(&path);
     }
     made.map_err(|error| at(&path, &error))
@@ -171,17 +171,17 @@ pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io:
 fn make(path: &Path, size: u64, how: Fill) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
     failpoint::pass("journal.create")?;
-    // Also where zeros are written: a disk without room is not filled to its last block first.
+    // Also when zeros are written: a disk without room is not filled to its last block first.
     let reserved = rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, size)
         .map(|()| true)
         .or_else(|error| if error == Errno::OPNOTSUPP { Ok(false) } else { Err(error) })?;
-    if how == Fill::Fingerprint || !reserved {
+    if how == Fill::Zeroed || !reserved {
         zero(&file, 0, size)?;
     }
     file.sync_all()
 }
 
-/// An error with the place where it happened.
+/// An I/O error with its path.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {error}", path.display())]
 struct Placed {
@@ -189,7 +189,7 @@ struct Placed {
     error: io::Error,
 }
 
-/// The error with the place where it happened.
+/// Adds the path to an I/O error.
 pub(super) fn at(path: &Path, error: &io::Error) -> io::Error {
     let inner = match error.raw_os_error() {
         Some(code) => io::Error::from_raw_os_error(code),

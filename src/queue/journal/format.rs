@@ -1,28 +1,30 @@
 //! The bytes of a segment beside its records: the header block with its two copies and two watermark slots, and the
-//! mark that stands before each record and at the end.
+//! mark before each record and at the end.
 
 /// The version of the format that this program writes and reads.
 pub(crate) const VERSION: u32 = 1;
 
-/// Segments are whole blocks, and the header is the first one: the page of the common file systems.
+/// The block size: segments are whole blocks, and the header is the first one. It is the page size of the common file
+/// systems.
 pub(super) const BLOCK: u64 = BLOCK_LENGTH as u64;
 pub(super) const BLOCK_LENGTH: usize = 4096;
-/// The first record stands here.
+/// The offset of the first record.
 pub(super) const HEADER_BYTES: u64 = BLOCK;
-/// The mark before a record, or the whole end mark.
+/// The length of the mark before a record, or of the whole end mark.
 pub(super) const MARK_BYTES: u64 = MARK_LENGTH as u64;
 const MARK_LENGTH: usize = 16;
 /// Records start at multiples of this.
 pub(super) const ALIGNMENT: u64 = 8;
 
 const MAGIC: [u8; 8] = *b"PLXTJRNL";
-/// Each copy and each slot has a sector of its own: a disk writes 512 bytes whole or not at all.
+/// The offsets of the copies. Each copy and each slot has a sector of its own: a disk writes 512 bytes whole or not at
+/// all.
 const COPIES: [usize; 2] = [0, 512];
 const SLOTS: [usize; 2] = [1024, 1536];
 const COPY_BYTES: usize = 44;
 const SLOT_BYTES: usize = 20;
 
-/// What is left for records in a segment of this size.
+/// The room for records in a segment of this size.
 pub(super) fn room(segment: u64) -> u64 {
     segment.saturating_sub(HEADER_BYTES + MARK_BYTES)
 }
@@ -35,13 +37,13 @@ fn long(bytes: &[u8], at: usize) -> u64 {
     bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
 }
 
-/// What a segment's header says.
+/// The content of a segment's header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub(super) size: u64,
-    /// Random for each use of the file: what an earlier use left behind is not taken for a record of this one.
+    /// Random for each use of the file: remains of an earlier use are not mistaken for records of this one.
     pub(super) salt: u64,
-    /// No record in it has a lower sequence.
+    /// The lowest sequence that a record in it can have.
     pub(super) first: u64,
 }
 
@@ -58,7 +60,7 @@ impl Header {
         copy
     }
 
-    /// The header's block as it is written when the segment's use begins.
+    /// The header block as written when a use of the segment begins.
     pub(super) fn block(&self, slot: &WatermarkSlot) -> [u8; BLOCK_LENGTH] {
         let mut block = [0; BLOCK_LENGTH];
         for at in COPIES {
@@ -70,16 +72,16 @@ impl Header {
     }
 }
 
-/// One writing of the watermark.
+/// One write of the watermark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct WatermarkSlot {
-    /// Goes up with each writing; its parity says which of the two slots it takes.
+    /// Incremented by each write; its parity selects one of the two slots.
     pub(super) counter: u64,
     pub(super) watermark: u64,
 }
 
 impl WatermarkSlot {
-    /// Where it stands, and its bytes.
+    /// The offset of the slot, and its bytes.
     pub(super) fn place(&self, salt: u64) -> (u64, [u8; SLOT_BYTES]) {
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&self.counter.to_le_bytes());
@@ -97,24 +99,24 @@ fn salted(bytes: &[u8], salt: u64) -> u32 {
 /// A header block as it was read.
 #[derive(Clone, Debug, Default)]
 pub(super) struct HeaderBlock {
-    /// The sound copy; of two that differ (a recycling cut short) the later one.
+    /// The sound copy; of two that differ (after an interrupted recycling) the later one.
     pub(super) header: Option<Header>,
     /// The version of a sound header that this program cannot read.
     pub(super) unknown: Option<u32>,
-    /// How many copies are unsound.
+    /// The number of unsound copies.
     pub(super) unsound_copies: u64,
-    /// Whether the copies need to be written again.
+    /// Whether the copies must be written again.
     pub(super) uneven: bool,
-    /// How many watermark slots hold something unsound.
+    /// The number of watermark slots with unsound content.
     pub(super) unsound_slots: u64,
     /// The newest sound watermark.
     pub(super) slot: Option<WatermarkSlot>,
-    /// Nothing but zeros.
+    /// The block is all zeros.
     pub(super) blank: bool,
 }
 
 impl HeaderBlock {
-    /// Reads a block. What a short file lacks is zeros.
+    /// Reads a block. Missing bytes of a short file are zeros.
     pub(super) fn parse(bytes: &[u8; BLOCK_LENGTH]) -> Self {
         let mut block = Self { blank: bytes.iter().all(|byte| *byte == 0), ..Self::default() };
         let mut sound = Vec::new();
@@ -151,17 +153,17 @@ impl HeaderBlock {
     }
 }
 
-/// What stands before each record, and at the end of them.
+/// The mark before each record, and at the end of them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
-    /// Bytes of the payload; [`Mark::END`] for the end.
+    /// The length of the payload; [`Mark::END`] for the end.
     pub(super) length: u32,
-    /// Of the record; at the end, of the next one.
+    /// The sequence of the record; at the end, of the next record.
     pub(super) sequence: u64,
 }
 
 impl Mark {
-    /// The length that says: no record, the end.
+    /// The length that marks the end instead of a record.
     pub(super) const END: u32 = u32::MAX;
 
     /// The end mark before the record of this sequence.
@@ -169,7 +171,7 @@ impl Mark {
         Self { length: Self::END, sequence }
     }
 
-    /// Its bytes, and the sum that seeds the payload's.
+    /// The bytes of the mark, and the checksum that seeds that of the payload.
     pub(super) fn encode(self, salt: u64) -> ([u8; MARK_LENGTH], u32) {
         let mut bytes = [0; MARK_LENGTH];
         bytes[4..8].copy_from_slice(&self.length.to_le_bytes());
@@ -179,18 +181,18 @@ impl Mark {
         (bytes, sum)
     }
 
-    /// Reads one without looking at its sum.
+    /// Decodes a mark without checking its checksum.
     pub(super) fn decode(bytes: &[u8]) -> Self {
         Self { length: word(bytes, 4), sequence: long(bytes, 8) }
     }
 
-    /// The sum, if it is right.
+    /// The checksum, if it is right.
     pub(super) fn sum(bytes: &[u8], salt: u64) -> Option<u32> {
         let sum = word(bytes, 0);
         (sum == salted(&bytes[4..16], salt)).then_some(sum)
     }
 
-    /// What a record takes, with mark, sum and padding.
+    /// The space that a record takes, with mark, checksum and padding.
     pub(super) fn record_bytes(length: u64) -> u64 {
         (MARK_BYTES + length + 4).next_multiple_of(ALIGNMENT)
     }

@@ -1,67 +1,67 @@
-//! The arithmetic of places: which record goes where, which segments are free again, how much disk that takes. No files.
+//! The arithmetic of places: where each record goes, which segments are free again, how much disk that takes. No files.
 //!
-//! Length: a third are tests of one small arithmetic.
+//! Length: a third is the tests of one small arithmetic.
 
 use std::collections::VecDeque;
 
 use crate::queue::journal::format::{HEADER_BYTES, MARK_BYTES, room};
 
-/// Spares that a release leaves: one to go on with, one while the next is released.
+/// The number of spares that a release leaves: one to continue with, one while the next is released.
 const SPARES: usize = 2;
 
-/// Where a record goes: assigned under the queue's lock, before it is written.
+/// The place of a record: assigned under the queue's lock, before it is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Its number.
+    /// The number of the record.
     pub(crate) sequence: u64,
     /// The segment's number.
     pub(crate) segment: u32,
-    /// Where in the segment.
+    /// The offset in the segment.
     pub(crate) offset: u64,
     /// Whether it is the first record of this use of the segment.
-    pub(crate) opens: bool,
+    pub(crate) starts_segment: bool,
 }
 
 /// A segment in use.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Used {
     pub(super) number: u32,
-    /// Its first sequence.
+    /// The sequence of its first record.
     pub(super) first: u64,
-    /// On disk.
+    /// The size on disk.
     pub(super) bytes: u64,
-    /// Up to here records and the end mark may reach.
+    /// The limit for records and the end mark.
     pub(super) limit: u64,
-    /// Where the next record goes.
+    /// The offset of the next record.
     pub(super) filled: u64,
     /// Whether the file exists.
     pub(super) made: bool,
 }
 
-/// Where records go. Lives under the queue's lock.
+/// Assigns places to records. Lives under the queue's lock.
 #[derive(Clone, Debug)]
 pub(crate) struct SegmentAllocator {
     max: u64,
     segment: u64,
-    /// Oldest first; the last is the active one.
+    /// The segments in use, oldest first; the last is the active one.
     used: VecDeque<Used>,
-    /// In the order of their reuse: what was released first goes first, so that the old records still on disk are always
-    /// the latest ones, without a gap.
+    /// The spares in the order of their reuse: released first, reused first, so that the old records still on disk are
+    /// always the latest ones, without a gap.
     spares: VecDeque<u32>,
     making: Option<u32>,
-    /// No spare is wanted ahead for the active segment: making one failed.
-    declined: bool,
-    /// Numbers that no file has, all below `unused`.
+    /// Creating a spare failed: none is wanted ahead for the active segment.
+    spare_failed: bool,
+    /// The numbers below `unused` that no file has.
     free: Vec<u32>,
-    /// No number from here on was ever used.
+    /// The first number that was never used.
     unused: u32,
     next: u64,
-    /// Of all files, with those that are being made.
+    /// The size of all files, including those being created.
     total: u64,
 }
 
 impl SegmentAllocator {
-    /// An empty one; what was found at the start is added to it.
+    /// Creates an empty one; segments found at the start are added to it.
     pub(super) fn new(max: u64, segment: u64, next: u64) -> Self {
         Self {
             max,
@@ -69,7 +69,7 @@ impl SegmentAllocator {
             used: VecDeque::new(),
             spares: VecDeque::new(),
             making: None,
-            declined: false,
+            spare_failed: false,
             free: Vec::new(),
             unused: 0,
             next,
@@ -83,13 +83,13 @@ impl SegmentAllocator {
         self.used.push_back(used);
     }
 
-    /// Adds a spare of the size of a segment, to be reused after all before.
+    /// Adds a spare with the size of a segment, to be reused after all before.
     pub(super) fn add_spare(&mut self, number: u32) {
         self.count(number, self.segment);
         self.spares.push_back(number);
     }
 
-    /// Adds a file that cannot be used, but is there.
+    /// Adds a file that cannot be used but exists.
     pub(super) fn add_unusable(&mut self, number: u32, bytes: u64) {
         self.count(number, bytes);
     }
@@ -99,7 +99,7 @@ impl SegmentAllocator {
         self.unused = self.unused.max(number.saturating_add(1));
     }
 
-    /// Spares that the limit has no room for, as after a change of settings: to be deleted.
+    /// The spares that the limit has no room for, as after a change of settings; they must be deleted.
     pub(super) fn surplus(&mut self) -> Vec<u32> {
         let mut surplus = Vec::new();
         while self.total > self.max
@@ -111,14 +111,14 @@ impl SegmentAllocator {
         surplus
     }
 
-    /// A place for a record of this encoded length; none where the journal is full.
+    /// Reserves a place for a record of this encoded length; none if the journal is full.
     ///
-    /// A place that opens a segment takes a spare, or the number of a segment to be made, if the limit allows one.
+    /// A place that starts a segment takes a spare, or the number of a segment to be created, if the limit allows one.
     pub(crate) fn reserve(&mut self, length: u64) -> Option<Place> {
         self.reserve_in(length, Self::open)
     }
 
-    /// The same, in segments that exist: where the disk has no room for another one.
+    /// Does the same in existing segments only, for when the disk has no room for another one.
     pub(crate) fn reserve_existing(&mut self, length: u64) -> Option<Place> {
         if self.used.back().is_some_and(|active| !active.made) {
             return None;
@@ -128,13 +128,13 @@ impl SegmentAllocator {
 
     fn reserve_in(&mut self, length: u64, open: fn(&mut Self) -> Option<(u32, bool)>) -> Option<Place> {
         let fits = |used: &Used| used.filled + length + MARK_BYTES <= used.limit;
-        let opens = !self.used.back().is_some_and(fits);
-        if opens {
+        let starts_segment = !self.used.back().is_some_and(fits);
+        if starts_segment {
             if length > room(self.segment) {
                 return None;
             }
             let (number, made) = open(self)?;
-            self.declined = false;
+            self.spare_failed = false;
             self.used.push_back(Used {
                 number,
                 first: self.next,
@@ -145,7 +145,7 @@ impl SegmentAllocator {
             });
         }
         let used = self.used.back_mut()?;
-        let place = Place { sequence: self.next, segment: used.number, offset: used.filled, opens };
+        let place = Place { sequence: self.next, segment: used.number, offset: used.filled, starts_segment };
         used.filled += length;
         self.next += 1;
         Some(place)
@@ -155,12 +155,12 @@ impl SegmentAllocator {
         if let Some(number) = self.spares.pop_front() {
             return Some((number, true));
         }
-        // The writer works in order: when it comes to this place, the spare is made, or it tries again.
+        // The writer works in order: when it reaches this place, the spare exists, or it tries again.
         let number = self.making.take().or_else(|| self.grow())?;
         Some((number, false))
     }
 
-    /// A number for another file, which counts from now on; none where the limit allows none.
+    /// Assigns a number to another file, which counts from now on; none if the limit allows none.
     pub(super) fn grow(&mut self) -> Option<u32> {
         if !self.may_grow() {
             return None;
@@ -175,11 +175,11 @@ impl SegmentAllocator {
     }
 
     fn may_grow(&self) -> bool {
-        // A segment that is too small for any record is of no use.
+        // Segment too small for any record.
         room(self.segment) > 0 && (self.total + self.segment <= self.max || self.is_left_with_a_larger_one())
     }
 
-    /// Whether the only segment is from a start with larger ones: without another one it could never be released.
+    /// Whether the only segment is from a start with larger segments: without another one it could never be released.
     fn is_left_with_a_larger_one(&self) -> bool {
         let is_larger = |only: &Used| only.bytes > self.segment;
         self.used.len() == 1
@@ -188,7 +188,7 @@ impl SegmentAllocator {
             && self.making.is_none()
     }
 
-    /// How many bytes of records can still be given a place within the limit.
+    /// The number of bytes of records that still fit within the limit.
     #[must_use]
     pub(crate) fn available(&self) -> u64 {
         let left = self.max.saturating_sub(self.total) / self.segment.max(1);
@@ -220,10 +220,10 @@ impl SegmentAllocator {
         self.next
     }
 
-    /// Forgets a place that could not be written, and all later ones.
+    /// Takes back a place that could not be written, and all later ones.
     pub(crate) fn undo(&mut self, from: &Place) {
         while let Some(last) = self.used.back().copied() {
-            if last.first < from.sequence || (last.first == from.sequence && !from.opens) {
+            if last.first < from.sequence || (last.first == from.sequence && !from.starts_segment) {
                 break;
             }
             self.used.pop_back();
@@ -233,7 +233,7 @@ impl SegmentAllocator {
                 self.drop_file(last.number, last.bytes);
             }
         }
-        if !from.opens
+        if !from.starts_segment
             && let Some(last) = self.used.back_mut()
         {
             last.filled = from.offset;
@@ -241,8 +241,8 @@ impl SegmentAllocator {
         self.next = from.sequence;
     }
 
-    /// Makes spares of all segments wholly below the watermark; those returned are the writer's to delete, in this order
-    /// and before it makes a segment or commits to one that was given a place after this. The active segment is never
+    /// Turns all segments wholly below the watermark into spares. The writer must delete those returned, in this order,
+    /// and before it creates a segment or commits to one that was assigned after this. The active segment is never
     /// released.
     #[must_use]
     pub(crate) fn release(&mut self, watermark: u64) -> Vec<u32> {
@@ -251,7 +251,7 @@ impl SegmentAllocator {
             && let Some(oldest) = self.used.pop_front()
         {
             if oldest.bytes != self.segment || self.total > self.max {
-                // The older ones go before it: a start that does not know this watermark must not find a gap.
+                // Older spares are removed first: a start that does not know this watermark must not find a gap.
                 while let Some(number) = self.spares.pop_front() {
                     self.drop_file(number, self.segment);
                     deleted.push(number);
@@ -272,19 +272,19 @@ impl SegmentAllocator {
         deleted
     }
 
-    /// The number of a spare to be made ahead, if the active segment is more than half full, there is no spare and the
+    /// The number of a spare to create ahead, if the active segment is more than half full, there is no spare and the
     /// limit allows one. It counts from now on; the outcome goes to [`SegmentAllocator::prepared`].
     pub(crate) fn wants_spare(&mut self) -> Option<u32> {
         let half = self.used.back().is_some_and(|active| active.filled > HEADER_BYTES.midpoint(active.limit));
-        if !half || self.declined || self.making.is_some() || !self.spares.is_empty() {
+        if !half || self.spare_failed || self.making.is_some() || !self.spares.is_empty() {
             return None;
         }
         self.making = self.grow();
         self.making
     }
 
-    /// The number of a spare to be made because the disk had no room for one before, if the limit allows one. The outcome
-    /// goes to [`SegmentAllocator::prepared`].
+    /// The number of a spare to create because the disk had no room for one before, if the limit allows one. The
+    /// outcome goes to [`SegmentAllocator::prepared`].
     pub(crate) fn wants_spare_again(&mut self) -> Option<u32> {
         if self.making.is_some() || !self.spares.is_empty() {
             return None;
@@ -293,7 +293,7 @@ impl SegmentAllocator {
         self.making
     }
 
-    /// What became of a spare that was wanted. After a failure none is wanted ahead until another segment is opened.
+    /// Notes the outcome of a wanted spare. After a failure none is wanted ahead until another segment is started.
     pub(crate) fn prepared(&mut self, segment: u32, made: bool) {
         if self.making == Some(segment) {
             self.making = None;
@@ -306,29 +306,29 @@ impl SegmentAllocator {
             // A record was given a place in it meanwhile.
             used.made |= made;
         }
-        self.declined = !made;
+        self.spare_failed = !made;
     }
 
-    /// What is in use: whole segments, and of the active one what is filled.
+    /// The bytes in use: whole segments, and the filled part of the active one.
     #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
         let left = self.used.iter().rev().skip(1).map(|used| used.bytes).sum::<u64>();
         left + self.used.back().map_or(0, |active| active.filled)
     }
 
-    /// The limit of the sizes of all files.
+    /// The limit on the size of all files.
     #[must_use]
     pub(crate) fn capacity(&self) -> u64 {
         self.max
     }
 
-    /// Of all files, in use, spare and being made.
+    /// The size of all files, in use, spare and being created.
     #[cfg(test)]
     pub(super) fn total(&self) -> u64 {
         self.total
     }
 
-    /// What a segment takes that is made from now on.
+    /// The size of segments created from now on.
     pub(super) fn segment_bytes(&self) -> u64 {
         self.segment
     }
@@ -338,13 +338,13 @@ impl SegmentAllocator {
         self.used.is_empty() && self.spares.is_empty()
     }
 
-    /// How many bytes of records fit without another file.
+    /// The number of bytes of records that fit without another file.
     pub(super) fn left(&self) -> u64 {
         let active = self.used.back().map_or(0, |used| used.limit.saturating_sub(used.filled + MARK_BYTES));
         active + self.spares.len() as u64 * room(self.segment)
     }
 
-    /// Takes up a spare made at the start.
+    /// Notes the outcome of a spare created at the start.
     pub(super) fn grown(&mut self, number: u32, made: bool) {
         if made {
             self.spares.push_front(number);
@@ -369,9 +369,9 @@ mod tests {
     fn keeps_room_for_the_end_mark_and_not_a_byte_more() {
         let mut layout = layout(2);
         let place = layout.reserve(LARGEST).unwrap();
-        assert_eq!(place, Place { sequence: 1, segment: 0, offset: HEADER_BYTES, opens: true });
+        assert_eq!(place, Place { sequence: 1, segment: 0, offset: HEADER_BYTES, starts_segment: true });
         let place = layout.reserve(8).unwrap();
-        assert_eq!(place, Place { sequence: 2, segment: 1, offset: HEADER_BYTES, opens: true });
+        assert_eq!(place, Place { sequence: 2, segment: 1, offset: HEADER_BYTES, starts_segment: true });
         assert_eq!(layout.reserve(LARGEST - 8).map(|place| place.offset), Some(HEADER_BYTES + 8));
         assert_eq!(layout.reserve(8), None, "full");
         assert_eq!(layout.next(), 4);
@@ -383,7 +383,7 @@ mod tests {
         let mut layout = layout(2);
         let first = layout.reserve(1000).unwrap();
         let second = layout.reserve(LARGEST).unwrap();
-        assert!(second.opens);
+        assert!(second.starts_segment);
         let before = (layout.total(), layout.bytes());
         layout.undo(&second);
         assert_eq!((layout.next(), layout.total()), (2, SEGMENT));
@@ -403,7 +403,7 @@ mod tests {
         assert_eq!(layout.release(2), [] as [u32; 0]);
         layout.undo(&second);
         let again = layout.reserve(8).unwrap();
-        assert!(again.opens && again.sequence == 2);
+        assert!(again.starts_segment && again.sequence == 2);
     }
 
     impl SegmentAllocator {

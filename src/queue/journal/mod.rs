@@ -1,5 +1,6 @@
 //! The journal: accepted events on disk, in prewritten, recycled segments. It owns the format, the arithmetic of places
-//! and limits, writing, reading and recovery; not the threads that do it, nor the books. `docs/journal.md` is the format.
+//! and limits, writing, reading and recovery; not the threads that do this, nor the ledger. `docs/journal.md` describes
+//! the format.
 
 mod chain;
 mod files;

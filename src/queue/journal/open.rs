@@ -1,4 +1,4 @@
-//! The start: what is there, what of it is sound, where to go on. Only headers are read, and the last segment.
+//! Opening: lists the segments, validates headers, finds the append position. Reads only headers and the last segment.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -16,7 +16,7 @@ use crate::queue::journal::settings::Settings;
 use crate::queue::journal::tail;
 use crate::queue::journal::writer::{Active, Writer};
 
-/// Why a journal cannot be opened. Damage is no reason.
+/// The reasons why a journal cannot be opened. Damage is none of them.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     /// Another version of this program wrote it.
@@ -25,53 +25,53 @@ pub(crate) enum OpenError {
          plextrac-bridge that wrote it (or a later one), or move the directory away", file.display()
     )]
     Version {
-        /// The segment that says so.
+        /// The segment of that version.
         file: PathBuf,
-        /// What it says.
+        /// Its version.
         version: u32,
     },
-    /// It cannot be read or written.
+    /// The journal cannot be read or written.
     #[error("failed to open the journal: {0}")]
     Io(#[from] io::Error),
 }
 
-/// A journal that was opened.
+/// An opened journal.
 #[derive(Debug)]
 pub(crate) struct Opened {
-    /// For the queue's lock.
+    /// The allocator, for the queue's lock.
     pub(crate) layout: SegmentAllocator,
-    /// For the writer's thread.
+    /// The writer, for its thread.
     pub(crate) writer: Writer,
-    /// For delivery.
+    /// The reader, for delivery.
     pub(crate) reader: Reader,
     /// The sequences that are not settled: from the watermark to the next.
     pub(crate) recovered: Range<u64>,
-    /// Damage found that no sequence accounts for: a torn end, unsound headers and watermarks.
+    /// The damage that no sequence accounts for: a torn end, unsound headers and watermarks.
     pub(crate) damaged: u64,
-    /// What was found, for the log.
+    /// The findings, for the log.
     pub(crate) findings: Vec<String>,
 }
 
-/// What the headers of a directory say.
+/// The state of a directory, as its headers describe it.
 #[derive(Debug, Default)]
 pub(super) struct DirectoryState {
-    /// With a sound header, oldest first.
+    /// Segments with a sound header, oldest first.
     pub(super) sound: Vec<(Segment, Header)>,
-    /// Never used, or made half; all zeros.
+    /// Segments never used, or partly created; all zeros.
     pub(super) blank: Vec<Segment>,
-    /// Both copies of the header are unsound.
+    /// Segments with two unsound copies of the header.
     pub(super) garbage: Vec<Segment>,
-    /// Numbers and lengths of those whose header is in an unreadable block.
+    /// The numbers and lengths of segments with an unreadable header block.
     pub(super) unreadable: Vec<(u32, u64)>,
     pub(super) watermark: u64,
-    /// What is damaged: the file, and how.
+    /// The damaged files, with a description.
     pub(super) damage: Vec<(u32, &'static str)>,
 }
 
 /// Reads all headers.
 pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
     let mut survey = DirectoryState::default();
-    let (segments, unreadable) = files::look_at_all(directory)?;
+    let (segments, unreadable) = files::read_headers(directory)?;
     for files::UnreadableSegment { number, .. } in unreadable {
         let length = fs::metadata(files::path(directory, number)).map_or(0, |file| file.len());
         survey.damage.push((number, "its header cannot be read from the disk: what the segment held is lost"));
@@ -105,7 +105,7 @@ pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
     Ok(survey)
 }
 
-/// Opens a journal, makes what is missing of it and mends what is torn.
+/// Opens a journal, creates what is missing and repairs a torn end.
 ///
 /// # Errors
 /// See [`OpenError`].
@@ -120,7 +120,7 @@ pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, Open
     let mut damaged = findings.len() as u64;
     for (segment, header) in &survey.sound {
         if segment.block.uneven || segment.block.unsound_slots > 0 {
-            mend(directory, segment, header)?;
+            repair_header(directory, segment, header)?;
         }
     }
     let mut next = survey.watermark.max(1);
@@ -146,14 +146,14 @@ pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, Open
     let mut layout = SegmentAllocator::new(settings.max_bytes, size, next);
     let writer = Writer::new(directory.to_owned(), size, active)?;
     for segment in survey.blank.iter().chain(&survey.garbage).filter(|segment| segment.length != size) {
-        // Made half, or left from other settings, or no segment at all any more.
+        // Partly created, or left from other settings, or not a segment any more.
         let _ = fs::remove_file(files::path(directory, segment.number));
     }
     arrange(directory, &mut layout, used, &survey, first);
     if layout.is_empty()
         && let Some(number) = layout.grow()
     {
-        files::create(directory, number, size, Fill::Fingerprint)?;
+        files::create(directory, number, size, Fill::Zeroed)?;
         layout.grown(number, true);
     }
     state_directory::sync_directory(directory)?;
@@ -161,7 +161,7 @@ pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, Open
     Ok(Opened { layout, writer, reader, recovered: first..next, damaged, findings })
 }
 
-/// Tells the layout what is there, and deletes what the settings have no room for.
+/// Adds the existing segments to the layout, and deletes those that the settings have no room for.
 fn arrange(directory: &Path, layout: &mut SegmentAllocator, used: Vec<Used>, survey: &DirectoryState, first: u64) {
     let size = layout.segment_bytes();
     let spares = |segments: &[Segment]| -> Vec<u32> {
@@ -177,22 +177,22 @@ fn arrange(directory: &Path, layout: &mut SegmentAllocator, used: Vec<Used>, sur
         layout.add_used(used);
     }
     let mut deleted = layout.release(first);
-    // Recycled last: a person may still find something in them.
+    // Recycled last: an operator may still recover something from them.
     for number in spares(&survey.garbage) {
         layout.add_spare(number);
     }
     deleted.extend(layout.surplus());
     for number in deleted {
-        // One that stays is written over when its number is used again.
+        // If it cannot be removed, it is overwritten when its number is used again.
         let _ = fs::remove_file(files::path(directory, number));
     }
 }
 
-/// Writes the header's block again from what of it is sound, so that its damage is told once.
-fn mend(directory: &Path, segment: &Segment, header: &Header) -> io::Result<()> {
+/// Rewrites the header block from its sound parts, so that its damage is reported once.
+fn repair_header(directory: &Path, segment: &Segment, header: &Header) -> io::Result<()> {
     let path = files::path(directory, segment.number);
     let block = header.block(&segment.block.slot.unwrap_or_default());
-    // A file that was cut does not grow: its size is counted.
+    // A truncated file does not grow: its size is counted.
     let length = usize::try_from(segment.length).unwrap_or(usize::MAX).min(block.len());
     let write = || {
         let file = OpenOptions::new().write(true).open(&path)?;
@@ -202,9 +202,9 @@ fn mend(directory: &Path, segment: &Segment, header: &Header) -> io::Result<()> 
     write().map_err(|error| files::at(&path, &error))
 }
 
-/// The segment in which writing goes on.
+/// The segment to which writing continues.
 struct Last {
-    /// None where the file was cut: the watermark goes to the next one.
+    /// None if the file was truncated: the watermark goes to the next one.
     active: Option<Active>,
     filled: u64,
     next: u64,
@@ -215,22 +215,22 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
     let path = files::path(directory, segment.number);
     let read = || -> io::Result<Last> {
         let short = segment.length < header.size;
-        let mut chain = SegmentScanner::new(File::open(&path)?, header, segment.length);
-        chain.handle_unreadable(UnreadableBlocks::Skip);
-        let tail = tail::find(&mut chain, short, watermark)?;
-        let unreadable = chain.take_skipped();
+        let mut scanner = SegmentScanner::new(File::open(&path)?, header, segment.length);
+        scanner.handle_unreadable(UnreadableBlocks::Skip);
+        let tail = tail::find(&mut scanner, short, watermark)?;
+        let unreadable = scanner.take_skipped();
         let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        // Do not append to a truncated segment: every later start would report a torn end. Nor to one that lacks records
-        // below the watermark (its numbers would have a gap), or that has an unreadable block.
+        // Do not append to a truncated segment: every later start would report a torn end. The same holds for one that
+        // lacks records below the watermark (its numbers would have a gap), or that has an unreadable block.
         let lacks = tail.next < watermark || tail.offset + MARK_BYTES > header.size;
         let full = short || lacks || !unreadable.is_empty();
         if !full && (tail.torn || tail.stale) {
-            // Nothing behind the end may look like a record later.
+            // Bytes behind the end must not look like a record later.
             files::zero(&file, tail.offset + MARK_BYTES, header.size)?;
             file.write_all_at(&Mark::end(tail.next).encode(header.salt).0, tail.offset)?;
         }
-        // What was read may be in the page cache only, and a sync that failed has marked it as written: the records that
-        // are still to be delivered are written again.
+        // The bytes read may be in the page cache only, and a failed sync has marked them as written: the records still
+        // to be delivered are written again.
         if unreadable.is_empty() {
             files::write_again(&file, tail.unsettled..header.size.min(tail.offset + MARK_BYTES))?;
         }
@@ -239,8 +239,8 @@ fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> 
             unreadable.iter().map(|block| format!("{}: the block at byte {block} cannot be read", path.display()));
         let torn = tail.torn.then(|| {
             format!(
-                "{}: the end of the journal is torn at byte {}; what stood there was never acknowledged, or the disk \
-                 damaged it",
+                "{}: the end of the journal is torn at byte {}; its contents were never acknowledged, or the disk \
+                 damaged them",
                 path.display(),
                 tail.offset
             )

@@ -1,4 +1,4 @@
-//! Reading: the records of a range of sequences, over whatever is damaged between them, while the writer goes on.
+//! Reading: the records of a range of sequences, continuing over damage between them, while the writer continues.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -8,21 +8,21 @@ use crate::queue::journal::chain::{Item, MarkKind, SegmentScanner, UnreadableBlo
 use crate::queue::journal::files;
 use crate::queue::journal::record::{Names, Stored};
 
-/// What was read.
+/// The result of a read.
 #[derive(Debug, Default)]
 pub(crate) struct Batch {
-    /// In order.
+    /// The records, in order.
     pub(crate) records: Vec<Stored>,
-    /// Go on here.
+    /// The sequence to continue with.
     pub(crate) next: u64,
-    /// Sequences passed that have no sound record.
+    /// The number of skipped sequences without a sound record.
     pub(crate) damaged: u64,
-    /// What was found, for the log.
+    /// The findings, for the log.
     pub(crate) findings: Vec<String>,
 }
 
 impl Batch {
-    /// Passes over sequences that have no sound record.
+    /// Skips sequences without a sound record.
     fn skip(&mut self, to: u64, why: impl FnOnce() -> String) {
         if to > self.next {
             let count = to - self.next;
@@ -36,33 +36,33 @@ impl Batch {
     }
 }
 
-/// Where a segment's records begin.
+/// The first sequence of a segment.
 #[derive(Clone, Copy, Debug)]
 struct SegmentEntry {
     first: u64,
     number: u32,
 }
 
-/// Reads records back. Keeps its place between calls.
+/// Reads records back. Keeps its position between calls.
 #[derive(Debug)]
 pub(crate) struct Reader {
     directory: PathBuf,
-    /// Oldest first; read again where it does not go far enough. A segment with unsettled records is never recycled, so
-    /// what it says of these stays true.
+    /// The known segments, oldest first; listed again when they do not reach far enough. A segment with unsettled
+    /// records is never recycled, so its entry stays true.
     index: Vec<SegmentEntry>,
-    /// All segments that start below this sequence are in the index. Those that the writer recycles while it is read
-    /// are not: of two it may show only the later one.
+    /// All segments that start below this sequence are in the index. Segments that the writer recycles while they are
+    /// listed are not: of two, only the later one may be listed.
     known: u64,
-    chain: Option<SegmentScanner>,
+    scanner: Option<SegmentScanner>,
     number: u32,
-    /// The sequence at the place that is kept.
+    /// The sequence at the current position.
     place: u64,
-    /// What was read ahead is true below this sequence.
+    /// Bytes read ahead are reliable below this sequence.
     stable: u64,
     names: Names,
     unreadable: UnreadableBlocks,
-    /// Segments whose header could not be read, and which were skipped for that.
-    given_up: BTreeSet<u32>,
+    /// Segments that were skipped because their header could not be read.
+    unreadable_segments: BTreeSet<u32>,
 }
 
 impl Reader {
@@ -71,17 +71,17 @@ impl Reader {
             directory,
             index: Vec::new(),
             known: 0,
-            chain: None,
+            scanner: None,
             number: 0,
             place: 0,
             stable: 0,
             names: Names::default(),
             unreadable: UnreadableBlocks::Fail,
-            given_up: BTreeSet::new(),
+            unreadable_segments: BTreeSet::new(),
         }
     }
 
-    /// Skips blocks that cannot be read in the next call of [`Reader::read`]: the records in them are damaged.
+    /// Skips unreadable blocks in the next call of [`Reader::read`]: the records in them are damaged.
     pub(crate) fn skip_unreadable(&mut self) {
         self.unreadable = UnreadableBlocks::Skip;
     }
@@ -90,29 +90,29 @@ impl Reader {
     /// bodies, but at least one if there is one.
     ///
     /// # Errors
-    /// A segment cannot be read. The place is not lost: the same call may be tried again.
+    /// A segment cannot be read. The position is kept: the same call may be tried again.
     pub(crate) fn read(&mut self, from: u64, end: u64, most: usize, bytes: usize) -> io::Result<Batch> {
         let mut batch = Batch { next: from, ..Batch::default() };
         if self.place != from {
-            self.chain = None;
+            self.scanner = None;
         }
-        if let Some(chain) = &mut self.chain {
-            chain.handle_unreadable(self.unreadable);
+        if let Some(scanner) = &mut self.scanner {
+            scanner.handle_unreadable(self.unreadable);
         }
         let done = self.fill(&mut batch, end, most, bytes);
         self.note_skipped(&mut batch);
         self.unreadable = UnreadableBlocks::Fail;
         self.place = batch.next;
         if done.is_err() {
-            self.chain = None;
+            self.scanner = None;
             self.place = 0;
         }
         done.map(|()| batch)
     }
 
     fn note_skipped(&mut self, batch: &mut Batch) {
-        let Some(chain) = &mut self.chain else { return };
-        for block in chain.take_skipped() {
+        let Some(scanner) = &mut self.scanner else { return };
+        for block in scanner.take_skipped() {
             let path = files::path(&self.directory, self.number);
             batch.findings.push(format!("{}: the block at byte {block} cannot be read", path.display()));
         }
@@ -121,18 +121,18 @@ impl Reader {
     fn fill(&mut self, batch: &mut Batch, end: u64, most: usize, bytes: usize) -> io::Result<()> {
         let mut held = 0;
         while batch.next < end && batch.records.len() < most && (held < bytes || batch.records.is_empty()) {
-            let Some(chain) = &mut self.chain else {
+            let Some(scanner) = &mut self.scanner else {
                 if !self.enter(batch.next, None, end)? {
                     batch.skip(end, || format!("{}: no segment has them", self.directory.display()));
                 }
                 continue;
             };
             let item =
-                chain.peek().map_err(|error| files::at(&files::path(&self.directory, self.number), &error))?;
+                scanner.peek().map_err(|error| files::at(&files::path(&self.directory, self.number), &error))?;
             let plain = |item: &Item| matches!(item.kind, MarkKind::Record(_)) && item.sequence <= batch.next;
             if self.stable < end && !item.as_ref().is_some_and(|item| plain(item) && item.sequence < self.stable) {
-                // What was read ahead may be older than what the writer has put there since.
-                chain.forget();
+                // Bytes read ahead may be older than those that the writer has written there since.
+                scanner.forget();
                 self.stable = end;
                 continue;
             }
@@ -144,11 +144,11 @@ impl Reader {
         Ok(())
     }
 
-    /// Takes a record that was found; says how large it is.
+    /// Takes a record that was found; returns its size.
     fn take(&mut self, batch: &mut Batch, item: &Item, end: u64) -> usize {
-        let Some(chain) = &mut self.chain else { return 0 };
+        let Some(scanner) = &mut self.scanner else { return 0 };
         let path = || files::path(&self.directory, self.number).display().to_string();
-        let at = chain.offset();
+        let at = scanner.offset();
         batch.skip(item.sequence.min(end), || format!("{} at byte {at}", path()));
         if item.sequence >= end {
             return 0;
@@ -156,7 +156,7 @@ impl Reader {
         let mut size = 0;
         if item.sequence == batch.next {
             let decoded = match &item.kind {
-                MarkKind::Record(payload) => self.names.decode(chain.payload(payload)),
+                MarkKind::Record(payload) => self.names.decode(scanner.payload(payload)),
                 _ => None,
             };
             if let Some((origin, body)) = decoded {
@@ -167,14 +167,14 @@ impl Reader {
                 batch.skip(item.sequence + 1, || format!("{} at byte {}", path(), item.offset));
             }
         }
-        chain.pass(item);
+        scanner.advance(item);
         size
     }
 
-    /// Goes on behind the last record of a segment: at its end mark, or where nothing sound follows.
+    /// Continues behind the last record of a segment: at its end mark, or where nothing sound follows.
     fn leave(&mut self, batch: &mut Batch, mark: Option<&Item>, end: u64) -> io::Result<()> {
-        let Some(chain) = &mut self.chain else { return Ok(()) };
-        let (at, first) = (chain.offset(), chain.header().first);
+        let Some(scanner) = &mut self.scanner else { return Ok(()) };
+        let (at, first) = (scanner.offset(), scanner.header().first);
         let path = files::path(&self.directory, self.number);
         let place = || format!("{} at byte {at}", path.display());
         if let Some(mark) = mark {
@@ -183,10 +183,10 @@ impl Reader {
                 return Ok(());
             }
         }
-        let torn = mark.is_none() && !chain.is_recycled()?;
+        let torn = mark.is_none() && !scanner.is_recycled()?;
         self.note_skipped(batch);
         if self.enter(batch.next, Some(first), end)? {
-            let first = self.chain.as_ref().map_or(end, |chain| chain.header().first);
+            let first = self.scanner.as_ref().map_or(end, |scanner| scanner.header().first);
             if torn && first <= batch.next {
                 batch.findings.push(format!("{}: the end mark is damaged; no record is", place()));
             }
@@ -197,18 +197,18 @@ impl Reader {
         Ok(())
     }
 
-    /// Opens the segment that has this sequence, or, `after` another one, the next; false where there is none, and then
-    /// the place is kept.
+    /// Opens the segment that has this sequence, or, with `after`, the one after that; false if there is none, and then
+    /// the position is kept.
     fn enter(&mut self, sequence: u64, after: Option<u64>, end: u64) -> io::Result<bool> {
         for fresh in [false, true] {
             if fresh {
-                self.look(end)?;
+                self.list_segments(end)?;
             } else if sequence >= self.known {
                 continue;
             }
             let Some(entry) = self.choose(sequence, after) else { continue };
-            let looked = match files::look(&self.directory, entry.number) {
-                // Its header became unreadable since it was listed; the next list does not have it.
+            let looked = match files::read_header(&self.directory, entry.number) {
+                // Its header became unreadable after it was listed; the next list does not have it.
                 Err(error) if files::is_unreadable(&error) && self.unreadable == UnreadableBlocks::Skip => None,
                 looked => looked?,
             };
@@ -217,9 +217,9 @@ impl Reader {
             if let Some(header) = segment.block.header
                 && header.first == entry.first
             {
-                let mut chain = SegmentScanner::new(file, header, segment.length);
-                chain.handle_unreadable(self.unreadable);
-                self.chain = Some(chain);
+                let mut scanner = SegmentScanner::new(file, header, segment.length);
+                scanner.handle_unreadable(self.unreadable);
+                self.scanner = Some(scanner);
                 self.number = entry.number;
                 self.stable = 0;
                 return Ok(true);
@@ -236,13 +236,13 @@ impl Reader {
         self.index.get(self.index.partition_point(|entry| entry.first <= first)).copied()
     }
 
-    /// Lists the segments that start below a sequence that is committed.
-    fn look(&mut self, end: u64) -> io::Result<()> {
-        let (segments, unreadable) = files::look_at_all(&self.directory)?;
+    /// Lists the segments that start below a committed sequence.
+    fn list_segments(&mut self, end: u64) -> io::Result<()> {
+        let (segments, unreadable) = files::read_headers(&self.directory)?;
         for segment in unreadable {
             if self.unreadable == UnreadableBlocks::Skip {
-                self.given_up.insert(segment.number);
-            } else if !self.given_up.contains(&segment.number) {
+                self.unreadable_segments.insert(segment.number);
+            } else if !self.unreadable_segments.contains(&segment.number) {
                 return Err(segment.error);
             }
         }

@@ -1,4 +1,4 @@
-//! What was accepted lately, for deduplication. Reads only, and beside the writer.
+//! The recently accepted events, for deduplication. Only reads, independently of the writer.
 
 use std::io;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::record::Names;
 
 /// Visits records received at or after `since`: the newest segment first, at most the `most` newest in all. Within a
-/// segment they come in order. Settled records are among them as long as their segment was not recycled.
+/// segment they are visited in order. Settled records are among them as long as their segment was not recycled.
 ///
 /// # Errors
 /// A segment cannot be read.
@@ -21,12 +21,12 @@ pub(crate) fn recent(
     visit: &mut dyn FnMut(&Origin, &[u8]),
 ) -> io::Result<()> {
     let mut left = most;
-    // What cannot be read is not recalled: a repeat of it is published again.
-    for segment in files::look_at_all(directory)?.0.iter().rev() {
+    // Unreadable segments are left out: repeats of their events are published again.
+    for segment in files::read_headers(directory)?.0.iter().rev() {
         if left == 0 {
             break;
         }
-        // Two passes, so that of too many the newest are visited and none is held in memory.
+        // Two passes: if there are too many, the newest are visited, and none is held in memory.
         let found = walk(directory, segment, since, &mut |_, _| {})?;
         let mut older = found.saturating_sub(left);
         walk(directory, segment, since, &mut |origin, body| {
@@ -41,7 +41,7 @@ pub(crate) fn recent(
     Ok(())
 }
 
-/// Visits all records of a segment received since then; says how many.
+/// Visits all records of a segment received since then; returns their number.
 fn walk(
     directory: &Path,
     segment: &Segment,
@@ -49,24 +49,24 @@ fn walk(
     visit: &mut dyn FnMut(&Origin, &[u8]),
 ) -> io::Result<usize> {
     let Some(header) = segment.block.header else { return Ok(0) };
-    let Some((file, _)) = files::look(directory, segment.number)? else { return Ok(0) };
-    // Written last before then: what is in it was received before.
+    let Some((file, _)) = files::read_header(directory, segment.number)? else { return Ok(0) };
+    // Last written before then: all its records were received before.
     if file.metadata()?.modified()? < since {
         return Ok(0);
     }
     let mut names = Names::default();
     let mut found = 0;
-    let mut chain = SegmentScanner::new(file, header, segment.length);
-    chain.handle_unreadable(UnreadableBlocks::Skip);
-    while let Some(item) = chain.peek()?.filter(|item| item.kind != MarkKind::End) {
+    let mut scanner = SegmentScanner::new(file, header, segment.length);
+    scanner.handle_unreadable(UnreadableBlocks::Skip);
+    while let Some(item) = scanner.peek()?.filter(|item| item.kind != MarkKind::End) {
         if let MarkKind::Record(payload) = &item.kind
-            && let Some((origin, body)) = names.decode(chain.payload(payload))
+            && let Some((origin, body)) = names.decode(scanner.payload(payload))
             && origin.received >= since
         {
             found += 1;
             visit(&origin, body);
         }
-        chain.pass(&item);
+        scanner.advance(&item);
     }
     Ok(found)
 }

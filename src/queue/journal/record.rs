@@ -1,4 +1,4 @@
-//! One event as the bytes of a record, and back.
+//! Encoding an event as the bytes of a record, and decoding it.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -6,29 +6,29 @@ use std::time::{Duration, SystemTime};
 use crate::event::{Event, Origin};
 use crate::queue::journal::format::{ALIGNMENT, Mark};
 
-/// Received time, flags, two lengths.
+/// The length of the fixed part: received time, flags, two lengths.
 const FIXED: usize = 16;
 const SIGNATURE: usize = 64;
-/// A W3C `traceparent` of version 00.
+/// The length of a W3C `traceparent` of version 00.
 const TRACEPARENT: usize = 55;
-/// More than any sensible name of a source.
+/// The longest source name that is kept: more than any sensible name.
 const LONGEST_SOURCE: usize = 255;
 
 const SIGNED: u8 = 1;
 const VERIFIED: u8 = 2;
 const TRACED: u8 = 4;
 
-/// The most that a record with a body of this size takes.
+/// The largest record with a body of this size.
 pub(super) fn largest(body: usize) -> u64 {
     Mark::record_bytes((FIXED + LONGEST_SOURCE + SIGNATURE + TRACEPARENT + body) as u64)
 }
 
-/// What the journal keeps of an event.
+/// The parts of an event that the journal keeps.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Record<'a> {
-    /// Wall clock when the head of the request was read; kept to the microsecond.
+    /// The wall clock when the head of the request was read, to the microsecond.
     pub(crate) received: SystemTime,
-    /// Name of the source.
+    /// The name of the source.
     pub(crate) source: &'a str,
     /// The signature as received.
     pub(crate) signature: Option<&'a [u8; 64]>,
@@ -41,7 +41,7 @@ pub(crate) struct Record<'a> {
 }
 
 impl Record<'_> {
-    /// What the journal keeps of this event.
+    /// The record of this event.
     #[must_use]
     pub(crate) fn of(event: &Event) -> Record<'_> {
         let origin = &event.origin;
@@ -55,7 +55,7 @@ impl Record<'_> {
         }
     }
 
-    /// Bytes in the segment, padding included.
+    /// The size in the segment, including padding.
     #[must_use]
     pub(crate) fn length(&self) -> u64 {
         Mark::record_bytes(self.payload() as u64)
@@ -103,23 +103,23 @@ impl Record<'_> {
     }
 }
 
-/// Both lengths have two bytes. Names are far shorter; one that is not is cut, never the body.
+/// Both lengths have two bytes. Names are far shorter; a longer one is truncated, the body never.
 fn part(text: &str) -> &[u8] {
     &text.as_bytes()[..text.len().min(usize::from(u16::MAX))]
 }
 
-/// An event as the journal gives it back.
+/// An event as read back from the journal.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
-    /// Its number, dense in the order of acceptance.
+    /// The number of the record, dense in the order of acceptance.
     pub(crate) sequence: u64,
-    /// What of the request goes on beside the body.
+    /// The parts of the request that are kept beside the body.
     pub(crate) origin: Origin,
     /// The signed bytes.
     pub(crate) body: Box<[u8]>,
 }
 
-/// Sources' names seen before, so that a thousand records do not allocate a thousand names.
+/// The names of sources seen before, so that a thousand records do not allocate a thousand names.
 #[derive(Debug, Default)]
 pub(super) struct Names(Option<Arc<str>>);
 
@@ -131,7 +131,7 @@ impl Names {
         }
     }
 
-    /// Reads a payload whose sum is right; none where it makes no sense all the same.
+    /// Decodes a payload with a right checksum; none if it makes no sense nevertheless.
     pub(super) fn decode<'p>(&mut self, payload: &'p [u8]) -> Option<(Origin, &'p [u8])> {
         let (fixed, rest) = payload.split_at_checked(FIXED)?;
         let micros = u64::from_le_bytes(fixed[..8].try_into().ok()?);

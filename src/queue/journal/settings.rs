@@ -1,4 +1,4 @@
-//! `[journal]`: how much disk, in files of which size.
+//! `[journal]`: the disk space, and the size of its files.
 
 use crate::queue::journal::format::{BLOCK, HEADER_BYTES, room};
 use crate::queue::journal::record;
@@ -7,9 +7,9 @@ use crate::settings::Section;
 /// The settings of `[journal]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Settings {
-    /// The most that all segments together take on disk.
+    /// The limit on the disk space of all segments together.
     pub(crate) max_bytes: u64,
-    /// What one segment takes.
+    /// The size of one segment.
     pub(crate) segment_bytes: u64,
 }
 
@@ -19,14 +19,14 @@ impl Settings {
         Self { max_bytes: section.size("max_bytes") as u64, segment_bytes: section.size("segment_bytes") as u64 }
     }
 
-    /// The size that segments really have: two fit into the limit, and all is in whole blocks.
+    /// The actual size of segments: two fit within the limit, and all are whole blocks.
     #[must_use]
     pub(crate) fn effective_segment(&self) -> u64 {
         let size = self.segment_bytes.min(self.max_bytes / 2);
         size - size % BLOCK
     }
 
-    /// What is wrong where no segment can hold the largest record: a body of so many bytes, and what goes with it.
+    /// The problem if no segment can hold the largest record: a body of this size, and what accompanies it.
     #[must_use]
     pub(crate) fn problem(&self, largest_body: usize) -> Option<String> {
         let largest = record::largest(largest_body);

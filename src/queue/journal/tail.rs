@@ -1,32 +1,34 @@
-//! The end of the last segment, where writing goes on: found at the start, mended where a crash or the disk tore it.
+//! The end of the last segment, where writing continues: found at the start, and repaired if a crash or the disk tore
+//! it.
 
 use std::io;
 
 use crate::queue::journal::chain::{MarkKind, SegmentScanner};
 
-/// Where the records of the last segment end.
+/// The end of the records in the last segment.
 #[derive(Debug)]
 pub(super) struct SegmentTail {
-    /// The next record goes here.
+    /// The offset of the next record.
     pub(super) offset: u64,
-    /// And has this sequence.
+    /// The sequence of the next record.
     pub(super) next: u64,
-    /// No sound end mark stands there.
+    /// There is no sound end mark.
     pub(super) torn: bool,
-    /// Behind a sound end mark stands what a commit cut short left.
+    /// Remains of an interrupted commit follow a sound end mark.
     pub(super) stale: bool,
-    /// The offset of the first record that is not settled, or of the end.
+    /// The offset of the first unsettled record, or of the end.
     pub(super) unsettled: u64,
 }
 
-/// Reads the last segment to its end. `short`: the file is shorter than its header says, so what is missing was there.
-/// All records below the watermark are settled.
-pub(super) fn find(chain: &mut SegmentScanner, short: bool, watermark: u64) -> io::Result<SegmentTail> {
-    let (offset, next) = (chain.offset(), chain.least());
+/// Reads the last segment to its end. `short` means that the file is shorter than its header says, so the missing part
+/// had records. All records below the watermark are settled.
+pub(super) fn find(scanner: &mut SegmentScanner, short: bool, watermark: u64) -> io::Result<SegmentTail> {
+    let (offset, next) = (scanner.offset(), scanner.min_sequence());
     let mut tail = SegmentTail { offset, next, torn: true, stale: false, unsettled: offset };
-    // A damaged record counts once something sound stands behind it; else it may be a commit that never was complete.
-    while let Some(item) = chain.peek()? {
-        chain.pass(&item);
+    // A damaged record counts only if something sound follows it; otherwise it may belong to a commit that was never
+    // complete.
+    while let Some(item) = scanner.peek()? {
+        scanner.advance(&item);
         match item.kind {
             MarkKind::Record(_) => {
                 (tail.offset, tail.next) = (item.after, item.sequence + 1);
@@ -43,11 +45,11 @@ pub(super) fn find(chain: &mut SegmentScanner, short: bool, watermark: u64) -> i
     }
     tail.unsettled = tail.unsettled.min(tail.offset);
     if tail.torn && short {
-        tail.next = chain.least().max(tail.next + 1);
+        tail.next = scanner.min_sequence().max(tail.next + 1);
     }
     if !tail.torn {
-        chain.pass_end();
-        tail.stale = chain.peek()?.is_some();
+        scanner.advance_over_end();
+        tail.stale = scanner.peek()?.is_some();
     }
     Ok(tail)
 }

@@ -1,4 +1,4 @@
-//! Looking at a whole journal without changing it: every record of every segment in use.
+//! Verification of a whole journal without changing it: every record of every segment in use.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,18 @@ use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::format::{Header, VERSION};
 use crate::queue::journal::open::{DirectoryState, OpenError, survey};
 
-/// A running daemon recycles segments and writes while they are read: what looks damaged is looked at again.
-const LOOKS: usize = 3;
+/// The number of attempts: a running daemon recycles and writes segments while they are read, so apparent damage is
+/// checked again.
+const ATTEMPTS: usize = 3;
 
 /// One damaged place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Damage {
-    /// Where in the file.
+    /// The offset in the file.
     pub(crate) offset: u64,
-    /// Sequences that have no sound record because of it.
+    /// The number of sequences without a sound record because of it.
     pub(crate) records: u64,
-    /// What is wrong.
+    /// A description of the damage.
     pub(crate) text: String,
 }
 
@@ -29,65 +30,65 @@ pub(crate) struct Damage {
 pub(crate) struct SegmentReport {
     /// Its file.
     pub(crate) file: PathBuf,
-    /// The sequence that it starts with; none where its header is damaged.
+    /// The sequence that it starts with; none if its header is damaged.
     pub(crate) first: Option<u64>,
-    /// Sound records.
+    /// The number of sound records.
     pub(crate) records: u64,
-    /// Of these below the watermark.
+    /// The number of those below the watermark.
     pub(crate) settled: u64,
-    /// On disk.
+    /// The size on disk.
     pub(crate) bytes: u64,
-    /// What is damaged.
+    /// The damage found.
     pub(crate) damage: Vec<Damage>,
 }
 
-/// What was found.
+/// The result of a verification.
 #[derive(Clone, Debug)]
 pub(crate) struct Report {
-    /// Segments in use, oldest first.
+    /// The segments in use, oldest first.
     pub(crate) segments: Vec<SegmentReport>,
-    /// Segments that hold nothing unsettled: waiting to be used (again).
+    /// The number of segments without unsettled records, waiting to be used (again).
     pub(crate) spares: u64,
     /// The oldest unsettled sequence.
     pub(crate) watermark: u64,
     /// The sequence of the next record.
     pub(crate) next: u64,
-    /// Of all files.
+    /// The size of all files.
     pub(crate) bytes: u64,
 }
 
 impl Report {
-    /// Sound records in segments in use.
+    /// The number of sound records in segments in use.
     #[must_use]
     pub(crate) fn records(&self) -> u64 {
         self.segments.iter().map(|segment| segment.records).sum()
     }
 
-    /// Sound records that were settled.
+    /// The number of sound records that were settled.
     #[must_use]
     pub(crate) fn settled(&self) -> u64 {
         self.segments.iter().map(|segment| segment.settled).sum()
     }
 
-    /// Sound records that are still to be published.
+    /// The number of sound records still to be published.
     #[must_use]
     pub(crate) fn unsettled(&self) -> u64 {
         self.records() - self.settled()
     }
 
-    /// Damaged places.
+    /// The number of damaged places.
     #[must_use]
     pub(crate) fn damaged(&self) -> u64 {
         self.segments.iter().map(|segment| segment.damage.len() as u64).sum()
     }
 
-    /// Sequences that have no sound record.
+    /// The number of sequences without a sound record.
     #[must_use]
     pub(crate) fn lost(&self) -> u64 {
         self.segments.iter().flat_map(|segment| &segment.damage).map(|damage| damage.records).sum()
     }
 
-    /// The report for programs.
+    /// The report as JSON.
     #[must_use]
     pub(crate) fn to_json(&self) -> Value {
         let damage =
@@ -124,17 +125,17 @@ impl Report {
 /// # Errors
 /// See [`OpenError`].
 pub(crate) fn verify(directory: &Path) -> Result<Report, OpenError> {
-    let mut report = look(directory)?;
-    for _ in 1..LOOKS {
+    let mut report = read_all(directory)?;
+    for _ in 1..ATTEMPTS {
         if report.damaged() == 0 {
             break;
         }
-        report = look(directory)?;
+        report = read_all(directory)?;
     }
     Ok(report)
 }
 
-fn look(directory: &Path) -> Result<Report, OpenError> {
+fn read_all(directory: &Path) -> Result<Report, OpenError> {
     let survey = survey(directory)?;
     let mut report = Report {
         segments: Vec::new(),
@@ -161,7 +162,7 @@ fn look(directory: &Path) -> Result<Report, OpenError> {
         };
         if header.first > expected {
             let records = header.first - expected;
-            found.damage.push(Damage { offset: 0, records, text: "what stood before it is lost".into() });
+            found.damage.push(Damage { offset: 0, records, text: "the records before it are lost".into() });
         }
         let end = walk(directory, segment, *header, following, survey.watermark, &mut found)?;
         expected = following.map_or(end, |first| end.min(first)).max(survey.watermark);
@@ -193,7 +194,7 @@ fn headers(survey: &DirectoryState, number: u32) -> Vec<Damage> {
     damage.map(|(_, text)| Damage { offset: 0, records: 0, text: (*text).into() }).collect()
 }
 
-/// Reads all records of a segment; the sequence behind the last.
+/// Reads all records of a segment; returns the sequence after the last.
 fn walk(
     directory: &Path,
     segment: &Segment,
@@ -202,29 +203,29 @@ fn walk(
     watermark: u64,
     found: &mut SegmentReport,
 ) -> io::Result<u64> {
-    let Some((file, _)) = files::look(directory, segment.number)? else { return Ok(header.first) };
-    let mut chain = SegmentScanner::new(file, header, segment.length);
-    chain.handle_unreadable(UnreadableBlocks::Skip);
-    let next = walk_records(&mut chain, following.is_none(), watermark, found)?;
-    for block in chain.take_skipped() {
+    let Some((file, _)) = files::read_header(directory, segment.number)? else { return Ok(header.first) };
+    let mut scanner = SegmentScanner::new(file, header, segment.length);
+    scanner.handle_unreadable(UnreadableBlocks::Skip);
+    let next = walk_records(&mut scanner, following.is_none(), watermark, found)?;
+    for block in scanner.take_skipped() {
         let text = "the block cannot be read from the disk".into();
         found.damage.push(Damage { offset: block, records: 0, text });
     }
-    if chain.is_recycled()? {
+    if scanner.is_recycled()? {
         found.damage.clear();
     }
     Ok(next)
 }
 
 fn walk_records(
-    chain: &mut SegmentScanner,
+    scanner: &mut SegmentScanner,
     last: bool,
     watermark: u64,
     found: &mut SegmentReport,
 ) -> io::Result<u64> {
-    let mut next = chain.header().first;
+    let mut next = scanner.header().first;
     loop {
-        let (offset, item) = (chain.offset(), chain.peek()?);
+        let (offset, item) = (scanner.offset(), scanner.peek()?);
         let reached = item.as_ref().map_or(next, |item| item.sequence);
         if reached > next {
             let text = if reached == next + 1 {
@@ -237,9 +238,9 @@ fn walk_records(
         }
         let Some(item) = item else {
             let text = if last {
-                "the end is torn: what stood there was never acknowledged, or the disk damaged it"
+                "the end is torn: its contents were never acknowledged, or the disk damaged them"
             } else {
-                "no sound end mark; records that stood here are told by the next segment"
+                "no sound end mark; missing records are reported with the next segment"
             };
             found.damage.push(Damage { offset, records: 0, text: text.into() });
             return Ok(next);
@@ -256,6 +257,6 @@ fn walk_records(
             }
         }
         next += 1;
-        chain.pass(&item);
+        scanner.advance(&item);
     }
 }

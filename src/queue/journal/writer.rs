@@ -1,4 +1,4 @@
-//! Writing: one commit is one write and one fdatasync for all who wait. Runs on the writer's thread alone.
+//! Writing: one commit is one write and one fdatasync for all waiting events. Runs on the writer's thread alone.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,29 +11,29 @@ use crate::queue::journal::format::{HEADER_BYTES, Header, Mark, WatermarkSlot};
 use crate::queue::journal::layout::{Place, SegmentAllocator};
 use crate::queue::journal::record::Record;
 
-/// A buffer larger than this is not kept: idle memory need not hold what one large commit took.
+/// The largest buffer that is kept: an idle writer need not hold the memory of one large commit.
 const BUFFER: usize = 1 << 20;
 
-/// Why a commit did not happen.
+/// The reasons why a commit did not happen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommitError {
-    /// No segment could be made for it. Nothing of this run is written: undo its places, try later.
-    #[error("failed to make another segment of the journal: {0}; make room there")]
+    /// No segment could be created for it. Nothing of this run is written: undo its places and try later.
+    #[error("failed to make another segment of the journal: {0}; free some disk space there")]
     NoSpace(io::Error),
-    /// Final: what is on disk is not known any more, and trying again would not tell.
+    /// Final: the state on disk is unknown, and trying again would not reveal it.
     #[error(
-        "failed to write the journal: {0}; see to the disk, then start again: all that was acknowledged is kept"
+        "failed to write the journal: {0}; check the disk, then start again: all that was acknowledged is kept"
     )]
     Failed(io::Error),
 }
 
-/// The segment that records go to.
+/// The segment to which records are written.
 #[derive(Debug)]
 pub(super) struct Active {
     pub(super) number: u32,
     pub(super) file: File,
     pub(super) salt: u64,
-    /// The watermark as written last.
+    /// The watermark as last written.
     pub(super) slot: WatermarkSlot,
 }
 
@@ -41,7 +41,7 @@ pub(super) struct Active {
 #[derive(Debug)]
 pub(crate) struct Writer {
     directory: PathBuf,
-    /// Open, so that its removal is seen where no segment is.
+    /// Kept open, so that its removal is noticed even when there is no segment.
     handle: File,
     segment: u64,
     active: Option<Active>,
@@ -62,7 +62,7 @@ impl Writer {
     pub(crate) fn commit(&mut self, run: &[(Place, Record<'_>)], watermark: u64) -> Result<(), CommitError> {
         let Some((first, _)) = run.first() else { return Ok(()) };
         self.refuse_broken()?;
-        if first.opens {
+        if first.starts_segment {
             self.make(first.segment)?;
         }
         let written = self.write(run, watermark);
@@ -77,7 +77,7 @@ impl Writer {
         Ok(())
     }
 
-    /// An error in an existing segment is the last one.
+    /// After an I/O error in an existing segment nothing more is written.
     fn check(&mut self, done: io::Result<()>) -> Result<(), CommitError> {
         done.map_err(|error| {
             self.broken = true;
@@ -86,12 +86,12 @@ impl Writer {
         })
     }
 
-    /// Makes the segment if it is not there as a spare.
+    /// Creates the segment if it does not exist as a spare.
     fn make(&mut self, number: u32) -> Result<(), CommitError> {
         match fs::metadata(files::path(&self.directory, number)) {
             Ok(spare) if spare.len() == self.segment => Ok(()),
             _ => self.create(number).map_err(|error| match error.kind() {
-                // These do not pass by themselves.
+                // These do not disappear by themselves.
                 io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
                     self.broken = true;
                     CommitError::Failed(error)
@@ -102,7 +102,7 @@ impl Writer {
     }
 
     /// Begins another use of a segment: an end mark, then the header that makes it count, both safe on disk before any
-    /// record. In this order a process that dies in between leaves a spare, not a segment with a torn end.
+    /// record. In this order a process that ends in between leaves a spare, not a segment with a torn end.
     fn recycle(&mut self, number: u32, first: u64, watermark: u64) -> io::Result<()> {
         let file = OpenOptions::new().write(true).open(files::path(&self.directory, number))?;
         let header = Header { size: self.segment, salt: fastrand::u64(..), first };
@@ -116,7 +116,7 @@ impl Writer {
 
     fn write(&mut self, run: &[(Place, Record<'_>)], watermark: u64) -> io::Result<()> {
         let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { return Ok(()) };
-        if first.opens {
+        if first.starts_segment {
             self.recycle(first.segment, first.sequence, watermark)?;
         }
         let active = self.active.as_mut().filter(|active| active.number == first.segment);
@@ -140,7 +140,7 @@ impl Writer {
         self.is_there()
     }
 
-    /// Writes the watermark, without making it safe: it is the next commit's company.
+    /// Writes the watermark without fsync; the next commit syncs it.
     ///
     /// # Errors
     /// Always [`CommitError::Failed`].
@@ -150,7 +150,7 @@ impl Writer {
         self.check(noted)
     }
 
-    /// Makes all that was written safe on disk: for the end.
+    /// Syncs everything that was written, before the writer ends.
     ///
     /// # Errors
     /// Always [`CommitError::Failed`].
@@ -160,39 +160,40 @@ impl Writer {
         self.check(synced)
     }
 
-    /// Makes a spare, with all its blocks, safe on disk.
+    /// Creates a spare with all its blocks, safe on disk.
     ///
     /// # Errors
-    /// No room, mostly; what was made of it is removed.
+    /// Usually the disk is full; the partial file is removed.
     pub(crate) fn create(&mut self, segment: u32) -> io::Result<()> {
-        files::create(&self.directory, segment, self.segment, Fill::Fingerprint)
+        files::create(&self.directory, segment, self.segment, Fill::Zeroed)
     }
 
-    /// Deletes segments that were released, the oldest first.
+    /// Deletes released segments, the oldest first.
     pub(crate) fn delete(&mut self, segments: &[u32]) {
         for segment in segments {
-            // One that stays is written over when its number is used again.
+            // If it cannot be removed, it is overwritten when its number is used again.
             let _ = fs::remove_file(files::path(&self.directory, *segment));
         }
     }
 
-    /// Fails where somebody has removed the journal: what is written would be gone with this process.
+    /// Fails if the journal was removed: records written to it would not survive this process.
     ///
     /// # Errors
-    /// It is not there.
+    /// The journal does not exist.
     pub(crate) fn is_there(&self) -> io::Result<()> {
         let file = self.active.as_ref().map_or(&self.handle, |active| &active.file);
         if file.metadata()?.nlink() == 0 {
-            let error = io::Error::new(io::ErrorKind::NotFound, "somebody has removed the journal");
+            let error = io::Error::new(io::ErrorKind::NotFound, "the journal has been removed");
             return Err(at(&self.directory, &error));
         }
         Ok(())
     }
 
-    /// Makes spares at the start until so many bytes of records fit, as far as the limit allows; says how many do.
+    /// Creates spares at the start until this many bytes of records fit, as far as the limit allows; returns how many
+    /// fit.
     ///
     /// # Errors
-    /// No room, mostly; what was made so far stays.
+    /// Usually the disk is full; the files created so far stay.
     pub(crate) fn allocate(&mut self, layout: &mut SegmentAllocator, bytes: u64) -> io::Result<u64> {
         while layout.left() < bytes {
             let Some(number) = layout.grow() else { break };

@@ -1,9 +1,9 @@
-//! The queue as a whole against a plain list: what ingress, delivery, the journal's writer, a reload and the stop do to it
-//! in any order, on a disk that hangs, fills, fails and recovers.
+//! The queue as a whole against a plain list: the actions of ingress, delivery, the journal's writer, a reload and the
+//! stop, in any order, on a disk that hangs, fills, fails and recovers.
 //!
 //! Events have rising numbers, in the order of acceptance. The list knows which of them must still be delivered.
 //!
-//! Length: the steps and what each may lead to are one description.
+//! Length: the steps and their possible outcomes form one description.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::io::ErrorKind;
@@ -32,7 +32,7 @@ enum DiskState {
     Sound,
     /// No further segment can be made.
     Full,
-    /// Writes fail, once and for all.
+    /// All writes fail from now on.
     Failing,
 }
 
@@ -40,7 +40,7 @@ enum DiskState {
 enum QueueStep {
     Enqueue(usize),
     Take(usize),
-    /// Settles the event at this place of those taken, published or as a dead letter.
+    /// Settles the event at this position of those taken, as published or as a dead letter.
     Settle(usize, bool),
     /// A reload.
     Limit {
@@ -48,7 +48,7 @@ enum QueueStep {
         kilobytes: usize,
     },
     Disk(DiskState),
-    /// The writer takes what there is to do, and the disk begins with it.
+    /// The writer takes its next step, and the disk begins with it.
     Begin,
     /// The disk answers.
     Finish,
@@ -56,9 +56,9 @@ enum QueueStep {
     Hang,
     /// The stop begins.
     Drain,
-    /// The stop writes what only memory keeps, without waiting for the answer.
+    /// The stop writes the events that only memory keeps, without waiting for the answer.
     Spill,
-    /// The process ends, and another one starts; whether the disk answers before the end, after it, or never.
+    /// The process ends, and another one starts; the disk answers before the end, after it, or never.
     Restart(Reply),
 }
 
@@ -100,20 +100,20 @@ struct QueueModel {
     next: usize,
     /// Accepted and neither settled nor lost.
     held: BTreeSet<usize>,
-    /// In `journaled`, those that are not answered yet.
+    /// The events of `journaled` without an answer yet.
     asked: Vec<(usize, Arc<Waiter>)>,
     /// Settled, or perhaps lost, before this start: they may be delivered once more.
     repeatable: BTreeSet<usize>,
-    /// How many of those are delivered once more in this run, and not settled yet.
+    /// The number of those that are delivered once more in this run, and not settled yet.
     repeats: u64,
 }
 
-/// One life of the process.
+/// One run of the process.
 struct Run {
     buffer: Arc<Buffer>,
     journaling: Journaling,
     reader: Reader,
-    /// The work that the disk is busy with.
+    /// The step that the disk is working on.
     work: Option<WriterStep>,
     taken: VecDeque<Box<Event>>,
     /// The highest number that delivery took.
@@ -224,7 +224,7 @@ impl QueueModel {
         self.run.buffer.snapshot().journal.unwrap().short
     }
 
-    /// Takes what is next, from memory or from disk; how many.
+    /// Takes the next events, from memory or from disk; returns their number.
     fn take(&mut self, most: usize) -> usize {
         let before = self.run.taken.len();
         self.run.take(most);
@@ -271,18 +271,18 @@ impl QueueModel {
             self.run.journaling.carry_out(work);
         }
         set_here(&[]);
-        self.hear();
+        self.note_outcomes();
     }
 
-    /// Notes the outcome of the events that wait for the disk.
-    fn hear(&mut self) {
+    /// Notes the outcomes of the events that wait for the disk.
+    fn note_outcomes(&mut self) {
         for (number, waiter) in std::mem::take(&mut self.asked) {
             match waiter.outcome() {
                 None => self.asked.push((number, waiter)),
                 Some(Outcome::Kept) => {
                     self.held.insert(number);
                 }
-                // After a failed write it may be on the disk all the same, and its sender knows nothing.
+                // After a failed write it may be on the disk nevertheless, although its sender got an error.
                 Some(_) => {
                     self.repeatable.insert(number);
                 }
@@ -302,7 +302,7 @@ impl QueueModel {
         }
     }
 
-    /// The end of the process as the stop makes it, and the next start.
+    /// The end of the process as the stop performs it, and the next start.
     fn restart(&mut self, answer: Reply) {
         self.run.draining = true;
         self.run.buffer.drain();
@@ -326,15 +326,15 @@ impl QueueModel {
             self.run.begin();
             self.finish();
         }
-        // An answer that came too late: it may be there, whatever was counted.
+        // An answer that arrived too late: it may be on the disk, whatever was counted.
         self.repeatable.extend(self.asked.drain(..).map(|(number, _)| number));
         self.repeatable.extend(&lost);
         self.held.retain(|number| !lost.contains(number));
         let totals = self.run.buffer.snapshot().totals();
         assert_eq!(totals.mismatch(), 0, "{totals:?}");
         assert_eq!(totals.held, self.held.len() as u64 + self.repeats, "{totals:?}, lost {lost:?}");
-        let is_well = answer == Reply::Before && self.disk == DiskState::Sound;
-        assert!(!is_well || lost.len() <= self.may_lose(), "lost {lost:?} on a sound disk with room");
+        let is_sound = answer == Reply::Before && self.disk == DiskState::Sound;
+        assert!(!is_sound || lost.len() <= self.may_lose(), "lost {lost:?} on a sound disk with room");
         let path = self.path();
         self.disk = DiskState::Sound;
         self.run = Run::start(&path, self.ack, self.limits);
@@ -343,7 +343,7 @@ impl QueueModel {
         self.repeats = repeats.unwrap_or_else(|| panic!("{recovered} of {} are there", self.held.len()));
     }
 
-    /// How many events a stop may lose because the journal has no room for them, or failed before.
+    /// The number of events that a stop may lose because the journal has no room for them, or failed before.
     fn may_lose(&self) -> usize {
         let state = self.run.buffer.lock();
         let disk = state.disk.as_ref().unwrap();
@@ -362,7 +362,7 @@ impl QueueModel {
         assert_eq!(totals.held, self.held.len() as u64 + self.repeats, "{totals:?}");
     }
 
-    /// With disk and broker well, everything is delivered, and the bridge is ready.
+    /// Checks that everything is delivered, and the bridge is ready, once disk and broker work.
     fn recovers(&mut self) {
         self.disk = DiskState::Sound;
         let has_failed = self.run.buffer.snapshot().journal.unwrap().failed.is_some();
@@ -442,7 +442,7 @@ impl Run {
         self.buffer.undo_spill(self.taken.iter_mut().map(|event| &mut **event));
     }
 
-    /// What the end of the process would lose now.
+    /// The events that an end of the process would lose now.
     fn lost(&self) -> BTreeSet<usize> {
         let state = self.buffer.lock();
         let disk = state.disk.as_ref().unwrap();

@@ -39,13 +39,13 @@ impl Queue {
         self.buffer.enqueue(0, None, event(number), &Arc::default())
     }
 
-    /// Enqueues and waits until it is on disk.
+    /// Enqueues an event and waits until it is on disk.
     fn accept(&self, number: usize) {
         let waiter = self.enqueue(number).unwrap().unwrap();
         assert_eq!(outcome(&waiter), Outcome::Kept);
     }
 
-    /// Takes what is next, from memory or from disk: the cuids.
+    /// Takes the next events, from memory or from disk; collects their cuids.
     fn take(&mut self, most: usize, into: &mut VecDeque<Box<Event>>) -> usize {
         match self.buffer.take(most, into) {
             Taken::Events(count) => count,
@@ -76,7 +76,7 @@ impl Queue {
         self.check();
     }
 
-    /// Takes and settles everything; the bodies' lengths, by which the events are known.
+    /// Takes and settles everything; returns the lengths of the bodies, which identify the events.
     fn drain(&mut self) -> Vec<usize> {
         let mut seen = Vec::new();
         let mut taken = VecDeque::new();
@@ -111,7 +111,7 @@ fn outcome(waiter: &Waiter) -> Outcome {
     panic!("no outcome");
 }
 
-/// An event whose body has this length.
+/// An event with a body of this length.
 fn event(number: usize) -> Box<Event> {
     let origin = Origin {
         source: "a".into(),
@@ -132,7 +132,7 @@ fn comes_back_from_disk_in_order_when_memory_was_full() {
     assert_eq!((snapshot.events, snapshot.held), (3, 20), "memory is bounded");
     let mut taken = VecDeque::new();
     assert_eq!(queue.take(2, &mut taken), 2);
-    // What is accepted meanwhile comes after what is on disk.
+    // Events accepted meanwhile follow those on disk.
     (21..=30).for_each(|number| queue.accept(number));
     let first: Vec<usize> = taken.iter().map(|event| event.body.len()).collect();
     for event in &taken {
@@ -157,7 +157,7 @@ fn delivers_what_was_not_settled_once_more_after_a_restart_and_first() {
     queue.settle(&taken[0]);
     queue.settle(&taken[2]);
     queue.close();
-    // Out of order it does not count: the watermark is the oldest that is not settled.
+    // Out of order it does not count: the watermark is the oldest unsettled sequence.
     let mut queue = Queue::open(Ack::Buffered, directory.path());
     assert_eq!((queue.check().recovered, queue.check().held), (4, 4));
     assert!(queue.enqueue(9).unwrap().is_none());
@@ -208,7 +208,7 @@ fn keeps_at_the_stop_what_only_memory_held() {
     let none = std::iter::empty();
     assert!(matches!(queue.buffer.spill(none, 1 << 20), SpillResult::Done));
     queue.check();
-    // It goes on delivering, and what is settled is settled on disk.
+    // Delivery continues, and its settlements reach the disk.
     queue.settle(&taken[0]);
     queue.buffer.lose_taken(std::iter::empty());
     queue.buffer.lose_waiting();
@@ -260,7 +260,7 @@ fn delivers_after_the_stop_has_begun_what_stood_behind_one_that_was_withdrawn() 
     };
     assert_eq!(outcome(&waiter), Outcome::Kept);
     assert_eq!(queue.drain(), [2, 3]);
-    assert!(queue.buffer.is_empty(), "nothing is waited for in vain");
+    assert!(queue.buffer.is_empty(), "no event is still waited for");
     assert_eq!((queue.check().withdrawn, queue.check().published, queue.check().held), (1, 2, 0));
     queue.close();
 }

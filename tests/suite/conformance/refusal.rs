@@ -91,7 +91,7 @@ pub(super) fn counts_refused_events_as_lost_without_a_state_directory<R: Remote>
     assert_eq!((stopped.code, stopped.count("lost")), (Some(1), 4));
 }
 
-/// The refused are listed, and arrive with the same id once the cause is mended: through a daemon, or without one.
+/// The refused are listed, and arrive with the same id once the cause is fixed: through a daemon, or without one.
 fn replays<R: Remote>(test: &str, trap: Trap, by: Replayer) {
     let rig = R::new(test);
     let trapped = rig.trap(trap);

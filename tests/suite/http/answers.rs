@@ -19,7 +19,7 @@ fn refused(name: &str, outcome: Outcome, request: impl FnOnce(Request) -> Reques
 /// Another way to write a signature.
 type Spelling = fn(String) -> String;
 
-/// Signed with something else in the header.
+/// A signed body with something else in the header.
 fn with_signature(name: &str, value: impl FnOnce(String) -> String) -> Request {
     let body = good(name);
     Request::unsigned(&body).header("X-Authorization-HMAC-256", value(sign(SECRET, &body)))
@@ -135,9 +135,9 @@ fn knows_only_the_very_path_of_a_source() {
 }
 
 #[test]
-fn hints_in_the_log_at_a_slash_or_a_case_that_differs() {
+fn hints_in_the_log_if_only_a_slash_or_the_case_differs() {
     for path in ["/webhooks/plextrac/", "/Webhooks/PLEXTRAC"] {
-        // One line a second is logged: a daemon for each.
+        // One line a second is logged: use a daemon for each.
         let bridge = Bridge::start(|setup| setup);
         let case = refused(path, Outcome::Unknown, |request| request.start(format!("POST {path} HTTP/1.1")));
         let problem = problem(path, &case.run(&bridge));
@@ -155,7 +155,7 @@ fn hints_in_the_log_at_a_slash_or_a_case_that_differs() {
 }
 
 #[test]
-fn takes_no_other_method_than_post() {
+fn accepts_no_method_but_post() {
     let methods = ["GET", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "post", "Post", "BREW"];
     let mut cases: Vec<Case> = methods
         .iter()
@@ -214,7 +214,7 @@ fn checks_path_method_length_encoding_body_signature_and_json_in_this_order() {
 }
 
 #[test]
-fn gives_every_refusal_an_id_that_stands_in_its_line_of_log_too() {
+fn gives_every_refusal_an_id_that_is_also_in_its_log_line() {
     let bridge = Bridge::start(Setup::strict);
     let cases = [
         refused("method", NO_METHOD, |request| request.start(format!("PUT {PATH} HTTP/1.1"))),

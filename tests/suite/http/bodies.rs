@@ -1,4 +1,4 @@
-//! What stands in a signed body: one JSON value in UTF-8, the documented payload, and its size.
+//! The content of a signed body: one JSON value in UTF-8, the documented payload, and its size.
 
 use super::case::{Case, Outcome, Request, Signature, good, run_all};
 use crate::support::{Bridge, Payload, Setup};

@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use crate::support::{Answer, Bridge, Client, Counters, PATH, Payload, SECRET, sign};
 
-/// What becomes of a request.
+/// The outcome of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// 200 `accepted`: this body arrives.
+    /// 200 `accepted`: this body is published.
     Accepted(Vec<u8>),
     /// 200 `probe`.
     Probe,
@@ -26,7 +26,7 @@ pub(super) enum Signature {
     NotSeen,
 }
 
-/// A request and what becomes of it.
+/// A request and its outcome.
 #[derive(Clone, Debug)]
 pub(super) struct Case {
     name: String,
@@ -38,7 +38,7 @@ pub(super) struct Case {
 }
 
 impl Case {
-    /// These bytes, which come to this.
+    /// A request of these bytes with this outcome.
     pub(super) fn new(name: impl Into<String>, bytes: impl Into<Vec<u8>>, outcome: Outcome) -> Self {
         let name = name.into();
         Self { name, bytes: bytes.into(), outcome, detail: None, source: "plextrac", secret_id: "default" }
@@ -61,7 +61,7 @@ impl Case {
         self
     }
 
-    /// Sends the bytes on a connection of their own, and looks at the answer, the counters and the accounting.
+    /// Sends the bytes on a connection of their own, and checks the answer, the counters and the accounting.
     #[track_caller]
     pub(super) fn run(&self, bridge: &Bridge) -> Answer {
         let before = bridge.counters();

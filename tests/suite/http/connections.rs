@@ -1,4 +1,4 @@
-//! Connections: one request after another, 100 Continue, and the answer that comes before the body is read.
+//! Connections: one request after another, 100 Continue, and the answer that is sent before the body is read.
 
 use std::io::Write as _;
 use std::thread;
@@ -56,7 +56,7 @@ fn answers_pipelined_requests_in_their_order() {
     }
     bytes.extend_from_slice(&Request::signed(b"{}").header("Connection", "close").bytes());
     expected.push(200);
-    // Nothing of this is served: it stands behind the end.
+    // Nothing of this is served: it follows the end.
     bytes.extend_from_slice(&Request::signed(&good("behind the end")).bytes());
     let text = until_closed(&bridge.daemon.ingress, &bytes);
     assert_eq!(statuses(&text), expected, "the answers");
@@ -117,7 +117,7 @@ fn says_100_continue_before_it_reads_a_body() {
 #[test]
 fn refuses_a_body_before_it_is_sent_where_the_sender_waits() {
     let bridge = Bridge::start(|setup| setup);
-    // What the sender might send all the same must not be taken for a request.
+    // Bytes that the sender might send nevertheless must not be mistaken for a request.
     let inside = Request::signed(&good("smuggled")).bytes();
     let waiting = |length: usize| {
         Request::unsigned(b"")
@@ -167,13 +167,13 @@ fn a_sender_that_is_still_writing_sees_the_refusal() {
         ),
     ];
     for (name, request, status) in requests {
-        // One thread: it writes everything before it looks at the answer.
+        // One thread: it writes everything before it reads the answer.
         let mut client = bridge.connect();
         let length = if status == 415 { 200_000 } else { 4_194_304 };
         client.write(&request.head()).unwrap();
         for part in vec![b'x'; length].chunks(length / 16) {
             client.write(part).unwrap_or_else(|error| panic!("{name}: cut off while writing: {error}"));
-            // Else all of it would be in the kernel's buffers before the daemon has answered.
+            // Otherwise all of it would be in the kernel's buffers before the daemon has answered.
             thread::sleep(Duration::from_millis(10));
         }
         let answer = client.answer().unwrap_or_else(|error| panic!("{name}: no answer: {error}"));
@@ -183,7 +183,7 @@ fn a_sender_that_is_still_writing_sees_the_refusal() {
 }
 
 #[test]
-fn stops_reading_from_one_who_never_stops_writing() {
+fn stops_reading_from_a_sender_that_never_stops_writing() {
     let bridge = Bridge::start(|setup| setup);
     let endless = [
         ("a length", Request::signed(b"").without("content-length").header("Content-Length", "99999999999")),

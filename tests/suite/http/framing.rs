@@ -1,4 +1,4 @@
-//! Lengths, chunks and headers that lie. Whatever is behind a request of doubtful framing is never served as another.
+//! Lengths, chunks and headers that lie. The bytes after a request of doubtful framing are never served as another.
 
 use super::case::{Case, Outcome, Request, Signature, good};
 use crate::support::{Bridge, Counters, LIMIT, PATH, SECRET, Setup, sign, statuses, until_closed, wait_until};
@@ -27,7 +27,7 @@ fn refuses(bridge: &Bridge, name: &str, request: &[u8], codes: &[u16]) -> Counte
     risen
 }
 
-/// The same of what is no request: it is counted as such and as nothing else.
+/// Does the same for bytes that are not a request: they are counted as such and as nothing else.
 #[track_caller]
 fn unreadable(bridge: &Bridge, name: &str, request: &[u8], code: u16) {
     let before = bridge.counters();
@@ -228,7 +228,7 @@ fn answers_431_to_heads_beyond_the_limits() {
 }
 
 #[test]
-fn never_serves_what_stands_in_a_refused_body() {
+fn never_serves_the_content_of_a_refused_body() {
     let bridge = Bridge::start(|setup| setup);
     let inside = smuggled();
     let length = inside.len();

@@ -1,4 +1,5 @@
-//! 503: the buffer or the read budget is full, or the bridge is stopping; told in Retry-After, and over when it is.
+//! 503: the buffer or the read budget is full, or the bridge is stopping; the answer has Retry-After, and requests
+//! succeed again afterwards.
 
 use super::case::{Case, Outcome, Request, Signature, good};
 use crate::support::{Bridge, LIMIT, PATH, Payload, wait_until};
@@ -17,7 +18,7 @@ fn answers_503_when_the_buffer_has_no_room_for_an_event() {
     }
     let detail = "the buffer is full because the broker is away or slow; try again later";
     Case::body("one too many", good("one too many"), FULL).detail(detail).run(&bridge);
-    // What needs no room is answered as ever.
+    // Requests that need no room are answered as usual.
     Case::body("a connection test", "{}", Outcome::Probe).run(&bridge);
     Case::body("invalid", r#"{"event":1}"#, Outcome::Refused(422, "invalid", Signature::Matched)).run(&bridge);
     Case::body("a repeat", good("second"), Outcome::Duplicate).run(&bridge);
@@ -62,8 +63,8 @@ fn answers_503_when_the_bodies_being_read_have_used_their_budget() {
     assert_eq!(client.answer().unwrap().status, 100, "the body is being read");
     client.write(&slow[..7_000]).unwrap();
     let body = Payload::new("beside it").body_of(8_000);
-    // What has arrived of the slow one is charged as soon as it is read: until then a body with a wrong signature, which
-    // is charged too, is read as well.
+    // The bytes of the slow request that have arrived are charged as soon as they are read: until then a body with a
+    // wrong signature, which is charged too, is read as well.
     let wrong = "0".repeat(64);
     wait_until("the slow one's bytes are charged", LIMIT, || {
         let headers = [("X-Authorization-HMAC-256", wrong.as_str())];

@@ -1,5 +1,5 @@
-//! Connections between and before requests: how long they stay, which are replaced, what a stop does to them, what they
-//! cost, and what is said of those that bring no HTTP/1.1.
+//! Connections between and before requests: how long they are kept, which are replaced, the effect of a stop, their
+//! cost, and the log of those that carry no HTTP/1.1.
 //!
 //! Length: one test for each way in which a kept connection ends.
 
@@ -15,14 +15,14 @@ use crate::support::{
     Bridge, Client, LIMIT, PATH, Payload, Program, SECRET, Setup, long, plain, rest, sign, statuses, wait_until,
 };
 
-/// A good request beside bad ones: scheduling on a busy machine, not work.
+/// The time limit of a good request beside bad ones: scheduling on a busy machine, not work.
 const FAST: Duration = Duration::from_secs(3);
 
 fn request(cuid: &str) -> Vec<u8> {
     Request::signed(&Payload::new(cuid).body()).bytes()
 }
 
-/// What became of one request on a connection that is kept alive.
+/// The outcome of one request on a connection that is kept alive.
 #[derive(Debug, PartialEq, Eq)]
 enum Ended {
     Answered {
@@ -34,7 +34,7 @@ enum Ended {
     Reset,
 }
 
-/// Sends one request on a connection, as a client with a pool does: first it looks whether the other side has closed.
+/// Sends one request on a connection, as a client with a pool does: it first checks whether the other side has closed.
 fn exchange(stream: &mut TcpStream, bytes: &[u8]) -> Ended {
     let mut head = Vec::new();
     let mut buffer = [0; 2048];
@@ -222,7 +222,7 @@ fn replaces_the_connections_that_never_carried_an_event_first() {
     let mut verified = plain(ingress);
     assert_eq!(exchange(&mut verified, &request("first")), KEPT);
     bridge.accepted(&Payload::new("first").body());
-    // Under a request: nothing of its body has arrived.
+    // During a request: nothing of its body has arrived.
     let busy_body = good("busy");
     let mut busy = bridge.connect();
     let bytes = Request::signed(&busy_body).bytes();
@@ -427,7 +427,7 @@ fn stays_within_the_documented_memory_under_unsigned_bodies() {
     for round in 0..3 {
         let open = |bytes: &[u8]| {
             let mut stream = plain(&bridge.daemon.ingress);
-            // A reset where the daemon has refused it already.
+            // A reset if the daemon has refused it already.
             let _ = stream.write_all(bytes);
             stream
         };

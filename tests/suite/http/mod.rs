@@ -1,9 +1,9 @@
-//! What a sender can send, and what it is answered: section by section of the HTTP contract, through raw sockets.
+//! The requests of senders and their answers: section by section of the HTTP contract, through raw sockets.
 
 // Every status and reason with its body, headers, counters and line of log.
 mod answers;
 
-// What stands in a signed body: JSON, UTF-8, the documented payload, sizes.
+// The content of a signed body: JSON, UTF-8, the documented payload, sizes.
 mod bodies;
 
 // One request after another on a connection, 100 Continue, slow senders, big bodies refused.
@@ -24,5 +24,5 @@ mod full;
 // Several sources, several secrets, unsigned, lenient, probes.
 mod sources;
 
-// A case of a table: the bytes, the answer, what the counters say.
+// A case of a table: the bytes, the answer, the counters.
 mod case;

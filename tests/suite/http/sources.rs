@@ -89,7 +89,7 @@ fn asks_an_unsigned_source_for_no_signature() {
             Request::unsigned(br#"{"event":1,"reportId":null,"text":"x"}"#).bytes(),
             INVALID,
         )
-        .detail("neither `event` nor any documented id can be used; a source without signatures asks for one")
+        .detail("neither `event` nor any documented id can be used; a source without signatures requires one")
         .of("plextrac", ""),
         Case::new("a list", Request::unsigned(b"[]").bytes(), Outcome::Probe).of("plextrac", ""),
         Case::new(
@@ -213,7 +213,7 @@ fn shows_no_secret_whatever_it_is_sent() {
 }
 
 #[test]
-fn shows_whom_a_trusted_proxy_speaks_for_and_decides_nothing_by_it() {
+fn shows_the_client_of_a_trusted_proxy_without_deciding_by_it() {
     let forged = |header: &str| {
         let request = Request::unsigned(&good("forged")).start("POST /webhooks/plextrac HTTP/1.1");
         request.header("X-Forwarded-For", "192.0.2.1").header("X-Forwarded-For", header).bytes()

@@ -1,4 +1,4 @@
-//! A daemon that dies, at random moments and at named points of an event's way.
+//! A daemon that is killed, at random moments and at named points of an event's path.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -8,17 +8,18 @@ use crate::support::{LIMIT, Load, Sent, Setup, assert_books_balance, heavy, long
 /// Unconfirmed messages at most: each of them may be sent again after a crash.
 const WINDOW: usize = 50;
 
-/// What may be settled at this load in the 100 ms that the watermark waits at most, and as much again for a busy disk.
+/// The number of events that may be settled at this load in the 100 ms that the watermark waits at most, and as much
+/// again for a busy disk.
 const UNMARKED: usize = 200;
 
-/// A start reads one segment, however much the journal holds.
+/// The time limit of a start, which reads one segment, however much the journal holds.
 const START: Duration = Duration::from_secs(1);
 
 fn journaled(setup: Setup) -> Setup {
     setup.text("ack", "journaled").text("publish.timeout", "60s").raw("publish.max_in_flight", WINDOW.to_string())
 }
 
-/// After the crashes everything is delivered, and fresh events too; how many messages were repeats.
+/// Checks that after the crashes everything is delivered, and fresh events too; returns the number of repeats.
 fn delivers_all(setup: &Setup, sent: Sent) -> usize {
     let daemon = setup.start();
     daemon.wait_until_empty();
@@ -83,14 +84,14 @@ fn loses_no_more_than_the_buffer_held_when_it_is_killed_in_buffered_mode() {
     assert_eq!(daemon.stop().code, Some(0));
 }
 
-/// Whether the broker is there when the daemon dies.
+/// Whether the broker is reachable when the daemon is killed.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Broker {
     There,
     Away,
 }
 
-/// Under load the daemon dies at this pass of a failpoint; started again without it, it has lost nothing.
+/// Under load the daemon ends at this pass of a failpoint; started again without it, it has lost nothing.
 fn dies_at(point: &str, passes: &[u32], broker: Broker) {
     for pass in passes {
         let setup = if broker == Broker::There { Setup::on_files() } else { Setup::on_missing_files() };
@@ -163,7 +164,7 @@ fn loses_nothing_when_it_dies_between_the_release_of_segments_and_the_watermark(
 fn survives_a_crash_within_a_crash() {
     let mut setup = journaled(Setup::on_missing_files());
     let mut sent = Sent::default();
-    // Each start finds what the one before left, and dies before it has come far.
+    // Each start finds what the one before left, and ends early.
     for pass in 1..=4 {
         setup = setup.failpoints(&format!("journal.written=kill@{}", pass * 5));
         match setup.try_start() {

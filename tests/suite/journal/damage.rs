@@ -1,4 +1,4 @@
-//! Bytes of the journal changed behind the bridge's back: it starts, delivers what is sound, and counts what is not.
+//! Bytes of the journal changed while the bridge is stopped: it starts, delivers what is sound, and counts what is not.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
@@ -9,14 +9,15 @@ use std::thread;
 
 use crate::support::{LIMIT, Load, Payload, Setup, request_once};
 
-/// Where records begin in a segment; before that its header stands at 0 and 512, the watermark at 1024 and 1536.
+/// The offset of the first record in a segment; before that are its headers at 0 and 512, and the watermarks at 1024
+/// and 1536.
 const RECORDS: usize = 4096;
 
 fn journaled(setup: Setup) -> Setup {
     setup.text("ack", "journaled").text("journal.max_bytes", "2MiB").text("publish.timeout", "60s")
 }
 
-/// What happens to the file.
+/// The change of the file.
 #[derive(Clone, Debug)]
 enum Change {
     Flip(usize),
@@ -55,7 +56,7 @@ fn byte(path: &Path, at: usize) -> u8 {
     byte[0]
 }
 
-/// Whether what is missing must have been counted as damaged.
+/// Whether missing events must have been counted as damaged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counted {
     Yes,
@@ -71,7 +72,7 @@ struct Case {
     counted: Counted,
 }
 
-/// Three events in the journal, their bodies, and where those stand in which file.
+/// Three events in the journal, their bodies, and their positions in their file.
 struct Three {
     setup: Setup,
     bodies: Vec<Vec<u8>>,
@@ -148,7 +149,7 @@ impl Three {
         cases
     }
 
-    /// A copy with the change is started with the broker there; each fourth is started again after that.
+    /// Starts a copy with the change and a reachable broker; starts each fourth again after that.
     fn run(&self, number: usize, case: &Case) {
         let setup = journaled(Setup::on_files());
         copy(&self.setup.state(), &setup.state());
@@ -179,7 +180,7 @@ impl Three {
         if !number.is_multiple_of(4) {
             return;
         }
-        // The damage is behind it: another start finds none, and delivers nothing again.
+        // The damage is repaired: another start finds none, and delivers nothing again.
         let before = setup.delivered().len();
         let daemon = setup.start();
         daemon.wait_until_empty();

@@ -1,4 +1,4 @@
-//! Disks that fail, are full, or gone; and a directory that belongs to another. Never a silent change of mode.
+//! Disks that fail, are full, or disappear; and a directory that belongs to another. Never a silent change of mode.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +10,7 @@ use crate::support::{
     Daemon, LIMIT, Load, Note, Outcome, Payload, Sent, Setup, get, request_once, said, wait_until,
 };
 
-/// Segments of a mebibyte, events of which a hundred fill one, and patience with a busy disk.
+/// Settings with segments of a mebibyte, which a hundred events fill, and long time-outs for a busy disk.
 fn small_segments(setup: Setup) -> Setup {
     setup
         .text("ack", "journaled")
@@ -29,7 +29,7 @@ fn ends_with_an_error_when_a_sync_fails_and_answers_200_to_nothing_of_that_batch
     // The one after the failing one would be the end of the process: there must be none.
     let points = "journal.sync=error@20,journal.sync=kill@20";
     let setup = small_segments(Setup::on_missing_files()).text("shutdown.grace", "5s").failpoints(points);
-    // A slow disk is no failed one: no 503 but for the failure.
+    // A slow disk has not failed: no 503 except for the failure.
     let setup = setup.text("publish.timeout", "60s");
     let daemon = setup.start();
     let running = large(5_000).start(&daemon.ingress);
@@ -61,7 +61,7 @@ fn ends_with_an_error_when_a_sync_fails_and_answers_200_to_nothing_of_that_batch
     let daemon = setup.without_failpoints();
     let (setup, daemon) = (&daemon, daemon.start());
     daemon.wait_until_empty();
-    // Of the failed batch something may be on the disk all the same.
+    // Some events of the failed batch may be on the disk nevertheless.
     setup.judge(&sent.unsure_of_503());
     assert_eq!(daemon.stop().code, Some(0));
 }
@@ -75,7 +75,7 @@ fn answers_503_when_a_write_fails_and_loses_nothing() {
     wait_until("the end of the load", LIMIT, || running.is_over() || daemon.has_ended());
     let sent = running.end();
     assert!(sent.accepted() > 0 && sent.refused(503) > 0, "{} accepted", sent.accepted());
-    // Whether it goes on or ends by itself: what was accepted is delivered by this one or by the next.
+    // Whether it continues or ends by itself: accepted events are delivered by this one or by the next.
     if !daemon.has_ended() {
         daemon.kill();
     }
@@ -87,15 +87,15 @@ fn answers_503_when_a_write_fails_and_loses_nothing() {
     assert_eq!(daemon.stop().code, Some(0));
 }
 
-/// What ends the want of room.
+/// The event that makes room again.
 enum Room<'a> {
     /// The disk grows.
     Disk(&'a Mount),
-    /// The broker is back: what it took makes segments free.
+    /// The broker returns: settled events make segments free.
     Broker,
 }
 
-/// With the broker away the disk takes no more segment, until there is room again.
+/// While the broker is away the disk has no room for another segment, until there is room again.
 fn recovers_from_a_full_disk(setup: &Setup, room: &Room<'_>) {
     let daemon = setup.start();
     let sent = large(1_500).send(&daemon.ingress);
@@ -145,7 +145,7 @@ fn answers_503_while_no_segment_can_be_made_and_recovers_when_some_are_free() {
 struct Mount(PathBuf);
 
 impl Mount {
-    /// None where mounting is not permitted.
+    /// None if mounting is not permitted.
     fn new(directory: &Path, size: &str) -> Option<Self> {
         fs::create_dir_all(directory).unwrap();
         mount(&["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], directory)
@@ -192,7 +192,7 @@ fn stops_and_says_why_when_the_directory_is_removed_while_it_runs() {
     let status = daemon.status();
     assert_eq!(status.text("/ack"), "journaled", "never another mode");
     assert!(!status.text("/journal/failed").is_empty(), "{}", status.0["journal"]);
-    // What it still has in memory it delivers before it ends.
+    // It delivers the events in memory before it ends.
     setup.bring_the_broker_back();
     let stopped = daemon.wait();
     let sent = before.and(running.end()).unsure_of_503();
@@ -205,7 +205,7 @@ fn stops_and_says_why_when_the_directory_is_removed_while_it_runs() {
 #[test]
 fn says_at_the_start_that_a_directory_cannot_be_one() {
     for mode in ["buffered", "journaled", "published"] {
-        // A file where the state directory belongs, and one where the journal belongs.
+        // A file in place of the state directory, and one in place of the journal.
         for name in ["state", "state/journal"] {
             let setup = Setup::on_files().text("ack", mode);
             let path = setup.directory().join(name);
@@ -309,7 +309,7 @@ fn is_ready_again_by_itself_when_the_disk_answers() {
     // Nothing is sent meanwhile: no event is needed to find out.
     wait_until("it is ready again", LIMIT, || daemon.get("/readyz").status == 200);
     assert_eq!(request_once(&daemon, &second, &[]).text(), r#"{"status":"accepted"}"#);
-    // Written although its sender was told 503: the repeat is the same event.
+    // Written although its sender got a 503: the repeat is the same event.
     assert_eq!(request_once(&daemon, &first, &[]).text(), r#"{"status":"duplicate"}"#);
     setup.bring_the_broker_back();
     let status = daemon.wait_until_empty();

@@ -4,7 +4,7 @@ use crate::support::{LIMIT, Load, Note, Setup, wait_until};
 
 const CAPACITY: u64 = 4 << 20;
 
-/// Four segments, which some hundred events fill, and patience with a busy disk.
+/// Settings with four segments, which some hundred events fill, and long time-outs for a busy disk.
 fn small_journal() -> Setup {
     Setup::on_missing_files()
         .text("ack", "journaled")
@@ -49,7 +49,7 @@ fn answers_503_when_the_journal_is_full_and_passes_its_limit_by_no_byte() {
     setup.bring_the_broker_back();
     daemon.wait_until_empty();
     wait_until("it is ready again", LIMIT, || daemon.get("/readyz").status == 200);
-    // Round and round: what was delivered makes room.
+    // Again and again: delivered events make room.
     let after = Load { again: true, ..large(1_000) }.send(&daemon.ingress).all_accepted();
     let status = daemon.wait_until_empty();
     assert!(size(&setup) <= CAPACITY, "{:?}", setup.segments());

@@ -1,4 +1,4 @@
-//! The journal: what was answered 200 in `journaled` mode survives crashes, damage, bad and full disks, and restarts.
+//! The journal: events answered 200 in `journaled` mode survive crashes, damage, bad and full disks, and restarts.
 
 // Killed at random moments and at named points.
 mod crashes;
@@ -6,11 +6,11 @@ mod crashes;
 // Bytes of the files flipped, zeroed, cut off.
 mod damage;
 
-// Syncs that fail, disks that are full or gone, two daemons for one directory.
+// Syncs that fail, disks that are full or missing, two daemons for one directory.
 mod disk;
 
 // The limit of the journal; no limit by the buffer.
 mod full;
 
-// What a start finds: order, modes, ids, clocks.
+// The state that a start finds: order, modes, ids, clocks.
 mod starts;

@@ -1,11 +1,11 @@
-//! What a start finds in the journal: delivered first, in order, whatever the mode; ids known; clocks of no matter.
+//! The journal at a start: delivered first, in order, whatever the mode; ids are known, and clocks do not matter.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::support::{Daemon, LIMIT, Load, Sent, Setup, request_once, wait_until};
 
-/// So many events of one series: keys and numbers go on where the one before ended.
+/// Sends this many events of one series: keys and numbers continue where the previous ones ended.
 fn part(series: &str, first: u64, events: u64) -> Load {
     Load { events, keys: 4, series: Some((series.to_owned(), first)), ..Load::default() }
 }
@@ -41,7 +41,7 @@ fn keeps_the_order_of_every_key_across_restarts() {
     assert_eq!(daemon.stop().code, Some(0));
 }
 
-/// The journal of another mode is delivered before anything new.
+/// Checks that the journal of another mode is delivered before anything new.
 fn delivers_what_it_finds_first(mode: &str) {
     let setup = Setup::on_missing_files().text("ack", "journaled").text("publish.timeout", "60s");
     let daemon = setup.start();
@@ -73,7 +73,7 @@ fn delivers_a_journal_first_in_published_mode() {
     delivers_what_it_finds_first("published");
 }
 
-/// Sends what was accepted before again, one after the other, until one is known; the ids are read after the start.
+/// Sends accepted events again, one after the other, until one is known; the ids are read after the start.
 fn knows_what_came_before(daemon: &Daemon, sent: &Sent) {
     // The last hundred are kept for when they must be known.
     let (first, last) = sent.0.split_at(sent.0.len() - 100);
@@ -117,7 +117,8 @@ fn knows_after_a_restart_what_it_had_delivered() {
 
 #[test]
 fn knows_a_body_before_it_looks_at_its_json() {
-    // What a lenient source took is a duplicate to the strict one that comes after it, and no invalid payload.
+    // An event accepted by a lenient source is a duplicate to the strict one that replaces it, and not an invalid
+    // payload.
     let setup = Setup::on_missing_files().text("ack", "journaled").text("publish.timeout", "60s");
     let daemon = setup.start();
     let body = |number: u64| format!(r#"{{"event":"E","cuid":"lenient-{number}"}}"#).into_bytes();
@@ -176,7 +177,7 @@ fn changes_nothing_but_timestamps_when_the_clock_is_stepped_by_two_hours() {
     let third = part("clock", 100, 50).send(&daemon.ingress).all_accepted();
     assert_eq!((daemon.get("/livez").status, daemon.get("/readyz").status), (200, 200));
     daemon.kill();
-    // What was received four hours ahead is delivered in its place.
+    // An event received four hours ahead is delivered in its place.
     setup.bring_the_broker_back();
     let daemon = setup.start();
     let fourth = part("clock", 150, 50).send(&daemon.ingress).all_accepted();

@@ -1,15 +1,15 @@
-//! The faults, drawn like cards: every one comes before one comes again.
+//! The faults, drawn like cards: each is drawn once before any is drawn again.
 
 use fastrand::Rng;
 
-/// What goes wrong.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Fault {
     /// SIGKILL of the bridge, and another start.
     Crash,
     /// SIGTERM of the bridge, and another start.
     Restart,
-    /// The broker is killed and comes back.
+    /// The broker is killed and restarted.
     BrokerCrash,
     /// SIGSTOP of the broker for a while.
     BrokerHang,
@@ -17,7 +17,7 @@ pub(super) enum Fault {
     Cut,
     /// The network swallows everything for a while.
     Stall,
-    /// Nobody can connect for a while.
+    /// The broker refuses connections for a while.
     Refuse,
     /// A whole window of messages that the broker never takes.
     Refused,
@@ -57,7 +57,7 @@ pub(super) enum Bridge {
     LivesOn,
 }
 
-/// What is left of the cards.
+/// The cards that are left.
 #[derive(Debug, Default)]
 pub(super) struct Deck(Vec<Fault>);
 
@@ -76,7 +76,7 @@ impl Deck {
         }
     }
 
-    /// How many make one of each.
+    /// The number of cards of each kind.
     pub(super) fn size() -> usize {
         Fault::ALL.len()
     }

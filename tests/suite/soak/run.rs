@@ -1,4 +1,4 @@
-//! One broker's run: a sender that repeats what was not answered, a fault from time to time, samples every second.
+//! One broker's run: a sender that repeats unanswered events, a fault from time to time, samples every second.
 
 use std::path::Path;
 use std::thread;
@@ -43,14 +43,14 @@ fn survives_faults_of_every_kind_on_nats() {
     run::<Nats>("nats");
 }
 
-/// How long a run is.
+/// The length of a run.
 struct Plan {
     faults: usize,
-    /// From this one on the bridge lives on, and its memory is measured.
+    /// The fault from which on the bridge is not ended any more, and its memory is measured.
     lives_on: usize,
-    /// From one fault to the next.
+    /// The interval between faults.
     pause: Duration,
-    /// How long a fault lasts that has an end: at least, and this much more by chance.
+    /// The duration of a fault that ends: a minimum, and a random addition.
     hold: (Duration, Duration),
 }
 
@@ -88,7 +88,7 @@ struct Soak<'a, R> {
     began: Instant,
     samples: Vec<Sample>,
     life: u32,
-    /// Of the lives before.
+    /// The count of earlier runs of the bridge.
     out_of_order: u64,
     refused: Sent,
 }
@@ -103,7 +103,7 @@ fn run<R: Remote>(broker: &str) {
     let mut setup = Setup::new(&trapped.table)
         .at_one_address()
         .text("ack", "journaled")
-        // What it remembers of requests is full before memory is measured.
+        // The table of known requests is full before memory is measured.
         .text("deduplication.window", "30s")
         .raw("publish.max_in_flight", WINDOW.to_string());
     if let Some(program) = std::env::var_os("SOAK_PROGRAM") {
@@ -181,7 +181,7 @@ impl<R: Remote> Soak<'_, R> {
         }
     }
 
-    /// How long this fault lasts.
+    /// The duration of this fault.
     fn hold(&mut self) {
         let (least, more) = self.plan.hold;
         // The fault itself is this long.
@@ -229,7 +229,7 @@ impl<R: Remote> Soak<'_, R> {
         }
     }
 
-    /// Takes the daemon out; what it counted is kept.
+    /// Takes the daemon out; its counts are kept.
     fn leave(&mut self) -> Daemon {
         let daemon = self.daemon.take().expect("one runs");
         self.out_of_order += daemon.metric("publish_out_of_order_total", &[]);

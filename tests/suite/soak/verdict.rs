@@ -1,4 +1,4 @@
-//! What is said in the end: a short table, the same as JSON, and whether the memory stayed flat.
+//! The report: a short table, the same as JSON, and whether the memory stayed flat.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,16 +8,16 @@ use serde_json::json;
 
 use super::fault::Fault;
 
-/// So much growth in ten minutes is none.
+/// The growth in ten minutes that still counts as none.
 const FLAT_MIB: f64 = 1.0;
 
-/// Over less time a line says nothing.
+/// The minimum time for a meaningful line.
 const LEAST: Duration = Duration::from_mins(5);
 
 /// The memory at one moment.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sample {
-    /// Which start of the bridge.
+    /// The number of the bridge's start.
     pub(super) life: u32,
     /// Since the run began.
     pub(super) at: Duration,
@@ -25,7 +25,7 @@ pub(super) struct Sample {
     pub(super) resident: u64,
 }
 
-/// What was found; what must not be found has panicked before.
+/// The findings; forbidden ones have caused a panic before.
 #[derive(Clone, Debug)]
 pub(super) struct Verdict {
     pub(super) seed: u64,
@@ -91,7 +91,7 @@ impl Verdict {
         .to_string()
     }
 
-    /// Panics if the memory grew, where that can be told.
+    /// Panics if the memory grew, if that can be determined.
     pub(super) fn assert_flat(&self) {
         if let Some(growth) = self.growth_mib() {
             assert!(growth < FLAT_MIB, "{growth:.2} MiB more in 10 minutes");
@@ -120,12 +120,12 @@ fn mib(bytes: u64) -> f64 {
     bytes as f64 / 1_048_576.0
 }
 
-/// A life needs so long until every buffer and table has been used.
+/// The time that the bridge needs until every buffer and table has been used.
 const WARM: Duration = Duration::from_mins(2);
 
-/// MiB per ten minutes: the slope of the least squares through the lowest sample of each minute of the last life,
-/// without the first quarter of the run and its own first minutes; and over what time. The lowest: what a backlog takes
-/// while it is there is no leak, what is not given back afterwards is.
+/// MiB per ten minutes: the slope of the least squares through the lowest sample of each minute of the last run of the
+/// bridge, without the first quarter of the whole run and its own first minutes; and the time it covers. The lowest,
+/// because memory that a backlog uses is not a leak, but memory that is not returned afterwards is.
 fn growth(samples: &[Sample]) -> Option<(f64, Duration)> {
     let last = samples.last()?;
     let born = samples.iter().find(|sample| sample.life == last.life)?.at;

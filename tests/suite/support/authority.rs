@@ -1,4 +1,4 @@
-//! An authority of the test's own, the pairs it issues, and what a client of ours trusts and shows.
+//! An authority of the test's own, the pairs it issues, and the configuration of a client that trusts it.
 
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ pub(crate) struct Pair {
 }
 
 impl Authority {
-    /// A new one.
+    /// Creates one.
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new([]).expect("no names are legal names");
         // OpenSSL takes a certificate whose issuer has its own name for self-signed.
@@ -41,7 +41,7 @@ impl Authority {
         self.0.pem()
     }
 
-    /// A pair for the daemon on loopback, or for a client.
+    /// Issues a pair for the daemon on loopback, or for a client.
     pub(crate) fn issue(&self) -> Pair {
         self.issue_until(4000)
     }
@@ -57,7 +57,7 @@ impl Authority {
         Pair { certificate: certificate.pem(), key: key.serialize_pem() }
     }
 
-    /// What a client trusts that trusts this authority, and what it shows.
+    /// The configuration of a client that trusts this authority and presents a pair.
     pub(crate) fn client(&self, shows: Option<&Pair>) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).expect("the certificate is good");
@@ -79,7 +79,7 @@ impl Authority {
 }
 
 impl Pair {
-    /// Writes both beside each other: `NAME.crt` and `NAME.key`, which only we can read.
+    /// Writes both beside each other: `NAME.crt` and `NAME.key`, readable by this user only.
     pub(crate) fn write(&self, directory: &Path, name: &str) -> (PathBuf, PathBuf) {
         use std::os::unix::fs::PermissionsExt as _;
         let (certificate, key) = (directory.join(format!("{name}.crt")), directory.join(format!("{name}.key")));

@@ -1,4 +1,4 @@
-//! A daemon on the file broker, with the books that its senders keep: what was answered 200, and what arrived.
+//! A daemon on the file broker, with a record of accepted and published events.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -69,7 +69,7 @@ impl Bridge {
         Self { daemon: setup.start(), files, events, accepted: RefCell::default(), _setup: setup }
     }
 
-    /// From now on the broker takes events.
+    /// Lets the broker take events from now on.
     pub(crate) fn bring_the_broker_back(&self) {
         fs::create_dir(self.files.path().join("away")).expect("the temporary directory can be written");
     }
@@ -93,7 +93,7 @@ impl Bridge {
         parsed.map(|(name, value)| (name.to_owned(), value.parse().expect("a counter is a whole number"))).collect()
     }
 
-    /// What has risen since, and by how much.
+    /// The counters that have risen since, and by how much.
     pub(crate) fn risen_since(&self, before: &Counters) -> Counters {
         let mut now = self.counters();
         for (name, value) in &mut now {
@@ -108,7 +108,8 @@ impl Bridge {
         arrived(&self.events)
     }
 
-    /// Waits until everything is delivered; the accounting adds up, and what arrived is what was accepted.
+    /// Waits until everything is delivered; checks that the accounting adds up, and that published and accepted events
+    /// agree.
     pub(crate) fn check(&self) {
         let status = self.daemon.wait_until_empty();
         assert_eq!(status.count("mismatch"), 0, "the accounting does not add up: {}", status.0["accounting"]);
@@ -123,7 +124,7 @@ impl Bridge {
         }
     }
 
-    /// Waits for the end of a daemon that was told to stop: how it ended, and what arrived.
+    /// Waits for the end of a daemon that was told to stop; returns how it ended, and what was published.
     pub(crate) fn ended(self) -> (Stopped, Vec<Arrived>) {
         let Self { daemon, files, events, .. } = self;
         let stopped = daemon.wait();

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::wait::test_file;
 
-/// Which broker.
+/// The kind of broker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Apache Kafka.
@@ -31,8 +31,8 @@ impl Kind {
     }
 }
 
-/// Ports that were free a moment ago, in a row, below the ephemeral range: a client that keeps calling a dead
-/// broker's port inside that range can be given it as its own and talk to itself.
+/// Ports that were free a moment ago, in a row, below the ephemeral range: a client that reconnects to the port of a
+/// stopped broker inside that range can be assigned it as its own and talk to itself.
 pub(crate) fn ports(count: u16) -> u16 {
     for _ in 0..500 {
         let base = 20_000 + fastrand::u16(0..1490) * 8;
@@ -134,7 +134,7 @@ impl Broker {
 impl Drop for Broker {
     fn drop(&mut self) {
         self.down(&["--kill", "--wipe"]);
-        // What is left of the directory is swept by the next run.
+        // Remains of the directory are removed by the next run.
         let _ = fs::remove_dir_all(&self.home);
     }
 }

@@ -1,4 +1,4 @@
-//! A real browser on one page: `tests/page/browser.js` is asked, line by line.
+//! A real browser on one page, controlled through `tests/page/browser.js`, line by line.
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -18,7 +18,7 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// A browser that shows this page.
+    /// Opens this page in a browser.
     pub(crate) fn open(url: &str) -> Self {
         let mut command = Program::other("node", [test_file("page/browser.js")])
             .variable("NODE_PATH", cache().join("node/page/node_modules"))
@@ -47,14 +47,14 @@ impl Browser {
         texts.map(|text| text.split_whitespace().collect::<Vec<_>>().join(" ")).collect()
     }
 
-    /// What an attribute says, of each.
+    /// The values of an attribute, of each element.
     #[track_caller]
     pub(crate) fn attribute(&self, selector: &str, name: &str) -> Vec<String> {
         let values = self.ask(&json!({"attribute": selector, "name": name}));
         values.as_array().into_iter().flatten().filter_map(Value::as_str).map(str::to_owned).collect()
     }
 
-    /// Everything that a page without a fault does not do: lines on the console, requests to others or in vain.
+    /// The faults of a page: lines on the console, requests to other hosts or failed ones.
     pub(crate) fn complaints(&self) -> Value {
         self.ask(&json!({"complaints": true}))
     }
@@ -83,7 +83,7 @@ impl Browser {
 
 impl Drop for Browser {
     fn drop(&mut self) {
-        // At the end of the orders Node ends its browser, and itself.
+        // At the end of its input Node ends its browser, and itself.
         self.pipes.take();
         let _ = self.child.wait();
     }

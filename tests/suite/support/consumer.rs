@@ -1,4 +1,4 @@
-//! An example as a child: what it prints while it runs, and how it ends.
+//! An example as a child: its output while it runs, and its end.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
@@ -57,7 +57,7 @@ impl Consumer {
         Self::spawn(program, Stdio::piped())
     }
 
-    /// Starts it with a standard output that takes nothing, as of a disk that is full.
+    /// Starts it with a standard output that accepts nothing, as of a disk that is full.
     pub(crate) fn start_with_full_output(program: Program) -> Self {
         let full = File::options().write(true).open("/dev/full").expect("Linux has it");
         Self::spawn(program, full.into())

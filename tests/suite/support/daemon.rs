@@ -13,7 +13,7 @@ use serde_json::Value;
 use super::wait::LIMIT;
 use super::{Answer, Client, PATH, SECRET, get, sign, wait_for};
 
-/// What the daemon has logged so far, and whether its pipe has ended.
+/// The log of the daemon so far, and whether its pipe has ended.
 #[derive(Debug, Default)]
 struct Lines {
     lines: Vec<String>,
@@ -46,12 +46,12 @@ impl Log {
 pub(crate) struct Daemon {
     child: Child,
     log: Arc<Log>,
-    /// Stays as long as the daemon runs, also where the test keeps no `Setup`.
+    /// Kept as long as the daemon runs, even if the test keeps no `Setup`.
     _directory: Arc<tempfile::TempDir>,
     reader: Option<JoinHandle<()>>,
-    /// Where webhooks go: `host:port`.
+    /// The address for webhooks: `host:port`.
     pub(crate) ingress: String,
-    /// Where `/status` and `/metrics` are.
+    /// The address of `/status` and `/metrics`.
     pub(crate) admin: String,
 }
 
@@ -106,8 +106,8 @@ impl Status {
 }
 
 impl Daemon {
-    /// Starts the command, which has its input and output, and waits, by reading its log, until it listens; how it ended
-    /// where it did before.
+    /// Starts the command, which has its input and output, and waits, by reading its log, until it listens; returns how
+    /// it ended if it ended before.
     pub(super) fn start(mut command: Command, directory: Arc<tempfile::TempDir>) -> Result<Self, Stopped> {
         let child = command.stderr(Stdio::piped()).spawn();
         let mut child = child.expect("the daemon can be started");
@@ -139,7 +139,7 @@ impl Daemon {
         self.find_line(what, is_it).unwrap_or_else(|| panic!("the daemon ended before {what}"))
     }
 
-    /// The same; none where the daemon ends before.
+    /// Does the same; none if the daemon ends before.
     fn find_line(&self, what: &str, is_it: impl Fn(&Value) -> bool) -> Option<Value> {
         let deadline = Instant::now() + LIMIT;
         let mut seen = 0;
@@ -162,7 +162,7 @@ impl Daemon {
         }
     }
 
-    /// What it has logged so far.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         self.log.lock().lines.join("\n")
     }

@@ -1,4 +1,4 @@
-//! What the file broker holds: its files read as a broker's reader would.
+//! The content of the file broker: its files read as a broker's reader would.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::Delivered;
 
-/// All lines of all files of a directory; none where there is no directory. A line that a crash tore is none: it was
+/// All lines of all files of a directory; none if there is no directory. A line that a crash tore is skipped: it was
 /// never confirmed.
 pub(crate) fn read(directory: &Path) -> Vec<Delivered> {
     let mut all = Vec::new();

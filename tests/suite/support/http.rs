@@ -1,4 +1,4 @@
-//! A small HTTP/1.1 client over a raw socket: one connection, kept alive, its bytes in plain sight.
+//! A small HTTP/1.1 client over a raw socket: one connection, kept alive, with access to its bytes.
 
 use std::fmt::Debug;
 use std::io::{self, BufRead as _, BufReader, Read, Write};
@@ -36,7 +36,7 @@ impl Answer {
     }
 }
 
-/// What a connection runs over.
+/// The transport of a connection.
 trait Wire: Read + Write + Send + Debug {}
 
 impl<W: Read + Write + Send + Debug> Wire for W {}
@@ -96,7 +96,7 @@ impl Client {
         self.answer()
     }
 
-    /// Reads one answer; none but a clean end of the connection is `UnexpectedEof`.
+    /// Reads one answer; a clean end of the connection instead is `UnexpectedEof`.
     pub(crate) fn answer(&mut self) -> io::Result<Answer> {
         let wrong = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
         let status = self.line()?;
@@ -130,7 +130,7 @@ impl Client {
         Ok(answer)
     }
 
-    /// Whether the other side has closed: waits for it.
+    /// Waits until the other side closes; returns whether it did.
     pub(crate) fn is_closed_by_server(&mut self) -> bool {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
@@ -148,7 +148,7 @@ impl Client {
     }
 }
 
-/// One GET on a connection of its own.
+/// Sends one GET on a connection of its own.
 pub(crate) fn get(address: &str, path: &str) -> io::Result<Answer> {
     Client::connect(address)?.send("GET", path, &[], b"")
 }

@@ -1,4 +1,4 @@
-//! A bounded load of signed events over some connections; it notes what it was told of each.
+//! A bounded load of signed events over some connections; it records the answer to each.
 
 use std::io;
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use rustls::ClientConfig;
 
 use super::{Answer, Client, PATH, Payload, SECRET, sign};
 
-/// Between two tries of an event that was answered 503.
+/// The time between two tries of an event that was answered 503.
 const AGAIN: Duration = Duration::from_millis(50);
 
-/// What the sender knows of an event.
+/// The outcome of an event, as its sender knows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Answered 200.
@@ -39,13 +39,13 @@ pub(crate) struct Note {
     pub(crate) sequence: u64,
     /// The signed bytes.
     pub(crate) body: Vec<u8>,
-    /// When its first try began.
+    /// The time at which its first try began.
     pub(crate) began: Instant,
-    /// What became of it.
+    /// Its outcome.
     pub(crate) outcome: Outcome,
-    /// How long its last answer took.
+    /// The duration of its last answer.
     pub(crate) took: Duration,
-    /// When that came.
+    /// The time of its last answer.
     pub(crate) answered: Instant,
     /// `Retry-After` of its last answer.
     pub(crate) retry_after: Option<String>,
@@ -63,17 +63,17 @@ impl Note {
 pub(crate) struct Sent(pub(crate) Vec<Note>);
 
 impl Sent {
-    /// How many were answered 200.
+    /// The number answered 200.
     pub(crate) fn accepted(&self) -> u64 {
         self.0.iter().filter(|note| note.accepted()).count() as u64
     }
 
-    /// How many were answered with this status.
+    /// The number answered with this status.
     pub(crate) fn refused(&self, status: u16) -> usize {
         self.0.iter().filter(|note| note.outcome == Outcome::Refused(status)).count()
     }
 
-    /// What was answered 503 may have been accepted all the same: the sender of these modes gave up waiting.
+    /// Events answered 503 may have been accepted nevertheless: the sender of these modes gave up waiting.
     pub(crate) fn unsure_of_503(mut self) -> Self {
         for note in self.0.iter_mut().filter(|note| note.outcome == Outcome::Refused(503)) {
             note.outcome = Outcome::Maybe;
@@ -95,20 +95,20 @@ impl Sent {
     }
 }
 
-/// What to send.
+/// The plan of a load.
 #[derive(Clone, Debug)]
 pub(crate) struct Load {
-    /// At most so many events.
+    /// The maximum number of events.
     pub(crate) events: u64,
-    /// Over so many connections.
+    /// The number of connections.
     pub(crate) connections: u64,
-    /// With so many keys; all events of a key go over one connection, in order.
+    /// The number of keys; all events of a key use one connection, in order.
     pub(crate) keys: u64,
-    /// At most so many a second, all connections together; 0: as fast as answers come.
+    /// The maximum rate per second, all connections together; 0: as fast as answers arrive.
     pub(crate) rate: u64,
     /// `text` of each.
     pub(crate) text: String,
-    /// Every so many-th event is of this kind instead of `ReportPublished`, with this text.
+    /// The interval at which an event is of this kind instead of `ReportPublished`, with this text.
     pub(crate) every: Option<(u64, &'static str, String)>,
     /// Whether an event answered 503 is sent again until it is accepted.
     pub(crate) again: bool,
@@ -116,9 +116,9 @@ pub(crate) struct Load {
     pub(crate) patient: bool,
     /// Whether each event has a connection of its own.
     pub(crate) apart: bool,
-    /// The name of its cuids and keys, and the number of its first event: for loads that go on where another ended.
+    /// The name of its cuids and keys, and the number of its first event: for loads that continue others.
     pub(crate) series: Option<(String, u64)>,
-    /// Over TLS, and whom the sender trusts then.
+    /// The TLS settings of the sender, if it uses TLS.
     pub(crate) tls: Option<Arc<ClientConfig>>,
 }
 
@@ -140,7 +140,7 @@ impl Default for Load {
     }
 }
 
-/// A load under way.
+/// A load in progress.
 #[derive(Debug)]
 pub(crate) struct Running {
     threads: Vec<JoinHandle<Vec<Note>>>,
@@ -154,12 +154,12 @@ impl Running {
         self.threads.iter().all(JoinHandle::is_finished)
     }
 
-    /// How many were answered so far.
+    /// The number of answers so far.
     pub(crate) fn sent(&self) -> u64 {
         self.sent.load(Ordering::Relaxed)
     }
 
-    /// Sends no more; what was sent.
+    /// Stops sending; returns what was sent.
     pub(crate) fn end(self) -> Sent {
         self.end.store(true, Ordering::Relaxed);
         self.join()
@@ -253,7 +253,7 @@ impl Load {
     }
 }
 
-/// One connection, made again when it is gone.
+/// One connection, made again when it is closed.
 struct Sender<'a> {
     ingress: &'a str,
     tls: Option<Arc<ClientConfig>>,

@@ -1,4 +1,4 @@
-//! What every test stands on: the real daemon, real brokers, a proxy that breaks things, load, and the oracle.
+//! The base of every test: the real daemon, real brokers, a proxy that injects faults, load, and the oracle.
 
 mod authority;
 mod bridge;

@@ -1,5 +1,5 @@
-//! The other implementation: bodies and signatures made by Node's own `JSON.stringify` and `crypto`, of payloads that a test
-//! names, or of all that is known of the sender.
+//! The other implementation: bodies and signatures made by Node's own `JSON.stringify` and `crypto`, of payloads that a
+//! test names, or of every known kind.
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -16,7 +16,7 @@ pub(crate) struct Signed {
     pub(crate) body: Vec<u8>,
 }
 
-/// Has payloads written and signed by Node. `sign.js` says how odd strings are asked for.
+/// Has payloads written and signed by Node. `sign.js` describes how unusual strings are requested.
 pub(crate) fn node_signs(secret: &str, payloads: &[Value]) -> Vec<Signed> {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/support/sign.js");
     let recipes = Value::from(payloads).to_string();
@@ -34,10 +34,10 @@ pub(crate) fn node_signs(secret: &str, payloads: &[Value]) -> Vec<Signed> {
     signed
 }
 
-/// An event as the sender may send it, and what consumers must see beside its body.
+/// An event as the sender may send it, and the headers that consumers must see.
 #[derive(Clone, Debug)]
 pub(crate) struct Known {
-    /// What is special about it.
+    /// A description of the special case.
     pub(crate) name: String,
     /// The bytes and the header.
     pub(crate) signed: Signed,
@@ -47,12 +47,12 @@ pub(crate) struct Known {
     pub(crate) event_type: String,
     /// The CloudEvents subject.
     pub(crate) subject: Option<String>,
-    /// How the payload departs from the documented one, sorted: `text:missing`.
+    /// The departures from the documented payload, sorted: `text:missing`.
     pub(crate) deviations: Vec<String>,
 }
 
-/// Everything that is known of the sender: this many events, all different, and the bodies of connection tests. One seed
-/// always gives the same.
+/// Every known kind of payload: this many events, all different, and the bodies of connection tests. One seed always
+/// gives the same.
 pub(crate) fn known_payloads(secret: &str, seed: u32, events: usize) -> (Vec<Known>, Vec<Signed>) {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/suite/support/payloads.js");
     let ended = Program::other("node", [script, secret, &seed.to_string(), &events.to_string()]).run();

@@ -1,4 +1,5 @@
-//! The one judge of all tests: what was accepted against what the broker holds, and what the bridge says of both.
+//! The one judge of all tests: compares accepted events with those at the broker, and with the bridge's own account of
+//! both.
 
 use std::collections::{HashMap, HashSet};
 
@@ -42,12 +43,12 @@ impl From<&Value> for Delivered {
     }
 }
 
-/// What is known at the end of a test.
+/// The facts at the end of a test.
 #[derive(Debug)]
 pub(crate) struct Oracle<'a> {
-    /// What the sender knows.
+    /// The events as the sender knows them.
     pub(crate) sent: &'a Sent,
-    /// What the broker holds.
+    /// The messages at the broker.
     pub(crate) delivered: &'a [Delivered],
     /// The bridge's dead letters.
     pub(crate) dead: &'a [Value],
@@ -56,7 +57,8 @@ pub(crate) struct Oracle<'a> {
 }
 
 impl Oracle<'_> {
-    /// Nothing lost, nothing invented, bytes equal, ids right, order kept. Returns how many messages were repeats.
+    /// Checks that nothing is lost or invented, bytes are equal, ids right, and order kept. Returns the number of
+    /// repeats.
     pub(crate) fn judge(&self) -> usize {
         let by_cuid: HashMap<&str, &Note> = self.sent.0.iter().map(|note| (note.cuid.as_str(), note)).collect();
         assert_eq!(by_cuid.len(), self.sent.0.len(), "the load sent a cuid twice");
@@ -135,7 +137,7 @@ impl Oracle<'_> {
     /// The bridge's own accounting agrees with the sender and with the broker.
     pub(crate) fn agrees_with(&self, status: &Status) {
         let maybe = self.sent.0.iter().filter(|note| note.outcome == Outcome::Maybe).count() as u64;
-        // What was withdrawn was sent again, or its sender was told 503.
+        // A withdrawn event was sent again, or its sender got a 503.
         let accepted = status.count("accepted") - status.count("withdrawn");
         let told = self.sent.accepted();
         assert!(
@@ -225,7 +227,7 @@ mod tests {
         }
     }
 
-    /// Judges these of `sent`, in this order, after a change of what was delivered.
+    /// Judges these of `sent`, in this order, after a change of the delivered messages.
     fn judge(order: &[usize], change: impl FnOnce(&mut Vec<Delivered>)) -> usize {
         let sent = sent();
         let mut delivered: Vec<Delivered> = order.iter().map(|at| delivered(&sent.0[*at])).collect();
@@ -234,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_repeats_and_lets_the_unanswered_be() {
+    fn counts_repeats_and_ignores_the_unanswered() {
         assert_eq!(judge(&[0, 1], |_| ()), 0);
         assert_eq!(judge(&[0, 1, 0, 1, 2], |_| ()), 2);
     }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-/// Texts that break what is not careful: many planes, joiners, directions, escapes, separators, templates.
+/// Texts that break careless code: many planes, joiners, directions, escapes, separators, templates.
 pub(crate) const UNICODE: [&str; 14] = [
     "",
     "Größe, café, Ångström",
@@ -25,11 +25,11 @@ pub(crate) const UNICODE: [&str; 14] = [
 pub(crate) struct Payload {
     /// The sender's id of the event.
     pub(crate) cuid: String,
-    /// What happened.
+    /// The name of the event.
     pub(crate) event: String,
     /// Kind of entity.
     pub(crate) target_type: String,
-    /// The entity: the key of the tests that look at order.
+    /// The entity: the key of the tests that check order.
     pub(crate) target: String,
     /// Free text.
     pub(crate) text: String,
@@ -65,7 +65,7 @@ impl Payload {
         format!("{{{}}}", fields.join(",")).into_bytes()
     }
 
-    /// The bytes, with as much text as makes them exactly this many.
+    /// The bytes, with a text that makes them exactly this many.
     pub(crate) fn body_of(mut self, bytes: usize) -> Vec<u8> {
         self.text.clear();
         let least = self.body().len();

@@ -13,7 +13,7 @@ pub(crate) struct Program {
     input: Vec<u8>,
 }
 
-/// How it ended, and what it wrote.
+/// The result of a run: status and output.
 #[derive(Debug)]
 pub(crate) struct Ended {
     /// The exit status; none if a signal ended it.
@@ -59,7 +59,7 @@ impl Program {
         self
     }
 
-    /// What it reads from standard input.
+    /// Sets the standard input.
     pub(crate) fn input(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.input = bytes.into();
         self
@@ -77,7 +77,7 @@ impl Program {
         let mut child = command.spawn().unwrap_or_else(|error| panic!("cannot run {name}: {error}"));
         let mut stdin = child.stdin.take().expect("standard input is piped");
         let input = self.input;
-        // One that does not read its input is no error here.
+        // A program that does not read its input is not an error here.
         let writer = thread::spawn(move || stdin.write_all(&input).is_ok());
         let output = child.wait_with_output().unwrap_or_else(|error| panic!("cannot wait for {name}: {error}"));
         let _ = writer.join();
@@ -90,7 +90,7 @@ impl Program {
 }
 
 impl Ended {
-    /// It ended with this status; both outputs in the message.
+    /// Checks the status; both outputs are in the message.
     #[track_caller]
     pub(crate) fn assert_code(&self, code: i32) {
         assert_eq!(

@@ -7,7 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-/// How often the accepting thread looks for a new connection or a new mode.
+/// The interval at which the accepting thread checks for a new connection or a new mode.
 const LOOK: Duration = Duration::from_millis(5);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,7 +65,7 @@ impl Proxy {
         Self { shared }
     }
 
-    /// Where it listens.
+    /// The address it listens on.
     pub(crate) fn port(&self) -> u16 {
         self.shared.port
     }
@@ -85,7 +85,7 @@ impl Proxy {
         self.set(Mode::Stall);
     }
 
-    /// Holds back each piece of what the broker says for this long.
+    /// Delays each piece of the broker's data by this long.
     pub(crate) fn delay(&self, delay: Duration) {
         self.shared.lock().delay = delay;
     }
@@ -112,7 +112,7 @@ impl Proxy {
         self.shared.lock().cut_after = Some(bytes);
     }
 
-    /// How many times connections were cut after some bytes.
+    /// The number of times that connections were cut after some bytes.
     pub(crate) fn cuts(&self) -> usize {
         self.shared.lock().cuts
     }
@@ -215,7 +215,7 @@ impl Shared {
         self.lock().connections.remove(&id);
     }
 
-    /// Waits as the mode says; how much of a piece may pass.
+    /// Waits as the mode says; returns how much of a piece may pass.
     fn allowed(&self, read: usize, side: From) -> usize {
         let delay = self.lock().delay;
         if side == From::Server && !delay.is_zero() {

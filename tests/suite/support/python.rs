@@ -1,5 +1,5 @@
-//! What the tests use of Python: `read.py` reads a broker, `admin.py` changes one, `schema.py` knows the documents, `https.py`
-//! is a sender.
+//! The Python scripts of the tests: `read.py` reads a broker, `admin.py` changes one, `schema.py` knows the documents,
+//! `https.py` is a sender.
 
 use std::collections::BTreeMap;
 use std::io::{BufReader, Read as _};
@@ -12,14 +12,14 @@ use serde_json::{Deserializer, Value, json};
 use super::Delivered;
 use super::wait::test_file;
 
-/// Where `tests/setup.sh` puts what it makes.
+/// The directory in which `tests/setup.sh` installs.
 pub(crate) fn cache() -> PathBuf {
     let cache = std::env::var_os("XDG_CACHE_HOME")
         .map_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap_or_default()).join(".cache"), PathBuf::from);
     cache.join("plextrac-bridge")
 }
 
-/// `$PYTHON` (the Makefile's), else what `tests/setup.sh` makes.
+/// `$PYTHON` (the Makefile's), or the one that `tests/setup.sh` installs.
 pub(crate) fn interpreter() -> PathBuf {
     std::env::var_os("PYTHON").map_or_else(|| cache().join("venv/bin/python"), PathBuf::from)
 }
@@ -38,7 +38,7 @@ fn run<T>(script: &str, order: &Value, parse: impl Fn(Value) -> T) -> Vec<T> {
     let mut stderr = child.stderr.take().expect("stderr is piped");
     let complaints = thread::spawn(move || {
         let mut text = Vec::new();
-        // What cannot be read is missing in the message alone.
+        // Unreadable output is only missing in the message.
         let _ = stderr.read_to_end(&mut text);
         String::from_utf8_lossy(&text).into_owned()
     });
@@ -55,7 +55,7 @@ pub(crate) fn read(order: &Value) -> Vec<Delivered> {
     run("read.py", order, |line| Delivered::from(&line))
 }
 
-/// Whether a schema in `docs/schema/` takes each of these bodies, and then each of its own examples.
+/// Whether a schema in `docs/schema/` accepts each of these bodies, and then each of its own examples.
 pub(crate) fn fit_the_schema(schema: &str, bodies: &[&str]) -> Vec<bool> {
     run("schema.py", &json!({"schema": schema, "bodies": bodies}), |line| line == true)
 }

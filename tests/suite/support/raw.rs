@@ -1,4 +1,4 @@
-//! Bytes out, bytes in: for what is no proper exchange of requests and answers.
+//! Bytes out, bytes in: for exchanges that are not proper requests and answers.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{Shutdown, TcpStream};
@@ -20,12 +20,12 @@ pub(crate) fn plain(address: &str) -> TcpStream {
 #[track_caller]
 pub(crate) fn until_closed(address: &str, bytes: &[u8]) -> String {
     let mut stream = plain(address);
-    // Refused half-way, the rest of the bytes has nowhere to go.
+    // Refused half-way, the rest of the bytes cannot be sent.
     let _ = stream.write_all(bytes);
     rest(&mut stream)
 }
 
-/// The same from one who ends his side after the last byte.
+/// Does the same for a sender that ends its side after the last byte.
 #[track_caller]
 pub(crate) fn until_closed_by_both(address: &str, bytes: &[u8]) -> String {
     let mut stream = plain(address);

@@ -38,17 +38,17 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
-    /// One source, free ports, this broker, a state directory.
+    /// Creates settings with one source, free ports, this broker, a state directory.
     pub(crate) fn new(broker: &Table) -> Self {
         Self::within(tempfile::tempdir().expect("a temporary directory can be made"), broker)
     }
 
-    /// The same on the file broker, whose files are in `events/` of the test's directory.
+    /// Does the same on the file broker, whose files are in `events/` of the test's directory.
     pub(crate) fn on_files() -> Self {
         Self::with_files("events")
     }
 
-    /// The same with the broker away until [`Setup::bring_the_broker_back`].
+    /// Does the same with the broker away until [`Setup::bring_the_broker_back`].
     pub(crate) fn on_missing_files() -> Self {
         // A directory is created only where its parent exists.
         Self::with_files("away/events")
@@ -95,7 +95,7 @@ impl Setup {
         self
     }
 
-    /// Takes a setting back to its default.
+    /// Resets a setting to its default.
     pub(crate) fn by_default(mut self, key: &str) -> Self {
         let (section, key) = key.rsplit_once('.').unwrap_or(("", key));
         self.sections.entry(section.to_owned()).or_default().remove(key);
@@ -132,7 +132,7 @@ impl Setup {
         self
     }
 
-    /// Only the documented payload is taken.
+    /// Accepts only the documented payload.
     pub(crate) fn strict(self) -> Self {
         self.text("sources.plextrac.validation", "strict")
     }
@@ -148,12 +148,12 @@ impl Setup {
         self.text("ingress.listen", &address)
     }
 
-    /// Makes the disk fail or the daemon die at these places: `journal.sync=error@3`.
+    /// Makes the disk fail or the daemon end at these places: `journal.sync=error@3`.
     pub(crate) fn failpoints(self, points: &str) -> Self {
         self.variable("PLEXTRAC_BRIDGE_FAILPOINTS", points)
     }
 
-    /// Nothing fails any more.
+    /// Removes all failpoints.
     pub(crate) fn without_failpoints(mut self) -> Self {
         self.variables.retain(|(name, _)| *name != "PLEXTRAC_BRIDGE_FAILPOINTS");
         self
@@ -184,7 +184,7 @@ impl Setup {
         self.try_start().unwrap_or_else(ended)
     }
 
-    /// Starts the daemon; how it ended where it did before it listened.
+    /// Starts the daemon; returns how it ended if it ended before it listened.
     pub(crate) fn try_start(&self) -> Result<Daemon, Stopped> {
         let mut command = match (&self.limits, self.sockets.as_slice()) {
             (None, []) => self.command(),
@@ -228,18 +228,18 @@ impl Setup {
         files.into_iter().map(text).flat_map(|text| text.lines().map(parse).collect::<Vec<Value>>()).collect()
     }
 
-    /// What the file broker holds.
+    /// The content of the file broker.
     pub(crate) fn delivered(&self) -> Vec<Delivered> {
         ["events", "away/events"].iter().flat_map(|events| files::read(&self.directory().join(events))).collect()
     }
 
-    /// Judges what the file broker holds against what was sent; how many messages were repeats.
+    /// Judges the content of the file broker against what was sent; returns the number of repeats.
     pub(crate) fn judge(&self, sent: &Sent) -> usize {
         let (delivered, dead) = (self.delivered(), self.dead_letters());
         Oracle { sent, delivered: &delivered, dead: &dead, out_of_order: 0 }.judge()
     }
 
-    /// From now on the broker of [`Setup::on_missing_files`] takes events.
+    /// Lets the broker of [`Setup::on_missing_files`] take events from now on.
     pub(crate) fn bring_the_broker_back(&self) {
         fs::create_dir(self.directory().join("away")).expect("the temporary directory can be written");
     }
@@ -252,19 +252,19 @@ impl Setup {
     /// The names and sizes of the journal's files, oldest first.
     pub(crate) fn segments(&self) -> Vec<(PathBuf, u64)> {
         let entries = fs::read_dir(self.state().join("journal")).into_iter().flatten().flatten();
-        // One that is renamed or removed meanwhile is not there.
+        // A file that is renamed or removed meanwhile is skipped.
         let sized = entries.filter_map(|entry| Some((entry.path(), entry.metadata().ok()?.len())));
         let mut files: Vec<(PathBuf, u64)> = sized.collect();
         files.sort();
         files
     }
 
-    /// Where everything of this test is.
+    /// The directory of this test.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// Writes the file of settings, also where a daemon has read it already.
+    /// Writes the settings file, even if a daemon has read it already.
     pub(crate) fn file(&self) -> PathBuf {
         let mut toml = String::new();
         for (name, settings) in &self.sections {
@@ -295,7 +295,7 @@ impl Setup {
         command
     }
 
-    /// What the environment of this run says must not reach the daemon.
+    /// The environment of this run must not reach the daemon.
     fn clean(&self, command: &mut Command) {
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("PLEXTRAC_BRIDGE") {

@@ -1,4 +1,4 @@
-//! A broker's table of the settings, written by hand where a test needs it otherwise.
+//! A broker's table of the settings, written by hand when a test needs a special one.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -10,13 +10,13 @@ use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything may take that normally takes a moment: two cores may be busy with three brokers.
+/// The limit for anything that normally takes a moment: two cores may be busy with three brokers.
 pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 
-/// Between two looks at a condition.
+/// The interval between two checks of a condition.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// Looks until there is something to see; the panic names what never came.
+/// Checks until there is a result; the panic names the missing one.
 pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + limit;
     loop {
@@ -28,7 +28,7 @@ pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() ->
     }
 }
 
-/// Looks until it is true.
+/// Checks until it is true.
 pub(crate) fn wait_until(what: &str, limit: Duration, mut look: impl FnMut() -> bool) {
     wait_for(what, limit, || look().then_some(()));
 }
@@ -60,7 +60,7 @@ pub(crate) fn heavy() -> MutexGuard<'static, ()> {
     ONE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// From now on a panic is also told at once, between the lines of the tests, and not only at the end of a long run.
+/// Reports a panic at once, too, between the lines of the tests, and not only at the end of a long run.
 pub(super) fn tell_panics_at_once() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -69,7 +69,7 @@ pub(super) fn tell_panics_at_once() {
             usual(panic);
             let thread = thread::current();
             let name = thread.name().unwrap_or("a thread");
-            // Written by itself: what `eprintln` writes is kept for the end. Who cannot write it has it there.
+            // Written directly, because output of `eprintln` is kept for the end. If this fails, it is reported there.
             let _ = writeln!(std::io::stderr(), "\n{name}: {panic}");
         }));
     });
@@ -80,7 +80,7 @@ pub(crate) fn long() -> bool {
     std::env::var_os("SUITE_LONG").is_some_and(|value| !value.is_empty())
 }
 
-/// Chances that can be had again: `SUITE_SEED` with the number that is printed.
+/// Random numbers that can be repeated: `SUITE_SEED` with the number that is printed.
 pub(crate) fn random() -> fastrand::Rng {
     let asked = std::env::var("SUITE_SEED").ok().and_then(|text| text.parse().ok());
     let seed = asked.unwrap_or_else(|| fastrand::u64(..));

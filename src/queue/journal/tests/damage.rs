@@ -1,4 +1,4 @@
-//! Every kind of damage: a start is never stopped by it, only what was hit is gone, and it is told.
+//! Every kind of damage: it never prevents a start, only the damaged records are lost, and the damage is reported.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::queue::journal::{OpenError, Settings, is_unreadable, open, verify};
 const SETTINGS: Settings = Settings { max_bytes: 4 * 8192, segment_bytes: 8192 };
 const BODIES: [&str; 3] = ["{\"event\":\"one\"}", "{\"event\":\"two, longer\"}", "{\"event\":\"three\"}"];
 
-/// A journal of one segment with three records, and where they start; the last is the end mark's place.
+/// A journal of one segment with three records, and their offsets; the last is the offset of the end mark.
 fn three() -> (Rig, [usize; 4]) {
     let mut rig = Rig::new(SETTINGS.max_bytes, SETTINGS.segment_bytes);
     let mut places = [0; 4];
@@ -27,7 +27,7 @@ fn segment(journal: &Path) -> std::path::PathBuf {
     journal.join("00000000.segment")
 }
 
-/// What a start finds when the bytes of the one segment are these: sequences read, damage told by start and reader.
+/// The findings of a start with these bytes of the one segment: sequences read, damage reported by start and reader.
 struct Findings {
     rig: Rig,
     read: Vec<u64>,
@@ -42,14 +42,14 @@ fn start_with(bytes: &[u8]) -> Findings {
     assert_eq!(rig.findings.len() + batch.findings.len() > 0, damaged > 0, "{:?} {batch:?}", rig.findings);
     for stored in &batch.records {
         let index = usize::try_from(stored.sequence - 1).unwrap();
-        assert_eq!(&*stored.body, BODIES[index].as_bytes(), "a body is right or it is not there");
+        assert_eq!(&*stored.body, BODIES[index].as_bytes(), "a body is right or absent");
     }
     let read = batch.records.iter().map(|stored| stored.sequence).collect();
     Findings { rig, read, damaged }
 }
 
-/// A journal that was opened takes records and gives them back, and its next start finds no damage at the end.
-fn goes_on(found: Findings) {
+/// Checks that an opened journal takes records and returns them, and that its next start finds no damage at the end.
+fn continues(found: Findings) {
     let mut rig = found.rig;
     let next = rig.layout.next();
     rig.append("{\"event\":\"after\"}");
@@ -91,7 +91,7 @@ fn loses_of_a_flipped_byte_only_the_record_that_it_hit_and_tells_it() {
             assert_eq!((&found.read, found.damaged), (&expected, 1), "byte {at}");
         }
         if at % 16 == 3 {
-            goes_on(found);
+            continues(found);
         }
     }
 }
@@ -129,7 +129,7 @@ fn counts_the_record_that_a_cut_file_lacks() {
         assert_eq!(found.damaged, 2, "the record and the torn end, cut at {length}");
         let mut rig = found.rig;
         let place = rig.append("{}");
-        assert!(place.opens && place.sequence == 4, "a cut file is not gone on with");
+        assert!(place.starts_segment && place.sequence == 4, "no records are appended to a truncated file");
         let mut rig = rig.reopen();
         assert_eq!(rig.bodies().last(), Some(&(4, "{}".into())));
     }
@@ -142,7 +142,7 @@ fn counts_the_record_that_a_cut_file_lacks() {
 fn forgets_a_last_commit_that_was_never_complete() {
     let (rig, places) = three();
     let sound = bytes_of(&rig);
-    // The file keeps its length: what a crash did not write is what stood there before, mostly zeros.
+    // The file keeps its length: bytes that a crash did not write are those from before, mostly zeros.
     for length in places[2]..places[3] {
         let mut bytes = sound.clone();
         bytes[length..].fill(0);
@@ -150,7 +150,7 @@ fn forgets_a_last_commit_that_was_never_complete() {
         let whole = bytes[places[2]..places[3]] == sound[places[2]..places[3]];
         let next = if whole { 4 } else { 3 };
         assert_eq!((found.rig.layout.next(), found.damaged), (next, 1), "zeros from {length}");
-        goes_on(found);
+        continues(found);
     }
 }
 
@@ -165,12 +165,12 @@ fn takes_zeros_and_garbage_behind_the_end_for_nothing() {
     garbage(&mut bytes[places[3] + 16..]);
     let found = start_with(&bytes);
     assert_eq!((found.read.as_slice(), found.damaged), (&[1, 2, 3][..], 0));
-    goes_on(found);
+    continues(found);
     let mut bytes = sound.clone();
     garbage(&mut bytes[places[3]..]);
     let found = start_with(&bytes);
     assert_eq!((found.read.as_slice(), found.damaged), (&[1, 2, 3][..], 1), "the end mark itself");
-    goes_on(found);
+    continues(found);
 }
 
 #[test]
@@ -181,7 +181,7 @@ fn does_not_take_what_an_incomplete_commit_left_behind_the_end_for_records() {
     let records: Vec<_> =
         run.iter().map(|place| (*place, record(place.sequence, "{\"event\":\"torn\"}"))).collect();
     rig.writer.commit(&records, 1).unwrap();
-    // Only what came later of it reached the disk: the end mark of the commit before still stands.
+    // Only later parts of it reached the disk: the end mark of the previous commit still exists.
     let mut bytes = bytes_of(&rig);
     bytes[places[3]..places[3] + 16].copy_from_slice(&before[places[3]..places[3] + 16]);
     let found = start_with(&bytes);
@@ -192,7 +192,7 @@ fn does_not_take_what_an_incomplete_commit_left_behind_the_end_for_records() {
     let end = usize::try_from(place.offset + record(4, "{}").length()).unwrap();
     bytes[end] ^= 1;
     let rig = rig.reopen_after(SETTINGS, |journal| fs::write(segment(journal), bytes).unwrap());
-    assert_eq!((rig.layout.next(), rig.damaged), (5, 1), "the old record 5 does not come back");
+    assert_eq!((rig.layout.next(), rig.damaged), (5, 1), "the old record 5 does not reappear");
 }
 
 #[test]
@@ -273,7 +273,7 @@ fn falls_back_to_the_oldest_record_where_the_watermark_is_damaged() {
         fs::write(segment(journal), bytes).unwrap();
     });
     assert_eq!((rig.first, rig.damaged, rig.findings.len()), (1, 1, 1));
-    assert_eq!(rig.reopen().damaged, 0, "told once");
+    assert_eq!(rig.reopen().damaged, 0, "reported once");
 }
 
 #[test]
@@ -338,7 +338,7 @@ fn skips_a_block_that_cannot_be_read_and_appends_behind_it_in_another_segment() 
     assert_eq!((rig.damaged, rig.layout.next()), (1, 61), "{:?}", rig.findings);
     assert!(rig.findings[0].contains("the block at byte 8192 cannot be read"), "{:?}", rig.findings);
     let place = rig.append("fresh");
-    assert!(place.opens && place.sequence == 61, "{place:?}");
+    assert!(place.starts_segment && place.sequence == 61, "{place:?}");
     let end = rig.layout.next();
     let error = rig.reader.read(1, end, 100, 1 << 20).unwrap_err();
     assert!(is_unreadable(&error) && error.to_string().contains(".segment: "), "{error}");

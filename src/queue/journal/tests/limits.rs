@@ -1,4 +1,4 @@
-//! Segments come and go: rolling over, recycling, the limit, other settings, a full disk, a removed directory.
+//! The life of segments: rolling over, recycling, the limit, other settings, a full disk, a removed directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -23,7 +23,7 @@ fn gives_back_what_it_took_over_many_segments_and_never_passes_its_limit() {
             let made = rig.writer.create(number).is_ok();
             rig.layout.prepared(number, made);
         }
-        opened += u32::from(rig.append(&text(sequence)).opens);
+        opened += u32::from(rig.append(&text(sequence)).starts_segment);
         assert!(rig.disk() <= 5 * SEGMENT);
         assert_eq!(rig.disk(), rig.layout.total());
         // A backlog that grows and shrinks.
@@ -53,9 +53,9 @@ fn is_full_at_its_limit_and_takes_more_once_something_is_settled() {
     assert_eq!(rig.reserve(&body), None);
     assert_eq!((rig.disk(), rig.layout.capacity()), (3 * SEGMENT, 3 * SEGMENT));
     rig.settle(2);
-    assert!(rig.append(&body).opens);
+    assert!(rig.append(&body).starts_segment);
     assert_eq!(rig.disk(), 3 * SEGMENT);
-    // The watermark is in no segment but the recycled one, and the oldest is gone: that is no loss.
+    // The watermark is in no segment but the recycled one, and the oldest does not exist any more: that is no loss.
     let mut rig = rig.reopen();
     assert_eq!((rig.first, rig.damaged), (2, 0));
     assert_eq!(rig.bodies().len(), 3);
@@ -70,7 +70,7 @@ fn takes_the_sequence_of_the_oldest_segment_where_the_watermark_is_older() {
     let deleted = rig.layout.release(2);
     assert!(deleted.is_empty());
     let place = rig.reserve(&body).unwrap();
-    // The writer was told an older watermark.
+    // The writer got an older watermark.
     rig.writer.commit(&[(place, record(3, &body))], 1).unwrap();
     let mut rig = rig.reopen();
     assert_eq!((rig.first, rig.damaged), (2, 0));
@@ -110,7 +110,7 @@ fn leaves_no_gap_of_settled_records_where_a_segment_of_another_size_is_deleted()
     rig = rig.reopen_after(settings(SEGMENT), |_| {});
     let active = [rig.append(&body), rig.append(&body), rig.append(&body)][2].segment;
     rig.settle(rig.layout.next() - 1);
-    // The watermark was not written, so what is left of the settled ones comes again, and nothing is missed.
+    // The watermark was not written, so the rest of the settled ones is read again, and nothing is missed.
     let mut rig = rig.reopen();
     let batch = rig.read_all();
     assert_eq!((batch.damaged, batch.next), (0, 6), "{:?}", batch.findings);
@@ -145,7 +145,7 @@ fn forgets_a_run_that_no_segment_could_be_made_for_and_goes_on_later() {
     let mut rig = Rig::new(4 * SEGMENT, SEGMENT);
     let body = "x".repeat(3900);
     rig.append(&body);
-    // Something in the way of the next file.
+    // An obstacle in place of the next file.
     fs::create_dir(rig.path(1)).unwrap();
     let place = rig.reserve(&body).unwrap();
     let later = rig.reserve(&body).unwrap();
@@ -157,7 +157,7 @@ fn forgets_a_run_that_no_segment_could_be_made_for_and_goes_on_later() {
     fs::remove_dir(rig.path(1)).unwrap();
     rig.append("{}");
     let place = rig.append(&body);
-    assert!(place.opens && place.sequence == 3);
+    assert!(place.starts_segment && place.sequence == 3);
     let mut rig = rig.reopen();
     assert_eq!((rig.bodies().len(), rig.damaged), (3, 0));
 }
@@ -195,7 +195,7 @@ fn reads_what_is_committed_while_the_writer_goes_on_and_recycles() {
     for sequence in 1..=300 {
         rig.append(&text(sequence));
         if sequence % 3 == 0 {
-            // The reader comes to the end mark, and over it once something stands there.
+            // The reader reaches the end mark, and passes it once something follows it.
             let batch = rig.reader.read(place, sequence + 1, 2, 1 << 20).unwrap();
             let bodies: Vec<_> = batch.records.iter().map(|stored| stored.body.len()).collect();
             let expected: Vec<_> = (place..batch.next).map(|sequence| text(sequence).len()).collect();

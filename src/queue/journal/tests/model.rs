@@ -10,12 +10,12 @@ const LIMIT: u64 = 4 * SEGMENT;
 
 #[derive(Clone, Debug)]
 enum JournalStep {
-    /// Reserve these, commit so many runs of them, and lose the rest as a crash would.
+    /// Reserves these, commits this many runs of them, and loses the rest as a crash would.
     Append {
         sizes: Vec<usize>,
         runs: usize,
     },
-    /// Settle this share of what is held, in percent.
+    /// Settles this share of what is held, in percent.
     Settle(u64),
     Note,
     Spare,
@@ -23,7 +23,7 @@ enum JournalStep {
         most: usize,
     },
     Reopen,
-    /// Start again with segments of so many blocks.
+    /// Starts again with segments of this many blocks.
     Resize(u64),
 }
 
@@ -42,12 +42,12 @@ fn step() -> impl Strategy<Value = JournalStep> {
 
 struct JournalModel {
     rig: Rig,
-    /// Bodies of the sequences from 1 on.
+    /// The bodies of the sequences from 1 on.
     bodies: Vec<String>,
-    /// The watermark that a start finds at least.
+    /// The minimum watermark that a start finds.
     persisted: u64,
     segment: u64,
-    /// Where delivery reads.
+    /// The position at which delivery reads.
     cursor: u64,
 }
 
@@ -134,7 +134,7 @@ fn run(steps: &[JournalStep]) {
             }
             JournalStep::Note => {
                 model.rig.writer.note(model.rig.first).unwrap();
-                // Before the first record there is nowhere to write it.
+                // Before the first record there is no segment to write it to.
                 model.persisted = model.rig.first;
             }
             JournalStep::Spare => {

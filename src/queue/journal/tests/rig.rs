@@ -1,4 +1,4 @@
-//! For the tests: a journal in a directory of its own, driven as the queue drives it.
+//! The journal of a test, in a directory of its own, driven as the queue drives it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use crate::queue::journal::{
     Batch, Opened, Place, Reader, Record, SegmentAllocator, Settings, Writer, files, open,
 };
 
-/// When the record of this sequence was received.
+/// The time at which the record of this sequence was received.
 pub(in crate::queue::journal) fn received(sequence: u64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_secs(1_790_000_000 + sequence)
 }
@@ -57,7 +57,7 @@ impl Rig {
         self.directory.path().join("journal")
     }
 
-    /// Ends without any goodbye and starts again, with other settings perhaps, after `between`.
+    /// Ends abruptly and starts again, perhaps with other settings, after `between`.
     pub(in crate::queue::journal) fn reopen_after(self, settings: Settings, between: impl FnOnce(&Path)) -> Self {
         let Self { directory, .. } = self;
         let journal = directory.path().join("journal");
@@ -75,14 +75,14 @@ impl Rig {
         self.layout.reserve(record(self.layout.next(), body).length())
     }
 
-    /// Writes one record and makes it safe; its place.
+    /// Writes one record and syncs it; returns its place.
     pub(in crate::queue::journal) fn append(&mut self, body: &str) -> Place {
         let place = self.reserve(body).unwrap();
         self.writer.commit(&[(place, record(place.sequence, body))], self.first).unwrap();
         place
     }
 
-    /// Makes everything below settled.
+    /// Settles everything below.
     pub(in crate::queue::journal) fn settle(&mut self, watermark: u64) {
         self.first = watermark;
         let deleted = self.layout.release(watermark);
@@ -108,7 +108,7 @@ impl Rig {
         all
     }
 
-    /// The bodies and sequences of everything unsettled.
+    /// The bodies and sequences of all unsettled records.
     pub(in crate::queue::journal) fn bodies(&mut self) -> Vec<(u64, String)> {
         let batch = self.read_all();
         let body = |body: &[u8]| String::from_utf8(body.into()).unwrap();
