@@ -23,6 +23,8 @@ pub(super) enum Fault {
     LeaderMovedAtLowRate,
     /// One address of two takes nothing.
     AddressRefuses,
+    /// The same, ended by taking its limit away, which the broker does not tell those that it refused.
+    LimitRemoved,
     /// Topic, queue or stream is deleted and made anew on another node.
     DeletedAndMadeAnew,
     /// A topic is given more partitions.
@@ -43,6 +45,7 @@ impl Fault {
             Self::LeaderMoved => "leader_moved",
             Self::LeaderMovedAtLowRate => "leader_moved_at_low_rate",
             Self::AddressRefuses => "address_refuses",
+            Self::LimitRemoved => "limit_removed",
             Self::DeletedAndMadeAnew => "deleted_and_made_anew",
             Self::PartitionsAdded => "partitions_added",
         }

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
+use super::fault::Fault;
 use super::kafka::Kafka;
 use super::nats::Nats;
 use super::rabbitmq::Rabbitmq;
@@ -40,18 +41,22 @@ fn every_fault_on_nats() {
     every_fault::<Nats>();
 }
 
-/// Those that `SOAK_FAULTS` names, or all.
+/// Those that `SOAK_FAULTS` names, as often as it names them, or each.
 fn every_fault<R: Rig>() {
     let _one = heavy();
     let asked = std::env::var("SOAK_FAULTS").unwrap_or_default();
-    let asked: Vec<&str> = asked.split_whitespace().collect();
+    let asked = asked.split_whitespace().flat_map(|name| R::ALL.iter().filter(move |fault| fault.name() == name));
+    let mut faults: Vec<Fault> = asked.copied().collect();
+    if faults.is_empty() {
+        faults = R::ALL.to_vec();
+    }
     let rig = R::start();
     let mut table = String::new();
     let mut red = 0;
-    for fault in R::ALL.iter().filter(|fault| asked.is_empty() || asked.contains(&fault.name())) {
+    for fault in faults {
         println!("{}: {}", R::NAME, fault.name());
         let began = Instant::now();
-        let found = catch_unwind(AssertUnwindSafe(|| run(&rig, *fault, PLAN)));
+        let found = catch_unwind(AssertUnwindSafe(|| run(&rig, fault, PLAN)));
         let (verdict, wrong) = verdict(found);
         red += usize::from(!wrong.is_empty());
         let colour = if wrong.is_empty() { "green" } else { "RED" };

@@ -33,6 +33,7 @@ impl Rig for Rabbitmq {
         Fault::LeaderMoved,
         Fault::LeaderMovedAtLowRate,
         Fault::AddressRefuses,
+        Fault::LimitRemoved,
         Fault::DeletedAndMadeAnew,
     ];
 

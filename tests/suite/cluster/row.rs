@@ -93,13 +93,14 @@ pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
         setup = setup.program(Path::new(&program));
     }
     let low = fault == Fault::LeaderMovedAtLowRate;
+    let two_addresses = matches!(fault, Fault::AddressRefuses | Fault::LimitRemoved);
     let load = Load {
         events: u64::MAX,
         connections: 4,
         keys: 12,
         rate: if low { LOW_RATE } else { RATE },
         text: "x".repeat(100),
-        every: (fault == Fault::AddressRefuses).then(|| (10, "Trapped", "x".repeat(100))),
+        every: two_addresses.then(|| (10, "Trapped", "x".repeat(100))),
         again: true,
         patient: true,
         ..Load::default()
@@ -192,7 +193,8 @@ impl<R: Rig> Row<'_, R> {
                 self.pause(&followers);
             }
             Fault::LeaderMoved | Fault::LeaderMovedAtLowRate => self.move_the_leader(),
-            Fault::AddressRefuses => self.refuse(),
+            Fault::AddressRefuses => self.refuse("accept"),
+            Fault::LimitRemoved => self.refuse("unlimit"),
             Fault::DeletedAndMadeAnew => self.delete(),
             Fault::PartitionsAdded => {
                 // The keys of another load: a key moves to another partition, and its order with it.
@@ -271,7 +273,8 @@ impl<R: Rig> Row<'_, R> {
         self.recovers(Address::Main);
     }
 
-    fn refuse(&mut self) {
+    /// One of two addresses takes nothing, until this order.
+    fn refuse(&mut self, end: &str) {
         self.place.order("refuse");
         let refused = Instant::now();
         self.waits_and_says();
@@ -287,7 +290,7 @@ impl<R: Rig> Row<'_, R> {
                 from.elapsed()
             ));
         }
-        self.place.order("accept");
+        self.place.order(end);
         self.recovers(Address::Other);
     }
 
@@ -326,10 +329,11 @@ impl<R: Rig> Row<'_, R> {
         let dead = self.setup.dead_letters();
         assert!(
             dead.is_empty(),
-            "{} dead letters, the first of them with the reason {} ({})",
+            "{} dead letters, the first of them after {} attempts with the reason {}: {}",
             dead.len(),
+            dead[0]["attempts"],
             dead[0]["reason"],
-            dead[0]["error"]
+            dead[0]["text"]
         );
         assert_eq!(status.count("lost"), 0, "{}", status.0["accounting"]);
         let out_of_order = self.daemon.metric("publish_out_of_order_total", &[]);

@@ -263,14 +263,23 @@ class Rabbitmq:
             channel.basic_publish(name, "probe", b"{}", pika.BasicProperties(message_id=probe_id(), delivery_mode=2))
         connection.close()
 
-    def refuse(self, order):
-        """Another limit, which the queue has passed."""
+    def limit(self, order, length):
         name = order["name"]
-        self.any(order, f"rabbit_policy:set(<<\"/\">>,<<\"{name}\">>,<<\"^{name}-other$\">>,"
-                        "[{<<\"max-length\">>,1},{<<\"overflow\">>,<<\"reject-publish\">>}],0,<<\"queues\">>,<<\"test\">>)")
+        self.any(order, f"rabbit_policy:set(<<\"/\">>, <<\"{name}\">>, <<\"^{name}-other$\">>, "
+                        f"[{{<<\"max-length\">>, {length}}}, {{<<\"overflow\">>, <<\"reject-publish\">>}}], "
+                        "0, <<\"queues\">>, <<\"test\">>)")
+
+    def refuse(self, order):
+        """A limit that the queue has passed."""
+        self.limit(order, 1)
 
     def accept(self, order):
-        self.any(order, f"rabbit_policy:delete(<<\"/\">>,<<\"{order['name']}\">>,<<\"test\">>)")
+        """A limit far away."""
+        self.limit(order, 1_000_000)
+
+    def unlimit(self, order):
+        """No limit. The queue does not tell those that it told of the limit: their channels stay as they are."""
+        self.any(order, f"rabbit_policy:delete(<<\"/\">>, <<\"{order['name']}\">>, <<\"test\">>)")
 
     def delete(self, order):
         import pika
@@ -371,6 +380,7 @@ class Nats:
     def refuse(self, order):
         """A limit per subject that this one alone has reached."""
         count = 10_000
+        self.change(order, max_msgs_per_subject=count, discard="new", discard_new_per_subject=True)
 
         async def fill(connection, stream):
             subject = f"{order['name']}.Trapped.report"
@@ -383,7 +393,6 @@ class Nats:
                     return
                 await asyncio.sleep(0.1)
         self.client(order, fill)
-        self.change(order, max_msgs_per_subject=count, discard="new", discard_new_per_subject=True)
 
     def accept(self, order):
         self.change(order, max_msgs_per_subject=-1, discard="old", discard_new_per_subject=False)
