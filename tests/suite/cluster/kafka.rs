@@ -71,5 +71,16 @@ impl Rig for Kafka {
         None
     }
 
-    fn prepare(&self, _place: &str) {}
+    fn prepare(&self, place: &str) {
+        self.operator.ask(&json!({"do": "prepare", "name": place, "alive": self.nodes.alive()}));
+    }
+
+    /// Two replicas must be in sync, and there are two: the death of one is enough. The main topic has a third one.
+    fn refuse(&self, _place: &str) {
+        self.nodes.kill(2);
+    }
+
+    fn accept(&self, _place: &str) {
+        self.nodes.up();
+    }
 }

@@ -48,6 +48,16 @@ pub(super) trait Rig: Sized {
 
     /// Makes what the bridge does not declare.
     fn prepare(&self, place: &str);
+
+    /// From now on the other address of a place takes nothing, and says so.
+    fn refuse(&self, place: &str) {
+        self.operator().ask(&json!({"do": "refuse", "name": place, "alive": self.nodes().alive()}));
+    }
+
+    /// Ends that.
+    fn accept(&self, place: &str) {
+        self.operator().ask(&json!({"do": "accept", "name": place, "alive": self.nodes().alive()}));
+    }
 }
 
 /// A topic, queue or stream of one fault alone, and what belongs to it.
@@ -98,7 +108,17 @@ impl<'a, R: Rig> Place<'a, R> {
         self.operate("probe", &json!({"other": address == Address::Other}));
     }
 
-    /// One more order: `refuse`, `accept`, `delete`, `create`, `partitions`.
+    /// From now on the other address takes nothing.
+    pub(super) fn refuse(&self) {
+        self.rig.refuse(&self.name);
+    }
+
+    /// From now on it takes everything again.
+    pub(super) fn accept(&self) {
+        self.rig.accept(&self.name);
+    }
+
+    /// One more order: `delete`, `create`, `partitions`, `unlimit`.
     pub(super) fn order(&self, what: &str) {
         self.operate(what, &json!({}));
     }

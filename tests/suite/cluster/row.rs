@@ -193,8 +193,8 @@ impl<R: Rig> Row<'_, R> {
                 self.pause(&followers);
             }
             Fault::LeaderMoved | Fault::LeaderMovedAtLowRate => self.move_the_leader(),
-            Fault::AddressRefuses => self.refuse("accept"),
-            Fault::LimitRemoved => self.refuse("unlimit"),
+            Fault::AddressRefuses => self.refuse(|place| place.accept()),
+            Fault::LimitRemoved => self.refuse(|place| place.order("unlimit")),
             Fault::DeletedAndMadeAnew => self.delete(),
             Fault::PartitionsAdded => {
                 // The keys of another load: a key moves to another partition, and its order with it.
@@ -273,9 +273,9 @@ impl<R: Rig> Row<'_, R> {
         self.recovers(Address::Main);
     }
 
-    /// One of two addresses takes nothing, until this order.
-    fn refuse(&mut self, end: &str) {
-        self.place.order("refuse");
+    /// One of two addresses takes nothing.
+    fn refuse(&mut self, end: impl Fn(&Place<'_, R>)) {
+        self.place.refuse();
         let refused = Instant::now();
         self.waits_and_says();
         let before = self.daemon.status().count("published");
@@ -290,7 +290,11 @@ impl<R: Rig> Row<'_, R> {
                 from.elapsed()
             ));
         }
-        self.place.order(end);
+        let status = self.daemon.status();
+        let waited = status.0["time_seconds"].as_f64().unwrap_or_default() - oldest(&status);
+        let refusing = self.plan.refusing.as_secs_f64();
+        assert!(waited > refusing / 2.0, "the other address took events: the oldest has waited for {waited} s");
+        end(&self.place);
         self.recovers(Address::Other);
     }
 

@@ -60,7 +60,7 @@ class Kafka:
             seen = self.admin.list_topics(timeout=5)
             parts = [part for name, topic in seen.topics.items() if name.startswith(order["name"])
                      for part in topic.partitions.values()]
-            return len(seen.brokers) == 3 and all(len(part.isrs) == 3 and part.leader > 0 for part in parts)
+            return len(seen.brokers) == 3 and all(len(part.isrs) == len(part.replicas) and part.leader > 0 for part in parts)
         until("three nodes, all replicas in sync", look)
 
     def move(self, order):
@@ -111,19 +111,13 @@ class Kafka:
         producer.purge()
         producer.flush(1)
 
-    def set(self, name, value):
-        from confluent_kafka.admin import AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
+    def prepare(self, order):
+        """A topic that the death of node 2 leaves with too few replicas."""
+        from confluent_kafka.admin import NewTopic
 
-        entry = ConfigEntry("min.insync.replicas", value, incremental_operation=AlterConfigOpType.SET)
-        resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=[entry])
-        self.admin.incremental_alter_configs([resource])[resource].result(10)
-
-    def refuse(self, order):
-        """More replicas are asked for than there are."""
-        self.set(order["name"] + "-other", "4")
-
-    def accept(self, order):
-        self.set(order["name"] + "-other", "2")
+        name = order["name"] + "-other"
+        self.admin.create_topics([NewTopic(name, num_partitions=1, replica_assignment=[[1, 2]])])[name].result(10)
+        until("the topic", lambda: self.parts(name))
 
     def delete(self, order):
         self.admin.delete_topics([order["name"]])[order["name"]].result(10)

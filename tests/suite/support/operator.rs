@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ impl Operator {
             child.unwrap_or_else(|error| panic!("{}: {error}; set PYTHON or run `make test`", python.display()));
         let orders = RefCell::new(child.stdin.take().expect("stdin is piped"));
         let lines = BufReader::new(child.stdout.take().expect("stdout is piped")).lines();
-        let (sender, answers) = channel();
+        let (sender, answers) = sync_channel(1);
         thread::spawn(move || lines.map_while(Result::ok).try_for_each(|line| sender.send(line)));
         Self { child, orders, answers }
     }
