@@ -19,6 +19,7 @@ impl Rig for Rabbitmq {
 
     const COUNTS_EXACTLY: bool = false;
 
+    // One node that is both killed: the new channel is opened before the election, and refuses until that node is back.
     const SHORT: &'static [Fault] =
         &[Fault::LeaderKilled, Fault::FollowersPaused, Fault::LeaderMoved, Fault::AddressRefuses];
 

@@ -1,8 +1,8 @@
 """An operator of a cluster, and a plain client of it, neither of them the bridge: `cluster.py FACTS`, as JSON.
 
 Reads one order a line from its input and prints one answer a line, JSON both; ends with its input. An order says what to
-`do`, the `name` of topic, queue or stream, and which nodes (1, 2, 3) are `alive`. Nothing in here waits longer than a
-minute. What the plain client publishes has an id that begins with `probe`.
+`do`, the `name` of topic, queue or stream, and which nodes (1, 2, 3) are `alive`. Nothing in here waits longer than two
+minutes. What the plain client publishes has an id that begins with `probe`.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.request
 
-LIMIT = 60  # seconds
+LIMIT = 120  # seconds
 
 
 def probe_id():
