@@ -29,6 +29,8 @@ pub(super) enum Fault {
     DeletedAndMadeAnew,
     /// A topic is given more partitions.
     PartitionsAdded,
+    /// The password is renewed while the bridge is connected; then the old one is refused.
+    PasswordRenewed,
 }
 
 impl Fault {
@@ -48,6 +50,7 @@ impl Fault {
             Self::LimitRemoved => "limit_removed",
             Self::DeletedAndMadeAnew => "deleted_and_made_anew",
             Self::PartitionsAdded => "partitions_added",
+            Self::PasswordRenewed => "password_renewed",
         }
     }
 }

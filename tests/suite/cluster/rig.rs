@@ -1,5 +1,7 @@
 //! What a broker supplies to the faults: its three nodes, an operator, settings, reading back.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::fault::Fault;
@@ -40,6 +42,14 @@ pub(super) trait Rig: Sized {
     /// The settings that publish to a place, events called `Trapped` to its other address.
     fn table(&self, place: &str) -> Table;
 
+    /// The same as this user, whose password, or what carries it, is in a file.
+    fn table_with_login(&self, place: &str, user: &str, file: &Path) -> Table;
+
+    /// What that file holds.
+    fn login(&self, _user: &str, password: &str) -> String {
+        password.to_owned()
+    }
+
     /// What the reader is asked for.
     fn order(&self, place: &str, at_least: u64) -> Value;
 
@@ -79,6 +89,21 @@ impl<'a, R: Rig> Place<'a, R> {
     /// The settings that publish to it.
     pub(super) fn table(&self) -> Table {
         self.rig.table(&self.name)
+    }
+
+    /// The same as this user, whose password is in a file.
+    pub(super) fn table_with_login(&self, user: &str, file: &Path) -> Table {
+        self.rig.table_with_login(&self.name, user, file)
+    }
+
+    /// From now on this user has this password; connections with an older one stay for now.
+    pub(super) fn set_password(&self, user: &str, password: &str) {
+        self.operate("credentials", &json!({"user": user, "password": password}));
+    }
+
+    /// Ends the connections of those who logged in with an older password.
+    pub(super) fn expel(&self, user: &str) {
+        self.operate("expel", &json!({"user": user}));
     }
 
     /// Waits until all nodes run and all replicas have what the leader has.

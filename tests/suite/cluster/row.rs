@@ -1,10 +1,13 @@
 //! One fault under load, on a place of its own: what is waited for, and the verdict.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::fault::Fault;
 use super::rig::{Address, Place, Rig};
@@ -83,12 +86,24 @@ struct Row<'a, R: Rig> {
     /// What was read before the broker lost it by order.
     kept: Vec<Delivered>,
     seen: Seen,
+    /// Where the password is, for the fault that changes it.
+    login: TempDir,
 }
+
+/// The user whose password is renewed.
+const USER: &str = "renewed";
 
 /// One fault; a panic says which promise was broken.
 pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
     let place = Place::new(rig, fault.name());
-    let mut setup = Setup::new(&place.table()).text("ack", "journaled").text("journal.max_bytes", "64MiB");
+    let login = tempfile::tempdir().expect("a temporary directory can be made");
+    let mut table = place.table();
+    if fault == Fault::PasswordRenewed {
+        place.set_password(USER, "first");
+        write_login(&login, &rig.login(USER, "first"));
+        table = place.table_with_login(USER, &login.path().join("login"));
+    }
+    let mut setup = Setup::new(&table).text("ack", "journaled").text("journal.max_bytes", "64MiB");
     if let Some(program) = std::env::var_os("SOAK_PROGRAM") {
         setup = setup.program(Path::new(&program));
     }
@@ -116,6 +131,7 @@ pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
         sent: Sent::default(),
         kept: Vec::new(),
         seen: Seen::default(),
+        login,
     };
     row.start();
     row.flows(if low { 2 } else { 200 });
@@ -201,6 +217,13 @@ impl<R: Rig> Row<'_, R> {
                 self.end();
                 self.start();
                 self.place.order("partitions");
+                self.recovers(Address::Main);
+            }
+            Fault::PasswordRenewed => {
+                write_login(&self.login, &self.place.rig.login(USER, "second"));
+                self.place.set_password(USER, "second");
+                self.daemon.reload();
+                self.place.expel(USER);
                 self.recovers(Address::Main);
             }
         }
@@ -380,6 +403,12 @@ impl<R: Rig> Drop for Row<'_, R> {
 /// Waits until so much time has passed since: the fault itself is this long.
 fn rest_of(length: Duration, since: Instant) {
     thread::sleep(length.saturating_sub(since.elapsed()));
+}
+
+fn write_login(directory: &TempDir, login: &str) {
+    let file = directory.path().join("login");
+    fs::write(&file, login).expect("the temporary directory can be written");
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("it is ours");
 }
 
 fn oldest(status: &Status) -> f64 {
