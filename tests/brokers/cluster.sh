@@ -36,6 +36,13 @@ up() { # BROKER
     flock 9 # two callers at once: the second finds it running
     t0=$(now_ms)
     trap '[ $? = 0 ] || "$BROKERS_DIR/cluster.sh" down --kill "$broker"' EXIT # leave nothing half started
+    # First, so that nothing outlives an owner that ends in the middle of this.
+    if [ -n "${BROKERS_OWNER_PID:-}" ] && ! live_pid "$HOME_OF/watch.pid" >/dev/null; then
+        # shellcheck disable=SC2016
+        spawn "$HOME_OF/watch.pid" /dev/null bash -c \
+            'while kill -0 "$1" 2>/dev/null; do sleep 0.5; done; exec "$2" down --kill "$3"' \
+            watch "$BROKERS_OWNER_PID" "$BROKERS_DIR/cluster.sh" "$broker"
+    fi
     "${broker}_prepare"
     for n in "${NODES[@]}"; do
         STATE=$HOME_OF/$n LOG=$HOME_OF/$n/log
@@ -52,12 +59,6 @@ up() { # BROKER
         say "$broker:$started ready after $(secs $(($(now_ms) - t0))) s"
     fi
     touch "$HOME_OF/formed"
-    if [ -n "${BROKERS_OWNER_PID:-}" ] && ! live_pid "$HOME_OF/watch.pid" >/dev/null; then
-        # shellcheck disable=SC2016
-        spawn "$HOME_OF/watch.pid" /dev/null bash -c \
-            'while kill -0 "$1" 2>/dev/null; do sleep 0.5; done; exec "$2" down --kill "$3"' \
-            watch "$BROKERS_OWNER_PID" "$BROKERS_DIR/cluster.sh" "$broker"
-    fi
 }
 
 await_node() { # BROKER NODE
