@@ -1,4 +1,4 @@
-//! What goes wrong in a cluster of three.
+//! The faults of a cluster of three, and their names.
 
 /// A fault; while it lasts, events keep arriving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

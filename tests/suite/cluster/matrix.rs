@@ -41,7 +41,7 @@ fn every_fault_on_nats() {
     every_fault::<Nats>();
 }
 
-/// Those that `SOAK_FAULTS` names, as often as it names them, or each.
+/// Makes the faults that `SOAK_FAULTS` names, as often as it names them, or each.
 fn every_fault<R: Rig>() {
     let _one = heavy();
     let asked = std::env::var("SOAK_FAULTS").unwrap_or_default();
@@ -74,7 +74,7 @@ fn every_fault<R: Rig>() {
     assert_eq!(red, 0, "rows are red on {}:\n{table}", R::NAME);
 }
 
-/// The numbers, and what is wrong.
+/// Returns the numbers, and the lines of what is wrong.
 fn verdict(found: Result<Seen, Box<dyn Any + Send>>) -> (String, Vec<String>) {
     match found {
         Ok(seen) => {

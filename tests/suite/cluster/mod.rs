@@ -6,13 +6,13 @@ mod kafka;
 mod nats;
 mod rabbitmq;
 
-// What a broker supplies.
+// The part that a broker supplies.
 mod rig;
 
 // A balancer in front of RabbitMQ.
 mod balancer;
 
-// What goes wrong.
+// The faults.
 mod fault;
 
 // One fault under load, and the verdict.
@@ -21,5 +21,5 @@ mod row;
 // Every fault, at length.
 mod matrix;
 
-// What `make test` runs.
+// The short faults of `make test`.
 mod short;

@@ -1,4 +1,4 @@
-//! One fault under load, on a place of its own: what is waited for, and the verdict.
+//! One fault under load, on a place of its own: the fault itself, the way back, and the verdict.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
@@ -16,16 +16,16 @@ use crate::support::{Daemon, Delivered, Load, Node, Oracle, Running, Sent, Setup
 /// Events a second.
 const RATE: u64 = 200;
 
-/// So few that an event is mostly the only one in flight.
+/// A rate at which an event is mostly the only one in flight.
 const LOW_RATE: u64 = 2;
 
-/// The cluster's way back may take this long beside other tests.
+/// The limit of the cluster's way back, beside other tests.
 const BACK: Duration = Duration::from_mins(2);
 
-/// From one leader to the next.
+/// The time from one leader to the next.
 const BETWEEN_LEADERS: Duration = Duration::from_secs(2);
 
-/// An operator who looks must be told of it within this.
+/// The time within which an operator who looks is shown that events wait.
 const SAID: Duration = Duration::from_secs(10);
 
 /// Whether more is asked for than that no event is lost, blamed or late without being counted.
@@ -37,39 +37,39 @@ pub(super) enum Judged {
     Everything,
 }
 
-/// How long faults are.
+/// The lengths of the faults, and what is asked for.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    /// From the death of a node to its start.
+    /// The time from the death of a node to its start.
     pub(super) gone: Duration,
-    /// How long nodes hang, or are too few.
+    /// The time for which nodes hang, or are too few.
     pub(super) paused: Duration,
-    /// How long the leader moves.
+    /// The time for which the leader moves.
     pub(super) moved: Duration,
-    /// How long an address takes nothing.
+    /// The time for which an address takes nothing.
     pub(super) refusing: Duration,
-    /// From the first confirm of a plain client to the bridge's.
+    /// The limit from the first confirm of a plain client to the bridge's.
     pub(super) recovery: Duration,
-    /// What is asked for.
+    /// The strictness of the verdict.
     pub(super) judged: Judged,
 }
 
-/// What was found.
+/// The numbers of a fault.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
-    /// Answered 200.
+    /// Events answered 200.
     pub(super) accepted: u64,
     /// Messages at the broker.
     pub(super) delivered: usize,
-    /// Those of them that were there before.
+    /// Messages among them that were there before.
     pub(super) repeats: usize,
     /// First deliveries after a later event of their key.
     pub(super) late: u64,
-    /// As the bridge counts them.
+    /// The bridge's own count of these.
     pub(super) out_of_order: u64,
     /// The longest time from the first confirm of a plain client to the bridge's.
     pub(super) recovered: Duration,
-    /// What is not as it must be, though no event suffered.
+    /// Departures that cost no event.
     pub(super) wrong: Vec<String>,
 }
 
@@ -83,10 +83,10 @@ struct Row<'a, R: Rig> {
     /// None before the first load, and after the last.
     running: Option<Running>,
     sent: Sent,
-    /// What was read before the broker lost it by order.
+    /// The messages that were read before they were deleted.
     kept: Vec<Delivered>,
     seen: Seen,
-    /// Where the password is, for the fault that changes it.
+    /// The directory of the password, for the fault that changes it.
     login: TempDir,
 }
 
@@ -142,7 +142,7 @@ pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
     row.judge(fault)
 }
 
-impl<R: Rig> Row<'_, R> {
+impl<'a, R: Rig> Row<'a, R> {
     fn start(&mut self) {
         self.running = Some(self.load.start(&self.daemon.ingress));
     }
@@ -209,7 +209,7 @@ impl<R: Rig> Row<'_, R> {
                 self.pause(&followers);
             }
             Fault::LeaderMoved | Fault::LeaderMovedAtLowRate => self.move_the_leader(),
-            Fault::AddressRefuses => self.refuse(|place| place.accept()),
+            Fault::AddressRefuses => self.refuse(Place::accept),
             Fault::LimitRemoved => self.refuse(|place| place.order("unlimit")),
             Fault::DeletedAndMadeAnew => self.delete(),
             Fault::PartitionsAdded => {
@@ -239,7 +239,7 @@ impl<R: Rig> Row<'_, R> {
         }
     }
 
-    /// The others go on without them, so the bridge must too.
+    /// Kills nodes without which the others go on, so the bridge must too.
     fn kill(&mut self, nodes: &[Node]) {
         let killed = Instant::now();
         for node in nodes {
@@ -259,6 +259,7 @@ impl<R: Rig> Row<'_, R> {
         }
         self.waits_and_says();
         rest_of(self.plan.paused, gone);
+        self.has_waited(self.plan.paused);
         self.place.rig.nodes().up();
         self.recovers(Address::Main);
     }
@@ -282,6 +283,9 @@ impl<R: Rig> Row<'_, R> {
             self.waits_and_says();
         }
         rest_of(self.plan.paused, paused);
+        if nodes.len() > 1 {
+            self.has_waited(self.plan.paused);
+        }
         self.place.rig.nodes().resume();
         self.recovers(Address::Main);
     }
@@ -296,8 +300,8 @@ impl<R: Rig> Row<'_, R> {
         self.recovers(Address::Main);
     }
 
-    /// One of two addresses takes nothing.
-    fn refuse(&mut self, end: impl Fn(&Place<'_, R>)) {
+    /// Makes one of two addresses take nothing.
+    fn refuse(&mut self, end: impl Fn(&Place<'a, R>)) {
         self.place.refuse();
         let refused = Instant::now();
         self.waits_and_says();
@@ -313,10 +317,7 @@ impl<R: Rig> Row<'_, R> {
                 from.elapsed()
             ));
         }
-        let status = self.daemon.status();
-        let waited = status.0["time_seconds"].as_f64().unwrap_or_default() - oldest(&status);
-        let refusing = self.plan.refusing.as_secs_f64();
-        assert!(waited > refusing / 2.0, "the other address took events: the oldest has waited for {waited} s");
+        self.has_waited(self.plan.refusing);
         end(&self.place);
         self.recovers(Address::Other);
     }
@@ -331,7 +332,14 @@ impl<R: Rig> Row<'_, R> {
         self.recovers(Address::Main);
     }
 
-    /// A place that takes nothing is shown to an operator who looks.
+    /// Panics unless an event has waited for most of the fault, which was none otherwise.
+    fn has_waited(&self, fault: Duration) {
+        let status = self.daemon.status();
+        let waited = status.0["time_seconds"].as_f64().unwrap_or_default() - oldest(&status);
+        assert!(waited > fault.as_secs_f64() / 2.0, "no fault: the oldest event has waited for {waited} s");
+    }
+
+    /// Notes where an operator who looks is not shown that events wait.
     fn waits_and_says(&mut self) {
         if self.plan.judged == Judged::Promises {
             return;

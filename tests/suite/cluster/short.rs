@@ -1,4 +1,4 @@
-//! What `make test` runs: the short faults, one after the other on each cluster, the three clusters side by side.
+//! The short faults of `make test`: one after the other on each cluster, the three clusters side by side.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ const PLAN: Plan = Plan {
     judged: Judged::Promises,
 };
 
-/// One test, so that they do not wait for each other where few tests run at a time; each mostly waits.
+/// Runs the three in one test: each mostly waits, and few tests run at a time.
 #[test]
 fn keeps_every_promise_on_clusters_of_three() {
     thread::scope(|scope| {
