@@ -275,8 +275,8 @@ down() { # SIGNAL WIPE BROKER
         ended+=" $n"
         # A paused node would never see another signal.
         [ "$1" = KILL ] || kill -CONT "$(live_pid "$home/$n/pid")" 2>/dev/null || true
-        # At once: the last of three alone has no majority, and may wait for one.
-        stop_pid "$home/$n/pid" "$1" 60 &
+        # All at once. The last one has no majority left, and may wait for it: not for long.
+        stop_pid "$home/$n/pid" "$1" 15 &
         jobs+=($!)
     done
     [ ${#jobs[@]} = 0 ] || wait "${jobs[@]}"
