@@ -14,8 +14,9 @@ const PLAN: Plan = Plan {
     paused: Duration::from_secs(12),
     moved: Duration::from_secs(10),
     refusing: Duration::from_secs(10),
-    // `retry_max` and 3 s, and once more as much for a machine that is busy with other tests.
-    recovery: Duration::from_secs(10),
+    // `retry_max` and 3 s, three times over for a machine that is busy with other tests. A node that is killed is not started
+    // again before, so a bridge that waits for that node is found out.
+    recovery: Duration::from_secs(15),
     judged: Judged::Promises,
 };
 
