@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::fault::Fault;
 use super::kafka::Kafka;
 use super::nats::Nats;
+use super::plan::{Judged, Plan, Seen};
 use super::rabbitmq::Rabbitmq;
 use super::rig::Rig;
-use super::row::{Judged, Plan, Seen, run};
+use super::row::run;
 use crate::support::heavy;
 
 const PLAN: Plan = Plan {

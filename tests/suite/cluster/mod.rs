@@ -15,6 +15,9 @@ mod balancer;
 // The faults.
 mod fault;
 
+// Lengths, strictness, numbers.
+mod plan;
+
 // One fault under load, and the verdict.
 mod row;
 

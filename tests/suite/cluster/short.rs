@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 
 use super::kafka::Kafka;
 use super::nats::Nats;
+use super::plan::{Judged, Plan};
 use super::rabbitmq::Rabbitmq;
 use super::rig::Rig;
-use super::row::{Judged, Plan, run};
+use super::row::run;
 
 const PLAN: Plan = Plan {
     gone: Duration::from_secs(10),
