@@ -25,8 +25,8 @@ impl Rig for Nats {
 
     const COUNTS_EXACTLY: bool = true;
 
-    // The others: a leader without a majority takes events that it does not acknowledge, which ends in dead letters; one
-    // that steps down drops events between those that it takes, which are late then and not counted.
+    // Without those that hit a leader while the bridge stays connected: events that such a leader drops between others which
+    // it takes are sent again late without being counted, and some become dead letters.
     const SHORT: &'static [Fault] =
         &[Fault::LeaderAndConnectedKilled, Fault::ConnectedKilled, Fault::AddressRefuses];
 

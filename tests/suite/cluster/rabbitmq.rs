@@ -21,7 +21,8 @@ impl Rig for Rabbitmq {
 
     const COUNTS_EXACTLY: bool = false;
 
-    // One node that is both killed: the new channel is opened before the election, and refuses until that node is back.
+    // Without `LeaderAndConnectedKilled`: a channel that is opened before the election may refuse everything until the
+    // killed node is back.
     const SHORT: &'static [Fault] =
         &[Fault::LeaderKilled, Fault::FollowersPaused, Fault::LeaderMoved, Fault::AddressRefuses];
 
