@@ -1,5 +1,5 @@
 # A clean Debian with systemd: made once, kept in the cache, laid out and booted for each run. Source it, don't run it.
-# shellcheck shell=bash
+# shellcheck shell=bash disable=SC2154 # cache and temporary are set by the script that sources it
 
 ROOT_SUITE=bookworm
 # What the packages depend on is there; nothing else, so that what they forget is missed.
@@ -25,9 +25,9 @@ lay_out() { # DIRECTORY
     chmod 755 "$1/usr/local/bin/sudo"
 }
 
-leader= nspawn=
+leader='' nspawn=''
 boot() { # DIRECTORY
-    local state= left=150
+    local state='' left=150
     systemd-nspawn --quiet --directory "$1" --register=no --keep-unit --boot --private-network --console=pipe \
         </dev/null >"$temporary/console" 2>&1 &
     nspawn=$!
@@ -52,5 +52,5 @@ power_off() {
         [ $((left -= 1)) -gt 0 ] || { kill -KILL "$nspawn" 2>/dev/null || true; }
         sleep 0.1
     done
-    leader= nspawn=
+    leader='' nspawn=''
 }
