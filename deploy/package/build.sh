@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the packages of a binary: .tar.gz, .deb and .rpm, and their SHA-256. The same binary, version and time give the
-# same bytes.
+# Builds the packages of a binary: .tar.gz, .deb and .rpm, beside its bill of materials and the SHA-256 of all. The same
+# binary, version and time give the same bytes.
 #
 #   build.sh BINARY [DIRECTORY]      target/package by default
 #
@@ -17,7 +17,7 @@ binary=$(realpath "$1")
 to=$(realpath -m "${2:-target/package}")
 sbom=$(realpath "${SBOM:-target/plextrac-bridge.cdx.json}")
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
-NFPM=${NFPM:-${VENV:-$cache/venv}/bin/nfpm}
+NFPM=${NFPM:-${PACKAGE_VENV:-$cache/package-venv}/bin/nfpm}
 package=$PWD/deploy/package
 
 VERSION=${PACKAGE_VERSION:-$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)}
@@ -39,12 +39,10 @@ export ARCH GLIBC
 stage=$temporary/stage
 mkdir -p "$stage"/{systemd,man,completions,doc,examples,debian,rpm}
 install -m 755 "$binary" "$stage/plextrac-bridge"
-# Made by the program for the machine that builds; of another machine's binary, by PROGRAM.
-program=${PROGRAM:-$binary}
-"$program" man --directory "$stage/man" >/dev/null
-"$program" completions bash >"$stage/completions/plextrac-bridge.bash"
-"$program" completions fish >"$stage/completions/plextrac-bridge.fish"
-"$program" completions zsh >"$stage/completions/_plextrac-bridge"
+"$binary" man --directory "$stage/man" >/dev/null
+"$binary" completions bash >"$stage/completions/plextrac-bridge.bash"
+"$binary" completions fish >"$stage/completions/plextrac-bridge.fish"
+"$binary" completions zsh >"$stage/completions/_plextrac-bridge"
 cp deploy/systemd/* "$stage/systemd"
 cp "$package/config.toml" LICENSE "$stage"
 cp config/default.toml "$stage/doc"
@@ -89,4 +87,5 @@ rm -rf "$to"
 mkdir -p "$to"
 archive
 packages
-(cd "$to" && sha256sum -- *.tar.gz *.deb *.rpm >SHA256SUMS && cat SHA256SUMS)
+cp "$sbom" "$to/plextrac-bridge-$VERSION-$machine-linux.cdx.json"
+(cd "$to" && sha256sum -- *.tar.gz *.deb *.rpm *.cdx.json >SHA256SUMS && cat SHA256SUMS)

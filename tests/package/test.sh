@@ -227,7 +227,7 @@ a_request_starts_it() {
     ctl reset-failed plextrac-bridge.service
     ctl stop plextrac-bridge
     ctl is-active plextrac-bridge.socket
-    inside plextrac-bridge send
+    inside plextrac-bridge send --source plextrac
     is ActiveState active
 }
 password_is_a_credential() {
