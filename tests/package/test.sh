@@ -136,7 +136,7 @@ is_confined() {
     inside nsenter -t "$pid" -m -- bash -euc 'for file in /usr/x /etc/x /srv/x /var/x /var/lib/x; do
             if touch $file 2>/dev/null; then echo "wrote $file"; exit 1; fi
         done
-        if [ -e /home/file ] || [ -e /dev/kmsg ] || [ -e /root/.bashrc ]; then echo "sees too much"; exit 1; fi
+        if [ -e /dev/kmsg ] || [ -n "$(ls -A /home /root | grep -v ":$")" ]; then echo "sees too much"; exit 1; fi
         touch /tmp/file'
     absent "$root/tmp/file"
     inside systemd-analyze security --no-pager --threshold=15 plextrac-bridge.service | tail -n 1
@@ -315,7 +315,7 @@ if [ -z "${OLDER:-}" ]; then
     PACKAGE_VERSION=0.0.1 deploy/package/build.sh "$binary" "$older" >/dev/null
 fi
 step "the binary runs on glibc ${GLIBC_MAX:-2.34}" runs_on_old_systems
-#step "the same bytes twice" same_bytes_twice
+step "the same bytes twice" same_bytes_twice
 step "lintian: no errors" lintian_is_content
 lay_out "$root"
 mkdir -p "$root"/srv/{older,newer}
