@@ -83,8 +83,8 @@ TEXT
     done
 }
 
-rm -rf "$to"
 mkdir -p "$to"
+rm -f "$to"/plextrac-bridge[-_]* "$to/SHA256SUMS"
 archive
 packages
 cp "$sbom" "$to/plextrac-bridge-$VERSION-$machine-linux.cdx.json"

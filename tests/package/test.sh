@@ -46,7 +46,7 @@ is() { same "$1" "$(show "$1")" "$2"; } # PROPERTY VALUE
 same() { # NAME HAVE WANTED
     [ "$2" = "$3" ] || { echo "$1: '$2', not '$3'" && return 1; }
 }
-fails() { if "$@"; then echo "should fail: $*" && return 1; fi; }
+fails() { if "$@" >/dev/null; then echo "should fail: $*" && return 1; fi; }
 absent() { # PATH...
     local path
     for path in "$@"; do [ ! -e "$path" ] && [ ! -L "$path" ] || { echo "exists: $path" && return 1; }; done
