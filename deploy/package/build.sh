@@ -68,7 +68,7 @@ packages() {
     find "$stage/man" "$stage/doc/changelog" -type f -exec gzip -9n {} +
     cp "$package"/debian/{copyright,lintian-overrides} "$stage/debian"
     gzip -9n >"$stage/debian/changelog.Debian.gz" <<TEXT
-plextrac-bridge ($VERSION-1) stable; urgency=medium
+plextrac-bridge (${VERSION/-/\~}-1) stable; urgency=medium
 
   * Version $VERSION; changelog.gz says what changed.
 
