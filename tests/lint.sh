@@ -139,6 +139,7 @@ check "yamllint" yaml
 check "deploy/Dockerfile (hadolint)" hadolint deploy/Dockerfile
 check "docker-compose.yml ($(compose_by))" compose
 check "workflows (schema)" check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+check ".github/dependabot.yml (schema)" check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
 check "workflows (actionlint)" actionlint
 check "workflows, Dependabot (zizmor)" zizmor --offline --quiet --no-progress --strict-collection .github
 check "docs/install.md: each command is run by the tests, or says what it needs" every_command_is_tested
