@@ -121,7 +121,7 @@ setup-package:
 
 .PHONY: package-binary
 package-binary:
-	$(call step,package-binary: cargo zigbuild --release, for glibc $(GLIBC))
+	$(call step,package-binary: cargo zigbuild --release for glibc $(GLIBC))
 	@PATH=$(PACKAGE_VENV)/bin:$$PATH GLIBC=$(GLIBC) CC=$(CURDIR)/deploy/package/zig-cc.sh \
 	    $(CARGO) zigbuild --release --locked --target $(PACKAGE_TARGET).$(GLIBC)
 
