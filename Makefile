@@ -11,6 +11,7 @@ export BROKERS_HOME ?= $(CACHE)/brokers
 export BROKERS_DIST ?= $(BROKERS_HOME)/dist
 export HELM_DIST ?= $(CACHE)/helm
 export PYTHON := $(VENV)/bin/python
+export PACKAGE_VENV ?= $(CACHE)/package-venv
 
 CARGO ?= cargo
 FUZZ_CASES ?= 20000
@@ -19,6 +20,10 @@ BROKER ?= all
 CLUSTER ?=
 FAULTS ?=
 ROUNDS ?= 3
+# The oldest C library that packages run on; zig has the symbols of each.
+GLIBC ?= 2.28
+PACKAGE_TARGET := $(shell uname -m)-unknown-linux-gnu
+PACKAGE_BINARY := target/$(PACKAGE_TARGET)/release/plextrac-bridge
 
 step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 
@@ -73,6 +78,18 @@ sbom: setup ## writes the bill of materials of the release binary (CycloneDX) to
 	$(call step,sbom)
 	@tests/sbom.sh
 
+.PHONY: package
+package: setup-package package-binary ## builds .tar.gz, .deb and .rpm in target/package, of a release binary for glibc 2.28 and newer
+	$(call step,package: bill of materials)
+	@PYTHON=$(PACKAGE_VENV)/bin/python tests/sbom.sh
+	$(call step,package: deploy/package/build.sh)
+	@deploy/package/build.sh $(PACKAGE_BINARY)
+
+.PHONY: package-test
+package-test: package ## that, and installs, upgrades and removes them in a clean root under a systemd of its own; as root
+	$(call step,package-test)
+	@GLIBC_MAX=$(GLIBC) tests/package/test.sh $(PACKAGE_BINARY)
+
 .PHONY: advisories
 advisories: setup ## asks for known vulnerabilities in the dependencies; the database is on GitHub
 	$(call step,advisories: cargo deny)
@@ -99,6 +116,16 @@ setup-build:
 .PHONY: setup-brokers
 setup-brokers:
 	@tests/setup.sh brokers
+
+.PHONY: setup-package
+setup-package:
+	@tests/setup.sh package
+
+.PHONY: package-binary
+package-binary:
+	$(call step,package-binary: cargo zigbuild --release for glibc $(GLIBC))
+	@PATH=$(PACKAGE_VENV)/bin:$$PATH GLIBC=$(GLIBC) CC=$(CURDIR)/deploy/package/zig-cc.sh \
+	    $(CARGO) zigbuild --release --locked --target $(PACKAGE_TARGET).$(GLIBC)
 
 .PHONY: release
 release:
