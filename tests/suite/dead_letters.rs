@@ -13,35 +13,35 @@ use serde_json::Value;
 use crate::support::{Daemon, Payload, Program, SECRET, Setup, Table, request_once, said, sign, wait_until};
 
 /// Where the file broker says that there is no address for an event.
-const REFUSE: &str = "file.address=error@1+";
+pub(crate) const REFUSE: &str = "file.address=error@1+";
 
 /// A bridge that refuses every event, or none, in the same directories.
-struct Pair {
-    setup: Setup,
-    events: PathBuf,
+pub(crate) struct Pair {
+    pub(crate) setup: Setup,
+    pub(crate) events: PathBuf,
 }
 
 impl Pair {
-    fn refusing() -> Self {
+    pub(crate) fn refusing() -> Self {
         let setup = Setup::on_files().failpoints(REFUSE);
         let events = setup.directory().join("events");
         Self { setup, events }
     }
 
     /// The cause is mended, and the address of all is another one.
-    fn mended(self) -> Self {
+    pub(crate) fn mended(self) -> Self {
         let table = Table::new("file").text("directory", self.events.display().to_string()).text("name", "all");
         Self { setup: self.setup.without_failpoints().with_broker(&table), events: self.events }
     }
 
     /// A broker that is not there.
-    fn away(self) -> Self {
+    pub(crate) fn away(self) -> Self {
         let table = Table::new("file").text("directory", self.events.join("no/such").display().to_string());
         Self { setup: self.setup.without_failpoints().with_broker(&table), events: self.events }
     }
 
     /// Starts a daemon that refuses so many events, and ends it; their ids.
-    fn with_letters(count: usize) -> (Self, Vec<String>) {
+    pub(crate) fn with_letters(count: usize) -> (Self, Vec<String>) {
         let pair = Self::refusing();
         let daemon = pair.setup.start();
         let ids = (0..count).map(|number| send(&daemon, &format!("c{number:03}"))).collect();
@@ -54,7 +54,7 @@ impl Pair {
     }
 
     /// Event ids and bodies that the broker has.
-    fn arrived(&self) -> Vec<(String, Vec<u8>)> {
+    pub(crate) fn arrived(&self) -> Vec<(String, Vec<u8>)> {
         let mut all = Vec::new();
         for entry in fs::read_dir(&self.events).into_iter().flatten().flatten() {
             for line in fs::read_to_string(entry.path()).unwrap().lines() {
@@ -66,7 +66,7 @@ impl Pair {
         all
     }
 
-    fn assert_arrived(&self, ids: &[String]) {
+    pub(crate) fn assert_arrived(&self, ids: &[String]) {
         let mut arrived: Vec<String> = self.arrived().into_iter().map(|(id, _)| id).collect();
         let mut ids = ids.to_vec();
         arrived.sort();
@@ -74,11 +74,11 @@ impl Pair {
         assert_eq!(arrived, ids);
     }
 
-    fn letters(&self) -> usize {
+    pub(crate) fn letters(&self) -> usize {
         self.setup.dead_letters().len()
     }
 
-    fn run(&self, arguments: &[&str], code: i32) -> Output {
+    pub(crate) fn run(&self, arguments: &[&str], code: i32) -> Output {
         let arguments = [&["dead-letters"], arguments].concat();
         let done = self.setup.run(&arguments);
         assert_eq!(done.status.code(), Some(code), "{arguments:?}: {}", said(&done));
@@ -86,24 +86,24 @@ impl Pair {
     }
 
     /// The final object of `--json`.
-    fn json(&self, arguments: &[&str], code: i32) -> Value {
+    pub(crate) fn json(&self, arguments: &[&str], code: i32) -> Value {
         let done = self.run(&[arguments, &["--json"]].concat(), code);
         serde_json::from_slice(&done.stdout).unwrap_or_else(|error| panic!("{error}: {}", said(&done)))
     }
 }
 
-fn body(cuid: &str) -> Vec<u8> {
+pub(crate) fn body(cuid: &str) -> Vec<u8> {
     Payload::new(cuid).body()
 }
 
 /// Sends one event, which is accepted; its id.
-fn send(daemon: &Daemon, cuid: &str) -> String {
+pub(crate) fn send(daemon: &Daemon, cuid: &str) -> String {
     let body = body(cuid);
     assert_eq!(request_once(daemon, &body, &[]).status, 200);
     format!("{cuid}-{}", &sign(SECRET, &body)[..12])
 }
 
-fn balanced(daemon: &Daemon) {
+pub(crate) fn balanced(daemon: &Daemon) {
     let status = daemon.status();
     assert_eq!(status.count("mismatch"), 0, "{}", status.0["accounting"]);
 }

@@ -118,6 +118,10 @@ mod systemd;
 #[cfg(test)]
 mod tls;
 
+// Requests about dead letters: what they touch, how they end, what stands in their way.
+#[cfg(test)]
+mod requests;
+
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]
 mod support;
