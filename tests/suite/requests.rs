@@ -196,9 +196,11 @@ fn run_unprivileged(setup: &Setup, arguments: &[&str]) -> Ended {
     let config = setup.file().display().to_string();
     let program = env!("CARGO_BIN_EXE_plextrac-bridge");
     let is_root = fs::metadata("/proc/self").is_ok_and(|own| std::os::unix::fs::MetadataExt::uid(&own) == 0);
-    let command = [program, "dead-letters"].into_iter().chain(arguments.iter().copied()).chain(["--config", &config]);
+    let command =
+        [program, "dead-letters"].into_iter().chain(arguments.iter().copied()).chain(["--config", &config]);
     if is_root {
-        return Program::other("setpriv", ["--inh-caps=-all", "--bounding-set=-all"].into_iter().chain(command)).run();
+        return Program::other("setpriv", ["--inh-caps=-all", "--bounding-set=-all"].into_iter().chain(command))
+            .run();
     }
     Program::other(program, command.skip(1)).run()
 }
