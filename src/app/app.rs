@@ -3,6 +3,8 @@
 //! Threads: the caller's (signals, the order of stopping), one for the admin port, one for delivery, and one per
 //! core for the ingress; each has a runtime of its own. With a state directory one more, without a runtime: the
 //! journal's writer.
+//!
+//! Length: the order of start and stop, in one place.
 
 use std::fs::File;
 use std::future::Future;

@@ -3,6 +3,8 @@
 //! A request is about the letters that exist when it is made, and ends when its asker leaves. Replayed events take the way
 //! of all events, from the queue on; their lines are removed once delivery has settled them. One replay works at a time;
 //! a drop waits for none, and leaves what a replay has in flight.
+//!
+//! Length: how a request ends is decided in several places, which are only understood side by side.
 
 use std::collections::HashSet;
 use std::io;
@@ -65,7 +67,7 @@ enum Ended {
     /// The bridge stops.
     Stopped,
     /// Its asker has left; these events had been sent before.
-    Left(Option<InFlight>),
+    Left(Option<ReplayBatch>),
 }
 
 impl Requests {
@@ -177,16 +179,15 @@ impl RequestWork<'_> {
     async fn replay_from(&mut self, files: &[u64]) -> io::Result<Ended> {
         self.refuse_if_full().await?;
         let requests = self.requests;
-        let _turn = match requests.turn.try_lock() {
-            Ok(turn) => turn,
-            Err(_) => {
-                self.progress.error = Some("another replay is under way".to_owned());
-                self.report();
-                tokio::select! {
-                    turn = requests.turn.lock() => turn,
-                    () = self.asker.closed() => return Ok(Ended::Left(None)),
-                    () = requests.drain.begun() => return Ok(Ended::Stopped),
-                }
+        let _turn = if let Ok(turn) = requests.turn.try_lock() {
+            turn
+        } else {
+            self.progress.error = Some("another replay is under way".to_owned());
+            self.report();
+            tokio::select! {
+                turn = requests.turn.lock() => turn,
+                () = self.asker.closed() => return Ok(Ended::Left(None)),
+                () = requests.drain.begun() => return Ok(Ended::Stopped),
             }
         };
         self.progress.error = None;
@@ -243,13 +244,13 @@ impl RequestWork<'_> {
             letters.push((hash, waiter));
             replayed.push(event);
         }
-        let batch = InFlight { store: self.store.clone(), file, letters };
+        let batch = ReplayBatch { store: self.store.clone(), file, letters };
         if !self.requests.queue.replay(replayed) {
             batch.withdraw(&self.requests.queue);
             batch.settle().await?;
             return Ok(Some(Ended::Stopped));
         }
-        if self.watch(&batch).await == Watched::Left {
+        if self.watch(&batch).await == BatchEnd::Left {
             return Ok(Some(Ended::Left(Some(batch))));
         }
         let (all, kept) = (batch.letters.len() as u64, batch.settle().await?);
@@ -263,7 +264,7 @@ impl RequestWork<'_> {
 
     /// Reports how far a batch is until all of it has ended. If the asker leaves or the drain begins, what is not sent is
     /// withdrawn; the drain tells the rest how it ends, the asker's is not waited for here.
-    async fn watch(&mut self, batch: &InFlight) -> Watched {
+    async fn watch(&mut self, batch: &ReplayBatch) -> BatchEnd {
         let before = self.progress.done;
         let requests = self.requests;
         let ended = batch.ended();
@@ -274,7 +275,7 @@ impl RequestWork<'_> {
                 () = &mut ended => break,
                 () = self.asker.closed() => {
                     batch.withdraw(&requests.queue);
-                    return Watched::Left;
+                    return BatchEnd::Left;
                 }
                 () = requests.drain.begun(), if !is_draining => {
                     batch.withdraw(&requests.queue);
@@ -288,7 +289,7 @@ impl RequestWork<'_> {
         }
         self.progress.done = before;
         self.progress.error = None;
-        Watched::Ended
+        BatchEnd::Ended
     }
 
     /// Waits until less than half of the buffer is used: new events take precedence. How the request ended, if it did.
@@ -345,7 +346,7 @@ impl RequestWork<'_> {
 
 /// How the wait for a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Watched {
+enum BatchEnd {
     /// All of its events have ended.
     Ended,
     /// The asker left before.
@@ -353,13 +354,13 @@ enum Watched {
 }
 
 /// Letters of a file that are marked in their store, and whose events delivery has.
-struct InFlight {
+struct ReplayBatch {
     store: Arc<Mutex<Store>>,
     file: u64,
     letters: Vec<(u64, Arc<Waiter>)>,
 }
 
-impl InFlight {
+impl ReplayBatch {
     /// Takes back the events that are not sent yet.
     fn withdraw(&self, queue: &Buffer) {
         for (_, waiter) in &self.letters {

@@ -493,8 +493,8 @@ impl Store {
     /// # Errors
     /// The disk fails; the file is as it was.
     pub(super) fn remove(&mut self, file: u64, hashes: &HashSet<u64>) -> io::Result<u64> {
-        let hasher = self.hasher.clone();
-        self.rewrite(file, |_, line| !hashes.contains(&hasher.hash_one(line)))
+        let keyed = self.hasher.clone();
+        self.rewrite(file, |_, line| !hashes.contains(&keyed.hash_one(line)))
     }
 
     /// Removes the letters that are meant from a sealed file, but for those in flight; says how many of each there were.
@@ -502,11 +502,11 @@ impl Store {
     /// # Errors
     /// The disk fails; the file is as it was.
     pub(super) fn drop_letters(&mut self, file: u64, is_meant: impl Fn(&[u8]) -> bool) -> io::Result<(u64, u64)> {
-        let (hasher, in_flight) = (self.hasher.clone(), std::mem::take(&mut self.in_flight));
+        let (keyed, in_flight) = (self.hasher.clone(), std::mem::take(&mut self.in_flight));
         let mut skipped = 0;
         let dropped = self.rewrite(file, |_, line| {
             let is_dropped = is_meant(line);
-            let stays = is_dropped && in_flight.contains(&(file, hasher.hash_one(line)));
+            let stays = is_dropped && in_flight.contains(&(file, keyed.hash_one(line)));
             skipped += u64::from(stays);
             stays || !is_dropped
         });

@@ -178,7 +178,7 @@ fn cannot_use(path: &Path, error: &io::Error) -> String {
 }
 
 /// Why a request is no longer watched.
-enum Watched {
+enum WatchEnd {
     Over,
     TooLong,
     Interrupted,
@@ -190,14 +190,14 @@ async fn watch(
     patience: Duration,
     display: &mut Display,
     interrupted: impl Future<Output = ()>,
-) -> Watched {
+) -> WatchEnd {
     tokio::pin!(interrupted);
     let mut last = tokio::time::Instant::now();
     let mut before = None;
     loop {
         let now = progress.borrow_and_update().clone();
         if now.state != RequestState::Running {
-            return Watched::Over;
+            return WatchEnd::Over;
         }
         if before.replace(now.done) != Some(now.done) {
             last = tokio::time::Instant::now();
@@ -208,10 +208,10 @@ async fn watch(
         }
         tokio::select! {
             changed = progress.changed() => if changed.is_err() {
-                return Watched::Over;
+                return WatchEnd::Over;
             },
-            () = sleep_until(last + patience) => return Watched::TooLong,
-            () = &mut interrupted => return Watched::Interrupted,
+            () = sleep_until(last + patience) => return WatchEnd::TooLong,
+            () = &mut interrupted => return WatchEnd::Interrupted,
         }
     }
 }
@@ -252,15 +252,15 @@ fn is_hangup_ignored() -> bool {
 }
 
 /// Notes in the progress why it was not watched to its end.
-fn note_end(progress: &mut Progress, watched: &Watched, patience: Duration) {
+fn note_end(progress: &mut Progress, watched: &WatchEnd, patience: Duration) {
     let why = progress.error.take();
     match watched {
-        Watched::Over => progress.error = why,
-        Watched::TooLong => {
+        WatchEnd::Over => progress.error = why,
+        WatchEnd::TooLong => {
             let why = why.map(|why| format!(": {why}")).unwrap_or_default();
             progress.give_up(format!("gave up, nothing has moved for {patience:?}{why}"));
         }
-        Watched::Interrupted => progress.give_up("interrupted; what was not published is still kept".to_owned()),
+        WatchEnd::Interrupted => progress.give_up("interrupted; what was not published is still kept".to_owned()),
     }
 }
 
@@ -278,7 +278,7 @@ async fn by_the_daemon(
             let error = followed.err().unwrap_or_else(|| "the daemon has ended".to_owned());
             sender.send_modify(|progress| progress.give_up(error));
         }
-        std::future::pending::<Watched>().await
+        std::future::pending::<WatchEnd>().await
     };
     let watched = tokio::select! {
         watched = watch(&mut receiver, patience, display, interrupted()) => watched,
@@ -300,18 +300,18 @@ async fn by_ourselves(offline: Offline, request: &Request, patience: Duration, d
         watched = watch(&mut receiver, patience, display, interrupted()) => watched,
         () = &mut work => {
             is_done = true;
-            Watched::Over
+            WatchEnd::Over
         }
     };
     let waited_for = receiver.borrow().error.clone();
-    if !matches!(watched, Watched::Over) {
+    if !matches!(watched, WatchEnd::Over) {
         stop.notify_one();
     }
     if !is_done {
         work.await;
     }
     let mut progress = receiver.borrow().clone();
-    if !matches!(watched, Watched::Over) && progress.state != RequestState::Done {
+    if !matches!(watched, WatchEnd::Over) && progress.state != RequestState::Done {
         progress.error = waited_for;
         note_end(&mut progress, &watched, patience);
     }
