@@ -127,6 +127,10 @@ mod tls;
 #[cfg(test)]
 mod words;
 
+// Requests about dead letters: what they touch, how they end, what stands in their way.
+#[cfg(test)]
+mod requests;
+
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]
 mod support;
