@@ -218,7 +218,7 @@ fn takes_little_more_memory_for_an_unfinished_request_than_has_arrived() {
     let setup = |setup: Setup| setup.text("ingress.header_timeout", "60s").text("ingress.body_timeout", "60s");
     let head = large(b"").bytes();
     // Without a signature a body takes no memory: what is left is hyper's.
-    let body = Request::unsigned(&[b'x'; 131_072]).bytes();
+    let body = Request::unsigned(&vec![b'x'; 131_072]).bytes();
     let cases = [("a short head", &head[..100], 6 << 10), ("a long head", &head[..12_000], 18 << 10)];
     for (name, bytes, most) in cases.into_iter().chain([("a body", &body[..body.len() - 1], 23 << 10)]) {
         let bridge = Bridge::start(setup);
