@@ -23,6 +23,8 @@ impl Rig for Nats {
 
     const COUNTS_EXACTLY: bool = true;
 
+    const KEYS: u64 = 1;
+
     const SHORT: &'static [Fault] = &[Fault::LeaderKilled, Fault::AddressRefuses];
 
     const ALL: &'static [Fault] = &[

@@ -97,7 +97,7 @@ pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
     let load = Load {
         events: u64::MAX,
         connections: 4,
-        keys: 12,
+        keys: R::KEYS,
         rate: if low { LOW_RATE } else { RATE },
         text: "x".repeat(100),
         every: two_addresses.then(|| (10, "Trapped", "x".repeat(100))),
