@@ -330,6 +330,47 @@ mod tests {
         assert_eq!((ring.span(), ring.begin()), (0, 3));
     }
 
+    fn at(number: u64) -> Position {
+        Position { number, repeat: false }
+    }
+
+    fn again(number: u64) -> Position {
+        Position { number, repeat: true }
+    }
+
+    #[test]
+    fn knows_by_their_places_which_one_overtook() {
+        let mut ring = ring(4);
+        hand_all(&mut ring);
+        assert!(!ring.take_at(2, at(7)).unwrap().overtaken, "sent once, in order");
+        for sequence in [0, 1, 3] {
+            ring.defer(sequence);
+        }
+        hand_all(&mut ring);
+        assert!(
+            !ring.take_at(0, again(5)).unwrap().overtaken,
+            "stored by the first attempt, only its answer was lost"
+        );
+        assert!(ring.take_at(1, at(8)).unwrap().overtaken);
+        let last = ring.take_at(3, at(9)).unwrap();
+        assert_eq!((last.overtaken, last.overtook, ring.span()), (false, 0, 0));
+    }
+
+    #[test]
+    fn learns_later_that_one_was_overtaken_by_another_whose_answer_was_lost() {
+        let mut ring = ring(3);
+        hand_all(&mut ring);
+        ring.rewind();
+        hand_all(&mut ring);
+        let first = ring.take_at(0, at(9)).unwrap();
+        assert_eq!((first.overtaken, first.overtook), (false, 0), "not known yet");
+        assert_eq!(ring.take_at(1, again(5)).unwrap().overtook, 1, "it was before the first");
+        assert_eq!(ring.take_at(2, again(6)).unwrap().overtook, 0, "counted once");
+        ring.push(message("k"), 0);
+        hand_all(&mut ring);
+        assert_eq!(ring.take_at(3, again(1)).unwrap().overtook, 0, "forgotten with those it was about");
+    }
+
     #[test]
     fn a_message_of_another_key_overtakes_nothing() {
         let mut ring = Ring::default();

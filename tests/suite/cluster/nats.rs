@@ -25,7 +25,8 @@ impl Rig for Nats {
 
     const KEYS: u64 = 1;
 
-    const SHORT: &'static [Fault] = &[Fault::LeaderKilled, Fault::AddressRefuses];
+    const SHORT: &'static [Fault] =
+        &[Fault::LeaderKilled, Fault::FollowersPausedBehindOne, Fault::LeaderMoved, Fault::AddressRefuses];
 
     const ALL: &'static [Fault] = &[
         Fault::LeaderKilled,
@@ -34,6 +35,7 @@ impl Rig for Nats {
         Fault::RollingRestart,
         Fault::LeaderPaused,
         Fault::FollowersPaused,
+        Fault::FollowersPausedBehindOne,
         Fault::MajorityGone,
         Fault::LeaderMoved,
         Fault::LeaderMovedAtLowRate,
