@@ -1,6 +1,8 @@
 //! The ordered ring of unsettled messages, oldest first: which may be sent next, which wait for a verdict.
 //!
 //! Pure bookkeeping; [`super::publish`] decides when to send and what a verdict leads to.
+//!
+//! Length: half of it are its tests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -65,6 +65,8 @@ pub(super) struct NatsConnection {
     server: ServerInfo,
     at: String,
     turn: ServerTurn,
+    /// Its place in the list of servers.
+    place: usize,
 }
 
 /// What became of something published.
@@ -139,13 +141,13 @@ impl NatsConnection {
         let inbox = client.new_inbox();
         let subscriber = client.subscribe(format!("{inbox}.*")).await.map_err(|_| ended())?;
         let server = client.server_info();
-        let turn = turn.clone();
-        Ok(Self { client, inbox: subscriber, prefix: format!("{inbox}."), events, server, at, turn })
+        let (turn, place) = (turn.clone(), turn.get());
+        Ok(Self { client, inbox: subscriber, prefix: format!("{inbox}."), events, server, at, turn, place })
     }
 
     /// This server leads nowhere at the moment: the next attempt starts with the one after it.
     pub(super) fn leave(&self) {
-        self.turn.set(self.turn.get() + 1);
+        self.turn.set(self.place + 1);
     }
 
     /// Which server it is, without secrets.

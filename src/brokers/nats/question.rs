@@ -263,7 +263,7 @@ mod tests {
             Answered::SendAgain
         );
         question.doubt(Doubt::Gap);
-        for (wait, is_over) in [(PAUSE, false), (ELECTION - PAUSE, false), (PAUSE, true)] {
+        for (wait, is_over) in [(PAUSE, false), (ELECTION.saturating_sub(PAUSE), false), (PAUSE, true)] {
             now += wait;
             let number = asked(&mut question, now);
             let answer = question.answer(number, leaderless("a"), now, &mut verdicts);
