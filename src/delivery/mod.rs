@@ -3,6 +3,7 @@
 mod backlog;
 mod backoff;
 mod dead_letters;
+mod order;
 mod pairs;
 mod publish;
 mod ring;

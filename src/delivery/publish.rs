@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
-use crate::brokers::{Broker, Cause, ErrorKind, Finding, Refusal, Sent, Sequence, Session, SessionError, Verdict};
+use crate::brokers::{
+    Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, Sent, Sequence, Session, SessionError, Verdict,
+};
 use crate::dead_letters::Store;
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::pairs::Pairs;
-use crate::delivery::ring::Ring;
+use crate::delivery::ring::{Removed, Ring};
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::spill::{self, Spill, Unsettled};
@@ -137,6 +139,7 @@ impl Delivery {
                 () = interrupted => continue,
                 () = successor.come() => continue,
             };
+            let mut state = ConnectionState::Connecting;
             match connected {
                 Ok((session, findings)) => {
                     reported.clear();
@@ -144,20 +147,13 @@ impl Delivery {
                     self.deliver(session).await;
                 }
                 Err(error) => {
-                    self.metrics.broker_error(error.kind);
-                    self.view.error(error.kind, &error.text);
-                    if error.text != reported {
-                        tracing::error!(
-                            broker = self.broker.name(),
-                            kind = error.kind.name(),
-                            "no connection to the broker, trying again: {}",
-                            error.text
-                        );
-                        reported.clone_from(&error.text);
+                    if error.kind == ErrorKind::NotNow {
+                        state = ConnectionState::Waiting;
                     }
+                    self.not_connected(&error, &mut reported);
                 }
             }
-            self.note_connection(ConnectionState::Connecting);
+            self.note_connection(state);
             self.sweep();
             self.settle().await;
             let wait = self.backoff.next();
@@ -285,6 +281,22 @@ impl Delivery {
         self.note_connection(ConnectionState::Connected);
         self.away = false;
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
+    }
+
+    /// No session: says why, once as long as that stays the same.
+    fn not_connected(&mut self, error: &ConnectError, reported: &mut String) {
+        self.metrics.broker_error(error.kind);
+        self.view.error(error.kind, &error.text);
+        if error.text == *reported {
+            return;
+        }
+        reported.clone_from(&error.text);
+        let (broker, kind, text) = (self.broker.name(), error.kind.name(), &error.text);
+        if error.kind == ErrorKind::NotNow {
+            tracing::warn!(broker, "the broker takes nothing for now, waiting: {text}");
+        } else {
+            tracing::error!(broker, kind, "no connection to the broker, trying again: {text}");
+        }
     }
 
     /// Uses one session until it is lost, everything is delivered, or another broker takes over.
@@ -543,10 +555,12 @@ impl Delivery {
         for (sequence, verdict) in verdicts.drain(..) {
             match verdict {
                 Verdict::Stored => {
-                    if let Some(taken) = self.ring.take(sequence, true) {
-                        self.settler.published(&taken, now, &self.metrics);
-                        self.backoff.reset();
-                    }
+                    let taken = self.ring.take(sequence, true);
+                    self.stored(taken, now);
+                }
+                Verdict::StoredAt(position) => {
+                    let taken = self.ring.take_at(sequence, position);
+                    self.stored(taken, now);
                 }
                 Verdict::Refused(refusal) => self.refuse(sequence, refusal),
                 Verdict::RetryLater(reason) => {
@@ -556,6 +570,13 @@ impl Delivery {
             }
         }
         self.verdicts = verdicts;
+    }
+
+    fn stored(&mut self, taken: Option<Removed>, now: Instant) {
+        if let Some(taken) = taken {
+            self.settler.published(&taken, now, &self.metrics);
+            self.backoff.reset();
+        }
     }
 }
 

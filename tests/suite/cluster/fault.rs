@@ -15,6 +15,8 @@ pub(super) enum Fault {
     LeaderPaused,
     /// Both others hang: too few replicas.
     FollowersPaused,
+    /// The same while one event is the only one in flight.
+    FollowersPausedBehindOne,
     /// Both others are killed and return.
     MajorityGone,
     /// Every two seconds another node leads.
@@ -43,6 +45,7 @@ impl Fault {
             Self::RollingRestart => "rolling_restart",
             Self::LeaderPaused => "leader_paused",
             Self::FollowersPaused => "followers_paused",
+            Self::FollowersPausedBehindOne => "followers_paused_behind_one",
             Self::MajorityGone => "majority_gone",
             Self::LeaderMoved => "leader_moved",
             Self::LeaderMovedAtLowRate => "leader_moved_at_low_rate",

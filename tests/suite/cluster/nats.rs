@@ -25,10 +25,10 @@ impl Rig for Nats {
 
     const COUNTS_EXACTLY: bool = true;
 
-    // Without those that hit a leader while the bridge stays connected: events that such a leader drops between others which
-    // it takes are sent again late without being counted, and some become dead letters.
+    const KEYS: u64 = 1;
+
     const SHORT: &'static [Fault] =
-        &[Fault::LeaderAndConnectedKilled, Fault::ConnectedKilled, Fault::AddressRefuses];
+        &[Fault::LeaderKilled, Fault::FollowersPausedBehindOne, Fault::LeaderMoved, Fault::AddressRefuses];
 
     const ALL: &'static [Fault] = &[
         Fault::LeaderKilled,
@@ -37,6 +37,7 @@ impl Rig for Nats {
         Fault::RollingRestart,
         Fault::LeaderPaused,
         Fault::FollowersPaused,
+        Fault::FollowersPausedBehindOne,
         Fault::MajorityGone,
         Fault::LeaderMoved,
         Fault::LeaderMovedAtLowRate,

@@ -24,6 +24,9 @@ pub(super) trait Rig: Sized {
     /// Whether the broker says enough for an exact count of late events; otherwise it is never too low.
     const COUNTS_EXACTLY: bool;
 
+    /// With so many keys order is judged; one where the broker has none, and an address is the unit of order.
+    const KEYS: u64 = 12;
+
     /// The faults that `make test` has.
     const SHORT: &'static [Fault];
 

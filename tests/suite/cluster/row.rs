@@ -68,7 +68,7 @@ pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
     let load = Load {
         events: u64::MAX,
         connections: 4,
-        keys: 12,
+        keys: R::KEYS,
         rate: if low { LOW_RATE } else { RATE },
         text: "x".repeat(100),
         every: two_addresses.then(|| (10, "Trapped", "x".repeat(100))),
@@ -164,6 +164,7 @@ impl<'a, R: Rig> Row<'a, R> {
                 let followers = self.place.followers();
                 self.pause(&followers);
             }
+            Fault::FollowersPausedBehindOne => self.pause_behind_one(),
             Fault::LeaderMoved | Fault::LeaderMovedAtLowRate => self.move_the_leader(),
             Fault::AddressRefuses => self.refuse(Place::accept),
             Fault::LimitRemoved => self.refuse(|place| place.order("unlimit")),
@@ -244,6 +245,26 @@ impl<'a, R: Rig> Row<'a, R> {
         }
         self.place.rig.nodes().resume();
         self.recovers(Address::Main);
+    }
+
+    /// The node of the connection leads, and believes for a while that it still does.
+    fn pause_behind_one(&mut self) {
+        self.end();
+        self.place.move_leader(Some(self.connected()));
+        self.place.wait_until_whole();
+        let paused = Instant::now();
+        for node in self.place.followers() {
+            self.place.rig.nodes().pause(node);
+        }
+        self.load.events = 1;
+        self.start();
+        self.waits_and_says();
+        rest_of(self.plan.paused, paused);
+        self.place.rig.nodes().resume();
+        self.recovers(Address::Main);
+        self.end();
+        self.load.events = u64::MAX;
+        self.start();
     }
 
     fn move_the_leader(&mut self) {
