@@ -29,6 +29,8 @@ struct RingEntry {
     attempts: u32,
     /// The broker refused it for now: a younger one may have overtaken it.
     deferred: bool,
+    /// How often it was nacked.
+    nacks: u32,
     /// The broker has it, or may have it: its session was lost before the verdict came.
     stored: bool,
 }
@@ -99,6 +101,7 @@ impl Ring {
             pair,
             attempts: 0,
             deferred: false,
+            nacks: 0,
             stored: false,
         });
     }
@@ -140,6 +143,14 @@ impl Ring {
             let at = usize::try_from(sequence - self.first).unwrap_or(0);
             self.cursor = self.cursor.min(at);
         }
+    }
+
+    /// Puts a message back among those to be sent, because it was nacked; returns how often it has been so far.
+    pub(super) fn nack(&mut self, sequence: Sequence) -> u32 {
+        self.defer(sequence);
+        let Some(slot) = self.slot(sequence) else { return 0 };
+        slot.nacks = slot.nacks.saturating_add(1);
+        slot.nacks
     }
 
     /// Takes a message out because it is stored or refused; none where it is settled already.
