@@ -81,10 +81,10 @@ impl Settings {
 
     /// The URIs with the user and password of the settings, and with our heartbeat and frame size, where none are given.
     pub(super) fn uris(&self) -> Result<Vec<AMQPUri>, String> {
-        self.uris.iter().map(|uri| self.complete(parse(uri.reveal())?)).collect()
+        self.uris.iter().map(|uri| parse(uri.reveal()).map(|uri| self.complete(uri))).collect()
     }
 
-    fn complete(&self, mut uri: AMQPUri) -> Result<AMQPUri, String> {
+    fn complete(&self, mut uri: AMQPUri) -> AMQPUri {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max.get_or_insert(FRAME_MAX);
         let userinfo = &mut uri.authority.userinfo;
@@ -94,7 +94,7 @@ impl Settings {
         if let Some(password) = &self.password {
             password.reveal().clone_into(&mut userinfo.password);
         }
-        Ok(uri)
+        uri
     }
 
     /// The URIs without user, password and query.
