@@ -1,6 +1,4 @@
 //! Exchanges and queue: made, checked or left alone at connect, looked at again when a message comes back.
-//!
-//! Length: the same things are made, checked, inspected and looked at again, each by the same few questions.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Instant;
