@@ -86,8 +86,11 @@ pub(crate) enum Verdict {
     StoredAt(Position),
     /// Refused for good.
     Refused(Refusal),
-    /// Refused for now: nack, storage full, not enough replicas. To be sent again.
+    /// Refused for now: storage full, not enough replicas. To be sent again.
     RetryLater(String),
+    /// Refused for now by one queue, while queues beside it may have stored the message: each further attempt can add a
+    /// copy there.
+    Nacked(String),
 }
 
 /// Whether a message can have caused the loss of a session.

@@ -398,10 +398,7 @@ impl Delivery {
                 self.backoff.reset();
             }
             Cause::Network => {
-                // A suspect session that ends for another reason leaves its suspects suspect.
-                if !self.window.is_suspect() {
-                    self.window = Window::Open;
-                }
+                self.window = self.window.after_loss();
             }
         }
     }
@@ -452,7 +449,7 @@ impl Delivery {
     /// Opens or narrows the window once its condition is met.
     fn adjust_window(&mut self) {
         if let Some(next) = self.window.next(&self.ring) {
-            if matches!(self.window, Window::Shut { .. }) {
+            if self.window.is_shut() {
                 // Whether it takes events again is known when it confirms one.
                 self.view.state(ConnectionState::Connected);
             }
@@ -461,6 +458,24 @@ impl Delivery {
     }
 
     fn shut(&mut self, reason: &str) {
+        self.note_not_now(reason);
+        if !self.window.is_shut() {
+            self.window = Window::Shut { again: tokio::time::Instant::now() + self.backoff.next() };
+        }
+    }
+
+    /// Puts a nacked message back, and shuts the window until it may be sent again.
+    fn nacked(&mut self, sequence: Sequence, reason: &str) {
+        self.note_not_now(reason);
+        let nacks = self.ring.nack(sequence);
+        // What was in flight together is nacked together: one step of the back-off for all of it.
+        if nacks > 1 || !matches!(self.window, Window::Nacked { .. }) {
+            let again = tokio::time::Instant::now() + self.backoff.after_nacks(nacks);
+            self.window = self.window.nacked(again);
+        }
+    }
+
+    fn note_not_now(&mut self, reason: &str) {
         self.metrics.broker_error(ErrorKind::NotNow);
         self.view.error(ErrorKind::NotNow, reason);
         self.note_connection(ConnectionState::Waiting);
@@ -469,9 +484,6 @@ impl Delivery {
                 broker = self.broker.name(),
                 "the broker rejects messages temporarily, backing off: {reason}"
             );
-        }
-        if !matches!(self.window, Window::Shut { .. }) {
-            self.window = Window::Shut { again: Instant::now() + self.backoff.next() };
         }
     }
 
@@ -567,6 +579,7 @@ impl Delivery {
                     self.ring.defer(sequence);
                     self.shut(&reason);
                 }
+                Verdict::Nacked(reason) => self.nacked(sequence, &reason),
             }
         }
         self.verdicts = verdicts;
@@ -592,9 +605,9 @@ enum Going {
     Finished,
 }
 
-async fn sleep_until(until: Option<Instant>) {
+async fn sleep_until(until: Option<tokio::time::Instant>) {
     match until {
-        Some(until) => tokio::time::sleep_until(until.into()).await,
+        Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,
     }
 }

@@ -32,6 +32,8 @@ struct RingEntry {
     attempts: u32,
     /// The broker refused it for now: a younger one may have overtaken it.
     deferred: bool,
+    /// The number of times it was nacked.
+    nacks: u32,
     /// The broker has it, or may have it: its session was lost before the verdict arrived.
     stored: bool,
     /// Where the broker says that it stored it.
@@ -107,6 +109,7 @@ impl Ring {
             pair,
             attempts: 0,
             deferred: false,
+            nacks: 0,
             stored: false,
             place: None,
         });
@@ -149,6 +152,14 @@ impl Ring {
             let at = usize::try_from(sequence - self.first).unwrap_or(0);
             self.cursor = self.cursor.min(at);
         }
+    }
+
+    /// Puts a message back among those to be sent, because it was nacked; returns how often it has been so far.
+    pub(super) fn nack(&mut self, sequence: Sequence) -> u32 {
+        self.defer(sequence);
+        let Some(slot) = self.slot(sequence) else { return 0 };
+        slot.nacks = slot.nacks.saturating_add(1);
+        slot.nacks
     }
 
     /// Removes a message because it is stored or refused; none if it is settled already.
