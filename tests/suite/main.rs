@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod admin;
 
+// Clusters of three: nodes that die, hang and restart, leaders that move, addresses that take nothing.
+#[cfg(test)]
+mod cluster;
+
 // The commands beside `serve`: what they print, their exit codes.
 #[cfg(test)]
 mod commands;
