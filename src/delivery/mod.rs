@@ -11,9 +11,11 @@ mod selection;
 mod settings;
 mod settle;
 mod spill;
+mod stalled;
 mod successor;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod window;
 
 pub(crate) use backlog::BacklogReader;

@@ -6,13 +6,14 @@ use std::time::SystemTime;
 use crate::brokers::ErrorKind;
 
 /// How things stand with the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ConnectionState {
     /// An attempt is under way, or the next one is waited for.
+    #[default]
     Connecting,
     /// A session lives.
     Connected,
-    /// A session lives, but the broker takes nothing at the moment.
+    /// A session lives, but the broker takes nothing at the moment, or confirms nothing.
     Waiting,
 }
 
@@ -39,6 +40,19 @@ pub(crate) struct LastError {
     pub(crate) at: SystemTime,
 }
 
+/// An address that gives no answer.
+#[derive(Clone, Debug)]
+pub(crate) struct WaitingAddress {
+    /// Topic, routing key, subject.
+    pub(crate) address: String,
+    /// How many events are there without an answer.
+    pub(crate) events: usize,
+    /// When the oldest of them was sent.
+    pub(crate) since: Option<SystemTime>,
+    /// Why, where that is known.
+    pub(crate) reason: Option<String>,
+}
+
 /// A copy of the view.
 #[derive(Clone, Debug)]
 pub(crate) struct BrokerSnapshot {
@@ -52,6 +66,10 @@ pub(crate) struct BrokerSnapshot {
     pub(crate) findings: Vec<String>,
     /// Messages handed to the session.
     pub(crate) in_flight: usize,
+    /// Addresses that give no answer, the first of them.
+    pub(crate) waiting: Vec<WaitingAddress>,
+    /// How many there are.
+    pub(crate) waiting_count: usize,
     /// The last confirmation.
     pub(crate) last_published: Option<SystemTime>,
     /// Why delivery waits for the disk of the dead letters, if it does.
@@ -72,6 +90,8 @@ impl Default for BrokerStatus {
             last_error: None,
             findings: Vec::new(),
             in_flight: 0,
+            waiting: Vec::new(),
+            waiting_count: 0,
             last_published: None,
             blocked: None,
             unreadable: None,
