@@ -11,7 +11,7 @@ use prometheus::{
 };
 
 use crate::event::{Deviation, Field};
-use crate::status::{ErrorKind, KeptReason, Loss, Reason, RefusalReason, Snapshot, Totals};
+use crate::status::{ConnectionState, ErrorKind, KeptReason, Loss, Reason, RefusalReason, Snapshot, Totals};
 
 const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 const DELIVERY_BUCKETS: [f64; 15] =
@@ -37,8 +37,10 @@ pub(crate) fn revision() -> &'static str {
 pub(crate) struct Moment {
     /// Whether `/readyz` answers 200.
     pub(crate) ready: bool,
-    /// Whether a session exists and the broker answers.
-    pub(crate) broker_connected: bool,
+    /// The state of the connection to the broker.
+    pub(crate) broker: ConnectionState,
+    /// The number of addresses without an answer.
+    pub(crate) addresses_waiting: usize,
     /// The number of messages handed to the session.
     pub(crate) in_flight: usize,
     /// The time of the last confirmation.
@@ -105,6 +107,8 @@ struct Gauges {
     oldest: Gauge,
     last_published: Gauge,
     broker_connected: IntGauge,
+    broker_waiting: IntGauge,
+    addresses_waiting: IntGauge,
     connections_open: IntGauge,
     connections_capacity: IntGauge,
     journal_events: IntGauge,
@@ -451,6 +455,10 @@ impl Gauges {
             last_published: add
                 .time("last_published_timestamp_seconds", "The last confirmation; 0 before the first."),
             broker_connected: add.gauge("broker_connected", "1 while there is a session with the broker."),
+            broker_waiting: add
+                .gauge("broker_waiting", "1 while the broker takes nothing for now, or confirmed nothing for 5 s."),
+            addresses_waiting: add
+                .gauge("addresses_waiting", "Addresses whose oldest event in flight has no answer for 5 s."),
             connections_open: add.gauge("connections_open", "Open connections of senders."),
             connections_capacity: add.gauge("connections_capacity", "ingress.max_connections."),
             journal_events: add.gauge("journal_events", "Events in the journal that are not settled."),
@@ -480,7 +488,9 @@ impl Gauges {
         self.in_flight.set(count(moment.in_flight));
         self.oldest.set(unix_seconds(snapshot.oldest));
         self.last_published.set(unix_seconds(moment.last_published));
-        self.broker_connected.set(i64::from(moment.broker_connected));
+        self.broker_connected.set(i64::from(moment.broker != ConnectionState::Connecting));
+        self.broker_waiting.set(i64::from(moment.broker == ConnectionState::Waiting));
+        self.addresses_waiting.set(count(moment.addresses_waiting));
         self.connections_open.set(count(moment.connections_open));
         self.connections_capacity.set(count(moment.connections_capacity));
         let journal = snapshot.journal.as_ref();

@@ -7,12 +7,12 @@ use serde_json::{Value, json};
 use crate::admin::Admin;
 use crate::ingress::{Source, Validation};
 use crate::metrics::{Moment, VERSION, revision, unix_seconds};
-use crate::status::ConnectionState;
 use crate::status::DeviatingEvents;
 use crate::status::EventName;
 use crate::status::Observed;
 use crate::status::Reload;
 use crate::status::UnknownPath;
+use crate::status::WaitingAddress;
 use crate::status::{JournalState, Reason, Snapshot, SourceBook, Totals};
 
 impl Admin {
@@ -21,7 +21,8 @@ impl Admin {
         let view = self.health.view.copy();
         Moment {
             ready,
-            broker_connected: view.state != ConnectionState::Connecting,
+            broker: view.state,
+            addresses_waiting: view.waiting_count,
             in_flight: view.in_flight,
             last_published: view.last_published,
             connections_open: self.connections.open(),
@@ -90,6 +91,7 @@ impl Admin {
                 "last_error": error,
                 "last_published_timestamp_seconds": unix_seconds(view.last_published),
                 "findings": view.findings,
+                "waiting": view.waiting.iter().map(waiting).collect::<Vec<_>>(),
             },
             "connections": {
                 "open": self.connections.open(),
@@ -100,6 +102,15 @@ impl Admin {
             "reload": self.reloads.last().as_ref().map(reload),
         })
     }
+}
+
+fn waiting(waiting: &WaitingAddress) -> Value {
+    json!({
+        "address": waiting.address,
+        "events": waiting.events,
+        "since_timestamp_seconds": unix_seconds(waiting.since),
+        "reason": waiting.reason,
+    })
 }
 
 fn journal(journal: &JournalState, unreadable: Option<&str>) -> Value {

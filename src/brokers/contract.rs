@@ -197,6 +197,12 @@ pub(crate) trait Session: Send {
         true
     }
 
+    /// Whether it would take this one, where it takes more at all; false where that would only wait in the client library
+    /// for others of its address.
+    fn takes(&self, _message: &Message) -> bool {
+        true
+    }
+
     /// There is no more to hand over at the moment.
     fn flush(&mut self) {}
 
@@ -210,6 +216,11 @@ pub(crate) trait Session: Send {
     /// Why the session reaches no broker at the moment, although it is not lost: where the client library
     /// reconnects by itself.
     fn away(&self) -> Option<ConnectError> {
+        None
+    }
+
+    /// The reason why messages handed over for this address have no answer, where it is known.
+    fn reason(&self, _address: &str) -> Option<String> {
         None
     }
 

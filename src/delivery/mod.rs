@@ -10,9 +10,11 @@ mod ring;
 mod settings;
 mod settle;
 mod spill;
+mod stalled;
 mod successor;
 #[cfg(test)]
 mod tests;
+mod watch;
 mod window;
 
 pub(crate) use backlog::BacklogReader;

@@ -23,6 +23,7 @@ use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::spill::{self, Spill, Unsettled};
 use crate::delivery::successor::Successor;
+use crate::delivery::watch::Watch;
 use crate::delivery::window::Window;
 use crate::event::{Event, Message};
 use crate::metrics::Metrics;
@@ -40,6 +41,9 @@ const BATCH: usize = 256;
 
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long a successor waits for messages in flight.
+const HANDOVER: Duration = Duration::from_secs(10);
 
 /// Between the beginnings of two rounds: under load one wake of this thread takes many events and many verdicts, which
 /// saves a tenth of the processor time with RabbitMQ and NATS. An event that arrives after a pause is sent at once.
@@ -89,6 +93,10 @@ pub(crate) struct Delivery {
     round: tokio::time::Instant,
     /// A session exists, but its brokers do not answer.
     away: bool,
+    /// What has no answer.
+    watch: Watch,
+    /// Since when a successor waits.
+    succeeding: Option<Instant>,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
     spill: Spill,
 }
@@ -117,6 +125,8 @@ impl Delivery {
             not_now: Throttle::new(1, Duration::from_secs(5)),
             round: tokio::time::Instant::now(),
             away: false,
+            watch: Watch::default(),
+            succeeding: None,
             spill: Spill::NotBegun,
             settings,
         }
@@ -175,6 +185,7 @@ impl Delivery {
 
     /// Replaces the broker by its successor, if there is one. Messages in the ring keep their addresses.
     fn succeed(&mut self) {
+        self.succeeding = None;
         if let Some(successor) = self.successor.take() {
             self.broker = successor;
             tracing::info!(broker = self.broker.name(), "connecting with the routes that were reloaded");
@@ -309,6 +320,7 @@ impl Delivery {
             let going = match pumped {
                 Ok(Pumped::All(backlog)) => {
                     self.look(&*session);
+                    self.watch(&*session);
                     self.wait(&mut *session, backlog).await
                 }
                 Ok(Pumped::Some) => {
@@ -332,7 +344,10 @@ impl Delivery {
             self.lost(lost, alone);
         }
         self.ring.rewind();
-        self.view.change(|view| view.in_flight = 0);
+        self.view.change(|view| {
+            view.in_flight = 0;
+            (view.waiting, view.waiting_count) = (Vec::new(), 0);
+        });
         self.settle().await;
     }
 
@@ -375,13 +390,52 @@ impl Delivery {
         }
     }
 
+    /// Keeps an address without an answer from stopping the others, and reports what waits.
+    fn watch(&mut self, session: &dyn Session) {
+        let now = Instant::now();
+        if !self.watch.is_due(now) {
+            return;
+        }
+        let unanswered = self.ring.unanswered();
+        let most = self.settings.max_in_flight;
+        let is_full = self.ring.handed() >= self.window.most(most) || self.ring.span() >= most;
+        // Where no broker can be reached, no address is better than another.
+        let has_room = !is_full || session.away().is_some();
+        for (address, oldest) in &unanswered {
+            if !self.ring.is_stalled(address) && self.watch.stalls(address, oldest, has_room, now) {
+                tracing::debug!(address = &**address, "no answer to what goes there, the others pass");
+                self.ring.stall(address, oldest.oldest);
+            }
+        }
+        let look = self.watch.look(now, &unanswered, |address| session.reason(address));
+        let is_shut = self.window.is_shut();
+        if !self.away && !is_shut {
+            self.view.state(if look.is_silent { ConnectionState::Waiting } else { ConnectionState::Connected });
+        }
+        self.view.change(|view| (view.waiting, view.waiting_count) = (look.waiting, look.count));
+        for text in &look.begun {
+            self.metrics.broker_error(ErrorKind::NotNow);
+            self.view.error(ErrorKind::NotNow, text);
+            tracing::warn!(broker = self.broker.name(), "events wait: {text}");
+        }
+        for (address, lasted) in &look.ended {
+            let seconds = lasted.as_secs();
+            tracing::warn!(
+                broker = self.broker.name(),
+                address = &**address,
+                seconds,
+                "events are confirmed again"
+            );
+        }
+    }
+
     /// Notes that the session is lost, and finds the message that caused it, if there is one.
     fn lost(&mut self, lost: SessionError, alone: Option<Sequence>) {
         self.metrics.broker_error(lost.kind);
         self.view.error(lost.kind, &lost.text);
         tracing::warn!(
             broker = self.broker.name(),
-            in_flight = self.ring.handed(),
+            in_flight = self.ring.in_flight(),
             "lost the session: {}",
             lost.text
         );
@@ -424,6 +478,11 @@ impl Delivery {
                 }
                 break;
             };
+            if !session.takes(message) {
+                let address = message.address.clone();
+                self.ring.hold_back(address);
+                continue;
+            }
             if message.event.waiter.as_ref().is_some_and(|waits| !waits.send()) {
                 if let Some(taken) = self.ring.take(sequence, false) {
                     self.settler.withdrawn(&taken);
@@ -442,7 +501,7 @@ impl Delivery {
             }
         }
         session.flush();
-        self.view.change(|view| view.in_flight = self.ring.handed());
+        self.view.change(|view| view.in_flight = self.ring.in_flight());
         Ok(Pumped::All(next))
     }
 
@@ -524,8 +583,12 @@ impl Delivery {
     /// Waits for verdicts, new events (those of `backlog` are to be read first), or time, and judges what arrived.
     async fn wait(&mut self, session: &mut dyn Session, backlog: Option<Backlog>) -> Result<Going, SessionError> {
         let succeeded = self.successor.waits();
+        if succeeded && self.succeeding.is_none() {
+            self.succeeding = Some(Instant::now());
+        }
+        let is_late = self.succeeding.is_some_and(|since| since.elapsed() >= HANDOVER);
         // If no broker answers, verdicts may never arrive, least of all for an address that is wrong.
-        let is_quiet = self.ring.handed() == 0 || session.away().is_some();
+        let is_quiet = self.ring.handed() == 0 || session.away().is_some() || is_late;
         if self.is_finished() || (succeeded && is_quiet) {
             return Ok(Going::Finished);
         }
@@ -551,6 +614,7 @@ impl Delivery {
             () = interrupted => Ok(()),
             () = sleep(CHECK_INTERVAL) => {
                 self.sweep();
+                self.ring.look_again();
                 Ok(())
             }
             () = self.drain.deadline() => return Ok(Going::Finished),
@@ -564,6 +628,9 @@ impl Delivery {
     fn judge(&mut self) {
         let now = Instant::now();
         let mut verdicts = std::mem::take(&mut self.verdicts);
+        if !verdicts.is_empty() {
+            self.ring.look_again();
+        }
         for (sequence, verdict) in verdicts.drain(..) {
             match verdict {
                 Verdict::Stored => {
@@ -587,6 +654,7 @@ impl Delivery {
 
     fn stored(&mut self, taken: Option<Removed>, now: Instant) {
         if let Some(taken) = taken {
+            self.watch.confirmed(&taken.message.address, now);
             self.settler.published(&taken, now, &self.metrics);
             self.backoff.reset();
         }

@@ -4,16 +4,17 @@
 //!
 //! Length: half of it are its tests.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use crate::brokers::{Position, Sequence};
 use crate::delivery::order::Undecided;
+use crate::delivery::stalled::Stalled;
 use crate::event::{Event, Message};
 
 #[derive(Debug)]
-enum EntryState {
+pub(super) enum EntryState {
     /// To be sent: new, or sent before without an outcome.
     Waiting,
     /// Handed to the session at this time.
@@ -23,21 +24,48 @@ enum EntryState {
 }
 
 #[derive(Debug)]
-struct RingEntry {
-    state: EntryState,
-    message: Option<Message>,
-    address: Arc<str>,
-    key: Arc<str>,
-    pair: u16,
-    attempts: u32,
+pub(super) struct RingEntry {
+    pub(super) state: EntryState,
+    pub(super) message: Option<Message>,
+    pub(super) address: Arc<str>,
+    pub(super) key: Arc<str>,
+    pub(super) pair: u16,
+    pub(super) attempts: u32,
     /// The broker refused it for now: a younger one may have overtaken it.
-    deferred: bool,
+    pub(super) deferred: bool,
     /// The number of times it was nacked.
-    nacks: u32,
+    pub(super) nacks: u32,
     /// The broker has it, or may have it: its session was lost before the verdict arrived.
-    stored: bool,
+    pub(super) stored: bool,
     /// Where the broker says that it stored it.
-    place: Option<u64>,
+    pub(super) place: Option<u64>,
+    /// A younger one of its key was stored before it.
+    pub(super) overtaken: bool,
+}
+
+impl RingEntry {
+    fn new(message: Option<Message>, address: Arc<str>, key: Arc<str>, pair: u16) -> Self {
+        let state = if message.is_some() { EntryState::Waiting } else { EntryState::Settled };
+        let (attempts, deferred, nacks, stored, place, overtaken) = (0, false, 0, false, None, false);
+        Self { state, message, address, key, pair, attempts, deferred, nacks, stored, place, overtaken }
+    }
+
+    /// The gap that takes its place when it leaves.
+    fn gap(&self) -> Self {
+        let gap = Self::new(None, self.address.clone(), self.key.clone(), self.pair);
+        Self { stored: self.stored, place: self.place, ..gap }
+    }
+}
+
+/// The messages of one address that the session has.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct UnansweredMessages {
+    /// The oldest of them.
+    pub(super) oldest: Sequence,
+    /// The time at which it was handed over.
+    pub(super) since: Instant,
+    /// The number of them.
+    pub(super) messages: usize,
 }
 
 /// A message that was removed from the ring.
@@ -62,25 +90,35 @@ pub(super) struct Ring {
     first: Sequence,
     /// No message before this slot waits to be sent.
     cursor: usize,
+    /// No message before this slot may be sent until held-back addresses are checked again.
+    looked: usize,
     handed: usize,
     settled: usize,
     undecided: Undecided,
+    /// Addresses that get no more messages until they are checked again.
+    held_back: HashSet<Arc<str>>,
+    stalled: Stalled,
 }
 
 impl Ring {
-    /// The number of slots of the ring, gaps included.
+    /// The number of slots of the ring, gaps included, stalled addresses not.
     pub(super) fn span(&self) -> usize {
         self.slots.len()
     }
 
-    /// The number of messages that wait for a verdict.
+    /// The number of messages that wait for a verdict at addresses that are not stalled.
     pub(super) fn handed(&self) -> usize {
-        self.handed
+        self.handed + self.stalled.counted()
+    }
+
+    /// The number of messages that wait for a verdict.
+    pub(super) fn in_flight(&self) -> usize {
+        self.handed() + self.stalled.silent()
     }
 
     /// The number of messages that are not settled.
     pub(super) fn unsettled(&self) -> usize {
-        self.slots.len() - self.settled
+        self.slots.len() - self.settled + self.stalled.len()
     }
 
     /// The sequence of the next new message: all current ones are below it.
@@ -88,54 +126,125 @@ impl Ring {
         self.first + self.slots.len() as Sequence
     }
 
-    /// The sequence of the oldest slot.
+    /// The sequence of the oldest message, those of stalled addresses left out.
     pub(super) fn begin(&self) -> Sequence {
-        self.first
+        self.stalled.begin().map_or(self.first, |begin| begin.min(self.first))
     }
 
     /// The receipt of the oldest unsettled message.
     pub(super) fn oldest(&self) -> Option<SystemTime> {
-        let message = self.slots.iter().find_map(|slot| slot.message.as_ref())?;
-        Some(message.event.origin.received)
+        let message = self.slots.iter().find_map(|slot| slot.message.as_ref());
+        let received = message.map(|message| message.event.origin.received);
+        received.into_iter().chain(self.stalled.oldest()).min()
     }
 
     /// Appends a new message.
     pub(super) fn push(&mut self, message: Message, pair: u16) {
-        self.slots.push_back(RingEntry {
-            state: EntryState::Waiting,
-            address: message.address.clone(),
-            key: message.key.clone(),
-            message: Some(message),
-            pair,
-            attempts: 0,
-            deferred: false,
-            nacks: 0,
-            stored: false,
-            place: None,
-        });
+        let (address, key) = (message.address.clone(), message.key.clone());
+        let mut entry = RingEntry::new(Some(message), address, key, pair);
+        if self.stalled.has(&entry.address) {
+            let gap = entry.gap();
+            self.stalled.insert(self.end(), std::mem::replace(&mut entry, gap));
+            self.settled += 1;
+        }
+        self.slots.push_back(entry);
+        self.drop_gaps();
     }
 
     /// The oldest message to be sent, and the number of times it was sent before.
     pub(super) fn next(&mut self) -> Option<(Sequence, &Message, u32)> {
-        while let Some(slot) = self.slots.get(self.cursor) {
-            if matches!(slot.state, EntryState::Waiting) {
+        if self.stalled.len() > 0
+            && let Some(next) = self.stalled.next(&self.held_back)
+        {
+            return Some(next);
+        }
+        while let Some(slot) = self.slots.get(self.looked) {
+            let is_waiting = matches!(slot.state, EntryState::Waiting);
+            if is_waiting && (self.held_back.is_empty() || !self.held_back.contains(&slot.address)) {
                 break;
             }
-            self.cursor += 1;
+            self.looked += 1;
         }
-        let slot = self.slots.get(self.cursor)?;
+        if self.held_back.is_empty() {
+            self.cursor = self.looked;
+        }
+        let slot = self.slots.get(self.looked)?;
         let message = slot.message.as_ref()?;
-        Some((self.first + self.cursor as Sequence, message, slot.attempts))
+        Some((self.first + self.looked as Sequence, message, slot.attempts))
+    }
+
+    /// Keeps this address from getting more until the next check.
+    pub(super) fn hold_back(&mut self, address: Arc<str>) {
+        self.held_back.insert(address);
+    }
+
+    /// Lets every address be tried again.
+    pub(super) fn look_again(&mut self) {
+        if !self.held_back.is_empty() {
+            self.held_back.clear();
+            self.looked = self.cursor;
+        }
+    }
+
+    /// The messages that the session has, by address.
+    pub(super) fn unanswered(&self) -> HashMap<Arc<str>, UnansweredMessages> {
+        let mut found: HashMap<Arc<str>, UnansweredMessages> = HashMap::new();
+        for (sequence, entry) in (self.first..).zip(&self.slots).chain(self.stalled.entries()) {
+            let EntryState::Sent(since) = entry.state else { continue };
+            match found.get_mut(&entry.address) {
+                Some(seen) => {
+                    seen.messages += 1;
+                    if (since, sequence) < (seen.since, seen.oldest) {
+                        (seen.since, seen.oldest) = (since, sequence);
+                    }
+                }
+                None => {
+                    found
+                        .insert(entry.address.clone(), UnansweredMessages { oldest: sequence, since, messages: 1 });
+                }
+            }
+        }
+        found
+    }
+
+    /// Whether this address gets no more until its oldest message is answered.
+    pub(super) fn is_stalled(&self, address: &str) -> bool {
+        self.stalled.is_stalled(address)
+    }
+
+    /// Stops sending to this address until this message of it is answered; the others do not wait for it.
+    pub(super) fn stall(&mut self, address: &Arc<str>, blocker: Sequence) {
+        for at in 0..self.slots.len() {
+            let slot = &self.slots[at];
+            if slot.address != *address || matches!(slot.state, EntryState::Settled) {
+                continue;
+            }
+            let sequence = self.first + at as Sequence;
+            let overtaken = slot.deferred && self.was_overtaken(sequence, &slot.address, &slot.key);
+            let gap = slot.gap();
+            let mut entry = std::mem::replace(&mut self.slots[at], gap);
+            entry.overtaken |= overtaken;
+            self.handed -= usize::from(matches!(entry.state, EntryState::Sent(_)));
+            self.settled += 1;
+            self.stalled.insert(sequence, entry);
+        }
+        self.stalled.block(address, blocker);
+        self.drop_gaps();
     }
 
     fn slot(&mut self, sequence: Sequence) -> Option<&mut RingEntry> {
+        if self.stalled.holds(sequence) {
+            return self.stalled.entry(sequence);
+        }
         let at = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
         self.slots.get_mut(at)
     }
 
     /// Notes that the session has the message.
     pub(super) fn hand(&mut self, sequence: Sequence, now: Instant) {
-        if let Some(slot) = self.slot(sequence) {
+        if self.stalled.holds(sequence) {
+            self.stalled.hand(sequence, now);
+        } else if let Some(slot) = self.slot(sequence) {
             slot.state = EntryState::Sent(now);
             slot.attempts += 1;
             self.handed += 1;
@@ -144,6 +253,9 @@ impl Ring {
 
     /// Marks a message to be sent again, because the broker refused it for now.
     pub(super) fn defer(&mut self, sequence: Sequence) {
+        if self.stalled.holds(sequence) {
+            return self.stalled.defer(sequence);
+        }
         let Some(slot) = self.slot(sequence) else { return };
         if matches!(slot.state, EntryState::Sent(_)) {
             slot.state = EntryState::Waiting;
@@ -151,19 +263,35 @@ impl Ring {
             self.handed -= 1;
             let at = usize::try_from(sequence - self.first).unwrap_or(0);
             self.cursor = self.cursor.min(at);
+            self.looked = self.looked.min(at);
         }
     }
 
     /// Puts a message back among those to be sent, because it was nacked; returns how often it has been so far.
     pub(super) fn nack(&mut self, sequence: Sequence) -> u32 {
         self.defer(sequence);
-        let Some(slot) = self.slot(sequence) else { return 0 };
+        let is_stalled = self.stalled.holds(sequence);
+        let found = if is_stalled { self.stalled.entry(sequence) } else { self.slot(sequence) };
+        let Some(slot) = found else { return 0 };
         slot.nacks = slot.nacks.saturating_add(1);
         slot.nacks
     }
 
     /// Removes a message because it is stored or refused; none if it is settled already.
     pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<Removed> {
+        if self.stalled.holds(sequence) {
+            let entry = self.stalled.take(sequence, stored)?;
+            let handed = if let EntryState::Sent(since) = entry.state { Some(since) } else { None };
+            let overtaken = entry.deferred && entry.stored && entry.overtaken;
+            return Some(Removed {
+                message: entry.message?,
+                pair: entry.pair,
+                attempts: entry.attempts,
+                handed,
+                overtaken,
+                overtook: 0,
+            });
+        }
         let slot = self.slot(sequence)?;
         let handed = match slot.state {
             EntryState::Waiting => None,
@@ -179,13 +307,16 @@ impl Ring {
             self.handed -= 1;
         }
         self.settled += 1;
-        let overtaken = deferred && self.was_overtaken(sequence, &message);
+        let overtaken = deferred && self.was_overtaken(sequence, &message.address, &message.key);
         self.drop_gaps();
         Some(Removed { message, pair, attempts, handed, overtaken, overtook: 0 })
     }
 
     /// Takes a message out that is stored at a known place; none where it is settled already.
     pub(super) fn take_at(&mut self, sequence: Sequence, position: Position) -> Option<Removed> {
+        if self.stalled.holds(sequence) {
+            return self.take(sequence, true);
+        }
         let place = position.number;
         let slot = self.slot(sequence)?;
         slot.place = Some(place);
@@ -223,12 +354,9 @@ impl Ring {
         self.younger(sequence).rfind(|(_, slot)| is_perhaps_stored(slot)).map(|(sequence, _)| sequence)
     }
 
-    fn was_overtaken(&self, sequence: Sequence, message: &Message) -> bool {
+    fn was_overtaken(&self, sequence: Sequence, address: &str, key: &str) -> bool {
         let at = usize::try_from(sequence - self.first).unwrap_or(0);
-        self.slots
-            .iter()
-            .skip(at + 1)
-            .any(|slot| slot.stored && slot.key == message.key && slot.address == message.address)
+        self.slots.iter().skip(at + 1).any(|slot| slot.stored && *slot.key == *key && *slot.address == *address)
     }
 
     fn drop_gaps(&mut self) {
@@ -237,6 +365,7 @@ impl Ring {
             self.first += 1;
             self.settled -= 1;
             self.cursor = self.cursor.saturating_sub(1);
+            self.looked = self.looked.saturating_sub(1);
         }
     }
 
@@ -249,7 +378,9 @@ impl Ring {
             }
         }
         self.handed = 0;
-        self.cursor = 0;
+        (self.cursor, self.looked) = (0, 0);
+        self.held_back.clear();
+        self.stalled.rewind();
     }
 
     /// The sequences of messages to be sent that their senders have withdrawn.
@@ -258,24 +389,21 @@ impl Ring {
             let waits = slot.message.as_ref().and_then(|message| message.event.waiter.as_ref());
             matches!(slot.state, EntryState::Waiting) && waits.is_some_and(|sequence| sequence.is_withdrawn())
         };
-        let slots = (self.first..).zip(&self.slots);
+        let slots = (self.first..).zip(&self.slots).chain(self.stalled.entries());
         slots.filter(|(_, slot)| is_withdrawn(slot)).map(|(sequence, _)| sequence).collect()
     }
 
-    /// The sequences that wait for a verdict.
+    /// The sequences that wait for a verdict at addresses that are not stalled.
     pub(super) fn handed_sequences(&self) -> impl Iterator<Item = Sequence> + '_ {
-        let first = self.first;
-        let handed = |slot: &RingEntry| matches!(slot.state, EntryState::Sent(_));
-        self.slots
-            .iter()
-            .enumerate()
-            .filter(move |(_, slot)| handed(slot))
-            .map(move |(at, _)| first + at as Sequence)
+        let open = self.stalled.entries().filter(|(_, entry)| !self.stalled.is_stalled(&entry.address));
+        let entries = (self.first..).zip(&self.slots).chain(open);
+        entries.filter(|(_, entry)| matches!(entry.state, EntryState::Sent(_))).map(|(sequence, _)| sequence)
     }
 
-    /// The events that are not settled, oldest first.
+    /// The events that are not settled, oldest first at each address.
     pub(super) fn events(&mut self) -> impl Iterator<Item = &mut Event> {
-        self.slots.iter_mut().filter_map(|slot| slot.message.as_mut()).map(|message| &mut *message.event)
+        let slots = self.slots.iter_mut().filter_map(|slot| slot.message.as_mut());
+        self.stalled.messages().chain(slots).map(|message| &mut *message.event)
     }
 }
 
@@ -298,6 +426,10 @@ mod tests {
         };
         let event = Event::new(origin, Box::default(), &Fields::default(), &[0; 32]);
         Message { event: Box::new(event), address: "topic".into(), key: key.into() }
+    }
+
+    fn message_to(address: &str) -> Message {
+        Message { address: address.into(), ..message("k") }
     }
 
     fn ring(count: usize) -> Ring {
@@ -414,6 +546,58 @@ mod tests {
     }
 
     #[test]
+    fn lets_others_pass_an_address_that_takes_no_more() {
+        let mut ring = Ring::default();
+        for address in ["a", "b", "a", "b"] {
+            ring.push(message_to(address), 0);
+        }
+        ring.hold_back("a".into());
+        assert_eq!(hand_all(&mut ring), [1, 3]);
+        ring.push(message_to("a"), 0);
+        assert!(ring.next().is_none());
+        ring.look_again();
+        assert_eq!(hand_all(&mut ring), [0, 2, 4]);
+    }
+
+    #[test]
+    fn counts_a_stalled_address_neither_in_flight_nor_in_its_span() {
+        let mut ring = Ring::default();
+        for address in ["a", "a", "b", "a"] {
+            ring.push(message_to(address), 0);
+        }
+        for sequence in 0..3 {
+            ring.hand(sequence, Instant::now());
+        }
+        ring.stall(&"a".into(), 0);
+        assert_eq!((ring.handed(), ring.in_flight(), ring.span(), ring.unsettled()), (1, 3, 2, 4));
+        assert!(ring.take(2, true).is_some());
+        ring.push(message_to("a"), 0);
+        ring.push(message_to("b"), 0);
+        assert_eq!((ring.span(), ring.unsettled(), ring.begin()), (1, 5, 5));
+        assert_eq!(hand_all(&mut ring), [5]);
+        // Not the one that is waited for.
+        assert!(ring.take(1, true).is_some());
+        assert!(ring.next().is_none() && ring.is_stalled("a"));
+        assert!(ring.take(0, true).is_some());
+        assert_eq!((ring.handed(), ring.in_flight(), ring.begin()), (1, 1, 3));
+        assert_eq!(hand_all(&mut ring), [3, 4]);
+        assert!(ring.take(4, true).is_some() && ring.take(3, true).is_some() && ring.take(5, true).is_some());
+        assert_eq!((ring.handed(), ring.in_flight(), ring.span(), ring.unsettled()), (0, 0, 0, 0));
+    }
+
+    #[test]
+    fn sees_at_a_stalled_address_too_that_a_younger_one_overtook() {
+        let mut ring = ring(3);
+        hand_all(&mut ring);
+        ring.stall(&"topic".into(), 0);
+        ring.defer(0);
+        assert!(!ring.take(1, true).unwrap().overtaken);
+        assert_eq!(hand_all(&mut ring), [0]);
+        assert!(ring.take(0, true).unwrap().overtaken);
+        assert!(!ring.take(2, true).unwrap().overtaken);
+    }
+
+    #[test]
     fn knows_no_sequence_twice() {
         let mut ring = ring(2);
         hand_all(&mut ring);
@@ -424,21 +608,44 @@ mod tests {
         assert_eq!(ring.handed(), 1);
     }
 
+    const ADDRESSES: [&str; 3] = ["a", "b", "c"];
+
+    impl Ring {
+        fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
+            (self.first..).zip(&self.slots).chain(self.stalled.entries())
+        }
+    }
+
     proptest! {
-        /// For any mix of verdicts and lost sessions: handed-over counts agree, a window is sent oldest first, nothing
-        /// stored is sent again, and in the end everything is settled.
+        /// For any mix of verdicts, stalled addresses and lost sessions: handed-over counts agree, an address is sent oldest
+        /// first, nothing stored is sent again, and in the end everything is settled.
         #[test]
-        fn settles_everything_in_the_end(steps in proptest::collection::vec((0u8..5, 0usize..20), 1..200)) {
+        fn settles_everything_in_the_end(steps in proptest::collection::vec((0u8..8, 0usize..20), 1..200)) {
             let mut ring = Ring::default();
             let mut outstanding: Vec<Sequence> = Vec::new();
             let mut stored = HashSet::new();
             let mut pushed = 0u64;
             for (step, at) in steps {
                 match step {
-                    0 => { ring.push(message("k"), 0); pushed += 1; }
+                    0 | 5 => { ring.push(message_to(ADDRESSES[at % 3]), 0); pushed += 1; }
+                    6 => {
+                        ring.look_again();
+                        ring.hold_back(ADDRESSES[at % 3].into());
+                    }
+                    7 if !outstanding.is_empty() => {
+                        let unanswered = ring.unanswered();
+                        if let Some(seen) = unanswered.get(ADDRESSES[at % 3]) {
+                            ring.stall(&ADDRESSES[at % 3].into(), seen.oldest);
+                        }
+                    }
                     1 => {
+                        let addresses: Vec<_> = ring.entries().map(|(sequence, entry)| (sequence, entry.address.clone())).collect();
+                        let address = |sequence| addresses.iter().find(|(other, _)| *other == sequence).map(|(_, address)| address.clone());
                         let order = hand_all(&mut ring);
-                        prop_assert!(order.windows(2).all(|pair| pair[0] < pair[1]));
+                        for name in ADDRESSES {
+                            let of = order.iter().filter(|sequence| address(**sequence).as_deref() == Some(name));
+                            prop_assert!(of.is_sorted());
+                        }
                         prop_assert!(order.iter().all(|sequence| !stored.contains(sequence)));
                         outstanding.extend(order);
                     }
@@ -451,7 +658,9 @@ mod tests {
                     4 => { ring.rewind(); outstanding.clear(); }
                     _ => {}
                 }
-                prop_assert_eq!(ring.handed(), outstanding.len());
+                prop_assert_eq!(ring.in_flight(), outstanding.len());
+                prop_assert!(ring.handed() <= outstanding.len());
+                prop_assert_eq!(ring.unanswered().values().map(|seen| seen.messages).sum::<usize>(), outstanding.len());
                 prop_assert_eq!(ring.unsettled() as u64, pushed - stored.len() as u64);
             }
             ring.rewind();

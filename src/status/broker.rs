@@ -6,13 +6,14 @@ use std::time::SystemTime;
 use crate::brokers::ErrorKind;
 
 /// The state of the connection to the broker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum ConnectionState {
     /// An attempt is in progress, or the next one is scheduled.
+    #[default]
     Connecting,
     /// A session exists.
     Connected,
-    /// A session exists, but the broker takes nothing at the moment.
+    /// A session exists, but the broker takes nothing at the moment, or confirms nothing.
     Waiting,
 }
 
@@ -39,6 +40,19 @@ pub(crate) struct LastError {
     pub(crate) at: SystemTime,
 }
 
+/// An address without an answer.
+#[derive(Clone, Debug)]
+pub(crate) struct WaitingAddress {
+    /// The topic, routing key or subject.
+    pub(crate) address: String,
+    /// The number of events without an answer.
+    pub(crate) events: usize,
+    /// The time at which the oldest of them was sent.
+    pub(crate) since: Option<SystemTime>,
+    /// The reason, where it is known.
+    pub(crate) reason: Option<String>,
+}
+
 /// A copy of the state.
 #[derive(Clone, Debug)]
 pub(crate) struct BrokerSnapshot {
@@ -52,6 +66,10 @@ pub(crate) struct BrokerSnapshot {
     pub(crate) findings: Vec<String>,
     /// The number of messages handed to the session.
     pub(crate) in_flight: usize,
+    /// The first addresses without an answer.
+    pub(crate) waiting: Vec<WaitingAddress>,
+    /// The number of addresses without an answer.
+    pub(crate) waiting_count: usize,
     /// The time of the last confirmation.
     pub(crate) last_published: Option<SystemTime>,
     /// The reason why delivery waits for the disk of the dead letters, if it does.
@@ -72,6 +90,8 @@ impl Default for BrokerStatus {
             last_error: None,
             findings: Vec::new(),
             in_flight: 0,
+            waiting: Vec::new(),
+            waiting_count: 0,
             last_published: None,
             blocked: None,
             unreadable: None,

@@ -10,7 +10,7 @@ mod reasons;
 mod refusals;
 mod reloads;
 
-pub(crate) use broker::{BrokerStatus, ConnectionState};
+pub(crate) use broker::{BrokerStatus, ConnectionState, WaitingAddress};
 pub(crate) use deviating::{DeviatingEvents, EventName};
 pub(crate) use heartbeat::{Heartbeat, stalled};
 pub(crate) use ledger::{

@@ -44,6 +44,8 @@ in_flight_events
 oldest_event_timestamp_seconds
 last_published_timestamp_seconds
 broker_connected *
+broker_waiting
+addresses_waiting
 journal_events
 journal_bytes *
 journal_capacity_bytes *
@@ -349,6 +351,7 @@ fn shows_how_things_stand_as_json() {
                 "name",
                 "since_timestamp_seconds",
                 "state",
+                "waiting",
             ],
         ),
         ("/connections", &["capacity", "open"]),

@@ -170,6 +170,9 @@ function concerns(s) {
     const held = { buffered: "held until the buffer is full", journaled: "held until the journal is full" }[s.ack];
     notes.push(`The broker is not connected: events are ${held ? `${held}, then answered 503` : "answered 503 until it is back"}.`);
   }
+  for (const { address, events, reason } of s.broker.waiting ?? []) {
+    notes.push(`No answer to what goes to ${address} (${count(events)} in flight)${reason ? `: ${reason}` : ""}.`);
+  }
   if (s.journal?.unreadable) notes.push(`Delivery waits for the journal: ${s.journal.unreadable}.`);
   if (s.journal?.failed) notes.push(`The journal: ${s.journal.failed}.`);
   if (s.dead_letters?.events > 0) notes.push(`Dead letters wait for a decision: ${count(s.dead_letters.events)}.`);

@@ -12,6 +12,7 @@ use rdkafka::metadata::Metadata;
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio::sync::Notify;
 
+use crate::brokers::kafka::batch::BatchNumber;
 use crate::brokers::kafka::record::{Extras, Size};
 use crate::brokers::{ConnectError, ErrorKind, Sequence};
 
@@ -28,6 +29,12 @@ pub(super) enum DeliveryReport {
         size: usize,
     },
 }
+
+/// A report with its message's sequence and the number of its topic.
+pub(super) type NumberedReport = (Sequence, BatchNumber, DeliveryReport);
+
+/// Where the number begins in what librdkafka carries along; the sequence is below it.
+const NUMBER_AT: u32 = 48;
 
 /// A context that keeps nothing.
 pub(super) struct Quiet;
@@ -57,7 +64,7 @@ fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
 /// What the producer's thread reports, for the session to take.
 #[derive(Default)]
 pub(super) struct Reports {
-    outcomes: Mutex<Vec<(Sequence, DeliveryReport)>>,
+    outcomes: Mutex<Vec<NumberedReport>>,
     /// Told when the first outcome lies there, at a fatal error, and when the brokers are gone.
     pub(super) news: Notify,
     /// Told when credentials or certificates were refused, for a connect that waits.
@@ -80,7 +87,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Reports {
-    pub(super) fn take(&self) -> Vec<(Sequence, DeliveryReport)> {
+    pub(super) fn take(&self) -> Vec<NumberedReport> {
         std::mem::take(&mut *lock(&self.outcomes))
     }
 
@@ -165,10 +172,10 @@ impl ClientContext for Reports {
 }
 
 impl ProducerContext for Reports {
-    /// The sequence.
+    /// The sequence, and above it the number of the topic.
     type DeliveryOpaque = usize;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, sequence: usize) {
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         let outcome = match result {
             Ok(_) => {
                 self.note_success();
@@ -181,7 +188,9 @@ impl ProducerContext for Reports {
             },
         };
         let mut outcomes = lock(&self.outcomes);
-        outcomes.push((sequence as Sequence, outcome));
+        let opaque = opaque as u64;
+        let number = BatchNumber::try_from(opaque >> NUMBER_AT).unwrap_or(BatchNumber::MAX);
+        outcomes.push((opaque & ((1 << NUMBER_AT) - 1), number, outcome));
         if outcomes.len() == 1 {
             self.news.notify_one();
         }
@@ -233,13 +242,14 @@ impl Client {
     /// Hands a record to librdkafka's queue, which copies it; refused, the headers are back in `extras`.
     pub(super) fn send(
         &self,
-        sequence: Sequence,
+        (sequence, number): (Sequence, BatchNumber),
         topic: &str,
         key: &str,
         body: &[u8],
         extras: &mut Extras,
     ) -> Result<(), RDKafkaErrorCode> {
-        let opaque = usize::try_from(sequence).expect("a sequence has as many bits as a pointer");
+        let opaque = usize::try_from(sequence | (u64::from(number) << NUMBER_AT));
+        let opaque = opaque.expect("a sequence has as many bits as a pointer");
         let mut record = BaseRecord::with_opaque_to(topic, opaque).key(key.as_bytes()).payload(body);
         record.headers = extras.headers.take();
         record.timestamp = extras.timestamp;

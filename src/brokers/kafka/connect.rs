@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rdkafka::config::ClientConfig;
@@ -9,9 +10,9 @@ use rdkafka::config::ClientConfig;
 use crate::brokers::kafka::client::Client;
 use crate::brokers::kafka::properties;
 use crate::brokers::kafka::record::BATCH_SIZE;
-use crate::brokers::kafka::session::{KafkaSession, Topic};
+use crate::brokers::kafka::session::{KafkaSession, SessionLimits, Topic};
 use crate::brokers::kafka::settings::Settings;
-use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics};
+use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics, deleted};
 use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session,
     Terms, Topology,
@@ -24,14 +25,24 @@ pub(crate) struct Kafka {
     terms: Terms,
     headers: Headers,
     seen: SeenTopics,
+    pub(super) stuck_after: Duration,
 }
+
+/// A client that gives no answer for this long, although its topic could, is replaced.
+const STUCK: Duration = Duration::from_mins(1);
 
 impl Kafka {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
-        Self { settings: settings.clone(), terms: terms.clone(), headers, seen: SeenTopics::default() }
+        Self {
+            settings: settings.clone(),
+            terms: terms.clone(),
+            headers,
+            seen: SeenTopics::default(),
+            stuck_after: STUCK,
+        }
     }
 
     fn surveyor(&self) -> TopicAdmin {
@@ -93,6 +104,7 @@ impl Kafka {
                          these credentials"
                     ));
                 }
+                Some(TopicState::Deleted) if needed => return error(deleted(name)),
                 Some(TopicState::Hidden) if needed => {
                     return error(format!(
                         "the topic {name} exists, but these credentials may not write to it; give them the right to"
@@ -125,6 +137,7 @@ impl Kafka {
                 Some(TopicState::NotCreated(why) | TopicState::NotYet(why)) => {
                     Finding::Missing(format!("the topic {name} does not exist and cannot be created: {why}"))
                 }
+                Some(TopicState::Deleted) => Finding::Missing(deleted(name)),
                 Some(TopicState::Hidden) => Finding::Warning(format!(
                     "the topic {name} exists, but these credentials may not write to it; its events \
                      become dead letters"
@@ -151,7 +164,9 @@ fn topics(survey: &Topics, topology: Topology) -> HashMap<Arc<str>, Topic> {
                 let text = format!("the topic {name} does not exist");
                 Topic::closed(Refusal::new(RefusalReason::NoDestination, text))
             }
-            TopicState::Missing | TopicState::NotCreated(_) | TopicState::NotYet(_) => return None,
+            TopicState::Missing | TopicState::Deleted | TopicState::NotCreated(_) | TopicState::NotYet(_) => {
+                return None;
+            }
         };
         Some((name.clone(), topic))
     });
@@ -195,15 +210,13 @@ impl Broker for Kafka {
             Topology::Declare | Topology::Check => self.findings(&surveyor, &survey),
         };
         let topics = topics(&survey, self.settings.topology);
-        let compressed = properties::compresses(&self.settings);
-        let session = KafkaSession::new(
-            client,
-            surveyor,
-            self.headers.clone(),
-            topics,
-            batch.unwrap_or(BATCH_SIZE),
-            compressed,
-        );
+        let limits = SessionLimits {
+            batch_size: batch.unwrap_or(BATCH_SIZE),
+            compressed: properties::compresses(&self.settings),
+            renders: self.settings.has_rendered_topics(),
+            stuck_after: self.stuck_after,
+        };
+        let session = KafkaSession::new(client, surveyor, self.headers.clone(), topics, limits);
         Ok((Box::new(session), findings))
     }
 

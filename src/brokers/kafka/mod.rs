@@ -1,19 +1,23 @@
 //! Kafka, by an idempotent producer that keeps order and retries by itself; the only user of rdkafka.
 //!
 //! `settings` and `properties` read and check, `client` is one producer with what it reports, `topology` looks for
-//! and creates topics, `record` knows sizes, `connect` makes sessions, `session` hands over and judges, `batch` says
-//! how much at once, `questions` asks before a topic counts as missing.
+//! and creates topics, `record` knows sizes and `times` the times of records, `connect` makes sessions, `session` hands
+//! over and judges by the table in `codes`, `batch` says how much at once, `questions` asks before a topic counts as
+//! missing, `silence` looks why a topic gives no answer.
 
 mod batch;
 mod client;
+mod codes;
 mod connect;
 mod properties;
 mod questions;
 mod record;
 mod session;
 mod settings;
+mod silence;
 #[cfg(test)]
 mod tests;
+mod times;
 mod topology;
 
 pub(crate) use connect::Kafka;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::brokers::kafka::session::{AskedMessage, KafkaSession, Topic, Verdicts};
-use crate::brokers::kafka::topology::{Purpose, TopicState, Topics};
+use crate::brokers::kafka::topology::{Purpose, TopicState, Topics, deleted};
 use crate::brokers::{ConnectError, ErrorKind, Refusal, RefusalReason, SessionError, Verdict};
 
 /// The cluster is asked about topics at most this often.
@@ -80,6 +80,11 @@ impl KafkaSession {
                 Some(TopicState::NotYet(why)) => {
                     let text = format!("the topic {name} cannot be created: {why}");
                     self.trouble = Some(ConnectError::new(ErrorKind::Connect, text));
+                    self.topics.insert(name.clone(), Topic::Asking(held));
+                    self.questions.push(name);
+                }
+                Some(TopicState::Deleted) => {
+                    self.trouble = Some(ConnectError::new(ErrorKind::Connect, deleted(&name)));
                     self.topics.insert(name.clone(), Topic::Asking(held));
                     self.questions.push(name);
                 }

@@ -9,10 +9,13 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::brokers::kafka::batch::ClientBatch;
+use crate::brokers::kafka::batch::TopicBatches;
 use crate::brokers::kafka::client::{Client, DeliveryReport};
+use crate::brokers::kafka::codes::refusal;
 use crate::brokers::kafka::questions::{Asked, BETWEEN_QUESTIONS};
 use crate::brokers::kafka::record::{Extras, WaitingMessage};
+use crate::brokers::kafka::silence::Silence;
+use crate::brokers::kafka::times::RecordTimes;
 use crate::brokers::kafka::topology::TopicAdmin;
 use crate::brokers::{
     ConnectError, Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Topology, Verdict,
@@ -43,6 +46,15 @@ pub(super) enum AskedMessage {
     Failed(Sequence, Code),
 }
 
+/// What a session is told beside its client.
+#[derive(Clone, Copy)]
+pub(super) struct SessionLimits {
+    pub(super) batch_size: usize,
+    pub(super) compressed: bool,
+    pub(super) renders: bool,
+    pub(super) stuck_after: Duration,
+}
+
 /// One producer, from connect to close.
 pub(super) struct KafkaSession {
     pub(super) client: Arc<Client>,
@@ -59,7 +71,13 @@ pub(super) struct KafkaSession {
     pub(super) trouble: Option<ConnectError>,
     pub(super) failure: Option<SessionError>,
     /// What librdkafka has.
-    pub(super) batch: ClientBatch,
+    pub(super) batches: TopicBatches,
+    /// Topics with placeholders: any other may come.
+    pub(super) renders: bool,
+    pub(super) silence: Silence,
+    /// A client that gives no answer for this long, although its topic could, is stuck.
+    pub(super) stuck_after: Duration,
+    pub(super) times: RecordTimes,
 }
 
 /// How long the rest of a batch's verdicts may take after the first: several partitions, one look.
@@ -73,10 +91,10 @@ impl KafkaSession {
         surveyor: TopicAdmin,
         headers: Headers,
         topics: HashMap<Arc<str>, Topic>,
-        batch_size: usize,
-        compressed: bool,
+        limits: SessionLimits,
     ) -> Self {
         let (questions, asking, asked, trouble, failure) = (Vec::new(), None, None, None, None);
+        let SessionLimits { batch_size, compressed, renders, stuck_after } = limits;
         Self {
             client,
             surveyor,
@@ -89,7 +107,11 @@ impl KafkaSession {
             asked,
             trouble,
             failure,
-            batch: ClientBatch::default(),
+            batches: TopicBatches::default(),
+            renders,
+            silence: Silence::default(),
+            stuck_after,
+            times: RecordTimes::default(),
         }
     }
 
@@ -163,8 +185,9 @@ impl KafkaSession {
             return;
         }
         let WaitingMessage { key, body, extras, .. } = &mut *waiting;
-        let Err(code) = self.client.send(sequence, &name, key, body, extras) else {
-            self.batch.add(extras.size);
+        let number = self.batches.number(&name);
+        let Err(code) = self.client.send((sequence, number), &name, key, body, extras) else {
+            self.batches.add(number, extras.size);
             return;
         };
         match self.not_taken(code, &name) {
@@ -178,7 +201,10 @@ impl KafkaSession {
 
     fn judge(&mut self, sequence: Sequence, outcome: DeliveryReport, into: &mut Verdicts) {
         let (code, topic, size) = match outcome {
-            DeliveryReport::Stored => return into.push((sequence, Verdict::Stored)),
+            DeliveryReport::Stored => {
+                self.times.settled(sequence);
+                return into.push((sequence, Verdict::Stored));
+            }
             DeliveryReport::Failed { code, topic, size } => (code, topic, size),
         };
         // After a fatal error every other error is only its consequence.
@@ -197,10 +223,33 @@ impl KafkaSession {
                     self.failure.get_or_insert(lost);
                 }
             },
-            code => into.push(match refusal(code, &topic) {
-                Some(refusal) => (sequence, Verdict::Refused(refusal)),
-                None => (sequence, Verdict::RetryLater(code.to_string())),
-            }),
+            Code::InvalidTimestamp => {
+                let text = self.times.refused(sequence, &topic);
+                into.push((sequence, Verdict::RetryLater(format!("topic {topic}: {code}; {text}"))));
+            }
+            // Several records in one batch whose time is refused are called invalid.
+            Code::InvalidRecord if self.times.doubt(sequence) => {
+                let text = format!("topic {topic}: {code}; sent again with the present time");
+                into.push((sequence, Verdict::RetryLater(text)));
+            }
+            code => {
+                let verdict = match refusal(code, &topic) {
+                    Some(refusal) => {
+                        self.times.settled(sequence);
+                        Verdict::Refused(refusal)
+                    }
+                    None => Verdict::RetryLater(format!("topic {topic}: {code}")),
+                };
+                into.push((sequence, verdict));
+            }
+        }
+    }
+
+    /// Whether a topic takes more before a verdict comes.
+    fn takes_topic(&self, name: &str) -> bool {
+        match self.topics.get(name) {
+            Some(Topic::Asking(held)) => held.is_empty(),
+            _ => self.batches.takes(name),
         }
     }
 
@@ -219,18 +268,6 @@ impl KafkaSession {
     }
 }
 
-/// What a code says of the message itself; none: a repeat may mend it.
-fn refusal(code: Code, topic: &str) -> Option<Refusal> {
-    let reason = match code {
-        Code::MessageSizeTooLarge => RefusalReason::TooLarge,
-        Code::TopicAuthorizationFailed => RefusalReason::NotAuthorised,
-        Code::InvalidTopic => RefusalReason::Unroutable,
-        Code::InvalidRecord | Code::InvalidTimestamp | Code::PolicyViolation => RefusalReason::Other,
-        _ => return None,
-    };
-    Some(Refusal::new(reason, format!("topic {topic}: {code}")))
-}
-
 #[async_trait]
 impl Session for KafkaSession {
     fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
@@ -244,6 +281,7 @@ impl Session for KafkaSession {
             return Sent::Refused(refusal.clone());
         }
         let mut extras = Extras::new(&self.headers, message);
+        extras.timestamp = self.times.of(sequence, name, extras.timestamp);
         let waiting = |extras| {
             let body = message.event.body.clone();
             AskedMessage::WaitingMessage(Box::new(WaitingMessage {
@@ -261,8 +299,10 @@ impl Session for KafkaSession {
         if let Some(refusal) = self.too_large(name, extras.size) {
             return Sent::Refused(refusal);
         }
-        let Err(code) = self.client.send(sequence, name, &message.key, &message.event.body, &mut extras) else {
-            self.batch.add(extras.size);
+        let number = self.batches.number(name);
+        let sent = self.client.send((sequence, number), name, &message.key, &message.event.body, &mut extras);
+        let Err(code) = sent else {
+            self.batches.add(number, extras.size);
             return Sent::Taken;
         };
         self.not_taken(code, name).unwrap_or_else(|| {
@@ -272,11 +312,21 @@ impl Session for KafkaSession {
     }
 
     fn takes_more(&self) -> bool {
-        self.batch.takes_more()
+        self.renders || self.surveyor.literals.iter().any(|name| self.takes_topic(name))
+    }
+
+    fn takes(&self, message: &Message) -> bool {
+        self.takes_topic(&message.address)
+    }
+
+    fn reason(&self, address: &str) -> Option<String> {
+        let asks = matches!(self.topics.get(address), Some(Topic::Asking(_)));
+        let trouble = self.trouble.as_ref().filter(|_| asks).map(|error| error.text.clone());
+        trouble.or_else(|| self.silence.reason(address))
     }
 
     fn flush(&mut self) {
-        self.batch.close();
+        self.batches.close();
     }
 
     async fn verdicts(&mut self, into: &mut Verdicts) -> Result<(), SessionError> {
@@ -288,12 +338,12 @@ impl Session for KafkaSession {
             if self.asking.as_ref().is_some_and(JoinHandle::is_finished) {
                 self.hear(into).await;
             }
-            let outcomes = reports.take();
-            self.batch.answered(outcomes.len());
-            for (sequence, outcome) in outcomes {
+            let looks = self.look_at_silence().await;
+            for (sequence, number, outcome) in reports.take() {
+                self.batches.answered(number);
                 self.judge(sequence, outcome, into);
             }
-            let due = self.ask();
+            let due = [self.ask(), looks].into_iter().flatten().min();
             if into.len() > before {
                 return Ok(());
             }
@@ -305,7 +355,7 @@ impl Session for KafkaSession {
             }
             tokio::select! {
                 () = reports.news.notified() => {
-                    if reports.count() < self.batch.messages() {
+                    if reports.count() < self.batches.messages() {
                         tokio::time::sleep(GATHER).await;
                     }
                 }
@@ -327,12 +377,20 @@ impl Session for KafkaSession {
         // A panic in there leaves everything unsettled, which is what the caller assumes.
         let _ = tokio::task::spawn_blocking(move || client.finish(patience)).await;
         let fatal = self.client.fatal().is_some();
-        for (sequence, outcome) in self.client.reports().take() {
+        for (sequence, _, outcome) in self.client.reports().take() {
             match outcome {
                 DeliveryReport::Stored => into.push((sequence, Verdict::Stored)),
                 DeliveryReport::Failed { code, topic, size } if !fatal => {
-                    let large = matches!(code, Code::MessageSizeTooLarge | Code::MessageBatchTooLarge);
-                    let refusal = if large { self.refuse_large(&topic, size).ok() } else { refusal(code, &topic) };
+                    let refusal = match code {
+                        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
+                            self.refuse_large(&topic, size).ok()
+                        }
+                        // Not yet tried with the present time.
+                        Code::InvalidRecord if self.times.doubt(sequence) => None,
+                        // Only the cluster says whether a topic is missing, and it is not asked any more.
+                        Code::UnknownTopicOrPartition => None,
+                        code => refusal(code, &topic),
+                    };
                     into.extend(refusal.map(|refusal| (sequence, Verdict::Refused(refusal))));
                 }
                 DeliveryReport::Failed { .. } => {}

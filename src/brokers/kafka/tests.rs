@@ -183,3 +183,46 @@ async fn tells_that_the_brokers_are_away_until_they_are_back() {
     assert_eq!(verdicts, [(0, Verdict::Stored)]);
     assert_eq!(session.away(), None);
 }
+
+#[tokio::test]
+async fn sends_a_record_whose_time_is_refused_again_with_the_present_time() {
+    let (cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let (mut session, _) = broker.connect().await.unwrap();
+    let mut message = message(&mut broker, "E", b"{}");
+    message.event.origin.received = SystemTime::now() - Duration::from_secs(100);
+    // Several such records in one batch are called invalid.
+    let codes =
+        [RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_RECORD, RDKafkaRespErr::RD_KAFKA_RESP_ERR_INVALID_TIMESTAMP];
+    for (sequence, code) in codes.into_iter().enumerate() {
+        let sequence = sequence as Sequence;
+        cluster.request_errors(RDKafkaApiKey::Produce, &[code]);
+        let first = outcome(&mut session, sequence, &message).await;
+        assert!(matches!(&first, Ok(Verdict::RetryLater(text)) if text.contains("present time")), "{first:?}");
+        assert_eq!(outcome(&mut session, sequence, &message).await, Ok(Verdict::Stored));
+    }
+    // Older than one that was refused: with the present time at once, so what is wrong now is the record.
+    cluster.request_errors(RDKafkaApiKey::Produce, &codes[..1]);
+    let refused = outcome(&mut session, 2, &message).await;
+    assert!(
+        matches!(&refused, Ok(Verdict::Refused(refusal)) if refusal.reason == RefusalReason::Other),
+        "{refused:?}"
+    );
+}
+
+#[tokio::test]
+async fn replaces_a_client_that_gives_no_answer_although_its_topic_could() {
+    let (cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    broker.stuck_after = Duration::from_secs(1);
+    let (mut session, _) = broker.connect().await.unwrap();
+    let silence = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_ENOUGH_REPLICAS; 200];
+    cluster.request_errors(RDKafkaApiKey::Produce, &silence);
+    let message = message(&mut broker, "E", b"{}");
+    assert!(matches!(session.send(0, &message), Sent::Taken) && session.takes(&message));
+    session.flush();
+    assert!(!session.takes(&message) && !session.takes_more());
+    let mut verdicts = Vec::new();
+    let lost = tokio::time::timeout(Duration::from_mins(1), session.verdicts(&mut verdicts)).await;
+    assert!(matches!(&lost, Ok(Err(error)) if error.text.ends_with("connecting with a new client")), "{lost:?}");
+}

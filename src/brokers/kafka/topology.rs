@@ -10,6 +10,8 @@ use rdkafka::admin::{
 };
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataPartition;
+use tokio::time::Instant;
 
 use crate::brokers::kafka::client::{Client, Quiet};
 use crate::brokers::{ConnectError, ErrorKind, Topology};
@@ -20,6 +22,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Limits are good to know, not needed: they take 20 ms, with a TLS handshake some hundred.
 const LIMITS: Duration = Duration::from_secs(2);
 
+/// How long a topic that was deleted is left to whoever deleted it, before it is made again.
+const RETURNS: Duration = Duration::from_secs(10);
+
 /// After a refusal of credentials by one broker another may still take them.
 const SECOND_CHANCE: Duration = Duration::from_secs(1);
 
@@ -29,6 +34,8 @@ pub(super) enum TopicState {
     /// It exists; its `max.message.bytes`, where we may know it.
     Exists(Option<usize>),
     Missing,
+    /// It existed and is deleted: the operator may create it again in another way.
+    Deleted,
     /// Missing; we are not allowed to create it, or the request can never succeed.
     NotCreated(String),
     /// It is missing and could not be created now.
@@ -65,8 +72,34 @@ pub(super) enum Purpose {
     Question,
 }
 
-/// Topics that were seen to exist, with their limits; lives as long as the broker.
-pub(super) type SeenTopics = Arc<Mutex<HashMap<Arc<str>, Option<usize>>>>;
+/// A topic that was seen to exist.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct SeenTopic {
+    /// Its `max.message.bytes`, where we may know it.
+    limit: Option<usize>,
+    /// Since when it is known to be missing.
+    missing: Option<Instant>,
+}
+
+/// Topics that were seen to exist; lives as long as the broker.
+pub(super) type SeenTopics = Arc<Mutex<HashMap<Arc<str>, SeenTopic>>>;
+
+/// Whether a topic can answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum TopicHealth {
+    /// Nothing is known to be wrong.
+    Good,
+    /// It cannot, and this is why.
+    Unable(String),
+}
+
+/// What is said of a topic that was deleted.
+pub(super) fn deleted(name: &str) -> String {
+    let seconds = RETURNS.as_secs();
+    format!(
+        "the topic {name} does not exist any more; it is made again where it does not return within {seconds} s"
+    )
+}
 
 /// Asks the cluster about topics.
 #[derive(Clone)]
@@ -84,10 +117,10 @@ pub(super) struct TopicAdmin {
 impl TopicAdmin {
     /// The smallest limit of all topics seen.
     pub(super) fn smallest_limit(&self) -> Option<usize> {
-        self.seen().values().flatten().min().copied()
+        self.seen().values().filter_map(|seen| seen.limit).min()
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, Option<usize>>> {
+    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, SeenTopic>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -110,7 +143,16 @@ impl TopicAdmin {
             return Ok(survey);
         }
         let creates = self.topology == Topology::Declare && purpose != Purpose::Look;
-        let missing: Vec<Arc<str>> = names.iter().filter(|name| !survey.has(name)).cloned().collect();
+        let mut missing: Vec<Arc<str>> = names.iter().filter(|name| !survey.has(name)).cloned().collect();
+        if creates {
+            missing.retain(|name| {
+                let is_awaited = self.is_awaited(name);
+                if is_awaited {
+                    survey.standing.insert(name.clone(), TopicState::Deleted);
+                }
+                !is_awaited
+            });
+        }
         let nothing_to_do = missing.len() == names.len() && !creates;
         if names.is_empty() || nothing_to_do {
             return Ok(survey);
@@ -140,11 +182,42 @@ impl TopicAdmin {
         let mut seen = self.seen();
         for name in existing {
             let limit = limits.get(&*name).copied();
-            seen.insert(name.clone(), limit);
+            seen.insert(name.clone(), SeenTopic { limit, missing: None });
             survey.standing.insert(name, TopicState::Exists(limit));
         }
         drop(seen);
         Ok(survey)
+    }
+
+    /// Whether a missing topic was there before, and is left alone for a while.
+    fn is_awaited(&self, name: &Arc<str>) -> bool {
+        let mut seen = self.seen();
+        let Some(seen) = seen.get_mut(name) else { return false };
+        seen.missing.get_or_insert_with(Instant::now).elapsed() < RETURNS
+    }
+
+    /// Looks with a client of its own why these topics give no answer.
+    pub(super) async fn look(&self, names: &[Arc<str>]) -> Result<HashMap<Arc<str>, TopicHealth>, ConnectError> {
+        let admin = Arc::new(ClosingAdmin::new(self.config.clone()).await?);
+        let asking = admin.clone();
+        let ask = tokio::task::spawn_blocking(move || asking.client().inner().fetch_metadata(None, PATIENCE));
+        let Ok(Ok(metadata)) = ask.await else {
+            let seconds = PATIENCE.as_secs();
+            let text = format!("a new client has no answer from the cluster either, within {seconds} s");
+            return Err(ConnectError::new(ErrorKind::Connect, text));
+        };
+        let needed = admin.numbers(names, "min.insync.replicas").await;
+        let health = names.iter().map(|name| {
+            let topic = metadata.topics().iter().find(|topic| *topic.name() == **name);
+            let partitions = topic.map_or(&[][..], |topic| topic.partitions());
+            let why = if partitions.is_empty() {
+                Some("the topic does not exist".to_owned())
+            } else {
+                partitions.iter().find_map(|partition| unable(partition, needed.get(&**name).copied()))
+            };
+            (name.clone(), why.map_or(TopicHealth::Good, TopicHealth::Unable))
+        });
+        Ok(health.collect())
     }
 
     fn gone(&self, there: &HashMap<String, usize>) -> Option<Arc<str>> {
@@ -237,23 +310,46 @@ impl ClosingAdmin {
         Ok(results.collect())
     }
 
-    /// `max.message.bytes` of topics; of those we may not ask about there is none.
+    /// `max.message.bytes` of topics.
     async fn limits(&self, names: &[Arc<str>]) -> HashMap<String, usize> {
+        self.numbers(names, "max.message.bytes").await
+    }
+
+    /// A setting of topics; of those we may not ask about there is none.
+    async fn numbers(&self, names: &[Arc<str>], setting: &str) -> HashMap<String, usize> {
         let topics: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
         match self.client().describe_configs(&topics, &options(LIMITS)).await {
-            Ok(resources) => resources.into_iter().flatten().filter_map(|resource| limit(&resource)).collect(),
+            Ok(resources) => {
+                resources.into_iter().flatten().filter_map(|resource| number(&resource, setting)).collect()
+            }
             Err(error) => {
-                tracing::debug!(%error, "failed to read the limits of topics");
+                tracing::debug!(%error, "failed to read a setting of topics");
                 HashMap::new()
             }
         }
     }
 }
 
-fn limit(resource: &ConfigResource) -> Option<(String, usize)> {
+/// Why a partition takes nothing.
+fn unable(partition: &MetadataPartition, needed: Option<usize>) -> Option<String> {
+    let (id, in_sync, replicas) = (partition.id(), partition.isr().len(), partition.replicas().len());
+    if partition.leader() < 0 {
+        return Some(format!("partition {id} has no leader"));
+    }
+    let too_few = format!("partition {id} has {in_sync} of {replicas} replicas in sync");
+    match needed {
+        Some(needed) if in_sync < needed => {
+            Some(format!("{too_few}, and min.insync.replicas is {needed} (NOT_ENOUGH_REPLICAS)"))
+        }
+        None if in_sync < replicas => Some(too_few),
+        _ => None,
+    }
+}
+
+fn number(resource: &ConfigResource, setting: &str) -> Option<(String, usize)> {
     let OwnedResourceSpecifier::Topic(name) = &resource.specifier else { return None };
-    let bytes = resource.get("max.message.bytes")?.value.as_ref()?.parse().ok()?;
-    Some((name.clone(), bytes))
+    let number = resource.get(setting)?.value.as_ref()?.parse().ok()?;
+    Some((name.clone(), number))
 }
 
 fn options(patience: Duration) -> AdminOptions {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
 use crate::support::{
-    Broker, Delivered, Kind, Load, Payload, Proxy, Setup, Table, admin, ports, read, said, unique,
+    Broker, Delivered, Kind, LIMIT, Load, Payload, Proxy, Setup, Table, admin, ports, read, said, unique,
 };
 
 conform! { Kafka:
@@ -321,4 +321,58 @@ fn says_the_limit_of_a_topic_when_it_checks() {
     let text = said(&done);
     assert_eq!(done.status.code(), Some(0), "{text}");
     assert!(text.contains("10240") && text.contains("max.message.bytes"), "{text}");
+}
+
+#[test]
+fn sends_with_the_present_time_where_the_topic_takes_no_old_one() {
+    let rig = Kafka::proxied("sends_with_the_present_time");
+    let config = json!({"message.timestamp.before.max.ms": "2000"});
+    admin(&rig.order(&json!({"do": "create", "topic": rig.name, "partitions": 3, "config": config})));
+    rig.proxy().refuse();
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let sent = Load { events: 30, keys: 3, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until("the events are too old", LIMIT, |status| {
+        let seconds = |pointer| status.0.pointer(pointer).and_then(Value::as_f64).unwrap_or_default();
+        let oldest = seconds("/buffer/oldest_event_timestamp_seconds");
+        oldest > 0.0 && seconds("/time_seconds") - oldest > 5.0
+    });
+    rig.proxy().heal();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (30, 0));
+    let out_of_order = daemon.metric("publish_out_of_order_total", &[]);
+    assert_eq!(judge(&rig, &setup, &sent, &status, out_of_order), 0, "repeats");
+    assert!(daemon.log().contains("sent again with the present time"), "{}", daemon.log());
+}
+
+#[test]
+fn sends_without_a_time_where_the_topic_does_not_take_the_present_one() {
+    let rig = Kafka::new("sends_without_a_time");
+    let config = json!({"message.timestamp.before.max.ms": "0", "message.timestamp.after.max.ms": "0"});
+    admin(&rig.order(&json!({"do": "create", "topic": rig.name, "config": config})));
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let sent = Load { events: 5, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (5, 0));
+    judge(&rig, &setup, &sent, &status, daemon.metric("publish_out_of_order_total", &[]));
+}
+
+#[test]
+fn leaves_a_deleted_topic_to_its_operator_for_a_while() {
+    let rig = Kafka::new("leaves_a_deleted_topic");
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let running = Load { events: 60_000, rate: 100, again: true, ..Load::default() }.start(&daemon.ingress);
+    daemon.wait_until("events flow", LIMIT, |status| status.count("published") > 100);
+    rig.delete();
+    daemon.wait_until("the operator is told", 2 * LIMIT, |status| {
+        status.text("/broker/last_error/text").contains("is made again where it does not return within 10 s")
+    });
+    admin(&rig.order(&json!({"do": "create", "topic": rig.name, "partitions": 5})));
+    let published = daemon.status().count("published");
+    daemon.wait_until("events flow again", LIMIT, |status| status.count("published") > published + 200);
+    running.end().all_accepted();
+    assert_eq!(daemon.wait_until_empty().count("dead_lettered"), 0);
+    assert_eq!(admin(&rig.order(&json!({"do": "partitions", "topic": rig.name}))), [json!(5)]);
 }

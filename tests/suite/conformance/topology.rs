@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::rig::{Named, Remote};
 use crate::support::{LIMIT, Load, Sent, Setup, Status, said};
 
-/// Kafka tells of a deleted topic after 35 s at the latest.
-const SEEN: Duration = Duration::from_secs(45);
+/// Kafka tells of a deleted topic after 35 s at the latest, and it is left alone for 10 s.
+const SEEN: Duration = Duration::from_mins(1);
 
 /// Everything that was begun after this moment is there; what was stored before went with the topic.
 fn assert_delivered_since<R: Remote>(rig: &R, sent: &Sent, since: Instant, status: &Status) {

@@ -1,0 +1,200 @@
+//! What each error code of Kafka's protocol says of a message: one table.
+//!
+//! A code that is not in it, and every code of librdkafka's own, says nothing of the event: it is sent again.
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+
+use crate::brokers::{Refusal, RefusalReason};
+
+/// The kinds of what a broker says of a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CodeKind {
+    /// The event itself can never be stored.
+    Event(RefusalReason),
+    /// Its topic is missing, or forbidden.
+    AddressWrong(RefusalReason),
+    /// Its topic takes nothing for now, or not in this way: never a reason to refuse the event.
+    AddressUnable,
+    /// The cluster or the session is at fault.
+    Broker,
+}
+
+use CodeKind::{AddressUnable, AddressWrong, Broker, Event};
+
+/// Every code that librdkafka knows of the protocol, in the order of their numbers.
+const TABLE: [(Code, CodeKind); 107] = [
+    (Code::Unknown, Broker),
+    (Code::OffsetOutOfRange, Broker),
+    // A checksum that is wrong: damaged on the way.
+    (Code::InvalidMessage, Broker),
+    // First a question: a leader that has just started may not know its topics.
+    (Code::UnknownTopicOrPartition, AddressWrong(RefusalReason::NoDestination)),
+    (Code::InvalidMessageSize, Broker),
+    (Code::LeaderNotAvailable, AddressUnable),
+    (Code::NotLeaderForPartition, AddressUnable),
+    (Code::RequestTimedOut, Broker),
+    (Code::BrokerNotAvailable, Broker),
+    (Code::ReplicaNotAvailable, AddressUnable),
+    (Code::MessageSizeTooLarge, Event(RefusalReason::TooLarge)),
+    (Code::StaleControllerEpoch, Broker),
+    (Code::OffsetMetadataTooLarge, Broker),
+    (Code::NetworkException, Broker),
+    (Code::CoordinatorLoadInProgress, Broker),
+    (Code::CoordinatorNotAvailable, Broker),
+    (Code::NotCoordinator, Broker),
+    (Code::InvalidTopic, Event(RefusalReason::Unroutable)),
+    // Of the whole batch: the session judges by its size.
+    (Code::MessageBatchTooLarge, AddressUnable),
+    (Code::NotEnoughReplicas, AddressUnable),
+    (Code::NotEnoughReplicasAfterAppend, AddressUnable),
+    (Code::InvalidRequiredAcks, Broker),
+    (Code::IllegalGeneration, Broker),
+    (Code::InconsistentGroupProtocol, Broker),
+    (Code::InvalidGroupId, Broker),
+    (Code::UnknownMemberId, Broker),
+    (Code::InvalidSessionTimeout, Broker),
+    (Code::RebalanceInProgress, Broker),
+    (Code::InvalidCommitOffsetSize, Broker),
+    (Code::TopicAuthorizationFailed, AddressWrong(RefusalReason::NotAuthorised)),
+    (Code::GroupAuthorizationFailed, Broker),
+    (Code::ClusterAuthorizationFailed, Broker),
+    // Sent again with the present time.
+    (Code::InvalidTimestamp, AddressUnable),
+    (Code::UnsupportedSASLMechanism, Broker),
+    (Code::IllegalSASLState, Broker),
+    (Code::UnsupportedVersion, Broker),
+    (Code::TopicAlreadyExists, Broker),
+    (Code::InvalidPartitions, Broker),
+    (Code::InvalidReplicationFactor, Broker),
+    (Code::InvalidReplicaAssignment, Broker),
+    (Code::InvalidConfig, Broker),
+    (Code::NotController, Broker),
+    (Code::InvalidRequest, Broker),
+    // A topic of an old format has no place for headers.
+    (Code::UnsupportedForMessageFormat, AddressUnable),
+    // A rule of the operator for this topic.
+    (Code::PolicyViolation, AddressWrong(RefusalReason::Other)),
+    (Code::OutOfOrderSequenceNumber, Broker),
+    (Code::DuplicateSequenceNumber, Broker),
+    (Code::InvalidProducerEpoch, Broker),
+    (Code::InvalidTransactionalState, Broker),
+    (Code::InvalidProducerIdMapping, Broker),
+    (Code::InvalidTransactionTimeout, Broker),
+    (Code::ConcurrentTransactions, Broker),
+    (Code::TransactionCoordinatorFenced, Broker),
+    (Code::TransactionalIdAuthorizationFailed, Broker),
+    (Code::SecurityDisabled, Broker),
+    (Code::OperationNotAttempted, Broker),
+    // The disk of this partition.
+    (Code::KafkaStorageError, AddressUnable),
+    (Code::LogDirNotFound, AddressUnable),
+    (Code::SaslAuthenticationFailed, Broker),
+    (Code::UnknownProducerId, Broker),
+    (Code::ReassignmentInProgress, AddressUnable),
+    (Code::DelegationTokenAuthDisabled, Broker),
+    (Code::DelegationTokenNotFound, Broker),
+    (Code::DelegationTokenOwnerMismatch, Broker),
+    (Code::DelegationTokenRequestNotAllowed, Broker),
+    (Code::DelegationTokenAuthorizationFailed, Broker),
+    (Code::DelegationTokenExpired, Broker),
+    (Code::InvalidPrincipalType, Broker),
+    (Code::NonEmptyGroup, Broker),
+    (Code::GroupIdNotFound, Broker),
+    (Code::FetchSessionIdNotFound, Broker),
+    (Code::InvalidFetchSessionEpoch, Broker),
+    (Code::ListenerNotFound, AddressUnable),
+    (Code::TopicDeletionDisabled, Broker),
+    (Code::FencedLeaderEpoch, AddressUnable),
+    (Code::UnknownLeaderEpoch, AddressUnable),
+    (Code::UnsupportedCompressionType, AddressUnable),
+    (Code::StaleBrokerEpoch, Broker),
+    (Code::OffsetNotAvailable, AddressUnable),
+    (Code::MemberIdRequired, Broker),
+    (Code::PreferredLeaderNotAvailable, AddressUnable),
+    (Code::GroupMaxSizeReached, Broker),
+    (Code::FencedInstanceId, Broker),
+    (Code::EligibleLeadersNotAvailable, AddressUnable),
+    (Code::ElectionNotNeeded, Broker),
+    (Code::NoReassignmentInProgress, Broker),
+    (Code::GroupSubscribedToTopic, Broker),
+    // Also where only the timestamp is not taken: the session sends it with the present time first.
+    (Code::InvalidRecord, Event(RefusalReason::Other)),
+    (Code::UnstableOffsetCommit, Broker),
+    (Code::ThrottlingQuotaExceeded, Broker),
+    (Code::ProducerFenced, Broker),
+    (Code::ResourceNotFound, Broker),
+    (Code::DuplicateResource, Broker),
+    (Code::UnacceptableCredential, Broker),
+    (Code::InconsistentVoterSet, Broker),
+    (Code::InvalidUpdateVersion, Broker),
+    (Code::FeatureUpdateFailed, Broker),
+    (Code::PrincipalDeserializationFailure, Broker),
+    // The topic was deleted and made again: its new id is known in a moment.
+    (Code::UnknownTopicId, AddressUnable),
+    (Code::FencedMemberEpoch, Broker),
+    (Code::UnreleasedInstanceId, Broker),
+    (Code::UnsupportedAssignor, Broker),
+    (Code::StaleMemberEpoch, Broker),
+    (Code::UnknownSubscriptionId, Broker),
+    (Code::TelemetryTooLarge, Broker),
+    (Code::RebootstrapRequired, Broker),
+    (Code::NoError, Broker),
+];
+
+/// The kind of a code.
+pub(super) fn kind(code: Code) -> CodeKind {
+    TABLE.iter().find(|(known, _)| *known == code).map_or(Broker, |(_, kind)| *kind)
+}
+
+/// What a code says of the message itself; none: it is to be sent again.
+pub(super) fn refusal(code: Code, topic: &str) -> Option<Refusal> {
+    match kind(code) {
+        Event(reason) | AddressWrong(reason) => Some(Refusal::new(reason, format!("topic {topic}: {code}"))),
+        AddressUnable | Broker => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::types::RDKafkaRespErr;
+
+    use super::*;
+
+    /// Every code of librdkafka's list, those of the protocol or its own.
+    fn codes(range: std::ops::RangeInclusive<i32>) -> Vec<Code> {
+        let known = range.filter_map(|number| RDKafkaRespErr::try_from(number).ok()).map(Code::from);
+        known.filter(|code| !matches!(code, Code::Begin | Code::End | Code::EndAll)).collect()
+    }
+
+    #[test]
+    fn knows_each_code_of_the_protocol_once() {
+        let protocol = codes(-1..=1000);
+        for code in &protocol {
+            assert_eq!(TABLE.iter().filter(|(known, _)| known == code).count(), 1, "{code}");
+        }
+        assert_eq!(protocol.len(), TABLE.len());
+    }
+
+    #[test]
+    fn refuses_an_event_for_these_codes_and_no_other() {
+        let all = codes(-1000..=1000);
+        let refused: Vec<Code> = all.into_iter().filter(|code| refusal(*code, "t").is_some()).collect();
+        let expected = [
+            Code::UnknownTopicOrPartition,
+            Code::MessageSizeTooLarge,
+            Code::InvalidTopic,
+            Code::TopicAuthorizationFailed,
+            Code::PolicyViolation,
+            Code::InvalidRecord,
+        ];
+        assert_eq!(refused, expected);
+    }
+
+    #[test]
+    fn blames_the_topic_alone_for_its_replicas_and_nothing_for_an_unknown_code() {
+        for code in [Code::NotEnoughReplicas, Code::NotEnoughReplicasAfterAppend, Code::LeaderNotAvailable] {
+            assert_eq!(kind(code), AddressUnable);
+        }
+        assert_eq!((kind(Code::EndAll), kind(Code::MessageTimedOut)), (Broker, Broker));
+    }
+}

@@ -1,0 +1,199 @@
+//! Watches what has no answer: which addresses are stalled, which are to be shown to the operator, and why they wait.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::delivery::ring::UnansweredMessages;
+use crate::status::WaitingAddress;
+
+/// An address whose oldest message is unanswered for this long, while others are answered, is stalled.
+pub(super) const STALLED: Duration = Duration::from_secs(2);
+
+/// What is unanswered for this long is shown.
+const SHOWN: Duration = Duration::from_secs(5);
+
+/// It is logged with its reason, or without one after this time.
+const LOGGED: Duration = Duration::from_secs(8);
+
+/// Between two looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
+/// So many addresses are shown and logged.
+const LISTED: usize = 20;
+
+/// The last confirmations, and the addresses that wait.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    looked: Option<Instant>,
+    /// The last look found that nothing is confirmed.
+    is_silent: bool,
+    /// The address that was confirmed last.
+    last: Option<(Arc<str>, Instant)>,
+    /// When any other was confirmed last.
+    others: Option<Instant>,
+    /// The addresses that the log names, since when they wait.
+    logged: HashMap<Arc<str>, Instant>,
+    /// Those of them that were confirmed, and when; for a while they are not named again.
+    over: HashMap<Arc<str>, Instant>,
+}
+
+/// What one look found.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    /// Addresses to be shown, the oldest first.
+    pub(super) waiting: Vec<WaitingAddress>,
+    /// How many there are.
+    pub(super) count: usize,
+    /// Nothing was confirmed for a while, although something is out.
+    pub(super) is_silent: bool,
+    /// What the log is to say: it begins.
+    pub(super) begun: Vec<String>,
+    /// It is over: the address, and how long it lasted.
+    pub(super) ended: Vec<(Arc<str>, Duration)>,
+}
+
+impl Watch {
+    /// Whether it is time for another look.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        let is_due = self.looked.is_none_or(|looked| now.saturating_duration_since(looked) >= BETWEEN_LOOKS);
+        if is_due {
+            self.looked = Some(now);
+        }
+        is_due
+    }
+
+    /// Notes a confirmation.
+    pub(super) fn confirmed(&mut self, address: &Arc<str>, now: Instant) {
+        if self.is_silent {
+            (self.is_silent, self.looked) = (false, None);
+        }
+        if !self.logged.is_empty() && self.logged.contains_key(address) {
+            self.over.insert(address.clone(), now);
+        }
+        match &mut self.last {
+            Some((last, at)) if Arc::ptr_eq(last, address) || **last == **address => *at = now,
+            last => {
+                if let Some((_, at)) = last.replace((address.clone(), now)) {
+                    self.others = Some(at);
+                }
+            }
+        }
+    }
+
+    /// Whether this address is stalled: its oldest message waits for a while, and the others' are answered or, where there is
+    /// no room for them, kept from being sent.
+    pub(super) fn stalls(&self, address: &str, oldest: &UnansweredMessages, has_room: bool, now: Instant) -> bool {
+        if now.saturating_duration_since(oldest.since) < STALLED {
+            return false;
+        }
+        let others = match &self.last {
+            Some((last, _)) if **last == *address => self.others,
+            Some((_, at)) => Some(*at),
+            None => None,
+        };
+        !has_room || others.is_some_and(|at| at > oldest.since)
+    }
+
+    /// Looks at what has no answer.
+    pub(super) fn look(
+        &mut self,
+        now: Instant,
+        unanswered: &HashMap<Arc<str>, UnansweredMessages>,
+        reason: impl Fn(&str) -> Option<String>,
+    ) -> Look {
+        let age = |seen: &UnansweredMessages| now.saturating_duration_since(seen.since);
+        self.over.retain(|_, at| now.saturating_duration_since(*at) < SHOWN);
+        let is_late = |(address, seen): &(&Arc<str>, &UnansweredMessages)| {
+            age(seen) >= SHOWN && !self.over.contains_key(*address)
+        };
+        let mut late: Vec<_> = unanswered.iter().filter(is_late).collect();
+        late.sort_by_key(|(_, seen)| seen.since);
+        let confirmed = self.last.as_ref().map(|(_, at)| *at);
+        let mut look = Look {
+            count: late.len(),
+            is_silent: !late.is_empty() && confirmed.is_none_or(|at| now.saturating_duration_since(at) >= SHOWN),
+            ..Look::default()
+        };
+        self.is_silent = look.is_silent;
+        self.logged.retain(|address, since| {
+            let is_over = self.over.contains_key(address);
+            if is_over {
+                look.ended.push((address.clone(), now.saturating_duration_since(*since)));
+            }
+            !is_over
+        });
+        if self.logged.len() >= LISTED {
+            // Settled without a confirmation: refused, or withdrawn.
+            self.logged.retain(|address, _| unanswered.contains_key(address));
+        }
+        for (address, seen) in late.into_iter().take(LISTED) {
+            let found = reason(address);
+            let is_due = found.is_some() || age(seen) >= LOGGED;
+            if is_due && self.logged.len() < LISTED && !self.logged.contains_key(address) {
+                self.logged.insert(address.clone(), seen.since);
+                let why = found.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
+                look.begun.push(format!("no answer for {} s to what goes to {address}{why}", age(seen).as_secs()));
+            }
+            look.waiting.push(WaitingAddress {
+                address: address.to_string(),
+                events: seen.messages,
+                since: SystemTime::now().checked_sub(age(seen)),
+                reason: found,
+            });
+        }
+        look
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(oldest: u64, since: Instant) -> UnansweredMessages {
+        UnansweredMessages { oldest, since, messages: 3 }
+    }
+
+    #[test]
+    fn an_address_is_stalled_while_others_are_answered_or_have_no_room() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let mut watch = Watch::default();
+        assert!(!watch.stalls("a", &seen(0, at(0)), true, at(60)), "nothing else is answered");
+        assert!(
+            watch.stalls("a", &seen(0, at(0)), false, at(2)) && !watch.stalls("a", &seen(0, at(0)), false, at(1))
+        );
+        watch.confirmed(&b, at(1));
+        assert!(
+            watch.stalls("a", &seen(0, at(0)), true, at(2)) && !watch.stalls("b", &seen(0, at(0)), true, at(2))
+        );
+        assert!(!watch.stalls("a", &seen(0, at(2)), true, at(9)), "the others were answered before");
+        watch.confirmed(&a, at(5));
+        assert!(watch.stalls("b", &seen(0, at(0)), true, at(6)) && watch.stalls("a", &seen(0, at(0)), true, at(6)));
+        assert!(!watch.stalls("a", &seen(0, at(3)), true, at(6)), "its own answers do not count");
+    }
+
+    #[test]
+    fn shows_what_waits_with_its_reason_and_logs_begin_and_end_once() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let a: Arc<str> = "a".into();
+        let out = HashMap::from([(a.clone(), seen(0, at(0)))]);
+        let mut watch = Watch::default();
+        let look = watch.look(at(4), &out, |_| None);
+        assert!(look.count == 0 && !look.is_silent && look.waiting.is_empty());
+        let look = watch.look(at(5), &out, |_| None);
+        assert!(look.count == 1 && look.is_silent && look.waiting[0].events == 3 && look.begun.is_empty());
+        let look = watch.look(at(6), &out, |_| Some("why".to_owned()));
+        assert_eq!(look.begun, ["no answer for 6 s to what goes to a: why"]);
+        watch.confirmed(&"b".into(), at(6));
+        let look = watch.look(at(9), &out, |_| None);
+        assert!(look.begun.is_empty() && look.ended.is_empty() && !look.is_silent);
+        let look = watch.look(at(10), &HashMap::new(), |_| None);
+        assert!(look.ended.is_empty(), "its session was lost");
+        watch.confirmed(&a, at(12));
+        let look = watch.look(at(12), &HashMap::from([(a.clone(), seen(1, at(1)))]), |_| Some("why".to_owned()));
+        assert!(look.count == 0 && look.begun.is_empty() && look.ended == [(a, Duration::from_secs(12))]);
+    }
+}
