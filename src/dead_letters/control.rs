@@ -222,6 +222,8 @@ pub(crate) fn remove_old_requests(state: &Path) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 
+    use futures_util::StreamExt as _;
+
     use super::*;
 
     #[tokio::test]
@@ -254,6 +256,25 @@ mod tests {
         fs::create_dir(directory.path().join(NAME)).unwrap();
         assert!(ControlSocket::bind(directory.path()).is_err(), "a directory is in its place");
         assert!(ControlSocket::bind(&directory.path().join("missing")).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_reader_that_is_slow_gets_the_newest_state_and_holds_none_of_the_others() {
+        let (asker, progress) = watch::channel(Progress::default());
+        let lines = lines(progress);
+        tokio::pin!(lines);
+        for done in 1..=1000 {
+            asker.send_replace(Progress { done, ..Progress::default() });
+        }
+        let mut next = async || {
+            let frame = lines.next().await?.unwrap();
+            Progress::parse(&frame.into_data().unwrap()).map(|progress| progress.done)
+        };
+        assert_eq!(next().await, Some(1000));
+        asker.send_replace(Progress { done: 1001, ..Progress::default() });
+        drop(asker);
+        assert_eq!(next().await, Some(1001), "the last one is seen after the end");
+        assert_eq!(next().await, None);
     }
 
     #[test]
