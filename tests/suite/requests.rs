@@ -492,11 +492,7 @@ fn takes_a_directory_that_it_may_not_read_for_an_error_not_for_an_empty_one() {
     {
         let daemon = with_daemon.then(|| pair.setup.start());
         let mode = fs::metadata(&closed).unwrap().permissions();
-<<<<<<< HEAD
-        fs::set_permissions(&closed, fs::Permissions::from_mode(0o0)).unwrap();
-=======
         fs::set_permissions(&closed, fs::Permissions::from_mode(0o000)).unwrap();
->>>>>>> w2-letters
         let ended = all.map(|arguments| (arguments, run_unprivileged(&pair.setup, arguments)));
         fs::set_permissions(&closed, mode).unwrap();
         for (arguments, ended) in ended {
