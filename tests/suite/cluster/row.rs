@@ -194,7 +194,7 @@ impl<R: Rig> Row<'_, R> {
             }
             Fault::FollowersPausedBehindOne => self.pause_behind_one(),
             Fault::LeaderMoved | Fault::LeaderMovedAtLowRate => self.move_the_leader(),
-            Fault::AddressRefuses => self.refuse(|place| place.accept()),
+            Fault::AddressRefuses => self.refuse(Place::accept),
             Fault::LimitRemoved => self.refuse(|place| place.order("unlimit")),
             Fault::DeletedAndMadeAnew => self.delete(),
             Fault::PartitionsAdded => {
