@@ -7,7 +7,7 @@
 #   cluster.sh down [--kill] [--wipe] [kafka|rabbitmq|nats ...]   --kill: SIGKILL at once   --wipe: removes the data too
 #
 # BROKERS_HOME            state and logs: $BROKERS_HOME/cluster/<broker>/<1|2|3>/, each with the pid of its node
-# KAFKA_CLUSTER_PORT      first of 6 consecutive ports: clients of each node, controller of each node      (9192)
+# KAFKA_CLUSTER_PORT      first of 9 consecutive ports: PLAINTEXT of each node, SASL_PLAINTEXT (SCRAM), controllers (9192)
 # RABBITMQ_CLUSTER_PORT   first of 7: AMQP of each, Erlang distribution of each, the nodes' epmd            (5772)
 # NATS_CLUSTER_PORT       first of 9: clients of each, routes of each, monitoring of each                   (4322)
 #                         each may be `auto`: free ports, kept for the life of that BROKERS_HOME
@@ -36,6 +36,13 @@ up() { # BROKER
     flock 9 # two callers at once: the second finds it running
     t0=$(now_ms)
     trap '[ $? = 0 ] || "$BROKERS_DIR/cluster.sh" down --kill "$broker"' EXIT # leave nothing half started
+    # First, so that nothing outlives an owner that ends in the middle of this.
+    if [ -n "${BROKERS_OWNER_PID:-}" ] && ! live_pid "$HOME_OF/watch.pid" >/dev/null; then
+        # shellcheck disable=SC2016
+        spawn "$HOME_OF/watch.pid" /dev/null bash -c \
+            'while kill -0 "$1" 2>/dev/null; do sleep 0.5; done; exec "$2" down --kill "$3"' \
+            watch "$BROKERS_OWNER_PID" "$BROKERS_DIR/cluster.sh" "$broker"
+    fi
     "${broker}_prepare"
     for n in "${NODES[@]}"; do
         STATE=$HOME_OF/$n LOG=$HOME_OF/$n/log
@@ -52,12 +59,6 @@ up() { # BROKER
         say "$broker:$started ready after $(secs $(($(now_ms) - t0))) s"
     fi
     touch "$HOME_OF/formed"
-    if [ -n "${BROKERS_OWNER_PID:-}" ] && ! live_pid "$HOME_OF/watch.pid" >/dev/null; then
-        # shellcheck disable=SC2016
-        spawn "$HOME_OF/watch.pid" /dev/null bash -c \
-            'while kill -0 "$1" 2>/dev/null; do sleep 0.5; done; exec "$2" down --kill "$3"' \
-            watch "$BROKERS_OWNER_PID" "$BROKERS_DIR/cluster.sh" "$broker"
-    fi
 }
 
 await_node() { # BROKER NODE
@@ -84,7 +85,7 @@ addresses() { # FIRST_PORT [PREFIX [SUFFIX]]
 kafka_prepare() {
     local n node dist=$BROKERS_DIST/kafka
     [ -d "$dist/libs" ] || die "Kafka is not installed: run install.sh"
-    PORT=$(first_port "${KAFKA_CLUSTER_PORT:-}" 9192 6)
+    PORT=$(first_port "${KAFKA_CLUSTER_PORT:-}" 9192 9)
     # The class archive holds for exactly this class path, so: no wildcard, a fixed order.
     JVM=(java -cp "$(printf '%s\n' "$dist"/libs/*.jar | LC_ALL=C sort | paste -sd:)" -Xshare:auto -XX:-UsePerfData
         -XX:+UseSerialGC -XX:TieredStopAtLevel=1)
@@ -122,14 +123,19 @@ kafka_configure() { # NODE
     cat <<END
 process.roles=broker,controller
 node.id=$1
-controller.quorum.voters=1@127.0.0.1:$((PORT + 3)),2@127.0.0.1:$((PORT + 4)),3@127.0.0.1:$((PORT + 5))
+controller.quorum.voters=1@127.0.0.1:$((PORT + 6)),2@127.0.0.1:$((PORT + 7)),3@127.0.0.1:$((PORT + 8))
 controller.listener.names=CONTROLLER
-listeners=PLAINTEXT://127.0.0.1:$((PORT + $1 - 1)),CONTROLLER://127.0.0.1:$((PORT + $1 + 2))
-advertised.listeners=PLAINTEXT://127.0.0.1:$((PORT + $1 - 1))
+listeners=PLAINTEXT://127.0.0.1:$((PORT + $1 - 1)),SASL_PLAINTEXT://127.0.0.1:$((PORT + $1 + 2)),CONTROLLER://127.0.0.1:$((PORT + $1 + 5))
+advertised.listeners=PLAINTEXT://127.0.0.1:$((PORT + $1 - 1)),SASL_PLAINTEXT://127.0.0.1:$((PORT + $1 + 2))
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+sasl.enabled.mechanisms=SCRAM-SHA-256
+listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
+# Clients log in again this often, so that an old password ends.
+listener.name.sasl_plaintext.scram-sha-256.connections.max.reauth.ms=5000
 log.dirs=$HOME_OF/$1/data
 num.network.threads=2
+listener.name.sasl_plaintext.num.network.threads=1
 num.io.threads=4
 background.threads=2
 num.recovery.threads.per.data.dir=1
@@ -157,6 +163,7 @@ kafka_ready() { # NODE
 }
 kafka_facts() {
     echo "KAFKA_CLUSTER_BOOTSTRAP=$(addresses "$PORT")"
+    echo "KAFKA_CLUSTER_SASL_BOOTSTRAP=$(addresses $((PORT + 3)))"
 }
 
 rabbitmq_prepare() {
@@ -224,6 +231,10 @@ nats_prepare() {
     for n in "${NODES[@]}"; do
         node=$HOME_OF/$n
         mkdir -p "$node"
+        # After a change a node reads it again at SIGHUP.
+        [ -s "$node/users.conf" ] || cat >"$node/users.conf" <<END
+USERS: [ { user: anonymous, password: anonymous }, { user: $USER_NAME, password: $USER_PASS } ]
+END
         routes=
         for m in "${NODES[@]}"; do
             [ "$m" = "$n" ] || routes+="${routes:+, }\"nats-route://127.0.0.1:$((PORT + m + 2))\""
@@ -233,6 +244,9 @@ server_name: node$n
 listen: 127.0.0.1:$((PORT + n - 1))
 http: 127.0.0.1:$((PORT + n + 5))
 jetstream { store_dir: "$node/data", max_memory_store: 268435456, max_file_store: 8589934592 }
+include 'users.conf'
+no_auth_user: anonymous
+authorization { users: \$USERS }
 cluster { name: cluster, listen: 127.0.0.1:$((PORT + n + 2)), routes: [$routes] }
 END
     done
@@ -247,6 +261,7 @@ nats_ready() ( # NODE: /healthz is 200 once JetStream has its leader and its str
 nats_facts() {
     echo "NATS_CLUSTER_URLS=$(addresses "$PORT" nats://)"
     echo "NATS_CLUSTER_MONITORING=$(addresses $((PORT + 6)))"
+    echo "NATS_CLUSTER_DIRECTORIES=$(printf "$CLUSTERS/nats/%s," "${NODES[@]}" | sed 's/,$//')"
 }
 
 down() { # SIGNAL WIPE BROKER
@@ -260,8 +275,8 @@ down() { # SIGNAL WIPE BROKER
         ended+=" $n"
         # A paused node would never see another signal.
         [ "$1" = KILL ] || kill -CONT "$(live_pid "$home/$n/pid")" 2>/dev/null || true
-        # At once: the last of three alone has no majority, and may wait for one.
-        stop_pid "$home/$n/pid" "$1" 60 &
+        # All at once. The last one has no majority left, and may wait for it: not for long.
+        stop_pid "$home/$n/pid" "$1" 15 &
         jobs+=($!)
     done
     [ ${#jobs[@]} = 0 ] || wait "${jobs[@]}"

@@ -1,4 +1,4 @@
-//! A balancer as it stands before a cluster: each new connection goes to the next node that accepts it.
+//! A balancer in front of a cluster: each new connection goes to the next node that accepts it.
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -37,7 +37,7 @@ impl Balancer {
         Self { port, shared }
     }
 
-    /// Where it listens.
+    /// The port it listens on.
     pub(super) fn port(&self) -> u16 {
         self.port
     }

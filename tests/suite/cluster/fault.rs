@@ -1,4 +1,4 @@
-//! What goes wrong in a cluster of three.
+//! The faults of a cluster of three, and their names.
 
 /// A fault; while it lasts, events keep arriving.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(super) enum Fault {
     DeletedAndMadeAnew,
     /// A topic is given more partitions.
     PartitionsAdded,
+    /// The password is renewed while the bridge is connected; then the old one is refused.
+    PasswordRenewed,
 }
 
 impl Fault {
@@ -51,6 +53,7 @@ impl Fault {
             Self::LimitRemoved => "limit_removed",
             Self::DeletedAndMadeAnew => "deleted_and_made_anew",
             Self::PartitionsAdded => "partitions_added",
+            Self::PasswordRenewed => "password_renewed",
         }
     }
 }

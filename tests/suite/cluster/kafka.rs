@@ -1,5 +1,7 @@
 //! Three nodes of Apache Kafka, each broker and controller: three partitions, three replicas, two of them in sync at least.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::fault::Fault;
@@ -37,6 +39,7 @@ impl Rig for Kafka {
         Fault::AddressRefuses,
         Fault::DeletedAndMadeAnew,
         Fault::PartitionsAdded,
+        Fault::PasswordRenewed,
     ];
 
     fn start() -> Self {
@@ -61,6 +64,15 @@ impl Rig for Kafka {
             .raw("partitions", "3")
             .raw("replication_factor", "3")
             .route(&[("event", "Trapped"), ("topic", &format!("{place}-other")), ("key", "{targetCuid}")])
+    }
+
+    fn table_with_login(&self, place: &str, user: &str, file: &Path) -> Table {
+        self.table(place)
+            .text("bootstrap_servers", self.nodes.fact("KAFKA_CLUSTER_SASL_BOOTSTRAP").join(","))
+            .text("security_protocol", "sasl_plaintext")
+            .text("sasl_mechanism", "SCRAM-SHA-256")
+            .text("username", user)
+            .text("password_file", file.display().to_string())
     }
 
     fn order(&self, place: &str, at_least: u64) -> Value {

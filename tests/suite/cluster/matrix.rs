@@ -8,9 +8,10 @@ use std::time::{Duration, Instant};
 use super::fault::Fault;
 use super::kafka::Kafka;
 use super::nats::Nats;
+use super::plan::{Judged, Plan, Seen};
 use super::rabbitmq::Rabbitmq;
 use super::rig::Rig;
-use super::row::{Judged, Plan, Seen, run};
+use super::row::run;
 use crate::support::heavy;
 
 const PLAN: Plan = Plan {
@@ -41,7 +42,7 @@ fn every_fault_on_nats() {
     every_fault::<Nats>();
 }
 
-/// Those that `SOAK_FAULTS` names, as often as it names them, or each.
+/// Makes the faults that `SOAK_FAULTS` names, as often as it names them, or each.
 fn every_fault<R: Rig>() {
     let _one = heavy();
     let asked = std::env::var("SOAK_FAULTS").unwrap_or_default();
@@ -60,12 +61,12 @@ fn every_fault<R: Rig>() {
         let (verdict, wrong) = verdict(found);
         red += usize::from(!wrong.is_empty());
         let colour = if wrong.is_empty() { "green" } else { "RED" };
-        writeln!(table, "  {:<28}{colour:<6}{:>4} s  {verdict}", fault.name(), began.elapsed().as_secs())
-            .expect("a String takes everything");
+        let mut row = format!("  {:<28}{colour:<6}{:>4} s  {verdict}\n", fault.name(), began.elapsed().as_secs());
         for line in wrong {
-            writeln!(table, "      {line}").expect("a String takes everything");
+            writeln!(row, "      {line}").expect("a String takes everything");
         }
-        println!("{table}");
+        println!("{row}");
+        table.push_str(&row);
         // Whatever a red row left behind.
         rig.nodes().resume();
         rig.nodes().up();
@@ -74,7 +75,7 @@ fn every_fault<R: Rig>() {
     assert_eq!(red, 0, "rows are red on {}:\n{table}", R::NAME);
 }
 
-/// The numbers, and what is wrong.
+/// Returns the numbers, and the lines of what is wrong.
 fn verdict(found: Result<Seen, Box<dyn Any + Send>>) -> (String, Vec<String>) {
     match found {
         Ok(seen) => {

@@ -6,14 +6,17 @@ mod kafka;
 mod nats;
 mod rabbitmq;
 
-// What a broker supplies.
+// The part that a broker supplies.
 mod rig;
 
 // A balancer in front of RabbitMQ.
 mod balancer;
 
-// What goes wrong.
+// The faults.
 mod fault;
+
+// Lengths, strictness, numbers.
+mod plan;
 
 // One fault under load, and the verdict.
 mod row;
@@ -21,5 +24,5 @@ mod row;
 // Every fault, at length.
 mod matrix;
 
-// What `make test` runs.
+// The short faults of `make test`.
 mod short;

@@ -1,5 +1,7 @@
 //! Three servers of NATS JetStream, a stream with three replicas.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::fault::Fault;
@@ -41,12 +43,18 @@ impl Rig for Nats {
         Fault::LeaderMovedAtLowRate,
         Fault::AddressRefuses,
         Fault::DeletedAndMadeAnew,
+        Fault::PasswordRenewed,
     ];
 
     fn start() -> Self {
         let nodes = Nodes::start(Kind::Nats);
-        let (urls, monitoring) = (nodes.fact("NATS_CLUSTER_URLS"), nodes.fact("NATS_CLUSTER_MONITORING"));
-        let operator = Operator::start(&json!({"broker": "nats", "urls": urls, "monitoring": monitoring}));
+        let fact = |name: &str| nodes.fact(&format!("NATS_CLUSTER_{name}"));
+        let operator = Operator::start(&json!({
+            "broker": "nats",
+            "urls": fact("URLS"),
+            "monitoring": fact("MONITORING"),
+            "directories": fact("DIRECTORIES"),
+        }));
         Self { operator, nodes }
     }
 
@@ -64,6 +72,10 @@ impl Rig for Nats {
             .text("stream", place)
             .text("subject", format!("{place}.{{event}}.report"))
             .raw("stream_replicas", "3")
+    }
+
+    fn table_with_login(&self, place: &str, user: &str, file: &Path) -> Table {
+        self.table(place).text("username", user).text("password_file", file.display().to_string())
     }
 
     fn order(&self, place: &str, _at_least: u64) -> Value {

@@ -1,5 +1,7 @@
 //! Three nodes of RabbitMQ behind a balancer, quorum queues.
 
+use std::path::Path;
+
 use serde_json::{Value, json};
 
 use super::balancer::Balancer;
@@ -19,6 +21,8 @@ impl Rig for Rabbitmq {
 
     const COUNTS_EXACTLY: bool = false;
 
+    // Without `LeaderAndConnectedKilled`: a channel that is opened before the election may refuse everything until the
+    // killed node is back.
     const SHORT: &'static [Fault] =
         &[Fault::LeaderKilled, Fault::FollowersPaused, Fault::LeaderMoved, Fault::AddressRefuses];
 
@@ -35,6 +39,7 @@ impl Rig for Rabbitmq {
         Fault::AddressRefuses,
         Fault::LimitRemoved,
         Fault::DeletedAndMadeAnew,
+        Fault::PasswordRenewed,
     ];
 
     fn start() -> Self {
@@ -57,10 +62,18 @@ impl Rig for Rabbitmq {
 
     fn table(&self, place: &str) -> Table {
         Table::new("rabbitmq")
-            .text("uri", format!("amqp://bridge:bridge-secret@127.0.0.1:{}/%2f", self.balancer.port()))
+            .text("uri", self.login("bridge", "bridge-secret"))
             .text("exchange", place)
             .text("queue", place)
             .route(&[("event", "Trapped"), ("exchange", &format!("{place}-other")), ("routing_key", "trapped")])
+    }
+
+    fn table_with_login(&self, place: &str, _user: &str, file: &Path) -> Table {
+        self.table(place).without("uri").text("uri_file", file.display().to_string())
+    }
+
+    fn login(&self, user: &str, password: &str) -> String {
+        format!("amqp://{user}:{password}@127.0.0.1:{}/%2f", self.balancer.port())
     }
 
     fn order(&self, place: &str, at_least: u64) -> Value {

@@ -1,4 +1,6 @@
-//! What a broker supplies to the faults: its three nodes, an operator, settings, reading back.
+//! The part that a broker supplies to the faults: its three nodes, an operator, settings, reading back.
+
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -8,15 +10,15 @@ use crate::support::{Delivered, Node, Nodes, Operator, Table, read, unique};
 /// One of the two addresses of a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Address {
-    /// Where most events go.
+    /// The address of most events.
     Main,
-    /// Where those called `Trapped` go.
+    /// The address of those called `Trapped`.
     Other,
 }
 
 /// A cluster of three nodes of one broker.
 pub(super) trait Rig: Sized {
-    /// As the table of results calls it.
+    /// Its name in the table of results.
     const NAME: &'static str;
 
     /// Whether the broker says enough for an exact count of late events; otherwise it is never too low.
@@ -37,13 +39,21 @@ pub(super) trait Rig: Sized {
     /// The nodes.
     fn nodes(&self) -> &Nodes;
 
-    /// Who changes the cluster, and publishes beside the bridge.
+    /// The operator of the cluster, and a plain client beside the bridge.
     fn operator(&self) -> &Operator;
 
     /// The settings that publish to a place, events called `Trapped` to its other address.
     fn table(&self, place: &str) -> Table;
 
-    /// What the reader is asked for.
+    /// The same as this user, whose password, or what carries it, is in a file.
+    fn table_with_login(&self, place: &str, user: &str, file: &Path) -> Table;
+
+    /// The content of that file.
+    fn login(&self, _user: &str, password: &str) -> String {
+        password.to_owned()
+    }
+
+    /// The order for the reader.
     fn order(&self, place: &str, at_least: u64) -> Value;
 
     /// The node of the bridge's connection; none where the bridge has one to each.
@@ -52,12 +62,12 @@ pub(super) trait Rig: Sized {
     /// Makes what the bridge does not declare.
     fn prepare(&self, place: &str);
 
-    /// From now on the other address of a place takes nothing, and says so.
+    /// Makes the other address of a place take nothing, and say so.
     fn refuse(&self, place: &str) {
         self.operator().ask(&json!({"do": "refuse", "name": place, "alive": self.nodes().alive()}));
     }
 
-    /// Ends that.
+    /// Makes it take everything again.
     fn accept(&self, place: &str) {
         self.operator().ask(&json!({"do": "accept", "name": place, "alive": self.nodes().alive()}));
     }
@@ -84,6 +94,21 @@ impl<'a, R: Rig> Place<'a, R> {
         self.rig.table(&self.name)
     }
 
+    /// The same as this user, whose password is in a file.
+    pub(super) fn table_with_login(&self, user: &str, file: &Path) -> Table {
+        self.rig.table_with_login(&self.name, user, file)
+    }
+
+    /// Gives this user this password; connections with an older one stay for now.
+    pub(super) fn set_password(&self, user: &str, password: &str) {
+        self.operate("credentials", &json!({"user": user, "password": password}));
+    }
+
+    /// Ends the connections of those who logged in with an older password.
+    pub(super) fn expel(&self, user: &str) {
+        self.operate("expel", &json!({"user": user}));
+    }
+
     /// Waits until all nodes run and all replicas have what the leader has.
     pub(super) fn wait_until_whole(&self) {
         self.operate("whole", &json!({"member": true}));
@@ -106,27 +131,27 @@ impl<'a, R: Rig> Place<'a, R> {
         self.operate("move", &json!({"to": to}));
     }
 
-    /// Returns once a plain client has published.
+    /// Publishes as a plain client; returns once that is confirmed.
     pub(super) fn publish(&self, address: Address) {
         self.operate("probe", &json!({"other": address == Address::Other}));
     }
 
-    /// From now on the other address takes nothing.
+    /// Makes the other address take nothing.
     pub(super) fn refuse(&self) {
         self.rig.refuse(&self.name);
     }
 
-    /// From now on it takes everything again.
+    /// Makes it take everything again.
     pub(super) fn accept(&self) {
         self.rig.accept(&self.name);
     }
 
-    /// One more order: `delete`, `create`, `partitions`, `unlimit`.
+    /// Gives one more order: `delete`, `create`, `partitions`, `unlimit`.
     pub(super) fn order(&self, what: &str) {
         self.operate(what, &json!({}));
     }
 
-    /// All that is stored, without what the plain client published.
+    /// Reads all that is stored, without what the plain client published.
     pub(super) fn read(&self, at_least: u64) -> Vec<Delivered> {
         let mut delivered = read(&self.rig.order(&self.name, at_least));
         delivered.retain(|message| !message.id.starts_with("probe"));

@@ -1,74 +1,33 @@
-//! One fault under load, on a place of its own: what is waited for, and the verdict.
+//! One fault under load, on a place of its own: the fault itself, the way back, and the verdict.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
 use super::fault::Fault;
+use super::plan::{Judged, Plan, Seen};
 use super::rig::{Address, Place, Rig};
 use crate::support::{Daemon, Delivered, Load, Node, Oracle, Running, Sent, Setup, Status};
 
 /// Events a second.
 const RATE: u64 = 200;
 
-/// So few that an event is mostly the only one in flight.
+/// A rate at which an event is mostly the only one in flight.
 const LOW_RATE: u64 = 2;
 
-/// The cluster's way back may take this long beside other tests.
+/// The limit of the cluster's way back, beside other tests.
 const BACK: Duration = Duration::from_mins(2);
 
-/// From one leader to the next.
+/// The time from one leader to the next.
 const BETWEEN_LEADERS: Duration = Duration::from_secs(2);
 
-/// An operator who looks must be told of it within this.
+/// The time within which an operator who looks is shown that events wait.
 const SAID: Duration = Duration::from_secs(10);
-
-/// Whether more is asked for than that no event is lost, blamed or late without being counted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Judged {
-    /// No loss, no dead letter, order, recovery.
-    Promises,
-    /// Besides: what waits is said, what need not wait does not, the count of late events is exact.
-    Everything,
-}
-
-/// How long faults are.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Plan {
-    /// From the death of a node to its start.
-    pub(super) gone: Duration,
-    /// How long nodes hang, or are too few.
-    pub(super) paused: Duration,
-    /// How long the leader moves.
-    pub(super) moved: Duration,
-    /// How long an address takes nothing.
-    pub(super) refusing: Duration,
-    /// From the first confirm of a plain client to the bridge's.
-    pub(super) recovery: Duration,
-    /// What is asked for.
-    pub(super) judged: Judged,
-}
-
-/// What was found.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Seen {
-    /// Answered 200.
-    pub(super) accepted: u64,
-    /// Messages at the broker.
-    pub(super) delivered: usize,
-    /// Those of them that were there before.
-    pub(super) repeats: usize,
-    /// First deliveries after a later event of their key.
-    pub(super) late: u64,
-    /// As the bridge counts them.
-    pub(super) out_of_order: u64,
-    /// The longest time from the first confirm of a plain client to the bridge's.
-    pub(super) recovered: Duration,
-    /// What is not as it must be, though no event suffered.
-    pub(super) wrong: Vec<String>,
-}
 
 /// A fault under way.
 struct Row<'a, R: Rig> {
@@ -80,15 +39,27 @@ struct Row<'a, R: Rig> {
     /// None before the first load, and after the last.
     running: Option<Running>,
     sent: Sent,
-    /// What was read before the broker lost it by order.
+    /// The messages that were read before they were deleted.
     kept: Vec<Delivered>,
     seen: Seen,
+    /// The directory of the password, for the fault that changes it.
+    login: TempDir,
 }
+
+/// The user whose password is renewed.
+const USER: &str = "renewed";
 
 /// One fault; a panic says which promise was broken.
 pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
     let place = Place::new(rig, fault.name());
-    let mut setup = Setup::new(&place.table()).text("ack", "journaled").text("journal.max_bytes", "64MiB");
+    let login = tempfile::tempdir().expect("a temporary directory can be made");
+    let mut table = place.table();
+    if fault == Fault::PasswordRenewed {
+        place.set_password(USER, "first");
+        write_login(&login, &rig.login(USER, "first"));
+        table = place.table_with_login(USER, &login.path().join("login"));
+    }
+    let mut setup = Setup::new(&table).text("ack", "journaled").text("journal.max_bytes", "64MiB");
     if let Some(program) = std::env::var_os("SOAK_PROGRAM") {
         setup = setup.program(Path::new(&program));
     }
@@ -116,6 +87,7 @@ pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
         sent: Sent::default(),
         kept: Vec::new(),
         seen: Seen::default(),
+        login,
     };
     row.start();
     row.flows(if low { 2 } else { 200 });
@@ -126,7 +98,7 @@ pub(super) fn run<R: Rig>(rig: &R, fault: Fault, plan: Plan) -> Seen {
     row.judge(fault)
 }
 
-impl<R: Rig> Row<'_, R> {
+impl<'a, R: Rig> Row<'a, R> {
     fn start(&mut self) {
         self.running = Some(self.load.start(&self.daemon.ingress));
     }
@@ -204,6 +176,13 @@ impl<R: Rig> Row<'_, R> {
                 self.place.order("partitions");
                 self.recovers(Address::Main);
             }
+            Fault::PasswordRenewed => {
+                write_login(&self.login, &self.place.rig.login(USER, "second"));
+                self.place.set_password(USER, "second");
+                self.daemon.reload();
+                self.place.expel(USER);
+                self.recovers(Address::Main);
+            }
         }
     }
 
@@ -217,7 +196,7 @@ impl<R: Rig> Row<'_, R> {
         }
     }
 
-    /// The others go on without them, so the bridge must too.
+    /// Kills nodes without which the others go on, so the bridge must too.
     fn kill(&mut self, nodes: &[Node]) {
         let killed = Instant::now();
         for node in nodes {
@@ -237,6 +216,7 @@ impl<R: Rig> Row<'_, R> {
         }
         self.waits_and_says();
         rest_of(self.plan.paused, gone);
+        self.has_waited(self.plan.paused);
         self.place.rig.nodes().up();
         self.recovers(Address::Main);
     }
@@ -260,6 +240,9 @@ impl<R: Rig> Row<'_, R> {
             self.waits_and_says();
         }
         rest_of(self.plan.paused, paused);
+        if nodes.len() > 1 {
+            self.has_waited(self.plan.paused);
+        }
         self.place.rig.nodes().resume();
         self.recovers(Address::Main);
     }
@@ -294,8 +277,8 @@ impl<R: Rig> Row<'_, R> {
         self.recovers(Address::Main);
     }
 
-    /// One of two addresses takes nothing.
-    fn refuse(&mut self, end: impl Fn(&Place<'_, R>)) {
+    /// Makes one of two addresses take nothing.
+    fn refuse(&mut self, end: impl Fn(&Place<'a, R>)) {
         self.place.refuse();
         let refused = Instant::now();
         self.waits_and_says();
@@ -311,10 +294,7 @@ impl<R: Rig> Row<'_, R> {
                 from.elapsed()
             ));
         }
-        let status = self.daemon.status();
-        let waited = status.0["time_seconds"].as_f64().unwrap_or_default() - oldest(&status);
-        let refusing = self.plan.refusing.as_secs_f64();
-        assert!(waited > refusing / 2.0, "the other address took events: the oldest has waited for {waited} s");
+        self.has_waited(self.plan.refusing);
         end(&self.place);
         self.recovers(Address::Other);
     }
@@ -329,7 +309,14 @@ impl<R: Rig> Row<'_, R> {
         self.recovers(Address::Main);
     }
 
-    /// A place that takes nothing is shown to an operator who looks.
+    /// Panics unless an event has waited for most of the fault, which was none otherwise.
+    fn has_waited(&self, fault: Duration) {
+        let status = self.daemon.status();
+        let waited = status.0["time_seconds"].as_f64().unwrap_or_default() - oldest(&status);
+        assert!(waited > fault.as_secs_f64() / 2.0, "no fault: the oldest event has waited for {waited} s");
+    }
+
+    /// Notes where an operator who looks is not shown that events wait.
     fn waits_and_says(&mut self) {
         if self.plan.judged == Judged::Promises {
             return;
@@ -401,6 +388,12 @@ impl<R: Rig> Drop for Row<'_, R> {
 /// Waits until so much time has passed since: the fault itself is this long.
 fn rest_of(length: Duration, since: Instant) {
     thread::sleep(length.saturating_sub(since.elapsed()));
+}
+
+fn write_login(directory: &TempDir, login: &str) {
+    let file = directory.path().join("login");
+    fs::write(&file, login).expect("the temporary directory can be written");
+    fs::set_permissions(&file, Permissions::from_mode(0o600)).expect("it is ours");
 }
 
 fn oldest(status: &Status) -> f64 {

@@ -1,14 +1,16 @@
 """An operator of a cluster, and a plain client of it, neither of them the bridge: `cluster.py FACTS`, as JSON.
 
 Reads one order a line from its input and prints one answer a line, JSON both; ends with its input. An order says what to
-`do`, the `name` of topic, queue or stream, and which nodes (1, 2, 3) are `alive`. Nothing in here waits longer than a
-minute. What the plain client publishes has an id that begins with `probe`.
+`do`, the `name` of topic, queue or stream, and which nodes (1, 2, 3) are `alive`. Nothing in here waits longer than two
+minutes. What the plain client publishes has an id that begins with `probe`.
 """
 
 import asyncio
 import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import struct
 import subprocess
@@ -17,7 +19,7 @@ import threading
 import time
 import urllib.request
 
-LIMIT = 60  # seconds
+LIMIT = 120  # seconds
 
 
 def probe_id():
@@ -132,6 +134,18 @@ class Kafka:
             topic = NewTopic(order["name"], num_partitions=3, replica_assignment=places)
             self.admin.create_topics([topic])[order["name"]].result(10)
         until("the topic", lambda: self.parts(order["name"]))
+
+    def credentials(self, order):
+        """A user and its password, which replaces another one. Old connections end when they log in again."""
+        from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
+        change = UserScramCredentialUpsertion(order["user"], info, order["password"].encode())
+        self.admin.alter_user_scram_credentials([change])[order["user"]].result(10)
+
+    def expel(self, order):
+        """Until every connection has logged in again."""
+        time.sleep(6)
 
     def partitions(self, order):
         from confluent_kafka.admin import NewPartitions
@@ -293,8 +307,23 @@ class Rabbitmq:
         connection.close()
 
 
+    def credentials(self, order):
+        user, password = order["user"], order["password"]
+        with contextlib.suppress(OSError):  # it is there already
+            self.any(order, f"rabbit_auth_backend_internal:add_user(<<\"{user}\">>, <<\"{password}\">>, <<\"test\">>)")
+        self.any(order, f"rabbit_auth_backend_internal:change_password(<<\"{user}\">>, <<\"{password}\">>, <<\"test\">>)")
+        self.any(order, f"rabbit_auth_backend_internal:set_permissions(<<\"{user}\">>, <<\"/\">>, <<\".*\">>, <<\".*\">>, "
+                        "<<\".*\">>, <<\"test\">>)")
+
+    def expel(self, order):
+        """Those who logged in with the old password."""
+        for node in order["alive"]:
+            self.call(node, f"rabbit_networking:close_all_user_connections(<<\"{order['user']}\">>, <<\"test\">>)")
+
+
 class Nats:
     def __init__(self, facts):
+        self.directories = facts["directories"]
         self.urls = facts["urls"]
         self.monitoring = facts["monitoring"]
 
@@ -370,6 +399,26 @@ class Nats:
         async def publish(_, stream):
             await stream.publish(subject, b"{}", timeout=1, headers={"Nats-Msg-Id": probe_id()})
         until("confirmed", lambda: self.client(order, publish) or True)
+
+    def credentials(self, order):
+        """A user and its password, which replaces another one: the servers expel those who have that one."""
+        for directory in self.directories:
+            with open(directory + "/users.conf", "w") as users:
+                users.write("USERS: [ { user: anonymous, password: anonymous }, "
+                            f"{{ user: {order['user']}, password: {order['password']} }} ]\n")
+            with open(directory + "/pid") as pid:
+                os.kill(int(pid.read().split()[0]), signal.SIGHUP)
+
+        async def log_in():
+            for url in self.urls:
+                connection = await nats.connect(url, user=order["user"], password=order["password"], connect_timeout=3,
+                                                allow_reconnect=False, max_reconnect_attempts=1)
+                await connection.close()
+        import nats
+        until("the new password is known", lambda: asyncio.run(log_in()) or True)
+
+    def expel(self, order):
+        """Done by the servers themselves."""
 
     def refuse(self, order):
         """A limit per subject that this one alone has reached."""

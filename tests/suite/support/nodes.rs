@@ -14,7 +14,7 @@ use super::{Kind, ports, wait_until};
 /// The number of a node: 1, 2 or 3.
 pub(crate) type Node = usize;
 
-/// A graceful end may wait for the other nodes.
+/// The limit of a graceful stop, which may wait for the other nodes.
 const END: Duration = Duration::from_mins(2);
 
 /// The three nodes.
@@ -40,31 +40,31 @@ impl Nodes {
         self.script(&["up"]);
     }
 
-    /// One of the facts that the script prints, of each node.
+    /// Returns one of the facts that the script prints, of each node.
     pub(crate) fn fact(&self, name: &str) -> Vec<String> {
         let fact = self.facts.get(name).unwrap_or_else(|| panic!("cluster.sh printed no {name}: {:?}", self.facts));
         fact.split(',').map(str::to_owned).collect()
     }
 
-    /// SIGKILL: a crash.
+    /// Sends SIGKILL: a crash. Returns once the node has ended.
     pub(crate) fn kill(&self, node: Node) {
         self.signal(node, "KILL");
         wait_until("the end of a killed node", END, || self.state(node).is_none());
     }
 
-    /// SIGTERM: the node takes its leave of the others; returns once it has ended.
+    /// Sends SIGTERM: a graceful stop. Returns once the node has ended.
     pub(crate) fn terminate(&self, node: Node) {
         self.signal(node, "TERM");
         wait_until("the end of a node that was told to stop", END, || self.state(node).is_none());
     }
 
-    /// SIGSTOP: it hangs, its sockets stay open.
+    /// Sends SIGSTOP: the node hangs, its sockets stay open.
     pub(crate) fn pause(&self, node: Node) {
         self.signal(node, "STOP");
-        wait_until("the node stands still", END, || self.state(node) == Some('T'));
+        wait_until("the node hangs", END, || self.state(node) == Some('T'));
     }
 
-    /// SIGCONT, for those that hang.
+    /// Sends SIGCONT to the nodes that hang.
     pub(crate) fn resume(&self) {
         for node in 1..=3 {
             if self.state(node) == Some('T') {
@@ -73,7 +73,7 @@ impl Nodes {
         }
     }
 
-    /// Those that run and do not hang.
+    /// The nodes that run and do not hang.
     pub(crate) fn alive(&self) -> Vec<Node> {
         (1..=3).filter(|node| self.state(*node).is_some_and(|state| state != 'T')).collect()
     }
@@ -97,7 +97,7 @@ impl Nodes {
         text.split(' ').next().unwrap_or_default().to_owned()
     }
 
-    /// As Linux has it; none for one that has ended.
+    /// The state of its process, as Linux has it; none once it has ended.
     fn state(&self, node: Node) -> Option<char> {
         let text = fs::read_to_string(Path::new("/proc").join(self.pid(node)).join("stat")).ok()?;
         let state = text.rsplit_once(") ")?.1.chars().next()?;

@@ -1,4 +1,4 @@
-//! `cluster.py` as a child that stays: an operator and a plain client of a cluster, at once when they are asked.
+//! The script `cluster.py` as a child that stays: an operator and a plain client of a cluster, without a start for each order.
 
 use std::cell::RefCell;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::python::interpreter;
 use super::wait::test_file;
 
-/// Longer than the script waits for anything, several times.
+/// The limit of an answer: longer than the script waits for anything.
 const PATIENCE: Duration = Duration::from_mins(4);
 
 /// The running script; it ends when dropped, and with this process.
