@@ -149,21 +149,15 @@ impl Delivery {
                 () = interrupted => continue,
                 () = successor.come() => continue,
             };
-            let mut state = ConnectionState::Connecting;
             match connected {
                 Ok((session, findings)) => {
                     reported.clear();
                     self.connected(&findings);
                     self.deliver(session).await;
                 }
-                Err(error) => {
-                    if error.kind == ErrorKind::NotNow {
-                        state = ConnectionState::Waiting;
-                    }
-                    self.not_connected(&error, &mut reported);
-                }
+                Err(error) => self.not_connected(&error, &mut reported),
             }
-            self.note_connection(state);
+            self.note_connection(ConnectionState::Connecting);
             self.sweep();
             self.settle().await;
             let wait = self.backoff.next();

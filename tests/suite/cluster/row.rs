@@ -1,4 +1,6 @@
 //! One fault under load, on a place of its own: the fault itself, the way back, and the verdict.
+//!
+//! Length: a fault is a few lines, and there are many.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt as _;
