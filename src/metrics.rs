@@ -396,7 +396,10 @@ impl Books {
                 "Events refused by the broker and kept in dead-letters/.",
                 &["reason"],
             ),
-            withdrawn: add.counter("events_withdrawn_total", "Events timed out before they were sent."),
+            withdrawn: add.counter(
+                "events_withdrawn_total",
+                "Events timed out, or taken back by the end of their replay, before they were sent.",
+            ),
             lost: add.counters("events_lost_total", "Accepted events that were lost.", &["reason"]),
             damaged: add.counter("journal_damaged_records_total", "Damaged records found in the journal."),
         }

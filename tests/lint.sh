@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
 VENV=${VENV:-$cache/venv}
-PATH=$VENV/bin:$PATH
+PATH=$VENV/bin:$cache/go:$PATH
 . tests/checks.sh
 
 files() { git ls-files --cached --others --exclude-standard -- "$@"; }
@@ -56,6 +56,17 @@ units_are_sound() {
 # The exposure in tenths: 0 is perfect, 100 is no protection at all.
 unit_exposure=15
 unit_is_confined() { systemd-analyze security --offline=true --no-pager --threshold="$unit_exposure" "$unit"; }
+
+# make package-test runs what is marked with `run`.
+every_command_is_tested() {
+    local name bad=
+    awk '/^```sh$/ && last !~ /^<!-- (run|needs): .+ -->$/ { print "line " NR ": neither run: NAME nor needs: WHAT"; bad = 1 }
+        { last = $0 } END { exit bad }' docs/install.md || bad=1
+    for name in $(sed -n 's/^<!-- run: \(.*\) -->$/\1/p' docs/install.md); do
+        grep -q "documented $name\b" tests/package/test.sh || { echo "tests/package/test.sh does not run $name" && bad=1; }
+    done
+    [ -z "$bad" ]
+}
 
 alerts=deploy/prometheus/alerts
 dashboards_ask_promql() {
@@ -114,9 +125,10 @@ one_rust_version() {
     done <<END
 benches/Cargo.toml|rust-version = "$version"
 rust-toolchain.toml|channel = "$version.0"
-deploy/Dockerfile|FROM rust:$version.0-
+deploy/Dockerfile|ARG BUILDER=rust:$version.0-
 deploy/Dockerfile|RUSTUP_TOOLCHAIN=$version.0
 .github/workflows/ci.yml|container: rust:$version.0-
+.github/workflows/release.yml|image: rust:$version.0-
 README.md|Rust $version
 END
     [ -n "$version" ] && [ -z "$bad" ]
@@ -127,6 +139,10 @@ check "yamllint" yaml
 check "deploy/Dockerfile (hadolint)" hadolint deploy/Dockerfile
 check "docker-compose.yml ($(compose_by))" compose
 check "workflows (schema)" check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+check ".github/dependabot.yml (schema)" check-jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+check "workflows (actionlint)" actionlint
+check "workflows, Dependabot (zizmor)" zizmor --offline --quiet --no-progress --strict-collection .github
+check "docs/install.md: each command is run by the tests, or says what it needs" every_command_is_tested
 check "deploy/systemd (systemd-analyze verify)" units_are_sound
 check "$unit (systemd-analyze security, at most $unit_exposure of 100)" unit_is_confined
 systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 's/^→ */      /p'
@@ -147,6 +163,7 @@ check "docs/schema/asyncapi.yaml (references, payloads, deviations)" python test
 check "dependencies: licences, sources, none twice without a reason (cargo-deny)" \
     cargo-deny --locked check -D warnings bans licenses sources
 check "one version of Rust everywhere" one_rust_version
+check "release notes: a section of CHANGELOG.md" deploy/package/notes.sh Unreleased
 check "no lockfile names a registry" no_lockfile_names_a_registry
 check "no leftovers in Rust (dbg, todo, fixme)" none_with '\b(dbg|todo|unimplemented)!|\b([Tt][Oo][Dd][Oo]|[Ff][Ii][Xx][Mm][Ee]|[Xx]{3})\b' '*.rs'
 check "no #[allow]: #[expect] with a reason" none_with '#!?\[allow\(' '*.rs'

@@ -4,20 +4,26 @@
 #   setup.sh build     what a build needs: a C and C++ compiler, make, perl, the Rust toolchain
 #   setup.sh brokers   that, and real brokers
 #   setup.sh test      (default) that, clients to read them back, what the examples need, and the tools of `make lint`
+#   setup.sh package   what a build needs, and what makes packages and tests them
 #
 # System packages come by apt, through sudo where the caller is not root. Everything else goes to a cache directory
 # that all clones share: ${XDG_CACHE_HOME:-~/.cache}/plextrac-bridge, with brokers/, helm/ and venv/ (BROKERS_HOME,
-# HELM_DIST, VENV), node/ (one directory per lockfile) and go/ (modules, and the example's program).
+# HELM_DIST, VENV), node/ (one directory per lockfile), go/ (modules, the example's program, actionlint), package-venv/
+# (PACKAGE_VENV) and package-roots/.
 set -euo pipefail
 tests=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$tests/.."
 . "$tests/packages.sh"
 
 mode=${1:-test}
-case $mode in build | brokers | test) ;; *) echo "usage: setup.sh [build|brokers|test]" >&2 && exit 2 ;; esac
+case $mode in
+build | brokers | test | package) ;;
+*) echo "usage: setup.sh [build|brokers|test|package]" >&2 && exit 2 ;;
+esac
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
 VENV=${VENV:-$cache/venv}
+PACKAGE_VENV=${PACKAGE_VENV:-$cache/package-venv}
 export BROKERS_HOME=${BROKERS_HOME:-$cache/brokers}
 mkdir -p "$cache"
 exec 8>"$cache/.lock"
@@ -48,7 +54,7 @@ want make "builds librdkafka and OpenSSL" has make
 want perl "configures OpenSSL" perl -MIPC::Cmd -MFindBin -e 1
 want git "the checks ask it for the project's files" has git
 want ca-certificates "certificates for the package registries" test -s /etc/ssl/certs/ca-certificates.crt
-if [ "$mode" != build ]; then
+if [ "$mode" = brokers ] || [ "$mode" = test ]; then
     want default-jre-headless "runs Kafka (Java 17 or newer)" java_17
     want maven "fetches Kafka" has mvn
     want kcat "asks Kafka whether it is ready" has kcat
@@ -69,10 +75,20 @@ if [ "$mode" = test ]; then
     want chromium "shows the admin page to its tests" has chromium
     want shellcheck "checks the shell scripts" has shellcheck
 fi
+if [ "$mode" = package ]; then
+    want python3 "runs nfpm and zig, and loads a bridge" has python3
+    want python3-venv "the virtual environment of nfpm and zig" python3 -c 'import ensurepip, venv'
+    want binutils "tells which glibc a binary needs" has objdump
+    want lintian "checks the .deb" has lintian
+    want rpm "installs the .rpm" has rpm
+    want mmdebstrap "makes a clean root" has mmdebstrap
+    want systemd-container "boots it" has systemd-nspawn
+    want procps "finds the processes in it" has pgrep
+fi
 if [ ${#packages[@]} != 0 ]; then
     say "installing what is missing by apt"
     install_packages "${packages[@]}" 8>&- || exit 1
-    if [ "$mode" != build ] && ! java_17; then
+    if { [ "$mode" = brokers ] || [ "$mode" = test ]; } && ! java_17; then
         say "java is still older than 17, which Kafka needs: put a newer one first in PATH" >&2
         exit 1
     fi
@@ -97,18 +113,18 @@ if ! printf '%s\n' "$toolchain" "$have" | sort -VC; then
     exit 1
 fi
 
-# What the tests use of Python, and what the example in Python does.
-python_packages() {
-    local wanted
-    wanted=$(cat "$tests/requirements.txt" examples/python-kafka/requirements.txt)
-    if [ "$wanted" = "$(cat "$VENV/requirements.txt" 2>/dev/null)" ] && "$VENV/bin/python" -c '' 2>/dev/null; then
+# Exactly what these files say, in a virtual environment of their own.
+python_packages() { # VENV FILE...
+    local venv=$1 wanted
+    shift
+    wanted=$(cat "$@")
+    if [ "$wanted" = "$(cat "$venv/requirements.txt" 2>/dev/null)" ] && "$venv/bin/python" -c '' 2>/dev/null; then
         return
     fi
-    say "installing Python packages into $VENV: $(grep -v '^#' <<<"$wanted" | paste -sd' ')"
-    python3 -m venv --clear "$VENV"
-    "$VENV/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: \
-        -r "$tests/requirements.txt" -r examples/python-kafka/requirements.txt
-    printf '%s\n' "$wanted" >"$VENV/requirements.txt"
+    say "installing Python packages into $venv: $(grep -v '^#' <<<"$wanted" | paste -sd' ')"
+    python3 -m venv --clear "$venv"
+    "$venv/bin/python" -m pip install -q --disable-pip-version-check --only-binary :all: "${@/#/--requirement=}"
+    printf '%s\n' "$wanted" >"$venv/requirements.txt"
 }
 
 # Exactly what a lockfile says, in a directory of its own.
@@ -138,16 +154,30 @@ go_program() {
     printf '%s\n' "$source" >"$to/consumer.sha256"
 }
 
+# A checker of workflows, from its source.
+ACTIONLINT=v1.7.12
+action_linter() {
+    local to=$cache/go
+    [ "$ACTIONLINT" != "$(cat "$to/actionlint.version" 2>/dev/null)" ] || return 0
+    say "building actionlint $ACTIONLINT into $to"
+    GOBIN=$to GOMODCACHE=$to/modules GOCACHE=$to/build GOFLAGS=-modcacherw CGO_ENABLED=0 \
+        go install -trimpath "github.com/rhysd/actionlint/cmd/actionlint@$ACTIONLINT" 2>"$to/build.log" ||
+        { cat "$to/build.log" >&2 && exit 1; }
+    printf '%s\n' "$ACTIONLINT" >"$to/actionlint.version"
+}
+
 {
     case $mode in
     build) ;;
+    package) python_packages "$PACKAGE_VENV" "$tests/package/requirements.txt" ;;
     brokers) PYTHON=python3 "$tests/brokers/install.sh" ;;
     test)
-        python_packages
+        python_packages "$VENV" "$tests/requirements.txt" examples/python-kafka/requirements.txt
         node_packages examples/node-rabbitmq
         node_packages tests/asyncapi
         node_packages tests/page
         go_program
+        action_linter
         PYTHON=$VENV/bin/python "$tests/brokers/install.sh"
         PYTHON=$VENV/bin/python "$tests/chart/install.sh"
         ;;

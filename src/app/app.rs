@@ -3,6 +3,8 @@
 //! Threads: the caller's (signals, the order of stopping), one for the admin port, one for delivery, and one per
 //! core for the ingress; each has a runtime of its own. With a state directory one more, without a runtime: the
 //! journal's writer.
+//!
+//! Length: the order of start and stop, in one place.
 
 use std::fs::File;
 use std::future::Future;
@@ -13,10 +15,12 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::time::timeout;
+
 use crate::admin::{self, Admin, Health};
 use crate::app::Settings;
 use crate::brokers::Broker;
-use crate::dead_letters::StoreKind;
+use crate::dead_letters::{ControlSocket, StoreKind, remove_old_requests};
 use crate::delivery::{self, BacklogReader, Delivery, Successor};
 use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
 use crate::metrics::Metrics;
@@ -38,6 +42,9 @@ use crate::process::threads::{Runtimes, joined, thread};
 
 /// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The time that the end waits for requests about dead letters, once delivery has ended: they remove published letters.
+const REQUESTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The reasons why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +96,8 @@ pub(crate) struct App {
 /// The contents of the state directory.
 struct StateContents {
     letters: Letters,
+    /// None where no socket is possible.
+    control: Option<ControlSocket>,
     journal: Opened,
     /// Held as long as this process uses the directory.
     lock: File,
@@ -132,8 +141,18 @@ pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError
 fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartError> {
     let lock = state_directory::lock(path)?;
     let letters = Letters::open(path, settings)?;
+    if let Err(error) = remove_old_requests(path) {
+        tracing::warn!("cannot remove the requests of an earlier version, which are not carried out: {error}");
+    }
     let journal = journal::open(path, settings)?;
-    Ok(StateContents { letters, journal, lock })
+    let control = ControlSocket::bind(path).inspect_err(|error| {
+        tracing::warn!(
+            directory = %path.display(),
+            "cannot make a control socket in the state directory ({error}): `dead-letters replay` and `drop` work only \
+             while the bridge is stopped"
+        );
+    });
+    Ok(StateContents { letters, control: control.ok(), journal, lock })
 }
 
 impl App {
@@ -169,7 +188,7 @@ impl App {
         let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
         let (parts, kept) = SharedParts::new(&settings, stop, state);
-        let StateParts { letters, backlog, writer, lock } = kept;
+        let StateParts { letters, control, backlog, writer, lock } = kept;
         let invalids = match &letters {
             Some(letters) => {
                 Some(Arc::new(Invalids::start(letters.stores.invalid.clone(), parts.metrics.clone())?))
@@ -209,14 +228,17 @@ impl App {
                 let endpoint = ingress.endpoints().iter().find(|endpoint| *endpoint.source.name == *name);
                 endpoint.map(|endpoint| endpoint.source.validation)
             };
-            letters.requests(Box::new(ways), &parts.queue, &parts.view, &parts.stop)
+            Arc::new(letters.requests(Box::new(ways), &parts.queue, &parts.view, &parts.stop))
         });
+        let stop = parts.stop.clone();
         let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || async move {
-            let serving = requests.map(|requests| tokio::task::spawn_local(requests.serve()));
+            let control = control.zip(requests);
+            let serving = control.map(|(control, requests)| tokio::spawn(control.serve(requests, stop)));
             let lost = Delivery::new(delivery).run().await;
             if let Some(serving) = serving {
-                // It ends with the drain, once it has removed letters that were published in time.
-                let _ = serving.await;
+                // It ends with the drain, once it has removed letters that were published in time; a disk that hangs must
+                // not delay it.
+                let _ = timeout(REQUESTS_TIMEOUT, serving).await;
             }
             lost
         })?;
@@ -261,6 +283,7 @@ impl App {
 #[derive(Default)]
 struct StateParts {
     letters: Option<Letters>,
+    control: Option<ControlSocket>,
     backlog: Option<BacklogReader>,
     writer: Option<Writer>,
     lock: Option<File>,
@@ -283,12 +306,13 @@ impl SharedParts {
     fn new(settings: &Settings, stop: Drain, state: Option<StateContents>) -> (Self, StateParts) {
         let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::default());
         let mut kept = StateParts::default();
-        if let Some(StateContents { letters, journal, lock }) = state {
+        if let Some(StateContents { letters, control, journal, lock }) = state {
             let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
             queue = queue.with_journal(layout, recovered, damaged);
             let backlog = BacklogReader::new(reader, ingress::rebuild);
             kept = StateParts {
                 letters: Some(letters),
+                control,
                 backlog: Some(backlog),
                 writer: Some(writer),
                 lock: Some(lock),
@@ -381,7 +405,7 @@ async fn stop_in_order<T: Send + 'static>(
         queue.close_journal();
         // A disk that hangs must not delay the end for ever.
         let limit = JOURNAL_TIMEOUT.saturating_sub(stopper.overdue()).max(JOURNAL_TIMEOUT / 5);
-        let _ = tokio::time::timeout(limit, joined(journal.into_iter().collect())).await;
+        let _ = timeout(limit, joined(journal.into_iter().collect())).await;
     };
     tokio::pin!(ended);
     loop {

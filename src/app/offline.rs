@@ -6,10 +6,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 use crate::app::Settings;
 use crate::app::StartError;
-use crate::dead_letters::{Action, Desk, Request, Store, StoreCounts, StoreKind, StoreLimits};
-use crate::delivery::{Delivery, Parts, Rebuilder, Requests, Stores};
+use crate::dead_letters::{
+    Action, Progress, Rebuilder, Request, Requests, Store, StoreCounts, StoreKind, StoreLimits, Stores,
+};
+use crate::delivery::{Delivery, Parts};
 use crate::ingress::{self, Validation};
 use crate::metrics::Metrics;
 use crate::process::shutdown::{self, Drain, Phase};
@@ -21,10 +25,12 @@ use crate::status::Ledger;
 /// How long a command waits for its session to close.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// Both stores, and where requests about them are left.
+/// How long a command that is to end waits for the verdicts on what is sent.
+const VERDICTS: Duration = Duration::from_secs(2);
+
+/// Both stores.
 pub(super) struct Letters {
     pub(super) stores: Stores,
-    desk: Desk,
 }
 
 impl Letters {
@@ -37,9 +43,7 @@ impl Letters {
         };
         let dead_letters = open(StoreKind::DeadLetters, StoreLimits::dead_letters(settings.dead_letters.bytes))?;
         let invalid = open(StoreKind::Invalid, StoreLimits::invalid(settings.invalid.bytes))?;
-        let desk = Desk::within(state);
-        desk.open().map_err(StateError::unusable(&state.join(StoreKind::DeadLetters.directory())))?;
-        Ok(Self { stores: Stores { dead_letters, invalid }, desk })
+        Ok(Self { stores: Stores { dead_letters, invalid } })
     }
 
     /// What a store holds.
@@ -47,7 +51,7 @@ impl Letters {
         self.stores.of(kind).lock().unwrap_or_else(PoisonError::into_inner).held()
     }
 
-    /// The task that looks after requests.
+    /// The part that does what requests ask for.
     pub(super) fn requests(
         &self,
         ways: ValidationOf,
@@ -55,8 +59,7 @@ impl Letters {
         view: &BrokerStatus,
         drain: &Drain,
     ) -> Requests {
-        let (desk, stores) = (self.desk.clone(), self.stores.clone());
-        Requests::new(desk, stores, rebuilder(ways), queue.clone(), view.clone(), drain.clone())
+        Requests::new(self.stores.clone(), rebuilder(ways), queue.clone(), view.clone(), drain.clone())
     }
 }
 
@@ -96,8 +99,13 @@ pub(crate) fn open_offline(settings: Settings, state: &Path) -> Result<Offline, 
 
 impl Offline {
     /// Does what a request asks for, with the broker of the settings, until it is done or `stop` says so. What is not
-    /// stored by then stays a letter.
-    pub(crate) async fn finish(self, request: &Request, name: &str, stop: impl Future<Output = ()>) {
+    /// sent by then stays a letter. The last progress says how it ended.
+    pub(crate) async fn run(
+        self,
+        request: &Request,
+        progress: watch::Sender<Progress>,
+        stop: impl Future<Output = ()>,
+    ) {
         let Self { settings, letters, lock } = self;
         let (stopper, drain) = shutdown::channel();
         let queue = Arc::new(Buffer::new(settings.mode, settings.buffer, Ledger::default()));
@@ -112,12 +120,12 @@ impl Offline {
             stopper.deadline(at);
         };
         let finished = async {
-            requests.finish(name).await;
+            requests.run(request, progress).await;
             end(Instant::now() + CLOSE);
         };
         let halted = async {
             stop.await;
-            end(Instant::now());
+            end(Instant::now() + VERDICTS);
             // What was published in time is still removed.
             std::future::pending::<()>().await;
         };

@@ -68,15 +68,29 @@ pub(crate) enum Sent {
     Lost(SessionError),
 }
 
+/// Where a destination keeps a message among all that it has stored: an earlier one has a smaller number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Position {
+    /// Its place.
+    pub(crate) number: u64,
+    /// It was stored by an earlier attempt; this one added nothing.
+    pub(crate) repeat: bool,
+}
+
 /// What the broker said of one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The broker's own confirmation.
     Stored,
+    /// The same, from a broker that says where: which message overtook which is then known, not inferred.
+    StoredAt(Position),
     /// Refused for good.
     Refused(Refusal),
-    /// Refused for now: nack, storage full, not enough replicas. To be sent again.
+    /// Refused for now: storage full, not enough replicas. To be sent again.
     RetryLater(String),
+    /// Refused for now by one queue, while queues beside it may have stored the message: each further attempt can add a
+    /// copy there.
+    Nacked(String),
 }
 
 /// Whether a message can have caused the loss of a session.

@@ -246,6 +246,7 @@ impl Files {
     }
 
     fn sync(&mut self, names: &[Arc<str>]) -> io::Result<()> {
+        failpoint::pass("file.sync")?;
         for name in names {
             if let Some((file, _)) = self.open.get(name) {
                 file.sync_data()?;

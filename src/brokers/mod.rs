@@ -11,8 +11,8 @@ mod routes;
 mod template;
 
 pub(crate) use contract::{
-    Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, RefusalReason, Sent, Sequence, Session, SessionError,
-    Terms, Topology, Verdict,
+    Broker, Cause, ConnectError, ErrorKind, Finding, Position, Refusal, RefusalReason, Sent, Sequence, Session,
+    SessionError, Terms, Topology, Verdict,
 };
 pub(crate) use headers::{Encoding, HeaderStyle, Headers, LARGEST_HEADERS};
 pub(crate) use list::{NAMES, Settings};

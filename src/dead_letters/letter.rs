@@ -218,6 +218,20 @@ pub(super) mod tests {
         assert_eq!(Letter::parse(&letter.line()), Ok(letter));
     }
 
+    /// The format is a promise between versions, byte for byte.
+    #[test]
+    fn writes_the_lines_that_every_version_has_written() {
+        let mut letter = letter("c1-abcdef012345");
+        let text = String::from_utf8(letter.line()).unwrap();
+        letter.body = Box::from(*b"\xff\x00");
+        letter.signature = None;
+        letter.traceparent = Some("00-x".into());
+        letter.key = String::new();
+        letter.headers = Map::new();
+        let binary = String::from_utf8(letter.line()).unwrap();
+        assert_eq!(format!("{text}{binary}"), include_str!("letters.ndjson"));
+    }
+
     #[test]
     fn names_the_version_of_a_newer_line_and_what_is_wrong_with_a_damaged_one() {
         let newer = String::from_utf8(letter("a").line()).unwrap().replace("\"version\":1", "\"version\":7");

@@ -1,15 +1,20 @@
-//! Letters: events and bodies kept on disk as NDJSON for a person to look at, `dead-letters/` and `invalid/`.
+//! Dead letters: events and bodies kept on disk as NDJSON for a person to look at, in `dead-letters/` and `invalid/`, and
+//! what is done on request with them.
 
-mod desk;
+mod control;
 mod filter;
 mod letter;
 mod read;
+mod replay;
 mod request;
+mod selection;
 mod store;
 
-pub(crate) use desk::Desk;
+pub(crate) use control::{ControlSocket, connect, remove_old_requests};
 pub(crate) use filter::{Age, Filter};
 pub(crate) use letter::{Letter, NotALetter};
 pub(crate) use read::{Lines, files};
-pub(crate) use request::{Action, BadRequest, Progress, Request, RequestState, StoreKind, Validity};
+pub(crate) use replay::{Requests, Stores};
+pub(crate) use request::{Action, Progress, Request, RequestState, StoreKind, Validity};
+pub(crate) use selection::Rebuilder;
 pub(crate) use store::{NewLetter, Precedence, Store, StoreCounts, StoreLimits};

@@ -1,10 +1,10 @@
-//! Requests about letters and their progress, as the two files on the [`super::Desk`] have them.
+//! Requests about letters and their progress, as they go over the control socket.
 
 use serde_json::{Value, json};
 
 use crate::dead_letters::Filter;
 
-/// The version of both files.
+/// The version of both.
 const VERSION: u64 = 1;
 
 /// What to do with the letters.
@@ -14,6 +14,17 @@ pub(crate) enum Action {
     Replay,
     /// Delete them.
     Drop,
+}
+
+impl Action {
+    /// Its name.
+    #[must_use]
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Replay => "replay",
+            Self::Drop => "drop",
+        }
+    }
 }
 
 /// Which store.
@@ -66,17 +77,16 @@ pub(crate) struct Request {
 pub(crate) struct BadRequest(String);
 
 impl Request {
-    pub(super) fn json(&self) -> Value {
-        let action = match self.action {
-            Action::Replay => "replay",
-            Action::Drop => "drop",
-        };
+    /// The request as the body that the daemon reads.
+    #[must_use]
+    pub(crate) fn json(&self) -> Value {
         json!({
-            "version": VERSION, "action": action, "store": self.kind.directory(), "filter": self.filter.json(),
+            "version": VERSION, "action": self.action.name(), "store": self.kind.directory(), "filter": self.filter.json(),
             "lenient": self.validity == Validity::Lenient, "as_is": self.validity == Validity::AsIs,
         })
     }
 
+    /// Reads what [`Self::json`] wrote. A field that is unknown or missing is refused: it would choose other letters.
     pub(super) fn parse(text: &[u8]) -> Result<Self, BadRequest> {
         let bad = |text: String| BadRequest(text);
         let value: Value = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
@@ -97,11 +107,11 @@ impl Request {
                 _ => return Err(bad("`store` is neither dead-letters nor invalid".into())),
             },
             filter: Filter::parse(&value["filter"]).map_err(bad)?,
-            validity: match (value["lenient"].as_bool(), value["as_is"].as_bool().unwrap_or_default()) {
-                (Some(_), true) => Validity::AsIs,
-                (Some(true), false) => Validity::Lenient,
-                (Some(false), false) => Validity::AsConfigured,
-                (None, _) => return Err(bad("`lenient` is neither true nor false".into())),
+            validity: match (value["lenient"].as_bool(), value["as_is"].as_bool()) {
+                (Some(_), Some(true)) => Validity::AsIs,
+                (Some(true), Some(false)) => Validity::Lenient,
+                (Some(false), Some(false)) => Validity::AsConfigured,
+                _ => return Err(bad("`lenient` or `as_is` is neither true nor false".into())),
             },
         })
     }
@@ -110,7 +120,7 @@ impl Request {
 /// Where a request stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum RequestState {
-    /// Under way, or waiting for its turn or for the broker.
+    /// Working, or waiting for its turn or for the broker.
     #[default]
     Running,
     /// All that it could do is done.
@@ -152,22 +162,35 @@ pub(crate) struct Progress {
     pub(crate) unreadable: u64,
     /// What stands in the way.
     pub(crate) error: Option<String>,
-    /// The last file that the request is about.
-    pub(crate) up_to: u64,
 }
 
 impl Progress {
-    /// As `--json` and the file have it.
+    /// A request that ended before anything was done.
+    #[must_use]
+    pub(crate) fn refused(error: String) -> Self {
+        Self { state: RequestState::Failed, error: Some(error), ..Self::default() }
+    }
+
+    /// Ends it early: what was neither stored nor deleted is left as it is.
+    pub(crate) fn give_up(&mut self, error: String) {
+        self.state = RequestState::Failed;
+        self.error = Some(error);
+        self.skipped = self.selected.saturating_sub(self.published + self.dead_lettered + self.dropped);
+    }
+
+    /// The progress as `--json` and the socket have it.
     #[must_use]
     pub(crate) fn json(&self) -> Value {
         json!({
             "version": VERSION, "state": self.state.name(), "selected": self.selected, "done": self.done,
             "published": self.published, "dead_lettered": self.dead_lettered, "dropped": self.dropped,
-            "skipped": self.skipped, "unreadable": self.unreadable, "error": self.error, "up_to": self.up_to,
+            "skipped": self.skipped, "unreadable": self.unreadable, "error": self.error,
         })
     }
 
-    pub(super) fn parse(text: &[u8]) -> Option<Self> {
+    /// Reads a line that [`Self::json`] wrote.
+    #[must_use]
+    pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         let value: Value = serde_json::from_slice(text).ok()?;
         let count = |name: &str| value[name].as_u64();
         Some(Self {
@@ -184,7 +207,52 @@ impl Progress {
             skipped: count("skipped")?,
             unreadable: count("unreadable")?,
             error: value["error"].as_str().map(str::to_owned),
-            up_to: count("up_to")?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn request() -> Request {
+        let filter = Filter { ids: vec!["a".into()], ..Filter::default() };
+        Request { action: Action::Drop, kind: StoreKind::Invalid, filter, validity: Validity::Lenient }
+    }
+
+    #[test]
+    fn reads_the_request_that_it_wrote() {
+        for validity in [Validity::AsConfigured, Validity::Lenient, Validity::AsIs] {
+            for action in [Action::Replay, Action::Drop] {
+                let request = Request { action, validity, ..request() };
+                assert_eq!(Request::parse(request.json().to_string().as_bytes()), Ok(request));
+            }
+        }
+    }
+
+    #[test]
+    fn refuses_a_request_that_it_does_not_understand() {
+        for (field, value) in [
+            ("version", json!(9)),
+            ("action", json!("x")),
+            ("store", json!(1)),
+            ("filter", json!({"x": 1})),
+            ("as_is", json!(null)),
+        ] {
+            let mut bad = request().json();
+            bad[field] = value;
+            assert!(Request::parse(bad.to_string().as_bytes()).is_err(), "{bad}");
+        }
+        assert!(Request::parse(b"{\"vers").is_err());
+    }
+
+    #[test]
+    fn reads_the_progress_that_it_wrote_and_counts_what_is_left_when_it_is_given_up() {
+        let mut progress =
+            Progress { selected: 9, done: 5, published: 2, dead_lettered: 1, dropped: 1, ..Progress::default() };
+        progress.give_up("the broker is away".into());
+        assert_eq!(progress.skipped, 5);
+        assert_eq!(Progress::parse(progress.json().to_string().as_bytes()), Some(progress));
+        assert_eq!(Progress::parse(b"{\"state\":\"done\"}"), None);
     }
 }

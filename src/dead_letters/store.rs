@@ -5,8 +5,10 @@
 //!
 //! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
 
-use std::collections::BTreeMap;
+use std::collections::hash_map::RandomState;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions};
+use std::hash::BuildHasher as _;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -192,6 +194,11 @@ pub(crate) struct Store {
     written_to: u64,
     /// The files by their numbers.
     counted: BTreeMap<u64, FileContent>,
+    /// The letters that a replay has given to delivery, by their file and [`Store::hash`].
+    in_flight: HashSet<(u64, u64)>,
+    hasher: RandomState,
+    /// The length of the letter that last did not fit.
+    too_long: Option<usize>,
 }
 
 impl Store {
@@ -211,6 +218,9 @@ impl Store {
             number: 0,
             written_to: 0,
             counted: BTreeMap::new(),
+            in_flight: HashSet::new(),
+            hasher: RandomState::new(),
+            too_long: None,
         };
         for entry in fs::read_dir(&store.directory)? {
             let path = entry?.path();
@@ -280,13 +290,10 @@ impl Store {
         };
         let count = entries.iter().take_while(fits).count();
         if let (0, Some(first)) = (count, entries.first()) {
-            return Err(WriteError::Full {
-                length: first.line.len(),
-                bytes: self.held.bytes(),
-                capacity: self.limits.capacity,
-                directory: self.directory.display().to_string(),
-            });
+            self.too_long = Some(first.line.len());
+            return Err(self.full(first.line.len()));
         }
+        self.too_long = None;
         let entries = &entries[..count];
         if let Err(source) = self.write(entries, precedence) {
             // The file may end in half a line: cut it if that can be done, and take a new one next time.
@@ -305,6 +312,18 @@ impl Store {
         let returned = entries.iter().filter(|entry| entry.returns).count();
         self.held.returned.fetch_add(returned as u64, Ordering::Relaxed);
         Ok(count)
+    }
+
+    fn full(&self, length: usize) -> WriteError {
+        let (bytes, directory) = (self.held.bytes(), self.directory.display().to_string());
+        WriteError::Full { length, bytes, capacity: self.limits.capacity, directory }
+    }
+
+    /// Returns the error of the letter that last did not fit, if it still does not.
+    #[must_use]
+    pub(crate) fn no_room(&self) -> Option<WriteError> {
+        let length = self.too_long?;
+        (self.held.bytes() + length as u64 > self.limits.capacity).then(|| self.full(length))
     }
 
     /// Drops whole files until this many bytes fit, or as many as may be: those that go first, then, for lines that go
@@ -371,12 +390,6 @@ impl Store {
     /// Closes the files in use: what is written later goes to files of higher numbers than the returned one.
     pub(crate) fn seal(&mut self) -> u64 {
         self.current = [None, None];
-        self.number
-    }
-
-    /// The highest number of a file.
-    #[must_use]
-    pub(crate) fn number(&self) -> u64 {
         self.number
     }
 
@@ -453,6 +466,52 @@ impl Store {
         self.recount();
         sync_directory(&self.directory)?;
         Ok(gone)
+    }
+
+    /// A letter's line as a number that outlives a rewrite of its file, for [`Store::mark`] and [`Store::remove`]. Equal
+    /// lines are one letter.
+    #[must_use]
+    pub(super) fn hash(&self, line: &[u8]) -> u64 {
+        self.hasher.hash_one(line)
+    }
+
+    /// Notes that a replay gives a letter to delivery; false where another one has.
+    #[must_use]
+    pub(super) fn mark(&mut self, file: u64, hash: u64) -> bool {
+        self.in_flight.insert((file, hash))
+    }
+
+    /// Notes that nothing is in flight any more of these letters of a file.
+    pub(super) fn unmark(&mut self, file: u64, hashes: impl IntoIterator<Item = u64>) {
+        for hash in hashes {
+            self.in_flight.remove(&(file, hash));
+        }
+    }
+
+    /// Removes these letters from a sealed file.
+    ///
+    /// # Errors
+    /// The disk fails; the file is as it was.
+    pub(super) fn remove(&mut self, file: u64, hashes: &HashSet<u64>) -> io::Result<u64> {
+        let keyed = self.hasher.clone();
+        self.rewrite(file, |_, line| !hashes.contains(&keyed.hash_one(line)))
+    }
+
+    /// Removes the letters that are meant from a sealed file, but for those in flight; says how many of each there were.
+    ///
+    /// # Errors
+    /// The disk fails; the file is as it was.
+    pub(super) fn drop_letters(&mut self, file: u64, is_meant: impl Fn(&[u8]) -> bool) -> io::Result<(u64, u64)> {
+        let (keyed, in_flight) = (self.hasher.clone(), std::mem::take(&mut self.in_flight));
+        let mut skipped = 0;
+        let dropped = self.rewrite(file, |_, line| {
+            let is_dropped = is_meant(line);
+            let stays = is_dropped && in_flight.contains(&(file, keyed.hash_one(line)));
+            skipped += u64::from(stays);
+            stays || !is_dropped
+        });
+        self.in_flight = in_flight;
+        dropped.map(|dropped| (dropped, skipped))
     }
 
     fn temporary(&self, path: &Path) -> io::Result<File> {
@@ -588,6 +647,37 @@ mod tests {
         assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 0, "a file that is gone");
         store.append(&entries(&["c"])).unwrap();
         assert_eq!(store.files(9), [2]);
+    }
+
+    #[test]
+    fn drops_all_but_the_letters_in_flight() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a", "b", "c", "d"])).unwrap();
+        let file = store.seal();
+        let b = store.hash(b"b");
+        assert!(store.mark(file, b) && !store.mark(file, b));
+        assert_eq!(store.drop_letters(file, |line| line != b"d").unwrap(), (2, 1));
+        assert_eq!(lines(&store, file), ["b", "d"]);
+        // Its place in the file is another one by now.
+        assert_eq!(store.remove(file, &HashSet::from([b])).unwrap(), 1);
+        store.unmark(file, [b]);
+        assert_eq!((lines(&store, file), counts(&store)), (vec!["d".to_owned()], (1, 2)));
+        assert_eq!(store.drop_letters(file, |_| true).unwrap(), (1, 0));
+    }
+
+    #[test]
+    fn is_full_until_the_letter_that_did_not_fit_would() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(12)).unwrap();
+        assert!(store.no_room().is_none());
+        store.append(&entries(&["0123456789"])).unwrap();
+        assert!(store.no_room().is_none(), "nobody knows yet");
+        assert!(store.append(&entries(&["x"])).is_err());
+        assert!(matches!(store.no_room(), Some(WriteError::Full { length: 2, bytes: 11, .. })));
+        let file = store.seal();
+        store.rewrite(file, |_, _| false).unwrap();
+        assert!(store.no_room().is_none());
     }
 
     #[test]

@@ -1,6 +1,13 @@
-//! The waits between attempts.
+//! The waits between attempts: for the broker, and for a message that it has nacked.
 
 use std::time::Duration;
+
+/// The wait after the second nack of a message, doubled by each further one: with the first attempt and the one that
+/// follows at once, six in any minute.
+const AFTER_TWO_NACKS: Duration = Duration::from_secs(2);
+
+/// The longest wait for a message that is nacked again and again.
+const LONGEST_AFTER_NACKS: Duration = Duration::from_mins(1);
 
 /// Waits that double from `retry_min` to `retry_max`, with jitter.
 #[derive(Debug)]
@@ -19,6 +26,14 @@ impl Backoff {
         let wait = self.current.mul_f64(0.5 + fastrand::f64() / 2.0);
         self.current = (self.current * 2).min(self.most);
         wait
+    }
+
+    /// The wait before a message is sent again that was nacked so often. One nack says little: it may be the channel's.
+    pub(super) fn after_nacks(&mut self, nacks: u32) -> Duration {
+        match nacks.checked_sub(2) {
+            None => self.next(),
+            Some(doubled) => AFTER_TWO_NACKS.saturating_mul(2_u32.saturating_pow(doubled)).min(LONGEST_AFTER_NACKS),
+        }
     }
 
     pub(super) fn reset(&mut self) {

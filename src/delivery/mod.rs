@@ -3,11 +3,10 @@
 mod backlog;
 mod backoff;
 mod dead_letters;
+mod order;
 mod pairs;
 mod publish;
-mod requests;
 mod ring;
-mod selection;
 mod settings;
 mod settle;
 mod spill;
@@ -18,6 +17,5 @@ mod window;
 
 pub(crate) use backlog::BacklogReader;
 pub(crate) use publish::{Delivery, Parts};
-pub(crate) use requests::{Rebuilder, Requests, Stores};
 pub(crate) use settings::{DeadLetterLimit, Settings};
 pub(crate) use successor::Successor;

@@ -11,12 +11,14 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
-use crate::brokers::{Broker, Cause, ErrorKind, Finding, Refusal, Sent, Sequence, Session, SessionError, Verdict};
+use crate::brokers::{
+    Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, Sent, Sequence, Session, SessionError, Verdict,
+};
 use crate::dead_letters::Store;
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::pairs::Pairs;
-use crate::delivery::ring::Ring;
+use crate::delivery::ring::{Removed, Ring};
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::spill::{self, Spill, Unsettled};
@@ -137,6 +139,7 @@ impl Delivery {
                 () = interrupted => continue,
                 () = successor.come() => continue,
             };
+            let mut state = ConnectionState::Connecting;
             match connected {
                 Ok((session, findings)) => {
                     reported.clear();
@@ -144,20 +147,13 @@ impl Delivery {
                     self.deliver(session).await;
                 }
                 Err(error) => {
-                    self.metrics.broker_error(error.kind);
-                    self.view.error(error.kind, &error.text);
-                    if error.text != reported {
-                        tracing::error!(
-                            broker = self.broker.name(),
-                            kind = error.kind.name(),
-                            "no connection to the broker, trying again: {}",
-                            error.text
-                        );
-                        reported.clone_from(&error.text);
+                    if error.kind == ErrorKind::NotNow {
+                        state = ConnectionState::Waiting;
                     }
+                    self.not_connected(&error, &mut reported);
                 }
             }
-            self.note_connection(ConnectionState::Connecting);
+            self.note_connection(state);
             self.sweep();
             self.settle().await;
             let wait = self.backoff.next();
@@ -287,6 +283,22 @@ impl Delivery {
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
     }
 
+    /// No session: says why, once as long as that stays the same.
+    fn not_connected(&mut self, error: &ConnectError, reported: &mut String) {
+        self.metrics.broker_error(error.kind);
+        self.view.error(error.kind, &error.text);
+        if error.text == *reported {
+            return;
+        }
+        reported.clone_from(&error.text);
+        let (broker, kind, text) = (self.broker.name(), error.kind.name(), &error.text);
+        if error.kind == ErrorKind::NotNow {
+            tracing::warn!(broker, "the broker takes nothing for now, waiting: {text}");
+        } else {
+            tracing::error!(broker, kind, "no connection to the broker, trying again: {text}");
+        }
+    }
+
     /// Uses one session until it is lost, everything is delivered, or another broker takes over.
     async fn deliver(&mut self, mut session: Box<dyn Session>) {
         let ended = loop {
@@ -386,10 +398,7 @@ impl Delivery {
                 self.backoff.reset();
             }
             Cause::Network => {
-                // A suspect session that ends for another reason leaves its suspects suspect.
-                if !self.window.is_suspect() {
-                    self.window = Window::Open;
-                }
+                self.window = self.window.after_loss();
             }
         }
     }
@@ -440,7 +449,7 @@ impl Delivery {
     /// Opens or narrows the window once its condition is met.
     fn adjust_window(&mut self) {
         if let Some(next) = self.window.next(&self.ring) {
-            if matches!(self.window, Window::Shut { .. }) {
+            if self.window.is_shut() {
                 // Whether it takes events again is known when it confirms one.
                 self.view.state(ConnectionState::Connected);
             }
@@ -449,6 +458,24 @@ impl Delivery {
     }
 
     fn shut(&mut self, reason: &str) {
+        self.note_not_now(reason);
+        if !self.window.is_shut() {
+            self.window = Window::Shut { again: tokio::time::Instant::now() + self.backoff.next() };
+        }
+    }
+
+    /// Puts a nacked message back, and shuts the window until it may be sent again.
+    fn nacked(&mut self, sequence: Sequence, reason: &str) {
+        self.note_not_now(reason);
+        let nacks = self.ring.nack(sequence);
+        // What was in flight together is nacked together: one step of the back-off for all of it.
+        if nacks > 1 || !matches!(self.window, Window::Nacked { .. }) {
+            let again = tokio::time::Instant::now() + self.backoff.after_nacks(nacks);
+            self.window = self.window.nacked(again);
+        }
+    }
+
+    fn note_not_now(&mut self, reason: &str) {
         self.metrics.broker_error(ErrorKind::NotNow);
         self.view.error(ErrorKind::NotNow, reason);
         self.note_connection(ConnectionState::Waiting);
@@ -457,9 +484,6 @@ impl Delivery {
                 broker = self.broker.name(),
                 "the broker rejects messages temporarily, backing off: {reason}"
             );
-        }
-        if !matches!(self.window, Window::Shut { .. }) {
-            self.window = Window::Shut { again: Instant::now() + self.backoff.next() };
         }
     }
 
@@ -543,19 +567,29 @@ impl Delivery {
         for (sequence, verdict) in verdicts.drain(..) {
             match verdict {
                 Verdict::Stored => {
-                    if let Some(taken) = self.ring.take(sequence, true) {
-                        self.settler.published(&taken, now, &self.metrics);
-                        self.backoff.reset();
-                    }
+                    let taken = self.ring.take(sequence, true);
+                    self.stored(taken, now);
+                }
+                Verdict::StoredAt(position) => {
+                    let taken = self.ring.take_at(sequence, position);
+                    self.stored(taken, now);
                 }
                 Verdict::Refused(refusal) => self.refuse(sequence, refusal),
                 Verdict::RetryLater(reason) => {
                     self.ring.defer(sequence);
                     self.shut(&reason);
                 }
+                Verdict::Nacked(reason) => self.nacked(sequence, &reason),
             }
         }
         self.verdicts = verdicts;
+    }
+
+    fn stored(&mut self, taken: Option<Removed>, now: Instant) {
+        if let Some(taken) = taken {
+            self.settler.published(&taken, now, &self.metrics);
+            self.backoff.reset();
+        }
     }
 }
 
@@ -571,9 +605,9 @@ enum Going {
     Finished,
 }
 
-async fn sleep_until(until: Option<Instant>) {
+async fn sleep_until(until: Option<tokio::time::Instant>) {
     match until {
-        Some(until) => tokio::time::sleep_until(until.into()).await,
+        Some(until) => tokio::time::sleep_until(until).await,
         None => std::future::pending().await,
     }
 }

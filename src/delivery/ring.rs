@@ -1,12 +1,15 @@
 //! The ordered ring of unsettled messages, oldest first: those to be sent next, and those that wait for a verdict.
 //!
 //! Pure bookkeeping; [`super::publish`] decides when to send and what follows from a verdict.
+//!
+//! Length: half of it are its tests.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crate::brokers::Sequence;
+use crate::brokers::{Position, Sequence};
+use crate::delivery::order::Undecided;
 use crate::event::{Event, Message};
 
 #[derive(Debug)]
@@ -29,8 +32,12 @@ struct RingEntry {
     attempts: u32,
     /// The broker refused it for now: a younger one may have overtaken it.
     deferred: bool,
+    /// The number of times it was nacked.
+    nacks: u32,
     /// The broker has it, or may have it: its session was lost before the verdict arrived.
     stored: bool,
+    /// Where the broker says that it stored it.
+    place: Option<u64>,
 }
 
 /// A message that was removed from the ring.
@@ -43,6 +50,8 @@ pub(super) struct Removed {
     pub(super) handed: Option<Instant>,
     /// It was stored after a younger one of its key, or may have been.
     pub(super) overtaken: bool,
+    /// How many older ones of its key, not counted before, turned out to be stored after it.
+    pub(super) overtook: usize,
 }
 
 /// The ring.
@@ -55,6 +64,7 @@ pub(super) struct Ring {
     cursor: usize,
     handed: usize,
     settled: usize,
+    undecided: Undecided,
 }
 
 impl Ring {
@@ -99,7 +109,9 @@ impl Ring {
             pair,
             attempts: 0,
             deferred: false,
+            nacks: 0,
             stored: false,
+            place: None,
         });
     }
 
@@ -142,6 +154,14 @@ impl Ring {
         }
     }
 
+    /// Puts a message back among those to be sent, because it was nacked; returns how often it has been so far.
+    pub(super) fn nack(&mut self, sequence: Sequence) -> u32 {
+        self.defer(sequence);
+        let Some(slot) = self.slot(sequence) else { return 0 };
+        slot.nacks = slot.nacks.saturating_add(1);
+        slot.nacks
+    }
+
     /// Removes a message because it is stored or refused; none if it is settled already.
     pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<Removed> {
         let slot = self.slot(sequence)?;
@@ -161,7 +181,46 @@ impl Ring {
         self.settled += 1;
         let overtaken = deferred && self.was_overtaken(sequence, &message);
         self.drop_gaps();
-        Some(Removed { message, pair, attempts, handed, overtaken })
+        Some(Removed { message, pair, attempts, handed, overtaken, overtook: 0 })
+    }
+
+    /// Takes a message out that is stored at a known place; none where it is settled already.
+    pub(super) fn take_at(&mut self, sequence: Sequence, position: Position) -> Option<Removed> {
+        let place = position.number;
+        let slot = self.slot(sequence)?;
+        slot.place = Some(place);
+        let (address, key) = (slot.address.clone(), slot.key.clone());
+        // What was sent once, in order, is where it belongs.
+        let overtaken = slot.attempts > 1 && self.is_behind_younger(sequence, place);
+        let overtook = if position.repeat { self.undecided.decide(place, &address, &key) } else { 0 };
+        let last = if overtaken { None } else { self.last_perhaps_stored(sequence) };
+        let removed = self.take(sequence, true)?;
+        if let Some(until) = last {
+            self.undecided.remember(place, &address, &key, until);
+        }
+        self.undecided.forget_below(self.first);
+        Some(Removed { overtaken, overtook, ..removed })
+    }
+
+    /// The younger slots of the same key as this one.
+    fn younger(&self, sequence: Sequence) -> impl DoubleEndedIterator<Item = (Sequence, &RingEntry)> {
+        let at = usize::try_from(sequence - self.first).unwrap_or(0);
+        let own = self.slots.get(at).map(|slot| (slot.address.clone(), slot.key.clone()));
+        let rest = self.slots.iter().enumerate().skip(at + 1);
+        rest.map(|(at, slot)| (self.first + at as Sequence, slot)).filter(move |(_, slot)| {
+            own.as_ref().is_some_and(|(address, key)| slot.address == *address && slot.key == *key)
+        })
+    }
+
+    fn is_behind_younger(&self, sequence: Sequence, place: u64) -> bool {
+        self.younger(sequence).any(|(_, slot)| slot.place.is_some_and(|other| other < place))
+    }
+
+    /// The youngest unsettled message of the same key that an earlier attempt may have stored.
+    fn last_perhaps_stored(&self, sequence: Sequence) -> Option<Sequence> {
+        let is_perhaps_stored =
+            |slot: &RingEntry| !matches!(slot.state, EntryState::Settled) && (slot.stored || slot.deferred);
+        self.younger(sequence).rfind(|(_, slot)| is_perhaps_stored(slot)).map(|(sequence, _)| sequence)
     }
 
     fn was_overtaken(&self, sequence: Sequence, message: &Message) -> bool {
@@ -282,6 +341,47 @@ mod tests {
         assert!(ring.take(0, true).unwrap().overtaken);
         assert!(!ring.take(2, true).unwrap().overtaken);
         assert_eq!((ring.span(), ring.begin()), (0, 3));
+    }
+
+    fn at(number: u64) -> Position {
+        Position { number, repeat: false }
+    }
+
+    fn again(number: u64) -> Position {
+        Position { number, repeat: true }
+    }
+
+    #[test]
+    fn knows_by_their_places_which_one_overtook() {
+        let mut ring = ring(4);
+        hand_all(&mut ring);
+        assert!(!ring.take_at(2, at(7)).unwrap().overtaken, "sent once, in order");
+        for sequence in [0, 1, 3] {
+            ring.defer(sequence);
+        }
+        hand_all(&mut ring);
+        assert!(
+            !ring.take_at(0, again(5)).unwrap().overtaken,
+            "stored by the first attempt, only its answer was lost"
+        );
+        assert!(ring.take_at(1, at(8)).unwrap().overtaken);
+        let last = ring.take_at(3, at(9)).unwrap();
+        assert_eq!((last.overtaken, last.overtook, ring.span()), (false, 0, 0));
+    }
+
+    #[test]
+    fn learns_later_that_one_was_overtaken_by_another_whose_answer_was_lost() {
+        let mut ring = ring(3);
+        hand_all(&mut ring);
+        ring.rewind();
+        hand_all(&mut ring);
+        let first = ring.take_at(0, at(9)).unwrap();
+        assert_eq!((first.overtaken, first.overtook), (false, 0), "not known yet");
+        assert_eq!(ring.take_at(1, again(5)).unwrap().overtook, 1, "it was before the first");
+        assert_eq!(ring.take_at(2, again(6)).unwrap().overtook, 0, "counted once");
+        ring.push(message("k"), 0);
+        hand_all(&mut ring);
+        assert_eq!(ring.take_at(3, again(1)).unwrap().overtook, 0, "forgotten with those it was about");
     }
 
     #[test]

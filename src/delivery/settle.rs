@@ -52,7 +52,7 @@ impl Settler {
             metrics.publish_duration(now.saturating_duration_since(handed));
         }
         metrics.delivery_duration(now.saturating_duration_since(taken.message.event.accepted));
-        if taken.overtaken {
+        for _ in 0..taken.overtook + usize::from(taken.overtaken) {
             metrics.out_of_order();
         }
         self.settlement.published.push(taken.pair);

@@ -60,6 +60,12 @@ struct World {
     poison: Option<&'static str>,
     /// Messages with this text in their id are refused.
     refused: Option<&'static str>,
+    /// Messages with this text in their id are nacked so often.
+    nacked: Option<(&'static str, usize)>,
+    /// Whether the session ends after a nack.
+    nacks_end_the_session: bool,
+    /// When each of the nacked messages was handed over.
+    tries: Vec<tokio::time::Instant>,
 }
 
 struct Scripted {
@@ -92,6 +98,7 @@ struct ScriptedSession {
     /// The messages with id and address.
     waiting: VecDeque<(Sequence, String, String)>,
     away: bool,
+    is_ended: bool,
     news: tokio::sync::Notify,
 }
 
@@ -127,6 +134,7 @@ impl Broker for Scripted {
             world: self.world.clone(),
             waiting: VecDeque::new(),
             away: false,
+            is_ended: false,
             news: tokio::sync::Notify::new(),
         };
         Ok((Box::new(session), Vec::new()))
@@ -161,6 +169,9 @@ impl Session for ScriptedSession {
     }
 
     async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
+        if self.is_ended {
+            return Err(SessionError::lost("cut"));
+        }
         while self.waiting.is_empty() || self.away {
             self.news.notified().await;
         }
@@ -173,6 +184,13 @@ impl Session for ScriptedSession {
         world.in_flight -= 1;
         if world.refused.is_some_and(|refused| id.contains(refused)) {
             into.push((sequence, Verdict::Refused(Refusal::new(RefusalReason::Unroutable, "no queue"))));
+            return Ok(());
+        }
+        if let Some((_, left)) = world.nacked.as_mut().filter(|(nacked, left)| id.contains(nacked) && *left > 0) {
+            *left -= 1;
+            world.tries.push(tokio::time::Instant::now());
+            into.push((sequence, Verdict::Nacked("nack".to_owned())));
+            self.is_ended = world.nacks_end_the_session;
             return Ok(());
         }
         match world.script.pop_front() {
@@ -416,6 +434,35 @@ fn takes_other_routes_at_the_next_connect_and_at_once() {
     let ended = run(World { script: [BrokerStep::Reroute].into(), ..World::default() }, &events(3, 1), 1, true);
     assert_eq!(ended.world.addresses, ["address 1"; 3]);
     assert!(ended.took < Duration::from_millis(20), "it backed off for {:?}", ended.took);
+}
+
+/// The most tries within any minute, and the time between the first two.
+fn tries(world: &World) -> (usize, Duration) {
+    let within = |from: &tokio::time::Instant| {
+        world.tries.iter().filter(|at| *at >= from && **at < *from + Duration::from_mins(1)).count()
+    };
+    (world.tries.iter().map(within).max().unwrap_or_default(), world.tries[1] - world.tries[0])
+}
+
+#[test]
+fn sends_a_nacked_message_at_most_six_times_a_minute_and_the_second_time_at_once() {
+    for nacks_end_the_session in [false, true] {
+        let world = World { nacked: Some(("n2.", 12)), nacks_end_the_session, ..World::default() };
+        let ended = run(world, &events(6, 1), 4, true);
+        let (most, second) = tries(&ended.world);
+        assert_eq!(most, 6, "a session ends after a nack: {nacks_end_the_session}");
+        assert!(second < Duration::from_secs(1), "{second:?}");
+        assert_eq!((ended.totals.published, ended.totals.mismatch()), (6, 0));
+        assert_eq!(ended.world.tries.len(), 12);
+    }
+}
+
+#[test]
+fn takes_one_step_of_the_back_off_for_what_is_nacked_together() {
+    let ended = run(World { nacked: Some(("n", 8)), ..World::default() }, &events(8, 1), 8, true);
+    let expected: Vec<String> = (0..8).map(|number| id(&format!("n{number}."))).collect();
+    assert_eq!(ended.world.stored, expected);
+    assert!(ended.took < Duration::from_millis(200), "it backed off for {:?}", ended.took);
 }
 
 fn step() -> impl Strategy<Value = BrokerStep> {

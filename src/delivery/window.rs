@@ -1,6 +1,6 @@
 //! The number of messages that may be in flight at the moment.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 use crate::brokers::Sequence;
 use crate::delivery::ring::Ring;
@@ -23,6 +23,11 @@ pub(super) enum Window {
         /// The time of the next attempt.
         again: Instant,
     },
+    /// None: a message was nacked. As `Shut`, but a new session does not end it.
+    Nacked {
+        /// When.
+        again: Instant,
+    },
 }
 
 impl Window {
@@ -36,7 +41,7 @@ impl Window {
         match self {
             Self::Open => max_in_flight,
             Self::One { .. } => 1,
-            Self::Shut { .. } => 0,
+            Self::Shut { .. } | Self::Nacked { .. } => 0,
         }
     }
 
@@ -45,15 +50,32 @@ impl Window {
         self == Self::Open
     }
 
-    /// Whether a message of this window may have closed a session.
-    pub(super) fn is_suspect(self) -> bool {
-        matches!(self, Self::One { suspect: true, .. })
+    /// Whether nothing is sent for now.
+    pub(super) fn is_shut(self) -> bool {
+        matches!(self, Self::Shut { .. } | Self::Nacked { .. })
+    }
+
+    /// The window after a nack whose message may be sent again then; others may have been nacked before.
+    pub(super) fn nacked(self, again: Instant) -> Self {
+        match self {
+            Self::Nacked { again: before } => Self::Nacked { again: again.max(before) },
+            _ => Self::Nacked { again },
+        }
+    }
+
+    /// The window of the next session, after one that was lost without a message to blame. A session that looked for
+    /// such a message leaves its suspects suspect, and a nacked message waits as long as it would have.
+    pub(super) fn after_loss(self) -> Self {
+        match self {
+            Self::One { suspect: true, .. } | Self::Nacked { .. } => self,
+            _ => Self::Open,
+        }
     }
 
     /// The time of the next attempt, if only time is waited for.
     pub(super) fn again(self, ring: &Ring) -> Option<Instant> {
         match self {
-            Self::Shut { again } if ring.handed() == 0 => Some(again),
+            Self::Shut { again } | Self::Nacked { again } if ring.handed() == 0 => Some(again),
             _ => None,
         }
     }
@@ -62,7 +84,9 @@ impl Window {
     pub(super) fn next(self, ring: &Ring) -> Option<Self> {
         match self {
             Self::One { until, .. } if ring.begin() >= until => Some(Self::Open),
-            Self::Shut { .. } if self.again(ring).is_some_and(|again| Instant::now() >= again) => {
+            Self::Shut { .. } | Self::Nacked { .. }
+                if self.again(ring).is_some_and(|again| Instant::now() >= again) =>
+            {
                 Some(Self::one(ring, false))
             }
             _ => None,

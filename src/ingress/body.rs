@@ -18,6 +18,12 @@ const DISCARD: Duration = Duration::from_secs(1);
 /// threshold is set at start (`app::memory`).
 pub(crate) const LARGE: usize = 64 << 10;
 
+/// The size of a memory page on most processors.
+const PAGE: usize = 4 << 10;
+
+/// The bytes that the C library keeps before an allocation in a mapping of its own.
+const MAPPING: usize = 16;
+
 /// The number of bytes that all bodies being read may take together.
 #[derive(Debug)]
 pub(super) struct Budget {
@@ -126,7 +132,7 @@ pub(super) async fn read(
         }
         if announced >= LARGE {
             // A mapping of its own: bytes that have not arrived take no memory.
-            share.grow(length)?;
+            share.grow(filled(length).min(announced))?;
             if bytes.capacity() == 0 {
                 bytes.reserve_exact(announced);
             }
@@ -147,7 +153,12 @@ fn grown(capacity: usize, length: usize, announced: usize, most: usize) -> usize
     (2 * capacity).min(end).max(length)
 }
 
-/// hyper reports broken framing as invalid input or data, and a closed connection as anything else.
+/// The memory that `length` bytes take in a mapping of their own, behind what the C library keeps there: whole pages.
+fn filled(length: usize) -> usize {
+    (length + MAPPING).next_multiple_of(PAGE)
+}
+
+/// hyper reports broken framing as invalid input or data, a closed connection as anything else.
 fn broken(error: &hyper::Error) -> BodyError {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {
@@ -173,6 +184,11 @@ mod tests {
         assert_eq!(grown(500, 600, 100_000, 1 << 20), 1000);
         assert_eq!(grown(500, 600, 700, 1 << 20), 700, "exact at the end");
         assert_eq!(grown(800, 900, 0, 1000), 1000, "chunks, without a length");
+    }
+
+    #[test]
+    fn counts_the_pages_of_a_large_body() {
+        assert_eq!([filled(1), filled(4_080), filled(4_081)], [4_096, 4_096, 8_192]);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::ingress::connections::ConnectionSlot;
 
 /// The largest single read. hyper's read buffer starts at 8 KiB and doubles only when a read fills it, so it keeps that
 /// size for everything but a large head.
-const READ: u64 = 8 * 1024 - 1;
+pub(super) const READ: usize = 8 * 1024 - 1;
 
 /// The number of first bytes of a request that are remembered: the HTTP/2 preface is 24 bytes long.
 const FIRST: usize = 24;
@@ -272,13 +272,33 @@ impl Drop for Discarding {
 /// The bytes of requests and answers, as hyper reads and writes them.
 #[derive(Debug)]
 pub(super) struct ObservedStream<S> {
-    stream: Take<S>,
+    bytes: Take<S>,
     connection: Rc<Connection>,
+    /// The bytes to be read again, before those of the stream.
+    again: Vec<u8>,
+    /// The number of these that have been.
+    again_read: usize,
 }
 
 impl<S: AsyncRead> ObservedStream<S> {
     pub(super) fn new(stream: S, connection: Rc<Connection>) -> Self {
-        Self { stream: stream.take(READ), connection }
+        Self { bytes: stream.take(READ as u64), connection, again: Vec::new(), again_read: 0 }
+    }
+
+    /// Puts back bytes that were read from it: they are read again, before all others.
+    pub(super) fn read_again(&mut self, bytes: Vec<u8>) {
+        (self.again, self.again_read) = (bytes, 0);
+    }
+
+    fn fill_again(&mut self, buffer: &mut ReadBuf<'_>) {
+        let left = &self.again[self.again_read..];
+        let length = left.len().min(READ).min(buffer.remaining());
+        buffer.put_slice(&left[..length]);
+        self.again_read += length;
+        if self.again_read == self.again.len() {
+            self.again = Vec::new();
+            self.again_read = 0;
+        }
     }
 }
 
@@ -289,8 +309,13 @@ impl<S: AsyncRead + Unpin> AsyncRead for ObservedStream<S> {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        self.stream.set_limit(READ);
-        let polled = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let polled = if self.again.is_empty() {
+            self.bytes.set_limit(READ as u64);
+            Pin::new(&mut self.bytes).poll_read(context, buffer)
+        } else {
+            self.fill_again(buffer);
+            Poll::Ready(Ok(()))
+        };
         let read = &buffer.filled()[before..];
         if !read.is_empty() {
             self.connection.read(read);
@@ -303,15 +328,15 @@ impl<S: AsyncRead + Unpin> AsyncRead for ObservedStream<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ObservedStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(self.stream.get_mut()).poll_write(context, bytes)
+        Pin::new(self.bytes.get_mut()).poll_write(context, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_flush(context)
+        Pin::new(self.bytes.get_mut()).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(self.stream.get_mut()).poll_shutdown(context)
+        Pin::new(self.bytes.get_mut()).poll_shutdown(context)
     }
 }
 

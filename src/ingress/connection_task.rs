@@ -1,21 +1,25 @@
-//! The task of one connection, plain or over TLS: the handshake, requests and answers, the time-outs, the end.
+//! The task of one connection, plain or over TLS: the handshake, the first head, requests and answers, the time-outs,
+//! the end.
 
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
+use tokio::time::Sleep;
 use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::server::TlsStream;
 
@@ -24,11 +28,9 @@ use crate::ingress::connection::{Connection, Discarded, ObservedStream, RequestP
 use crate::ingress::connections::Admission;
 use crate::ingress::current::ThreadView;
 use crate::ingress::handle::Sender;
+use crate::ingress::head::{FirstHead, HEAD_BYTES, detach};
 use crate::ingress::not_http::{self, Unreadable};
 use crate::ingress::tls::ServerTls;
-
-/// The largest head. That of a webhook is below 2 KiB; hyper's own limit is 400 KiB for each connection.
-const HEAD_BYTES: usize = 16 * 1024;
 
 /// The time for which the stop waits for the first byte of a connection that has sent none: a few round trips.
 const FIRST_BYTE: Duration = Duration::from_secs(2);
@@ -78,12 +80,69 @@ struct Timeouts {
     idle: Duration,
 }
 
-/// The end of the exchange of requests and answers.
-enum End {
-    /// The connection is closed, by whichever side.
-    Closed(Result<(), hyper::Error>),
+/// A stage of a connection: the wait for its first head, or the exchange of requests and answers.
+trait Stage {
+    type Output;
+
+    fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output>;
+
+    /// Ends the stage: at once where no request is under way, else behind the answer.
+    fn close(self: Pin<&mut Self>);
+}
+
+impl<S: AsyncRead + Unpin> Stage for FirstHead<'_, S> {
+    type Output = io::Result<Option<Vec<u8>>>;
+
+    fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.get_mut().poll_head(context)
+    }
+
+    fn close(self: Pin<&mut Self>) {
+        FirstHead::close(self.get_mut());
+    }
+}
+
+impl<C: GracefulConnection> Stage for C {
+    type Output = C::Output;
+
+    fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll(context)
+    }
+
+    fn close(self: Pin<&mut Self>) {
+        self.graceful_shutdown();
+    }
+}
+
+/// How a stage of a connection ended.
+enum End<O> {
+    /// By itself, or by whichever side closed the connection.
+    Ended(O),
     /// The head of a request took too long.
     TooSlow,
+}
+
+/// The one timer of a connection, moved only where an earlier end is due: requests that follow each other move none.
+struct Timer<'t> {
+    sleep: Pin<&'t mut Sleep>,
+    /// The time that it is set to; none once that has passed.
+    armed: Option<Instant>,
+}
+
+impl Timer<'_> {
+    fn poll_until(&mut self, at: Instant, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            if self.armed.is_none_or(|armed| at < armed) {
+                self.sleep.as_mut().reset(at.into());
+                self.armed = Some(at);
+            }
+            ready!(self.sleep.as_mut().poll(context));
+            self.armed = None;
+            if Instant::now() >= at {
+                return Poll::Ready(());
+            }
+        }
+    }
 }
 
 impl ConnectionTask {
@@ -151,12 +210,47 @@ impl ConnectionTask {
     ) where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let mut stream = TimeoutStream::new(ObservedStream::new(stream, connection.clone()));
+        let peer = self.peer;
+        let mut stream = ObservedStream::new(stream, connection.clone());
+        let armed = connection.since() + timeouts.head;
+        let mut timer = Timer { sleep: pin!(tokio::time::sleep_until(armed.into())), armed: Some(armed) };
+        let first = pin!(FirstHead::new(&mut stream));
+        match self.run(first, connection, timeouts, &mut timer).await {
+            End::Ended(Ok(Some(head))) => stream.read_again(head),
+            End::Ended(Ok(None)) => return,
+            End::Ended(Err(error)) => return tracing::debug!(%peer, "a connection ended: {error}"),
+            End::TooSlow => return too_slow(peer),
+        }
+        // Boxed: a connection takes the memory for hyper only now.
+        match Box::pin(self.serve_requests(stream, connection, tls, timeouts, &mut timer)).await {
+            End::Ended(Ok(())) => {}
+            End::Ended(Err(error)) if error.is_parse() => {
+                let too_large = error.is_parse_too_large();
+                self.thread.unreadable.head(peer, &connection.first(), too_large);
+            }
+            End::Ended(Err(error)) => tracing::debug!(%peer, "a connection ended: {error}"),
+            End::TooSlow => too_slow(peer),
+        }
+    }
+
+    async fn serve_requests<S>(
+        &self,
+        stream: ObservedStream<S>,
+        connection: &Rc<Connection>,
+        tls: Option<&ServerTls>,
+        timeouts: Timeouts,
+        timer: &mut Timer<'_>,
+    ) -> End<Result<(), hyper::Error>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + 'static,
+    {
+        let mut stream = TimeoutStream::new(stream);
         // A sender that does not read its answers must not keep a connection for ever.
         stream.set_write_timeout(Some(timeouts.head));
         let (peer, thread, of_request, tls) = (self.peer, &self.thread, connection, tls);
-        let service = service_fn(|request| {
+        let service = service_fn(|mut request| {
             let begun = of_request.begin_request();
+            detach(&mut request);
             let ingress = thread.local.now();
             // Boxed: hyper keeps room for it from the start of a connection, whether a request arrives or not.
             Box::pin(async move {
@@ -182,30 +276,23 @@ impl ConnectionTask {
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
         let served = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
-        match self.exchange(served, connection, timeouts).await {
-            End::Closed(Ok(())) => {}
-            End::Closed(Err(error)) if error.is_parse() => {
-                let too_large = error.is_parse_too_large();
-                self.thread.unreadable.head(peer, &connection.first(), too_large);
-            }
-            End::Closed(Err(error)) => tracing::debug!(%peer, "a connection ended: {error}"),
-            End::TooSlow => tracing::debug!(%peer, "a connection ended: the head of a request was too slow"),
-        }
+        self.run(served, connection, timeouts, timer).await
     }
 
-    async fn exchange<C>(&self, mut served: Pin<&mut C>, connection: &Connection, timeouts: Timeouts) -> End
-    where
-        C: hyper_util::server::graceful::GracefulConnection<Error = hyper::Error>,
-    {
-        // One timer, moved only when an earlier end is due: consecutive requests do not move it.
-        let mut timer = pin!(tokio::time::sleep_until((connection.since() + timeouts.head).into()));
-        let mut armed = Some(connection.since() + timeouts.head);
+    /// Runs a stage to its end, or until the connection is to be closed and that has ended it.
+    async fn run<G: Stage>(
+        &self,
+        mut stage: Pin<&mut G>,
+        connection: &Connection,
+        timeouts: Timeouts,
+        timer: &mut Timer<'_>,
+    ) -> End<G::Output> {
         let mut is_closing = false;
         poll_fn(|context| {
             self.place.slot().register(context.waker());
             loop {
-                if let Poll::Ready(ended) = served.as_mut().poll(context) {
-                    return Poll::Ready(End::Closed(ended));
+                if let Poll::Ready(ended) = stage.as_mut().poll_stage(context) {
+                    return Poll::Ready(End::Ended(ended));
                 }
                 if is_closing {
                     return Poll::Pending;
@@ -213,19 +300,7 @@ impl ConnectionTask {
                 match self.due(connection, timeouts) {
                     Due::Never => return Poll::Pending,
                     Due::Now => {}
-                    Due::At(at) => {
-                        if armed.is_none_or(|armed| at < armed) {
-                            timer.as_mut().reset(at.into());
-                            armed = Some(at);
-                        }
-                        if timer.as_mut().poll(context).is_pending() {
-                            return Poll::Pending;
-                        }
-                        armed = None;
-                        if Instant::now() < at {
-                            continue;
-                        }
-                    }
+                    Due::At(at) => ready!(timer.poll_until(at, context)),
                 }
                 if connection.phase() == RequestPhase::Head {
                     return Poll::Ready(End::TooSlow);
@@ -235,7 +310,7 @@ impl ConnectionTask {
                     connection.begin_head();
                 } else {
                     is_closing = true;
-                    served.as_mut().graceful_shutdown();
+                    stage.as_mut().close();
                 }
             }
         })
@@ -299,4 +374,8 @@ impl ConnectionTask {
         }
         drop(drain);
     }
+}
+
+fn too_slow(peer: SocketAddr) {
+    tracing::debug!(%peer, "a connection ended: the head of a request was too slow");
 }

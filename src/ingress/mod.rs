@@ -9,6 +9,7 @@ mod connections;
 mod current;
 mod deduplicate;
 mod handle;
+mod head;
 mod invalid;
 mod not_http;
 mod reply;

@@ -67,12 +67,6 @@ fn try_lock(directory: &Path) -> Result<File, StateError> {
     }
 }
 
-/// Whether a process holds the state directory at this moment.
-#[must_use]
-pub(crate) fn is_held(directory: &Path) -> bool {
-    matches!(try_lock(directory), Err(StateError::Locked(_)))
-}
-
 /// Gives a file to the owner of its directory: a command that root runs must leave no file that the daemon's user
 /// cannot read. If that is not possible, the daemon reports it when it opens the file.
 pub(crate) fn give_to_the_owner(file: &File, directory: &Path) {

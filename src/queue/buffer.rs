@@ -89,6 +89,16 @@ impl QueueState {
             !is_withdrawn
         });
         self.waiting = waiting;
+        let mut replays = std::mem::take(&mut self.replays);
+        replays.retain(|event| {
+            // Its letter stays: nothing has to be done on disk either.
+            let is_withdrawn = event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn());
+            if is_withdrawn {
+                withdraw(self, event);
+            }
+            !is_withdrawn
+        });
+        self.replays = replays;
     }
 
     fn has_room(&self, cost: usize) -> bool {
@@ -421,10 +431,10 @@ impl Buffer {
 
     /// Removes all waiting events that their senders withdrew.
     pub(crate) fn sweep(&self) {
-        if self.mode.ack != Ack::Published {
+        let mut state = self.lock();
+        if self.mode.ack != Ack::Published && state.replays.is_empty() {
             return;
         }
-        let mut state = self.lock();
         state.sweep();
         if Self::is_below_the_mark(&state) {
             state.full = false;
@@ -646,6 +656,20 @@ mod tests {
         let totals = snapshot.totals();
         assert_eq!((totals.lost, totals.held, totals.mismatch(), snapshot.bytes), (1, 1, 0, 513));
         assert!(!buffer.replay(vec![letter(1)]), "delivery has ended");
+    }
+
+    #[test]
+    fn lets_go_of_replayed_events_that_were_taken_back() {
+        let buffer = buffer(5, 1 << 20);
+        let (stays, goes) = (letter(1), letter(1));
+        let waiter = goes.waiter.clone().unwrap();
+        assert!(buffer.replay(vec![stays, goes]));
+        assert!(waiter.withdraw());
+        buffer.sweep();
+        let snapshot = buffer.snapshot();
+        let totals = snapshot.totals();
+        assert_eq!((totals.replayed, totals.withdrawn, totals.held, totals.mismatch()), (2, 1, 1, 0));
+        assert_eq!((snapshot.events, snapshot.bytes), (1, 513));
     }
 
     #[test]

@@ -78,7 +78,9 @@ impl<'a> Section<'a> {
         self.figment.get_metadata(tag).is_some_and(|metadata| metadata.name == environment::NAME)
     }
 
-    fn is_default(&self, key: &str) -> bool {
+    /// Whether nothing but the defaults gives this key.
+    #[must_use]
+    pub(crate) fn is_default(&self, key: &str) -> bool {
         let metadata = self.table.get(key).and_then(|value| self.figment.get_metadata(value.tag()));
         metadata.is_some_and(|metadata| metadata.name == defaults::NAME)
     }

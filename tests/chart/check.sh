@@ -79,6 +79,8 @@ schema_keeps_secrets_out() {
         typo "additional properties 'password' not allowed" --set settings.broker.kafka.password=a &&
         typo "'/settings/broker/rabbitmq/uri'" \
             --set settings.broker.rabbitmq.uri=amqps://user:password@rabbitmq &&
+        typo "'/settings/broker/rabbitmq/uris/0'" \
+            --set 'settings.broker.rabbitmq.uris={amqps://user:password@rabbitmq}' &&
         typo "'/settings/broker/nats/servers/0'" \
             --set 'settings.broker.nats.servers={nats://user:password@nats}'
 }

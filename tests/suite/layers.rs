@@ -93,7 +93,9 @@ fn allowed(part: &str) -> &'static [&'static str] {
         "admin" => {
             &["ingress", "dead_letters", "queue", "brokers", "metrics", "status", "event", "settings", "process"]
         }
-        "queue" | "dead_letters" | "brokers" => &["metrics", "status", "event", "settings", "process"],
+        // Replays go into the queue.
+        "dead_letters" => &["queue", "metrics", "status", "event", "settings", "process"],
+        "queue" | "brokers" => &["metrics", "status", "event", "settings", "process"],
         "metrics" => &["status", "event", "settings", "process"],
         "status" => &["metrics", "event", "settings", "process"],
         "event" | "process" => &["settings"],

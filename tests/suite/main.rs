@@ -6,6 +6,10 @@
 #[cfg(test)]
 mod admin;
 
+// Clusters of three: nodes that die, hang and restart, leaders that move, addresses that take nothing.
+#[cfg(test)]
+mod cluster;
+
 // The commands beside `serve`: their output and exit codes.
 #[cfg(test)]
 mod commands;
@@ -122,6 +126,10 @@ mod tls;
 // Plain words in code and pages: how doc lines start, and words that no line has.
 #[cfg(test)]
 mod words;
+
+// Requests about dead letters: what they touch, how they end, what stands in their way.
+#[cfg(test)]
+mod requests;
 
 // Daemon, brokers, proxy, load, oracle.
 #[cfg(test)]

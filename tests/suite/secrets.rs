@@ -63,8 +63,13 @@ fn shows_no_secret_in_errors_about_the_settings() {
         }
     }
     let uri = format!("amqp://user:{SECRET}@127.0.0.1:1/%2f/too/many?password={SECRET}");
-    let done = Setup::new(&Table::new("rabbitmq").text("uri", uri)).run(&["check", "--connect"]);
-    let text = said(&done);
-    assert!(!done.status.success(), "{text}");
-    assert_hidden("a uri", &text);
+    let uris = format!("[{uri:?}, \"amqp://user:{SECRET}@127.0.0.1:2/%2f/too/many\"]");
+    let one = Table::new("rabbitmq").text("uri", uri);
+    let several = Table::new("rabbitmq").raw("uris", uris).text("username", "user").text("password", SECRET);
+    for (what, table) in [("a uri", one), ("uris and a password", several)] {
+        let done = Setup::new(&table).run(&["check", "--connect"]);
+        let text = said(&done);
+        assert!(!done.status.success(), "{text}");
+        assert_hidden(what, &text);
+    }
 }

@@ -473,6 +473,10 @@ fn shows_no_secret_that_stands_in_the_wrong_place() {
         "[sources.plextrac]\nsecrets = [{ id = \"a\", valu = \"hunter2hunter2\" }]\n[broker.file]",
         "[sources.plextrac]\nsecret = \"hunter2hunter2\"\nunsigned = true\n[broker.file]",
         "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuri = \"amqp:/user:hunter2hunter2@host\"",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = [\"amqp://user:hunter2hunter2@host:x\"]",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = \"amqp://user:hunter2hunter2@host\"",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = [\"amqp://user:hunter2hunter2@a/v\", \"amqp://b/w\"]",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\npassword = [\"hunter2hunter2\"]",
         "[sources.a]\nunsigned = true\n[broker.nats]\nservers = [\"nats://user:hunter2hunter2@host:x\"]",
         "[sources.a]\nunsigned = true\n[broker.nats]\nservers = \"nats://user:hunter2hunter2@host:4222\"",
         "[sources.a]\nunsigned = true\n[broker.nats]\ntoken = [\"hunter2hunter2\"]",
@@ -657,6 +661,9 @@ const PROMISED: [(&str, &str); 17] = [
     (
         "broker.rabbitmq",
         "uri = \"amqp://guest:guest@localhost:5672/%2f\"
+        uris = []
+        username = \"\"
+        password = \"\"
         exchange = \"plextrac\"
         routing_key = \"{event}.{targetType}\"
         topology = \"declare\"

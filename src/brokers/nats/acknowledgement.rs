@@ -1,19 +1,20 @@
-//! What came back on the inbox for a message, as a verdict.
-//!
-//! Source of the numbers: the server's `errors.json`.
+//! What came back on the inbox for a message.
 
 use std::collections::BTreeMap;
 
 use async_nats::{Message, StatusCode};
 use serde_json::value::RawValue;
 
-use crate::brokers::{Refusal, RefusalReason, Verdict};
+use super::codes::{self, EventFault, Fault};
+use crate::brokers::{Position, Refusal, RefusalReason, Verdict};
 
 /// What an answer on the inbox says.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AckReply {
-    /// The stream's word.
-    Verdict(Verdict),
+    /// The stream has the message, at this place.
+    Stored(Position),
+    /// The stream, the server or the cluster does not take it.
+    Refused(Verdict),
     /// Nobody listens on this subject: gone, or never there?
     NobodyListens,
     /// Not from a stream: somebody else subscribed and replied.
@@ -24,9 +25,17 @@ pub(super) enum AckReply {
 pub(super) fn read(message: &Message, stream: &str) -> AckReply {
     match message.status {
         Some(StatusCode::NO_RESPONDERS) => AckReply::NobodyListens,
-        Some(_) => AckReply::Foreign,
+        Some(status) => read_status(status, &message.payload),
         None => read_payload(&message.payload, stream),
     }
+}
+
+/// A server that has no room for the message says so by a status; the error beside it says more.
+fn read_status(status: StatusCode, payload: &[u8]) -> AckReply {
+    let fields = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload).unwrap_or_default();
+    let error = fields.get("error").and_then(|error| Error::read(error.get()));
+    let verdict = error.map_or_else(|| Verdict::RetryLater(format!("status {status}")), Error::verdict);
+    AckReply::Refused(verdict)
 }
 
 fn read_payload(payload: &[u8], stream: &str) -> AckReply {
@@ -34,20 +43,23 @@ fn read_payload(payload: &[u8], stream: &str) -> AckReply {
     let Ok(fields) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload) else { return AckReply::Foreign };
     if let Some(error) = fields.get("error") {
         return match Error::read(error.get()) {
-            Some(error) => AckReply::Verdict(error.verdict()),
+            Some(error) => AckReply::Refused(error.verdict()),
             None => AckReply::Foreign,
         };
     }
-    // A duplicate is stored as well: `"duplicate": true` beside the same stream.
     let named = fields.get("stream").and_then(|name| serde_json::from_str::<String>(name.get()).ok());
-    if named.as_deref() == Some(stream) { AckReply::Verdict(Verdict::Stored) } else { AckReply::Foreign }
+    if named.as_deref() != Some(stream) {
+        return AckReply::Foreign;
+    }
+    // A repeat is stored as well, where it was the first time.
+    let number = fields.get("seq").and_then(|number| number.get().parse().ok()).unwrap_or(0);
+    let repeat = fields.get("duplicate").is_some_and(|repeat| repeat.get() == "true");
+    AckReply::Stored(Position { number, repeat })
 }
 
 /// The error object of JetStream's answers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Error {
-    /// As in HTTP.
-    pub(super) code: u64,
     /// What exactly.
     pub(super) number: u64,
     /// For people.
@@ -60,22 +72,18 @@ impl Error {
         let value: serde_json::Value = serde_json::from_str(json).ok()?;
         let number = |key| value.get(key).and_then(serde_json::Value::as_u64);
         let text = value.get("description").and_then(serde_json::Value::as_str).unwrap_or("no reason given");
-        Some(Self { code: number("code")?, number: number("err_code").unwrap_or(0), text: text.to_owned() })
+        number("code")?;
+        Some(Self { number: number("err_code").unwrap_or(0), text: text.to_owned() })
     }
 
     fn verdict(self) -> Verdict {
-        let Self { code, number, text } = self;
-        let reason = match (number, code) {
-            // 10077 store failed, full with discard new among it; 10023 resources, 10047 storage; 10158 the same id is
-            // being stored at this moment; 429 too many requests.
-            (10077 | 10023 | 10047 | 10158, _) | (_, 429 | 500..) => {
-                return Verdict::RetryLater(format!("{text} ({number})"));
-            }
-            (10054, _) => RefusalReason::TooLarge,
-            (10060, _) => RefusalReason::NoDestination,
-            _ => RefusalReason::Other,
-        };
-        Verdict::Refused(Refusal::new(reason, format!("{text} ({number})")))
+        let Self { number, text } = self;
+        let text = format!("{text} ({number})");
+        match codes::fault(number) {
+            Fault::Event(EventFault::TooLarge) => Verdict::Refused(Refusal::new(RefusalReason::TooLarge, text)),
+            Fault::AddressWrong => Verdict::Refused(Refusal::new(RefusalReason::NoDestination, text)),
+            Fault::AddressUnable | Fault::Broker => Verdict::RetryLater(text),
+        }
     }
 }
 
@@ -92,11 +100,16 @@ mod tests {
         verdict(&format!(r#"{{"error":{error},"stream":"S","seq":0}}"#))
     }
 
+    fn later(text: &str) -> AckReply {
+        AckReply::Refused(Verdict::RetryLater(text.to_owned()))
+    }
+
     #[test]
     fn takes_only_the_streams_own_word_as_stored() {
-        let stored = AckReply::Verdict(Verdict::Stored);
-        assert_eq!(verdict(r#"{"stream":"S","seq":1}"#), stored);
-        assert_eq!(verdict(r#"{"stream":"S","domain":"hub","seq":1,"duplicate":true}"#), stored);
+        let stored = |number, repeat| AckReply::Stored(Position { number, repeat });
+        assert_eq!(verdict(r#"{"stream":"S","seq":1}"#), stored(1, false));
+        assert_eq!(verdict(r#"{"stream":"S", "domain":"hub", "seq":7,"duplicate": true}"#), stored(7, true));
+        assert_eq!(verdict(r#"{"stream":"S","seq":2,"duplicate":false}"#), stored(2, false));
         for payload in ["", "{", "[]", "null", "{}", r#"{"seq":1}"#, r#"{"stream":"T","seq":1}"#, r#"{"error":1}"#]
         {
             assert_eq!(verdict(payload), AckReply::Foreign, "{payload}");
@@ -105,19 +118,37 @@ mod tests {
 
     #[test]
     fn tells_refusals_for_now_from_those_for_good() {
-        for (code, number) in
-            [(503, 10077), (503, 10023), (500, 10047), (409, 10158), (429, 10167), (503, 1), (500, 0)]
-        {
-            assert_eq!(error(code, number), AckReply::Verdict(Verdict::RetryLater(format!("why ({number})"))));
+        for (code, number) in [
+            (503, 10077),
+            (503, 10023),
+            (400, 10002),
+            (400, 10120),
+            (400, 10109),
+            (500, 10047),
+            (409, 10158),
+            (429, 10167),
+            (503, 10008),
+            (400, 10999),
+            (400, 0),
+        ] {
+            assert_eq!(error(code, number), later(&format!("why ({number})")));
         }
         for (code, number, reason) in [
             (400, 10054, RefusalReason::TooLarge),
+            (400, 10097, RefusalReason::TooLarge),
             (400, 10060, RefusalReason::NoDestination),
-            (400, 10109, RefusalReason::Other),
-            (404, 0, RefusalReason::Other),
         ] {
             let refused = Verdict::Refused(Refusal::new(reason, format!("why ({number})")));
-            assert_eq!(error(code, number), AckReply::Verdict(refused));
+            assert_eq!(error(code, number), AckReply::Refused(refused));
         }
+    }
+
+    #[test]
+    fn reads_an_answer_that_carries_a_status() {
+        let status = StatusCode::from_u16(429).unwrap();
+        let payload =
+            r#"{"error":{"code":429,"err_code":10167,"description":"too many requests"},"stream":"S","seq":0}"#;
+        assert_eq!(read_status(status, payload.as_bytes()), later("too many requests (10167)"));
+        assert_eq!(read_status(status, b""), later("status 429"));
     }
 }

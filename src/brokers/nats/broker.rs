@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::connection::NatsConnection;
+use super::connection::{NatsConnection, ServerTurn};
 use super::session::NatsSession;
 use super::settings::Settings;
+use super::stream;
 use super::topology::{self, KnownStream};
 use crate::brokers::{Broker, ConnectError, Encoding, Finding, Headers, Refusal, Session, Terms, Topology};
 use crate::event::Event;
@@ -17,6 +18,7 @@ pub(crate) struct Nats {
     settings: Settings,
     terms: Terms,
     headers: Headers,
+    turn: ServerTurn,
 }
 
 impl Nats {
@@ -24,13 +26,35 @@ impl Nats {
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         let headers = Headers::new(terms.headers, "ce-", "content-type", Encoding::Percent);
-        Self { settings: settings.clone(), terms: terms.clone(), headers }
+        Self { settings: settings.clone(), terms: terms.clone(), headers, turn: ServerTurn::default() }
+    }
+
+    async fn dial(&self) -> Result<NatsConnection, ConnectError> {
+        NatsConnection::dial(&self.settings, self.terms.max_in_flight, &self.turn).await
+    }
+
+    /// The stream that a session starts with, created where that is ours to do; and what is to be said of it.
+    async fn prepare(&self, connection: &mut NatsConnection) -> Result<(KnownStream, Vec<Finding>), ConnectError> {
+        let mut known = topology::look(connection, &self.settings).await?;
+        topology::able(&known, &self.settings)?;
+        let mut findings = Vec::new();
+        if matches!(known, KnownStream::Missing) {
+            match self.settings.topology {
+                Topology::Declare => {
+                    known = KnownStream::Stands(topology::create(connection, &self.settings).await?);
+                }
+                Topology::Check => return Err(topology::missing(connection.at(), &self.settings)),
+                Topology::Ignore => findings.push(Finding::Missing(topology::missing_text(&self.settings))),
+            }
+        }
+        findings.extend(self.findings(connection, &known));
+        Ok((known, findings))
     }
 
     fn findings(&self, connection: &NatsConnection, known: &KnownStream) -> Vec<Finding> {
         let (stream, mut findings) = match known {
             KnownStream::Stands(stream) => (Some(stream), topology::subjects_not_taken(stream, &self.settings)),
-            KnownStream::Missing | KnownStream::Unasked => (None, Vec::new()),
+            KnownStream::Missing | KnownStream::Unasked | KnownStream::Unknown => (None, Vec::new()),
         };
         findings.push(topology::sizes(connection.max_payload(), stream, &self.terms));
         findings
@@ -51,6 +75,10 @@ impl Nats {
             KnownStream::Unasked => Finding::Warning(format!(
                 "these credentials may not look at the stream {name}; nothing is known of it"
             )),
+            KnownStream::Unknown => {
+                let subject = stream::info_subject(name);
+                Finding::Warning(format!("nothing is known of the stream {name}: no answer to {subject}"))
+            }
         }
     }
 }
@@ -74,32 +102,30 @@ impl Broker for Nats {
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
-        let mut connection = NatsConnection::dial(&self.settings, self.terms.max_in_flight).await?;
-        let mut known = topology::look(&mut connection, &self.settings).await?;
-        let mut findings = Vec::new();
-        if matches!(known, KnownStream::Missing) {
-            match self.settings.topology {
-                Topology::Declare => {
-                    known = KnownStream::Stands(topology::create(&mut connection, &self.settings).await?);
-                }
-                Topology::Check => return Err(topology::missing(connection.at(), &self.settings)),
-                Topology::Ignore => findings.push(Finding::Missing(topology::missing_text(&self.settings))),
+        let mut connection = self.dial().await?;
+        let (known, findings) = match self.prepare(&mut connection).await {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                connection.leave();
+                return Err(error);
             }
-        }
-        findings.extend(self.findings(&connection, &known));
+        };
         let session = NatsSession::new(connection, &self.headers, &self.settings.stream, &known);
         Ok((Box::new(session), findings))
     }
 
     async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
-        let mut connection = NatsConnection::dial(&self.settings, self.terms.max_in_flight).await?;
+        let mut connection = self.dial().await?;
         let known = topology::look(&mut connection, &self.settings).await?;
         let version = &connection.server().version;
         let mut findings = vec![Finding::Good(format!("nats-server {version} at {}", connection.at()))];
-        if !matches!(known, KnownStream::Unasked) {
+        if !matches!(known, KnownStream::Unasked | KnownStream::Unknown) {
             findings.push(Finding::Good("JetStream is enabled for these credentials".to_owned()));
         }
         findings.push(self.state(&known));
+        if let Err(error) = topology::able(&known, &self.settings) {
+            findings.push(Finding::Warning(format!("{error}: events wait until that changes")));
+        }
         findings.extend(self.findings(&connection, &known));
         Ok(findings)
     }

@@ -4,7 +4,7 @@ use std::error::Error as _;
 use std::future::ready;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -32,11 +32,28 @@ const DIAL: Duration = Duration::from_secs(5);
 /// For one answer of JetStream while connecting.
 const REQUEST: Duration = Duration::from_secs(3);
 
+/// A question is put again after this: between two leaders nobody hears it.
+const AGAIN: Duration = Duration::from_millis(500);
+
 /// A stopped server is noticed at the third unanswered one.
 const PING: Duration = Duration::from_secs(3);
 
 /// The address given to the library so that its own reconnect fails immediately: port 1 of loopback refuses.
 const NOWHERE: &str = "nats://127.0.0.1:1";
+
+/// The server of the list that the next attempt starts with, by its place; shared with the connection that may move it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ServerTurn(Arc<AtomicUsize>);
+
+impl ServerTurn {
+    fn get(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn set(&self, place: usize) {
+        self.0.store(place, Ordering::Relaxed);
+    }
+}
 
 /// One live connection.
 pub(super) struct NatsConnection {
@@ -47,6 +64,9 @@ pub(super) struct NatsConnection {
     events: Arc<Events>,
     server: ServerInfo,
     at: String,
+    turn: ServerTurn,
+    /// Its place in the list of servers.
+    place: usize,
 }
 
 /// What became of something published.
@@ -72,14 +92,18 @@ pub(super) enum Unanswered {
 }
 
 impl NatsConnection {
-    /// Connects to the first server that takes us, for a window of so many messages.
-    pub(super) async fn dial(settings: &Settings, window: usize) -> Result<Self, ConnectError> {
+    /// Connects to the first server that takes us, from the one whose turn it is on, for a window of so many messages.
+    pub(super) async fn dial(settings: &Settings, window: usize, turn: &ServerTurn) -> Result<Self, ConnectError> {
         let deadline = Instant::now() + DIAL;
         let mut failures: Vec<ConnectError> = Vec::new();
-        for (at, server) in settings.servers.iter().enumerate() {
+        let (servers, first) = (&settings.servers, turn.get());
+        for tried in 0..servers.len() {
+            let place = (first + tried) % servers.len();
+            let Some(server) = servers.get(place) else { continue };
             let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(settings.servers.len() - at).unwrap_or(u32::MAX);
-            match timeout(share, Self::open(settings, server, window)).await {
+            let share = left / u32::try_from(servers.len() - tried).unwrap_or(u32::MAX);
+            turn.set(place);
+            match timeout(share, Self::open(settings, server, window, turn)).await {
                 Ok(Ok(connection)) => return Ok(connection),
                 Ok(Err(error)) => failures.push(error),
                 Err(_) => {
@@ -89,13 +113,19 @@ impl NatsConnection {
                 }
             }
         }
+        turn.set(first);
         let kinds = [ErrorKind::Authentication, ErrorKind::Tls];
         let kind = kinds.into_iter().find(|kind| failures.iter().any(|failure| failure.kind == *kind));
         let texts: Vec<String> = failures.into_iter().map(|failure| failure.text).collect();
         Err(ConnectError::new(kind.unwrap_or(ErrorKind::Connect), texts.join("; ")))
     }
 
-    async fn open(settings: &Settings, server: &Url, window: usize) -> Result<Self, ConnectError> {
+    async fn open(
+        settings: &Settings,
+        server: &Url,
+        window: usize,
+        turn: &ServerTurn,
+    ) -> Result<Self, ConnectError> {
         let at = redact(server.as_str());
         let failed = |kind, text: &str| ConnectError::new(kind, format!("{at}: {text}"));
         let events = Arc::new(Events::default());
@@ -111,7 +141,13 @@ impl NatsConnection {
         let inbox = client.new_inbox();
         let subscriber = client.subscribe(format!("{inbox}.*")).await.map_err(|_| ended())?;
         let server = client.server_info();
-        Ok(Self { client, inbox: subscriber, prefix: format!("{inbox}."), events, server, at })
+        let (turn, place) = (turn.clone(), turn.get());
+        Ok(Self { client, inbox: subscriber, prefix: format!("{inbox}."), events, server, at, turn, place })
+    }
+
+    /// This server leads nowhere at the moment: the next attempt starts with the one after it.
+    pub(super) fn leave(&self) {
+        self.turn.set(self.place + 1);
     }
 
     /// Which server it is, without secrets.
@@ -132,11 +168,6 @@ impl NatsConnection {
     /// The most bytes of headers and body together that the server takes.
     pub(super) fn max_payload(&self) -> usize {
         self.client.max_payload()
-    }
-
-    /// How many bytes came in so far: rises with every ping answered.
-    pub(super) fn bytes(&self) -> u64 {
-        self.client.statistics().in_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether the library still has its connection: what is published after that would vanish.
@@ -174,19 +205,24 @@ impl NatsConnection {
         message.subject.as_str().strip_prefix(self.prefix.as_str())
     }
 
-    /// Asks and waits for the answer, before there is any message. It proves too that the inbox works: a refused
-    /// subscription shows itself only by an event.
+    /// Asks and waits for the answer, before there is any message; a question without a payload is put again and again.
+    /// It proves too that the inbox works: a refused subscription shows itself only by an event.
     pub(super) async fn ask(&mut self, subject: &str, payload: Vec<u8>) -> Result<Message, Unanswered> {
         let deadline = Instant::now() + REQUEST;
         let silence = |kind, text: String| Unanswered::Silence(ConnectError::new(kind, text));
         let ended = format!("{}: the connection ended while connecting", self.at);
         // A late answer to an earlier question must not pass for this one's.
         let token = format!("a{}", fastrand::u64(..));
-        if !matches!(self.publish(subject, &token, None, payload.into()), Queued::Yes) {
-            return Err(silence(ErrorKind::Connect, ended));
-        }
+        let payload = Bytes::from(payload);
+        let mut again = Instant::now();
         let events = Arc::clone(&self.events);
         loop {
+            if Instant::now() >= again {
+                if !matches!(self.publish(subject, &token, None, payload.clone()), Queued::Yes) {
+                    return Err(silence(ErrorKind::Connect, ended));
+                }
+                again = if payload.is_empty() { Instant::now() + AGAIN } else { deadline };
+            }
             while let Some(violation) = events.violation() {
                 match violation {
                     Violation::Publish(forbidden) if forbidden == subject => return Err(Unanswered::Forbidden),
@@ -207,16 +243,17 @@ impl NatsConnection {
                     () = events.news.notified() => None,
                 }
             };
-            match timeout_at(deadline, answer).await {
+            match timeout_at(again.min(deadline), answer).await {
                 Ok(Some(Some(message))) if self.token(&message) == Some(token.as_str()) => return Ok(message),
                 Ok(Some(Some(_)) | None) if !events.ended() => {}
                 Ok(_) => {
                     let words = events.last_error().map(|words| format!(": {words}")).unwrap_or_default();
                     return Err(silence(ErrorKind::Connect, ended + &words));
                 }
+                Err(_) if Instant::now() < deadline => {}
                 Err(_) => {
-                    let seconds = REQUEST.as_secs();
-                    let text = format!("{}: no answer to {subject} within {seconds} s", self.at);
+                    // The same text from each server of a cluster: it is said once.
+                    let text = format!("no answer to {subject} within {} s", REQUEST.as_secs());
                     return Err(silence(ErrorKind::Connect, text));
                 }
             }

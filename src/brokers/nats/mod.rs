@@ -6,6 +6,7 @@
 mod acknowledgement;
 mod block;
 mod broker;
+mod codes;
 mod connection;
 mod events;
 mod outstanding;

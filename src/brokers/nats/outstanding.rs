@@ -1,21 +1,17 @@
-//! The messages handed over and not yet answered, by the number in their reply subject; and the time they waited.
+//! The messages handed over and not yet answered, by the number in their reply subject.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::brokers::Sequence;
-
-/// Above the ping interval and one look: a longer silence is the connection's, not a message's.
-const SILENCE: Duration = Duration::from_secs(4);
 
 /// One message without an answer.
 #[derive(Debug)]
 pub(super) struct Unacknowledged {
     pub(super) sequence: Sequence,
     pub(super) subject: Arc<str>,
-    /// The hearing's time when it was sent.
-    pub(super) sent: Duration,
+    pub(super) sent: Instant,
 }
 
 /// All of them, oldest first; numbers rise, so a late second answer finds nothing.
@@ -58,6 +54,13 @@ impl Outstanding {
         sequences
     }
 
+    /// Takes every message, oldest first.
+    pub(super) fn take_all(&mut self) -> Vec<Sequence> {
+        self.first = self.next();
+        self.count = 0;
+        self.waiting.drain(..).flatten().map(|waiting| waiting.sequence).collect()
+    }
+
     fn trim(&mut self) {
         while let Some(None) = self.waiting.front() {
             self.waiting.pop_front();
@@ -69,50 +72,13 @@ impl Outstanding {
         self.waiting.front()?.as_ref()
     }
 
+    /// Whether a message that was sent before this number is still unanswered.
+    pub(super) fn has_gap_below(&self, number: u64) -> bool {
+        self.first < number && !self.is_empty()
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.count == 0
-    }
-}
-
-/// Counts the time in which the server was there to answer: a stopped server or a cut stops the clock.
-#[derive(Debug)]
-pub(super) struct ResponsiveClock {
-    counted: Duration,
-    heard: Instant,
-    bytes: u64,
-}
-
-impl ResponsiveClock {
-    pub(super) fn new(now: Instant, bytes: u64) -> Self {
-        Self { counted: Duration::ZERO, heard: now, bytes }
-    }
-
-    /// Looks at the count of bytes received so far. Pings make it rise every 3 s on a sound connection.
-    pub(super) fn look(&mut self, now: Instant, bytes: u64) {
-        if bytes != self.bytes {
-            let gap = now.saturating_duration_since(self.heard);
-            if gap <= SILENCE {
-                self.counted += gap;
-            }
-            self.heard = now;
-            self.bytes = bytes;
-        }
-    }
-
-    /// Begins anew after a time in which nobody looked.
-    pub(super) fn resume(&mut self, now: Instant, bytes: u64) {
-        self.heard = now;
-        self.bytes = bytes;
-    }
-
-    /// The time a message sent now starts with: never before what is counted later.
-    pub(super) fn stamp(&self, now: Instant) -> Duration {
-        self.counted + now.saturating_duration_since(self.heard).min(SILENCE)
-    }
-
-    /// How long the server was there and did not answer something sent at `stamp`.
-    pub(super) fn since(&self, stamp: Duration) -> Duration {
-        self.counted.saturating_sub(stamp)
     }
 }
 
@@ -121,7 +87,7 @@ mod tests {
     use super::*;
 
     fn waiting(sequence: Sequence, subject: &str) -> Unacknowledged {
-        Unacknowledged { sequence, subject: subject.into(), sent: Duration::ZERO }
+        Unacknowledged { sequence, subject: subject.into(), sent: Instant::now() }
     }
 
     #[test]
@@ -157,28 +123,18 @@ mod tests {
     }
 
     #[test]
-    fn counts_no_silence_of_the_connection() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut hearing = ResponsiveClock::new(start, 0);
-        let stamp = hearing.stamp(start);
-        hearing.look(at(3), 6);
-        assert_eq!(hearing.since(stamp), Duration::from_secs(3));
-        hearing.look(at(10), 6);
-        assert_eq!(hearing.since(stamp), Duration::from_secs(3));
-        hearing.look(at(11), 12);
-        assert_eq!(hearing.since(stamp), Duration::from_secs(3), "eight silent seconds");
-        hearing.look(at(13), 18);
-        assert_eq!(hearing.since(stamp), Duration::from_secs(5));
-    }
-
-    #[test]
-    fn never_starts_a_message_too_early() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut hearing = ResponsiveClock::new(start, 0);
-        let stamp = hearing.stamp(at(2));
-        hearing.look(at(3), 6);
-        assert_eq!(hearing.since(stamp), Duration::from_secs(1));
+    fn sees_a_gap_below_what_was_answered_and_gives_up_all_at_once() {
+        let mut outstanding = Outstanding::default();
+        for sequence in 10..15 {
+            outstanding.push(waiting(sequence, "a"));
+        }
+        outstanding.take(0).unwrap();
+        assert!(!outstanding.has_gap_below(0), "nothing is below the first");
+        outstanding.take(3).unwrap();
+        assert!(outstanding.has_gap_below(3), "1 and 2 are");
+        assert_eq!(outstanding.take_all(), [11, 12, 14]);
+        assert!(outstanding.is_empty() && !outstanding.has_gap_below(3));
+        assert!(outstanding.take(1).is_none() && outstanding.take(4).is_none());
+        assert_eq!(outstanding.next(), 5);
     }
 }

@@ -1,4 +1,9 @@
 //! One session: messages out, verdicts in, and the signs that it is lost.
+//!
+//! Silence blames no message: the stream is looked at, and what is unanswered is sent again on this session, or the
+//! session is lost and the next one starts at another server.
+//!
+//! Length: what leads to the one answer, stored, refused, later or lost, is only understood side by side.
 
 use std::sync::Arc;
 use std::task::Poll;
@@ -13,17 +18,30 @@ use super::acknowledgement::{self, AckReply};
 use super::block::HeaderText;
 use super::connection::{NatsConnection, Queued};
 use super::events::Violation;
-use super::outstanding::{Outstanding, ResponsiveClock, Unacknowledged};
-use super::question::Question;
+use super::outstanding::{Outstanding, Unacknowledged};
+use super::question::{Answered, Doubt, Question};
 use super::stream::{self, StreamLook};
 use super::topology::KnownStream;
 use crate::brokers::{
-    Cause, ErrorKind, Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict,
+    Cause, ErrorKind, Headers, Position, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict,
 };
 use crate::event::Message;
 
-/// How long a message may go unanswered while the server is there; the library's own default for acknowledgements.
+/// How long a message may go unanswered before the stream is looked at; the library's own default for acknowledgements.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A stream acknowledges in the order in which it takes: once it acknowledged nothing for this long, what is missing
+/// below its last word has not arrived.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// How long answers that keep arriving are waited for while one below them is missing.
+const COLLECT: Duration = Duration::from_secs(1);
+
+/// How long nobody listens to a subject before that is its fault, where these credentials may not look at the stream.
+const UNHEARD: Duration = Duration::from_mins(1);
+
+/// Subjects remembered to which nobody listened; one forgotten waits longer.
+const UNHEARD_KEPT: usize = 64;
 
 /// How long a forbidden subject is taken for forbidden: permissions change by hand.
 const FORBIDDEN: Duration = Duration::from_secs(5);
@@ -32,7 +50,17 @@ const FORBIDDEN: Duration = Duration::from_secs(5);
 const FORBIDDEN_KEPT: usize = 64;
 
 /// How often clock and questions are looked at while something waits.
-const LOOK: Duration = Duration::from_millis(250);
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A message is unanswered below one that the stream has stored since.
+#[derive(Clone, Copy, Debug)]
+struct Gap {
+    /// The number of the stored one.
+    below: u64,
+    seen: Instant,
+    /// The last answer since.
+    heard: Instant,
+}
 
 /// One live connection to JetStream.
 pub(super) struct NatsSession {
@@ -41,9 +69,11 @@ pub(super) struct NatsSession {
     stream: String,
     may_ask: bool,
     outstanding: Outstanding,
-    hearing: ResponsiveClock,
     question: Question,
+    gap: Option<Gap>,
     forbidden: Vec<(String, Instant)>,
+    /// Subjects to which nobody listens, and since when.
+    unheard: Vec<(Arc<str>, Instant)>,
     look: Interval,
     lost: Option<SessionError>,
 }
@@ -54,14 +84,15 @@ impl NatsSession {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
-            hearing: ResponsiveClock::new(Instant::now(), connection.bytes()),
             connection,
             headers: headers.clone(),
             stream: stream.to_owned(),
             may_ask: !matches!(known, KnownStream::Unasked),
             outstanding: Outstanding::default(),
             question: Question::default(),
+            gap: None,
             forbidden: Vec::new(),
+            unheard: Vec::new(),
             look,
             lost: None,
         }
@@ -79,11 +110,17 @@ impl NatsSession {
         }
     }
 
+    /// This server leads nowhere: no message is to blame, and another server is asked first.
+    fn look_elsewhere(&mut self, why: impl Into<String>) {
+        self.connection.leave();
+        self.lose(SessionError::lost(why));
+    }
+
     fn lose_connection(&mut self) {
         let words = self.connection.events().last_error();
         let text = words
             .map_or_else(|| "the connection ended".to_owned(), |words| format!("the connection ended: {words}"));
-        self.lose(SessionError::lost(text));
+        self.look_elsewhere(text);
     }
 
     fn is_forbidden(&mut self, subject: &str) -> bool {
@@ -100,7 +137,10 @@ impl NatsSession {
         let events = Arc::clone(self.connection.events());
         while let Some(violation) = events.violation() {
             match violation {
-                Violation::Publish(subject) if subject == stream::info_subject(&self.stream) => self.cannot_ask(),
+                Violation::Publish(subject) if subject == stream::info_subject(&self.stream) => {
+                    self.may_ask = false;
+                    self.cannot_ask(into);
+                }
                 Violation::Publish(subject) => {
                     let sequences = self.outstanding.take_subject(&subject);
                     into.extend(
@@ -146,7 +186,8 @@ impl NatsSession {
         }
         let Ok(number) = token.parse() else { return };
         match acknowledgement::read(reply, &self.stream) {
-            AckReply::Verdict(verdict) => {
+            AckReply::Stored(position) => self.stored(number, position, into),
+            AckReply::Refused(verdict) => {
                 into.extend(self.outstanding.take(number).map(|waiting| (waiting.sequence, verdict)));
             }
             AckReply::NobodyListens => {
@@ -158,64 +199,115 @@ impl NatsSession {
         }
     }
 
-    fn take_look(&mut self, number: u64, look: StreamLook, into: &mut Vec<(Sequence, Verdict)>) {
-        if self.overdue().is_none() {
-            self.question.relieve();
+    fn stored(&mut self, number: u64, position: Position, into: &mut Vec<(Sequence, Verdict)>) {
+        let now = Instant::now();
+        let Some(waiting) = self.outstanding.take(number) else { return };
+        into.push((waiting.sequence, Verdict::StoredAt(position)));
+        self.unheard.retain(|(subject, _)| *subject != waiting.subject);
+        if let Some(gap) = &mut self.gap {
+            gap.heard = now;
+            gap.below = gap.below.max(number);
+        } else if !position.repeat && self.outstanding.has_gap_below(number) {
+            // A repeat is answered at once, before those that the stream has yet to store.
+            self.gap = Some(Gap { below: number, seen: now, heard: now });
         }
-        if let Err(lost) = self.question.answer(number, look, Instant::now(), into) {
-            self.lose(lost);
+        if self.gap.is_some_and(|gap| !self.outstanding.has_gap_below(gap.below)) {
+            self.gap = None;
         }
     }
 
-    /// The refusal for the oldest message, if its answer is overdue.
-    fn overdue(&self) -> Option<Refusal> {
+    fn take_look(&mut self, number: u64, look: StreamLook, into: &mut Vec<(Sequence, Verdict)>) {
+        if self.doubt(Instant::now()).is_none() {
+            self.question.relieve();
+        }
+        match self.question.answer(number, look, Instant::now(), into) {
+            Answered::Settled => {}
+            Answered::SendAgain => self.send_again(into),
+            Answered::Elsewhere(why) => self.look_elsewhere(why),
+        }
+    }
+
+    /// Hands back everything that is unanswered, oldest first.
+    fn send_again(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
+        let text = self.unanswered();
+        let sequences = self.outstanding.take_all();
+        into.extend(sequences.into_iter().map(|sequence| (sequence, Verdict::RetryLater(text.clone()))));
+        self.gap = None;
+    }
+
+    /// What is the matter, for people.
+    fn unanswered(&self) -> String {
+        let subject = self.outstanding.oldest().map_or("a message", |oldest| &*oldest.subject);
+        if self.gap.is_some() {
+            format!("no acknowledgement of {subject}, though later messages were stored")
+        } else {
+            format!("no acknowledgement of {subject} within {} s", ACK_TIMEOUT.as_secs())
+        }
+    }
+
+    /// Whether something is unanswered that should be answered by now.
+    fn doubt(&self, now: Instant) -> Option<Doubt> {
         let oldest = self.outstanding.oldest()?;
-        (self.hearing.since(oldest.sent) >= ACK_TIMEOUT).then(|| {
-            let text = format!("no acknowledgement of {} within {} s", oldest.subject, ACK_TIMEOUT.as_secs());
-            Refusal::new(RefusalReason::Other, text)
-        })
+        if now.duration_since(oldest.sent) >= ACK_TIMEOUT {
+            return Some(Doubt::Overdue);
+        }
+        let is_over = |gap: Gap| now.duration_since(gap.heard) >= QUIET || now.duration_since(gap.seen) >= COLLECT;
+        self.gap.is_some_and(is_over).then_some(Doubt::Gap)
     }
 
     fn look_at_clock(&mut self) {
-        self.hearing.look(Instant::now(), self.connection.bytes());
-        if let Some(refusal) = self.overdue() {
-            self.question.overdue(refusal);
+        let now = Instant::now();
+        if let Some(doubt) = self.doubt(now) {
+            self.question.doubt(doubt);
         }
-        if self.question.asked().is_some_and(|asked| self.hearing.since(asked) >= ACK_TIMEOUT) {
-            self.lose(SessionError::lost(format!("no answer about the stream {}", self.stream)));
+        if self.question.is_unanswered(now) {
+            self.look_elsewhere(format!("no answer about the stream {}", self.stream));
         }
     }
 
     /// Asks what is to be asked, if it is time.
-    fn ask(&mut self) {
+    fn ask(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         let now = Instant::now();
         let Some(number) = self.question.due(now) else { return };
         if !self.may_ask {
-            return self.cannot_ask();
+            return self.cannot_ask(into);
         }
         let subject = stream::info_subject(&self.stream);
         match self.connection.publish(&subject, &format!("q{number}"), None, Bytes::new()) {
-            Queued::Yes => self.question.ask(now, self.hearing.stamp(now)),
+            Queued::Yes => self.question.ask(now),
             // At the next look.
             Queued::Full => {}
             Queued::TooLarge | Queued::IllegalSubject | Queued::Ended => self.lose_connection(),
         }
     }
 
-    fn cannot_ask(&mut self) {
-        self.may_ask = false;
-        let error = self.overdue().map_or_else(
-            || {
-                let text = format!(
-                    "nobody takes an event's subject, and these credentials may not ask about the stream {}; permit {}",
-                    self.stream,
-                    stream::info_subject(&self.stream)
-                );
-                SessionError::lost(text)
-            },
-            SessionError::suspect,
-        );
-        self.lose(error);
+    /// Nothing can be learnt of the stream: what nobody listens to is tried again, and refused once that lasts for longer
+    /// than any election; what is unanswered is sent again by another session.
+    fn cannot_ask(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
+        let now = Instant::now();
+        for (sequence, subject) in self.question.give_up() {
+            let known = self.unheard.iter().find(|(unheard, _)| *unheard == subject).map(|(_, since)| *since);
+            if known.is_none() {
+                if self.unheard.len() == UNHEARD_KEPT {
+                    self.unheard.remove(0);
+                }
+                self.unheard.push((Arc::clone(&subject), now));
+            }
+            let text = format!(
+                "nobody takes {subject}, and these credentials may not ask about the stream {}; permit {}",
+                self.stream,
+                stream::info_subject(&self.stream)
+            );
+            let verdict = if known.is_some_and(|since| now.duration_since(since) >= UNHEARD) {
+                Verdict::Refused(Refusal::new(RefusalReason::Unroutable, text))
+            } else {
+                Verdict::RetryLater(text)
+            };
+            into.push((sequence, verdict));
+        }
+        if self.question.is_open() {
+            self.look_elsewhere(self.unanswered());
+        }
     }
 }
 
@@ -246,16 +338,12 @@ impl Session for NatsSession {
         if size > most {
             return too_large();
         }
-        let now = Instant::now();
-        if self.is_idle() {
-            self.hearing.resume(now, self.connection.bytes());
-        }
         let token = self.outstanding.next().to_string();
         let body = Bytes::copy_from_slice(&message.event.body);
         match self.connection.publish(&message.address, &token, Some(block.map), body) {
             Queued::Yes => {
                 let subject = Arc::clone(&message.address);
-                self.outstanding.push(Unacknowledged { sequence, subject, sent: self.hearing.stamp(now) });
+                self.outstanding.push(Unacknowledged { sequence, subject, sent: Instant::now() });
                 Sent::Taken
             }
             Queued::Full => Sent::RetryLater("the connection takes no more at the moment".to_owned()),
@@ -271,6 +359,11 @@ impl Session for NatsSession {
         }
     }
 
+    /// Nothing is sent behind a message that may have to be sent again.
+    fn takes_more(&self) -> bool {
+        self.gap.is_none() && !self.question.is_open()
+    }
+
     async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
         let before = into.len();
         loop {
@@ -278,7 +371,7 @@ impl Session for NatsSession {
             self.take_events(into);
             self.take_replies(into);
             if self.lost.is_none() {
-                self.ask();
+                self.ask(into);
             }
             if into.len() > before {
                 return Ok(());

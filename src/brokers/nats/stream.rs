@@ -2,6 +2,8 @@
 //!
 //! Source: <https://docs.nats.io/reference/reference-protocols/nats_api_reference>.
 
+use std::time::Duration;
+
 use async_nats::{Message, StatusCode};
 use serde_json::{Value, json};
 
@@ -14,6 +16,9 @@ const NOT_FOUND: u64 = 10059;
 
 /// JetStream is off: for the server, for this account.
 const NOT_ENABLED: [u64; 2] = [10076, 10039];
+
+/// Replicas and leader speak once a second: one that was not heard for longer hangs, or cannot be reached.
+const ACTIVE: Duration = Duration::from_secs(2);
 
 /// What a look at a stream found.
 #[derive(Debug, PartialEq, Eq)]
@@ -36,6 +41,9 @@ pub(super) struct StreamLimits {
     pub(super) max_message: Option<usize>,
     /// Why nothing can be published to it so that the bridge knows, if so.
     pub(super) useless: Option<&'static str>,
+    /// Why the cluster stores nothing in it at the moment, if so. A leader that has lost its majority answers for many
+    /// seconds as if nothing were the matter.
+    pub(super) unable: Option<String>,
 }
 
 impl StreamLimits {
@@ -108,7 +116,28 @@ fn read_payload(payload: &[u8]) -> StreamLook {
         } else {
             None
         },
+        unable: unable(config, answer.get("cluster")),
     })
+}
+
+/// Why a stream of these replicas stores nothing: no leader, or fewer replicas than a majority. A server without a
+/// cluster says nothing of it.
+fn unable(config: &Value, cluster: Option<&Value>) -> Option<String> {
+    let cluster = cluster?;
+    let leader = cluster.get("leader").and_then(Value::as_str).unwrap_or_default();
+    if leader.is_empty() {
+        return Some("has no leader".to_owned());
+    }
+    let replicas = config.get("num_replicas").and_then(Value::as_u64).unwrap_or(1);
+    let flag = |replica: &Value, key| replica.get(key).and_then(Value::as_bool).unwrap_or(false);
+    let is_active = |replica: &&Value| {
+        let heard = replica.get("active").and_then(Value::as_u64).map(Duration::from_nanos);
+        heard.is_some_and(|heard| heard < ACTIVE) && !flag(replica, "offline") && !flag(replica, "pending")
+    };
+    let others = cluster.get("replicas").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    // The leader is not among them.
+    let active = 1 + others.iter().filter(is_active).count() as u64;
+    (active < replicas / 2 + 1).then(|| "has a leader, but no majority of its replicas answers it".to_owned())
 }
 
 #[cfg(test)]
@@ -128,12 +157,41 @@ mod tests {
             br#"{"config":{"name":"S","subjects":["a.>","b"],"max_msg_size":-1,"sealed":false},"state":{"messages":1}}"#,
         );
         let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
-        assert_eq!((stream.max_message, stream.useless), (None, None));
+        assert_eq!((stream.max_message, stream.useless, stream.unable.as_deref()), (None, None, None));
         assert!(stream.takes("a.x.y") && stream.takes("b") && !stream.takes("b.c") && !stream.takes("a"));
         let look = read_payload(br#"{"config":{"max_msg_size":100,"no_ack":true}}"#);
         let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
         assert_eq!(stream.max_message, Some(100));
         assert!(stream.useless.is_some() && !stream.takes("a"));
+    }
+
+    fn unable_with(replicas: u64, cluster: &str) -> Option<String> {
+        let look = read_payload(
+            format!(r#"{{"config":{{"subjects":["a"],"num_replicas":{replicas}}},"cluster":{cluster}}}"#)
+                .as_bytes(),
+        );
+        let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
+        stream.unable
+    }
+
+    #[test]
+    fn believes_a_leader_only_with_a_majority_of_active_replicas() {
+        let with = |active: [u64; 2], more: &str| {
+            let replica = |ms: u64| format!(r#"{{"name":"n","current":true,"active":{}{more}}}"#, ms * 1_000_000);
+            format!(r#"{{"leader":"n1","replicas":[{},{}]}}"#, replica(active[0]), replica(active[1]))
+        };
+        assert_eq!(unable_with(3, &with([500, 500], "")), None);
+        assert_eq!(unable_with(3, &with([500, 9000], "")), None, "two of three");
+        let few = Some("has a leader, but no majority of its replicas answers it".to_owned());
+        assert_eq!(unable_with(3, &with([2000, 9000], "")), few);
+        assert_eq!(unable_with(3, &with([500, 500], r#","offline":true"#)), few);
+        assert_eq!(unable_with(3, &with([0, 0], r#","pending":true"#)), few);
+        assert_eq!(unable_with(5, &with([500, 500], "")), None, "three of five");
+        assert_eq!(unable_with(2, r#"{"leader":"n1","replicas":[]}"#), few);
+        assert_eq!(unable_with(1, r#"{"leader":"n1"}"#), None);
+        let none = Some("has no leader".to_owned());
+        assert_eq!(unable_with(3, r#"{"leader":"","replicas":[]}"#), none);
+        assert_eq!(unable_with(3, r#"{"name":"c"}"#), none);
     }
 
     #[test]

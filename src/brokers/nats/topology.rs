@@ -15,6 +15,8 @@ pub(super) enum KnownStream {
     Missing,
     /// These credentials may not ask.
     Unasked,
+    /// There was no answer.
+    Unknown,
 }
 
 /// Looks at the stream.
@@ -34,7 +36,7 @@ pub(super) async fn look(
                 && error.kind == ErrorKind::Connect
                 && connection.is_open() =>
         {
-            return Ok(KnownStream::Unasked);
+            return Ok(KnownStream::Unknown);
         }
         Err(Unanswered::Silence(error)) => return Err(error),
     };
@@ -70,6 +72,16 @@ pub(super) async fn create(
     }
 }
 
+/// The error where the cluster stores nothing in the stream at the moment: the same text from each server of it.
+pub(super) fn able(known: &KnownStream, settings: &Settings) -> Result<(), ConnectError> {
+    match known {
+        KnownStream::Stands(StreamLimits { unable: Some(why), .. }) => {
+            Err(ConnectError::new(ErrorKind::NotNow, format!("the stream {} {why}", settings.stream)))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// The error where a missing stream is not ours to create.
 pub(super) fn missing(at: &str, settings: &Settings) -> ConnectError {
     let text = format!("{at}: {}", missing_text(settings));
@@ -91,7 +103,7 @@ fn known(look: StreamLook, at: &str, settings: &Settings) -> Result<KnownStream,
         StreamLook::Missing => Ok(KnownStream::Missing),
         StreamLook::NoJetStream(why) => Err(no_jetstream(at, &why)),
         StreamLook::Unclear(why) => {
-            Err(ConnectError::new(ErrorKind::Connect, format!("{at}: cannot look at the stream {name}: {why}")))
+            Err(ConnectError::new(ErrorKind::Connect, format!("cannot look at the stream {name}: {why}")))
         }
     }
 }
@@ -164,7 +176,7 @@ mod tests {
 
     fn stream(subjects: &[&str], max_message: Option<usize>) -> StreamLimits {
         let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
-        StreamLimits { subjects, max_message, useless: None }
+        StreamLimits { subjects, max_message, useless: None, unable: None }
     }
 
     #[test]

@@ -4,12 +4,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lapin::options::ConfirmSelectOptions;
-use lapin::{Channel, Connection};
+use lapin::Channel;
 use tokio::time::timeout;
 
 use crate::brokers::rabbitmq::Settings;
-use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe};
+use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe, open_channel};
 use crate::brokers::rabbitmq::destinations::Destinations;
 use crate::brokers::rabbitmq::session::RabbitmqSession;
 use crate::brokers::rabbitmq::topology::{Exchanges, lock};
@@ -38,6 +37,8 @@ pub(crate) struct Rabbitmq {
     plan: Arc<Exchanges>,
     known: Arc<Mutex<Destinations>>,
     kept: IdleConnection,
+    /// Where the next attempt to connect starts.
+    turn: usize,
 }
 
 impl Rabbitmq {
@@ -50,22 +51,23 @@ impl Rabbitmq {
             plan: Arc::new(Exchanges::new(settings)),
             known: Arc::default(),
             kept: IdleConnection::default(),
+            turn: 0,
         }
     }
 
     /// The connection kept from the last session, if it still answers, else a new one; with a channel that confirms.
-    async fn link(&self) -> Result<(Link, Channel), ConnectError> {
+    async fn link(&mut self) -> Result<(Link, Channel), ConnectError> {
         if let Some(link) = self.kept.take().filter(Link::is_alive)
-            && let Ok(Ok(channel)) = timeout(Duration::from_secs(1), channel(&link.connection)).await
+            && let Ok(Ok(channel)) = timeout(Duration::from_secs(1), open_channel(&link.connection)).await
         {
             return Ok((link, channel));
         }
         // It may have been restarted with another limit.
         lock(&self.known).forget_limit();
-        let link = Link::open(&self.settings).await?;
-        let channel = timeout(ATTEMPT, channel(&link.connection)).await.map_err(|_| self.silent())?;
+        let link = Link::open(&self.settings, &mut self.turn).await?;
+        let channel = timeout(ATTEMPT, open_channel(&link.connection)).await.map_err(|_| self.silent())?;
         let channel = channel.map_err(|error| {
-            let text = format!("{}: cannot open a channel: {}", self.location(), describe(&error));
+            let text = format!("{}: cannot open a channel: {}", link.location, describe(&error));
             ConnectError::new(ErrorKind::Connect, text)
         })?;
         Ok((link, channel))
@@ -75,12 +77,6 @@ impl Rabbitmq {
         let text = format!("{}: connected, but no answer within {} s", self.location(), ATTEMPT.as_secs());
         ConnectError::new(ErrorKind::Connect, text)
     }
-}
-
-async fn channel(connection: &Connection) -> lapin::Result<Channel> {
-    let channel = connection.create_channel().await?;
-    channel.confirm_select(ConfirmSelectOptions::default()).await?;
-    Ok(channel)
 }
 
 #[async_trait]
@@ -120,7 +116,7 @@ impl Broker for Rabbitmq {
 
     async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
         let (link, _channel) = self.link().await?;
-        let mut findings = vec![Finding::Good(format!("{} answers and takes the credentials", self.location()))];
+        let mut findings = vec![Finding::Good(format!("{} answers and takes the credentials", link.location))];
         let inspected = timeout(ATTEMPT, self.plan.inspect(&link.connection)).await;
         findings.extend(inspected.unwrap_or_else(|_| Err(self.silent()))?);
         link.close(ATTEMPT).await;

@@ -5,21 +5,23 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
+use lapin::options::ConfirmSelectOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError};
 use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
 use lapin::types::{LongString, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
-use lapin::{Connection, ConnectionProperties, Event};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
 use crate::brokers::rabbitmq::Settings;
+use crate::brokers::rabbitmq::dial::{self, Reached};
 use crate::brokers::{ConnectError, ErrorKind};
 
 /// A broker that does not answer for so long is as good as away; the caller tries again.
@@ -34,6 +36,8 @@ type ConnectionEvents = Pin<Box<dyn Stream<Item = Event> + Send>>;
 /// and socket until the alarm ends, but a runtime that is shut down takes them along.
 pub(super) struct Link {
     pub(super) connection: Arc<Connection>,
+    /// The URI of the host, without secrets.
+    pub(super) location: String,
     /// The library's queue of events is shared by all who listen: there is one listener.
     events: ConnectionEvents,
     /// Why the broker reads nothing at the moment.
@@ -69,37 +73,34 @@ pub(super) enum News {
 }
 
 impl Link {
-    /// Connects and logs in.
-    pub(super) async fn open(settings: &Settings) -> Result<Self, ConnectError> {
-        let failed = |kind, text: String| ConnectError::new(kind, format!("{}: {text}", settings.location()));
-        let uri = settings.uri().map_err(|text| failed(ErrorKind::Connect, text))?;
-        let tls = AmqpTls::read(settings, &uri).map_err(|text| failed(ErrorKind::Tls, text))?;
+    /// Connects and logs in; `turn` says where this attempt starts, and then where the next one does.
+    pub(super) async fn open(settings: &Settings, turn: &mut usize) -> Result<Self, ConnectError> {
+        let all = settings.location();
+        let failed = |kind, location: &str, text: String| ConnectError::new(kind, format!("{location}: {text}"));
+        let uris = settings.uris().map_err(|text| failed(ErrorKind::Connect, &all, text))?;
+        let tls = AmqpTls::read(settings, &uris).map_err(|text| failed(ErrorKind::Tls, &all, text))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("rabbitmq")
             .enable_all()
             .build()
-            .map_err(|error| failed(ErrorKind::Connect, format!("cannot start a thread: {error}")))?;
+            .map_err(|error| failed(ErrorKind::Connect, &all, format!("cannot start a thread: {error}")))?;
         // From here on dropping this future ends the runtime in the background.
         let mut runtime = Unfinished(Some(runtime));
-        let user = uri.authority.userinfo.username.clone();
-        let connecting = runtime.0.as_ref().map(|runtime| runtime.spawn(connect(uri, tls)));
-        let Some(connecting) = connecting else { return Err(failed(ErrorKind::Connect, "no runtime".to_owned())) };
-        let connected = match timeout(ATTEMPT, connecting).await {
-            Ok(Ok(connected)) => connected,
-            Ok(Err(_)) => return Err(failed(ErrorKind::Connect, "the connecting task ended".to_owned())),
-            Err(_) => {
-                let text = format!("no answer within {} s; is this an AMQP port?", ATTEMPT.as_secs());
-                return Err(failed(ErrorKind::Connect, text));
-            }
-        };
+        let connecting = runtime.0.as_ref().map(|runtime| runtime.spawn(connect(uris.clone(), tls, *turn)));
+        let ended = || failed(ErrorKind::Connect, &all, "the connecting task ended".to_owned());
+        let (host, connected) = connecting.ok_or_else(ended)?.await.map_err(|_| ended())?;
+        *turn = dial::next(*turn, uris.len(), host);
+        let location = host.map_or_else(|| all.clone(), |host| settings.location_of(host));
+        let user = host.and_then(|host| uris.get(host)).map_or("", |uri| &uri.authority.userinfo.username);
         let connection = connected.map_err(|error| {
-            let (kind, text) = explain(&error, &user);
-            failed(kind, text)
+            let (kind, text) = error.explain(user);
+            failed(kind, &location, text)
         })?;
         let events = Box::pin(connection.events_listener());
         Ok(Self {
             connection: Arc::new(connection),
+            location,
             events,
             blocked: None,
             alarms_ended: 0,
@@ -160,6 +161,13 @@ impl Link {
     }
 }
 
+/// Opens a channel that confirms.
+pub(super) async fn open_channel(connection: &Connection) -> lapin::Result<Channel> {
+    let channel = connection.create_channel().await?;
+    channel.confirm_select(ConfirmSelectOptions::default()).await?;
+    Ok(channel)
+}
+
 /// A runtime must not be dropped where blocking is forbidden; this one ends in the background.
 struct Unfinished(Option<Runtime>);
 
@@ -179,8 +187,8 @@ struct AmqpTls {
 }
 
 impl AmqpTls {
-    fn read(settings: &Settings, uri: &AMQPUri) -> Result<Option<Self>, String> {
-        if uri.scheme == AMQPScheme::AMQP {
+    fn read(settings: &Settings, uris: &[AMQPUri]) -> Result<Option<Self>, String> {
+        if uris.iter().all(|uri| uri.scheme == AMQPScheme::AMQP) {
             return Ok(None);
         }
         let roots = settings.ca_file.as_deref().map(|path| certificates("ca_file", path)).transpose()?;
@@ -221,19 +229,74 @@ fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 #[error("{0}")]
 struct TlsError(io::Error);
 
-async fn connect(uri: AMQPUri, tls: Option<AmqpTls>) -> lapin::Result<Connection> {
-    let properties = ConnectionProperties::default().with_connection_name(LongString::from("plextrac-bridge"));
-    let runtime = lapin::runtime::default_runtime()?;
-    let dial = async move |uri: AMQPUri, runtime| {
-        let host = uri.authority.host.as_str();
-        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, uri.authority.port)).await?.collect();
-        let stream = AsyncTcpStream::connect(&runtime, addresses).await?;
-        let Some(tls) = &tls else { return Ok(stream) };
+/// Why there is no connection.
+enum ConnectFailure {
+    /// No address takes a TCP connection.
+    Unreachable(Vec<String>),
+    /// One does, and then says nothing.
+    Silent,
+    /// It does not let us in.
+    Refused(lapin::Error),
+}
+
+impl ConnectFailure {
+    /// Which kind of error it is, and what to do about it.
+    fn explain(&self, user: &str) -> (ErrorKind, String) {
+        match self {
+            Self::Unreachable(failures) => {
+                let failures = failures.join("; ");
+                (ErrorKind::Connect, format!("cannot connect: {failures}; is the broker running there?"))
+            }
+            Self::Silent => {
+                let text = format!("no answer within {} s; is this an AMQP port?", ATTEMPT.as_secs());
+                (ErrorKind::Connect, text)
+            }
+            Self::Refused(error) => explain(error, user),
+        }
+    }
+}
+
+/// Connects to the first host that takes a TCP connection, and logs in there; returns which one that was.
+async fn connect(
+    uris: Vec<AMQPUri>,
+    tls: Option<AmqpTls>,
+    turn: usize,
+) -> (Option<usize>, Result<Connection, ConnectFailure>) {
+    let runtime = match lapin::runtime::default_runtime() {
+        Ok(runtime) => runtime,
+        Err(error) => return (None, Err(ConnectFailure::Refused(error))),
+    };
+    let hosts: Vec<_> = uris.iter().map(|uri| (uri.authority.host.clone(), uri.authority.port)).collect();
+    let open = |address: SocketAddr| {
+        let runtime = runtime.clone();
+        async move { AsyncTcpStream::connect(&runtime, address).await }
+    };
+    let (host, stream) = match dial::reach(&hosts, turn, resolve, open).await {
+        Ok(Reached { host, stream }) => (host, stream),
+        Err(failures) => return (None, Err(ConnectFailure::Unreachable(failures))),
+    };
+    let stream = Mutex::new(Some(stream));
+    let secure = async move |uri: AMQPUri, _| {
+        let stream = stream.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let stream = stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+        let Some(tls) = tls.as_ref().filter(|_| uri.scheme == AMQPScheme::AMQPS) else { return Ok(stream) };
         let failed = |error| io::Error::other(TlsError(error));
         let connector = tls.connector().map_err(failed)?;
-        Ok(stream.into_rustls(&connector, host).await.map_err(failed)?)
+        Ok(stream.into_rustls(&connector, &uri.authority.host).await.map_err(failed)?)
     };
-    Connection::connector(uri, runtime, dial, properties).await
+    let properties = ConnectionProperties::default().with_connection_name(LongString::from("plextrac-bridge"));
+    let connecting = Connection::connector(uris[host].clone(), runtime, secure, properties);
+    let connected = match timeout(ATTEMPT, connecting).await {
+        Ok(connected) => connected.map_err(ConnectFailure::Refused),
+        Err(_) => Err(ConnectFailure::Silent),
+    };
+    (Some(host), connected)
+}
+
+async fn resolve(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let found = timeout(ATTEMPT, tokio::net::lookup_host((name, port))).await;
+    let found = found.map_err(|_| io::Error::other("the name is not resolved in time"))??;
+    Ok(found.collect())
 }
 
 fn failed_in_tls(error: &io::Error) -> bool {

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use crate::brokers::rabbitmq::connection::describe;
 use crate::brokers::rabbitmq::destinations::{self, Destinations};
+use crate::brokers::rabbitmq::reply_codes::{ReplyKind, kind};
 use crate::brokers::rabbitmq::topology::Exchanges;
 use crate::brokers::{Refusal, RefusalReason, SessionError, Topology};
 
@@ -27,29 +28,8 @@ pub(super) fn judge(
         _ => 0,
     };
     let now = Instant::now();
-    match (code, exchange(&text)) {
-        (404, Some(name)) if *name == plan.main || known.is_seen(name) || plan.mode != Topology::Ignore => {
-            // Missing, until the next connect has made or found it; with `ignore` only the main one is looked for.
-            if name == plan.main || plan.mode != Topology::Ignore {
-                known.missed(name, now);
-            } else {
-                known.forget(name);
-            }
-            SessionError::lost(format!("the exchange `{name}` is gone: {text}"))
-        }
-        (404, Some(name)) => {
-            if company == InFlight::Only {
-                known.missed(name, now);
-            }
-            SessionError::suspect(destinations::missing(name))
-        }
-        (403, name) => {
-            if let Some(name) = name.filter(|name| company == InFlight::Only && *name != plan.main) {
-                known.forbid(name, &text, now);
-            }
-            SessionError::suspect(Refusal::new(RefusalReason::NotAuthorised, text))
-        }
-        (406 | 311, _) => {
+    match kind(code) {
+        ReplyKind::Event => {
             if let Some(largest) = largest(&text) {
                 known.limit(largest, now);
             }
@@ -57,8 +37,44 @@ pub(super) fn judge(
             let reason = if too_large { RefusalReason::TooLarge } else { RefusalReason::Other };
             SessionError::suspect(Refusal::new(reason, text))
         }
-        _ => SessionError::lost(text),
+        ReplyKind::AddressWrong if code == 403 => {
+            let name = exchange(&text).filter(|name| company == InFlight::Only && *name != plan.main);
+            if let Some(name) = name {
+                known.forbid(name, &text, now);
+            }
+            SessionError::suspect(Refusal::new(RefusalReason::NotAuthorised, text))
+        }
+        ReplyKind::AddressWrong => match exchange(&text) {
+            Some(name) => not_found(name, &text, company, plan, known),
+            None => SessionError::lost(text),
+        },
+        ReplyKind::AddressUnable | ReplyKind::Broker => SessionError::lost(text),
     }
+}
+
+/// An exchange does not exist: what was there before is waited for, what never was is a matter of the message.
+fn not_found(
+    name: &str,
+    text: &str,
+    company: InFlight,
+    plan: &Exchanges,
+    known: &mut Destinations,
+) -> SessionError {
+    let now = Instant::now();
+    let is_looked_for = name == plan.main || plan.mode != Topology::Ignore;
+    if is_looked_for || known.is_seen(name) {
+        // Missing, until the next connect has made or found it; with `ignore` only the main one is looked for.
+        if is_looked_for {
+            known.missed(name, now);
+        } else {
+            known.forget(name);
+        }
+        return SessionError::lost(format!("the exchange `{name}` is gone: {text}"));
+    }
+    if company == InFlight::Only {
+        known.missed(name, now);
+    }
+    SessionError::suspect(destinations::missing(name))
 }
 
 /// The exchange that an error is about. `access to topic 'key' in exchange 'x'` is about one key only.
@@ -145,5 +161,14 @@ mod tests {
         assert_eq!(loss.suspect, Cause::Message(Refusal::new(RefusalReason::TooLarge, text)));
         assert_eq!(known.gate("x", 512, Instant::now()), ExchangeDecision::Open);
         assert_ne!(known.gate("x", 513, Instant::now()), ExchangeDecision::Open);
+    }
+
+    #[test]
+    fn suspects_no_message_for_a_code_that_says_nothing_of_one() {
+        for code in [320, 405, 501, 502, 503, 504, 505, 506, 530, 540, 541] {
+            let mut known = Destinations::default();
+            let loss = judge(&error(code, "no more of this"), InFlight::Only, &plan(""), &mut known);
+            assert_eq!(loss, SessionError::lost("no more of this"), "{code}");
+        }
     }
 }

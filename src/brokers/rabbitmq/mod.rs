@@ -3,9 +3,11 @@
 mod broker;
 mod connection;
 mod destinations;
+mod dial;
 mod loss;
 mod publication;
 mod questions;
+mod reply_codes;
 mod returns;
 mod session;
 mod settings;

@@ -1,5 +1,7 @@
 //! One session: hands messages to the channel and says what became of them. The delivery task polls everything here,
 //! so the channel has one owner.
+//!
+//! Length: whatever a channel can say of a message, and what follows from each, is only understood together.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -10,11 +12,12 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
+use lapin::message::BasicReturnMessage;
 use lapin::{Channel, Confirmation};
 use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::brokers::rabbitmq::broker::IdleConnection;
-use crate::brokers::rabbitmq::connection::{Link, News};
+use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, News, describe, open_channel};
 use crate::brokers::rabbitmq::destinations::{Destinations, ExchangeDecision, missing};
 use crate::brokers::rabbitmq::loss::{self, InFlight};
 use crate::brokers::rabbitmq::publication::Publication;
@@ -62,6 +65,9 @@ pub(super) struct RabbitmqSession {
     /// Found, not yet taken by `verdicts`.
     ready: Vec<(Sequence, Verdict)>,
     loss: Option<SessionError>,
+    /// The channel has nacked a message. RabbitMQ keeps for each channel which node leads a queue and whether the queue takes
+    /// messages, and learns nothing of it once that node is dead or the queue's limit is removed.
+    nacked: bool,
     /// The connection lives but does nothing: not to be used again.
     stuck: bool,
     alarms_ended: u64,
@@ -96,6 +102,7 @@ impl RabbitmqSession {
             rebinding_is_vain: false,
             ready: Vec::new(),
             loss: None,
+            nacked: false,
             stuck: false,
             alarms_ended: 0,
         }
@@ -109,10 +116,12 @@ impl RabbitmqSession {
     }
 
     fn confirmed(&mut self, (sent, outcome): Confirmed) -> Result<(), lapin::Error> {
-        let (outcome, attached) = match outcome? {
-            Confirmation::Ack(returned) => (ConfirmOutcome::Ack, returned),
-            Confirmation::Nack(returned) => (ConfirmOutcome::Nack, returned),
-            Confirmation::NotRequested => (ConfirmOutcome::Ack, None),
+        let (outcome, attached) = match read(outcome?) {
+            Ok(confirm) => confirm,
+            Err(loss) => {
+                self.loss = Some(loss);
+                return Ok(());
+            }
         };
         let id = attached.as_ref().and_then(|message| message.properties.message_id().as_ref());
         let mut judged = Vec::new();
@@ -132,7 +141,13 @@ impl RabbitmqSession {
                 }
                 Verdict::Stored
             }
-            Judgement::Nacked => Verdict::RetryLater("the broker refused a message for now (nack)".to_owned()),
+            Judgement::Nacked => {
+                self.nacked = true;
+                Verdict::Nacked(format!(
+                    "the broker refused a message for now (nack): exchange `{}`, routing key `{}`",
+                    owner.exchange, owner.key
+                ))
+            }
             Judgement::Returned if self.is_ours(&owner.exchange) => return self.questions.returned(owner),
             Judgement::Returned => Verdict::Refused(unroutable(&owner)),
         };
@@ -146,7 +161,7 @@ impl RabbitmqSession {
     }
 
     fn verdict(&mut self, sequence: Sequence, verdict: Verdict) {
-        if !self.sent_again.is_empty() && !matches!(verdict, Verdict::RetryLater(_)) {
+        if !self.sent_again.is_empty() && !matches!(verdict, Verdict::RetryLater(_) | Verdict::Nacked(_)) {
             self.sent_again.remove(&sequence);
         }
         self.ready.push((sequence, verdict));
@@ -239,6 +254,9 @@ impl RabbitmqSession {
             self.loss = Some(SessionError::lost(text));
             return;
         }
+        if self.nacked && !blocked && !self.is_waiting() {
+            return self.renew_channel().await;
+        }
         if self.link.alarms_ended != self.alarms_ended {
             // What is on its way was not read during the alarm: it has all its time from now on.
             self.alarms_ended = self.link.alarms_ended;
@@ -271,8 +289,36 @@ impl RabbitmqSession {
         }
     }
 
+    /// Takes a new channel in place of one that has nacked, while nothing is on its way.
+    async fn renew_channel(&mut self) {
+        let connection = self.link.connection.clone();
+        match timeout(ATTEMPT, open_channel(&connection)).await {
+            Ok(Ok(channel)) => {
+                self.channel = channel;
+                self.nacked = false;
+            }
+            Ok(Err(error)) => {
+                let text = format!("cannot open a new channel after a nack: {}", describe(&error));
+                self.loss = Some(SessionError::lost(text));
+            }
+            Err(_) => {
+                self.loss = Some(SessionError::lost("the broker does not answer"));
+                self.stuck = true;
+            }
+        }
+    }
+
     fn is_waiting(&self) -> bool {
         !self.confirms.is_empty() || !self.questions.is_empty()
+    }
+}
+
+/// What a confirm says. Where the channel is not in confirm mode nothing is known of the message.
+fn read(confirmation: Confirmation) -> Result<(ConfirmOutcome, Option<BasicReturnMessage>), SessionError> {
+    match confirmation {
+        Confirmation::Ack(returned) => Ok((ConfirmOutcome::Ack, returned)),
+        Confirmation::Nack(returned) => Ok((ConfirmOutcome::Nack, returned)),
+        Confirmation::NotRequested => Err(SessionError::lost("the channel is not in confirm mode")),
     }
 }
 
@@ -350,5 +396,18 @@ impl Session for RabbitmqSession {
         } else {
             link.close(deadline.saturating_duration_since(tokio::time::Instant::now())).await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_nothing_for_stored_on_a_channel_that_does_not_confirm() {
+        let loss = read(Confirmation::NotRequested).unwrap_err();
+        assert_eq!(loss, SessionError::lost("the channel is not in confirm mode"));
+        assert!(matches!(read(Confirmation::Ack(None)), Ok((ConfirmOutcome::Ack, None))));
+        assert!(matches!(read(Confirmation::Nack(None)), Ok((ConfirmOutcome::Nack, None))));
     }
 }

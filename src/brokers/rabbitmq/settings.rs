@@ -14,8 +14,8 @@ use crate::settings::{Secret, redact};
 pub(super) const SHORT_STRING: usize = 255;
 
 /// In seconds. A stopped broker is noticed after two to two and a half of them; RabbitMQ's own 60 s would hold events
-/// back for minutes.
-const HEARTBEAT: u16 = 3;
+/// back for minutes. Half of it took a busy broker for a stopped one.
+const HEARTBEAT: u16 = 6;
 
 /// In bytes. lapin keeps two buffers of 32 frames for each connection: at RabbitMQ's own 128 KiB that is 8 MiB of idle
 /// memory. Larger bodies are split, and the headers of an event take less than 1 KiB.
@@ -26,7 +26,12 @@ const FORM: &str = "write it as amqp://user:password@host:5672/%2f";
 /// The settings of `[broker.rabbitmq]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(super) uri: Secret,
+    /// One, or the nodes of a cluster; all with the same virtual host.
+    uris: Vec<Secret>,
+    /// In place of the user in the URIs, unless empty.
+    username: String,
+    /// In place of the password in the URIs.
+    password: Option<Secret>,
     pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
     pub(super) queue: Option<String>,
@@ -45,19 +50,12 @@ const SHAPE: TemplateNames = TemplateNames {
 impl Settings {
     /// Reads `[broker.rabbitmq]`.
     pub(crate) fn read(section: &mut Section<'_>) -> Self {
-        let key = if section.path("uri_file").is_some() { "uri_file" } else { "uri" };
-        let uri = section.secret_from("uri", "uri_file");
-        let scheme = match uri.as_ref().map_or(Ok(None), |uri| parse(uri.reveal()).map(Some)) {
-            Ok(uri) => uri.map(|uri| uri.scheme),
-            Err(problem) => {
-                section.problem(key, problem);
-                None
-            }
-        };
-        if uri.is_none() && key == "uri" {
-            section.problem(key, format_args!("empty; {FORM}"));
+        let (key, uris) = uris(section);
+        let username = section.text("username");
+        let password = section.secret("password");
+        if !username.is_empty() && password.is_none() && uris.iter().any(has_no_password) {
+            section.problem("username", "given without `password` or `password_file`");
         }
-        let uri = uri.unwrap_or_else(|| Secret::new(""));
         let router = Router::read(section, SHAPE);
         refuse_placeholders(section, &router);
         let words = [("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)];
@@ -68,27 +66,45 @@ impl Settings {
         }
         let ca_file = section.readable_file("ca_file");
         let identity = identity(section);
-        if scheme == Some(AMQPScheme::AMQP) {
+        let is_plain = |uri: &Secret| parse(uri.reveal()).is_ok_and(|uri| uri.scheme == AMQPScheme::AMQP);
+        if uris.iter().any(is_plain) {
+            let name = if key == "uris" { "one of `uris`" } else { "`uri`" };
             for key in ["ca_file", "certificate_file", "key_file"] {
                 if section.path(key).is_some() {
-                    section.problem(key, "is for TLS, but `uri` starts with amqp://; write amqps://");
+                    let text = format_args!("is for TLS, but {name} starts with amqp://; write amqps://");
+                    section.problem(key, text);
                 }
             }
         }
-        Self { uri, router, topology, queue, ca_file, identity }
+        Self { uris, username, password, router, topology, queue, ca_file, identity }
     }
 
-    /// The URI with our heartbeat and frame size, where the user gave none.
-    pub(super) fn uri(&self) -> Result<AMQPUri, String> {
-        let mut uri = parse(self.uri.reveal())?;
+    /// The URIs with the user and password of the settings, and with our heartbeat and frame size, where none are given.
+    pub(super) fn uris(&self) -> Result<Vec<AMQPUri>, String> {
+        self.uris.iter().map(|uri| parse(uri.reveal()).map(|uri| self.complete(uri))).collect()
+    }
+
+    fn complete(&self, mut uri: AMQPUri) -> AMQPUri {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max.get_or_insert(FRAME_MAX);
-        Ok(uri)
+        let userinfo = &mut uri.authority.userinfo;
+        if !self.username.is_empty() {
+            userinfo.username.clone_from(&self.username);
+        }
+        if let Some(password) = &self.password {
+            password.reveal().clone_into(&mut userinfo.password);
+        }
+        uri
     }
 
-    /// The URI without user, password and query.
+    /// The URIs without user, password and query.
     pub(super) fn location(&self) -> String {
-        redact(self.uri.reveal())
+        self.uris.iter().map(|uri| redact(uri.reveal())).collect::<Vec<_>>().join(", ")
+    }
+
+    /// One of them.
+    pub(super) fn location_of(&self, host: usize) -> String {
+        self.uris.get(host).map(|uri| redact(uri.reveal())).unwrap_or_default()
     }
 
     /// The exchange of everything that no route takes.
@@ -106,6 +122,46 @@ impl Settings {
         }
         names
     }
+}
+
+/// The URIs, and the key that they are from.
+fn uris(section: &mut Section<'_>) -> (&'static str, Vec<Secret>) {
+    let several = section.texts("uris");
+    let file = section.path("uri_file").is_some();
+    if section.is_blank("uris") {
+        let key = if file { "uri_file" } else { "uri" };
+        let Some(uri) = section.secret_from("uri", "uri_file") else {
+            if !file {
+                section.problem(key, format_args!("empty; {FORM}"));
+            }
+            return (key, Vec::new());
+        };
+        if let Err(problem) = parse(uri.reveal()) {
+            section.problem(key, problem);
+        }
+        return (key, vec![uri]);
+    }
+    if file || !section.is_default("uri") {
+        let other = if file { "uri_file" } else { "uri" };
+        section.problem("uris", format_args!("`{other}` and `uris` are both given; keep one"));
+    }
+    // Known, though only a default.
+    section.text("uri");
+    let mut vhosts = Vec::new();
+    for text in &several {
+        match parse(text) {
+            Ok(uri) => vhosts.push(uri.vhost),
+            Err(problem) => section.problem("uris", format_args!("{}: {problem}", redact(text))),
+        }
+    }
+    if vhosts.windows(2).any(|pair| pair[0] != pair[1]) {
+        section.problem("uris", "the URIs have different virtual hosts; a cluster is given as one of them");
+    }
+    ("uris", several.into_iter().map(Secret::new).collect())
+}
+
+fn has_no_password(uri: &Secret) -> bool {
+    Url::parse(uri.reveal()).is_ok_and(|url| url.password().is_none())
 }
 
 fn short(what: &str, text: &str) -> Result<(), String> {
@@ -176,14 +232,16 @@ mod tests {
         assert_eq!(settings.main_exchange(), "plextrac");
         assert_eq!(settings.queue.as_deref(), Some("plextrac-events"));
         assert_eq!(settings.topology, Topology::Declare);
-        assert_eq!(settings.uri().unwrap().query.heartbeat, Some(3));
+        let uri = &settings.uris().unwrap()[0];
+        assert_eq!(uri.query.heartbeat, Some(6));
+        assert_eq!((uri.authority.userinfo.username.as_str(), settings.location_of(1).as_str()), ("guest", ""));
     }
 
     #[test]
     fn keeps_the_users_heartbeat_and_an_ipv6_host() {
         let (settings, errors) = read("uri = \"amqp://u:p@[fd00::5]:5673/v?heartbeat=20\"");
         assert!(errors.is_empty(), "{errors:?}");
-        let uri = settings.uri().unwrap();
+        let uri = &settings.uris().unwrap()[0];
         assert_eq!((uri.query.heartbeat, uri.authority.host.as_str()), (Some(20), "fd00::5"));
         assert_eq!((uri.authority.port, uri.vhost.as_str()), (5673, "v"));
     }
@@ -198,6 +256,43 @@ mod tests {
         assert_eq!(settings.location(), "amqp://elsewhere/%2f");
         let (_, errors) = read(&format!("uri = \"amqp://h/%2f\"\nuri_file = {path:?}"));
         assert_eq!(errors[0], "`uri_file`: `uri` and `uri_file` are both given; keep one");
+    }
+
+    #[test]
+    fn takes_the_nodes_of_a_cluster_with_user_and_password_beside_them() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("password");
+        std::fs::write(&path, "p@ss\n").unwrap();
+        let (settings, errors) = read(&format!(
+            "uris = [\"amqp://u:hunter2@a/v\", \"amqp://b:5673/v\"]\nusername = \"me\"\npassword_file = {path:?}"
+        ));
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(settings.location(), "amqp://a/v, amqp://b:5673/v");
+        assert_eq!(settings.location_of(1), "amqp://b:5673/v");
+        for uri in settings.uris().unwrap() {
+            let userinfo = &uri.authority.userinfo;
+            assert_eq!((userinfo.username.as_str(), userinfo.password.as_str()), ("me", "p@ss"));
+            assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("v", Some(6)));
+        }
+        assert!(!format!("{settings:?}").contains("p@ss") && !format!("{settings:?}").contains("hunter2"));
+        let (settings, errors) = read("uri = \"amqp://u@h/\"\npassword = \"hunter2\"");
+        assert!(errors.is_empty(), "{errors:?}");
+        let userinfo = settings.uris().unwrap()[0].authority.userinfo.clone();
+        assert_eq!((userinfo.username.as_str(), userinfo.password.as_str()), ("u", "hunter2"));
+    }
+
+    #[test]
+    fn refuses_uris_that_contradict_each_other_or_the_one() {
+        let both = "`uris`: `uri` and `uris` are both given; keep one";
+        assert_eq!(read("uri = \"amqp://a/\"\nuris = [\"amqp://b/\"]").1, [both]);
+        let file = "`uris`: `uri_file` and `uris` are both given; keep one";
+        assert_eq!(read("uri_file = \"/x\"\nuris = [\"amqp://b/\"]").1, [file]);
+        let vhosts = "`uris`: the URIs have different virtual hosts; a cluster is given as one of them";
+        assert_eq!(read("uris = [\"amqp://a/v\", \"amqp://b/w\"]").1, [vhosts]);
+        let scheme = "`uris`: http://a/: must start with amqp:// or amqps://; write it as amqp://user:password@host:5672/%2f";
+        assert_eq!(read("uris = [\"http://u:hunter2@a/\"]").1, [scheme]);
+        let alone = "`username`: given without `password` or `password_file`";
+        assert_eq!(read("uris = [\"amqp://a/\", \"amqp://u:p@b/\"]\nusername = \"u\"").1, [alone]);
     }
 
     #[test]

@@ -81,7 +81,9 @@ impl Exchanges {
                     self.require(&mut scratch, thing).await?;
                 }
                 lock(known).saw(&self.main);
-                self.check_others(&mut scratch, known).await
+                let mut findings = Vec::from_iter(self.type_of(&mut scratch, &self.main).await?);
+                findings.extend(self.check_others(&mut scratch, known).await?);
+                Ok(findings)
             }
             // Not looked at, unless a message has shown that it is missing: without it nothing can be sent.
             Topology::Ignore if lock(known).is_missing(&self.main) => {
@@ -114,6 +116,7 @@ impl Exchanges {
             let exchange = Thing::Exchange(name);
             if scratch.has(exchange).await.map_err(|error| self.failed("look at", exchange, &error))? {
                 lock(known).saw(name);
+                findings.extend(self.type_of(scratch, name).await?);
             } else {
                 lock(known).missed(name, Instant::now());
                 let text = format!("{exchange} of a route does not exist; its events go to the dead letters");
@@ -129,14 +132,19 @@ impl Exchanges {
         known: &Mutex<Destinations>,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut made = false;
+        let mut findings = Vec::new();
         for name in std::iter::once(&self.main).chain(&self.others) {
-            made |= self.make(scratch, Thing::Exchange(name)).await?;
+            if self.make(scratch, Thing::Exchange(name)).await? {
+                made = true;
+            } else {
+                findings.extend(self.type_of(scratch, name).await?);
+            }
             lock(known).saw(name);
         }
-        let Some(queue) = self.queue.as_deref() else { return Ok(Vec::new()) };
+        let Some(queue) = self.queue.as_deref() else { return Ok(findings) };
         made |= self.make(scratch, Thing::Queue(queue)).await?;
         match scratch.bind(queue, &self.main).await {
-            Ok(()) => Ok(Vec::new()),
+            Ok(()) => Ok(findings),
             // Rights to publish only: whoever made exchange and queue will have bound them too.
             Err(error) if is(&error, 403) && !made => {
                 let text = format!(
@@ -145,10 +153,22 @@ impl Exchanges {
                     self.main,
                     describe(&error)
                 );
-                Ok(vec![Finding::Warning(text)])
+                findings.push(Finding::Warning(text));
+                Ok(findings)
             }
             Err(error) => Err(self.failed("bind", Thing::Queue(queue), &error)),
         }
+    }
+
+    /// A finding about an exchange that exists and is no topic exchange.
+    async fn type_of(
+        &self,
+        scratch: &mut TemporaryChannel<'_>,
+        name: &str,
+    ) -> Result<Option<Finding>, ConnectError> {
+        let other = scratch.other_type(name).await;
+        let other = other.map_err(|error| self.failed("look at", Thing::Exchange(name), &error))?;
+        Ok(other.map(|other| wrong_type(name, &other)))
     }
 
     /// Makes a thing if it is not there; true where it was not.
@@ -205,8 +225,14 @@ impl Exchanges {
         let mut findings = Vec::new();
         for thing in exchanges.chain(queue) {
             let there = scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))?;
+            let other = match thing {
+                Thing::Exchange(name) if there && self.mode != Topology::Ignore => {
+                    self.type_of(&mut scratch, name).await?
+                }
+                _ => None,
+            };
             findings.push(match (there, self.mode) {
-                (true, _) => Finding::Good(format!("{thing} exists")),
+                (true, _) => other.unwrap_or_else(|| Finding::Good(format!("{thing} exists"))),
                 (false, Topology::Declare) => Finding::Good(format!("{thing} will be created at start")),
                 (false, _) => Finding::Missing(format!("{thing} does not exist")),
             });
@@ -270,6 +296,17 @@ impl TemporaryChannel<'_> {
         }
     }
 
+    /// The type of an exchange that exists, where it is not the one that we would make. Only a declaration that is not
+    /// passive is answered with it, and that needs a permission: without it nothing is known.
+    async fn other_type(&mut self, name: &str) -> Result<Option<String>, lapin::Error> {
+        match self.make(Thing::Exchange(name)).await {
+            Ok(()) => Ok(None),
+            Err(error) if is(&error, 406) => Ok(other_type(&describe(&error))),
+            Err(error) if is(&error, 403) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn make(&mut self, thing: Thing<'_>) -> Result<(), lapin::Error> {
         let channel = self.channel().await?;
         match thing {
@@ -296,4 +333,44 @@ impl TemporaryChannel<'_> {
 
 fn short(name: &str) -> Result<ShortString, lapin::Error> {
     ShortString::try_new(name).map_err(|error| std::io::Error::other(error).into())
+}
+
+/// The type in `inequivalent arg 'type' for exchange 'x' in vhost '/': received 'topic' but current is 'direct'`; none
+/// where something else than the type differs.
+fn other_type(text: &str) -> Option<String> {
+    let (_, rest) = text.split_once("inequivalent arg 'type' for exchange")?;
+    let (_, current) = rest.rsplit_once("but current is '")?;
+    Some(current.split_once('\'')?.0.to_owned())
+}
+
+fn wrong_type(name: &str, other: &str) -> Finding {
+    let text = format!("the exchange `{name}` is a {other} exchange, not a topic exchange");
+    let advice = "delete it, name another one, or set topology = \"ignore\" in [broker.rabbitmq]";
+    match other {
+        "direct" => Finding::Missing(format!("{text}: it routes only keys that equal a binding's; {advice}")),
+        "headers" => Finding::Missing(format!("{text}: it routes by headers, not by keys; {advice}")),
+        _ => Finding::Warning(format!("{text}: it does not route by the patterns of its bindings")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_the_type_that_an_exchange_has_and_nothing_else_that_differs() {
+        let differs = |what: &str, received: &str, current: &str| {
+            format!(
+                "PRECONDITION_FAILED - inequivalent arg '{what}' for exchange 'it's' in vhost '/': received '{received}' \
+                 but current is '{current}'"
+            )
+        };
+        assert_eq!(other_type(&differs("type", "topic", "direct")).as_deref(), Some("direct"));
+        assert_eq!(
+            other_type(&differs("type", "topic", "x-consistent-hash")).as_deref(),
+            Some("x-consistent-hash")
+        );
+        assert_eq!(other_type(&differs("durable", "true", "false")), None);
+        assert_eq!(other_type("PRECONDITION_FAILED"), None);
+    }
 }

@@ -1,26 +1,32 @@
-//! `dead-letters replay` and `drop`: a request, done by the daemon if one runs, else by this command in its place.
+//! `dead-letters replay` and `drop`: a request, carried out by the daemon if one runs, else by this command in its place.
 
+use std::future::Future;
+use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::app::{self, Offline, StartError};
-use crate::dead_letters::{Action, Desk, Progress, Request, RequestState, StoreKind, Validity};
+use crate::app::{self, Offline, Settings, StartError};
+use crate::dead_letters::{Action, Progress, Request, RequestState, StoreKind, Validity, connect};
 use crate::process::logs;
-use crate::process::state_directory::{self, StateError};
+use crate::process::state_directory::StateError;
 use crate::settings::Flags;
 use clap::Args;
-use tokio::sync::Notify;
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, sleep_until};
 
+use crate::cli::dead_letters::daemon::follow;
 use crate::cli::dead_letters::progress::Display;
 use crate::cli::dead_letters::{Chosen, Which, state};
 use crate::cli::{self, complain};
 
-/// How often it is looked how far a request is.
-const LOOK: Duration = Duration::from_millis(100);
+/// How long another holder of the state directory may have no socket: a daemon that starts, stops, or a command.
+const RETRY: Duration = Duration::from_secs(5);
 
-/// Without news for so long it is asked whether the daemon is still there.
-const QUIET: Duration = Duration::from_secs(2);
+/// Between two tries.
+const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Replay {
@@ -86,162 +92,228 @@ pub(super) fn drop(flags: &Flags, options: &Drop) -> Result<ExitCode, ExitCode> 
 }
 
 fn change(flags: &Flags, request: &Request, patience: Duration, as_json: bool) -> Result<ExitCode, ExitCode> {
-    let (settings, state) = state(flags)?;
-    let mut display = Display::new(request.action, as_json);
-    if !state.join(StoreKind::DeadLetters.directory()).is_dir() {
-        // No daemon was ever here.
-        display.end(&Progress { state: RequestState::Done, ..Progress::default() });
-        return Ok(ExitCode::SUCCESS);
-    }
-    // What stands in the way is in the progress; more than that only for one who asks.
+    let display = Display::new(request.action, as_json);
+    let (settings, state) = state(flags).inspect_err(|_| {
+        display.refused("the settings cannot be used; standard error has the reason");
+    })?;
+    // What stands in the way is in the progress; more than that only where it is asked for.
     let _log = flags.log_level.is_some().then(|| logs::start(settings.log));
     let runtime = cli::runtime()?;
-    let outcome = runtime.block_on(async {
-        let desk = Desk::within(&state);
-        match app::open_offline(settings, &state) {
-            Ok(alone) => by_ourselves(alone, &desk, request, patience, &mut display).await,
-            Err(StartError::State(StateError::Locked(_))) => {
-                by_the_daemon(&state, &desk, request, patience, &mut display).await
-            }
-            Err(error) => Err(cli::failed(error)),
-        }
-    });
+    let outcome = runtime.block_on(carry_out(settings, &state, request, patience, display));
     runtime.shutdown_background();
     let progress = outcome?;
-    display.end(&progress);
     let all = progress.state == RequestState::Done && progress.skipped == 0 && progress.dead_lettered == 0;
     Ok(if all && progress.unreadable == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Why a request is no longer watched.
-enum Watched {
-    Over(Progress),
-    /// The request is gone, and nobody says how it ended.
-    Gone,
-    TooLong,
-    Interrupted,
-    /// Nobody holds the state directory any more.
-    Offline,
+/// Has the request carried out, and shows its progress and its end.
+async fn carry_out(
+    settings: Settings,
+    state: &Path,
+    request: &Request,
+    patience: Duration,
+    mut display: Display,
+) -> Result<Progress, ExitCode> {
+    let progress = match find(settings, state, request.kind).await {
+        Ok(Found::Nothing) => Progress { state: RequestState::Done, ..Progress::default() },
+        Ok(Found::Offline(offline)) => by_ourselves(*offline, request, patience, &mut display).await,
+        Ok(Found::Daemon(stream)) => by_the_daemon(stream, request, patience, &mut display).await,
+        Err(text) => {
+            display.refused(&text);
+            return Err(cli::failed(text));
+        }
+    };
+    display.end(&progress);
+    Ok(progress)
 }
 
-/// Shows how far a request is until it is over; `holder` says whether somebody still looks after it.
-async fn watch(
-    desk: &Desk,
-    name: &str,
-    patience: Duration,
-    display: &mut Display,
-    holder: impl Fn() -> bool,
-) -> Watched {
-    let interrupted = tokio::signal::ctrl_c();
-    tokio::pin!(interrupted);
-    let (mut last, mut asked) = (Instant::now(), Instant::now());
-    let mut before = None;
+/// The way a request is carried out.
+enum Found {
+    /// No letter was ever kept here.
+    Nothing,
+    /// No daemon runs.
+    Offline(Box<Offline>),
+    /// A daemon runs.
+    Daemon(UnixStream),
+}
+
+async fn find(settings: Settings, state: &Path, kind: StoreKind) -> Result<Found, String> {
+    let directory = state.join(kind.directory());
+    match std::fs::metadata(&directory) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
+        Err(error) => return Err(cannot_use(&directory, &error)),
+    }
+    let began = Instant::now();
     loop {
-        let (waits, progress) = (desk.has(name), desk.progress(name));
-        if let Some(progress) = &progress {
-            display.update(progress);
-        }
-        match &progress {
-            Some(progress) if progress.state != RequestState::Running && !waits => {
-                return Watched::Over(progress.clone());
+        let unreachable = match connect(state).await {
+            Ok(stream) => return Ok(Found::Daemon(stream)),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => error,
+            Err(error) => return Err(cannot_use(&state.join("control.sock"), &error)),
+        };
+        match app::open_offline(settings.clone(), state) {
+            Ok(offline) => return Ok(Found::Offline(Box::new(offline))),
+            Err(StartError::State(StateError::Locked(_))) if began.elapsed() < RETRY => sleep(RETRY_INTERVAL).await,
+            Err(StartError::State(StateError::Locked(_))) => {
+                return Err(format!(
+                    "another plextrac-bridge uses {} and has no control socket ({unreachable}): a daemon whose log says \
+                     why, or another command; stop it, or try again",
+                    state.display()
+                ));
             }
-            _ if !waits => return Watched::Gone,
-            _ => {}
-        }
-        let done = progress.map(|progress| progress.done);
-        if done != before {
-            (before, last) = (done, Instant::now());
-        } else if last.elapsed() > patience {
-            return Watched::TooLong;
-        } else if last.elapsed() > QUIET && asked.elapsed() > QUIET {
-            asked = Instant::now();
-            if !holder() {
-                return Watched::Offline;
+            Err(StartError::State(StateError::Unusable { path, source })) => {
+                return Err(cannot_use(Path::new(&path), &source));
             }
-        }
-        tokio::select! {
-            () = tokio::time::sleep(LOOK) => {}
-            _ = &mut interrupted => return Watched::Interrupted,
+            Err(error) => return Err(error.to_string()),
         }
     }
 }
 
-fn leave(desk: &Desk, request: &Request) -> Result<String, ExitCode> {
-    desk.leave(request).map_err(|error| {
-        cli::failed(format_args!(
-            "cannot leave a request in the state directory: {error}; run this as the daemon's user, or as root"
-        ))
-    })
+fn cannot_use(path: &Path, error: &io::Error) -> String {
+    let hint = match error.kind() {
+        ErrorKind::PermissionDenied => "; run this as the daemon's user, or as root",
+        _ => "",
+    };
+    format!("cannot use {}: {error}{hint}", path.display())
+}
+
+/// Why a request is no longer watched.
+enum WatchEnd {
+    Over,
+    TooLong,
+    Interrupted,
+}
+
+/// Shows how far a request is until it is over.
+async fn watch(
+    progress: &mut watch::Receiver<Progress>,
+    patience: Duration,
+    display: &mut Display,
+    interrupted: impl Future<Output = ()>,
+) -> WatchEnd {
+    tokio::pin!(interrupted);
+    let mut last = tokio::time::Instant::now();
+    let mut before = None;
+    loop {
+        let now = progress.borrow_and_update().clone();
+        if now.state != RequestState::Running {
+            return WatchEnd::Over;
+        }
+        if before.replace(now.done) != Some(now.done) {
+            last = tokio::time::Instant::now();
+        }
+        // The first one is the state before anything is known.
+        if now != Progress::default() {
+            display.update(&now);
+        }
+        tokio::select! {
+            changed = progress.changed() => if changed.is_err() {
+                return WatchEnd::Over;
+            },
+            () = sleep_until(last + patience) => return WatchEnd::TooLong,
+            () = &mut interrupted => return WatchEnd::Interrupted,
+        }
+    }
+}
+
+/// Resolves when the command is asked to end.
+async fn interrupted() {
+    let listen = |kind| {
+        let mut listener = signal(kind).ok();
+        async move {
+            match &mut listener {
+                Some(listener) => {
+                    listener.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        }
+    };
+    // Under `nohup` a hang-up ends nothing.
+    let hangup = (!is_hangup_ignored()).then(|| listen(SignalKind::hangup()));
+    let hangup = async {
+        match hangup {
+            Some(hangup) => hangup.await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = listen(SignalKind::interrupt()) => {}
+        () = listen(SignalKind::terminate()) => {}
+        () = hangup => {}
+    }
+}
+
+/// Whether this process was started with SIGHUP ignored.
+fn is_hangup_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
+}
+
+/// Notes in the progress why it was not watched to its end.
+fn note_end(progress: &mut Progress, watched: &WatchEnd, patience: Duration) {
+    let why = progress.error.take();
+    match watched {
+        WatchEnd::Over => progress.error = why,
+        WatchEnd::TooLong => {
+            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+            progress.give_up(format!("gave up, nothing has moved for {patience:?}{why}"));
+        }
+        WatchEnd::Interrupted => progress.give_up("interrupted; what was not published is still kept".to_owned()),
+    }
 }
 
 async fn by_the_daemon(
-    state: &Path,
-    desk: &Desk,
+    stream: UnixStream,
     request: &Request,
     patience: Duration,
     display: &mut Display,
-) -> Result<Progress, ExitCode> {
-    let name = leave(desk, request)?;
-    match watch(desk, &name, patience, display, || state_directory::is_held(state)).await {
-        Watched::Over(progress) => {
-            // Not removed, it goes at the daemon's next start.
-            let _ = desk.forget(&name);
-            Ok(progress)
+) -> Progress {
+    let (sender, mut receiver) = watch::channel(Progress::default());
+    let following = async {
+        let followed = follow(stream, request, &sender).await;
+        // Only the end of the answer says that nothing more comes.
+        if sender.borrow().state == RequestState::Running {
+            let error = followed.err().unwrap_or_else(|| "the daemon has ended".to_owned());
+            sender.send_modify(|progress| progress.give_up(error));
         }
-        Watched::Gone => Err(cli::failed("the daemon gave the request up; its log says why")),
-        Watched::TooLong => {
-            let error = desk.progress(&name).and_then(|progress| progress.error);
-            let why = error.map(|error| format!(" ({error})")).unwrap_or_default();
-            Err(cli::failed(format_args!(
-                "nothing has moved for {patience:?}{why}; the daemon goes on with the request"
-            )))
-        }
-        Watched::Interrupted => Err(cli::failed("the daemon goes on with the request")),
-        Watched::Offline => Err(cli::failed("the daemon has ended; the request waits for its next start")),
-    }
+        std::future::pending::<WatchEnd>().await
+    };
+    let watched = tokio::select! {
+        watched = watch(&mut receiver, patience, display, interrupted()) => watched,
+        never = following => never,
+    };
+    // The connection is closed by now: the daemon withdraws what it has not sent.
+    let mut progress = receiver.borrow().clone();
+    note_end(&mut progress, &watched, patience);
+    progress
 }
 
-async fn by_ourselves(
-    alone: Offline,
-    desk: &Desk,
-    request: &Request,
-    patience: Duration,
-    display: &mut Display,
-) -> Result<Progress, ExitCode> {
-    let name = leave(desk, request)?;
+async fn by_ourselves(offline: Offline, request: &Request, patience: Duration, display: &mut Display) -> Progress {
+    let (sender, mut receiver) = watch::channel(Progress::default());
     let stop = Notify::new();
-    let work = alone.finish(request, &name, stop.notified());
+    let work = offline.run(request, sender, stop.notified());
     tokio::pin!(work);
+    let mut is_done = false;
     let watched = tokio::select! {
-        watched = watch(desk, &name, patience, display, || true) => Some(watched),
-        () = &mut work => None,
+        watched = watch(&mut receiver, patience, display, interrupted()) => watched,
+        () = &mut work => {
+            is_done = true;
+            WatchEnd::Over
+        }
     };
-    match &watched {
-        Some(Watched::TooLong | Watched::Interrupted) => {
-            stop.notify_one();
-            work.await;
-        }
-        Some(_) => work.await,
-        None => {}
+    let waited_for = receiver.borrow().error.clone();
+    if !matches!(watched, WatchEnd::Over) {
+        stop.notify_one();
     }
-    let progress = desk.progress(&name);
-    // Whatever is left undone stays a letter, and no daemon is to begin with it by itself.
-    let taken_back = desk.close(&name).and_then(|()| desk.forget(&name));
-    taken_back.map_err(|error| cli::failed(format_args!("cannot take the request back: {error}")))?;
-    let mut progress = progress.unwrap_or_default();
-    progress.skipped += progress.selected.saturating_sub(progress.done);
-    match watched {
-        Some(Watched::TooLong) => {
-            let why = progress.error.take().unwrap_or_else(|| "the broker is away".to_owned());
-            progress.error = Some(format!("gave up, nothing has moved for {patience:?}: {why}"));
-        }
-        Some(Watched::Interrupted) => {
-            progress.error = Some("interrupted; what was not stored is still kept".to_owned());
-        }
-        _ => {}
+    if !is_done {
+        work.await;
     }
-    if progress.state == RequestState::Running {
-        progress.state = RequestState::Failed;
+    let mut progress = receiver.borrow().clone();
+    if !matches!(watched, WatchEnd::Over) && progress.state != RequestState::Done {
+        progress.error = waited_for;
+        note_end(&mut progress, &watched, patience);
     }
-    Ok(progress)
+    progress
 }

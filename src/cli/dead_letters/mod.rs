@@ -1,6 +1,7 @@
 //! `dead-letters`: look at what the broker refused, or at invalid bodies, publish it again, or delete it.
 
 mod change;
+mod daemon;
 mod list;
 mod progress;
 
@@ -29,7 +30,7 @@ pub(super) enum DeadLetters {
     Show(list::Show),
     /// Publish them again, to the addresses of today's settings; each goes when the broker has stored it
     #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters replay\n  plextrac-bridge --config bridge.toml dead-letters replay --reason unroutable --older-than 1h\n  plextrac-bridge --config bridge.toml dead-letters replay --invalid --reason malformed --as-is\n\nWith a running daemon on the state directory, the daemon does it; else this command."
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters replay\n  plextrac-bridge --config bridge.toml dead-letters replay --reason unroutable --older-than 1h\n  plextrac-bridge --config bridge.toml dead-letters replay --invalid --reason malformed --as-is\n\nWith a running daemon on the state directory, the daemon does it; else this command. Either way it ends with this command:\nwhat is not sent by then is kept."
     )]
     Replay(change::Replay),
     /// Delete them

@@ -49,7 +49,14 @@ impl Display {
         self.shown = Some(news);
     }
 
-    /// The last words.
+    /// The result of a request that could not be made; a person reads the error alone.
+    pub(super) fn refused(&self, error: &str) {
+        if self.is_quiet {
+            say(Progress::refused(error.to_owned()).json());
+        }
+    }
+
+    /// The result.
     pub(super) fn end(&self, progress: &Progress) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
@@ -62,7 +69,8 @@ impl Display {
             Action::Replay => say(format_args!(
                 "{selected} selected: {published} published, {dead_lettered} refused again and kept, {skipped} left"
             )),
-            Action::Drop => say(format_args!("{selected} selected: {dropped} dropped")),
+            Action::Drop if *skipped == 0 => say(format_args!("{selected} selected: {dropped} dropped")),
+            Action::Drop => say(format_args!("{selected} selected: {dropped} dropped, {skipped} left")),
         }
         if *unreadable > 0 {
             complain(format_args!(

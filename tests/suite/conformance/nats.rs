@@ -4,8 +4,10 @@ use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
-use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped};
-use crate::support::{Broker, Delivered, Kind, Payload, Proxy, Setup, Table, admin, ports, read, said, unique};
+use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
+use crate::support::{
+    Broker, Delivered, Kind, LIMIT, Load, Oracle, Payload, Proxy, Setup, Table, admin, ports, read, said, unique,
+};
 
 conform! { Nats:
     delivery {
@@ -91,6 +93,12 @@ fn shared() -> &'static Broker {
 }
 
 impl Nats {
+    /// A server of its own with these lines of configuration.
+    fn configured(test: &str, lines: String) -> Self {
+        let broker = Broker::start(Kind::Nats, ports(2), &[("NATS_CONF", lines)]);
+        Self { broker: Instance::Own(Box::new(broker)), name: unique(test), proxy: None }
+    }
+
     fn order(&self, what: &Value) -> Value {
         let mut order = json!({"broker": "nats", "url": self.broker.fact("NATS_URL"), "stream": self.name});
         for (name, value) in what.as_object().into_iter().flatten() {
@@ -234,4 +242,44 @@ fn says_the_limit_of_the_server_when_it_checks() {
     let text = said(&done);
     assert_eq!(done.status.code(), Some(0), "{text}");
     assert!(text.contains("1048576") && text.contains("max_payload"), "{text}");
+}
+
+#[test]
+fn waits_where_the_account_is_full() {
+    let account = "accounts { A { users: [ { user: small, password: small } ], jetstream: { max_file: 30000 } } }";
+    let rig = Nats::configured("waits_where_the_account_is_full", format!("{account}\nno_auth_user: small"));
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let sent = Load { events: 60, connections: 1, keys: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let is_waiting = |status: &crate::support::Status| {
+        status.text("/broker/state") == "waiting" && status.text("/broker/last_error/text").contains("10002")
+    };
+    let status = daemon.wait_until("it says that the account is full", LIMIT, is_waiting);
+    assert!(status.count("published") > 0 && status.count("held") > 0, "{}", status.0["accounting"]);
+    let before = rig.read(0);
+    rig.delete();
+    let status = daemon.wait_until_empty();
+    assert_eq!(setup.dead_letters(), [Value::Null; 0]);
+    let mut delivered = before;
+    delivered.extend(rig.read(0));
+    let oracle = Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: 0 };
+    oracle.judge();
+    oracle.agrees_with(&status);
+}
+
+#[test]
+fn counts_exactly_what_is_late_where_the_server_takes_few_at_once() {
+    let store = tempfile::tempdir().expect("a temporary directory can be made");
+    let jetstream = format!("jetstream {{ store_dir: {:?}, max_buffered_msgs: 5 }}", store.path());
+    let rig = Nats::configured("counts_exactly_what_is_late", jetstream);
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let sent =
+        Load { events: 1_500, connections: 1, keys: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!(setup.dead_letters(), [Value::Null; 0]);
+    let late = daemon.metric("publish_out_of_order_total", &[]);
+    judge(&rig, &setup, &sent, &status, late);
+    let delivered = rig.read(0);
+    assert_eq!(Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: late }.late(), late);
 }

@@ -1,13 +1,16 @@
 //! RabbitMQ in the conformance suite: topic exchanges, quorum queues, returns, alarms.
 
+use std::net::{SocketAddr, TcpStream};
 use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use socket2::{Domain, Socket, Type};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
 use crate::support::{
-    Broker, Delivered, Kind, LIMIT, Load, Payload, Proxy, Setup, Table, admin, heavy, ports, read, unique,
-    wait_until,
+    Broker, Daemon, Delivered, Kind, LIMIT, Load, Payload, Proxy, Setup, Table, admin, heavy, ports, read, said,
+    unique, wait_until,
 };
 
 conform! { Rabbitmq:
@@ -76,6 +79,9 @@ conform! { Rabbitmq:
 
 /// Above every `max_body` here but that of the test of what is too large.
 const LARGEST: &str = "max_message_size = 1048576";
+
+/// From the start of a daemon until it is connected, where one host of several is away.
+const CONNECTED: Duration = Duration::from_secs(3);
 
 /// A place on RabbitMQ.
 pub(crate) struct Rabbitmq {
@@ -261,4 +267,117 @@ fn waits_through_a_memory_alarm() {
     let out_of_order = daemon.metric("publish_out_of_order_total", &[]);
     judge(&rig, &setup, &before.and(during), &status, out_of_order);
     assert_eq!(daemon.stop().code, Some(0));
+}
+
+/// The refused messages since the start.
+fn nacks(daemon: &Daemon) -> u64 {
+    daemon.metric("broker_errors_total", &[("kind", "not_now")])
+}
+
+#[test]
+fn takes_another_channel_where_one_goes_on_refusing() {
+    let rig = Rabbitmq::new("another_channel");
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let before = Load { events: 10, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    let limit = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
+    let pattern = format!("^{}$", rig.name);
+    rig.broker.rabbitmqctl(&["set_policy", &rig.name, &pattern, limit, "--apply-to", "queues"]);
+    let during = Load { events: 20, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    wait_until("the queue refuses", LIMIT, || nacks(&daemon) > 0);
+    // The queue takes messages again, and does not say so to the channels that it has refused.
+    rig.broker.rabbitmqctl(&["clear_policy", &rig.name]);
+    let status = daemon.wait_until_empty();
+    assert_eq!(status.count("dead_lettered"), 0);
+    let out_of_order = daemon.metric("publish_out_of_order_total", &[]);
+    judge(&rig, &setup, &before.and(during), &status, out_of_order);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn adds_few_copies_beside_a_queue_that_refuses() {
+    let rig = Rabbitmq::new("few_copies");
+    rig.create();
+    let full = format!("{}-full", rig.name);
+    let arguments = json!({"x-queue-type": "classic", "x-max-length": 2, "x-overflow": "reject-publish"});
+    admin(&rig.order(&json!({"do": "create", "exchange": rig.name, "queue": full, "arguments": arguments})));
+    let setup = Setup::new(&rig.table());
+    let daemon = setup.start();
+    let before = Load { events: 2, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    let began = Instant::now();
+    let after = Load { events: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    // Each nack is another copy in the queue that takes it.
+    wait_until("the fourth nack", LIMIT, || nacks(&daemon) >= 4);
+    assert!(began.elapsed() > Duration::from_secs(5), "the fourth nack after {:?}", began.elapsed());
+    admin(&rig.order(&json!({"do": "delete", "queue": full})));
+    let status = daemon.wait_until_empty();
+    let repeats = judge(&rig, &setup, &before.and(after), &status, 0);
+    assert!((3..6).contains(&repeats), "{repeats} repeats of one event");
+}
+
+#[test]
+fn says_that_an_exchange_is_of_another_type() {
+    let rig = Rabbitmq::new("another_type");
+    let other = format!("{}-other", rig.name);
+    admin(&rig.order(&json!({"do": "create", "exchange": rig.name, "type": "direct"})));
+    admin(&rig.order(&json!({"do": "create", "exchange": other, "type": "fanout"})));
+    let table = rig.table().text("queue", "").route(&[("event", "Routed"), ("exchange", &other)]);
+    let direct = format!("the exchange `{}` is a direct exchange, not a topic exchange", rig.name);
+    let fanout = format!("the exchange `{other}` is a fanout exchange, not a topic exchange");
+    for topology in ["declare", "check"] {
+        let setup = Setup::new(&table.clone().text("topology", topology));
+        let done = setup.run(&["check", "--connect"]);
+        let text = said(&done);
+        assert_eq!(done.status.code(), Some(1), "{topology}: {text}");
+        assert!(text.contains(&format!("missing: {direct}")), "{topology}: {text}");
+        assert!(text.contains(&format!("warning: {fanout}")), "{topology}: {text}");
+        let daemon = setup.start();
+        let status =
+            daemon.wait_until("it is connected", LIMIT, |status| status.text("/broker/state") == "connected");
+        let findings = status.0["broker"]["findings"].to_string();
+        assert!(findings.contains(&direct) && findings.contains(&fanout), "{topology}: {findings}");
+    }
+    let done = Setup::new(&table.text("topology", "ignore")).run(&["check", "--connect"]);
+    assert_eq!(done.status.code(), Some(0), "{}", said(&done));
+}
+
+/// An address that answers no attempt to connect: a listener whose queue is full.
+fn silent_address() -> (SocketAddr, Socket, TcpStream) {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    socket.listen(0).unwrap();
+    let address = socket.local_addr().unwrap().as_socket().unwrap();
+    let only = TcpStream::connect(address).unwrap();
+    let second = TcpStream::connect_timeout(&address, Duration::from_millis(200));
+    assert!(second.is_err(), "a full queue takes another connection");
+    (address, socket, only)
+}
+
+#[test]
+fn connects_to_the_hosts_of_a_cluster_that_answer() {
+    let _one = heavy();
+    let rig = Rabbitmq::new("hosts_that_answer");
+    let (silent, _listener, _only) = silent_address();
+    let good = rig.broker.fact("RABBITMQ_URL").replace("bridge:bridge-secret@", "");
+    let vhost = good.rsplit_once('/').unwrap().1;
+    let closed = format!("amqp://127.0.0.1:{}/{vhost}", ports(1));
+    let uris = json!([format!("amqp://{silent}/{vhost}"), closed, good]).to_string();
+    let table = Table::new("rabbitmq")
+        .raw("uris", uris)
+        .text("username", "bridge")
+        .text("password", "bridge-secret")
+        .text("exchange", &rig.name)
+        .text("queue", &rig.name);
+    let setup = Setup::new(&table);
+    let done = setup.run(&["check", "--connect"]);
+    assert_eq!(done.status.code(), Some(0), "{}", said(&done));
+    let began = Instant::now();
+    let daemon = setup.start();
+    daemon.wait_until("it is connected", LIMIT, |status| status.text("/broker/state") == "connected");
+    assert!(began.elapsed() < CONNECTED, "connected after {:?}", began.elapsed());
+    let sent = Load { events: 20, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!(judge(&rig, &setup, &sent, &status, 0), 0);
 }

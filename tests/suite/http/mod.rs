@@ -9,6 +9,9 @@ mod bodies;
 // One request after another on a connection, 100 Continue, slow senders, big bodies refused.
 mod connections;
 
+// The first head of a connection: in pieces, malformed, unfinished, at a stop.
+mod heads;
+
 // Kept-alive connections: idle time-outs, replacement, a stop, memory, other protocols.
 mod idle;
 

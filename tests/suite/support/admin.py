@@ -51,9 +51,10 @@ def rabbitmq(order):
     connection = pika.BlockingConnection(pika.URLParameters(order["url"]))
     channel = connection.channel()
     if order["do"] == "create":
-        channel.exchange_declare(order["exchange"], "topic", durable=True)
+        channel.exchange_declare(order["exchange"], order.get("type", "topic"), durable=True)
         if order.get("queue"):
-            channel.queue_declare(order["queue"], durable=True, arguments={"x-queue-type": "quorum"})
+            arguments = {"x-queue-type": "quorum", **order.get("arguments", {})}
+            channel.queue_declare(order["queue"], durable=True, arguments=arguments)
             channel.queue_bind(order["queue"], order["exchange"], "#")
     elif order["do"] == "delete":
         channel.queue_delete(order["queue"])

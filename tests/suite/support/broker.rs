@@ -1,7 +1,7 @@
 //! Real brokers, started by `tests/brokers/up.sh`: one of each for all ordinary tests, and private ones for those
 //! that kill or stop theirs. All end with this process.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -22,7 +22,8 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    /// As the scripts call it.
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Kafka => "kafka",
             Self::Rabbitmq => "rabbitmq",
@@ -34,11 +35,15 @@ impl Kind {
 /// Ports that were free a moment ago, in a row, below the ephemeral range: a client that reconnects to the port of a
 /// stopped broker inside that range can be assigned it as its own and talk to itself.
 pub(crate) fn ports(count: u16) -> u16 {
+    // A broker that starts at this moment does not listen yet.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
     for _ in 0..500 {
         let base = 20_000 + fastrand::u16(0..1490) * 8;
-        let taken: Result<Vec<_>, _> =
-            (base..base + count).map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
-        if taken.is_ok() {
+        let wanted = base..base + count;
+        let taken: Result<Vec<_>, _> = wanted.clone().map(|port| TcpListener::bind(("127.0.0.1", port))).collect();
+        if taken.is_ok() && given.range(wanted.clone()).next().is_none() {
+            given.extend(wanted);
             return base;
         }
     }
@@ -140,7 +145,7 @@ impl Drop for Broker {
 }
 
 /// A directory for one instance, `<pid>-<number>`; what earlier runs left behind is removed once.
-fn home() -> PathBuf {
+pub(super) fn home() -> PathBuf {
     static NEXT: Mutex<u32> = Mutex::new(0);
     let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
     let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("brokers");

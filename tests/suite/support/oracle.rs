@@ -107,24 +107,17 @@ impl Oracle<'_> {
         repeats
     }
 
+    /// How many events arrived first after a later one of their key.
+    pub(crate) fn late(&self) -> u64 {
+        let by_cuid: HashMap<&str, &Note> = self.sent.0.iter().map(|note| (note.cuid.as_str(), note)).collect();
+        let mut first = HashSet::new();
+        let notes =
+            self.delivered.iter().filter_map(|message| Some((message, *by_cuid.get(&*cuid(&message.body))?)));
+        late(&notes.filter(|(_, note)| first.insert(note.cuid.as_str())).collect::<Vec<_>>()).len() as u64
+    }
+
     fn judge_order(&self, arrived: &[(&Delivered, &Note)]) {
-        let mut last: HashMap<(&str, &str), (u64, u64)> = HashMap::new();
-        let mut late = Vec::new();
-        for (message, note) in arrived {
-            match last.get_mut(&(note.key.as_str(), message.address.as_str())) {
-                None => {
-                    last.insert((&note.key, &message.address), (note.sequence, message.partition));
-                }
-                Some((sequence, partition)) => {
-                    assert_eq!(*partition, message.partition, "the key {} is in two partitions", note.key);
-                    if note.sequence < *sequence {
-                        late.push((note.key.as_str(), note.sequence, *sequence));
-                    } else {
-                        *sequence = note.sequence;
-                    }
-                }
-            }
-        }
+        let late = late(arrived);
         assert!(
             late.len() as u64 <= self.out_of_order,
             "{} events came after a later one of their key, the bridge counts {}; (key, number, after): {:?}",
@@ -154,6 +147,28 @@ impl Oracle<'_> {
         );
         assert_books_balance(status);
     }
+}
+
+/// First deliveries after a later event of their key: key, number, and the number before them.
+fn late<'a>(arrived: &[(&Delivered, &'a Note)]) -> Vec<(&'a str, u64, u64)> {
+    let mut last: HashMap<(&str, &str), (u64, u64)> = HashMap::new();
+    let mut late = Vec::new();
+    for (message, note) in arrived {
+        match last.get_mut(&(note.key.as_str(), message.address.as_str())) {
+            None => {
+                last.insert((&note.key, &message.address), (note.sequence, message.partition));
+            }
+            Some((sequence, partition)) => {
+                assert_eq!(*partition, message.partition, "the key {} is in two partitions", note.key);
+                if note.sequence < *sequence {
+                    late.push((note.key.as_str(), note.sequence, *sequence));
+                } else {
+                    *sequence = note.sequence;
+                }
+            }
+        }
+    }
+    late
 }
 
 /// Both equations of the accounting.

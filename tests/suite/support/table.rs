@@ -29,6 +29,12 @@ impl Table {
         self
     }
 
+    /// Takes a setting away.
+    pub(crate) fn without(mut self, key: &str) -> Self {
+        self.settings.remove(key);
+        self
+    }
+
     /// Adds a route.
     pub(crate) fn route(mut self, settings: &[(&str, &str)]) -> Self {
         self.routes.push(settings.iter().map(|(key, value)| ((*key).to_owned(), quoted(value))).collect());

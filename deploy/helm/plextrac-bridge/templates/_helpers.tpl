@@ -92,7 +92,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- end -}}
 {{- with $broker.rabbitmq -}}
+{{- $uris := .uris | default list -}}
 {{- with .uri -}}
+{{- $uris = append $uris . -}}
+{{- end -}}
+{{- range $uris -}}
 {{- $ports = append $ports (default (ternary "5671" "5672" (hasPrefix "amqps:" .)) (regexFind "[0-9]+$" (regexFind "^amqps?://[^/?]*:[0-9]+" .))) -}}
 {{- else -}}
 {{- $ports = list "5671" "5672" -}}

@@ -1,0 +1,118 @@
+//! Which address a connection is opened to: hosts in turn, a second for each address, the next attempt starts elsewhere.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::timeout;
+
+/// An address that swallows what is sent to it must not use up the time of those that answer.
+const PER_ADDRESS: Duration = Duration::from_secs(1);
+
+/// A TCP connection, and which host it leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Reached<S> {
+    pub(super) host: usize,
+    pub(super) stream: S,
+}
+
+/// Opens a connection to the first address that answers, from the host whose turn it is. `Err`: why none did, sorted, so
+/// that two attempts that fail alike read alike.
+pub(super) async fn reach<S, R, C>(
+    hosts: &[(String, u16)],
+    turn: usize,
+    resolve: impl Fn(String, u16) -> R,
+    connect: impl Fn(SocketAddr) -> C,
+) -> Result<Reached<S>, Vec<String>>
+where
+    R: Future<Output = io::Result<Vec<SocketAddr>>>,
+    C: Future<Output = io::Result<S>>,
+{
+    let mut failures = Vec::new();
+    for host in (0..hosts.len()).map(|step| turn.wrapping_add(step) % hosts.len()) {
+        let (name, port) = &hosts[host];
+        let mut addresses = match resolve(name.clone(), *port).await {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                failures.push(format!("{name}: {error}"));
+                continue;
+            }
+        };
+        let first = turn / hosts.len() % addresses.len().max(1);
+        addresses.rotate_left(first);
+        for address in addresses {
+            match timeout(PER_ADDRESS, connect(address)).await {
+                Ok(Ok(stream)) => return Ok(Reached { host, stream }),
+                Ok(Err(error)) => failures.push(format!("{address}: {error}")),
+                Err(_) => failures.push(format!("{address}: no answer within {} s", PER_ADDRESS.as_secs())),
+            }
+        }
+    }
+    failures.sort_unstable();
+    Err(failures)
+}
+
+/// The turn of the next attempt: it starts behind the host that was reached, or one further where none was.
+pub(super) fn next(turn: usize, hosts: usize, reached: Option<usize>) -> usize {
+    let steps = reached.map_or(0, |host| (host + hosts - turn % hosts) % hosts);
+    turn.wrapping_add(steps + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    fn hosts(names: &[&str]) -> Vec<(String, u16)> {
+        names.iter().map(|name| ((*name).to_owned(), 1)).collect()
+    }
+
+    /// `a` has the addresses 10.0.0.1 and 10.0.0.2, any other name is unknown.
+    async fn resolve(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+        match name.as_str() {
+            "a" => Ok([1, 2].map(|last| SocketAddr::from(([10, 0, 0, last], port))).to_vec()),
+            "b" => Ok(vec![SocketAddr::from(([10, 0, 0, 3], port))]),
+            _ => Err(io::Error::other("unknown name")),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn passes_over_an_address_that_does_not_answer_within_a_second() {
+        let began = tokio::time::Instant::now();
+        let silent = |address: SocketAddr| async move {
+            if address.ip().to_string() == "10.0.0.1" {
+                std::future::pending::<()>().await;
+            }
+            Ok(address)
+        };
+        let reached = reach(&hosts(&["a"]), 0, resolve, silent).await.unwrap();
+        assert_eq!((reached.host, reached.stream.to_string().as_str()), (0, "10.0.0.2:1"));
+        assert_eq!(began.elapsed(), PER_ADDRESS);
+        let reached = reach(&hosts(&["a"]), 1, resolve, silent).await.unwrap();
+        assert_eq!(reached.stream.to_string(), "10.0.0.2:1", "the next attempt starts at the other address");
+        assert_eq!(began.elapsed(), PER_ADDRESS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tries_every_host_and_says_why_none_answers() {
+        let tried = Mutex::new(Vec::new());
+        let refusing = |address: SocketAddr| {
+            tried.lock().unwrap().push(address.ip().to_string());
+            async { Err::<(), _>(io::Error::from(io::ErrorKind::ConnectionRefused)) }
+        };
+        let failures = reach(&hosts(&["a", "x", "b"]), 2, resolve, refusing).await.unwrap_err();
+        assert_eq!(*tried.lock().unwrap(), ["10.0.0.3", "10.0.0.1", "10.0.0.2"], "from the host whose turn it is");
+        let refused = |last| format!("10.0.0.{last}:1: connection refused");
+        assert_eq!(failures, [refused(1), refused(2), refused(3), "x: unknown name".to_owned()]);
+    }
+
+    #[test]
+    fn starts_behind_the_host_that_was_reached_last() {
+        assert_eq!(next(0, 3, Some(0)) % 3, 1);
+        assert_eq!(next(1, 3, Some(0)) % 3, 1);
+        assert_eq!(next(4, 3, Some(2)) % 3, 0);
+        assert_eq!(next(2, 3, None) % 3, 0);
+        assert_eq!(next(7, 1, Some(0)), 8);
+    }
+}

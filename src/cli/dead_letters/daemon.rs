@@ -1,0 +1,63 @@
+//! A request that the daemon carries out: one HTTP exchange over its control socket, attached until the end.
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::header::HOST;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::sync::watch;
+
+use crate::dead_letters::{Progress, Request};
+
+/// Makes the request and passes on its progress, until the daemon ends the answer. Dropped before, it ends the request.
+///
+/// # Errors
+/// The daemon ends or answers otherwise.
+pub(super) async fn follow(
+    stream: UnixStream,
+    request: &Request,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), String> {
+    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(ended)?;
+    let (exchange, connection) = (exchange(sender, request, progress), connection);
+    tokio::pin!(exchange, connection);
+    tokio::select! {
+        done = &mut exchange => done,
+        closed = &mut connection => match closed {
+            // What has arrived is still read.
+            Ok(()) => exchange.await,
+            Err(error) => Err(ended(error)),
+        },
+    }
+}
+
+async fn exchange(
+    mut sender: SendRequest<Full<Bytes>>,
+    request: &Request,
+    progress: &watch::Sender<Progress>,
+) -> Result<(), String> {
+    let body = Bytes::from(request.json().to_string());
+    let head = hyper::Request::post("/dead-letters").header(HOST, "localhost");
+    let request = head.body(Full::new(body)).map_err(|error| error.to_string())?;
+    let mut answer = sender.send_request(request).await.map_err(ended)?;
+    let mut line = Vec::new();
+    while let Some(frame) = answer.body_mut().frame().await {
+        let Ok(data) = frame.map_err(ended)?.into_data() else { continue };
+        for byte in data {
+            if byte != b'\n' {
+                line.push(byte);
+                continue;
+            }
+            let news =
+                Progress::parse(&line).ok_or("the daemon's answer cannot be read; is it of another version?")?;
+            progress.send_replace(news);
+            line.clear();
+        }
+    }
+    Ok(())
+}
+
+fn ended(error: impl std::fmt::Display) -> String {
+    format!("the daemon has ended ({error}); what was not published is still kept")
+}

@@ -1,0 +1,413 @@
+//! The work of a request about letters: `replay` publishes them again, `drop` deletes them.
+//!
+//! A request is about the letters that exist when it is made, and ends when its asker leaves. Replayed events take the way
+//! of all events, from the queue on; their lines are removed once delivery has settled them. One replay works at a time;
+//! a drop waits for none, and leaves what a replay has in flight.
+//!
+//! Length: how a request ends is decided in several places, which are only understood side by side.
+
+use std::collections::HashSet;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::sleep;
+
+use crate::dead_letters::selection::{count, take};
+use crate::dead_letters::{Action, Filter, Letter, Progress, Rebuilder, Request, RequestState, Store, StoreKind};
+use crate::event::{Event, Kept, Outcome, Waiter};
+use crate::process::shutdown::Drain;
+use crate::queue::Buffer;
+use crate::status::{BrokerStatus, ConnectionState};
+
+/// The most bytes of bodies that are replayed at once, unless one alone has more.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// How often the progress of a batch is reported, and room for the next one is looked for.
+const REPORT: Duration = Duration::from_millis(250);
+
+/// Both stores.
+#[derive(Clone, Debug)]
+pub(crate) struct Stores {
+    /// Events that the broker refused.
+    pub(crate) dead_letters: Arc<Mutex<Store>>,
+    /// Signed bodies that were not published.
+    pub(crate) invalid: Arc<Mutex<Store>>,
+}
+
+impl Stores {
+    /// The one of this kind.
+    #[must_use]
+    pub(crate) fn of(&self, kind: StoreKind) -> Arc<Mutex<Store>> {
+        match kind {
+            StoreKind::DeadLetters => self.dead_letters.clone(),
+            StoreKind::Invalid => self.invalid.clone(),
+        }
+    }
+}
+
+/// Does what requests ask for.
+pub(crate) struct Requests {
+    stores: Stores,
+    rebuilder: Rebuilder,
+    queue: Arc<Buffer>,
+    view: BrokerStatus,
+    drain: Drain,
+    /// Held by the one replay that works.
+    turn: tokio::sync::Mutex<()>,
+}
+
+/// How a request ended.
+enum Ended {
+    /// All that it could do is done.
+    Done,
+    /// The bridge stops.
+    Stopped,
+    /// Its asker has left; these events had been sent before.
+    Left(Option<ReplayBatch>),
+}
+
+impl Requests {
+    /// For these stores; events go into this queue.
+    #[must_use]
+    pub(crate) fn new(
+        stores: Stores,
+        rebuilder: Rebuilder,
+        queue: Arc<Buffer>,
+        view: BrokerStatus,
+        drain: Drain,
+    ) -> Self {
+        Self { stores, rebuilder, queue, view, drain, turn: tokio::sync::Mutex::new(()) }
+    }
+
+    /// Does what one request asks for, until it is done, the drain begins, or all receivers of its progress are dropped.
+    /// The last progress says how it ended. Returns once nothing of it is in flight.
+    pub(crate) async fn run(&self, request: &Request, asker: watch::Sender<Progress>) {
+        let store = self.stores.of(request.kind);
+        let mut work = RequestWork { requests: self, request, store, asker, progress: Progress::default() };
+        let ended = work.run().await;
+        let mut in_flight = None;
+        match ended {
+            Ok(Ended::Done) => work.progress.state = RequestState::Done,
+            Ok(Ended::Stopped) => {
+                work.progress.give_up("the bridge is stopping; what was not published is still kept".to_owned());
+            }
+            Ok(Ended::Left(sent)) => {
+                work.progress.give_up("the command has ended".to_owned());
+                in_flight = sent;
+            }
+            Err(error) => work.progress.give_up(error.to_string()),
+        }
+        work.report();
+        let Progress { state, selected, published, dead_lettered, dropped, skipped, error, .. } = work.progress;
+        let (action, state) = (request.action.name(), state.name());
+        tracing::info!(
+            action,
+            state,
+            selected,
+            published,
+            dead_lettered,
+            dropped,
+            skipped,
+            error,
+            "a request about dead letters has ended"
+        );
+        drop(work.asker);
+        if let Some(in_flight) = in_flight {
+            in_flight.ended().await;
+            if let Err(error) = in_flight.settle().await {
+                tracing::error!("{error}");
+            }
+        }
+    }
+}
+
+/// One request under way.
+struct RequestWork<'r> {
+    requests: &'r Requests,
+    request: &'r Request,
+    store: Arc<Mutex<Store>>,
+    asker: watch::Sender<Progress>,
+    progress: Progress,
+}
+
+impl RequestWork<'_> {
+    async fn run(&mut self) -> io::Result<Ended> {
+        let (store, filter) = (self.store.clone(), self.request.filter.clone());
+        let files = blocking(move || {
+            let mut store = lock(&store);
+            let last = store.seal();
+            Ok(store.files(last))
+        });
+        let files = files.await?;
+        let store = self.store.clone();
+        let paths: Vec<PathBuf> = {
+            let files = files.clone();
+            blocking(move || Ok(files.iter().map(|file| lock(&store).path(*file)).collect())).await?
+        };
+        (self.progress.selected, self.progress.unreadable) = blocking(move || count(&paths, &filter)).await?;
+        self.report();
+        match self.request.action {
+            Action::Drop => self.drop_from(&files).await,
+            Action::Replay => self.replay_from(&files).await,
+        }
+    }
+
+    async fn drop_from(&mut self, files: &[u64]) -> io::Result<Ended> {
+        for file in files.iter().copied() {
+            if let Some(ended) = self.interrupted() {
+                return Ok(ended);
+            }
+            let (store, filter) = (self.store.clone(), self.request.filter.clone());
+            let is_meant = move |line: &[u8]| is_meant(&filter, line);
+            let (dropped, skipped) = blocking(move || lock(&store).drop_letters(file, is_meant)).await?;
+            self.progress.dropped += dropped;
+            self.progress.skipped += skipped;
+            self.progress.done += dropped + skipped;
+            if self.progress.skipped > 0 {
+                let skipped = self.progress.skipped;
+                self.progress.error = Some(format!("{skipped} stay, since a replay has them in flight"));
+            }
+            self.report();
+        }
+        Ok(Ended::Done)
+    }
+
+    async fn replay_from(&mut self, files: &[u64]) -> io::Result<Ended> {
+        self.refuse_if_full().await?;
+        let requests = self.requests;
+        let _turn = if let Ok(turn) = requests.turn.try_lock() {
+            turn
+        } else {
+            self.progress.error = Some("another replay is under way".to_owned());
+            self.report();
+            tokio::select! {
+                turn = requests.turn.lock() => turn,
+                () = self.asker.closed() => return Ok(Ended::Left(None)),
+                () = requests.drain.begun() => return Ok(Ended::Stopped),
+            }
+        };
+        self.progress.error = None;
+        for file in files.iter().copied() {
+            if let Some(ended) = self.replay_file(file).await? {
+                return Ok(ended);
+            }
+        }
+        Ok(Ended::Done)
+    }
+
+    /// Replays the letters of one file, batch by batch; how the request ended, if it did.
+    async fn replay_file(&mut self, file: u64) -> io::Result<Option<Ended>> {
+        let mut seen = HashSet::new();
+        loop {
+            if let Some(ended) = self.wait_for_room().await {
+                return Ok(Some(ended));
+            }
+            self.refuse_if_full().await?;
+            let (store, request, rebuilder) =
+                (self.store.clone(), self.request.clone(), self.requests.rebuilder.clone());
+            let most = (self.requests.queue.limits().bytes / 4).min(BATCH_BYTES);
+            let batch = blocking(move || take(&mut lock(&store), file, seen, &request, &rebuilder, most)).await?;
+            self.progress.skipped += batch.skipped;
+            self.progress.done += batch.skipped;
+            if let Some(ended) = self.deliver(file, batch.events).await? {
+                return Ok(Some(ended));
+            }
+            self.report();
+            if batch.is_last {
+                return Ok(None);
+            }
+            seen = batch.seen;
+        }
+    }
+
+    /// Gives events to delivery, waits for their end and removes the letters of those that are settled. How the request
+    /// ended, if it did.
+    async fn deliver(&mut self, file: u64, events: Vec<(u64, Box<Event>)>) -> io::Result<Option<Ended>> {
+        if events.is_empty() {
+            return Ok(self.interrupted());
+        }
+        // Refused again, an event becomes a dead letter whichever store it came from.
+        let held = {
+            let store = self.requests.stores.dead_letters.clone();
+            blocking(move || Ok(lock(&store).held())).await?
+        };
+        let returned = held.returned();
+        let (mut letters, mut replayed) = (Vec::new(), Vec::new());
+        for (hash, mut event) in events {
+            let waiter = Waiter::new(None);
+            event.kept = Kept::DeadLetter;
+            event.waiter = Some(waiter.clone());
+            letters.push((hash, waiter));
+            replayed.push(event);
+        }
+        let batch = ReplayBatch { store: self.store.clone(), file, letters };
+        if !self.requests.queue.replay(replayed) {
+            batch.withdraw(&self.requests.queue);
+            batch.settle().await?;
+            return Ok(Some(Ended::Stopped));
+        }
+        if self.watch(&batch).await == BatchEnd::Left {
+            return Ok(Some(Ended::Left(Some(batch))));
+        }
+        let (all, kept) = (batch.letters.len() as u64, batch.settle().await?);
+        let again = (held.returned() - returned).min(kept);
+        self.progress.published += kept - again;
+        self.progress.dead_lettered += again;
+        self.progress.skipped += all - kept;
+        self.progress.done += all;
+        Ok(self.interrupted())
+    }
+
+    /// Reports how far a batch is until all of it has ended. If the asker leaves or the drain begins, what is not sent is
+    /// withdrawn; the drain tells the rest how it ends, the asker's is not waited for here.
+    async fn watch(&mut self, batch: &ReplayBatch) -> BatchEnd {
+        let before = self.progress.done;
+        let requests = self.requests;
+        let ended = batch.ended();
+        tokio::pin!(ended);
+        let mut is_draining = false;
+        loop {
+            tokio::select! {
+                () = &mut ended => break,
+                () = self.asker.closed() => {
+                    batch.withdraw(&requests.queue);
+                    return BatchEnd::Left;
+                }
+                () = requests.drain.begun(), if !is_draining => {
+                    batch.withdraw(&requests.queue);
+                    is_draining = true;
+                }
+                () = sleep(REPORT) => {
+                    self.progress.done = before + batch.ended_count();
+                    self.note_trouble();
+                }
+            }
+        }
+        self.progress.done = before;
+        self.progress.error = None;
+        BatchEnd::Ended
+    }
+
+    /// Waits until less than half of the buffer is used: new events take precedence. How the request ended, if it did.
+    async fn wait_for_room(&mut self) -> Option<Ended> {
+        let requests = self.requests;
+        loop {
+            if let Some(ended) = self.interrupted() {
+                return Some(ended);
+            }
+            let (events, bytes) = requests.queue.held();
+            let limits = requests.queue.limits();
+            if events <= limits.events / 2 && bytes <= limits.bytes / 2 {
+                return None;
+            }
+            self.note_trouble();
+            tokio::select! {
+                () = sleep(REPORT) => {}
+                () = self.asker.closed() => {}
+                () = requests.drain.begun() => {}
+            }
+        }
+    }
+
+    /// Whether the request must end here, and how.
+    fn interrupted(&self) -> Option<Ended> {
+        if self.requests.drain.has_begun() {
+            Some(Ended::Stopped)
+        } else if self.asker.is_closed() {
+            Some(Ended::Left(None))
+        } else {
+            None
+        }
+    }
+
+    /// While delivery waits for room in the store, nothing that is replayed moves.
+    async fn refuse_if_full(&self) -> io::Result<()> {
+        let store = self.requests.stores.dead_letters.clone();
+        let no_room = blocking(move || Ok(lock(&store).no_room())).await?;
+        no_room.map_or(Ok(()), |full| Err(io::Error::other(format!("nothing can be replayed now: {full}"))))
+    }
+
+    /// Reports how far it is, and what delivery waits for.
+    fn note_trouble(&mut self) {
+        let view = self.requests.view.copy();
+        let error = view.last_error.filter(|_| view.state != ConnectionState::Connected).map(|error| error.text);
+        self.progress.error = view.blocked.or(error);
+        self.report();
+    }
+
+    fn report(&self) {
+        self.asker.send_replace(self.progress.clone());
+    }
+}
+
+/// How the wait for a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BatchEnd {
+    /// All of its events have ended.
+    Ended,
+    /// The asker left before.
+    Left,
+}
+
+/// Letters of a file that are marked in their store, and whose events delivery has.
+struct ReplayBatch {
+    store: Arc<Mutex<Store>>,
+    file: u64,
+    letters: Vec<(u64, Arc<Waiter>)>,
+}
+
+impl ReplayBatch {
+    /// Takes back the events that are not sent yet.
+    fn withdraw(&self, queue: &Buffer) {
+        for (_, waiter) in &self.letters {
+            // One that is sent, or has ended, stays as it is.
+            let _ = waiter.withdraw();
+        }
+        queue.sweep();
+    }
+
+    /// Waits until all have ended.
+    async fn ended(&self) {
+        join_all(self.letters.iter().map(|(_, waiter)| waiter.wait())).await;
+    }
+
+    fn ended_count(&self) -> u64 {
+        self.letters.iter().filter(|(_, waiter)| waiter.outcome().is_some()).count() as u64
+    }
+
+    /// Removes the letters of those that are stored or refused again; says how many. The others stay, and can be
+    /// replayed or dropped again.
+    async fn settle(self) -> io::Result<u64> {
+        let Self { store, file, letters } = self;
+        blocking(move || {
+            let is_kept = |waiter: &Waiter| waiter.outcome() == Some(Outcome::Kept);
+            let kept: HashSet<u64> =
+                letters.iter().filter(|(_, waiter)| is_kept(waiter)).map(|(hash, _)| *hash).collect();
+            let mut store = lock(&store);
+            let removed = if kept.is_empty() { Ok(0) } else { store.remove(file, &kept) };
+            store.unmark(file, letters.iter().map(|(hash, _)| *hash));
+            removed.map(|_| kept.len() as u64).map_err(|error| {
+                let text = format!("letters were published but cannot be removed, so they stay: {error}");
+                io::Error::new(error.kind(), text)
+            })
+        })
+        .await
+    }
+}
+
+fn is_meant(filter: &Filter, line: &[u8]) -> bool {
+    Letter::parse(line).is_ok_and(|letter| filter.matches(&letter))
+}
+
+fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
+    store.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Does file work on a thread of its own.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}

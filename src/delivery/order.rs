@@ -1,0 +1,39 @@
+//! Which messages a broker stored after a younger one of their key, where it says the place of each.
+
+use std::sync::Arc;
+
+use crate::brokers::Sequence;
+
+/// Messages that left the ring while a younger one of their key may have been stored before them: an answer to an
+/// earlier attempt at it was lost.
+#[derive(Debug, Default)]
+pub(super) struct Undecided(Vec<Earlier>);
+
+#[derive(Debug)]
+struct Earlier {
+    place: u64,
+    address: Arc<str>,
+    key: Arc<str>,
+    /// The youngest one that may have been before it.
+    until: Sequence,
+}
+
+impl Undecided {
+    /// Remembers a message that was stored at this place, until the younger one of this sequence is settled.
+    pub(super) fn remember(&mut self, place: u64, address: &Arc<str>, key: &Arc<str>, until: Sequence) {
+        self.0.push(Earlier { place, address: address.clone(), key: key.clone(), until });
+    }
+
+    /// A younger message of this key turned out to have been stored at this place by an earlier attempt: how many are
+    /// behind it.
+    pub(super) fn decide(&mut self, place: u64, address: &str, key: &str) -> usize {
+        let before = self.0.len();
+        self.0.retain(|earlier| earlier.place < place || *earlier.address != *address || *earlier.key != *key);
+        before - self.0.len()
+    }
+
+    /// Everything below this sequence is settled.
+    pub(super) fn forget_below(&mut self, first: Sequence) {
+        self.0.retain(|earlier| earlier.until >= first);
+    }
+}
