@@ -37,8 +37,8 @@ use crate::status::{Ledger, Totals};
 
 use crate::app::offline::Letters;
 use crate::app::reload::{Reloader, Reloading};
+use crate::app::threads::{Runtimes, joined, thread};
 use crate::app::{journal, memory, open_files};
-use crate::process::threads::{Runtimes, joined, thread};
 
 /// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,6 +7,7 @@ mod offline;
 mod open_files;
 mod reload;
 mod settings;
+mod threads;
 
 pub(crate) use app::{App, Signals, StartError, bind};
 pub(crate) use offline::{Offline, open_offline};

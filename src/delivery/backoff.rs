@@ -6,7 +6,7 @@ use std::time::Duration;
 /// follows at once, six in any minute.
 const AFTER_TWO_NACKS: Duration = Duration::from_secs(2);
 
-/// The longest wait for a message that is nacked again and again.
+/// The longest wait for a message that is nacked repeatedly.
 const LONGEST_AFTER_NACKS: Duration = Duration::from_mins(1);
 
 /// Waits that double from `retry_min` to `retry_max`, with jitter.

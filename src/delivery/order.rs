@@ -1,4 +1,4 @@
-//! Which messages a broker stored after a younger one of their key, where it says the place of each.
+//! The messages that a broker stored after a younger one of their key, if it reports the place of each.
 
 use std::sync::Arc;
 
@@ -24,7 +24,7 @@ impl Undecided {
         self.0.push(Earlier { place, address: address.clone(), key: key.clone(), until });
     }
 
-    /// A younger message of this key turned out to have been stored at this place by an earlier attempt: how many are
+    /// Notes that an earlier attempt stored a younger message of this key at this place; returns the number of messages
     /// behind it.
     pub(super) fn decide(&mut self, place: u64, address: &str, key: &str) -> usize {
         let before = self.0.len();
@@ -32,7 +32,7 @@ impl Undecided {
         before - self.0.len()
     }
 
-    /// Everything below this sequence is settled.
+    /// Forgets messages below this sequence, because all of them are settled.
     pub(super) fn forget_below(&mut self, first: Sequence) {
         self.0.retain(|earlier| earlier.until >= first);
     }

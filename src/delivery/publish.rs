@@ -288,7 +288,7 @@ impl Delivery {
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
     }
 
-    /// No session: says why, once as long as that stays the same.
+    /// Logs why there is no session, once per reason.
     fn not_connected(&mut self, error: &ConnectError, reported: &mut String) {
         self.metrics.broker_error(error.kind);
         self.view.error(error.kind, &error.text);
@@ -298,7 +298,7 @@ impl Delivery {
         reported.clone_from(&error.text);
         let (broker, kind, text) = (self.broker.name(), error.kind.name(), &error.text);
         if error.kind == ErrorKind::NotNow {
-            tracing::warn!(broker, "the broker takes nothing for now, waiting: {text}");
+            tracing::warn!(broker, "the broker rejects messages temporarily, backing off: {text}");
         } else {
             tracing::error!(broker, kind, "no connection to the broker, trying again: {text}");
         }
@@ -521,7 +521,7 @@ impl Delivery {
     fn nacked(&mut self, sequence: Sequence, reason: &str) {
         self.note_not_now(reason);
         let nacks = self.ring.nack(sequence);
-        // What was in flight together is nacked together: one step of the back-off for all of it.
+        // Messages in flight together are nacked together: one step of the back-off for all of them.
         if nacks > 1 || !matches!(self.window, Window::Nacked { .. }) {
             let again = tokio::time::Instant::now() + self.backoff.after_nacks(nacks);
             self.window = self.window.nacked(again);

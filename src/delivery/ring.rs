@@ -2,7 +2,7 @@
 //!
 //! Pure bookkeeping; [`super::publish`] decides when to send and what follows from a verdict.
 //!
-//! Length: half of it are its tests.
+//! Length: half of it is its tests.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -37,7 +37,7 @@ pub(super) struct RingEntry {
     pub(super) nacks: u32,
     /// The broker has it, or may have it: its session was lost before the verdict arrived.
     pub(super) stored: bool,
-    /// Where the broker says that it stored it.
+    /// The place at which the broker reports it as stored.
     pub(super) place: Option<u64>,
     /// A younger one of its key was stored before it.
     pub(super) overtaken: bool,
@@ -78,7 +78,7 @@ pub(super) struct Removed {
     pub(super) handed: Option<Instant>,
     /// It was stored after a younger one of its key, or may have been.
     pub(super) overtaken: bool,
-    /// How many older ones of its key, not counted before, turned out to be stored after it.
+    /// The number of older ones of its key, not counted before, that turned out to be stored after it.
     pub(super) overtook: usize,
 }
 
@@ -267,7 +267,7 @@ impl Ring {
         }
     }
 
-    /// Puts a message back among those to be sent, because it was nacked; returns how often it has been so far.
+    /// Marks a message to be sent again, because it was nacked; returns the number of its nacks so far.
     pub(super) fn nack(&mut self, sequence: Sequence) -> u32 {
         self.defer(sequence);
         let is_stalled = self.stalled.holds(sequence);
@@ -312,7 +312,7 @@ impl Ring {
         Some(Removed { message, pair, attempts, handed, overtaken, overtook: 0 })
     }
 
-    /// Takes a message out that is stored at a known place; none where it is settled already.
+    /// Removes a message that is stored at a known place; none if it is settled already.
     pub(super) fn take_at(&mut self, sequence: Sequence, position: Position) -> Option<Removed> {
         if self.stalled.holds(sequence) {
             return self.take(sequence, true);
@@ -321,7 +321,7 @@ impl Ring {
         let slot = self.slot(sequence)?;
         slot.place = Some(place);
         let (address, key) = (slot.address.clone(), slot.key.clone());
-        // What was sent once, in order, is where it belongs.
+        // A message sent once, in order, is at its right place.
         let overtaken = slot.attempts > 1 && self.is_behind_younger(sequence, place);
         let overtook = if position.repeat { self.undecided.decide(place, &address, &key) } else { 0 };
         let last = if overtaken { None } else { self.last_perhaps_stored(sequence) };

@@ -60,11 +60,11 @@ struct World {
     poison: Option<&'static str>,
     /// Messages with this text in their id are refused.
     refused: Option<&'static str>,
-    /// Messages with this text in their id are nacked so often.
+    /// Messages with this text in their id are nacked this often.
     nacked: Option<(&'static str, usize)>,
     /// Whether the session ends after a nack.
     nacks_end_the_session: bool,
-    /// When each of the nacked messages was handed over.
+    /// The times at which the nacked messages were handed over.
     tries: Vec<tokio::time::Instant>,
 }
 
@@ -436,7 +436,7 @@ fn takes_other_routes_at_the_next_connect_and_at_once() {
     assert!(ended.took < Duration::from_millis(20), "it backed off for {:?}", ended.took);
 }
 
-/// The most tries within any minute, and the time between the first two.
+/// The maximum number of attempts within any minute, and the time between the first two.
 fn tries(world: &World) -> (usize, Duration) {
     let within = |from: &tokio::time::Instant| {
         world.tries.iter().filter(|at| *at >= from && **at < *from + Duration::from_mins(1)).count()

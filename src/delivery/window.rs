@@ -23,9 +23,9 @@ pub(super) enum Window {
         /// The time of the next attempt.
         again: Instant,
     },
-    /// None: a message was nacked. As `Shut`, but a new session does not end it.
+    /// No message: one was nacked. Does the same as `Shut`, but a new session does not end it.
     Nacked {
-        /// When.
+        /// The time of the next attempt.
         again: Instant,
     },
 }

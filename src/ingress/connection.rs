@@ -1,4 +1,6 @@
 //! One connection: its socket, its phase, the arrival of a request's first byte, and whether the peer has disconnected.
+//!
+//! Length: the socket and the phases need each other; a fifth is their tests.
 
 use std::cell::{Cell, RefCell};
 use std::io;

@@ -114,7 +114,7 @@ impl<C: GracefulConnection> Stage for C {
     }
 }
 
-/// How a stage of a connection ended.
+/// The end of a stage of a connection.
 enum End<O> {
     /// By itself, or by whichever side closed the connection.
     Ended(O),

@@ -18,7 +18,7 @@ use crate::ingress::connection::{ObservedStream, READ};
 /// The largest head, in bytes. A webhook's is below 2 KiB; hyper's own limit is 400 KiB for each connection.
 pub(super) const HEAD_BYTES: usize = 16 * 1024;
 
-/// The most headers that hyper takes.
+/// The maximum number of headers that hyper accepts.
 const HEADERS: usize = 100;
 
 /// The step by which the memory of a head grows: the second read of a head is rare already.
@@ -47,13 +47,13 @@ impl Head {
         if self.blank == before {
             self.blank += arrived.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
         }
-        // The empty line may have begun in what was there before.
+        // The empty line may have begun in the bytes before.
         let start = before.saturating_sub(2).max(self.blank);
         has_empty_line(&self.bytes[start..]) || length >= HEAD_BYTES || self.is_malformed()
     }
 
-    /// Whether hyper would refuse the head already. Looks again only once there is twice as much: all looks together
-    /// cost no more than two at the whole.
+    /// Whether hyper would refuse the head already. Checks again only once the length has doubled: all checks together
+    /// cost no more than two of the whole.
     fn is_malformed(&mut self) -> bool {
         if self.bytes.len() < 2 * self.checked {
             return false;
@@ -85,8 +85,8 @@ impl<'s, S: AsyncRead + Unpin> FirstHead<'s, S> {
         Self { stream, head: Head::default(), is_closing: false }
     }
 
-    /// Reads until hyper can decide what the answer is, and gives the bytes; none where the connection has ended before
-    /// its first byte, or was to be closed.
+    /// Reads until hyper can decide on the answer, and returns the bytes; none if the connection has ended before its
+    /// first byte, or must be closed.
     pub(super) fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
         if self.is_closing {
             return Poll::Ready(Ok(None));
@@ -116,8 +116,8 @@ impl<'s, S: AsyncRead + Unpin> FirstHead<'s, S> {
     }
 }
 
-/// Gives the head of a request whose body does not arrive with it memory of its own. It would else keep hyper's read
-/// buffer for as long as the body takes, and the body would need another.
+/// Gives the head of a request whose body does not arrive with it memory of its own. It would otherwise keep hyper's
+/// read buffer for as long as the body takes, and the body would need another.
 pub(super) fn detach<B: Body>(request: &mut Request<B>) {
     if request.body().size_hint().exact().is_some_and(|length| length < READ as u64) {
         return;

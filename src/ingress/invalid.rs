@@ -1,5 +1,4 @@
-//! Signed bodies that are not published: kept once each, in `invalid/`, by a thread of its own that no request waits
-//! for.
+//! Signed bodies that are not published: kept once each, in `invalid/`, by a separate thread that delays no request.
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};

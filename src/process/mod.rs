@@ -5,4 +5,3 @@ pub(crate) mod logs;
 pub(crate) mod shutdown;
 pub(crate) mod state_directory;
 pub(crate) mod systemd;
-pub(crate) mod threads;

@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use crate::brokers::ErrorKind;
+use crate::status::ErrorKind;
 
 /// The state of the connection to the broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

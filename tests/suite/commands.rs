@@ -357,7 +357,7 @@ fn reports_errors_of_sending() {
     for url in ["nonsense", "/x"] {
         let ended = Program::new(["send", "--secret-file", &secret, url]).run();
         ended.assert_code(1);
-        assert!(ended.err.starts_with("error: ") && ended.err.contains("no URL"), "{url}: {}", ended.err);
+        assert!(ended.err.starts_with("error: ") && ended.err.contains("not a URL"), "{url}: {}", ended.err);
     }
     let ended = Program::new(["send", "--secret-file", &secret]).run();
     ended.assert_code(1);

@@ -237,12 +237,12 @@ fn refuses_a_broken_pair_at_start_and_says_what_is_wrong() {
         &format!("{}/server.key does not belong to the first certificate", directory.display()),
     );
     let key = overwrite(&directory, "server.key", "no key");
-    refused(&setup, "key_file", &format!("{key}: no private key in PEM"));
+    refused(&setup, "key_file", &format!("{key}: it has no private key in PEM"));
     overwrite(&directory, "server.key", &other.key[..other.key.len() / 2]);
     refused(&setup, "key_file", &format!("{key}: not PEM"));
     overwrite(&directory, "server.key", &good.key);
     overwrite(&directory, "server.crt", "");
-    refused(&setup, "certificate_file", &format!("{certificate}: no certificate in PEM"));
+    refused(&setup, "certificate_file", &format!("{certificate}: it has no certificate in PEM"));
     let broken = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     overwrite(&directory, "server.crt", broken);
     refused(&setup, "certificate_file", &format!("{certificate}: the certificate cannot be read"));
@@ -251,7 +251,7 @@ fn refuses_a_broken_pair_at_start_and_says_what_is_wrong() {
     overwrite(&directory, "server.crt", &good.certificate);
     let clients = overwrite(&directory, "clients.crt", "");
     let setup = setup.text("ingress.tls.client_ca_file", &clients);
-    refused(&setup, "client_ca_file", &format!("{clients}: no certificate in PEM"));
+    refused(&setup, "client_ca_file", &format!("{clients}: it has no certificate in PEM"));
     overwrite(&directory, "clients.crt", broken);
     refused(&setup, "client_ca_file", &format!("{clients}: a certificate in it cannot be used"));
     let setup = setup.text("ingress.tls.client_ca_file", "").text("ingress.tls.key_file", "");

@@ -54,8 +54,12 @@ def rabbitmq(order):
         channel.exchange_declare(order["exchange"], order.get("type", "topic"), durable=True)
         if order.get("queue"):
             arguments = {"x-queue-type": "quorum", **order.get("arguments", {})}
-            channel.queue_declare(order["queue"], durable=True, arguments=arguments)
-            channel.queue_bind(order["queue"], order["exchange"], "#")
+            # Both at once, without waiting in between: no event finds the queue without its binding.
+            requests = [pika.spec.Queue.Declare(queue=order["queue"], durable=True, nowait=True, arguments=arguments),
+                        pika.spec.Queue.Bind(queue=order["queue"], exchange=order["exchange"], routing_key="#", nowait=True)]
+            for request in requests:
+                channel._impl._send_method(request)
+            channel.queue_declare(order["queue"], passive=True)
     elif order["do"] == "delete":
         channel.queue_delete(order["queue"])
     elif order["do"] == "publish":

@@ -10,10 +10,10 @@ use tokio::task::LocalSet;
 use crate::status::Heartbeat;
 
 /// The runtimes for several threads, not yet given to them.
-pub(crate) struct Runtimes(Vec<Runtime>);
+pub(super) struct Runtimes(Vec<Runtime>);
 
 impl Runtimes {
-    pub(crate) fn new(count: usize) -> io::Result<Self> {
+    pub(super) fn new(count: usize) -> io::Result<Self> {
         let mut made = Self(Vec::with_capacity(count));
         for _ in 0..count {
             made.0.push(Self::one()?);
@@ -25,7 +25,7 @@ impl Runtimes {
         Builder::new_current_thread().enable_all().build()
     }
 
-    pub(crate) fn next(&mut self) -> io::Result<Runtime> {
+    pub(super) fn next(&mut self) -> io::Result<Runtime> {
         self.0.pop().map_or_else(Self::one, Ok)
     }
 }
@@ -38,7 +38,7 @@ impl Drop for Runtimes {
 }
 
 /// Waits for threads to end.
-pub(crate) async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
+pub(super) async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
     for thread in threads {
         // A panic ends the process (`panic = "abort"`) or is in the log already.
         let _ = tokio::task::spawn_blocking(move || thread.join()).await;
@@ -46,7 +46,7 @@ pub(crate) async fn joined<T: Send + 'static>(threads: Vec<JoinHandle<T>>) {
 }
 
 /// Starts a thread with a runtime of its own, for one future and what it spawns there.
-pub(crate) fn thread<F, T>(
+pub(super) fn thread<F, T>(
     name: &str,
     runtime: Runtime,
     heartbeat: Option<Heartbeat>,
