@@ -23,12 +23,12 @@ const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
 const TICK: Duration = Duration::from_millis(200);
 
 /// What a look found.
-type Found = Result<HashMap<Arc<str>, TopicHealth>, ConnectError>;
+type FoundHealth = Result<HashMap<Arc<str>, TopicHealth>, ConnectError>;
 
 /// The looks.
 #[derive(Default)]
 pub(super) struct Silence {
-    looking: Option<JoinHandle<Found>>,
+    looking: Option<JoinHandle<FoundHealth>>,
     looked: Option<Instant>,
     /// Of the topics that give no answer why, where that was found.
     reasons: HashMap<Arc<str>, String>,
@@ -77,7 +77,7 @@ impl KafkaSession {
         (self.batches.messages() > 0).then(|| Instant::now() + wait)
     }
 
-    fn found(&mut self, found: Found) {
+    fn found(&mut self, found: FoundHealth) {
         let silent = self.batches.silent(SILENT);
         self.silence.reasons.clear();
         match found {
