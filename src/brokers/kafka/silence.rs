@@ -17,7 +17,7 @@ use crate::brokers::{ConnectError, SessionError};
 const SILENT: Duration = Duration::from_secs(3);
 
 /// Between two looks.
-const BETWEEN_LOOKS: Duration = Duration::from_secs(5);
+const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 
 /// How often it is seen whether a look is over.
 const TICK: Duration = Duration::from_millis(200);
