@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use crate::process::shutdown::{Drain, Phase};
 use crate::queue::{Ack, Buffer};
-use crate::status::BrokerStatus;
-use crate::status::Snapshot;
-use crate::status::{Heartbeat, stalled};
+use crate::status::{BrokerStatus, Heartbeat, Snapshot, stalled};
 
 /// The parts that health is derived from.
 #[derive(Debug)]

@@ -24,8 +24,7 @@ use crate::admin::page;
 use crate::dead_letters::StoreCounts;
 use crate::ingress::{Connections, CurrentIngress, take_both_families};
 use crate::metrics::Metrics;
-use crate::status::Reloads;
-use crate::status::UnknownPaths;
+use crate::status::{Reloads, UnknownPaths};
 
 /// Enough for probes, a scraper and some browsers.
 const CONNECTIONS: usize = 64;

@@ -7,13 +7,10 @@ use serde_json::{Value, json};
 use crate::admin::Admin;
 use crate::ingress::{Source, Validation};
 use crate::metrics::{Moment, VERSION, revision, unix_seconds};
-use crate::status::DeviatingEvents;
-use crate::status::EventName;
-use crate::status::Observed;
-use crate::status::Reload;
-use crate::status::UnknownPath;
-use crate::status::WaitingAddress;
-use crate::status::{JournalState, Reason, Snapshot, SourceBook, Totals};
+use crate::status::{
+    DeviatingEvents, EventName, JournalState, Observed, Reason, Reload, Snapshot, SourceBook, Totals, UnknownPath,
+    WaitingAddress,
+};
 
 impl Admin {
     /// The values that a scrape adds to the snapshot.

@@ -15,12 +15,17 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Runtime;
 use tokio::time::timeout;
 
 use crate::admin::{self, Admin, Health};
 use crate::app::Settings;
+use crate::app::offline::Letters;
+use crate::app::reload::{Reloader, Reloading};
+use crate::app::threads::{Runtimes, joined, thread};
+use crate::app::{journal, memory, open_files};
 use crate::brokers::Broker;
-use crate::dead_letters::{ControlSocket, StoreKind, remove_old_requests};
+use crate::dead_letters::{ControlSocket, Requests, StoreKind, remove_old_requests};
 use crate::delivery::{self, BacklogReader, Delivery, Successor};
 use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
 use crate::metrics::Metrics;
@@ -29,16 +34,7 @@ use crate::process::state_directory::{self, StateError};
 use crate::process::systemd::{self, Passed};
 use crate::queue::Buffer;
 use crate::queue::journal::{OpenError, Opened, Writer};
-use crate::status::BrokerStatus;
-use crate::status::Reloads;
-use crate::status::UnknownPaths;
-use crate::status::{Heartbeat, stalled};
-use crate::status::{Ledger, Totals};
-
-use crate::app::offline::Letters;
-use crate::app::reload::{Reloader, Reloading};
-use crate::app::threads::{Runtimes, joined, thread};
-use crate::app::{journal, memory, open_files};
+use crate::status::{BrokerStatus, Heartbeat, Ledger, Reloads, Totals, UnknownPaths, stalled};
 
 /// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -210,7 +206,7 @@ impl App {
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
         let journal = writer.map(|writer| journal::write(&parts, writer, writing)).transpose()?;
-        let delivery = delivery::Parts {
+        let work = delivery::Parts {
             broker,
             successor: parts.successor.clone(),
             queue: parts.queue.clone(),
@@ -221,35 +217,9 @@ impl App {
             backlog,
             drain: parts.stop.clone(),
         };
-        let requests = letters.as_ref().map(|letters| {
-            let live = live.clone();
-            let ways = move |name: &str| {
-                let ingress = live.now();
-                let endpoint = ingress.endpoints().iter().find(|endpoint| *endpoint.source.name == *name);
-                endpoint.map(|endpoint| endpoint.source.validation)
-            };
-            Arc::new(letters.requests(Box::new(ways), &parts.queue, &parts.view, &parts.stop))
-        });
-        let stop = parts.stop.clone();
-        let delivery = thread("delivery", runtimes.next()?, Some(delivering), move || async move {
-            let control = control.zip(requests);
-            let serving = control.map(|(control, requests)| tokio::spawn(control.serve(requests, stop)));
-            let lost = Delivery::new(delivery).run().await;
-            if let Some(serving) = serving {
-                // It ends with the drain, once it has removed letters that were published in time; a disk that hangs must
-                // not delay it.
-                let _ = timeout(REQUESTS_TIMEOUT, serving).await;
-            }
-            lost
-        })?;
-        let mut serving = Vec::new();
-        let unreadable = Arc::new(ingress::Unreadable::new(parts.metrics.clone()));
-        for (socket, heartbeat) in listeners.into_sockets().into_iter().zip(accepting) {
-            let (live, connections, stop) = (live.clone(), parts.connections.clone(), parts.stop.clone());
-            let unreadable = unreadable.clone();
-            let serve = move || ingress::serve(socket, live, connections, unreadable, stop);
-            serving.push(thread("ingress", runtimes.next()?, Some(heartbeat), serve)?);
-        }
+        let requests = letters.as_ref().map(|letters| parts.requests(letters, live.clone()));
+        let delivery = parts.start_delivery(runtimes.next()?, delivering, work, control.zip(requests))?;
+        let serving = parts.start_ingress(&mut runtimes, listeners, &live, accepting)?;
         journal::recall(&parts.known, &settings)?;
         let queue = &parts.queue;
         let mut reloader = Reloader::new(reloading, settings, &parts, live);
@@ -330,6 +300,56 @@ impl SharedParts {
             stop,
         };
         (parts, kept)
+    }
+
+    /// Requests about dead letters, which validate bodies as the sources are configured at that time.
+    fn requests(&self, letters: &Letters, live: Arc<CurrentIngress>) -> Arc<Requests> {
+        let validation_of = move |name: &str| {
+            let ingress = live.now();
+            let endpoint = ingress.endpoints().iter().find(|endpoint| *endpoint.source.name == *name);
+            endpoint.map(|endpoint| endpoint.source.validation)
+        };
+        Arc::new(letters.requests(Box::new(validation_of), &self.queue, &self.view, &self.stop))
+    }
+
+    /// Starts the delivery task and, beside it, the control socket. The thread returns the number of lost events.
+    fn start_delivery(
+        &self,
+        runtime: Runtime,
+        heartbeat: Heartbeat,
+        work: delivery::Parts,
+        control: Option<(ControlSocket, Arc<Requests>)>,
+    ) -> io::Result<JoinHandle<usize>> {
+        let stop = self.stop.clone();
+        thread("delivery", runtime, Some(heartbeat), move || async move {
+            let serving = control.map(|(control, requests)| tokio::spawn(control.serve(requests, stop)));
+            let lost = Delivery::new(work).run().await;
+            if let Some(serving) = serving {
+                // It ends with the drain, once it has removed letters that were published in time; a disk that hangs must
+                // not delay it.
+                let _ = timeout(REQUESTS_TIMEOUT, serving).await;
+            }
+            lost
+        })
+    }
+
+    /// Starts the ingress threads, one for each listening socket.
+    fn start_ingress(
+        &self,
+        runtimes: &mut Runtimes,
+        listeners: Listeners,
+        live: &Arc<CurrentIngress>,
+        heartbeats: Vec<Heartbeat>,
+    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
+        let unreadable = Arc::new(ingress::Unreadable::new(self.metrics.clone()));
+        let mut serving = Vec::new();
+        for (socket, heartbeat) in listeners.into_sockets().into_iter().zip(heartbeats) {
+            let (live, connections, stop) = (live.clone(), self.connections.clone(), self.stop.clone());
+            let unreadable = unreadable.clone();
+            let serve = move || ingress::serve(socket, live, connections, unreadable, stop);
+            serving.push(thread("ingress", runtimes.next()?, Some(heartbeat), serve)?);
+        }
+        Ok(serving)
     }
 
     fn admin(

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use crate::app::Settings;
-use crate::app::StartError;
+use crate::app::{Settings, StartError};
 use crate::dead_letters::{
     Action, Progress, Rebuilder, Request, Requests, Store, StoreCounts, StoreKind, StoreLimits, Stores,
 };
@@ -19,8 +18,7 @@ use crate::metrics::Metrics;
 use crate::process::shutdown::{self, Drain, Phase};
 use crate::process::state_directory::{self, StateError};
 use crate::queue::Buffer;
-use crate::status::BrokerStatus;
-use crate::status::Ledger;
+use crate::status::{BrokerStatus, Ledger};
 
 /// How long a command waits for its session to close.
 const CLOSE: Duration = Duration::from_secs(5);

@@ -17,8 +17,7 @@ use crate::process::logs::Level;
 use crate::process::systemd;
 use crate::queue::Buffer;
 use crate::settings::{FileWatch, Fingerprint, SettingsError};
-use crate::status::Reload;
-use crate::status::Reloads;
+use crate::status::{Reload, Reloads};
 
 /// The keys that a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything
 /// else needs a restart.

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use crate::admin;
 use crate::brokers::{self, Terms};
-use crate::delivery;
 use crate::ingress::{self, Source};
 use crate::process::{logs, shutdown};
 use crate::queue::{self, Ack, Mode, journal};
 use crate::settings::{Fingerprint, Flags, PREFIX, Section, SettingsError, load_layers, nearest};
 use crate::status::Limits;
+use crate::{admin, delivery};
 
 /// All settings, checked.
 #[derive(Clone, Debug)]

@@ -126,8 +126,7 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::event::{ContentType, Fields, Origin};
-    use crate::event::{Deviation, Field};
+    use crate::event::{ContentType, Deviation, Field, Fields, Origin};
 
     fn fields() -> Fields<'static> {
         Fields { cuid: "c", ..Fields::default() }

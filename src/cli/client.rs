@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::app::Settings;
-use crate::settings::Flags;
-use crate::settings::Secret;
+use crate::settings::{Flags, Secret};
 use bytes::Bytes;
 use clap::Args;
 use hmac::{Hmac, KeyInit as _, Mac as _};

@@ -8,8 +8,7 @@ use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use crate::settings::Flags;
-use crate::settings::Secret;
+use crate::settings::{Flags, Secret};
 use bytes::Bytes;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _};

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::app::{self, Reloading, Signals, load};
-use crate::process::failpoint;
-use crate::process::logs;
-use crate::process::systemd;
+use crate::process::{failpoint, logs, systemd};
 use crate::settings::Flags;
 use crate::status::Totals;
 use tokio::signal::unix::{Signal, SignalKind, signal};

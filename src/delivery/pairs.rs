@@ -2,8 +2,7 @@
 
 use std::collections::HashMap;
 
-use crate::event::Event;
-use crate::event::push_safe;
+use crate::event::{Event, push_safe};
 use crate::queue::Buffer;
 use crate::status::MOST_PAIRS;
 

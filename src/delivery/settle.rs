@@ -9,14 +9,12 @@ use crate::brokers::{ErrorKind, Headers, Refusal};
 use crate::dead_letters::{NewLetter, Store};
 use crate::delivery::dead_letters;
 use crate::delivery::ring::{Removed, Ring};
-use crate::event::{Event, Kept};
-use crate::event::{Outcome, Waiter, complete_all};
+use crate::event::{Event, Kept, Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
 use crate::queue::{Buffer, Settlement};
-use crate::status::BrokerStatus;
-use crate::status::{Loss, RefusalReason};
+use crate::status::{BrokerStatus, Loss, RefusalReason};
 
 /// The time that delivery waits before it retries to write dead letters.
 const DISK_RETRY: Duration = Duration::from_secs(1);

@@ -11,8 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::delivery::ring::Ring;
 use crate::delivery::settle::Settler;
-use crate::event::Event;
-use crate::event::{Outcome, Waiter};
+use crate::event::{Event, Outcome, Waiter};
 use crate::queue::{Buffer, SpillResult};
 
 /// The number of bytes written at once.

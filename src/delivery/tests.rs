@@ -21,8 +21,7 @@ use crate::event::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
 use crate::process::shutdown::{self, Phase};
 use crate::queue::{Ack, Buffer, Mode};
-use crate::status::BrokerStatus;
-use crate::status::{Ledger, Limits, Loss, RefusalReason, SourceBook, Totals};
+use crate::status::{BrokerStatus, Ledger, Limits, Loss, RefusalReason, SourceBook, Totals};
 
 /// The broker's reaction to the next message, once its script has a step for it.
 #[derive(Clone, Copy, Debug)]

@@ -4,8 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-use crate::event::Deviations;
-use crate::event::Waiter;
+use crate::event::{Deviations, Waiter};
 
 /// The memory that an event uses beside its body, in bytes, as counted for `buffer.max_bytes`.
 ///

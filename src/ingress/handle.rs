@@ -13,8 +13,7 @@ use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 
-use crate::event::{Event, Labels, Origin};
-use crate::event::{Outcome, Waiter, WakeList};
+use crate::event::{Event, Labels, Origin, Outcome, Waiter, WakeList};
 use crate::ingress::body::{self, BodyError, Budget, Keep};
 use crate::ingress::client::client;
 use crate::ingress::connection::Connection;
@@ -28,8 +27,7 @@ use crate::ingress::verify::{self, Verified, Verifier};
 use crate::metrics::{Metrics, SourceMetrics};
 use crate::process::logs::Throttle;
 use crate::queue::{Ack, Buffer, Refused};
-use crate::status::{Decision, KeptReason, Reason};
-use crate::status::{Observed, RecentRefusal, RequestKind, UnknownPaths, meant};
+use crate::status::{Decision, KeptReason, Observed, Reason, RecentRefusal, RequestKind, UnknownPaths, meant};
 
 /// A duplicate that arrives later than this is logged: the sender's own repeats have ended by then.
 const LATE: Duration = Duration::from_mins(5);

@@ -8,8 +8,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::ingress::tls::ServerTls;
-use crate::settings::Secret;
-use crate::settings::Section;
+use crate::settings::{Secret, Section};
 
 /// The largest `ingress.max_body`: positions in a body are 32 bits.
 const LARGEST_BODY: usize = 1 << 30;

@@ -12,8 +12,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::event::{ContentType, Fields};
-use crate::event::{Deviation, Deviations, Field};
+use crate::event::{ContentType, Deviation, Deviations, Field, Fields};
 use crate::ingress::settings::Validation;
 
 /// The longest `cuid`; a longer one counts as absent. An AMQP `message_id` has at most 255 bytes, and the event id adds

@@ -12,8 +12,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use crate::event::{Event, Kept};
-use crate::event::{Waiter, WakeList};
+use crate::event::{Event, Kept, Waiter, WakeList};
 use crate::queue::disk::{AppendReason, Backlog, Disk, Incoming};
 use crate::queue::journal::{Record, SegmentAllocator};
 use crate::queue::{Ack, Mode, Refused, Settlement};
@@ -550,8 +549,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::event::Outcome;
-    use crate::event::{Fields, Origin};
+    use crate::event::{Fields, Origin, Outcome};
     use crate::status::SourceBook;
 
     const MODE: Mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };

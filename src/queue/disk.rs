@@ -8,8 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::event::Waiter;
-use crate::event::{Event, Kept};
+use crate::event::{Event, Kept, Waiter};
 use crate::queue::journal::{Place, SegmentAllocator};
 
 /// The interval at which the writer retries to create a segment after the disk had no room for one.

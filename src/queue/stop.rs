@@ -7,8 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::event::{Event, Kept};
-use crate::event::{Outcome, Waiter, complete_all};
+use crate::event::{Event, Kept, Outcome, Waiter, complete_all};
 use crate::queue::Buffer;
 use crate::queue::buffer::QueueState;
 use crate::queue::disk::{AppendReason, Incoming};

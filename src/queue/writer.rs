@@ -12,8 +12,7 @@ use crate::process::logs::Throttle;
 use crate::queue::disk::{AppendReason, Disk, Incoming, NewestEvents, RETRY_INTERVAL, Writing};
 use crate::queue::journal::{CommitError, Record, Writer};
 use crate::queue::{Ack, Buffer};
-use crate::status::Heartbeat;
-use crate::status::{Decision, Reason};
+use crate::status::{Decision, Heartbeat, Reason};
 
 /// The time after which a moved watermark is written, if no commit writes it before.
 const NOTE_AFTER: Duration = Duration::from_millis(100);

@@ -13,10 +13,9 @@ use figment::providers::{Format, Toml};
 use figment::value::{Dict, Tag, Value};
 use figment::{Figment, Profile, Provider, Source};
 
-use crate::settings::Secret;
 use crate::settings::environment::{self, variable};
 use crate::settings::fingerprint::{FileDigest, FileDigests};
-use crate::settings::{defaults, units};
+use crate::settings::{Secret, defaults, units};
 
 /// The length below which a secret causes a warning: 16 bytes are the least that cannot be guessed.
 const SHORT_SECRET: usize = 16;

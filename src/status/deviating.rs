@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::event::safe;
-use crate::event::{Deviation, Deviations, Field};
+use crate::event::{Deviation, Deviations, Field, safe};
 use crate::metrics::Metrics;
 use crate::status::MOST_EVENTS;
 

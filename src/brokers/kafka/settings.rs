@@ -6,8 +6,7 @@ use std::sync::Arc;
 use crate::brokers::kafka::properties;
 use crate::brokers::template::TemplateKind;
 use crate::brokers::{Router, TemplateNames, Topology};
-use crate::settings::Secret;
-use crate::settings::Section;
+use crate::settings::{Secret, Section};
 
 /// The settings of `[broker.kafka]`.
 #[derive(Clone, Debug)]

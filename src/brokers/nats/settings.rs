@@ -8,8 +8,7 @@ use url::Url;
 
 use super::subjects;
 use crate::brokers::{Router, TemplateNames, Topology};
-use crate::settings::Section;
-use crate::settings::{Secret, redact};
+use crate::settings::{Secret, Section, redact};
 
 /// The server refuses a shorter duplicate window.
 const LEAST_WINDOW: Duration = Duration::from_millis(100);

@@ -7,8 +7,7 @@ use url::Url;
 
 use crate::brokers::template::TemplateKind;
 use crate::brokers::{Router, TemplateNames, Topology};
-use crate::settings::Section;
-use crate::settings::{Secret, redact};
+use crate::settings::{Secret, Section, redact};
 
 /// AMQP 0-9-1, 4.2.5.3: names and keys travel as short strings, whose length is one byte.
 pub(super) const SHORT_STRING: usize = 255;

@@ -8,8 +8,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::io::Errno;
 
-use crate::process::failpoint;
-use crate::process::state_directory;
+use crate::process::{failpoint, state_directory};
 use crate::queue::journal::format::{BLOCK_LENGTH, HeaderBlock};
 
 const SUFFIX: &str = ".segment";

@@ -14,15 +14,13 @@ use std::time::{Duration, Instant, SystemTime};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
-use crate::event::{Event, Fields, Kept, Origin};
-use crate::event::{Outcome, Waiter};
+use crate::event::{Event, Fields, Kept, Origin, Outcome, Waiter};
 use crate::metrics::Metrics;
 use crate::process::failpoint::set_here;
 use crate::queue::journal::{self, Opened, Reader, Record};
 use crate::queue::writer::WriterStep;
 use crate::queue::{Ack, Buffer, Journaling, Mode, Refused, Settlement, SpillResult, Taken};
-use crate::status::Heartbeat;
-use crate::status::{Ledger, Limits, RefusalReason, SourceBook};
+use crate::status::{Heartbeat, Ledger, Limits, RefusalReason, SourceBook};
 
 const JOURNAL: journal::Settings = journal::Settings { max_bytes: 6 * 8192, segment_bytes: 8192 };
 const MODE_TIMEOUT: Duration = Duration::from_mins(10);

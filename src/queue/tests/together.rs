@@ -6,13 +6,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
-use crate::event::{Event, Fields, Kept, Origin};
-use crate::event::{Outcome, Waiter};
+use crate::event::{Event, Fields, Kept, Origin, Outcome, Waiter};
 use crate::metrics::Metrics;
 use crate::queue::journal::{self, Opened, Reader};
 use crate::queue::{Ack, Buffer, Journaling, Mode, Refused, Settlement, SpillResult, Taken};
-use crate::status::Heartbeat;
-use crate::status::{Ledger, Limits, SourceBook};
+use crate::status::{Heartbeat, Ledger, Limits, SourceBook};
 
 struct Queue {
     buffer: Arc<Buffer>,

@@ -199,7 +199,8 @@ fn copy(from: &Path, to: &Path) {
         let target = to.join(entry.file_name());
         if entry.path().is_dir() {
             copy(&entry.path(), &target);
-        } else {
+        } else if entry.path().is_file() {
+            // Not the control socket that a killed daemon leaves.
             fs::copy(entry.path(), target).unwrap();
         }
     }

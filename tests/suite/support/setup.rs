@@ -277,7 +277,10 @@ impl Setup {
         }
         toml.push_str(&self.broker);
         let file = self.directory().join("config.toml");
-        fs::write(&file, toml).expect("the temporary directory can be written");
+        // Replaced as a whole: a daemon that tries a reload again must not read one half of it.
+        let new = self.directory().join("config.toml.new");
+        fs::write(&new, toml).expect("the temporary directory can be written");
+        fs::rename(&new, &file).expect("the temporary directory can be written");
         file
     }
 
