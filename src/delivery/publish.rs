@@ -42,7 +42,7 @@ const BATCH: usize = 256;
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a successor waits for messages in flight.
+/// The time that a successor waits for messages in flight.
 const HANDOVER: Duration = Duration::from_secs(10);
 
 /// Between the beginnings of two rounds: under load one wake of this thread takes many events and many verdicts, which
@@ -93,9 +93,9 @@ pub(crate) struct Delivery {
     round: tokio::time::Instant,
     /// A session exists, but its brokers do not answer.
     away: bool,
-    /// What has no answer.
+    /// The messages without an answer.
     watch: Watch,
-    /// Since when a successor waits.
+    /// The time since which a successor waits.
     succeeding: Option<Instant>,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
     spill: Spill,

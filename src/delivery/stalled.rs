@@ -1,4 +1,4 @@
-//! The messages of stalled addresses, out of the way of all others.
+//! The messages of stalled addresses, apart from all others.
 //!
 //! The oldest message of such an address has no answer while others are answered. Until it has one, the address gets no
 //! more, and what it has does not count as in flight. Afterwards the address catches up from here, in its own order.
@@ -33,17 +33,17 @@ struct StalledAddress {
 }
 
 impl Stalled {
-    /// How many messages there are.
+    /// The number of messages.
     pub(super) fn len(&self) -> usize {
         self.places.len()
     }
 
-    /// How many of them are in flight at addresses that are stalled.
+    /// The number of messages in flight at addresses that are stalled.
     pub(super) fn silent(&self) -> usize {
         self.silent
     }
 
-    /// How many are in flight at addresses that catch up.
+    /// The number of messages in flight at addresses that catch up.
     pub(super) fn counted(&self) -> usize {
         self.counted
     }

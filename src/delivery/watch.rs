@@ -1,4 +1,4 @@
-//! Watches what has no answer: which addresses are stalled, which are to be shown to the operator, and why they wait.
+//! The watch over messages without an answer: the stalled addresses, those to show to the operator, and why they wait.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,16 +10,16 @@ use crate::status::WaitingAddress;
 /// An address whose oldest message is unanswered for this long, while others are answered, is stalled.
 pub(super) const STALLED: Duration = Duration::from_secs(2);
 
-/// What is unanswered for this long is shown.
+/// An address that is unanswered for this long is shown.
 const SHOWN: Duration = Duration::from_secs(5);
 
-/// It is logged with its reason, or without one after this time.
+/// It is logged once its reason is known, after this time without one.
 const LOGGED: Duration = Duration::from_secs(8);
 
-/// Between two looks.
+/// The time between two checks.
 const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
 
-/// So many addresses are shown and logged.
+/// The number of addresses that are shown and logged.
 const LISTED: usize = 20;
 
 /// The last confirmations, and the addresses that wait.
@@ -30,7 +30,7 @@ pub(super) struct Watch {
     is_silent: bool,
     /// The address that was confirmed last.
     last: Option<(Arc<str>, Instant)>,
-    /// When any other was confirmed last.
+    /// The time at which any other was last confirmed.
     others: Option<Instant>,
     /// The addresses that the log names, since when they wait.
     logged: HashMap<Arc<str>, Instant>,
@@ -38,18 +38,18 @@ pub(super) struct Watch {
     over: HashMap<Arc<str>, Instant>,
 }
 
-/// What one look found.
+/// The result of one check.
 #[derive(Debug, Default)]
 pub(super) struct Look {
     /// Addresses to be shown, the oldest first.
     pub(super) waiting: Vec<WaitingAddress>,
-    /// How many there are.
+    /// The number of all of them.
     pub(super) count: usize,
     /// Nothing was confirmed for a while, although something is out.
     pub(super) is_silent: bool,
-    /// What the log is to say: it begins.
+    /// The lines to log: waiting that begins.
     pub(super) begun: Vec<String>,
-    /// It is over: the address, and how long it lasted.
+    /// Waiting that has ended: the address and the duration.
     pub(super) ended: Vec<(Arc<str>, Duration)>,
 }
 
@@ -95,7 +95,7 @@ impl Watch {
         !has_room || others.is_some_and(|at| at > oldest.since)
     }
 
-    /// Looks at what has no answer.
+    /// Checks the messages without an answer.
     pub(super) fn look(
         &mut self,
         now: Instant,

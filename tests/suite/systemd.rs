@@ -211,7 +211,7 @@ fn says_what_is_wrong_with_what_is_passed() {
         "two sockets named \"ingress\" are passed",
     );
     // The name of one, with a colon in it, is the names of two.
-    refused(files().passing("ingress:admin", held()), "do not fit together: invalid LISTEN_FDNAMES");
+    refused(files().passing("ingress:admin", held()), "do not match: invalid LISTEN_FDNAMES");
 }
 
 #[test]
