@@ -126,9 +126,11 @@ fn feeds_no_watchdog_while_it_is_not_live() {
     assert_eq!(request_once(&daemon, &Payload::new("the last").body(), &[]).status, 200);
     // Unread notifications would fill the socket.
     let read_all = || while notified.next(Duration::from_millis(1)).is_some() {};
-    wait_until("the watchdog is told nothing", LIMIT, || {
+    wait_until("the watchdog is not notified", LIMIT, || {
         read_all();
-        daemon.log().contains("watchdog is told nothing until this is over: the delivery task has not moved for")
+        daemon
+            .log()
+            .contains("not notifying systemd's watchdog until this ends: the delivery task has not moved for")
     });
     assert_eq!(daemon.get("/livez").status, 503);
     read_all();
