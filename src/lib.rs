@@ -25,7 +25,7 @@
 //! | `metrics` | the names of all series | `metrics.rs` |
 //! | `event` | the event and the message made of it, how its payload deviates from the documented one, the request that waits for it | `event/event.rs` |
 //! | `settings` | how files, environment and flags are merged, and how a part reads its table | `settings/section.rs` |
-//! | `process` | log, state directory and its lock, systemd, phases of the stop, threads, failpoints | `process/shutdown.rs` |
+//! | `process` | log, state directory and its lock, systemd, phases of the stop, failpoints | `process/shutdown.rs` |
 //!
 //! # The rules
 //! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, it to

@@ -1,4 +1,4 @@
-//! The process around the parts: threads, log, state directory, systemd, the stop, and the faults that tests inject.
+//! The process around the parts: log, state directory, systemd, the stop, and the faults that tests inject.
 
 pub(crate) mod failpoint;
 pub(crate) mod logs;
