@@ -43,6 +43,8 @@ pub(crate) struct Headers {
     style: HeaderStyle,
     encoding: Encoding,
     names: [String; 8],
+    /// A second name under which the content type goes along.
+    also_content_type: Option<&'static str>,
 }
 
 /// How the payload departs from the documented one: `text:missing,targetCuid:null`.
@@ -58,7 +60,13 @@ impl Headers {
             std::array::from_fn(|at| ATTRIBUTES.get(at).map(|name| format!("{prefix}{name}")).unwrap_or_default());
         content_type.clone_into(&mut names[6]);
         "x-authorization-hmac-256".clone_into(&mut names[7]);
-        Self { style, encoding, names }
+        Self { style, encoding, names, also_content_type: None }
+    }
+
+    /// The same with a second header for the content type.
+    #[must_use]
+    pub(crate) fn with_content_type_also_as(self, name: &'static str) -> Self {
+        Self { also_content_type: Some(name), ..self }
     }
 
     /// Calls `put` with each header's name and value, in a fixed order.
@@ -109,7 +117,9 @@ impl Headers {
         // Writing into a String cannot fail.
         let _ = write!(scratch, "{}", humantime::format_rfc3339_millis(event.origin.received));
         put(&self.names[5], &scratch);
-        put(&self.names[6], event.content_type().name());
+        for name in [Some(&*self.names[6]), self.also_content_type].into_iter().flatten() {
+            put(name, event.content_type().name());
+        }
     }
 
     /// The same as a list.
@@ -172,6 +182,10 @@ mod tests {
         let list = headers.list(&event("t 1"));
         assert!(list.contains(&("ce-type".to_owned(), "com.plextrac.R%C3%A9%20%22x%22%25".to_owned())));
         assert!(list.contains(&("ce-subject".to_owned(), "report/t%201".to_owned())));
+        let list = headers.with_content_type_also_as("ce-datacontenttype").list(&event("t1"));
+        for name in ["content-type", "ce-datacontenttype"] {
+            assert!(list.contains(&(name.to_owned(), "application/json".to_owned())), "{list:?}");
+        }
     }
 
     /// The value of a header, if the event of these fields has it.

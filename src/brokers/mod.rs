@@ -1,6 +1,7 @@
 //! What a broker is to the bridge: the contract that every broker keeps, and the list of them.
 
 mod contract;
+mod dial;
 pub(crate) mod file;
 mod headers;
 pub(crate) mod kafka;

@@ -11,7 +11,7 @@ use std::io;
 use std::time::Duration;
 
 #[cfg(any(test, feature = "failpoints"))]
-pub(crate) use set::{every, pass, unreadable};
+pub(crate) use set::{addresses, every, pass, unreadable};
 
 /// The interval of a repeated action, unless a test overrides it: `reload.look=50ms`.
 #[cfg(not(any(test, feature = "failpoints")))]
@@ -19,6 +19,14 @@ pub(crate) use set::{every, pass, unreadable};
 #[must_use]
 pub(crate) fn every(_name: &str, usual: Duration) -> Duration {
     usual
+}
+
+/// The addresses of every name, where a test sets them: `dial.resolve=127.0.0.9+127.0.0.1`.
+#[cfg(not(any(test, feature = "failpoints")))]
+#[inline]
+#[must_use]
+pub(crate) fn addresses(_name: &str) -> Option<Vec<std::net::IpAddr>> {
+    None
 }
 
 /// Passes a failpoint.
@@ -100,6 +108,12 @@ mod set {
     #[must_use]
     pub(crate) fn every(name: &str, usual: Duration) -> Duration {
         points(name).find_map(|point| humantime::parse_duration(&point.action).ok()).unwrap_or(usual)
+    }
+
+    /// The addresses of every name, where a test sets them: `dial.resolve=127.0.0.9+127.0.0.1`.
+    #[must_use]
+    pub(crate) fn addresses(name: &str) -> Option<Vec<std::net::IpAddr>> {
+        points(name).find_map(|point| point.action.split('+').map(|address| address.parse().ok()).collect())
     }
 
     /// Passes a failpoint.

@@ -359,6 +359,12 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// A secret that is given in a file only; none if the key is empty.
+    pub(crate) fn secret_in_file(&mut self, key: &str) -> Option<Secret> {
+        let path = self.path(key)?;
+        self.secret_file(key, &path)
+    }
+
     fn secret_file(&mut self, key: &str, path: &Path) -> Option<Secret> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,

@@ -79,6 +79,10 @@ mod payloads;
 #[cfg(test)]
 mod published;
 
+// Clusters as they are run: silent addresses, domains, private inboxes, logins; and everything renewed.
+#[cfg(test)]
+mod reach;
+
 // Settings read again by a running daemon: secrets and certificates under load, bad files, what needs a restart.
 #[cfg(test)]
 mod reload;

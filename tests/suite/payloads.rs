@@ -125,7 +125,7 @@ fn publishes_every_known_payload_once_with_the_default_settings() {
     assert_books_balance(&status);
     let sums = ["received", "accepted", "published", "rejected", "probe", "dead_lettered"];
     assert_eq!(sums.map(|name| status.count(name)), [500, 500, 500, 0, 0, 0]);
-    let files = Binding { prefix: "ce_", percent: false, own: &[] };
+    let files = Binding { prefix: "ce_", percent: false, also_content_type: None, own: &[] };
     arrive_once(&events, &setup.delivered(), &files);
 
     let expected = count(&events);
@@ -161,7 +161,11 @@ fn keeps_every_body_that_is_no_event_and_publishes_it_only_when_told_so() {
     assert_books_balance(&status);
     let sums = ["received", "accepted", "probe", "duplicate", "rejected"];
     assert_eq!(sums.map(|name| status.count(name)), [22, 10, 12, 0, 0]);
-    arrive_once(&events[..10], &setup.delivered(), &Binding { prefix: "ce_", percent: false, own: &[] });
+    arrive_once(
+        &events[..10],
+        &setup.delivered(),
+        &Binding { prefix: "ce_", percent: false, also_content_type: None, own: &[] },
+    );
     daemon.wait_until("they are kept", LIMIT, |status| status.number("/invalid/events") == 6);
 
     let done = setup.run(&["dead-letters", "list", "--invalid", "--json"]);

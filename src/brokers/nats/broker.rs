@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use super::connection::{NatsConnection, ServerTurn};
+use super::connection::NatsConnection;
+use super::dial::{self, ServerTurn};
 use super::session::NatsSession;
 use super::settings::Settings;
 use super::stream;
@@ -25,12 +26,14 @@ impl Nats {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        let headers = Headers::new(terms.headers, "ce-", "content-type", Encoding::Percent);
+        // The binding has the attribute as a header of its own; `content-type` is what consumers knew first.
+        let headers = Headers::new(terms.headers, "ce-", "content-type", Encoding::Percent)
+            .with_content_type_also_as("ce-datacontenttype");
         Self { settings: settings.clone(), terms: terms.clone(), headers, turn: ServerTurn::default() }
     }
 
     async fn dial(&self) -> Result<NatsConnection, ConnectError> {
-        NatsConnection::dial(&self.settings, self.terms.max_in_flight, &self.turn).await
+        dial::dial(&self.settings, self.terms.max_in_flight, &self.turn).await
     }
 
     /// The stream that a session starts with, created where that is ours to do; and what is to be said of it.
@@ -76,7 +79,7 @@ impl Nats {
                 "these credentials may not look at the stream {name}; nothing is known of it"
             )),
             KnownStream::Unknown => {
-                let subject = stream::info_subject(name);
+                let subject = stream::info_subject(&self.settings.api, name);
                 Finding::Warning(format!("nothing is known of the stream {name}: no answer to {subject}"))
             }
         }
@@ -110,7 +113,7 @@ impl Broker for Nats {
                 return Err(error);
             }
         };
-        let session = NatsSession::new(connection, &self.headers, &self.settings.stream, &known);
+        let session = NatsSession::new(connection, &self.headers, &self.settings, &known);
         Ok((Box::new(session), findings))
     }
 

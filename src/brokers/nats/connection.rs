@@ -1,33 +1,21 @@
 //! One client of the library is one TCP connection here, with one reply inbox; it never comes back by itself.
 
-use std::error::Error as _;
-use std::future::ready;
-use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_nats::client::traits::Publisher as _;
 use async_nats::connection::State;
 use async_nats::message::OutboundMessage;
-use async_nats::{
-    Client, ConnectErrorKind, ConnectOptions, HeaderMap, Message, PublishErrorKind, ServerAddr, ServerInfo,
-    Subscriber,
-};
+use async_nats::{Client, HeaderMap, Message, PublishErrorKind, ServerInfo, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
 use tokio::task::unconstrained;
-use tokio::time::{Instant, timeout, timeout_at};
-use url::Url;
+use tokio::time::{Instant, timeout_at};
 
+use super::dial::ServerTurn;
 use super::events::{Events, Violation};
-use super::settings::{Login, Settings};
 use crate::brokers::{ConnectError, ErrorKind};
-use crate::settings::redact;
-
-/// For all servers together; each gets an equal share of what is left.
-const DIAL: Duration = Duration::from_secs(5);
 
 /// For one answer of JetStream while connecting.
 const REQUEST: Duration = Duration::from_secs(3);
@@ -35,25 +23,8 @@ const REQUEST: Duration = Duration::from_secs(3);
 /// A question is put again after this: between two leaders nobody hears it.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// A stopped server is noticed at the third unanswered one.
-const PING: Duration = Duration::from_secs(3);
-
 /// The address given to the library so that its own reconnect fails immediately: port 1 of loopback refuses.
 const NOWHERE: &str = "nats://127.0.0.1:1";
-
-/// The server of the list that the next attempt starts with, by its place; shared with the connection that may move it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ServerTurn(Arc<AtomicUsize>);
-
-impl ServerTurn {
-    fn get(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
-    }
-
-    fn set(&self, place: usize) {
-        self.0.store(place, Ordering::Relaxed);
-    }
-}
 
 /// One live connection.
 pub(super) struct NatsConnection {
@@ -92,56 +63,18 @@ pub(super) enum Unanswered {
 }
 
 impl NatsConnection {
-    /// Connects to the first server that takes us, from the one whose turn it is on, for a window of so many messages.
-    pub(super) async fn dial(settings: &Settings, window: usize, turn: &ServerTurn) -> Result<Self, ConnectError> {
-        let deadline = Instant::now() + DIAL;
-        let mut failures: Vec<ConnectError> = Vec::new();
-        let (servers, first) = (&settings.servers, turn.get());
-        for tried in 0..servers.len() {
-            let place = (first + tried) % servers.len();
-            let Some(server) = servers.get(place) else { continue };
-            let left = deadline.saturating_duration_since(Instant::now());
-            let share = left / u32::try_from(servers.len() - tried).unwrap_or(u32::MAX);
-            turn.set(place);
-            match timeout(share, Self::open(settings, server, window, turn)).await {
-                Ok(Ok(connection)) => return Ok(connection),
-                Ok(Err(error)) => failures.push(error),
-                Err(_) => {
-                    let text =
-                        format!("{}: no answer within {:.1} s", redact(server.as_str()), share.as_secs_f32());
-                    failures.push(ConnectError::new(ErrorKind::Connect, text));
-                }
-            }
-        }
-        turn.set(first);
-        let kinds = [ErrorKind::Authentication, ErrorKind::Tls];
-        let kind = kinds.into_iter().find(|kind| failures.iter().any(|failure| failure.kind == *kind));
-        let texts: Vec<String> = failures.into_iter().map(|failure| failure.text).collect();
-        Err(ConnectError::new(kind.unwrap_or(ErrorKind::Connect), texts.join("; ")))
-    }
-
-    async fn open(
-        settings: &Settings,
-        server: &Url,
-        window: usize,
-        turn: &ServerTurn,
+    /// The connection of a client that has just connected; `place` is that of its server in the list.
+    pub(super) async fn new(
+        client: Client,
+        events: Arc<Events>,
+        at: String,
+        (turn, place): (ServerTurn, usize),
     ) -> Result<Self, ConnectError> {
-        let at = redact(server.as_str());
-        let failed = |kind, text: &str| ConnectError::new(kind, format!("{at}: {text}"));
-        let events = Arc::new(Events::default());
-        let options = options(settings, window, &events).await.map_err(|(kind, text)| failed(kind, &text))?;
-        let address =
-            ServerAddr::from_url(server.clone()).map_err(|error| failed(ErrorKind::Connect, &error.to_string()))?;
-        let client = options.connect(address).await.map_err(|error| {
-            let (kind, text) = explain(&error, server.scheme() == "tls");
-            failed(kind, &text)
-        })?;
-        let ended = || failed(ErrorKind::Connect, "the connection ended at once");
+        let ended = || ConnectError::new(ErrorKind::Connect, format!("{at}: the connection ended at once"));
         client.set_server_pool(NOWHERE).await.map_err(|_| ended())?;
         let inbox = client.new_inbox();
         let subscriber = client.subscribe(format!("{inbox}.*")).await.map_err(|_| ended())?;
         let server = client.server_info();
-        let (turn, place) = (turn.clone(), turn.get());
         Ok(Self { client, inbox: subscriber, prefix: format!("{inbox}."), events, server, at, turn, place })
     }
 
@@ -230,7 +163,7 @@ impl NatsConnection {
                     Violation::Subscribe(inbox) => {
                         let text = format!(
                             "{}: these credentials may not subscribe to {inbox}, where confirmations arrive; permit \
-                             `_INBOX.>`",
+                             it, or set `inbox_prefix` to the inbox that they may see",
                             self.at
                         );
                         return Err(silence(ErrorKind::Authentication, text));
@@ -259,93 +192,4 @@ impl NatsConnection {
             }
         }
     }
-}
-
-async fn options(
-    settings: &Settings,
-    window: usize,
-    events: &Arc<Events>,
-) -> Result<ConnectOptions, (ErrorKind, String)> {
-    let capacity = 2 * window + 64;
-    let events = Arc::clone(events);
-    let options = ConnectOptions::new()
-        .name("plextrac-bridge")
-        // 0 would mean for ever; the one attempt goes to `NOWHERE`.
-        .max_reconnects(1)
-        .ignore_discovered_servers()
-        .connection_timeout(DIAL)
-        .client_capacity(capacity)
-        .subscription_capacity(capacity)
-        .ping_interval(PING)
-        .require_tls(settings.tls.ca.is_some() || settings.tls.client.is_some())
-        .event_callback(move |event| {
-            events.take(event);
-            ready(())
-        });
-    let options = match &settings.tls.ca {
-        Some(ca) => options.add_root_certificates(ca.clone()),
-        None => options,
-    };
-    let options = match &settings.tls.client {
-        Some((certificate, key)) => options.add_client_certificate(certificate.clone(), key.clone()),
-        None => options,
-    };
-    Ok(match &settings.login {
-        Login::Nobody => options,
-        Login::Password(user, password) => options.user_and_password(user.clone(), password.reveal().to_owned()),
-        Login::Token(token) => options.token(token.reveal().to_owned()),
-        Login::Credentials(path) => options.credentials_file(path).await.map_err(|error| {
-            (ErrorKind::Authentication, format!("cannot use the credentials file {}: {error}", path.display()))
-        })?,
-    })
-}
-
-/// What a failed attempt means, and what to do.
-fn explain(error: &async_nats::ConnectError, tls: bool) -> (ErrorKind, String) {
-    let cause = cause(error);
-    let refused = "the server refuses the credentials; check username and password, token or credentials_file";
-    match error.kind() {
-        ConnectErrorKind::AuthorizationViolation => (ErrorKind::Authentication, refused.to_owned()),
-        ConnectErrorKind::Authentication => {
-            (ErrorKind::Authentication, format!("cannot sign with the credentials: {cause}"))
-        }
-        ConnectErrorKind::Tls => (ErrorKind::Tls, tls_text(&cause)),
-        ConnectErrorKind::Dns => (ErrorKind::Connect, format!("cannot find the host: {cause}")),
-        ConnectErrorKind::TimedOut => (ErrorKind::Connect, "no answer in time".to_owned()),
-        _ if is_tls(error) || (tls && cause.contains("tls")) => (ErrorKind::Tls, tls_text(&cause)),
-        _ if cause.contains("uthentication") || cause.contains("uthorization") => {
-            (ErrorKind::Authentication, format!("{refused} ({cause})"))
-        }
-        _ => (ErrorKind::Connect, cause),
-    }
-}
-
-fn tls_text(cause: &str) -> String {
-    format!("TLS failed: {cause}; check ca_file, the host name in the URL, certificate_file and key_file")
-}
-
-/// The text of the innermost error.
-fn cause(error: &async_nats::ConnectError) -> String {
-    let mut text = error.kind().to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = error.to_string();
-        source = error.source();
-    }
-    text
-}
-
-/// Whether TLS is at fault: the library reports its errors as those of the socket.
-fn is_tls(error: &async_nats::ConnectError) -> bool {
-    let mut source = error.source();
-    while let Some(error) = source {
-        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if error.is::<rustls::Error>()
-            || within.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
-        {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }

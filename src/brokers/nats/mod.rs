@@ -8,13 +8,16 @@ mod block;
 mod broker;
 mod codes;
 mod connection;
+mod dial;
 mod events;
+mod login;
 mod outstanding;
 mod question;
 mod session;
 mod settings;
 mod stream;
 mod subjects;
+mod tls;
 mod topology;
 
 pub(crate) use broker::Nats;

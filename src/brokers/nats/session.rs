@@ -20,6 +20,7 @@ use super::connection::{NatsConnection, Queued};
 use super::events::Violation;
 use super::outstanding::{Outstanding, Unacknowledged};
 use super::question::{Answered, Doubt, Question};
+use super::settings::Settings;
 use super::stream::{self, StreamLook};
 use super::topology::KnownStream;
 use crate::brokers::{
@@ -67,6 +68,8 @@ pub(super) struct NatsSession {
     connection: NatsConnection,
     headers: Headers,
     stream: String,
+    /// Where to ask about it.
+    info: String,
     may_ask: bool,
     outstanding: Outstanding,
     question: Question,
@@ -80,13 +83,19 @@ pub(super) struct NatsSession {
 
 impl NatsSession {
     /// A session on this connection, with what was found of the stream.
-    pub(super) fn new(connection: NatsConnection, headers: &Headers, stream: &str, known: &KnownStream) -> Self {
+    pub(super) fn new(
+        connection: NatsConnection,
+        headers: &Headers,
+        settings: &Settings,
+        known: &KnownStream,
+    ) -> Self {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             connection,
             headers: headers.clone(),
-            stream: stream.to_owned(),
+            stream: settings.stream.clone(),
+            info: stream::info_subject(&settings.api, &settings.stream),
             may_ask: !matches!(known, KnownStream::Unasked),
             outstanding: Outstanding::default(),
             question: Question::default(),
@@ -137,7 +146,7 @@ impl NatsSession {
         let events = Arc::clone(self.connection.events());
         while let Some(violation) = events.violation() {
             match violation {
-                Violation::Publish(subject) if subject == stream::info_subject(&self.stream) => {
+                Violation::Publish(subject) if subject == self.info => {
                     self.may_ask = false;
                     self.cannot_ask(into);
                 }
@@ -272,8 +281,7 @@ impl NatsSession {
         if !self.may_ask {
             return self.cannot_ask(into);
         }
-        let subject = stream::info_subject(&self.stream);
-        match self.connection.publish(&subject, &format!("q{number}"), None, Bytes::new()) {
+        match self.connection.publish(&self.info, &format!("q{number}"), None, Bytes::new()) {
             Queued::Yes => self.question.ask(now),
             // At the next look.
             Queued::Full => {}
@@ -295,8 +303,7 @@ impl NatsSession {
             }
             let text = format!(
                 "nobody takes {subject}, and these credentials may not ask about the stream {}; permit {}",
-                self.stream,
-                stream::info_subject(&self.stream)
+                self.stream, self.info
             );
             let verdict = if known.is_some_and(|since| now.duration_since(since) >= UNHEARD) {
                 Verdict::Refused(Refusal::new(RefusalReason::Unroutable, text))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use percent_encoding::percent_decode_str;
 use url::Url;
 
+use super::login::{Login, login};
 use super::subjects;
 use crate::brokers::{Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
@@ -20,22 +21,19 @@ pub(crate) struct Settings {
     pub(super) servers: Vec<Url>,
     pub(super) login: Login,
     pub(super) tls: NatsTls,
+    /// TLS before the server's first word, for servers that wait for it.
+    pub(super) tls_first: bool,
     pub(super) router: Router,
     pub(super) stream: String,
+    /// What questions to JetStream start with: `$JS.API`, another domain's, or one that an account exports.
+    pub(super) api: String,
+    /// What the subjects of answers start with.
+    pub(super) inbox_prefix: String,
     pub(super) topology: Topology,
     /// What the stream takes if it is created here.
     pub(super) stream_subjects: Vec<String>,
     pub(super) stream_replicas: i64,
     pub(super) duplicate_window: Duration,
-}
-
-/// How the bridge proves who it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Login {
-    Nobody,
-    Credentials(PathBuf),
-    Password(String, Secret),
-    Token(Secret),
 }
 
 /// What TLS needs beside the scheme.
@@ -55,6 +53,8 @@ impl Settings {
         let (servers, found) = servers(section);
         let login = login(section, found);
         let tls = tls(section);
+        let tls_first = section.flag("tls_first");
+        let (api, inbox_prefix) = (api(section), inbox_prefix(section));
         let router = Router::read(section, SHAPE);
         let stream = section.text("stream");
         if let Err(wrong) = subjects::legal_stream(&stream) {
@@ -74,8 +74,11 @@ impl Settings {
             servers,
             login,
             tls,
+            tls_first,
             router,
             stream,
+            api,
+            inbox_prefix,
             topology,
             stream_subjects,
             stream_replicas,
@@ -162,43 +165,36 @@ fn server(text: &str) -> Result<(Url, Login), &'static str> {
     Ok((url, login))
 }
 
-fn login(section: &mut Section<'_>, in_urls: Login) -> Login {
-    let credentials = section.readable_file("credentials_file");
-    let username = section.text("username");
-    let password = section.secret("password");
-    let token = section.secret("token");
-    if let Some(path) = &credentials {
-        section.warn_if_world_readable("credentials_file", path);
-        let text = std::fs::read_to_string(path).map_err(|error| error.to_string());
-        let parsed = text.and_then(|text| {
-            async_nats::ConnectOptions::with_credentials(&text).map(drop).map_err(|error| error.to_string())
-        });
-        if let Err(wrong) = parsed {
-            section.problem("credentials_file", format_args!("{} is no .creds file: {wrong}", path.display()));
+/// The subject that questions to JetStream start with.
+fn api(section: &mut Section<'_>) -> String {
+    let domain = section.text("domain");
+    let prefix = section.text("api_prefix");
+    if !domain.is_empty() && !prefix.is_empty() {
+        section.problem("api_prefix", "`domain` and `api_prefix` are both given; keep one");
+    }
+    if domain.contains('.') {
+        section.problem("domain", format_args!("{domain:?} has a dot; a domain is one token"));
+    }
+    for (key, text) in [("domain", &domain), ("api_prefix", &prefix)] {
+        if let Some(Err(wrong)) =
+            Some(text).filter(|text| !text.is_empty()).map(|text| subjects::legal_prefix(text))
+        {
+            section.problem(key, wrong);
         }
     }
-    let mut logins = Vec::new();
-    let mut add = |key, login| logins.push((key, login));
-    if let Some(path) = credentials {
-        add("credentials_file", Login::Credentials(path));
+    match (domain.is_empty(), prefix.is_empty()) {
+        (true, true) => "$JS.API".to_owned(),
+        (false, _) => format!("$JS.{domain}.API"),
+        (true, false) => prefix,
     }
-    match (username.is_empty(), password) {
-        (true, None) => {}
-        (false, Some(password)) => add("username", Login::Password(username, password)),
-        (false, None) => section.problem("username", "given without `password` or `password_file`"),
-        (true, Some(_)) => section.problem("username", "missing; `password` is given"),
+}
+
+fn inbox_prefix(section: &mut Section<'_>) -> String {
+    let prefix = section.text("inbox_prefix");
+    if let Err(wrong) = subjects::legal_prefix(&prefix) {
+        section.problem("inbox_prefix", wrong);
     }
-    if let Some(token) = token {
-        add("token", Login::Token(token));
-    }
-    if in_urls != Login::Nobody {
-        add("servers", in_urls);
-    }
-    if let [(_, _), (key, _), ..] = logins.as_slice() {
-        let rule = "give one of `credentials_file`, `username` with `password`, `token`, or a user in the URLs";
-        section.problem(key, format_args!("a second way to log in; {rule}"));
-    }
-    logins.into_iter().next().map_or(Login::Nobody, |(_, login)| login)
+    prefix
 }
 
 fn tls(section: &mut Section<'_>) -> NatsTls {
@@ -258,6 +254,7 @@ mod tests {
         assert_eq!((settings.stream.as_str(), settings.stream_replicas), ("PLEXTRAC", 1));
         assert_eq!(settings.stream_subjects, ["plextrac.>"]);
         assert_eq!(settings.duplicate_window, Duration::from_mins(10));
+        assert_eq!((settings.api.as_str(), settings.inbox_prefix.as_str()), ("$JS.API", "_INBOX"));
     }
 
     #[test]
@@ -288,8 +285,8 @@ mod tests {
     fn refuses_two_ways_to_log_in() {
         let different = "`servers`: the URLs have different users or passwords; all servers are given the same";
         assert_eq!(errors(r#"servers = ["nats://a:b@h", "nats://a:c@i"]"#), [different]);
-        let second = "a second way to log in; give one of `credentials_file`, `username` with `password`, `token`, or \
-                      a user in the URLs";
+        let second = "a second way to log in; give one of `credentials_file`, `nkey_seed_file`, `username` with \
+                      `password`, `token`, or a user in the URLs";
         assert_eq!(errors("username = \"a\"\npassword = \"b\"\ntoken = \"t\""), [format!("`token`: {second}")]);
         assert_eq!(errors("token = \"t\"\nservers = [\"nats://a:b@h\"]"), [format!("`servers`: {second}")]);
         assert_eq!(errors("username = \"a\""), ["`username`: given without `password` or `password_file`"]);
@@ -311,6 +308,41 @@ mod tests {
             "`credentials_file`: {path} is no .creds file: cannot parse user JWT from the credentials file"
         );
         assert_eq!(errors(&format!("credentials_file = {path:?}")), [wrong]);
+    }
+
+    #[test]
+    fn reads_the_seed_of_a_user_and_of_nothing_else() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("seed");
+        let toml = format!("nkey_seed_file = {:?}", path.to_str().unwrap());
+        let seed = nkeys::KeyPair::new_user().seed().unwrap();
+        std::fs::write(&path, format!("-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"))
+            .unwrap();
+        let (settings, problems) = read(&toml);
+        assert!(problems.errors.is_empty(), "{problems:?}");
+        assert_eq!(settings.login, Login::Seed(Secret::new(seed.as_str())));
+        assert!(!format!("{settings:?}").contains(&seed));
+        std::fs::write(&path, nkeys::KeyPair::new_account().seed().unwrap()).unwrap();
+        let other = "`nkey_seed_file`: holds the seed of something else than a user; a user's starts with SU";
+        assert_eq!(errors(&toml), [other]);
+        std::fs::write(&path, &seed[1..]).unwrap();
+        assert_eq!(errors(&toml), ["`nkey_seed_file`: holds no nkey seed; a user's starts with SU"]);
+    }
+
+    #[test]
+    fn takes_a_domain_or_a_prefix_and_says_what_is_wrong_with_them() {
+        let (settings, problems) = read("domain = \"hub\"\ninbox_prefix = \"_INBOX_bridge\"\ntls_first = true");
+        assert!(problems.errors.is_empty() && settings.tls_first, "{problems:?}");
+        assert_eq!((settings.api.as_str(), settings.inbox_prefix.as_str()), ("$JS.hub.API", "_INBOX_bridge"));
+        assert_eq!(read("api_prefix = \"JS.hub\"").0.api, "JS.hub");
+        let both = "`api_prefix`: `domain` and `api_prefix` are both given; keep one";
+        assert_eq!(errors("domain = \"hub\"\napi_prefix = \"JS.hub\""), [both]);
+        assert_eq!(errors("domain = \"a.b\""), ["`domain`: \"a.b\" has a dot; a domain is one token"]);
+        let dots = "`api_prefix`: the subject \"JS.hub.\" has an empty token; check its dots";
+        assert_eq!(errors("api_prefix = \"JS.hub.\""), [dots]);
+        let wildcard = "`inbox_prefix`: the subject \"_INBOX.>\" has a wildcard; give what comes before it";
+        assert_eq!(errors("inbox_prefix = \"_INBOX.>\""), [wildcard]);
+        assert_eq!(errors("inbox_prefix = \"\""), ["`inbox_prefix`: the subject \"\" is empty"]);
     }
 
     #[test]

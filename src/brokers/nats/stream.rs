@@ -54,13 +54,13 @@ impl StreamLimits {
 }
 
 /// Where to ask about a stream.
-pub(super) fn info_subject(stream: &str) -> String {
-    format!("$JS.API.STREAM.INFO.{stream}")
+pub(super) fn info_subject(api: &str, stream: &str) -> String {
+    format!("{api}.STREAM.INFO.{stream}")
 }
 
 /// Where to ask for a stream to be created.
-pub(super) fn create_subject(stream: &str) -> String {
-    format!("$JS.API.STREAM.CREATE.{stream}")
+pub(super) fn create_subject(api: &str, stream: &str) -> String {
+    format!("{api}.STREAM.CREATE.{stream}")
 }
 
 /// What to ask for: how long and how much the stream keeps is the operator's to limit later.

@@ -33,6 +33,14 @@ pub(super) fn legal_pattern(subject: &str) -> Result<(), String> {
     legal_tokens(subject)
 }
 
+/// Says why subjects cannot start with this, which may be the server's own.
+pub(super) fn legal_prefix(prefix: &str) -> Result<(), String> {
+    if prefix.contains(['*', '>']) {
+        return Err(format!("the subject {prefix:?} has a wildcard; give what comes before it"));
+    }
+    legal_tokens(prefix.strip_prefix('$').filter(|rest| !rest.is_empty()).unwrap_or(prefix))
+}
+
 fn legal_tokens(subject: &str) -> Result<(), String> {
     let wrong = if subject.is_empty() {
         "is empty"

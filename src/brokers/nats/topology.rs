@@ -24,7 +24,7 @@ pub(super) async fn look(
     connection: &mut NatsConnection,
     settings: &Settings,
 ) -> Result<KnownStream, ConnectError> {
-    let subject = stream::info_subject(&settings.stream);
+    let subject = stream::info_subject(&settings.api, &settings.stream);
     let at = connection.at().to_owned();
     let message = match connection.ask(&subject, Vec::new()).await {
         Ok(message) => message,
@@ -48,7 +48,7 @@ pub(super) async fn create(
     connection: &mut NatsConnection,
     settings: &Settings,
 ) -> Result<StreamLimits, ConnectError> {
-    let subject = stream::create_subject(&settings.stream);
+    let subject = stream::create_subject(&settings.api, &settings.stream);
     let at = connection.at().to_owned();
     let name = &settings.stream;
     let message = match connection.ask(&subject, stream::creation(settings)).await {
@@ -60,7 +60,7 @@ pub(super) async fn create(
     };
     match stream::read(&message) {
         StreamLook::Stands(stream) => Ok(stream),
-        StreamLook::NoJetStream(why) => Err(no_jetstream(&at, &why)),
+        StreamLook::NoJetStream(why) => Err(no_jetstream(&at, &settings.api, &why)),
         StreamLook::Missing => {
             Err(ConnectError::new(ErrorKind::Connect, format!("{at}: cannot create the stream {name}")))
         }
@@ -101,18 +101,22 @@ fn known(look: StreamLook, at: &str, settings: &Settings) -> Result<KnownStream,
         }
         StreamLook::Stands(stream) => Ok(KnownStream::Stands(stream)),
         StreamLook::Missing => Ok(KnownStream::Missing),
-        StreamLook::NoJetStream(why) => Err(no_jetstream(at, &why)),
+        StreamLook::NoJetStream(why) => Err(no_jetstream(at, &settings.api, &why)),
         StreamLook::Unclear(why) => {
             Err(ConnectError::new(ErrorKind::Connect, format!("cannot look at the stream {name}: {why}")))
         }
     }
 }
 
-fn no_jetstream(at: &str, why: &str) -> ConnectError {
-    let text = format!(
-        "{at}: JetStream is not available: {why}; enable it for the server (`jetstream {{}}`) and this account: plain \
-         NATS confirms nothing"
-    );
+fn no_jetstream(at: &str, api: &str, why: &str) -> ConnectError {
+    let text = if api == "$JS.API" {
+        format!(
+            "{at}: JetStream is not available: {why}; enable it for the server (`jetstream {{}}`) and this account: \
+             plain NATS confirms nothing"
+        )
+    } else {
+        format!("{at}: JetStream is not available at {api}: {why}; check `domain` or `api_prefix`")
+    };
     ConnectError::new(ErrorKind::Connect, text)
 }
 

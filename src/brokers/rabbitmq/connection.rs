@@ -20,8 +20,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::{Builder, Runtime};
 use tokio::time::timeout;
 
+use crate::brokers::dial::{self, Reached};
 use crate::brokers::rabbitmq::Settings;
-use crate::brokers::rabbitmq::dial::{self, Reached};
 use crate::brokers::{ConnectError, ErrorKind};
 
 /// A broker that does not answer for so long is as good as away; the caller tries again.
@@ -271,7 +271,7 @@ async fn connect(
         let runtime = runtime.clone();
         async move { AsyncTcpStream::connect(&runtime, address).await }
     };
-    let (host, stream) = match dial::reach(&hosts, turn, resolve, open).await {
+    let (host, stream) = match dial::reach(&hosts, turn, dial::resolve, open).await {
         Ok(Reached { host, stream }) => (host, stream),
         Err(failures) => return (None, Err(ConnectFailure::Unreachable(failures))),
     };
@@ -291,12 +291,6 @@ async fn connect(
         Err(_) => Err(ConnectFailure::Silent),
     };
     (Some(host), connected)
-}
-
-async fn resolve(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
-    let found = timeout(ATTEMPT, tokio::net::lookup_host((name, port))).await;
-    let found = found.map_err(|_| io::Error::other("the name is not resolved in time"))??;
-    Ok(found.collect())
 }
 
 fn failed_in_tls(error: &io::Error) -> bool {

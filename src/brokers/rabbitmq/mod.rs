@@ -3,7 +3,6 @@
 mod broker;
 mod connection;
 mod destinations;
-mod dial;
 mod loss;
 mod publication;
 mod questions;

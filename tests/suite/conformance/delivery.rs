@@ -67,6 +67,9 @@ fn assert_headers<R: Rig>(message: &Delivered, payload: &Payload, trace: &str) {
         attributes.iter().map(|(name, value)| (format!("{}{name}", R::BINDING.prefix), write(value))).collect();
     expected.insert("x-authorization-hmac-256".to_owned(), sign(SECRET, &message.body));
     expected.insert("content-type".to_owned(), "application/json".to_owned());
+    if let Some(name) = R::BINDING.also_content_type {
+        expected.insert(name.to_owned(), "application/json".to_owned());
+    }
     if payload.target.is_empty() {
         expected.insert("x-plextrac-deviations".to_owned(), "targetCuid:empty".to_owned());
     }

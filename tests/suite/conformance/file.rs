@@ -26,7 +26,7 @@ struct File {
 }
 
 impl Rig for File {
-    const BINDING: Binding = Binding { prefix: "ce_", percent: false, own: &[] };
+    const BINDING: Binding = Binding { prefix: "ce_", percent: false, also_content_type: None, own: &[] };
 
     fn new(_test: &str) -> Self {
         Self { directory: tempfile::tempdir().expect("a temporary directory can be made") }

@@ -161,7 +161,7 @@ impl Drop for Kafka {
 }
 
 impl Rig for Kafka {
-    const BINDING: Binding = Binding { prefix: "ce_", percent: false, own: &[] };
+    const BINDING: Binding = Binding { prefix: "ce_", percent: false, also_content_type: None, own: &[] };
 
     fn new(test: &str) -> Self {
         Self { broker: Instance::Shared(&shared().broker), name: unique(test), proxy: None }

@@ -126,8 +126,12 @@ impl Nats {
 }
 
 impl Rig for Nats {
-    const BINDING: Binding =
-        Binding { prefix: "ce-", percent: true, own: &["Nats-Msg-Id", "Nats-Expected-Stream"] };
+    const BINDING: Binding = Binding {
+        prefix: "ce-",
+        percent: true,
+        also_content_type: Some("ce-datacontenttype"),
+        own: &["Nats-Msg-Id", "Nats-Expected-Stream"],
+    };
     const DROPS_REPEATS: bool = true;
 
     fn new(test: &str) -> Self {

@@ -128,7 +128,7 @@ impl Rabbitmq {
 }
 
 impl Rig for Rabbitmq {
-    const BINDING: Binding = Binding { prefix: "cloudEvents_", percent: false, own: &[] };
+    const BINDING: Binding = Binding { prefix: "cloudEvents_", percent: false, also_content_type: None, own: &[] };
 
     fn new(test: &str) -> Self {
         Self::on(Instance::Shared(shared()), unique(test))

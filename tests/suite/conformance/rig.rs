@@ -10,6 +10,8 @@ pub(crate) struct Binding {
     pub(crate) prefix: &'static str,
     /// Whether values are percent-encoded.
     pub(crate) percent: bool,
+    /// A second header for the content type.
+    pub(crate) also_content_type: Option<&'static str>,
     /// Headers of the broker itself.
     pub(crate) own: &'static [&'static str],
 }

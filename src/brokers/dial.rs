@@ -6,19 +6,37 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::process::failpoint;
+
 /// An address that swallows what is sent to it must not use up the time of those that answer.
 const PER_ADDRESS: Duration = Duration::from_secs(1);
 
+/// A resolver that gives no answer must not hold a connect for ever.
+const RESOLVE: Duration = Duration::from_secs(5);
+
 /// A TCP connection, and which host it leads to.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Reached<S> {
-    pub(super) host: usize,
-    pub(super) stream: S,
+pub(in crate::brokers) struct Reached<S> {
+    pub(in crate::brokers) host: usize,
+    pub(in crate::brokers) stream: S,
+}
+
+/// The addresses of a host.
+///
+/// # Errors
+/// The name is unknown, or not resolved in time.
+pub(in crate::brokers) async fn resolve(name: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    if let Some(addresses) = failpoint::addresses("dial.resolve") {
+        return Ok(addresses.into_iter().map(|address| SocketAddr::new(address, port)).collect());
+    }
+    let found = timeout(RESOLVE, tokio::net::lookup_host((name, port))).await;
+    let found = found.map_err(|_| io::Error::other("the name is not resolved in time"))??;
+    Ok(found.collect())
 }
 
 /// Opens a connection to the first address that answers, from the host whose turn it is. `Err`: why none did, sorted, so
 /// that two attempts that fail alike read alike.
-pub(super) async fn reach<S, R, C>(
+pub(in crate::brokers) async fn reach<S, R, C>(
     hosts: &[(String, u16)],
     turn: usize,
     resolve: impl Fn(String, u16) -> R,
@@ -53,7 +71,7 @@ where
 }
 
 /// The turn of the next attempt: it starts behind the host that was reached, or one further where none was.
-pub(super) fn next(turn: usize, hosts: usize, reached: Option<usize>) -> usize {
+pub(in crate::brokers) fn next(turn: usize, hosts: usize, reached: Option<usize>) -> usize {
     let steps = reached.map_or(0, |host| (host + hosts - turn % hosts) % hosts);
     turn.wrapping_add(steps + 1)
 }

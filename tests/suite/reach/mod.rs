@@ -1,0 +1,4 @@
+//! Clusters as they are run: addresses that answer nothing, domains, private inboxes, logins of every kind.
+
+mod nats;
+mod silent;
