@@ -61,6 +61,7 @@ impl Settings {
             max_body: self.ingress.max_body,
             headers: self.publish.headers,
             retry_max: self.publish.retry_max,
+            awaited: self.mode.ack == Ack::Published,
         }
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Terms {
     pub(crate) headers: HeaderStyle,
     /// `publish.retry_max`: no client library waits longer between its own attempts.
     pub(crate) retry_max: Duration,
+    /// Senders wait until the broker has their event: no batch is to wait for more.
+    pub(crate) awaited: bool,
 }
 
 /// What to do about exchanges, queues, streams and topics at connect.
@@ -206,7 +208,8 @@ pub(crate) trait Session: Send {
     /// There is no more to hand over at the moment.
     fn flush(&mut self) {}
 
-    /// Waits for verdicts and appends all there are; returns with at least one, or with the loss of the session.
+    /// Waits for verdicts and appends all there are; returns with at least one, with the loss of the session, or where
+    /// [`Session::takes_more`] became true without one.
     /// Cancel-safe: dropping the future loses no verdict. Once it returned an error it is not called again.
     ///
     /// # Errors

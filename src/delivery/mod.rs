@@ -4,6 +4,7 @@ mod backlog;
 mod backoff;
 mod dead_letters;
 mod order;
+mod pace;
 mod pairs;
 mod publish;
 mod ring;

@@ -167,6 +167,12 @@ impl Buffer {
         self.mode
     }
 
+    /// Whether senders wait until the broker has their event.
+    #[must_use]
+    pub(crate) fn awaits_broker(&self) -> bool {
+        self.mode.ack == Ack::Published
+    }
+
     /// Takes an event, or refuses it at once. Where the mode promises more than the buffer, the returned waiter reports
     /// when the promise is kept; `wakes` is the wake list of the waiting thread. The decision is counted under the same
     /// lock, for `journaled` by the writer once the event is synced.

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use crate::brokers::kafka::record::BATCH_SIZE;
 
-/// How long librdkafka waits for a request to fill: twice what filling it may take here, and all that a lone event
-/// waits.
+/// How long librdkafka waits for a request to fill: twice what filling it may take here. A few messages do not wait: once
+/// their batch is closed, librdkafka is told to send it.
 pub(super) const LINGER: Duration = Duration::from_millis(2);
 
 /// Below half of what librdkafka puts in one request (`batch.size`): a last large message still fits.
@@ -69,13 +69,17 @@ impl TopicBatches {
         }
     }
 
-    /// Nothing more joins what is there, until it is answered.
-    pub(super) fn close(&mut self) {
+    /// Nothing more joins what is there, until it is answered. Returns the number of messages that this is said of for
+    /// the first time.
+    pub(super) fn close(&mut self) -> usize {
+        let mut closed = 0;
         for number in self.open.drain(..) {
             if let Some(batch) = self.batches.get_mut(usize::from(number)) {
                 batch.close();
+                closed += batch.messages;
             }
         }
+        closed
     }
 
     /// Notes a verdict.
@@ -175,7 +179,7 @@ mod tests {
         assert_eq!((batches.number(&a), first != second), (first, true));
         batches.add(first, 1);
         batches.add(first, 1);
-        batches.close();
+        assert_eq!((batches.close(), batches.close()), (2, 0));
         assert!(!batches.takes("a") && batches.takes("b") && batches.takes("new"));
         batches.add(second, 1);
         assert!(batches.takes("b"));

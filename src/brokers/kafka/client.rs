@@ -1,7 +1,7 @@
 //! One producer of librdkafka: what its thread reports (verdicts, the state of the connection), and its slow end.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
@@ -65,13 +65,15 @@ fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
 #[derive(Default)]
 pub(super) struct Reports {
     outcomes: Mutex<Vec<NumberedReport>>,
-    /// Told when the first outcome lies there, at a fatal error, and when the brokers are gone.
+    /// Told when the first outcome is there, at a fatal error, when the brokers cannot be reached, and when nothing is
+    /// sent at once any more.
     pub(super) news: Notify,
     /// Told when credentials or certificates were refused, for a connect that waits.
     pub(super) refused: Notify,
     health: Mutex<ClientHealth>,
     has_error: AtomicBool,
     fatal: AtomicBool,
+    sending_at_once: AtomicBool,
 }
 
 #[derive(Default)]
@@ -94,6 +96,11 @@ impl Reports {
     /// How many outcomes there are to take.
     pub(super) fn count(&self) -> usize {
         lock(&self.outcomes).len()
+    }
+
+    /// Whether librdkafka is about to send at once what it has.
+    pub(super) fn is_sending_at_once(&self) -> bool {
+        self.sending_at_once.load(Ordering::Acquire)
     }
 
     /// The last thing that went wrong since the last success.
@@ -257,6 +264,24 @@ impl Client {
             extras.headers = record.headers;
             error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown)
         })
+    }
+
+    /// Makes librdkafka send at once what it has, instead of waiting for `linger.ms`, on a thread that ends when all of it
+    /// is answered, or after `patience`.
+    pub(super) fn send_at_once(self: &Arc<Self>, patience: Duration) {
+        self.reports().sending_at_once.store(true, Ordering::Release);
+        let client = self.clone();
+        tokio::task::spawn_blocking(move || client.flush(patience));
+    }
+
+    #[expect(unsafe_code, reason = "rdkafka's flush passes no time-out, and ends before librdkafka has noticed it")]
+    fn flush(&self, patience: Duration) {
+        let client = self.producer().client().native_ptr();
+        let patience = i32::try_from(patience.as_millis()).unwrap_or(i32::MAX);
+        // SAFETY: the pointer is valid as long as the producer, which `self` keeps; any thread may call it.
+        let _ = unsafe { rdkafka::bindings::rd_kafka_flush(client, patience) };
+        self.reports().sending_at_once.store(false, Ordering::Release);
+        self.reports().news.notify_one();
     }
 
     /// Waits for verdicts, then gives up what has none. Blocks.

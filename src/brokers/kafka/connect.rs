@@ -10,7 +10,7 @@ use rdkafka::config::ClientConfig;
 use crate::brokers::kafka::client::Client;
 use crate::brokers::kafka::properties;
 use crate::brokers::kafka::record::BATCH_SIZE;
-use crate::brokers::kafka::session::{KafkaSession, SessionLimits, Topic};
+use crate::brokers::kafka::session::{FEW, KafkaSession, SessionLimits, Topic};
 use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics, deleted};
 use crate::brokers::{
@@ -215,6 +215,11 @@ impl Broker for Kafka {
             compressed: properties::compresses(&self.settings),
             renders: self.settings.has_rendered_topics(),
             stuck_after: self.stuck_after,
+            most_at_once: match properties::has_own_linger(&self.settings) {
+                true => 0,
+                false if self.terms.awaited => usize::MAX,
+                false => FEW,
+            },
         };
         let session = KafkaSession::new(client, surveyor, self.headers.clone(), topics, limits);
         Ok((Box::new(session), findings))

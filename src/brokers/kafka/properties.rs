@@ -133,6 +133,11 @@ pub(super) fn producer(settings: &Settings, terms: &Terms, batch_size: Option<us
     config
 }
 
+/// Whether the operator says how long a request waits to be filled.
+pub(super) fn has_own_linger(settings: &Settings) -> bool {
+    settings.properties.iter().any(|(name, _)| ["linger.ms", "queue.buffering.max.ms"].contains(&name.as_str()))
+}
+
 fn base(settings: &Settings) -> ClientConfig {
     let security = &settings.security;
     let mut config = ClientConfig::new();

@@ -9,7 +9,7 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::brokers::kafka::batch::TopicBatches;
+use crate::brokers::kafka::batch::{LINGER, TopicBatches};
 use crate::brokers::kafka::client::{Client, DeliveryReport};
 use crate::brokers::kafka::codes::refusal;
 use crate::brokers::kafka::questions::{Asked, BETWEEN_QUESTIONS};
@@ -53,6 +53,7 @@ pub(super) struct SessionLimits {
     pub(super) compressed: bool,
     pub(super) renders: bool,
     pub(super) stuck_after: Duration,
+    pub(super) most_at_once: usize,
 }
 
 /// One producer, from connect to close.
@@ -78,7 +79,14 @@ pub(super) struct KafkaSession {
     /// A client that gives no answer for this long, although its topic could, is stuck.
     pub(super) stuck_after: Duration,
     pub(super) times: RecordTimes,
+    /// A batch of at most so many messages is sent at once.
+    most_at_once: usize,
+    /// librdkafka sends at once what it has, and nothing joins.
+    is_sending_at_once: bool,
 }
+
+/// Few messages: a batch of more is worth waiting for.
+pub(super) const FEW: usize = 16;
 
 /// How long the rest of a batch's verdicts may take after the first: several partitions, one look.
 const GATHER: Duration = Duration::from_millis(1);
@@ -94,7 +102,7 @@ impl KafkaSession {
         limits: SessionLimits,
     ) -> Self {
         let (questions, asking, asked, trouble, failure) = (Vec::new(), None, None, None, None);
-        let SessionLimits { batch_size, compressed, renders, stuck_after } = limits;
+        let SessionLimits { batch_size, compressed, renders, stuck_after, most_at_once } = limits;
         Self {
             client,
             surveyor,
@@ -112,6 +120,8 @@ impl KafkaSession {
             silence: Silence::default(),
             stuck_after,
             times: RecordTimes::default(),
+            most_at_once,
+            is_sending_at_once: false,
         }
     }
 
@@ -312,6 +322,10 @@ impl Session for KafkaSession {
     }
 
     fn takes_more(&self) -> bool {
+        // What joined now could be sent in pieces, behind which librdkafka would busy-loop.
+        if self.is_sending_at_once {
+            return false;
+        }
         self.renders || self.surveyor.literals.iter().any(|name| self.takes_topic(name))
     }
 
@@ -326,7 +340,11 @@ impl Session for KafkaSession {
     }
 
     fn flush(&mut self) {
-        self.batches.close();
+        let closed = self.batches.close();
+        if closed > 0 && closed <= self.most_at_once {
+            self.is_sending_at_once = true;
+            self.client.send_at_once(LINGER);
+        }
     }
 
     async fn verdicts(&mut self, into: &mut Verdicts) -> Result<(), SessionError> {
@@ -344,7 +362,8 @@ impl Session for KafkaSession {
                 self.judge(sequence, outcome, into);
             }
             let due = [self.ask(), looks].into_iter().flatten().min();
-            if into.len() > before {
+            let takes_more = std::mem::replace(&mut self.is_sending_at_once, reports.is_sending_at_once());
+            if into.len() > before || (takes_more && !self.is_sending_at_once) {
                 return Ok(());
             }
             if self.client.fatal_reported() && self.failure.is_none() {
@@ -355,7 +374,7 @@ impl Session for KafkaSession {
             }
             tokio::select! {
                 () = reports.news.notified() => {
-                    if reports.count() < self.batches.messages() {
+                    if !self.is_sending_at_once && reports.count() < self.batches.messages() {
                         tokio::time::sleep(GATHER).await;
                     }
                 }

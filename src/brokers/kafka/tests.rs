@@ -22,6 +22,7 @@ pub(super) fn broker(toml: &str) -> Kafka {
         max_body: 256 * 1024,
         headers: HeaderStyle::CloudEvents,
         retry_max: Duration::from_secs(2),
+        awaited: false,
     };
     Kafka::new(&settings, &terms)
 }

@@ -175,7 +175,7 @@ mod tests {
     use crate::settings::testing;
 
     fn terms(max_body: usize) -> Terms {
-        Terms { max_in_flight: 1, max_body, headers: HeaderStyle::None, retry_max: Duration::ZERO }
+        Terms { max_in_flight: 1, max_body, headers: HeaderStyle::None, retry_max: Duration::ZERO, awaited: false }
     }
 
     fn stream(subjects: &[&str], max_message: Option<usize>) -> StreamLimits {
