@@ -46,8 +46,10 @@ impl Kind {
     }
 }
 
-/// Topic, queue or stream, as the bridge's defaults name them.
-const TOPIC: &str = "plextrac-events";
+/// Topic, exchange, queue or stream, as the bridge's defaults name them.
+pub const TOPIC: &str = "plextrac-events";
+/// See [`TOPIC`].
+pub const EXCHANGE: &str = "plextrac";
 const QUEUE: &str = "plextrac-events";
 const STREAM: &str = "PLEXTRAC";
 
@@ -138,6 +140,21 @@ impl Brokers {
         facts.get(name).cloned().with_context(|| format!("up.sh printed no {name}"))
     }
 
+    /// What runs the clients.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+
+    /// The connection to RabbitMQ.
+    pub fn rabbitmq(&self) -> Result<&lapin::Connection> {
+        self.rabbitmq.as_ref().context("not connected")
+    }
+
+    /// The connection to NATS.
+    pub fn nats(&self) -> Result<&jetstream::Context> {
+        self.nats.as_ref().context("not connected")
+    }
+
     /// All lines that the script printed.
     pub fn facts(&self) -> impl Iterator<Item = (&String, &String)> {
         self.facts.values().flatten()
@@ -164,7 +181,7 @@ impl Brokers {
         match kind {
             Kind::Kafka => self.count_kafka(),
             Kind::Rabbitmq => {
-                let connection = self.rabbitmq.as_ref().context("not connected")?;
+                let connection = self.rabbitmq()?;
                 let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
                 self.runtime.block_on(async {
                     // A channel of its own: asking for a queue that is not there ends it.
@@ -175,7 +192,7 @@ impl Brokers {
                 })
             }
             Kind::Nats => {
-                let stream = self.nats.as_ref().context("not connected")?.get_stream(STREAM);
+                let stream = self.nats()?.get_stream(STREAM);
                 Ok(self.runtime.block_on(stream)?.cached_info().state.messages)
             }
         }
@@ -220,7 +237,7 @@ impl Brokers {
             // On disk, and of no concern to what comes next.
             Kind::Kafka => {}
             Kind::Rabbitmq => {
-                let connection = self.rabbitmq.as_ref().context("not connected")?;
+                let connection = self.rabbitmq()?;
                 self.runtime.block_on(async {
                     let channel = connection.create_channel().await?;
                     channel.queue_purge(QUEUE.into(), QueuePurgeOptions::default()).await?;
@@ -228,7 +245,7 @@ impl Brokers {
                 })?;
             }
             Kind::Nats => {
-                let context = self.nats.as_ref().context("not connected")?;
+                let context = self.nats()?;
                 self.runtime.block_on(async {
                     context.get_stream(STREAM).await?.purge().await.map_err(anyhow::Error::from)
                 })?;

@@ -100,6 +100,8 @@ pub struct Running {
     pub process: Process,
     /// Where it takes webhooks.
     pub address: SocketAddr,
+    /// Where the bridge shows its metrics.
+    pub admin: Option<SocketAddr>,
     /// From the start of the process until it was ready.
     pub started_in: Duration,
     /// Its directories, removed at the end.
@@ -156,12 +158,12 @@ impl Candidate {
         let log = home.path().join(LOG);
         let began = Instant::now();
         let process = Process::start(&mut command, &log)?;
-        let up = match ready {
-            Ready::Answers(admin) => wait_until_up(admin, Some("/readyz")),
-            Ready::Listens => wait_until_up(address, None),
+        let (up, admin) = match ready {
+            Ready::Answers(admin) => (wait_until_up(admin, Some("/readyz")), Some(admin)),
+            Ready::Listens => (wait_until_up(address, None), None),
         };
         up.with_context(|| format!("{}: {}", self.name, fs::read_to_string(&log).unwrap_or_default()))?;
-        Ok(Running { process, address, started_in: began.elapsed(), home })
+        Ok(Running { process, address, admin, started_in: began.elapsed(), home })
     }
 
     fn command(&self, bridge: &Path, brokers: &Brokers, home: &Path) -> Result<(Command, SocketAddr, Ready)> {

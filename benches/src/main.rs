@@ -3,6 +3,7 @@
 mod baseline;
 mod brokers;
 mod candidate;
+mod ceiling;
 mod events;
 mod load;
 mod measure;
@@ -174,6 +175,9 @@ fn run(asked: &Run) -> Result<()> {
                 eprintln!("        {} idle connections were closed and opened again", life.reopened);
             }
             results.add(&candidate.name, candidate.broker(), life);
+        }
+        for kind in &kinds {
+            results.add_ceiling(*kind, ceiling::measure(*kind, &brokers, asked.burst, asked.body)?);
         }
     }
     reference.process.stop()?;

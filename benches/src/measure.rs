@@ -10,9 +10,10 @@ use serde::Serialize;
 
 use crate::brokers::{Brokers, Kind};
 use crate::candidate::{Candidate, Depth, Running};
+use crate::ceiling::INTERVAL;
 use crate::events::{Request, requests};
 use crate::load::{Answers, Sender};
-use crate::process::Paused;
+use crate::process::{Paused, get};
 
 /// How much of it.
 #[derive(Clone, Copy, Debug)]
@@ -33,6 +34,9 @@ pub struct Size {
 
 /// Events before anything is measured.
 const WARM_UP: usize = 3_000;
+
+/// Lone events.
+const LONE: usize = 60;
 
 /// After work a program may need a moment until it has tidied up.
 const QUIET: Duration = Duration::from_millis(2_500);
@@ -60,6 +64,10 @@ pub struct Life {
     pub closed: Latency,
     /// At the fixed rate.
     pub fixed: Latency,
+    /// A lone event at a time.
+    pub lone: Latency,
+    /// From acceptance until a lone event is stored, on average, as the bridge's metrics say.
+    pub lone_stored: Option<f64>,
     /// Connections that it closed, idle for too long: the machine stood still.
     pub reopened: u64,
     /// What only a program with a broker and a buffer has.
@@ -226,9 +234,33 @@ fn of_running(
         fixed.add(&at_rate(running, &second, size, &mut arrivals)?)?;
     }
     life.fixed = Latency::of(&fixed);
+    (life.lone, life.lone_stored) = lone(running, &made("o", LONE), &mut arrivals)?;
     life.reopened += fixed.reopened;
     life.beside = reference.map(|_| Box::new(beside));
     Ok(life)
+}
+
+/// Lone events, one at a time.
+fn lone(running: &Running, requests: &[Request], arrivals: &mut Arrivals<'_>) -> Result<(Latency, Option<f64>)> {
+    let before = stored(running)?;
+    let rate = u32::try_from(Duration::from_secs(1).as_millis() / INTERVAL.as_millis())?;
+    let answers = connect(running, 1)?.at_rate(requests, rate)?;
+    arrivals.wait(answers.accepted)?;
+    let mean =
+        before.zip(stored(running)?).map(|(before, after)| (after.0 - before.0) * 1e6 / (after.1 - before.1));
+    Ok((Latency::of(&answers), mean))
+}
+
+/// The seconds that the bridge's events took until they were stored, and their number.
+fn stored(running: &Running) -> Result<Option<(f64, f64)>> {
+    let Some(admin) = running.admin else { return Ok(None) };
+    let metrics = get(admin, "/metrics")?;
+    let value = |name: &str| -> Result<f64> {
+        let name = format!("plextrac_bridge_delivery_duration_seconds_{name} ");
+        let line = metrics.lines().find_map(|line| line.strip_prefix(&name));
+        Ok(line.with_context(|| format!("no {name}"))?.trim().parse()?)
+    };
+    Ok(Some((value("sum")?, value("count")?)))
 }
 
 /// Waits until a program that has been idle since then has tidied up.
@@ -308,6 +340,6 @@ fn away(
 }
 
 /// Processor time of this process.
-fn own_cpu() -> Result<Duration> {
+pub fn own_cpu() -> Result<Duration> {
     Ok(Duration::from(nix::time::clock_gettime(nix::time::ClockId::CLOCK_PROCESS_CPUTIME_ID)?))
 }

@@ -7,12 +7,14 @@ use serde_json::json;
 
 use crate::brokers::Kind;
 use crate::candidate::REFERENCE;
+use crate::ceiling::Ceiling;
 use crate::measure::{Life, Size};
 
 /// All rounds of all candidates, in the order of the first round.
 pub struct Results {
     size: Size,
     rows: Vec<Row>,
+    ceilings: Vec<(Kind, Ceiling)>,
 }
 
 struct Row {
@@ -57,6 +59,10 @@ impl Spread {
         Some(Self { median, low, high })
     }
 
+    fn times(self, factor: f64) -> Self {
+        Self { median: self.median * factor, low: self.low * factor, high: self.high * factor }
+    }
+
     fn text(self, digits: usize) -> String {
         if (self.high - self.low) * 10f64.powi(i32::try_from(digits).unwrap_or(0)) < 1.0 {
             return format!("{:.digits$}", self.median);
@@ -71,19 +77,34 @@ fn cell(spread: Option<Spread>, digits: usize) -> String {
 
 /// Rates are told in thousands.
 fn thousands(spread: Option<Spread>) -> String {
-    let part = |value: f64| value / 1000.0;
-    cell(
-        spread.map(|spread| Spread { median: part(spread.median), low: part(spread.low), high: part(spread.high) }),
-        1,
-    )
+    cell(spread.map(|spread| spread.times(1e-3)), 1)
 }
+
+/// The goals that differ from broker to broker: multiples of the reference, and milliseconds.
+struct Goals {
+    broker: Kind,
+    plain: f64,
+    headers: f64,
+    journaled: f64,
+    accepted: f64,
+    lone: f64,
+    published: f64,
+    stored: f64,
+}
+
+#[rustfmt::skip]
+const GOALS: [Goals; 3] = [
+    Goals { broker: Kind::Kafka, plain: 1.5, headers: 1.35, journaled: 1.9, accepted: 0.6, lone: 1.6, published: 1.0, stored: 1.5 },
+    Goals { broker: Kind::Rabbitmq, plain: 3.0, headers: 2.2, journaled: 2.8, accepted: 0.3, lone: 2.0, published: 1.6, stored: 2.0 },
+    Goals { broker: Kind::Nats, plain: 1.8, headers: 1.6, journaled: 2.0, accepted: 0.5, lone: 0.8, published: 0.6, stored: 0.8 },
+];
 
 type Figure = fn(&Life) -> Option<f64>;
 
 impl Results {
     /// None yet.
     pub fn new(size: Size) -> Self {
-        Self { size, rows: Vec::new() }
+        Self { size, rows: Vec::new(), ceilings: Vec::new() }
     }
 
     /// One more life.
@@ -92,6 +113,15 @@ impl Results {
             Some(row) => row.rounds.push(life),
             None => self.rows.push(Row { name: name.to_owned(), broker, rounds: vec![life] }),
         }
+    }
+
+    /// What the client library of a broker does by itself, once more.
+    pub fn add_ceiling(&mut self, kind: Kind, ceiling: Ceiling) {
+        self.ceilings.push((kind, ceiling));
+    }
+
+    fn ceiling(&self, kind: Kind, figure: fn(&Ceiling) -> f64) -> Option<Spread> {
+        Spread::of(self.ceilings.iter().filter(|(of, _)| *of == kind).map(|(_, ceiling)| figure(ceiling)))
     }
 
     fn row(&self, name: &str) -> Option<&Row> {
@@ -118,6 +148,7 @@ impl Results {
         );
         self.load(&mut text);
         self.fixed(&mut text);
+        self.lone(&mut text);
         self.memory(&mut text);
         self.goals(&mut text);
         text
@@ -176,6 +207,38 @@ impl Results {
         text.push('\n');
     }
 
+    fn lone(&self, text: &mut String) {
+        text.push_str(
+            "### A lone event every 20 ms, and the client libraries alone\n\n| | answered, p50 us | p99 us | stored after, \
+             mean us |\n|---|---|---|---|\n",
+        );
+        for row in self.sorted() {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} |",
+                row.name,
+                cell(row.of(|life| life.lone.p50), 0),
+                cell(row.of(|life| life.lone.p99), 0),
+                cell(Spread::of(row.rounds.iter().filter_map(|life| life.lone_stored)), 0),
+            );
+        }
+        text.push_str(
+            "\n| client library | lone message confirmed, p50 us | loop, k/s confirmed | CPU us/message |\n\
+             |---|---|---|---|\n",
+        );
+        for kind in Kind::ALL.into_iter().filter(|kind| self.ceiling(*kind, |_| 0.0).is_some()) {
+            let _ = writeln!(
+                text,
+                "| {} | {} | {} | {} |",
+                kind.name(),
+                cell(self.ceiling(kind, |ceiling| ceiling.lone), 0),
+                thousands(self.ceiling(kind, |ceiling| ceiling.rate)),
+                cell(self.ceiling(kind, |ceiling| ceiling.cpu), 1),
+            );
+        }
+        text.push('\n');
+    }
+
     fn memory(&self, text: &mut String) {
         text.push_str(
             "### Memory (resident, MiB) and start\n\n| | idle | peak under load | everything buffered | drained | \
@@ -198,49 +261,65 @@ impl Results {
 
     fn goals(&self, text: &mut String) {
         text.push_str("### Goals\n\n| goal | limit | measured | |\n|---|---|---|---|\n");
-        for (kind, plain, headers, accepted) in
-            [(Kind::Kafka, 1.5, 2.0, 0.6), (Kind::Rabbitmq, 3.0, 3.2, 0.3), (Kind::Nats, 1.8, 2.4, 0.5)]
-        {
-            let broker = kind.name();
-            let with = self.row(&format!("{broker} buffered"));
-            let without = self.row(&format!("{broker} buffered, no headers"));
-            let cpu: Figure = |life| Some(life.cpu);
-            let mut goal = |what: &str, limit: f64, unit: &str, measured: Option<Spread>, at_most: bool| {
-                let Some(measured) = measured else { return };
-                let is_met = if at_most { measured.median <= limit } else { measured.median >= limit };
+        let cpu: Figure = |life| Some(life.cpu);
+        for goals in &GOALS {
+            let broker = goals.broker.name();
+            let row = |what: &str| self.row(&format!("{broker} {what}"));
+            let ratio = |what: &str, figure: Figure| row(what)?.ratio(figure);
+            let of = |what: &str, figure: Figure| Spread::of(row(what)?.rounds.iter().filter_map(figure));
+            let milliseconds = |what: &str, figure: Figure| Some(of(what, figure)?.times(1e-3));
+            let loop_rate = self.ceiling(goals.broker, |ceiling| ceiling.rate);
+            let drained = of("buffered", |life| Some(life.away.as_ref()?.drained_rate));
+            let drained = drained.zip(loop_rate).map(|(rate, of)| rate.times(1.0 / of.median));
+            let burst = ratio("buffered", burst);
+            let rate = ratio("buffered", |life| Some(life.accepted_rate));
+            let p50 = of("buffered", |life| Some(life.away.as_ref()?.fixed.p50 / life.fixed.p50));
+            let p99 = of("buffered", |life| Some(life.away.as_ref()?.fixed.p99 / life.fixed.p99));
+            let idle = of("buffered", |life| Some(life.idle_mib * 1.048_576));
+            for (what, measured, is_most, limit, unit) in [
+                ("CPU, no headers", ratio("buffered, no headers", cpu), true, goals.plain, " x"),
+                ("CPU, CloudEvents headers", ratio("buffered", cpu), true, goals.headers, " x"),
+                ("CPU, `journaled`", ratio("journaled", cpu), true, goals.journaled, " x"),
+                ("200s in a burst, broker away", burst, false, 0.85, " x"),
+                ("200s with the broker on the same cores", rate, false, goals.accepted, " x"),
+                ("p50 at the fixed rate", ratio("buffered", |life| Some(life.fixed.p50)), true, 1.3, " x"),
+                ("p99 at the fixed rate", ratio("buffered", |life| Some(life.fixed.p99)), true, 1.2, " x"),
+                ("p50 while the broker is away, to p50 while it is there", p50, true, 1.1, " x"),
+                ("p99 while the broker is away, to p99 while it is there", p99, true, 1.1, " x"),
+                (
+                    "a lone event, `published`, p50",
+                    milliseconds("published", |life| Some(life.lone.p50)),
+                    true,
+                    goals.lone,
+                    " ms",
+                ),
+                (
+                    "`published`, p50 at the fixed rate",
+                    milliseconds("published", |life| Some(life.fixed.p50)),
+                    true,
+                    goals.published,
+                    " ms",
+                ),
+                (
+                    "a lone event stored, `buffered`, mean",
+                    milliseconds("buffered", |life| life.lone_stored),
+                    true,
+                    goals.stored,
+                    " ms",
+                ),
+                ("drained after an outage, to the client library's loop", drained, false, 0.7, " x"),
+                ("idle memory", idle, true, 12.0, " MB"),
+            ] {
+                let Some(measured) = measured else { continue };
+                let is_met = if is_most { measured.median <= limit } else { measured.median >= limit };
                 let _ = writeln!(
                     text,
                     "| {broker}: {what} | {} {limit}{unit} | {} | {} |",
-                    if at_most { "at most" } else { "at least" },
+                    if is_most { "at most" } else { "at least" },
                     measured.text(2),
                     if is_met { "met" } else { "**missed**" }
                 );
-            };
-            goal("CPU, no headers", plain, " x", without.and_then(|row| row.ratio(cpu)), true);
-            let Some(with) = with else { continue };
-            goal("CPU, CloudEvents headers", headers, " x", with.ratio(cpu), true);
-            goal("200s in a burst, broker away", 0.85, " x", with.ratio(burst), false);
-            let rate: Figure = |life| Some(life.accepted_rate);
-            goal("200s with the broker on the same cores", accepted, " x", with.ratio(rate), false);
-            let (p50, p99): (Figure, Figure) = (|life| Some(life.fixed.p50), |life| Some(life.fixed.p99));
-            goal("p50 at the fixed rate", 1.3, " x", with.ratio(p50), true);
-            goal("p99 at the fixed rate", 1.3, " x", with.ratio(p99), true);
-            let there = |figure: Figure| Spread::of(with.rounds.iter().filter_map(figure));
-            goal(
-                "p50 while the broker is away, to p50 while it is there",
-                1.1,
-                " x",
-                there(|life| Some(life.away.as_ref()?.fixed.p50 / life.fixed.p50)),
-                true,
-            );
-            goal(
-                "p99 while the broker is away, to p99 while it is there",
-                1.1,
-                " x",
-                there(|life| Some(life.away.as_ref()?.fixed.p99 / life.fixed.p99)),
-                true,
-            );
-            goal("idle memory", 12.0, " MB", there(|life| Some(life.idle_mib * 1.048_576)), true);
+            }
         }
         text.push('\n');
     }
@@ -255,7 +334,7 @@ impl Results {
             .collect();
         Ok(serde_json::to_string_pretty(&json!({
             "events": events, "connections": connections, "body_bytes": body, "burst": burst, "rate": rate,
-            "seconds": seconds, "reference": REFERENCE, "candidates": rows,
+            "seconds": seconds, "reference": REFERENCE, "candidates": rows, "client_libraries": self.ceilings,
         }))?)
     }
 

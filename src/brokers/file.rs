@@ -305,7 +305,13 @@ mod tests {
     use crate::settings::testing;
 
     fn terms() -> Terms {
-        Terms { max_in_flight: 10, max_body: 1024, headers: HeaderStyle::None, retry_max: Duration::from_secs(1), awaited: false }
+        Terms {
+            max_in_flight: 10,
+            max_body: 1024,
+            headers: HeaderStyle::None,
+            retry_max: Duration::from_secs(1),
+            awaited: false,
+        }
     }
 
     fn message(broker: &mut File, body: &str) -> Message {
