@@ -68,10 +68,12 @@ every_command_is_tested() {
     [ -z "$bad" ]
 }
 
-alerts=deploy/prometheus/alerts
-dashboards_ask_promql() {
-    python tests/dashboard_queries.py deploy/grafana/dashboards/*.json >"$temporary/queries.yml" &&
-        promtool check rules "$temporary/queries.yml"
+dashboard_asks_promql() {
+    python tests/dashboard_queries.py deploy/grafana/dashboards/plextrac-bridge.json >"$temporary/dashboard.yml" &&
+        promtool check rules "$temporary/dashboard.yml"
+}
+dashboard_shows_what_it_says() {
+    cp tests/dashboard_test.yml "$temporary" && promtool test rules "$temporary/dashboard_test.yml"
 }
 
 # Scripts are read by their interpreters, without being run.
@@ -147,11 +149,14 @@ check "deploy/systemd (systemd-analyze verify)" units_are_sound
 check "$unit (systemd-analyze security, at most $unit_exposure of 100)" unit_is_confined
 systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 's/^→ */      /p'
 check "deploy/prometheus/prometheus.yml (promtool)" promtool check config deploy/prometheus/prometheus.yml
-check "$alerts.yml (promtool check rules)" promtool check rules --lint-fatal "$alerts.yml"
-check "$alerts.yml (promtool test rules)" promtool test rules "${alerts}_test.yml"
-check "$alerts.yml: each alert firing and quiet in a test, and in docs/operations.md" \
-    python tests/alert_cases.py "$alerts.yml" "${alerts}_test.yml" docs/operations.md
-check "deploy/grafana: JSON, its queries (promtool check rules)" dashboards_ask_promql
+for rules in deploy/prometheus/{alerts,silence}; do
+    check "$rules.yml (promtool check rules)" promtool check rules --lint-fatal "$rules.yml"
+    check "$rules.yml (promtool test rules)" promtool test rules "${rules}_test.yml"
+done
+check "deploy/prometheus: each alert firing and quiet in a test, and in docs/operations.md" \
+    python tests/alert_cases.py docs/operations.md deploy/prometheus/*_test.yml
+check "deploy/grafana: JSON, its queries (promtool check rules)" dashboard_asks_promql
+check "deploy/grafana: several bridges, restarts (promtool test rules)" dashboard_shows_what_it_says
 check "scripts in JavaScript and Python parse" scripts_parse
 check "examples/go-nats (gofmt, go vet)" go_is_sound
 check "docs/schema/*.schema.json (JSON Schema 2020-12)" check-jsonschema --check-metaschema docs/schema/*.schema.json

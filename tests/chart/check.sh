@@ -25,9 +25,19 @@ template() { helm template release "$chart" --namespace hooks --kube-version "$n
 template_to() { template "${@:2}" >"$1"; } # FILE ARGUMENT...
 manifests() { python tests/chart/manifests.py "$@"; }
 
-# A chart carries its own files alone; links would break where it is packed.
-copied() { # ORIGINAL COPY
-    cmp "$1" "$2" || { echo "cp $1 $2" && return 1; }
+# Alerts and dashboard exist once in the repository: the chart has links to them, and its package the files themselves.
+packed() {
+    local in=$temporary/packed name original
+    helm package --destination "$in" "$chart" && tar --warning=no-timestamp -C "$in" -xf "$in"/*.tgz || return 1
+    while read -r name original; do
+        [ -L "$chart/files/$name" ] || { echo "files/$name is no link" && return 1; }
+        [ ! -L "$in/plextrac-bridge/files/$name" ] || { echo "files/$name is a link in the package, too" && return 1; }
+        cmp "$original" "$in/plextrac-bridge/files/$name" || return 1
+    done <<'END'
+alerts.yml deploy/prometheus/alerts.yml
+silence.yml deploy/prometheus/silence.yml
+dashboard.json deploy/grafana/dashboards/plextrac-bridge.json
+END
 }
 
 # Kinds of the Prometheus operator have no schema there; no other may be unknown.
@@ -69,7 +79,8 @@ schema_catches_typos() {
         typo "'/settings/ingress/listen'" --set settings.ingress.listen=localhost:8080 &&
         typo "'/settings/state_directory'" --set settings.state_directory=state &&
         typo "additional properties 'Plextrac' not allowed" --set settings.sources.Plextrac.path=/x &&
-        typo "'/image/pullPolicy'" --set image.pullPolicy=always
+        typo "'/image/pullPolicy'" --set image.pullPolicy=always &&
+        typo "'/prometheusRule/silence'" --set prometheusRule.silence=1day
 }
 # A ConfigMap is no place for them.
 schema_keeps_secrets_out() {
@@ -121,15 +132,33 @@ END
     refused "Deploymnet" valid "$newest" "$file"
 }
 
+# What a stop leaves is in the volume, so it need not be waited for; without one it would be lost.
+grace_is_short_with_a_volume() {
+    local values grace seconds
+    while read -r values grace seconds; do
+        template -f "$minimal" --set "$values" >"$temporary/grace.yaml"
+        grep -qxF "    grace = \"$grace\"" "$temporary/grace.yaml" || { echo "$values: not $grace" && return 1; }
+        grep -qxF "      terminationGracePeriodSeconds: $seconds" "$temporary/grace.yaml" ||
+            { echo "$values: not $seconds s" && return 1; }
+    done <<'END'
+replicas=1 2s 17
+settings.state_directory= 20s 35
+settings.shutdown.grace=9s 9s 24
+END
+}
+silence_is_off_by_default() {
+    local all=$chart/ci/everything-values.yaml
+    [ "$(template -f "$all" | grep -c 'alert: PlexTracBridgeSilent')" = 1 ] &&
+        [ "$(template -f "$all" --set prometheusRule.silence= | grep -c 'alert: PlexTracBridgeSilent')" = 0 ]
+}
+
 program_is_asked() { # BINARY
     template -f "$minimal" --set 'settings.broker.kafka.topic=no topic' >"$temporary/wrong.yaml"
     refused "broker.kafka.topic" manifests accepted "$temporary/wrong.yaml" "$1"
 }
 
 if [ $# = 0 ]; then
-    check "its alerts are those of deploy/prometheus" copied deploy/prometheus/alerts.yml "$chart/files/alerts.yml"
-    check "its dashboard is that of deploy/grafana" \
-        copied deploy/grafana/dashboards/plextrac-bridge.json "$chart/files/dashboard.json"
+    check "its package has the alerts and the dashboard, its directory links to them (helm package)" packed
     check "its schema has the settings of config/default.toml, its version is Cargo.toml's" manifests settings
 fi
 for values in "$chart"/ci/*-values.yaml; do
@@ -150,6 +179,8 @@ if [ $# = 0 ]; then
     check "typos are refused" schema_catches_typos
     check "secrets in the values are refused" schema_keeps_secrets_out
     check "contradictions are refused" templates_refuse_contradictions
+    check "a stop is short where a volume keeps what it leaves" grace_is_short_with_a_volume
+    check "the alert for silence is off by default" silence_is_off_by_default
     check "these checks can fail" checks_can_fail
 else
     check "this check can fail" program_is_asked "$(realpath "$1")"

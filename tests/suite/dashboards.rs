@@ -9,8 +9,8 @@ use serde_json::Value;
 use crate::support::{Bridge, Payload, request_once};
 
 const DASHBOARD: &str = "deploy/grafana/dashboards/plextrac-bridge.json";
-const ALERTS: &str = "deploy/prometheus/alerts.yml";
-const TESTS: &str = "deploy/prometheus/alerts_test.yml";
+const ALERTS: [&str; 2] = ["deploy/prometheus/alerts.yml", "deploy/prometheus/silence.yml"];
+const TESTS: [&str; 2] = ["deploy/prometheus/alerts_test.yml", "deploy/prometheus/silence_test.yml"];
 
 /// The labels that Prometheus adds to every series.
 const TARGET: [&str; 2] = ["job", "instance"];
@@ -244,7 +244,7 @@ fn queries_of_the_dashboard() -> Vec<(String, Query)> {
 
 /// Each alert's expression, with the labels that its texts name.
 fn queries_of_the_alerts() -> Vec<(String, Query)> {
-    let text = file(ALERTS);
+    let text = ALERTS.map(file).concat();
     let parse = |alert: &str| {
         let name = alert.lines().next().unwrap_or_default().trim().to_owned();
         let expressions = yaml_values(alert, "expr");
@@ -266,9 +266,9 @@ fn show_only_what_the_daemon_exposes() {
 #[test]
 fn alerts_and_their_tests_ask_only_for_what_the_daemon_exposes() {
     let alerts = queries_of_the_alerts();
-    assert!(alerts.len() > 15, "only {} alerts found in {ALERTS}", alerts.len());
-    let series = yaml_values(&file(TESTS), "series");
-    assert!(series.len() > alerts.len(), "only {} series found in {TESTS}", series.len());
+    assert!(alerts.len() > 15, "only {} alerts found in {ALERTS:?}", alerts.len());
+    let series = yaml_values(&TESTS.map(file).concat(), "series");
+    assert!(series.len() > alerts.len(), "only {} series found in {TESTS:?}", series.len());
     let exposed = Exposed::by_a_daemon();
     exposed.assert_answers(&alerts);
     let tests: Vec<_> = series.iter().map(|series| (format!("tests: {series}"), Query::parse(series))).collect();

@@ -70,10 +70,15 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- add $events $letters $invalid -}}
 {{- end -}}
 
+{{/* What a stop does not deliver is in the volume, where there is one. */}}
+{{- define "plextrac-bridge.grace" -}}
+{{- dig "shutdown" "grace" (empty .Values.settings.state_directory | ternary "20s" "2s") .Values.settings -}}
+{{- end -}}
+
 {{/* shutdown.delay + shutdown.grace + 10 s, rounded up. */}}
 {{- define "plextrac-bridge.terminationGracePeriodSeconds" -}}
 {{- $delay := include "plextrac-bridge.milliseconds" (dig "shutdown" "delay" "0s" .Values.settings) -}}
-{{- $grace := include "plextrac-bridge.milliseconds" (dig "shutdown" "grace" "20s" .Values.settings) -}}
+{{- $grace := include "plextrac-bridge.milliseconds" (include "plextrac-bridge.grace" .) -}}
 {{- add (div (add $delay $grace 999) 1000) 10 -}}
 {{- end -}}
 

@@ -12,6 +12,7 @@
 {{- range $name, $broker := $settings.broker -}}
 {{- $_ := set $broker "topology" (default "check" $broker.topology) -}}
 {{- end -}}
+{{- $_ := set $settings "shutdown" (set ($settings.shutdown | default dict) "grace" (include "plextrac-bridge.grace" .)) -}}
 {{- include "plextrac-bridge.table" (dict "path" "" "table" $settings) -}}
 {{- end -}}
 
