@@ -16,8 +16,8 @@ use crate::status::{ConnectionState, ErrorKind, KeptReason, Loss, Reason, Refusa
 const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 /// An event may wait for the broker for days; of those that waited for longer than one, that much is known.
 const DELIVERY_BUCKETS: [f64; 18] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 14_400.0, 43_200.0,
-    86_400.0,
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 120.0, 600.0, 3600.0, 14_400.0,
+    43_200.0, 86_400.0,
 ];
 
 /// The status codes with which a source's path can be answered.
