@@ -38,6 +38,11 @@ demo: setup-build release ## builds the bridge and shows it at work, on the embe
 .PHONY: test
 test: setup fmt clippy files doc doctest readme chart cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
 
+.PHONY: generated
+generated: ## writes what is generated from the program: the schemas and the page of the settings, the list of metrics
+	$(call step,generated)
+	@REGENERATE=1 $(CARGO) test --locked --workspace --features failpoints --test suite -- generated::
+
 .PHONY: lint
 lint: setup fmt clippy files ## the checks alone: format, clippy, dependencies, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflows, words
 

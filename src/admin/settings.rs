@@ -16,12 +16,7 @@ pub(crate) struct Settings {
 impl Settings {
     /// Reads `[admin]`.
     pub(crate) fn read(section: &mut Section<'_>) -> Self {
-        let listen = if section.is_blank("listen") {
-            section.text("listen");
-            None
-        } else {
-            section.address("listen")
-        };
+        let listen = section.optional_address("listen");
         Self { listen, page: section.flag("page") }
     }
 }

@@ -12,4 +12,4 @@ mod threads;
 pub(crate) use app::{App, Signals, StartError, bind};
 pub(crate) use offline::{Offline, open_offline};
 pub(crate) use reload::Reloading;
-pub(crate) use settings::{Settings, load, load_from};
+pub(crate) use settings::{Settings, load, load_from, schema};

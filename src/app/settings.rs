@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
+
 use crate::brokers::{self, Terms};
 use crate::ingress::{self, Source};
 use crate::process::{logs, shutdown};
 use crate::queue::{self, Ack, Mode, journal};
-use crate::settings::{Fingerprint, Flags, PREFIX, Section, SettingsError, load_layers, nearest};
+use crate::settings::{Fingerprint, Flags, PREFIX, Section, SettingsError, describe, load_layers, nearest};
 use crate::status::Limits;
 use crate::{admin, delivery};
 
@@ -47,10 +49,20 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
-    /// The problem if parts of two readings, each right by itself, are combined.
+    /// The first problem that only several tables together have, also those of two readings.
     #[must_use]
     pub(crate) fn contradiction(&self) -> Option<String> {
-        too_small(&self.buffer, &self.ingress).map(str::to_owned).or_else(|| self.broker.contradiction())
+        let ingress = &self.ingress;
+        let journal = self.state_directory.as_ref().and_then(|_| self.journal.problem(ingress.max_body));
+        if self.admin.listen.is_some_and(|address| address == ingress.listen && address.port() != 0) {
+            let text = "`ingress.listen` and `admin.listen` are the same address; the admin port needs its own";
+            return Some(text.to_owned());
+        }
+        if self.buffer.bytes < ingress.max_body + crate::event::EVENT_OVERHEAD {
+            let text = "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit";
+            return Some(text.to_owned());
+        }
+        self.dead_letters.problem(ingress.max_body).or(journal).or_else(|| self.broker.contradiction())
     }
 
     /// The settings that every broker gets beside its own.
@@ -105,24 +117,17 @@ const SOURCE_LINES: &str =
     "[sources.plextrac]\n  secret_file = \"/etc/plextrac-bridge/secret\"   # what PlexTrac's webhook form has";
 const BROKER_LINES: &str = "[broker.kafka]\n  bootstrap_servers = \"localhost:9092\"   # or [broker.rabbitmq], [broker.nats], [broker.file]";
 
+/// The JSON Schema of the settings.
+#[must_use]
+pub(crate) fn schema() -> Value {
+    describe(|top| drop(read(top, None)))
+}
+
 /// Reads every part; none if a source or the broker is missing (a problem then).
 fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings> {
     let words = [("buffered", Ack::Buffered), ("journaled", Ack::Journaled), ("published", Ack::Published)];
     let ack = top.choice("ack", &words);
-    let state_directory = top.path("state_directory").or_else(|| {
-        // systemd separates several with colons.
-        let first = systemd_state?.split(':').next()?.to_owned();
-        Some(PathBuf::from(first)).filter(|path| !path.as_os_str().is_empty())
-    });
-    if let Some(path) = &state_directory {
-        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !path.is_dir() && !parent.is_dir() {
-            top.problem(
-                "state_directory",
-                format_args!("neither {} nor its parent exists; create {}", path.display(), parent.display()),
-            );
-        }
-    }
+    let state_directory = read_state_directory(&mut top, ack, systemd_state);
     let ingress = part(&mut top, "ingress", ingress::Settings::read);
     let sources = read_sources(&mut top);
     let buffer = part(&mut top, "buffer", queue::limits);
@@ -135,33 +140,8 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     let admin = part(&mut top, "admin", admin::Settings::read);
     let log = part(&mut top, "log", logs::Settings::read);
     let shutdown = part(&mut top, "shutdown", shutdown::Settings::read);
-    if top.is_sound() && admin.listen.is_some_and(|address| address == ingress.listen && address.port() != 0) {
-        top.general("`ingress.listen` and `admin.listen` are the same address; the admin port needs its own");
-    }
-    if top.is_sound()
-        && let Some(text) = too_small(&buffer, &ingress)
-    {
-        top.general(text);
-    }
-    if top.is_sound()
-        && let Some(text) = dead_letters.problem(ingress.max_body)
-    {
-        top.general(text);
-    }
-    if ack == Ack::Journaled && state_directory.is_none() {
-        top.problem(
-            "ack",
-            "\"journaled\" needs a `state_directory` for its journal; set one, or take \"buffered\"",
-        );
-    }
-    if top.is_sound()
-        && state_directory.is_some()
-        && let Some(text) = journal.problem(ingress.max_body)
-    {
-        top.general(text);
-    }
     top.finish();
-    Some(Settings {
+    let settings = Settings {
         mode: Mode { ack, timeout: publish.timeout },
         state_directory,
         journal,
@@ -177,12 +157,33 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
         log,
         shutdown,
         fingerprint: Fingerprint::default(),
-    })
+    };
+    if top.is_sound()
+        && let Some(text) = settings.contradiction()
+    {
+        top.general(text);
+    }
+    Some(settings)
 }
 
-fn too_small(buffer: &Limits, ingress: &ingress::Settings) -> Option<&'static str> {
-    (buffer.bytes < ingress.max_body + crate::event::EVENT_OVERHEAD)
-        .then_some("`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit")
+fn read_state_directory(top: &mut Section<'_>, ack: Ack, systemd_state: Option<String>) -> Option<PathBuf> {
+    const KEY: &str = "state_directory";
+    let directory = top.path(KEY).or_else(|| {
+        // systemd separates several with colons.
+        let first = systemd_state?.split(':').next()?.to_owned();
+        Some(PathBuf::from(first)).filter(|path| !path.as_os_str().is_empty())
+    });
+    if let Some(path) = &directory {
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if !path.is_dir() && !parent.is_dir() {
+            let (path, parent) = (path.display(), parent.display());
+            top.problem(KEY, format_args!("neither {path} nor its parent exists; create {parent}"));
+        }
+    } else if ack == Ack::Journaled {
+        let text = "\"journaled\" needs a `state_directory` for its journal; set one, or take \"buffered\"";
+        top.problem("ack", text);
+    }
+    directory
 }
 
 fn part<T>(top: &mut Section<'_>, key: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> T {
@@ -195,6 +196,7 @@ fn part<T>(top: &mut Section<'_>, key: &str, read: impl FnOnce(&mut Section<'_>)
 fn read_sources(top: &mut Section<'_>) -> Vec<Source> {
     let mut section = top.section("sources");
     let names = section.keys();
+    top.describe("sources", json!({ "minProperties": 1 }));
     if names.is_empty() {
         top.general(format_args!("no source of webhooks; add:\n\n  {SOURCE_LINES}\n"));
     }
@@ -219,6 +221,7 @@ fn read_sources(top: &mut Section<'_>) -> Vec<Source> {
 fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
     let mut section = top.section("broker");
     let names = section.keys();
+    top.describe("broker", json!({ "minProperties": 1, "maxProperties": 1 }));
     if names.is_empty() {
         top.general(format_args!("no broker; add one:\n\n  {BROKER_LINES}\n"));
     }

@@ -3,6 +3,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use serde_json::json;
+
 use crate::brokers::template::{Template, TemplateKind};
 use crate::brokers::{Refusal, RefusalReason};
 use crate::event::Event;
@@ -81,6 +83,7 @@ impl Router {
         let mut routes = Vec::new();
         for mut table in section.sections("routes") {
             let event = table.text("event");
+            table.describe("", json!({ "required": ["event"] }));
             if event.is_empty() {
                 table.problem("event", "missing or empty; a route names the event it takes");
             }

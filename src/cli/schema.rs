@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 
+use crate::app;
 use crate::cli::say;
 
 #[derive(Debug, Args)]
@@ -28,7 +29,7 @@ pub(super) fn run(options: &SchemaOptions) -> ExitCode {
     let text = match options.of {
         Of::Payload => include_str!("../../docs/schema/payload.schema.json"),
         Of::DocumentedPayload => include_str!("../../docs/schema/documented-payload.schema.json"),
-        Of::Settings => include_str!("../../docs/schema/settings.schema.json"),
+        Of::Settings => &format!("{:#}", app::schema()),
         Of::Asyncapi => include_str!("../../docs/schema/asyncapi.yaml"),
     };
     say(text.trim_end());

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde_json::json;
 
 use crate::ingress::tls::ServerTls;
 use crate::settings::{Secret, Section};
@@ -72,7 +73,9 @@ impl Settings {
 fn read_networks(section: &mut Section<'_>) -> Arc<[IpNet]> {
     const KEY: &str = "trusted_proxies";
     let mut networks = Vec::new();
-    for text in section.texts(KEY) {
+    let texts = section.texts(KEY);
+    section.describe(KEY, json!({ "items": { "pattern": "^[0-9a-fA-F:.]+(/[0-9]{1,3})?$" } }));
+    for text in texts {
         if let Ok(network) = text.parse().or_else(|_| text.parse::<IpAddr>().map(IpNet::from)) {
             networks.push(network);
         } else {
@@ -159,6 +162,7 @@ fn check_path(path: &str) -> Result<(), String> {
 /// Reads one `[sources.NAME]`.
 pub(crate) fn read_source(name: &str, section: &mut Section<'_>) -> Source {
     let path = section.text("path");
+    section.describe("path", json!({ "pattern": r"^/[^?#\s]*$" }));
     if let Err(problem) = check_path(&path) {
         section.problem("path", problem);
     }
@@ -192,6 +196,7 @@ fn read_secrets(section: &mut Section<'_>) -> Vec<NamedSecret> {
     let mut ids = BTreeSet::new();
     for mut table in section.sections("secrets") {
         let id = table.text("id");
+        table.describe("", json!({ "required": ["id"] }));
         if id.is_empty() || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b)) {
             table.problem("id", "a secret has an id of letters, digits, `.`, `_` and `-`");
         } else if !ids.insert(id.clone()) {

@@ -152,7 +152,7 @@ fn read_key(section: &mut Section<'_>) -> Option<(PathBuf, PrivateKeyDer<'static
 fn read_clients(section: &mut Section<'_>) -> Option<Clients> {
     const KEY: &str = "client_ca_file";
     if section.is_blank(KEY) {
-        section.text(KEY);
+        section.path(KEY);
         return Some(Clients::Anybody);
     }
     let (path, content) = section.file(KEY)?;

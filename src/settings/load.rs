@@ -1,6 +1,5 @@
 //! The layers of the settings (defaults, file, environment, flags) merged into one table, which a reader then checks.
 
-use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format as _, Toml};
@@ -10,7 +9,7 @@ use figment::{Figment, Profile, Provider as _};
 use crate::settings::defaults::{self, Defaults};
 use crate::settings::environment::Environment;
 use crate::settings::fingerprint::Fingerprint;
-use crate::settings::section::{Problems, Section};
+use crate::settings::section::{Problems, Reading, Section};
 
 /// The file that is read, if it exists, when there is no `--config`.
 pub(crate) const DEFAULT_FILE: &str = "/etc/plextrac-bridge/config.toml";
@@ -60,16 +59,15 @@ pub(crate) fn load_layers<T>(
         if flags.log_level.is_some() || flags.log_format.is_some() { figment.merge(flag_layer) } else { figment };
     let merged = figment.data().map_err(|error| SettingsError(syntax(error, file)))?;
     let merged = merged.get(&Profile::Default).cloned().unwrap_or_default();
-    let problems = RefCell::new(Problems::default());
-    let files = RefCell::default();
-    let settings = read(Section::top(&figment, merged.clone(), &problems, &files));
-    let Problems { mut errors, warnings } = problems.into_inner();
+    let reading = Reading { figment, ..Reading::default() };
+    let settings = read(Section::top(&reading, merged.clone()));
+    let Problems { mut errors, warnings } = reading.problems.take();
     if !errors.is_empty() && file.is_none() {
         errors.insert(0, format!("no settings file was read: there is no --config, and no {DEFAULT_FILE}"));
     }
     match settings {
         Some(settings) if errors.is_empty() => {
-            Ok((settings, Fingerprint::new(&merged, files.into_inner()), warnings))
+            Ok((settings, Fingerprint::new(&merged, reading.files.take()), warnings))
         }
         _ => Err(SettingsError(errors)),
     }

@@ -4,6 +4,7 @@ mod defaults;
 mod environment;
 mod fingerprint;
 mod load;
+mod schema;
 mod secret;
 mod section;
 #[cfg(test)]
@@ -13,5 +14,6 @@ mod units;
 pub(crate) use environment::PREFIX;
 pub(crate) use fingerprint::{FileWatch, Fingerprint};
 pub(crate) use load::{Flags, SettingsError, load_layers};
+pub(crate) use schema::describe;
 pub(crate) use secret::{Secret, redact};
 pub(crate) use section::{Section, nearest};

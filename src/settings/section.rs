@@ -12,9 +12,11 @@ use std::time::Duration;
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Tag, Value};
 use figment::{Figment, Profile, Provider, Source};
+use serde_json::json;
 
 use crate::settings::environment::{self, variable};
 use crate::settings::fingerprint::{FileDigest, FileDigests};
+use crate::settings::schema::{Notes, merge};
 use crate::settings::{Secret, defaults, units};
 
 /// The length below which a secret causes a warning: 16 bytes are the least that cannot be guessed.
@@ -33,11 +35,22 @@ pub(crate) struct Problems {
     pub(crate) warnings: Vec<String>,
 }
 
+/// One reading of the merged settings: what its sections find.
+#[derive(Default)]
+pub(super) struct Reading {
+    /// The origin of each value.
+    pub(super) figment: Figment,
+    pub(super) problems: RefCell<Problems>,
+    pub(super) files: RefCell<FileDigests>,
+    /// The kinds and limits of the keys.
+    pub(super) notes: RefCell<Notes>,
+    /// Whether every table and list exists only to be described.
+    pub(super) is_description: bool,
+}
+
 /// One table while it is being read.
 pub(crate) struct Section<'a> {
-    figment: &'a Figment,
-    problems: &'a RefCell<Problems>,
-    files: &'a RefCell<FileDigests>,
+    reading: &'a Reading,
     path: String,
     table: Dict,
     known: BTreeSet<String>,
@@ -45,13 +58,25 @@ pub(crate) struct Section<'a> {
 
 impl<'a> Section<'a> {
     /// The top table of the merged settings.
-    pub(super) fn top(
-        figment: &'a Figment,
-        table: Dict,
-        problems: &'a RefCell<Problems>,
-        files: &'a RefCell<FileDigests>,
-    ) -> Self {
-        Self { figment, problems, files, path: String::new(), table, known: BTreeSet::new() }
+    pub(super) fn top(reading: &'a Reading, table: Dict) -> Self {
+        Self { reading, path: String::new(), table, known: BTreeSet::new() }
+    }
+
+    /// Notes the kind of a key, unless it is noted already.
+    fn note(&self, key: &str, schema: impl FnOnce() -> serde_json::Value) {
+        self.reading.notes.borrow_mut().entry(self.dotted(key)).or_insert_with(schema);
+    }
+
+    /// Notes a kind that has a name.
+    fn note_kind(&self, key: &str, name: &str) {
+        self.note(key, || json!({ "$ref": format!("#/$defs/{name}") }));
+    }
+
+    /// Adds to the description of a key, or of the table itself if the key is empty. The kind of a key is noted when it
+    /// is first read.
+    pub(crate) fn describe(&self, key: &str, schema: serde_json::Value) {
+        let path = if key.is_empty() { self.path.clone() } else { self.dotted(key) };
+        merge(self.reading.notes.borrow_mut().entry(path).or_default(), schema);
     }
 
     fn dotted(&self, key: &str) -> String {
@@ -61,7 +86,7 @@ impl<'a> Section<'a> {
     /// The place of a value, for the operator: the key in a file, or the variable.
     fn place(&self, key: &str, tag: Tag) -> String {
         let dotted = self.dotted(key);
-        match self.figment.get_metadata(tag) {
+        match self.reading.figment.get_metadata(tag) {
             Some(metadata) if metadata.name == environment::NAME => {
                 format!("environment variable {}", variable(&dotted))
             }
@@ -74,13 +99,13 @@ impl<'a> Section<'a> {
     }
 
     fn is_from_environment(&self, tag: Tag) -> bool {
-        self.figment.get_metadata(tag).is_some_and(|metadata| metadata.name == environment::NAME)
+        self.reading.figment.get_metadata(tag).is_some_and(|metadata| metadata.name == environment::NAME)
     }
 
     /// Whether nothing but the defaults gives this key.
     #[must_use]
     pub(crate) fn is_default(&self, key: &str) -> bool {
-        let metadata = self.table.get(key).and_then(|value| self.figment.get_metadata(value.tag()));
+        let metadata = self.table.get(key).and_then(|value| self.reading.figment.get_metadata(value.tag()));
         metadata.is_some_and(|metadata| metadata.name == defaults::NAME)
     }
 
@@ -88,25 +113,25 @@ impl<'a> Section<'a> {
     pub(crate) fn problem(&mut self, key: &str, text: impl std::fmt::Display) {
         let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
         let place = self.place(key, tag);
-        self.problems.borrow_mut().errors.push(format!("{place}: {text}"));
+        self.reading.problems.borrow_mut().errors.push(format!("{place}: {text}"));
     }
 
     /// Adds a warning about this key's value.
     pub(crate) fn warning(&mut self, key: &str, text: impl std::fmt::Display) {
         let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
         let place = self.place(key, tag);
-        self.problems.borrow_mut().warnings.push(format!("{place}: {text}"));
+        self.reading.problems.borrow_mut().warnings.push(format!("{place}: {text}"));
     }
 
     /// Adds a problem that belongs to no single key.
     pub(crate) fn general(&mut self, text: impl std::fmt::Display) {
-        self.problems.borrow_mut().errors.push(text.to_string());
+        self.reading.problems.borrow_mut().errors.push(text.to_string());
     }
 
     /// Whether there are no errors so far.
     #[must_use]
     pub(crate) fn is_sound(&self) -> bool {
-        self.problems.borrow().errors.is_empty()
+        self.reading.problems.borrow().errors.is_empty()
     }
 
     fn value(&mut self, key: &str) -> Option<Value> {
@@ -149,6 +174,7 @@ impl<'a> Section<'a> {
 
     /// A text; empty if it is missing or wrong.
     pub(crate) fn text(&mut self, key: &str) -> String {
+        self.note(key, || json!({ "type": "string" }));
         match self.value(key) {
             Some(Value::String(_, text)) => text,
             Some(other) => {
@@ -161,6 +187,7 @@ impl<'a> Section<'a> {
 
     /// `true` or `false`.
     pub(crate) fn flag(&mut self, key: &str) -> bool {
+        self.note(key, || json!({ "type": "boolean" }));
         match self.typed(key) {
             Some(Value::Bool(_, flag)) => flag,
             Some(other) => {
@@ -173,6 +200,10 @@ impl<'a> Section<'a> {
 
     /// A whole number within the range, both ends included.
     pub(crate) fn integer(&mut self, key: &str, least: i64, most: i64) -> i64 {
+        self.note(key, || match most {
+            i64::MAX => json!({ "type": "integer", "minimum": least }),
+            most => json!({ "type": "integer", "minimum": least, "maximum": most }),
+        });
         let Some(value) = self.typed(key) else { return least };
         let number = match &value {
             Value::Num(_, number) => number.to_i128(),
@@ -203,12 +234,20 @@ impl<'a> Section<'a> {
 
     /// An address with a port; none if it is wrong.
     pub(crate) fn address(&mut self, key: &str) -> Option<SocketAddr> {
+        self.note_kind(key, "address");
         let wanted = "an IP address with a port, such as \"127.0.0.1:8080\" or \"[::]:8080\"";
         self.measure(key, wanted, None, |text| text.parse().ok().map(Some))
     }
 
+    /// An address, or none if it is empty.
+    pub(crate) fn optional_address(&mut self, key: &str) -> Option<SocketAddr> {
+        self.note(key, || json!({ "anyOf": [{ "$ref": "#/$defs/address" }, { "const": "" }] }));
+        if self.is_blank(key) { Some(self.text(key)).and(None) } else { self.address(key) }
+    }
+
     /// A duration such as "5s".
     pub(crate) fn duration(&mut self, key: &str) -> Duration {
+        self.note_kind(key, "duration");
         self.measure(
             key,
             "a duration such as \"500ms\", \"5s\", \"10m\" or \"1h\"",
@@ -219,6 +258,7 @@ impl<'a> Section<'a> {
 
     /// A size in bytes such as "64MiB".
     pub(crate) fn size(&mut self, key: &str) -> usize {
+        self.note_kind(key, "size");
         self.measure(key, "a size such as \"512B\", \"256KiB\", \"64MiB\" or \"1GiB\"", 1 << 20, units::size)
     }
 
@@ -240,6 +280,7 @@ impl<'a> Section<'a> {
     /// # Panics
     /// If `words` is empty.
     pub(crate) fn choice<T: Copy>(&mut self, key: &str, words: &[(&str, T)]) -> T {
+        self.note(key, || json!({ "enum": words.iter().map(|(word, _)| *word).collect::<Vec<_>>() }));
         let value = self.value(key);
         let found = match &value {
             Some(Value::String(_, text)) => words.iter().find(|(word, _)| word == text),
@@ -254,7 +295,7 @@ impl<'a> Section<'a> {
             let list = names.iter().map(|name| format!("{name:?}")).collect::<Vec<_>>().join(", ");
             let hint = near.map(|near| format!("; did you mean {near:?}?")).unwrap_or_default();
             self.wrong(key, &format!("one of {list}"), value);
-            if let Some(last) = self.problems.borrow_mut().errors.last_mut() {
+            if let Some(last) = self.reading.problems.borrow_mut().errors.last_mut() {
                 last.push_str(&hint);
             }
         }
@@ -263,6 +304,7 @@ impl<'a> Section<'a> {
 
     /// A list of texts.
     pub(crate) fn texts(&mut self, key: &str) -> Vec<String> {
+        self.note(key, || json!({ "type": "array", "items": { "type": "string" } }));
         let Some(value) = self.typed(key) else { return Vec::new() };
         let Value::Array(_, items) = &value else {
             self.wrong_kind(key, "a list such as [\"a\", \"b\"]", &value);
@@ -277,6 +319,7 @@ impl<'a> Section<'a> {
 
     /// A path; none if it is empty.
     pub(crate) fn path(&mut self, key: &str) -> Option<PathBuf> {
+        self.note_kind(key, "file");
         Some(self.text(key)).filter(|text| !text.is_empty()).map(PathBuf::from)
     }
 
@@ -297,18 +340,18 @@ impl<'a> Section<'a> {
     }
 
     /// Records the content of a file, so that changes can be detected.
-    fn note(&self, key: &str, path: &Path, content: &[u8]) {
-        self.files.borrow_mut().insert(self.dotted(key), FileDigest::of(path, content));
+    fn note_file(&self, key: &str, path: &Path, content: &[u8]) {
+        self.reading.files.borrow_mut().insert(self.dotted(key), FileDigest::of(path, content));
     }
 
     /// A file that must be given, and its content; `what` describes it.
     pub(crate) fn needed_file(&mut self, key: &str, what: &str) -> Option<(PathBuf, Vec<u8>)> {
+        let found = self.file(key);
+        self.describe("", json!({ "required": [key] }));
         if self.is_blank(key) {
-            self.text(key);
             self.problem(key, format_args!("empty; name a file with {what}"));
-            return None;
         }
-        self.file(key)
+        found
     }
 
     /// A file and its content; none if it is not given or unreadable (a problem then).
@@ -316,7 +359,7 @@ impl<'a> Section<'a> {
         let path = self.path(key)?;
         match std::fs::read(&path) {
             Ok(content) => {
-                self.note(key, &path, &content);
+                self.note_file(key, &path, &content);
                 Some((path, content))
             }
             Err(error) => {
@@ -334,6 +377,8 @@ impl<'a> Section<'a> {
 
     /// Does the same as [`Section::secret`], with the name of the file's key.
     pub(crate) fn secret_from(&mut self, key: &str, file_key: &str) -> Option<Secret> {
+        self.note_kind(key, "secret");
+        self.describe("", json!({ "allOf": [{ "not": { "required": [key, file_key] } }] }));
         let place = match self.value(key) {
             Some(Value::String(_, text)) => Some(text).filter(|text| !text.is_empty()),
             Some(_) => {
@@ -374,7 +419,7 @@ impl<'a> Section<'a> {
                 return None;
             }
         };
-        self.note(key, path, text.as_bytes());
+        self.note_file(key, path, text.as_bytes());
         let text = text.strip_suffix('\n').unwrap_or(&text);
         let text = text.strip_suffix('\r').unwrap_or(text);
         if text.is_empty() {
@@ -403,6 +448,7 @@ impl<'a> Section<'a> {
     /// A table below this one.
     #[must_use]
     pub(crate) fn section(&mut self, key: &str) -> Section<'a> {
+        self.note(key, || json!({ "type": "object", "additionalProperties": false }));
         let table = match self.value(key) {
             Some(Value::Dict(_, table)) => table,
             Some(other) => {
@@ -416,6 +462,13 @@ impl<'a> Section<'a> {
 
     /// The list of tables under this key (`[[...]]`), which only a file can contain.
     pub(crate) fn sections(&mut self, key: &str) -> Vec<Section<'a>> {
+        let one = format!("{key}[0]");
+        self.note(key, || json!({ "type": "array" }));
+        self.note(&one, || json!({ "type": "object", "additionalProperties": false }));
+        if self.reading.is_description {
+            self.value(key);
+            return vec![self.below(self.dotted(&one), Dict::new())];
+        }
         let Some(value) = self.value(key) else { return Vec::new() };
         let dotted = self.dotted(key);
         match value {
@@ -443,6 +496,8 @@ impl<'a> Section<'a> {
 
     /// A table of free keys; texts, numbers and flags are returned as texts, and count as secrets.
     pub(crate) fn free(&mut self, key: &str) -> Vec<(String, Secret)> {
+        let kinds = || json!({ "type": ["string", "number", "boolean", "object"] });
+        self.note(key, || json!({ "type": "object", "additionalProperties": kinds() }));
         let dotted = self.dotted(key);
         let table = match self.value(key) {
             Some(Value::Dict(_, table)) => table,
@@ -479,7 +534,7 @@ impl<'a> Section<'a> {
                 Value::Dict(_, inner) => self.flatten(dotted, &name, inner, pairs),
                 _ => {
                     let text = format!("`{dotted}.{name}`: expected a text, a number, true or false");
-                    self.problems.borrow_mut().errors.push(text);
+                    self.reading.problems.borrow_mut().errors.push(text);
                 }
             }
         }
@@ -513,7 +568,7 @@ impl<'a> Section<'a> {
     }
 
     /// Reports every key that was not read, with the nearest known name.
-    pub(crate) fn finish(mut self) {
+    pub(crate) fn finish(&mut self) {
         let unknown: Vec<String> = self.table.keys().filter(|key| !self.known.contains(*key)).cloned().collect();
         for key in unknown {
             let near = nearest(&key, self.known.iter().map(String::as_str)).map(str::to_owned);
@@ -534,9 +589,8 @@ impl<'a> Section<'a> {
             }
             let tag = value.map_or(Tag::Default, Value::tag);
             let place = if self.is_from_environment(tag) { self.place(&place, tag) } else { self.place_of(&key) };
-            self.problems.borrow_mut().errors.push(format!("{place}: unknown key{hint}"));
+            self.reading.problems.borrow_mut().errors.push(format!("{place}: unknown key{hint}"));
         }
-        self.known.clear();
     }
 
     fn place_of(&self, key: &str) -> String {

@@ -159,7 +159,7 @@ program_is_asked() { # BINARY
 
 if [ $# = 0 ]; then
     check "its package has the alerts and the dashboard, its directory links to them (helm package)" packed
-    check "its schema has the settings of config/default.toml, its version is Cargo.toml's" manifests settings
+    check "its version is Cargo.toml's" manifests version
 fi
 for values in "$chart"/ci/*-values.yaml; do
     name=${values##*/}

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Looks at the Helm chart: at its schema of values, and at what `helm template` made of it.
+"""Looks at the Helm chart: at its version, and at what `helm template` made of it.
 
-    manifests.py settings                  the schema knows every setting of config/default.toml, and no other
+    manifests.py version                   the chart's version is that of the program
     manifests.py pods FILE                 pods are confined and agree with their settings
     manifests.py monitoring FILE           what the Prometheus operator and Grafana get
     manifests.py accepted FILE PROGRAM     the program accepts settings and environment of the pods
@@ -56,41 +56,7 @@ def settings_of(file):
     return config
 
 
-# --- The schema against config/default.toml.
-
-
-def leaves(table, path=()):
-    for key, value in table.items():
-        if isinstance(value, dict) and value:
-            yield from leaves(value, (*path, key))
-        else:
-            yield ".".join((*path, key))
-
-
-def schema_leaves(node, definitions, path=()):
-    node = definitions[node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
-    below = node.get("properties", {})
-    if path == ("sources",):
-        (below,) = ({"plextrac": source} for source in node["patternProperties"].values())
-    if not below:
-        yield ".".join(path)
-    for key, value in below.items():
-        yield from schema_leaves(value, definitions, (*path, key))
-
-
-def check_settings():
-    schema = json.loads((CHART / "values.schema.json").read_text())
-    known = set(schema_leaves(schema["properties"]["settings"], schema["definitions"]))
-    real = set(leaves(tomllib.loads((ROOT / "config/default.toml").read_text())))
-    # Without a volume of its own the embedded broker has no use in a cluster.
-    real = {name for name in real if not name.startswith("broker.file.")}
-    # Secrets come from files alone; an address of RabbitMQ without a password may stand in the values.
-    secrets = {name for name in real if re.search(r"\.(secret|password|token|uri)$", name)}
-    real = real - secrets | {f"{name}_file" for name in secrets} | {"broker.rabbitmq.uri"}
-    for name in sorted(real - known):
-        problem(f"values.schema.json does not know the setting {name} of config/default.toml")
-    for name in sorted(known - real):
-        problem(f"values.schema.json knows settings.{name}, which config/default.toml does not")
+def check_version():
     cargo = tomllib.loads((ROOT / "Cargo.toml").read_text())["package"]["version"]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     if chart["appVersion"] != cargo:
@@ -381,8 +347,8 @@ def check_accepted(file, program):
 
 def main(arguments):
     match arguments:
-        case ["settings"]:
-            check_settings()
+        case ["version"]:
+            check_version()
         case ["pods", file]:
             check_pods(file)
         case ["monitoring", file]:

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 use std::process::Stdio;
 
-const REFERENCE: &str = include_str!("../../config/default.toml");
 use serde_json::Value;
 
 use crate::support::Program;
+
+const REFERENCE: &str = include_str!("../../config/default.toml");
 
 fn printed(arguments: &[&str]) -> String {
     let ended = Program::new(arguments).run();
@@ -51,11 +52,35 @@ fn keys_of_the_schema(schema: &Value, at: &str, into: &mut BTreeMap<String, Valu
     }
 }
 
+/// Compares a file, or the part of a page between the marks of this name, with what it is generated from. With
+/// `REGENERATE` in the environment it is written instead: `make generated`.
+fn is_current(file: &str, part: Option<&str>, generated: &str) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+    let old = fs::read_to_string(&path).expect("the file exists");
+    let new = part.map_or_else(
+        || generated.to_owned(),
+        |part| {
+            let (begin, end) = (format!("<!-- {part}: generated -->\n"), format!("<!-- end of {part} -->\n"));
+            let (head, rest) = old.split_once(&begin).unwrap_or_else(|| panic!("{file}: no {begin}"));
+            let (_, tail) = rest.split_once(&end).unwrap_or_else(|| panic!("{file}: no {end}"));
+            format!("{head}{begin}{generated}{end}{tail}")
+        },
+    );
+    if std::env::var_os("REGENERATE").is_some() {
+        fs::write(&path, new).expect("the file can be written");
+    } else {
+        assert!(old == new, "{file} is not what it is generated from: `make generated` writes it");
+    }
+}
+
+fn settings_schema() -> Value {
+    serde_json::from_str(&printed(&["schema", "settings"])).expect("it is JSON")
+}
+
 #[test]
 fn the_schema_of_the_settings_has_every_setting_with_its_default_and_no_other() {
-    let schema: Value = serde_json::from_str(&printed(&["schema", "settings"])).expect("it is JSON");
     let mut keys = BTreeMap::new();
-    keys_of_the_schema(&schema, "", &mut keys);
+    keys_of_the_schema(&settings_schema(), "", &mut keys);
     // A secret's file counts as the secret.
     let secrets = ["secret", "password", "uri", "token"];
     keys.retain(|key, _| !secrets.iter().any(|secret| key.ends_with(&format!(".{secret}_file"))));
@@ -67,12 +92,117 @@ fn the_schema_of_the_settings_has_every_setting_with_its_default_and_no_other() 
 }
 
 #[test]
+fn the_schema_of_the_settings_is_the_one_of_the_documentation() {
+    is_current("docs/schema/settings.schema.json", None, &printed(&["schema", "settings"]));
+}
+
+/// The schema of the settings as the chart has it: no secrets, no defaults, no rules between settings.
+fn for_the_chart(schema: &Value) -> Value {
+    const DROPPED: [&str; 6] = ["allOf", "default", "description", "minProperties", "maxProperties", "writeOnly"];
+    match schema {
+        Value::Object(members) => {
+            let kept = members
+                .iter()
+                .filter(|(name, below)| !DROPPED.contains(&name.as_str()) && below["$ref"] != "#/$defs/secret");
+            kept.map(|(name, below)| (name.clone(), for_the_chart(below))).collect()
+        }
+        Value::Array(items) => items.iter().map(for_the_chart).collect(),
+        // An address with a user is a secret.
+        Value::String(text) if text.ends_with("://") => format!("{text}[^@]+$").into(),
+        Value::String(text) => text.replace("#/$defs/", "#/definitions/").into(),
+        other => other.clone(),
+    }
+}
+
+#[test]
+fn the_values_of_the_chart_have_the_schema_of_the_settings() {
+    const FILE: &str = "deploy/helm/plextrac-bridge/values.schema.json";
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE)).expect("the file exists");
+    let mut values: Value = serde_json::from_str(&text).expect("it is JSON");
+    let settings = settings_schema();
+    values["definitions"]["settings"] = serde_json::json!({
+        "type": "object",
+        "additionalProperties": false,
+        "properties": for_the_chart(&settings["properties"]),
+    });
+    is_current(FILE, None, &format!("{values:#}\n"));
+}
+
+/// The values that a schema allows, in a few words.
+fn kind(schema: &Value, meaning: &str) -> String {
+    let range = [("from", &schema["minimum"]), ("to", &schema["maximum"])];
+    let range = range.iter().filter(|(_, end)| !end.is_null()).map(|(word, end)| format!(" {word} {end}"));
+    match (schema["$ref"].as_str(), schema["enum"].as_array(), schema["type"].as_str()) {
+        (Some(name), ..) => name.trim_start_matches("#/$defs/").to_owned(),
+        (_, Some(words), _) => {
+            let words: Vec<&str> = words.iter().filter_map(Value::as_str).collect();
+            let are_explained = words.iter().all(|word| meaning.contains(word));
+            if are_explained { "word".to_owned() } else { words.join(", ") }
+        }
+        (_, _, Some("integer")) => format!("integer{}", range.collect::<String>()),
+        (_, _, Some("array")) if schema["items"]["type"] == "object" => "list of tables".to_owned(),
+        (_, _, Some("array")) => "list of strings".to_owned(),
+        (_, _, Some("object")) => "table".to_owned(),
+        (_, _, Some(name)) => name.to_owned(),
+        _ => "address".to_owned(),
+    }
+}
+
+/// The reference of the settings: a section for each table of `config/default.toml`, in its order.
+fn settings_page() -> String {
+    let schema = settings_schema();
+    let schema_of = |table: &str, key: &str| {
+        let path = table.split('.').filter(|name| !name.is_empty()).chain([key]);
+        path.fold(&schema, |at, name| match at.get("patternProperties") {
+            Some(any) => any.as_object().and_then(|any| any.values().next()).unwrap_or(&Value::Null),
+            None => &at["properties"][name],
+        })
+    };
+    let reference = reference();
+    let mut page = Vec::new();
+    let mut table = "";
+    let heading = |name: &str, about: &str| {
+        format!("\n### {name}\n{about}\n| key | default | kind | meaning |\n|---|---|---|---|\n")
+    };
+    page.push(heading("At the top", ""));
+    for line in REFERENCE.lines() {
+        if let Some((name, rest)) = line.strip_prefix('[').and_then(|line| line.split_once(']')) {
+            table = name;
+            let about = rest.trim().trim_start_matches("# ");
+            let about = if about.is_empty() { String::new() } else { format!("{}.\n", sentence(about)) };
+            page.push(heading(&format!("`[{name}]`"), &about));
+        } else if let Some((key, _)) = line.split_once(" = ").filter(|_| !line.starts_with('#')) {
+            let setting = schema_of(table, key);
+            let meaning = setting["description"].as_str().unwrap_or_default().replace('|', "\\|");
+            let (default, kind) = (&setting["default"], kind(setting, &meaning));
+            page.push(format!("| `{key}` | `{default}` | {kind} | {meaning} |\n"));
+            let file = format!("{key}_file");
+            if !schema_of(table, &file).is_null() && !reference.contains_key(&format!("{table}.{file}")) {
+                page.push(format!("| `{file}` | | file | a file with it, in place of `{key}` |\n"));
+            }
+        }
+    }
+    page.push("\n".to_owned());
+    page.concat()
+}
+
+/// The text with a capital at its start.
+fn sentence(text: &str) -> String {
+    let mut letters = text.chars();
+    letters.next().map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
+}
+
+#[test]
+fn the_page_of_the_settings_is_their_description() {
+    is_current("docs/settings.md", Some("reference"), &settings_page());
+}
+
+#[test]
 fn prints_the_schemas_of_the_documentation() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/schema");
     for (of, file) in [
         ("payload", "payload.schema.json"),
         ("documented-payload", "documented-payload.schema.json"),
-        ("settings", "settings.schema.json"),
         ("asyncapi", "asyncapi.yaml"),
     ] {
         let documented = fs::read_to_string(directory.join(file)).expect("the document is there");

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
+use serde_json::json;
 use url::Url;
 
 use super::login::{Login, login};
@@ -120,6 +121,7 @@ fn servers(section: &mut Section<'_>) -> (Vec<Url>, Login) {
     let mut servers = Vec::new();
     let mut logins: Vec<Login> = Vec::new();
     let texts = section.texts("servers");
+    section.describe("servers", json!({ "minItems": 1, "items": { "pattern": "^(nats|tls)://" } }));
     if section.is_blank("servers") {
         section.problem("servers", "empty; name at least one, such as [\"nats://localhost:4222\"]");
     }

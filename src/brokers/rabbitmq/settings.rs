@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use lapin::uri::{AMQPScheme, AMQPUri};
+use serde_json::json;
 use url::Url;
 
 use crate::brokers::template::TemplateKind;
@@ -126,6 +127,8 @@ impl Settings {
 /// The URIs, and the key that they are from.
 fn uris(section: &mut Section<'_>) -> (&'static str, Vec<Secret>) {
     let several = section.texts("uris");
+    section.describe("uri", json!({ "type": "string", "pattern": "^amqps?://", "writeOnly": true }));
+    section.describe("uris", json!({ "items": { "pattern": "^amqps?://" }, "writeOnly": true }));
     let file = section.path("uri_file").is_some();
     if section.is_blank("uris") {
         let key = if file { "uri_file" } else { "uri" };
