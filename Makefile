@@ -1,5 +1,5 @@
-# One profile each: `demo`, `bench` and `soak` build release, everything else the dev profile, of the whole workspace (its
-# packages share features then), so nothing is built twice.
+# One profile each: `bench` and `soak` build release, `demo` a quick one of its own, everything else the dev profile, of the
+# whole workspace (its packages share features then), so nothing is built twice.
 SHELL := bash
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
@@ -32,11 +32,13 @@ help: ## lists these targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name what; do printf 'make %-18s %s\n' "$$name" "$$what"; done
 
 .PHONY: demo
-demo: setup-build release ## builds the bridge and shows it at work, on the embedded file broker, until Ctrl-C
-	@./target/release/plextrac-bridge demo
+demo: setup-demo ## builds the bridge with the embedded file broker alone, in two minutes, and shows it at work until Ctrl-C
+	$(call step,demo: cargo build with the file broker alone; some two minutes the first time)
+	@$(CARGO) build --profile demo --locked --no-default-features
+	@./target/demo/plextrac-bridge demo
 
 .PHONY: test
-test: setup fmt clippy files doc doctest readme chart cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
+test: setup fmt clippy features files doc doctest file-only readme chart cargo-test ## everything that CI asks: checks, documentation, tests against real brokers
 
 .PHONY: generated
 generated: ## writes what is generated from the program: the schemas and the page of the settings, the list of metrics
@@ -44,7 +46,7 @@ generated: ## writes what is generated from the program: the schemas and the pag
 	@REGENERATE=1 $(CARGO) test --locked --workspace --features failpoints --test suite -- generated::
 
 .PHONY: lint
-lint: setup fmt clippy files ## the checks alone: format, clippy, dependencies, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflows, words
+lint: setup fmt clippy features files ## the checks alone: format, clippy, dependencies, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflows, words
 
 .PHONY: bench
 bench: setup-brokers ## measures the bridge beside bare hyper on real brokers, in ROUNDS (3) alternating rounds
@@ -64,7 +66,7 @@ bench-stages: setup-build ## time and allocations of each stage of an event by i
 	@$(CARGO) bench --locked -p plextrac-bridge-bench --bench stages
 
 .PHONY: bench-instructions
-bench-instructions: setup-build release ## instructions per event, by callgrind, against the figure in benches/instructions.txt
+bench-instructions: release ## instructions per event, by callgrind, against the figure in benches/instructions.txt
 	@benches/instructions.sh
 
 .PHONY: fuzz
@@ -114,6 +116,10 @@ setup: ## installs what `make test` needs and this machine lacks
 
 # The steps of the above, each by itself.
 
+.PHONY: setup-demo
+setup-demo:
+	@tests/setup.sh demo
+
 .PHONY: setup-build
 setup-build:
 	@tests/setup.sh build
@@ -133,7 +139,7 @@ package-binary:
 	    $(CARGO) zigbuild --release --locked --target $(PACKAGE_TARGET).$(GLIBC)
 
 .PHONY: release
-release:
+release: setup-build
 	$(call step,release: cargo build --release)
 	@$(CARGO) build --release --locked
 
@@ -146,6 +152,12 @@ fmt:
 clippy:
 	$(call step,clippy: warnings are errors)
 	@$(CARGO) clippy --locked --workspace --all-targets --features failpoints -- -D warnings
+
+.PHONY: features
+features:
+	$(call step,features: clippy for each combination of network brokers)
+	@for brokers in {,plextrac-bridge/kafka},{,plextrac-bridge/rabbitmq},{,plextrac-bridge/nats}; do \
+	    echo "$$brokers"; $(CARGO) clippy --quiet --locked --workspace --no-default-features --features "$$brokers" -- -D warnings || exit; done
 
 .PHONY: files
 files:
@@ -161,6 +173,12 @@ doc:
 doctest:
 	$(call step,doctest: the examples in the documentation)
 	@$(CARGO) test --locked --workspace --doc
+
+.PHONY: file-only
+file-only:
+	$(call step,file-only: a program without network brokers)
+	@$(CARGO) build --locked --workspace --no-default-features
+	@tests/file_only.sh target/debug/plextrac-bridge
 
 .PHONY: readme
 readme:

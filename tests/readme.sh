@@ -32,8 +32,8 @@ marked() {
 runs() (
     local port
     port=$(free_base 2)
-    mkdir -p "$temporary/clone/target/release" "$temporary/tmp"
-    ln -s "$bridge" "$temporary/clone/target/release/plextrac-bridge"
+    mkdir -p "$temporary/clone/target/demo" "$temporary/tmp"
+    ln -s "$bridge" "$temporary/clone/target/demo/plextrac-bridge"
     marked >"$temporary/marked.sh"
     # Other ports than the usual, and nothing left behind in the directories it makes.
     cd "$temporary/clone" && env TMPDIR="$temporary/tmp" PLEXTRAC_BRIDGE__INGRESS__LISTEN="127.0.0.1:$port" \

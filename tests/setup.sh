@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a machine ready (written for Debian 12). Says what it installs, one line each; takes a second when all is there.
 #
+#   setup.sh demo      what a program with the file broker alone needs: a C compiler, the Rust toolchain
 #   setup.sh build     what a build needs: a C and C++ compiler, make, perl, the Rust toolchain
 #   setup.sh brokers   that, and real brokers
 #   setup.sh test      (default) that, clients to read them back, what the examples need, and the tools of `make lint`
@@ -17,8 +18,8 @@ cd "$tests/.."
 
 mode=${1:-test}
 case $mode in
-build | brokers | test | package) ;;
-*) echo "usage: setup.sh [build|brokers|test|package]" >&2 && exit 2 ;;
+demo | build | brokers | test | package) ;;
+*) echo "usage: setup.sh [demo|build|brokers|test|package]" >&2 && exit 2 ;;
 esac
 
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/plextrac-bridge
@@ -47,13 +48,15 @@ go_needed=$(sed -n 's/^go //p' examples/go-nats/go.mod)
 # Asked where the module is: from 1.21 on Go fetches a newer one by itself, unless it was told not to.
 go_new() { printf 'go%s\n%s\n' "$go_needed" "$(cd examples/go-nats && go env GOVERSION)" | sort -VC; }
 
-want gcc "compiles librdkafka, OpenSSL and zstd, and links" compiles cc c
-want g++ "librdkafka's build asks for it" compiles c++ c++
+want gcc "compiles what is in C, and links" compiles cc c
 want libc6-dev "the C library's headers" compiles cc c
-want make "builds librdkafka and OpenSSL" has make
-want perl "configures OpenSSL" perl -MIPC::Cmd -MFindBin -e 1
-want git "the checks ask it for the project's files" has git
 want ca-certificates "certificates for the package registries" test -s /etc/ssl/certs/ca-certificates.crt
+if [ "$mode" != demo ]; then
+    want g++ "librdkafka's build asks for it" compiles c++ c++
+    want make "builds librdkafka and OpenSSL" has make
+    want perl "configures OpenSSL" perl -MIPC::Cmd -MFindBin -e 1
+    want git "the checks ask it for the project's files" has git
+fi
 if [ "$mode" = brokers ] || [ "$mode" = test ]; then
     want default-jre-headless "runs Kafka (Java 17 or newer)" java_17
     want maven "fetches Kafka" has mvn
@@ -100,7 +103,9 @@ fi
 
 # The toolchain itself, its version and its components follow from rust-toolchain.toml.
 toolchain=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
-for tool in "cargo" "cargo fmt" "cargo clippy"; do
+tools=(cargo "cargo fmt" "cargo clippy")
+[ "$mode" != demo ] || tools=(cargo)
+for tool in "${tools[@]}"; do
     # shellcheck disable=SC2086
     if ! $tool --version >/dev/null 2>&1 8>&-; then
         say "missing: $tool. Install Rust $toolchain by rustup (with rustfmt and clippy), see https://www.rust-lang.org/tools/install" >&2
@@ -168,7 +173,7 @@ action_linter() {
 
 {
     case $mode in
-    build) ;;
+    demo | build) ;;
     package) python_packages "$PACKAGE_VENV" "$tests/package/requirements.txt" ;;
     brokers) PYTHON=python3 "$tests/brokers/install.sh" ;;
     test)

@@ -237,6 +237,15 @@ fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
         if let Some(settings) = brokers::Settings::read(&name, &mut table) {
             broker = Some(settings);
             table.finish();
+        } else if brokers::NAMES.contains(&&*name) {
+            section.problem(
+                &name,
+                format_args!(
+                    "this program was built without the feature `{name}` (brokers: {}); install a release, or build one \
+                     that has all brokers with `cargo build --release`",
+                    brokers::BUILT_IN.join(", ")
+                ),
+            );
         } else {
             let near = nearest(&name, brokers::NAMES.into_iter());
             let hint = near.map(|near| format!("; did you mean [broker.{near}]?")).unwrap_or_default();

@@ -2,19 +2,19 @@
 
 mod contract;
 mod dial;
-pub(crate) mod file;
+mod file;
 mod headers;
-pub(crate) mod kafka;
+#[cfg(feature = "kafka")]
+mod kafka;
 mod list;
-pub(crate) mod nats;
-pub(crate) mod rabbitmq;
+#[cfg(feature = "nats")]
+mod nats;
+#[cfg(feature = "rabbitmq")]
+mod rabbitmq;
 mod routes;
 mod template;
 
-pub(crate) use contract::{
-    Broker, Cause, ConnectError, ErrorKind, Finding, Position, Refusal, RefusalReason, Sent, Sequence, Session,
-    SessionError, Terms, Topology, Verdict,
-};
-pub(crate) use headers::{Encoding, HeaderStyle, Headers, LARGEST_HEADERS};
-pub(crate) use list::{NAMES, Settings};
-pub(crate) use routes::{Route, Router, TemplateNames};
+pub(crate) use contract::*;
+pub(crate) use headers::*;
+pub(crate) use list::{BUILT_IN, NAMES, Settings};
+pub(crate) use routes::*;

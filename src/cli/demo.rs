@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::app::{self, App, Settings, Signals, StartError, load_from};
+use crate::brokers;
 use crate::process::logs;
 use crate::process::systemd::Passed;
 use crate::settings::{Flags, Secret};
@@ -72,6 +73,13 @@ fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &TemporaryDirecto
     say(format_args!("  page      {admin}"));
     say(format_args!("  metrics   {admin}metrics"));
     say(format_args!("  files     {}\n", scratch.events().display()));
+    let missing = brokers::NAMES.into_iter().filter(|name| !brokers::BUILT_IN.contains(name));
+    let missing = missing.collect::<Vec<_>>().join(", ");
+    if !missing.is_empty() {
+        say(format_args!(
+            "This program was built without {missing}; `make release` builds one that has all brokers.\n"
+        ));
+    }
     say("PlexTrac's webhook form would have:");
     say(format_args!("  URL       {url}   (PlexTrac itself needs public https in front of it)"));
     say(format_args!("  Secret    {}   (of this demo only)\n", secret.reveal()));

@@ -18,9 +18,10 @@ use std::fmt::Display;
 use std::io::{self, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::OnceLock;
+use std::sync::{LazyLock, OnceLock};
 
 use crate::app::{Settings, load};
+use crate::brokers;
 use crate::settings::{Flags, SettingsError};
 use clap::{Parser, Subcommand};
 
@@ -30,7 +31,7 @@ const EX_CONFIG: u8 = 78;
 /// Receives PlexTrac's webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka,
 /// RabbitMQ or NATS JetStream.
 #[derive(Debug, Parser)]
-#[command(name = "plextrac-bridge", version, arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "plextrac-bridge", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// Settings file [default: /etc/plextrac-bridge/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
@@ -44,6 +45,10 @@ pub(crate) struct Arguments {
     #[command(subcommand)]
     command: Command,
 }
+
+/// With the brokers that this program was built with.
+static LONG_VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{}\nbrokers: {}", env!("CARGO_PKG_VERSION"), brokers::BUILT_IN.join(", ")));
 
 const EXAMPLES: &str = "Examples:
   plextrac-bridge demo                              see it work, without a broker

@@ -15,5 +15,5 @@ pub(crate) use environment::PREFIX;
 pub(crate) use fingerprint::{FileWatch, Fingerprint};
 pub(crate) use load::{Flags, SettingsError, load_layers};
 pub(crate) use schema::describe;
-pub(crate) use secret::{Secret, redact};
+pub(crate) use secret::*;
 pub(crate) use section::{Section, nearest};

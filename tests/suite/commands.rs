@@ -98,7 +98,10 @@ fn ends_with_2_for_wrong_arguments_and_78_for_wrong_settings() {
     }
     let version = Program::new(["--version"]).run();
     version.assert_code(0);
-    assert_eq!(version.out, format!("plextrac-bridge {}\n", env!("CARGO_PKG_VERSION")), "the version");
+    assert_eq!(
+        version.out,
+        format!("plextrac-bridge {}\nbrokers: kafka, rabbitmq, nats, file\n", env!("CARGO_PKG_VERSION"))
+    );
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub(crate) struct Settings {
     pub(super) tls: NatsTls,
     /// TLS before the server's first word, for servers that wait for it.
     pub(super) tls_first: bool,
-    pub(super) router: Router,
+    pub(in crate::brokers) router: Router,
     pub(super) stream: String,
     /// What questions to JetStream start with: `$JS.API`, another domain's, or one that an account exports.
     pub(super) api: String,
@@ -32,7 +32,7 @@ pub(crate) struct Settings {
     pub(super) inbox_prefix: String,
     pub(super) topology: Topology,
     /// What the stream takes if it is created here.
-    pub(super) stream_subjects: Vec<String>,
+    pub(in crate::brokers) stream_subjects: Vec<String>,
     pub(super) stream_replicas: i64,
     pub(super) duplicate_window: Duration,
 }
@@ -89,17 +89,6 @@ impl Settings {
             section.problem("stream_subjects", text);
         }
         settings
-    }
-
-    /// The keys that say where events go.
-    pub(in crate::brokers) fn routing_keys(&self) -> Vec<&'static str> {
-        [self.router.keys(), vec!["stream_subjects"]].concat()
-    }
-
-    /// Takes over where events go.
-    pub(in crate::brokers) fn reroute(&mut self, read: Self) {
-        self.router = read.router;
-        self.stream_subjects = read.stream_subjects;
     }
 
     /// What is wrong where subjects of one reading meet the topology of another.
