@@ -86,6 +86,8 @@ if [ "$mode" = package ]; then
     want rpm "installs the .rpm" has rpm
     want mmdebstrap "makes a clean root" has mmdebstrap
     want systemd-container "boots it" has systemd-nspawn
+    want iproute2 "addresses and connections in its network" has ip
+    want curl "requests from outside the root" has curl
     want procps "finds the processes in it" has pgrep
 fi
 if [ ${#packages[@]} != 0 ]; then
