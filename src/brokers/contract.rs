@@ -41,19 +41,55 @@ pub(crate) enum Topology {
     Ignore,
 }
 
-/// A message refused for good: it becomes a dead letter, the rest flows.
+/// What a refusal is about. Delivery decides what follows from it, nobody else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// The event: this destination can never take it. It becomes a dead letter at once.
+    Event(RefusalReason),
+    /// Its address: missing, unroutable, forbidden, taken over. Its events wait, and become dead letters after a while.
+    AddressWrong(RefusalReason),
+    /// Its address, which takes nothing for now: full, sealed, without a leader. Its events wait, however long.
+    AddressUnable,
+    /// The broker: throttled, full, without a quorum, or an answer that is not known. All events wait.
+    Broker,
+}
+
+/// A refusal of one message: what it is about, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// Which kind of refusal.
-    pub(crate) reason: RefusalReason,
-    /// The broker's words, or ours, for the person who reads the dead letter.
+    /// What it is about.
+    pub(crate) kind: Refused,
+    /// The broker's words, or ours, for the operator.
     pub(crate) text: String,
 }
 
 impl Refusal {
     /// A refusal with its text.
-    pub(crate) fn new(reason: RefusalReason, text: impl Into<String>) -> Self {
-        Self { reason, text: text.into() }
+    pub(crate) fn new(kind: Refused, text: impl Into<String>) -> Self {
+        Self { kind, text: text.into() }
+    }
+
+    /// The destination can never take this event.
+    pub(crate) fn event(reason: RefusalReason, text: impl Into<String>) -> Self {
+        Self::new(Refused::Event(reason), text)
+    }
+
+    /// The address is wrong.
+    pub(crate) fn wrong(reason: RefusalReason, text: impl Into<String>) -> Self {
+        Self::new(Refused::AddressWrong(reason), text)
+    }
+
+    /// The address takes nothing for now.
+    pub(crate) fn unable(text: impl Into<String>) -> Self {
+        Self::new(Refused::AddressUnable, text)
+    }
+
+    /// The reason under which a dead letter is kept.
+    pub(crate) fn reason(&self) -> RefusalReason {
+        match self.kind {
+            Refused::Event(reason) | Refused::AddressWrong(reason) => reason,
+            Refused::AddressUnable | Refused::Broker => RefusalReason::Other,
+        }
     }
 }
 
@@ -62,9 +98,9 @@ impl Refusal {
 pub(crate) enum Sent {
     /// The session has it; one verdict follows, or the session is lost.
     Taken,
-    /// Refused for good before it was sent; no verdict follows.
+    /// Refused before it was sent; no verdict follows.
     Refused(Refusal),
-    /// The broker takes nothing at the moment; not handed over, no verdict follows.
+    /// The connection takes nothing at the moment; not handed over, no verdict follows.
     RetryLater(String),
     /// The session is lost; not handed over.
     Lost(SessionError),
@@ -86,9 +122,9 @@ pub(crate) enum Verdict {
     Stored,
     /// The same, from a broker that says where: which message overtook which is then known, not inferred.
     StoredAt(Position),
-    /// Refused for good.
+    /// Refused.
     Refused(Refusal),
-    /// Refused for now: storage full, not enough replicas. To be sent again.
+    /// Not refused, and not stored as far as is known: its answer is missing. To be sent again.
     RetryLater(String),
     /// Refused for now by one queue, while queues beside it may have stored the message: each further attempt can add a
     /// copy there.
@@ -100,7 +136,7 @@ pub(crate) enum Verdict {
 pub(crate) enum Cause {
     /// No: network, restart, a missing topology.
     Network,
-    /// Yes: if a message *alone* in flight brings this about again, it is refused with this.
+    /// Yes: this is the refusal of the message that brings it about again while it is *alone* in flight.
     Message(Refusal),
 }
 
@@ -171,6 +207,12 @@ pub(crate) trait Broker: Send {
     /// A refusal, where the broker could never take such an address.
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal>;
 
+    /// Whether a key has a place of its own at the broker, so that one can be full while others take everything: then it
+    /// is part of where a message goes.
+    fn has_keyed_addresses(&self) -> bool {
+        false
+    }
+
     /// The headers as this broker names them, for dead letters.
     fn headers(&self) -> &Headers;
 
@@ -220,6 +262,12 @@ pub(crate) trait Session: Send {
     /// reconnects by itself.
     fn away(&self) -> Option<ConnectError> {
         None
+    }
+
+    /// Whether something has changed since this was last asked, so that addresses that refused may take messages again: a
+    /// new channel, a new leader, a topic that was found.
+    fn has_changed(&mut self) -> bool {
+        false
     }
 
     /// The reason why messages handed over for this address have no answer, where it is known.

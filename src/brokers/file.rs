@@ -100,7 +100,7 @@ impl Broker for File {
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
         failpoint::pass("file.address")
-            .map_err(|error| Refusal::new(RefusalReason::Unroutable, format!("no address: {error}")))?;
+            .map_err(|error| Refusal::event(RefusalReason::Unroutable, format!("no address: {error}")))?;
         self.settings.router.address(event)
     }
 

@@ -133,7 +133,7 @@ impl Router {
         let at = self.routes.iter().position(|route| route.takes(event)).unwrap_or(self.routes.len() - 1);
         let route = &self.routes[at];
         let address = route.address.render(event);
-        (self.shape.address_legal)(&address).map_err(|text| Refusal::new(RefusalReason::Unroutable, text))?;
+        (self.shape.address_legal)(&address).map_err(|text| Refusal::event(RefusalReason::Unroutable, text))?;
         let address: Arc<str> = address.into();
         let cacheable = route.key.as_ref().is_none_or(Template::is_cacheable);
         let key = self.key(at, event)?;
@@ -150,7 +150,7 @@ impl Router {
     fn key(&self, route: usize, event: &Event) -> Result<Arc<str>, Refusal> {
         let Some(template) = &self.routes[route].key else { return Ok("".into()) };
         let key = template.render(event);
-        (self.shape.key_legal)(&key).map_err(|text| Refusal::new(RefusalReason::Unroutable, text))?;
+        (self.shape.key_legal)(&key).map_err(|text| Refusal::event(RefusalReason::Unroutable, text))?;
         Ok(key.into())
     }
 }

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 /// The wait after the second nack of a message, doubled by each further one: with the first attempt and the one that
-/// follows at once, six in any minute.
-const AFTER_TWO_NACKS: Duration = Duration::from_secs(2);
+/// follows at once, six in any 65 seconds.
+const AFTER_TWO_NACKS: Duration = Duration::from_secs(3);
 
 /// The longest wait for a message that is nacked repeatedly.
 const LONGEST_AFTER_NACKS: Duration = Duration::from_mins(1);
 
 /// Waits that double from `retry_min` to `retry_max`, with jitter.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Backoff {
     min: Duration,
     most: Duration,

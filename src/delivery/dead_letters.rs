@@ -14,7 +14,7 @@ pub(super) fn letter(message: &Message, headers: &Headers, refusal: &Refusal, at
     let list = headers.list(event).into_iter().map(|(name, value)| (name, Value::String(value)));
     Letter {
         time: SystemTime::now(),
-        reason: refusal.reason.name().to_owned(),
+        reason: refusal.reason().name().to_owned(),
         text: refusal.text.clone(),
         attempts,
         id: event.id().to_owned(),

@@ -3,15 +3,16 @@
 mod backlog;
 mod backoff;
 mod dead_letters;
+mod destinations;
 mod order;
 mod pace;
 mod pairs;
 mod publish;
+mod rejections;
 mod ring;
 mod settings;
 mod settle;
 mod spill;
-mod stalled;
 mod successor;
 #[cfg(test)]
 mod tests;

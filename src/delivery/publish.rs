@@ -1,7 +1,8 @@
 //! Publish: the one task that owns order, retry, back-off and settling.
 //!
 //! It takes events from the queue into the [`Ring`], hands them to the session oldest first, and settles them on the
-//! broker's verdicts. The consequences of Lost, `RetryLater`, Refused and a suspect are decided only here.
+//! broker's verdicts. The consequences of a refusal of each kind, of a missing answer and of a lost session are decided
+//! only here.
 //!
 //! Length: all these decisions are in one place, because they are best understood side by side.
 
@@ -12,13 +13,16 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use crate::brokers::{
-    Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, Sent, Sequence, Session, SessionError, Verdict,
+    Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, RefusalReason, Refused, Sent, Sequence, Session,
+    SessionError, Verdict,
 };
 use crate::dead_letters::Store;
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
+use crate::delivery::destinations::AddressRefusal;
 use crate::delivery::pace::Pace;
 use crate::delivery::pairs::Pairs;
+use crate::delivery::rejections::Rejections;
 use crate::delivery::ring::{Removed, Ring};
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
@@ -26,7 +30,7 @@ use crate::delivery::spill::{self, Spill, Unsettled};
 use crate::delivery::successor::Successor;
 use crate::delivery::watch::Watch;
 use crate::delivery::window::Window;
-use crate::event::{Event, Message};
+use crate::event::{Event, Kept, Message};
 use crate::metrics::Metrics;
 use crate::process::logs::Throttle;
 use crate::process::shutdown::Drain;
@@ -91,6 +95,8 @@ pub(crate) struct Delivery {
     away: bool,
     /// The messages without an answer.
     watch: Watch,
+    /// The addresses that the broker rejects because of its own state.
+    rejections: Rejections,
     /// The time since which a successor waits.
     succeeding: Option<Instant>,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
@@ -104,6 +110,7 @@ impl Delivery {
         let Parts { broker, successor, queue, metrics, view, settings, store, backlog, drain } = parts;
         let settler = Settler::new(store, broker.headers().clone());
         let pace = Pace::new(queue.awaits_broker());
+        let ring = Ring::new(broker.has_keyed_addresses());
         Self {
             broker,
             successor,
@@ -112,7 +119,7 @@ impl Delivery {
             view,
             drain,
             backlog,
-            ring: Ring::default(),
+            ring,
             taken: VecDeque::new(),
             verdicts: Vec::new(),
             settler,
@@ -123,6 +130,7 @@ impl Delivery {
             pace,
             away: false,
             watch: Watch::default(),
+            rejections: Rejections::default(),
             succeeding: None,
             spill: Spill::NotBegun,
             settings,
@@ -156,13 +164,11 @@ impl Delivery {
             }
             self.note_connection(ConnectionState::Connecting);
             self.sweep();
-            self.settle().await;
-            let wait = self.backoff.next();
+            self.settle();
+            let until = tokio::time::Instant::now() + self.backoff.next();
             tokio::select! {
-                () = sleep(wait) => {}
+                () = self.wait_without_session(until) => {}
                 () = drain.deadline() => break,
-                () = self.interrupted() => {}
-                () = self.successor.come() => {}
             }
         }
         if !self.is_finished() {
@@ -174,6 +180,20 @@ impl Delivery {
         lost
     }
 
+    /// Waits for the next attempt to connect.
+    async fn wait_without_session(&mut self, until: tokio::time::Instant) {
+        let (interrupted, successor) = (self.interrupted(), self.successor.clone());
+        tokio::pin!(interrupted);
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep_until(until) => return,
+                () = &mut interrupted => return,
+                () = successor.come() => return,
+                () = self.settler.news() => self.settle(),
+            }
+        }
+    }
+
     /// Replaces the broker by its successor, if there is one. Messages in the ring keep their addresses.
     fn succeed(&mut self) {
         self.succeeding = None;
@@ -183,23 +203,21 @@ impl Delivery {
         }
     }
 
-    /// Whether nothing is left, and nothing more will arrive.
+    /// Whether nothing is left, and nothing more will arrive; what waits for its address and is on disk is not waited for.
     fn is_finished(&self) -> bool {
-        self.drain.has_begun() && self.holds_nothing() && self.queue.is_empty()
+        let is_last = || self.taken.is_empty() && self.settler.is_empty() && self.queue.is_empty();
+        let is_done = || self.ring.unsettled() == 0 || (self.spill.is_over() && self.ring.is_kept_for_addresses());
+        self.drain.has_begun() && is_last() && is_done()
     }
 
     fn holds_nothing(&self) -> bool {
         self.ring.unsettled() == 0 && self.taken.is_empty() && self.settler.is_empty()
     }
 
-    /// Settles messages with a verdict; a failing disk delays it, but not the stop.
-    async fn settle(&mut self) {
-        let interrupted = self.interrupted();
-        tokio::select! {
-            biased;
-            () = self.settler.settle(&self.ring, &self.queue, &self.view) => {}
-            () = interrupted => {}
-            () = self.drain.deadline() => {}
+    /// Settles messages with a verdict, without waiting for a disk.
+    fn settle(&mut self) {
+        if self.settler.settle(&self.ring, &self.queue, &self.view) {
+            self.ring.try_at_once();
         }
     }
 
@@ -227,7 +245,8 @@ impl Delivery {
     /// Waits briefly for the writes in progress at the end: until they finish, it is unknown what is kept.
     async fn finish(&mut self) {
         let Self { spill, queue, settler, ring, taken, view, .. } = self;
-        let _ = timeout(spill::LAST, settler.written(ring, queue, view)).await;
+        let _ = timeout(spill::LAST, settler.finish()).await;
+        settler.settle(ring, queue, view);
         spill.finish(queue, &mut Unsettled { settler, ring, taken }).await;
     }
 
@@ -249,6 +268,10 @@ impl Delivery {
     /// Removes all events that their senders withdrew before they were sent.
     fn sweep(&mut self) {
         self.queue.sweep();
+        self.sweep_ring();
+    }
+
+    fn sweep_ring(&mut self) {
         for sequence in self.ring.withdrawn() {
             if let Some(taken) = self.ring.take(sequence, false) {
                 self.settler.withdrawn(&taken);
@@ -307,16 +330,12 @@ impl Delivery {
             self.spill().await;
             self.pace().await;
             let pumped = self.pump(&mut *session);
-            self.settle().await;
+            self.settle();
             let going = match pumped {
-                Ok(Pumped::All(backlog)) => {
+                Ok(backlog) => {
                     self.look(&*session);
                     self.watch(&*session);
                     self.wait(&mut *session, backlog).await
-                }
-                Ok(Pumped::Some) => {
-                    tokio::task::yield_now().await;
-                    Ok(Going::On)
                 }
                 Err(lost) => Err(lost),
             };
@@ -327,19 +346,19 @@ impl Delivery {
             }
         };
         // Stored verdicts may still arrive although the session is lost.
-        let alone = (self.ring.handed() == 1).then(|| self.ring.handed_sequences().next()).flatten();
+        let alone = self.ring.only_one_in_flight();
         let patience = self.drain.remaining().map_or(COLLECT, |left| left.min(COLLECT));
         session.close(patience, &mut self.verdicts).await;
         self.judge();
+        self.ring.rewind();
         if let Some(lost) = ended {
             self.lost(lost, alone);
         }
-        self.ring.rewind();
         self.view.change(|view| {
             view.in_flight = 0;
             (view.waiting, view.waiting_count) = (Vec::new(), 0);
         });
-        self.settle().await;
+        self.settle();
     }
 
     /// Waits a moment for more events if many pass and the last round was just before.
@@ -387,18 +406,20 @@ impl Delivery {
         if !self.watch.is_due(now) {
             return;
         }
+        self.sweep_ring();
+        self.refuse_overdue(true);
         let unanswered = self.ring.unanswered();
         let most = self.settings.max_in_flight;
         let is_full = self.ring.handed() >= self.window.most(most) || self.ring.span() >= most;
         // Where no broker can be reached, no address is better than another.
         let has_room = !is_full || session.away().is_some();
         for (address, oldest) in &unanswered {
-            if !self.ring.is_stalled(address) && self.watch.stalls(address, oldest, has_room, now) {
-                tracing::debug!(address = &**address, "no answer to what goes there, the others pass");
+            if !self.ring.is_closed(address) && self.watch.stalls(address, oldest, has_room, now) {
+                tracing::debug!(%address, "no answer to what goes there, the others pass");
                 self.ring.stall(address, oldest.oldest);
             }
         }
-        let look = self.watch.look(now, &unanswered, |address| session.reason(address));
+        let look = self.watch.look(now, &self.ring, |address| session.reason(address));
         let is_shut = self.window.is_shut();
         if !self.away && !is_shut {
             self.view.state(if look.is_silent { ConnectionState::Waiting } else { ConnectionState::Connected });
@@ -411,12 +432,7 @@ impl Delivery {
         }
         for (address, lasted) in &look.ended {
             let seconds = lasted.as_secs();
-            tracing::warn!(
-                broker = self.broker.name(),
-                address = &**address,
-                seconds,
-                "events are confirmed again"
-            );
+            tracing::warn!(broker = self.broker.name(), %address, seconds, "events are confirmed again");
         }
     }
 
@@ -432,10 +448,9 @@ impl Delivery {
         );
         match lost.suspect {
             Cause::Message(refusal) => {
-                let culprit = alone.and_then(|sequence| self.ring.take(sequence, false));
-                if let Some(taken) = culprit {
+                if let Some(culprit) = alone {
                     // Alone in flight, it closed the session.
-                    self.settler.refused(taken, refusal, &self.metrics);
+                    self.refused(culprit, refusal, false);
                     self.window = Window::Open;
                 } else {
                     self.window = Window::one(&self.ring, true);
@@ -448,24 +463,30 @@ impl Delivery {
         }
     }
 
-    /// Hands over everything that the window allows.
-    fn pump(&mut self, session: &mut dyn Session) -> Result<Pumped, SessionError> {
+    /// Hands over everything that the window allows; returns the part of the journal to read next, if any.
+    fn pump(&mut self, session: &mut dyn Session) -> Result<Option<Backlog>, SessionError> {
         self.adjust_window();
+        self.refuse_overdue(false);
         let now = Instant::now();
+        // A try beside a message that is sent alone would hide which one is at fault.
+        let tries = self.window.is_open().then(tokio::time::Instant::now);
         let mut next = None;
         loop {
             if self.ring.handed() >= self.window.most(self.settings.max_in_flight) || !session.takes_more() {
                 break;
             }
-            let Some((sequence, message, attempts)) = self.ring.next() else {
+            let Some((sequence, message, attempts)) = self.ring.next(tries) else {
                 if self.settler.refused_count() >= BATCH {
                     // A broker that refuses everything at once: settle these before more are taken.
-                    return Ok(Pumped::Some);
+                    break;
                 }
                 match self.refill() {
                     Taken::Events(_) => continue,
                     Taken::OnDisk(backlog) => next = Some(backlog),
                     Taken::Nothing => {}
+                }
+                if self.ring.stops_avoiding() {
+                    continue;
                 }
                 break;
             };
@@ -489,14 +510,14 @@ impl Delivery {
                     self.ring.hand(sequence, now);
                     self.pace.note(1);
                 }
-                Sent::Refused(refusal) => self.refuse(sequence, refusal),
+                Sent::Refused(refusal) => self.refused(sequence, refusal, false),
                 Sent::RetryLater(reason) => self.shut(&reason),
                 Sent::Lost(lost) => return Err(lost),
             }
         }
         session.flush();
         self.view.change(|view| view.in_flight = self.ring.in_flight());
-        Ok(Pumped::All(next))
+        Ok(next)
     }
 
     /// Opens or narrows the window once its condition is met.
@@ -517,14 +538,56 @@ impl Delivery {
         }
     }
 
-    /// Puts a nacked message back, and shuts the window until it may be sent again.
-    fn nacked(&mut self, sequence: Sequence, reason: &str) {
-        self.note_not_now(reason);
-        let nacks = self.ring.nack(sequence);
-        // Messages in flight together are nacked together: one step of the back-off for all of them.
-        if nacks > 1 || !matches!(self.window, Window::Nacked { .. }) {
-            let again = tokio::time::Instant::now() + self.backoff.after_nacks(nacks);
-            self.window = self.window.nacked(again);
+    /// Decides what follows from a refusal of each kind.
+    fn refused(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
+        match refusal.kind {
+            Refused::Event(_) if self.settler.is_blocked() => {
+                let text = format!("dead letters have no room for an event that is refused: {}", refusal.text);
+                self.park(sequence, Refusal::unable(text), false);
+            }
+            Refused::Event(_) => self.refuse(sequence, refusal),
+            Refused::AddressWrong(_) | Refused::AddressUnable => self.park(sequence, refusal, is_nacked),
+            Refused::Broker => self.rejected(sequence, refusal),
+        }
+    }
+
+    /// Parks the address of a message; the others do not wait for it.
+    fn park(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
+        self.metrics.broker_error(ErrorKind::NotNow);
+        self.view.error(ErrorKind::NotNow, &refusal.text);
+        self.ring.unsend(sequence);
+        let backoff = Backoff::new(self.settings.retry_min, self.settings.retry_max);
+        let now = tokio::time::Instant::now();
+        self.ring.park(sequence, AddressRefusal { refusal, is_nacked, backoff, now });
+    }
+
+    /// Waits, because the broker takes nothing; an address that it rejects while others are stored is wrong.
+    fn rejected(&mut self, sequence: Sequence, refusal: Refusal) {
+        let Some(address) = self.ring.address_of(sequence) else { return };
+        if self.rejections.rejected(&address) {
+            let text = format!("{}; others are stored meanwhile", refusal.text);
+            return self.park(sequence, Refusal::wrong(RefusalReason::Other, text), false);
+        }
+        self.ring.unsend(sequence);
+        self.ring.retry(sequence);
+        self.ring.avoid(address);
+        self.shut(&refusal.text);
+    }
+
+    /// Makes dead letters of what has waited too long at a wrong address. `all`: of each event whose own time is over, too:
+    /// a replayed one, and one whose sender needs an answer soon.
+    fn refuse_overdue(&mut self, all: bool) {
+        if self.settler.is_blocked() {
+            return;
+        }
+        let half = self.settings.timeout / 2;
+        let is_late = |event: &Event| {
+            let is_awaited = event.waiter.as_ref().is_some_and(|waiter| waiter.outcome().is_none());
+            event.kept == Kept::DeadLetter || (is_awaited && event.accepted.elapsed() >= half)
+        };
+        let is_late: &dyn Fn(&Event) -> bool = &is_late;
+        for (sequence, refusal) in self.ring.overdue(self.settings.refuse_after, all.then_some(is_late)) {
+            self.refuse(sequence, refusal);
         }
     }
 
@@ -587,6 +650,8 @@ impl Delivery {
             return Ok(Going::Finished);
         }
         let again = self.window.again(&self.ring);
+        // One that is due and was not sent waits for something else.
+        let next_try = self.ring.next_try().filter(|at| self.window.is_open() && *at > tokio::time::Instant::now());
         let has_room = self.window.is_open() && self.ring.span() < self.settings.max_in_flight;
         let takes_more = has_room && !succeeded && session.takes_more() && backlog.is_none();
         let interrupted = self.interrupted();
@@ -605,6 +670,8 @@ impl Delivery {
             () = reading => Ok(()),
             () = self.successor.come(), if !succeeded => Ok(()),
             () = sleep_until(again), if again.is_some() => Ok(()),
+            () = sleep_until(next_try), if next_try.is_some() => Ok(()),
+            () = self.settler.news() => Ok(()),
             () = interrupted => Ok(()),
             () = sleep(CHECK_INTERVAL) => {
                 self.sweep();
@@ -614,7 +681,10 @@ impl Delivery {
             () = self.drain.deadline() => return Ok(Going::Finished),
         };
         self.judge();
-        self.settle().await;
+        if session.has_changed() {
+            self.ring.try_at_once();
+        }
+        self.settle();
         outcome.map(|()| Going::On)
     }
 
@@ -625,6 +695,7 @@ impl Delivery {
         if !verdicts.is_empty() {
             self.ring.look_again();
         }
+        let mut is_wrong = false;
         for (sequence, verdict) in verdicts.drain(..) {
             match verdict {
                 Verdict::Stored => {
@@ -635,31 +706,32 @@ impl Delivery {
                     let taken = self.ring.take_at(sequence, position);
                     self.stored(taken, now);
                 }
-                Verdict::Refused(refusal) => self.refuse(sequence, refusal),
+                Verdict::Refused(refusal) => {
+                    is_wrong |= matches!(refusal.kind, Refused::AddressWrong(_));
+                    self.refused(sequence, refusal, false);
+                }
                 Verdict::RetryLater(reason) => {
-                    self.ring.defer(sequence);
+                    self.ring.retry(sequence);
                     self.shut(&reason);
                 }
-                Verdict::Nacked(reason) => self.nacked(sequence, &reason),
+                Verdict::Nacked(reason) => self.refused(sequence, Refusal::unable(reason), true),
             }
+        }
+        if is_wrong {
+            self.refuse_overdue(true);
         }
         self.verdicts = verdicts;
     }
 
     fn stored(&mut self, taken: Option<Removed>, now: Instant) {
         if let Some(taken) = taken {
-            self.watch.confirmed(&taken.message.address, now);
+            let Message { address, key, .. } = &taken.message;
+            self.watch.confirmed(&taken.message, now, || self.ring.address(address, key));
+            self.rejections.stored(|known| known.is(address, key));
             self.settler.published(&taken, now, &self.metrics);
             self.backoff.reset();
         }
     }
-}
-
-/// The part of what the window allows that was handed over.
-enum Pumped {
-    /// Everything in memory; with the part of the journal to read next, if any.
-    All(Option<Backlog>),
-    Some,
 }
 
 enum Going {

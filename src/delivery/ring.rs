@@ -6,11 +6,11 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use crate::brokers::{Position, Sequence};
+use crate::brokers::{Position, Refusal, Sequence};
+use crate::delivery::destinations::{Address, AddressRefusal, Destinations, WaitingMessages};
 use crate::delivery::order::Undecided;
-use crate::delivery::stalled::Stalled;
 use crate::event::{Event, Message};
 
 #[derive(Debug)]
@@ -97,28 +97,48 @@ pub(super) struct Ring {
     undecided: Undecided,
     /// Addresses that get no more messages until they are checked again.
     held_back: HashSet<Arc<str>>,
-    stalled: Stalled,
+    /// Another one, which was refused last: others are tried first.
+    avoided: Option<Address>,
+    /// Each key is an address of its own.
+    is_keyed: bool,
+    destinations: Destinations,
 }
 
 impl Ring {
-    /// The number of slots of the ring, gaps included, stalled addresses not.
+    /// An empty ring; the key is part of where a message goes, or it is not.
+    pub(super) fn new(is_keyed: bool) -> Self {
+        Self { is_keyed, ..Self::default() }
+    }
+
+    /// The address that delivery knows messages of this name and key by.
+    pub(super) fn address(&self, name: &Arc<str>, key: &Arc<str>) -> Address {
+        Address::new(name, self.is_keyed.then_some(key))
+    }
+
+    /// Where the message of this sequence goes.
+    pub(super) fn address_of(&mut self, sequence: Sequence) -> Option<Address> {
+        let is_keyed = self.is_keyed;
+        self.slot(sequence).map(|slot| Address::new(&slot.address, is_keyed.then_some(&slot.key)))
+    }
+
+    /// The number of slots of the ring, gaps included, addresses that are apart not.
     pub(super) fn span(&self) -> usize {
         self.slots.len()
     }
 
-    /// The number of messages that wait for a verdict at addresses that are not stalled.
+    /// The number of messages that wait for a verdict at addresses that answer.
     pub(super) fn handed(&self) -> usize {
-        self.handed + self.stalled.counted()
+        self.handed + self.destinations.counted()
     }
 
     /// The number of messages that wait for a verdict.
     pub(super) fn in_flight(&self) -> usize {
-        self.handed() + self.stalled.silent()
+        self.handed() + self.destinations.silent()
     }
 
     /// The number of messages that are not settled.
     pub(super) fn unsettled(&self) -> usize {
-        self.slots.len() - self.settled + self.stalled.len()
+        self.slots.len() - self.settled + self.destinations.len()
     }
 
     /// The sequence of the next new message: all current ones are below it.
@@ -126,51 +146,75 @@ impl Ring {
         self.first + self.slots.len() as Sequence
     }
 
-    /// The sequence of the oldest message, those of stalled addresses left out.
+    /// The sequence of the oldest message, those left out that wait for their address.
     pub(super) fn begin(&self) -> Sequence {
-        self.stalled.begin().map_or(self.first, |begin| begin.min(self.first))
+        self.destinations.begin().map_or(self.first, |begin| begin.min(self.first))
     }
 
     /// The receipt of the oldest unsettled message.
     pub(super) fn oldest(&self) -> Option<SystemTime> {
         let message = self.slots.iter().find_map(|slot| slot.message.as_ref());
         let received = message.map(|message| message.event.origin.received);
-        received.into_iter().chain(self.stalled.oldest()).min()
+        received.into_iter().chain(self.destinations.oldest()).min()
     }
 
     /// Appends a new message.
     pub(super) fn push(&mut self, message: Message, pair: u16) {
         let (address, key) = (message.address.clone(), message.key.clone());
         let mut entry = RingEntry::new(Some(message), address, key, pair);
-        if self.stalled.has(&entry.address) {
-            let gap = entry.gap();
-            self.stalled.insert(self.end(), std::mem::replace(&mut entry, gap));
-            self.settled += 1;
+        if !self.destinations.is_empty() {
+            let address = self.address(&entry.address, &entry.key);
+            if self.destinations.has(&address) {
+                let gap = entry.gap();
+                self.destinations.insert(self.end(), &address, std::mem::replace(&mut entry, gap));
+                self.settled += 1;
+            }
         }
         self.slots.push_back(entry);
         self.drop_gaps();
     }
 
-    /// The oldest message to be sent, and the number of times it was sent before.
-    pub(super) fn next(&mut self) -> Option<(Sequence, &Message, u32)> {
-        if self.stalled.len() > 0
-            && let Some(next) = self.stalled.next(&self.held_back)
-        {
-            return Some(next);
+    /// The oldest message to be sent, and the number of times it was sent before; with the tries that are due by now, if a
+    /// time is given.
+    pub(super) fn next(&mut self, now: Option<tokio::time::Instant>) -> Option<(Sequence, &Message, u32)> {
+        let Self { destinations, held_back, avoided, .. } = self;
+        let apart = destinations.next(now, |address| {
+            avoided.as_ref() == Some(address) || (!held_back.is_empty() && held_back.contains(address.name()))
+        });
+        if let Some(sequence) = apart {
+            let entry = self.destinations.entry(sequence)?;
+            return Some((sequence, entry.message.as_ref()?, entry.attempts));
         }
         while let Some(slot) = self.slots.get(self.looked) {
-            let is_waiting = matches!(slot.state, EntryState::Waiting);
-            if is_waiting && (self.held_back.is_empty() || !self.held_back.contains(&slot.address)) {
+            let is_held_back = !self.held_back.is_empty() && self.held_back.contains(&slot.address);
+            let is_avoided = self.avoided.as_ref().is_some_and(|avoided| avoided.is(&slot.address, &slot.key));
+            if matches!(slot.state, EntryState::Waiting) && !is_held_back && !is_avoided {
                 break;
             }
             self.looked += 1;
         }
-        if self.held_back.is_empty() {
+        if self.held_back.is_empty() && self.avoided.is_none() {
             self.cursor = self.looked;
         }
         let slot = self.slots.get(self.looked)?;
         let message = slot.message.as_ref()?;
         Some((self.first + self.looked as Sequence, message, slot.attempts))
+    }
+
+    /// Prefers other addresses to this one at the next attempt.
+    pub(super) fn avoid(&mut self, address: Address) {
+        self.look_again();
+        self.avoided = Some(address);
+    }
+
+    /// Lets the avoided address be tried after all; false where there is none.
+    pub(super) fn stops_avoiding(&mut self) -> bool {
+        let was_avoiding = self.avoided.take().is_some();
+        if was_avoiding {
+            self.looked = self.cursor;
+            self.destinations.look_again();
+        }
+        was_avoiding
     }
 
     /// Keeps this address from getting more until the next check.
@@ -180,43 +224,58 @@ impl Ring {
 
     /// Lets every address be tried again.
     pub(super) fn look_again(&mut self) {
-        if !self.held_back.is_empty() {
+        if !self.held_back.is_empty() || self.avoided.is_some() {
             self.held_back.clear();
+            self.avoided = None;
             self.looked = self.cursor;
+            self.destinations.look_again();
         }
     }
 
     /// The messages that the session has, by address.
-    pub(super) fn unanswered(&self) -> HashMap<Arc<str>, UnansweredMessages> {
-        let mut found: HashMap<Arc<str>, UnansweredMessages> = HashMap::new();
-        for (sequence, entry) in (self.first..).zip(&self.slots).chain(self.stalled.entries()) {
+    pub(super) fn unanswered(&self) -> HashMap<Address, UnansweredMessages> {
+        let mut found: HashMap<Address, UnansweredMessages> = HashMap::new();
+        for (sequence, entry) in (self.first..).zip(&self.slots).chain(self.destinations.entries()) {
             let EntryState::Sent(since) = entry.state else { continue };
-            match found.get_mut(&entry.address) {
-                Some(seen) => {
-                    seen.messages += 1;
-                    if (since, sequence) < (seen.since, seen.oldest) {
-                        (seen.since, seen.oldest) = (since, sequence);
-                    }
-                }
-                None => {
-                    found
-                        .insert(entry.address.clone(), UnansweredMessages { oldest: sequence, since, messages: 1 });
-                }
+            let new = UnansweredMessages { oldest: sequence, since, messages: 0 };
+            let seen = found.entry(self.address(&entry.address, &entry.key)).or_insert(new);
+            seen.messages += 1;
+            if (since, sequence) < (seen.since, seen.oldest) {
+                (seen.since, seen.oldest) = (since, sequence);
             }
         }
         found
     }
 
-    /// Whether this address gets no more until its oldest message is answered.
-    pub(super) fn is_stalled(&self, address: &str) -> bool {
-        self.stalled.is_stalled(address)
+    /// What waits at addresses that refused it.
+    pub(super) fn parked(&self) -> impl Iterator<Item = WaitingMessages<'_>> {
+        self.destinations.parked()
+    }
+
+    /// Whether this address gets nothing but tries.
+    pub(super) fn is_closed(&self, address: &Address) -> bool {
+        self.destinations.is_closed(address)
     }
 
     /// Stops sending to this address until this message of it is answered; the others do not wait for it.
-    pub(super) fn stall(&mut self, address: &Arc<str>, blocker: Sequence) {
+    pub(super) fn stall(&mut self, address: &Address, blocker: Sequence) {
+        self.set_apart(address);
+        self.destinations.stall(address, blocker);
+    }
+
+    /// Parks the address of a refused message; the others do not wait for it.
+    pub(super) fn park(&mut self, sequence: Sequence, refused: AddressRefusal) {
+        let Some(address) = self.address_of(sequence) else { return };
+        self.defer(sequence);
+        self.set_apart(&address);
+        self.destinations.park(&address, sequence, refused);
+    }
+
+    /// Moves the messages of an address out of the ring.
+    fn set_apart(&mut self, address: &Address) {
         for at in 0..self.slots.len() {
             let slot = &self.slots[at];
-            if slot.address != *address || matches!(slot.state, EntryState::Settled) {
+            if matches!(slot.state, EntryState::Settled) || !address.is(&slot.address, &slot.key) {
                 continue;
             }
             let sequence = self.first + at as Sequence;
@@ -226,15 +285,33 @@ impl Ring {
             entry.overtaken |= overtaken;
             self.handed -= usize::from(matches!(entry.state, EntryState::Sent(_)));
             self.settled += 1;
-            self.stalled.insert(sequence, entry);
+            self.destinations.insert(sequence, address, entry);
         }
-        self.stalled.block(address, blocker);
         self.drop_gaps();
     }
 
+    /// The messages at wrong addresses whose time is over.
+    pub(super) fn overdue(
+        &self,
+        refuse_after: Duration,
+        is_late: Option<&dyn Fn(&Event) -> bool>,
+    ) -> Vec<(Sequence, Refusal)> {
+        self.destinations.overdue(refuse_after, is_late)
+    }
+
+    /// The time of the next try of an address that is parked.
+    pub(super) fn next_try(&self) -> Option<tokio::time::Instant> {
+        self.destinations.next_try()
+    }
+
+    /// Tries the parked addresses at once.
+    pub(super) fn try_at_once(&mut self) {
+        self.destinations.try_at_once();
+    }
+
     fn slot(&mut self, sequence: Sequence) -> Option<&mut RingEntry> {
-        if self.stalled.holds(sequence) {
-            return self.stalled.entry(sequence);
+        if self.destinations.holds(sequence) {
+            return self.destinations.entry(sequence);
         }
         let at = usize::try_from(sequence.checked_sub(self.first)?).ok()?;
         self.slots.get_mut(at)
@@ -242,8 +319,8 @@ impl Ring {
 
     /// Notes that the session has the message.
     pub(super) fn hand(&mut self, sequence: Sequence, now: Instant) {
-        if self.stalled.holds(sequence) {
-            self.stalled.hand(sequence, now);
+        if self.destinations.holds(sequence) {
+            self.destinations.hand(sequence, now);
         } else if let Some(slot) = self.slot(sequence) {
             slot.state = EntryState::Sent(now);
             slot.attempts += 1;
@@ -251,10 +328,16 @@ impl Ring {
         }
     }
 
-    /// Marks a message to be sent again, because the broker refused it for now.
-    pub(super) fn defer(&mut self, sequence: Sequence) {
-        if self.stalled.holds(sequence) {
-            return self.stalled.defer(sequence);
+    /// Marks a message to be sent again, although its address did not refuse it.
+    pub(super) fn retry(&mut self, sequence: Sequence) {
+        self.defer(sequence);
+        self.destinations.undecided(sequence);
+    }
+
+    /// Marks a message to be sent again.
+    fn defer(&mut self, sequence: Sequence) {
+        if self.destinations.holds(sequence) {
+            return self.destinations.defer(sequence);
         }
         let Some(slot) = self.slot(sequence) else { return };
         if matches!(slot.state, EntryState::Sent(_)) {
@@ -267,20 +350,19 @@ impl Ring {
         }
     }
 
-    /// Marks a message to be sent again, because it was nacked; returns the number of its nacks so far.
-    pub(super) fn nack(&mut self, sequence: Sequence) -> u32 {
-        self.defer(sequence);
-        let is_stalled = self.stalled.holds(sequence);
-        let found = if is_stalled { self.stalled.entry(sequence) } else { self.slot(sequence) };
-        let Some(slot) = found else { return 0 };
-        slot.nacks = slot.nacks.saturating_add(1);
-        slot.nacks
+    /// Lets the request that waits for a message take it back again, unless the broker may have it.
+    pub(super) fn unsend(&mut self, sequence: Sequence) {
+        if let Some(slot) = self.slot(sequence).filter(|slot| !slot.stored)
+            && let Some(waiter) = slot.message.as_ref().and_then(|message| message.event.waiter.as_ref())
+        {
+            waiter.unsend();
+        }
     }
 
     /// Removes a message because it is stored or refused; none if it is settled already.
     pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<Removed> {
-        if self.stalled.holds(sequence) {
-            let entry = self.stalled.take(sequence, stored)?;
+        if self.destinations.holds(sequence) {
+            let entry = self.destinations.take(sequence, stored)?;
             let handed = if let EntryState::Sent(since) = entry.state { Some(since) } else { None };
             let overtaken = entry.deferred && entry.stored && entry.overtaken;
             return Some(Removed {
@@ -314,7 +396,7 @@ impl Ring {
 
     /// Removes a message that is stored at a known place; none if it is settled already.
     pub(super) fn take_at(&mut self, sequence: Sequence, position: Position) -> Option<Removed> {
-        if self.stalled.holds(sequence) {
+        if self.destinations.holds(sequence) {
             return self.take(sequence, true);
         }
         let place = position.number;
@@ -380,7 +462,8 @@ impl Ring {
         self.handed = 0;
         (self.cursor, self.looked) = (0, 0);
         self.held_back.clear();
-        self.stalled.rewind();
+        self.avoided = None;
+        self.destinations.rewind();
     }
 
     /// The sequences of messages to be sent that their senders have withdrawn.
@@ -389,32 +472,45 @@ impl Ring {
             let waits = slot.message.as_ref().and_then(|message| message.event.waiter.as_ref());
             matches!(slot.state, EntryState::Waiting) && waits.is_some_and(|sequence| sequence.is_withdrawn())
         };
-        let slots = (self.first..).zip(&self.slots).chain(self.stalled.entries());
+        let slots = (self.first..).zip(&self.slots).chain(self.destinations.entries());
         slots.filter(|(_, slot)| is_withdrawn(slot)).map(|(sequence, _)| sequence).collect()
     }
 
-    /// The sequences that wait for a verdict at addresses that are not stalled.
-    pub(super) fn handed_sequences(&self) -> impl Iterator<Item = Sequence> + '_ {
-        let open = self.stalled.entries().filter(|(_, entry)| !self.stalled.is_stalled(&entry.address));
-        let entries = (self.first..).zip(&self.slots).chain(open);
-        entries.filter(|(_, entry)| matches!(entry.state, EntryState::Sent(_))).map(|(sequence, _)| sequence)
+    /// The message that waits for a verdict, if it is the only one.
+    pub(super) fn only_one_in_flight(&self) -> Option<Sequence> {
+        let entries = (self.first..).zip(&self.slots).chain(self.destinations.entries());
+        let mut sent = entries.filter(|(_, entry)| matches!(entry.state, EntryState::Sent(_)));
+        sent.next().map(|(sequence, _)| sequence).filter(|_| self.in_flight() == 1)
+    }
+
+    /// Whether all that is left waits for its address, and is kept elsewhere than in memory.
+    pub(super) fn is_kept_for_addresses(&self) -> bool {
+        self.slots.len() == self.settled && self.destinations.is_kept()
     }
 
     /// The events that are not settled, oldest first at each address.
     pub(super) fn events(&mut self) -> impl Iterator<Item = &mut Event> {
         let slots = self.slots.iter_mut().filter_map(|slot| slot.message.as_mut());
-        self.stalled.messages().chain(slots).map(|message| &mut *message.event)
+        self.destinations.messages().chain(slots).map(|message| &mut *message.event)
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::collections::HashSet;
 
     use proptest::prelude::*;
 
     use super::*;
     use crate::event::{Event, Fields, Origin};
+
+    fn now() -> Option<tokio::time::Instant> {
+        Some(tokio::time::Instant::now())
+    }
+
+    pub(in crate::delivery) fn address(name: &str) -> Address {
+        Address::new(&name.into(), None)
+    }
 
     fn message(key: &str) -> Message {
         let origin = Origin {
@@ -428,7 +524,7 @@ mod tests {
         Message { event: Box::new(event), address: "topic".into(), key: key.into() }
     }
 
-    fn message_to(address: &str) -> Message {
+    pub(in crate::delivery) fn message_to(address: &str) -> Message {
         Message { address: address.into(), ..message("k") }
     }
 
@@ -442,7 +538,7 @@ mod tests {
 
     fn hand_all(ring: &mut Ring) -> Vec<Sequence> {
         let mut order = Vec::new();
-        while let Some((sequence, _, _)) = ring.next() {
+        while let Some((sequence, _, _)) = ring.next(now()) {
             ring.hand(sequence, Instant::now());
             order.push(sequence);
         }
@@ -465,10 +561,10 @@ mod tests {
     fn sends_the_deferred_first_and_sees_that_a_younger_one_overtook_it() {
         let mut ring = ring(3);
         hand_all(&mut ring);
-        ring.defer(0);
+        ring.retry(0);
         assert!(!ring.take(1, true).unwrap().overtaken);
-        ring.defer(2);
-        assert_eq!(ring.next().unwrap().0, 0);
+        ring.retry(2);
+        assert_eq!(ring.next(now()).unwrap().0, 0);
         hand_all(&mut ring);
         assert!(ring.take(0, true).unwrap().overtaken);
         assert!(!ring.take(2, true).unwrap().overtaken);
@@ -489,7 +585,7 @@ mod tests {
         hand_all(&mut ring);
         assert!(!ring.take_at(2, at(7)).unwrap().overtaken, "sent once, in order");
         for sequence in [0, 1, 3] {
-            ring.defer(sequence);
+            ring.retry(sequence);
         }
         hand_all(&mut ring);
         assert!(
@@ -522,7 +618,7 @@ mod tests {
         ring.push(message("a"), 0);
         ring.push(message("b"), 0);
         hand_all(&mut ring);
-        ring.defer(0);
+        ring.retry(0);
         ring.take(1, true).unwrap();
         hand_all(&mut ring);
         assert!(!ring.take(0, true).unwrap().overtaken);
@@ -554,7 +650,7 @@ mod tests {
         ring.hold_back("a".into());
         assert_eq!(hand_all(&mut ring), [1, 3]);
         ring.push(message_to("a"), 0);
-        assert!(ring.next().is_none());
+        assert!(ring.next(now()).is_none());
         ring.look_again();
         assert_eq!(hand_all(&mut ring), [0, 2, 4]);
     }
@@ -568,7 +664,7 @@ mod tests {
         for sequence in 0..3 {
             ring.hand(sequence, Instant::now());
         }
-        ring.stall(&"a".into(), 0);
+        ring.stall(&address("a"), 0);
         assert_eq!((ring.handed(), ring.in_flight(), ring.span(), ring.unsettled()), (1, 3, 2, 4));
         assert!(ring.take(2, true).is_some());
         ring.push(message_to("a"), 0);
@@ -577,7 +673,7 @@ mod tests {
         assert_eq!(hand_all(&mut ring), [5]);
         // Not the one that is waited for.
         assert!(ring.take(1, true).is_some());
-        assert!(ring.next().is_none() && ring.is_stalled("a"));
+        assert!(ring.next(now()).is_none() && ring.is_closed(&address("a")));
         assert!(ring.take(0, true).is_some());
         assert_eq!((ring.handed(), ring.in_flight(), ring.begin()), (1, 1, 3));
         assert_eq!(hand_all(&mut ring), [3, 4]);
@@ -589,8 +685,8 @@ mod tests {
     fn sees_at_a_stalled_address_too_that_a_younger_one_overtook() {
         let mut ring = ring(3);
         hand_all(&mut ring);
-        ring.stall(&"topic".into(), 0);
-        ring.defer(0);
+        ring.stall(&address("topic"), 0);
+        ring.retry(0);
         assert!(!ring.take(1, true).unwrap().overtaken);
         assert_eq!(hand_all(&mut ring), [0]);
         assert!(ring.take(0, true).unwrap().overtaken);
@@ -604,7 +700,7 @@ mod tests {
         assert!(ring.take(0, true).is_some());
         assert!(ring.take(0, true).is_none());
         assert!(ring.take(7, true).is_none());
-        ring.defer(0);
+        ring.retry(0);
         assert_eq!(ring.handed(), 1);
     }
 
@@ -612,7 +708,7 @@ mod tests {
 
     impl Ring {
         fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
-            (self.first..).zip(&self.slots).chain(self.stalled.entries())
+            (self.first..).zip(&self.slots).chain(self.destinations.entries())
         }
     }
 
@@ -634,8 +730,8 @@ mod tests {
                     }
                     7 if !outstanding.is_empty() => {
                         let unanswered = ring.unanswered();
-                        if let Some(seen) = unanswered.get(ADDRESSES[at % 3]) {
-                            ring.stall(&ADDRESSES[at % 3].into(), seen.oldest);
+                        if let Some(seen) = unanswered.get(&address(ADDRESSES[at % 3])) {
+                            ring.stall(&address(ADDRESSES[at % 3]), seen.oldest);
                         }
                     }
                     1 => {
@@ -654,7 +750,7 @@ mod tests {
                         prop_assert!(ring.take(sequence, true).is_some());
                         stored.insert(sequence);
                     }
-                    3 if !outstanding.is_empty() => ring.defer(outstanding.swap_remove(at % outstanding.len())),
+                    3 if !outstanding.is_empty() => ring.retry(outstanding.swap_remove(at % outstanding.len())),
                     4 => { ring.rewind(); outstanding.clear(); }
                     _ => {}
                 }

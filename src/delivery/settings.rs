@@ -16,6 +16,8 @@ pub(crate) struct Settings {
     pub(crate) retry_min: Duration,
     /// The longest wait between two attempts.
     pub(crate) retry_max: Duration,
+    /// How long events wait at an address that is wrong before they become dead letters.
+    pub(crate) refuse_after: Duration,
     /// The headers that are sent.
     pub(crate) headers: HeaderStyle,
 }
@@ -30,6 +32,7 @@ impl Settings {
             timeout: section.duration("timeout"),
             retry_min: section.duration("retry_min"),
             retry_max: section.duration("retry_max"),
+            refuse_after: section.duration("refuse_after"),
             headers: section
                 .choice("headers", &[("cloudevents", HeaderStyle::CloudEvents), ("none", HeaderStyle::None)]),
         };

@@ -30,6 +30,10 @@ pub(super) struct Settler {
     store: Option<Arc<Mutex<Store>>>,
     /// A write of the first refused messages, in progress: never started twice, even if the wait for it is cancelled.
     writing: Option<JoinHandle<Result<usize, String>>>,
+    /// The result of a write that has ended.
+    written: Option<Result<usize, String>>,
+    /// The last write failed: the store is full, or the disk fails.
+    is_blocked: bool,
     /// The time of the next attempt after a failed write.
     again: Option<tokio::time::Instant>,
     headers: Headers,
@@ -41,7 +45,8 @@ impl Settler {
         let throttle = Throttle::new(5, Duration::from_secs(1));
         let settlement = Settlement::default();
         let (refused, ended) = (Vec::new(), Vec::new());
-        Self { settlement, refused, ended, store, writing: None, again: None, headers, throttle }
+        let (writing, written, is_blocked, again) = (None, None, false, None);
+        Self { settlement, refused, ended, store, writing, written, is_blocked, again, headers, throttle }
     }
 
     /// Settles a confirmed message.
@@ -68,7 +73,7 @@ impl Settler {
             tracing::warn!(
                 id = taken.message.event.id(),
                 address = &*taken.message.address,
-                reason = refusal.reason.name(),
+                reason = refusal.reason().name(),
                 "the broker refused an event: {}{}",
                 refusal.text,
                 if self.store.is_some() {
@@ -91,56 +96,75 @@ impl Settler {
         self.settlement.is_empty() && self.refused.is_empty()
     }
 
-    /// Writes the dead letters of the batch, counts everything, frees its room. While the disk is full or fails it
-    /// waits and retries: nothing is dropped. Cancel-safe: unsettled messages stay here.
-    pub(super) async fn settle(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) {
-        // The confirmed ones first: they need not wait for a disk.
+    /// Whether dead letters cannot be written at the moment.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.is_blocked
+    }
+
+    /// Counts what has ended, frees its room, and has the dead letters written beside that; a disk that is full or fails
+    /// is tried again, and nothing is dropped. Returns whether dead letters can be written again.
+    pub(super) fn settle(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) -> bool {
+        let mut is_better = false;
+        match self.written.take() {
+            Some(Ok(count)) => {
+                self.release(count, |refusal| Some(refusal.reason()));
+                is_better = std::mem::take(&mut self.is_blocked);
+                if is_better {
+                    view.change(|view| view.blocked = None);
+                }
+            }
+            Some(Err(text)) => {
+                if self.throttle.admits() {
+                    tracing::error!("refused events wait: {text}");
+                }
+                view.change(|view| view.blocked = Some(text));
+                self.is_blocked = true;
+                self.again = Some(tokio::time::Instant::now() + DISK_RETRY);
+            }
+            None => {}
+        }
+        if self.store.is_none() {
+            self.release(self.refused.len(), |_| None);
+        }
         self.count(ring, queue, view);
+        self.write();
+        is_better
+    }
+
+    /// Begins to write what is refused, if it is time.
+    fn write(&mut self) {
+        let is_early = self.again.is_some_and(|again| tokio::time::Instant::now() < again);
+        let Some(store) = self.store.clone().filter(|_| self.writing.is_none() && !is_early) else { return };
         if self.refused.is_empty() {
             return;
         }
-        let Some(store) = self.store.clone() else {
-            self.release(self.refused.len(), |_| None);
-            return self.count(ring, queue, view);
+        self.again = None;
+        let entry = |(taken, refusal): &(Removed, Refusal)| {
+            let letter = dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts);
+            let returns = taken.message.event.kept == Kept::DeadLetter;
+            NewLetter { returns, ..NewLetter::new(letter.line()) }
         };
-        while !self.refused.is_empty() {
-            if let Some(again) = self.again {
-                tokio::time::sleep_until(again).await;
-                self.again = None;
-            }
-            if self.writing.is_none() {
-                let entry = |(taken, refusal): &(Removed, Refusal)| {
-                    let letter = dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts);
-                    NewLetter {
-                        returns: taken.message.event.kept == Kept::DeadLetter,
-                        ..NewLetter::new(letter.line())
-                    }
-                };
-                let entries = self.refused.iter().map(entry).collect();
-                self.writing = Some(write(store.clone(), entries));
-            }
-            self.written(ring, queue, view).await;
+        let entries = self.refused.iter().map(entry).collect();
+        self.writing = Some(write(store, entries));
+    }
+
+    /// Waits until [`Settler::settle`] has something to do: a write has ended, or is to be tried again. Cancel-safe.
+    pub(super) async fn news(&mut self) {
+        if let Some(writing) = &mut self.writing {
+            let written = writing.await;
+            self.writing = None;
+            self.written = Some(written.unwrap_or_else(|_| Err("the writer of dead letters panicked".to_owned())));
+        } else if let Some(again) = self.again.filter(|_| !self.refused.is_empty()) {
+            tokio::time::sleep_until(again).await;
+        } else {
+            std::future::pending().await
         }
     }
 
-    /// Waits for the write in progress, if there is one, and settles what it wrote. Cancel-safe.
-    pub(super) async fn written(&mut self, ring: &Ring, queue: &Buffer, view: &BrokerStatus) {
-        let Some(writing) = &mut self.writing else { return };
-        let written = writing.await.unwrap_or_else(|_| Err("the writer of dead letters panicked".to_owned()));
-        self.writing = None;
-        match written {
-            Ok(count) => {
-                self.release(count, |refusal| Some(refusal.reason));
-                view.change(|view| view.blocked = None);
-                self.count(ring, queue, view);
-            }
-            Err(text) => {
-                if self.throttle.admits() {
-                    tracing::error!("delivery waits: {text}");
-                }
-                view.change(|view| view.blocked = Some(text));
-                self.again = Some(tokio::time::Instant::now() + DISK_RETRY);
-            }
+    /// Waits for the write in progress, if there is one.
+    pub(super) async fn finish(&mut self) {
+        if self.writing.is_some() {
+            self.news().await;
         }
     }
 

@@ -12,8 +12,8 @@ use async_trait::async_trait;
 use proptest::prelude::*;
 
 use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Refusal, Sent, Sequence, Session,
-    SessionError, Verdict,
+    Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Refusal, Refused, Sent, Sequence,
+    Session, SessionError, Verdict,
 };
 use crate::dead_letters::Store;
 use crate::delivery::{Delivery, Parts, Settings, Successor};
@@ -43,6 +43,9 @@ enum BrokerStep {
     Vanish,
 }
 
+/// The event can never be stored.
+const UNROUTABLE: Refused = Refused::Event(RefusalReason::Unroutable);
+
 #[derive(Default)]
 struct World {
     script: VecDeque<BrokerStep>,
@@ -57,12 +60,22 @@ struct World {
     most_in_flight: usize,
     /// Messages with this text in their id close the session, as RabbitMQ does.
     poison: Option<&'static str>,
-    /// Messages with this text in their id are refused.
-    refused: Option<&'static str>,
+    /// Messages with this text in their id are refused in this way.
+    refused: Option<(&'static str, Refused)>,
     /// Messages with this text in their id are nacked this often.
     nacked: Option<(&'static str, usize)>,
     /// Whether the session ends after a nack.
     nacks_end_the_session: bool,
+    /// The addresses, one for each key or `*` for all, that refuse so many messages in this way.
+    refusing: HashMap<&'static str, (Refused, usize)>,
+    /// They refuse what is not yet sent.
+    refuses_at_send: bool,
+    /// The times at which messages were refused there.
+    refusals: Vec<tokio::time::Instant>,
+    /// The time at which each message was stored.
+    stored_at: Vec<tokio::time::Instant>,
+    /// `publish.refuse_after`.
+    refuse_after: Duration,
     /// The times at which the nacked messages were handed over.
     tries: Vec<tokio::time::Instant>,
 }
@@ -86,7 +99,13 @@ impl World {
         self.successor.put(Scripted::new(world, self.reroutes));
     }
 
+    fn refusing_at(&mut self, address: &str) -> Option<&mut (Refused, usize)> {
+        let name = if self.refusing.contains_key("*") { "*" } else { address };
+        self.refusing.get_mut(name)
+    }
+
     fn store(&mut self, id: String, address: String) {
+        self.stored_at.push(tokio::time::Instant::now());
         self.stored.push(id);
         self.addresses.push(address);
     }
@@ -112,7 +131,9 @@ impl Broker for Scripted {
     }
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        Ok((self.address.as_str().into(), event.event().into()))
+        let has_many = !self.world.lock().unwrap().refusing.is_empty();
+        let address = if has_many { event.event() } else { &self.address };
+        Ok((address.into(), event.event().into()))
     }
 
     fn headers(&self) -> &Headers {
@@ -148,10 +169,18 @@ impl Broker for Scripted {
 impl Session for ScriptedSession {
     fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
         let mut world = self.world.lock().unwrap();
+        if world.refuses_at_send
+            && let Some((kind, left)) = world.refusing_at(&message.address).filter(|(_, left)| *left > 0)
+        {
+            *left -= 1;
+            let refusal = Refusal::new(*kind, "not here");
+            world.refusals.push(tokio::time::Instant::now());
+            return Sent::Refused(refusal);
+        }
         match world.script.front() {
             Some(BrokerStep::RefuseAtSend) => {
                 world.script.pop_front();
-                return Sent::Refused(Refusal::new(RefusalReason::TooLarge, "too large"));
+                return Sent::Refused(Refusal::event(RefusalReason::TooLarge, "too large"));
             }
             Some(BrokerStep::NotNowAtSend) => {
                 world.script.pop_front();
@@ -177,12 +206,19 @@ impl Session for ScriptedSession {
         let mut world = self.world.lock().unwrap();
         let (sequence, id, address) = self.waiting.pop_front().unwrap();
         if world.poison.is_some_and(|poison| id.contains(poison)) {
-            let refusal = Refusal::new(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
+            let refusal = Refusal::event(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
             return Err(SessionError::suspect(refusal));
         }
         world.in_flight -= 1;
-        if world.refused.is_some_and(|refused| id.contains(refused)) {
-            into.push((sequence, Verdict::Refused(Refusal::new(RefusalReason::Unroutable, "no queue"))));
+        if let Some(refused) = world.refused.filter(|refused| id.contains(refused.0)) {
+            into.push((sequence, Verdict::Refused(Refusal::new(refused.1, "no queue"))));
+            return Ok(());
+        }
+        if let Some((kind, left)) = world.refusing_at(&address).filter(|(_, left)| *left > 0) {
+            *left -= 1;
+            let refusal = Refusal::new(*kind, "not here");
+            world.refusals.push(tokio::time::Instant::now());
+            into.push((sequence, Verdict::Refused(refusal)));
             return Ok(());
         }
         if let Some((_, left)) = world.nacked.as_mut().filter(|(nacked, left)| id.contains(nacked) && *left > 0) {
@@ -261,13 +297,14 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
     }
     let metrics = Arc::new(Metrics::new());
-    let successor = world.successor.clone();
+    let (successor, world_refuse_after) = (world.successor.clone(), world.refuse_after);
     let world = Arc::new(Mutex::new(world));
     let settings = Settings {
         max_in_flight,
         timeout: Duration::from_secs(4),
         retry_min: Duration::from_millis(100),
         retry_max: Duration::from_secs(2),
+        refuse_after: world_refuse_after,
         headers: HeaderStyle::None,
     };
     let store = letters.map(|bytes| {
@@ -356,7 +393,7 @@ fn finds_the_one_message_that_closes_the_session_and_lets_the_rest_flow() {
 
 #[test]
 fn counts_a_refused_message_lost_without_a_state_directory() {
-    let world = World { refused: Some("n3."), ..World::default() };
+    let world = World { refused: Some(("n3.", UNROUTABLE)), ..World::default() };
     let ended = run(world, &events(5, 1), 8, false);
     assert_eq!(ended.ledger.lost[Loss::Refused as usize], 1);
     assert_eq!((ended.totals.published, ended.totals.lost, ended.totals.mismatch()), (4, 1, 0));
@@ -378,7 +415,7 @@ fn narrows_the_window_after_a_not_now_and_counts_what_was_overtaken() {
 #[test]
 fn keeps_what_fits_of_a_batch_of_refusals_and_loses_the_rest_only_at_the_deadline() {
     // A letter is some hundred bytes: not all five fit.
-    let world = World { refused: Some("n"), ..World::default() };
+    let world = World { refused: Some(("n", UNROUTABLE)), ..World::default() };
     let ended = run_with(world, &events(5, 1), 8, Some(1000));
     assert!(ended.totals.dead_lettered > 0 && ended.totals.lost > 0, "{:?}", ended.totals);
     assert_eq!(ended.totals.dead_lettered + ended.totals.lost, 5);
@@ -464,6 +501,81 @@ fn takes_one_step_of_the_back_off_for_what_is_nacked_together() {
     assert!(ended.took < Duration::from_millis(200), "it backed off for {:?}", ended.took);
 }
 
+const MISSING: Refused = Refused::AddressWrong(RefusalReason::NoDestination);
+
+/// A world in which the address `k0` refuses so many messages in this way.
+fn refusing(kind: Refused, count: usize, refuse_after: Duration) -> World {
+    World { refusing: HashMap::from([("k0", (kind, count))]), refuse_after, ..World::default() }
+}
+
+/// The latest time at which a message of another address than `k0` was stored, and all messages that `k0` stored.
+fn at_others(world: &World) -> (tokio::time::Instant, Vec<&String>) {
+    let stored = world.stored_at.iter().zip(&world.addresses).filter(|(_, address)| *address != "k0");
+    let own = world.stored.iter().zip(&world.addresses).filter(|(_, address)| *address == "k0");
+    (*stored.map(|(at, _)| at).max().unwrap(), own.map(|(id, _)| id).collect())
+}
+
+#[test]
+fn what_waits_at_a_wrong_address_is_a_dead_letter_after_its_time_and_nothing_else_waits() {
+    let world = refusing(MISSING, usize::MAX, Duration::from_mins(1));
+    let ended = run(world, &events(30, 3), 8, true);
+    assert_eq!(ended.ledger.dead_lettered[RefusalReason::NoDestination as usize], 10);
+    assert_eq!((ended.totals.published, ended.totals.lost, ended.totals.mismatch()), (20, 0, 0));
+    let first = ended.world.refusals[0];
+    assert!(ended.took >= Duration::from_mins(1), "dead letters after {:?}", ended.took);
+    assert!(at_others(&ended.world).0 - first < Duration::from_secs(1), "the others waited");
+    // The first eight, then one per step of the back-off.
+    assert!((30..80).contains(&ended.world.refusals.len()), "{} refusals", ended.world.refusals.len());
+}
+
+#[test]
+fn an_address_is_wrong_at_once_where_the_settings_say_so_and_open_once_it_takes_a_message() {
+    let ended = run(refusing(MISSING, usize::MAX, Duration::ZERO), &events(30, 3), 8, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (20, 10));
+    assert!(ended.took < Duration::from_secs(1), "{:?}", ended.took);
+    let ended = run(refusing(MISSING, 20, Duration::from_mins(1)), &events(30, 3), 8, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (30, 0));
+    let expected: Vec<String> = (0..10).map(|number| id(&format!("n{}.", number * 3))).collect();
+    assert_eq!(at_others(&ended.world).1, expected.iter().collect::<Vec<_>>(), "in order");
+}
+
+#[test]
+fn nothing_is_ever_refused_for_an_address_that_is_unable() {
+    let ended = run(refusing(Refused::AddressUnable, usize::MAX, Duration::ZERO), &events(30, 3), 8, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered, ended.totals.lost), (20, 0, 10));
+    assert!(ended.took >= Duration::from_hours(1), "given up after {:?}", ended.took);
+    assert!(at_others(&ended.world).0 - ended.world.refusals[0] < Duration::from_secs(1), "the others waited");
+    let world = World { refuses_at_send: true, ..refusing(Refused::AddressUnable, 40, Duration::ZERO) };
+    let ended = run(world, &events(30, 3), 8, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (30, 0));
+    assert!(ended.took > Duration::from_secs(30), "tried at once, again and again: {:?}", ended.took);
+    let ended = run(refusing(Refused::AddressUnable, 40, Duration::ZERO), &events(30, 3), 8, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (30, 0));
+    assert!(!ended.out_of_order);
+}
+
+#[test]
+fn nothing_is_refused_for_the_broker_unless_others_are_stored_again_and_again() {
+    let refusing_all = HashMap::from([("*", (Refused::Broker, 500))]);
+    let world = World { refusing: refusing_all, ..World::default() };
+    let ended = run(world, &events(30, 3), 8, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (30, 0));
+    let ended = run(refusing(Refused::Broker, usize::MAX, Duration::from_mins(1)), &events(30, 3), 8, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered, ended.totals.mismatch()), (20, 10, 0));
+    assert_eq!(ended.ledger.dead_lettered[RefusalReason::Other as usize], 10);
+    let first = ended.world.refusals[0];
+    assert!(at_others(&ended.world).0 - first < Duration::from_secs(30), "the others waited");
+}
+
+#[test]
+fn others_flow_while_there_is_no_room_for_dead_letters() {
+    let world = refusing(Refused::Event(RefusalReason::TooLarge), usize::MAX, Duration::ZERO);
+    let ended = run_with(world, &events(60, 3), 8, Some(1000));
+    assert_eq!((ended.totals.published, ended.totals.mismatch()), (40, 0));
+    assert!(ended.totals.dead_lettered > 0 && ended.totals.lost > 0, "{:?}", ended.totals);
+    assert!(at_others(&ended.world).0 - ended.world.refusals[0] < Duration::from_secs(1), "the others waited");
+}
+
 fn step() -> impl Strategy<Value = BrokerStep> {
     prop_oneof![
         6 => Just(BrokerStep::Store),
@@ -488,9 +600,14 @@ proptest! {
         count in 1usize..60,
         keys in 1usize..4,
         window in 1usize..12,
+        refusals in proptest::option::of((0usize..4, 1usize..30)),
     ) {
         let events = events(count, keys);
-        let ended = run(World { script: script.into(), ..World::default() }, &events, window, true);
+        let kinds = [MISSING, Refused::AddressUnable, Refused::Broker, UNROUTABLE];
+        let refusing = refusals.map(|(kind, count)| ("k0", (kinds[kind], count))).into_iter().collect();
+        let refuse_after = Duration::from_secs(5);
+        let world = World { script: script.into(), refusing, refuse_after, ..World::default() };
+        let ended = run(world, &events, window, true);
         prop_assert_eq!(ended.totals.mismatch(), 0);
         prop_assert_eq!((ended.totals.held, ended.totals.lost), (0, 0));
         prop_assert_eq!(ended.totals.published + ended.totals.dead_lettered, count as u64);

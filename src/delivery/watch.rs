@@ -1,10 +1,11 @@
 //! The watch over messages without an answer: the stalled addresses, those to show to the operator, and why they wait.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::delivery::ring::UnansweredMessages;
+use crate::delivery::destinations::Address;
+use crate::delivery::ring::{Ring, UnansweredMessages};
+use crate::event::Message;
 use crate::status::WaitingAddress;
 
 /// An address whose oldest message is unanswered for this long, while others are answered, is stalled.
@@ -29,13 +30,13 @@ pub(super) struct Watch {
     /// The last look found that nothing is confirmed.
     is_silent: bool,
     /// The address that was confirmed last.
-    last: Option<(Arc<str>, Instant)>,
+    last: Option<(Address, Instant)>,
     /// The time at which any other was last confirmed.
     others: Option<Instant>,
     /// The addresses that the log names, since when they wait.
-    logged: HashMap<Arc<str>, Instant>,
+    logged: HashMap<Address, Instant>,
     /// Those of them that were confirmed, and when; for a while they are not named again.
-    over: HashMap<Arc<str>, Instant>,
+    over: HashMap<Address, Instant>,
 }
 
 /// The result of one check.
@@ -50,7 +51,16 @@ pub(super) struct Look {
     /// The lines to log: waiting that begins.
     pub(super) begun: Vec<String>,
     /// Waiting that has ended: the address and the duration.
-    pub(super) ended: Vec<(Arc<str>, Duration)>,
+    pub(super) ended: Vec<(Address, Duration)>,
+}
+
+/// What waits at one address.
+#[derive(Debug)]
+struct WaitingSince {
+    address: Address,
+    messages: usize,
+    since: Instant,
+    reason: Option<String>,
 }
 
 impl Watch {
@@ -63,18 +73,21 @@ impl Watch {
         is_due
     }
 
-    /// Notes a confirmation.
-    pub(super) fn confirmed(&mut self, address: &Arc<str>, now: Instant) {
+    /// Notes a confirmation; `address` makes the address of the message.
+    pub(super) fn confirmed(&mut self, message: &Message, now: Instant, address: impl Fn() -> Address) {
         if self.is_silent {
             (self.is_silent, self.looked) = (false, None);
         }
-        if !self.logged.is_empty() && self.logged.contains_key(address) {
-            self.over.insert(address.clone(), now);
+        if !self.logged.is_empty() {
+            let address = address();
+            if self.logged.contains_key(&address) {
+                self.over.insert(address, now);
+            }
         }
         match &mut self.last {
-            Some((last, at)) if Arc::ptr_eq(last, address) || **last == **address => *at = now,
+            Some((last, at)) if last.is(&message.address, &message.key) => *at = now,
             last => {
-                if let Some((_, at)) = last.replace((address.clone(), now)) {
+                if let Some((_, at)) = last.replace((address(), now)) {
                     self.others = Some(at);
                 }
             }
@@ -83,32 +96,42 @@ impl Watch {
 
     /// Whether this address is stalled: its oldest message waits for a while, and the others' are answered or, where there is
     /// no room for them, kept from being sent.
-    pub(super) fn stalls(&self, address: &str, oldest: &UnansweredMessages, has_room: bool, now: Instant) -> bool {
+    pub(super) fn stalls(
+        &self,
+        address: &Address,
+        oldest: &UnansweredMessages,
+        has_room: bool,
+        now: Instant,
+    ) -> bool {
         if now.saturating_duration_since(oldest.since) < STALLED {
             return false;
         }
         let others = match &self.last {
-            Some((last, _)) if **last == *address => self.others,
+            Some((last, _)) if last == address => self.others,
             Some((_, at)) => Some(*at),
             None => None,
         };
         !has_room || others.is_some_and(|at| at > oldest.since)
     }
 
-    /// Checks the messages without an answer.
-    pub(super) fn look(
-        &mut self,
-        now: Instant,
-        unanswered: &HashMap<Arc<str>, UnansweredMessages>,
-        reason: impl Fn(&str) -> Option<String>,
-    ) -> Look {
-        let age = |seen: &UnansweredMessages| now.saturating_duration_since(seen.since);
+    /// Checks the messages without an answer, and those that were refused for now.
+    pub(super) fn look(&mut self, now: Instant, ring: &Ring, reason: impl Fn(&str) -> Option<String>) -> Look {
         self.over.retain(|_, at| now.saturating_duration_since(*at) < SHOWN);
-        let is_late = |(address, seen): &(&Arc<str>, &UnansweredMessages)| {
-            age(seen) >= SHOWN && !self.over.contains_key(*address)
+        let mut late: HashMap<Address, WaitingSince> = HashMap::new();
+        let mut add = |address: &Address, messages, since, reason: Option<String>| {
+            if now.saturating_duration_since(since) >= SHOWN && !self.over.contains_key(address) {
+                late.insert(address.clone(), WaitingSince { address: address.clone(), messages, since, reason });
+            }
         };
-        let mut late: Vec<_> = unanswered.iter().filter(is_late).collect();
-        late.sort_by_key(|(_, seen)| seen.since);
+        let unanswered = ring.unanswered();
+        for (address, seen) in &unanswered {
+            add(address, seen.messages, seen.since, None);
+        }
+        for parked in ring.parked() {
+            add(parked.address, parked.messages, parked.since, Some(parked.reason.to_owned()));
+        }
+        let mut late: Vec<WaitingSince> = late.into_values().collect();
+        late.sort_by_key(|waiting| waiting.since);
         let confirmed = self.last.as_ref().map(|(_, at)| *at);
         let mut look = Look {
             count: late.len(),
@@ -125,20 +148,23 @@ impl Watch {
         });
         if self.logged.len() >= LISTED {
             // Settled without a confirmation: refused, or withdrawn.
-            self.logged.retain(|address, _| unanswered.contains_key(address));
+            self.logged.retain(|address, _| late.iter().any(|waiting| waiting.address == *address));
         }
-        for (address, seen) in late.into_iter().take(LISTED) {
-            let found = reason(address);
-            let is_due = found.is_some() || age(seen) >= LOGGED;
-            if is_due && self.logged.len() < LISTED && !self.logged.contains_key(address) {
-                self.logged.insert(address.clone(), seen.since);
+        for waiting in late.into_iter().take(LISTED) {
+            let WaitingSince { address, messages, since, reason: known } = waiting;
+            let age = now.saturating_duration_since(since);
+            let found = known.or_else(|| reason(address.name()));
+            let is_due = found.is_some() || age >= LOGGED;
+            if is_due && self.logged.len() < LISTED && !self.logged.contains_key(&address) {
+                self.logged.insert(address.clone(), since);
                 let why = found.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
-                look.begun.push(format!("no answer for {} s to what goes to {address}{why}", age(seen).as_secs()));
+                look.begun
+                    .push(format!("nothing is stored for {} s of what goes to {address}{why}", age.as_secs()));
             }
             look.waiting.push(WaitingAddress {
                 address: address.to_string(),
-                events: seen.messages,
-                since: SystemTime::now().checked_sub(age(seen)),
+                events: messages,
+                since: SystemTime::now().checked_sub(age),
                 reason: found,
             });
         }
@@ -149,51 +175,64 @@ impl Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::ring::tests::{address, message_to};
 
     fn seen(oldest: u64, since: Instant) -> UnansweredMessages {
         UnansweredMessages { oldest, since, messages: 3 }
+    }
+
+    fn confirm(watch: &mut Watch, name: &str, at: Instant) {
+        watch.confirmed(&message_to(name), at, || address(name));
+    }
+
+    /// A ring with messages of this address that were handed over at this time.
+    fn out(name: &str, messages: usize, since: Instant) -> Ring {
+        let mut ring = Ring::default();
+        for sequence in 0..messages {
+            ring.push(message_to(name), 0);
+            ring.hand(sequence as u64, since);
+        }
+        ring
     }
 
     #[test]
     fn an_address_is_stalled_while_others_are_answered_or_have_no_room() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
+        let (a, b) = (address("a"), address("b"));
         let mut watch = Watch::default();
-        assert!(!watch.stalls("a", &seen(0, at(0)), true, at(60)), "nothing else is answered");
+        assert!(!watch.stalls(&a, &seen(0, at(0)), true, at(60)), "nothing else is answered");
         assert!(
-            watch.stalls("a", &seen(0, at(0)), false, at(2)) && !watch.stalls("a", &seen(0, at(0)), false, at(1))
+            watch.stalls(&a, &seen(0, at(0)), false, at(2)) && !watch.stalls(&a, &seen(0, at(0)), false, at(1))
         );
-        watch.confirmed(&b, at(1));
-        assert!(
-            watch.stalls("a", &seen(0, at(0)), true, at(2)) && !watch.stalls("b", &seen(0, at(0)), true, at(2))
-        );
-        assert!(!watch.stalls("a", &seen(0, at(2)), true, at(9)), "the others were answered before");
-        watch.confirmed(&a, at(5));
-        assert!(watch.stalls("b", &seen(0, at(0)), true, at(6)) && watch.stalls("a", &seen(0, at(0)), true, at(6)));
-        assert!(!watch.stalls("a", &seen(0, at(3)), true, at(6)), "its own answers do not count");
+        confirm(&mut watch, "b", at(1));
+        assert!(watch.stalls(&a, &seen(0, at(0)), true, at(2)) && !watch.stalls(&b, &seen(0, at(0)), true, at(2)));
+        assert!(!watch.stalls(&a, &seen(0, at(2)), true, at(9)), "the others were answered before");
+        confirm(&mut watch, "a", at(5));
+        assert!(watch.stalls(&b, &seen(0, at(0)), true, at(6)) && watch.stalls(&a, &seen(0, at(0)), true, at(6)));
+        assert!(!watch.stalls(&a, &seen(0, at(3)), true, at(6)), "its own answers do not count");
     }
 
     #[test]
     fn shows_what_waits_with_its_reason_and_logs_begin_and_end_once() {
         let start = Instant::now();
         let at = |seconds: u64| start + Duration::from_secs(seconds);
-        let a: Arc<str> = "a".into();
-        let out = HashMap::from([(a.clone(), seen(0, at(0)))]);
+        let ring = out("a", 3, at(0));
         let mut watch = Watch::default();
-        let look = watch.look(at(4), &out, |_| None);
+        let look = watch.look(at(4), &ring, |_| None);
         assert!(look.count == 0 && !look.is_silent && look.waiting.is_empty());
-        let look = watch.look(at(5), &out, |_| None);
+        let look = watch.look(at(5), &ring, |_| None);
         assert!(look.count == 1 && look.is_silent && look.waiting[0].events == 3 && look.begun.is_empty());
-        let look = watch.look(at(6), &out, |_| Some("why".to_owned()));
-        assert_eq!(look.begun, ["no answer for 6 s to what goes to a: why"]);
-        watch.confirmed(&"b".into(), at(6));
-        let look = watch.look(at(9), &out, |_| None);
+        let look = watch.look(at(6), &ring, |_| Some("why".to_owned()));
+        assert_eq!(look.begun, ["nothing is stored for 6 s of what goes to a: why"]);
+        confirm(&mut watch, "b", at(6));
+        let look = watch.look(at(9), &ring, |_| None);
         assert!(look.begun.is_empty() && look.ended.is_empty() && !look.is_silent);
-        let look = watch.look(at(10), &HashMap::new(), |_| None);
+        let look = watch.look(at(10), &Ring::default(), |_| None);
         assert!(look.ended.is_empty(), "its session was lost");
-        watch.confirmed(&a, at(12));
-        let look = watch.look(at(12), &HashMap::from([(a.clone(), seen(1, at(1)))]), |_| Some("why".to_owned()));
-        assert!(look.count == 0 && look.begun.is_empty() && look.ended == [(a, Duration::from_secs(12))]);
+        confirm(&mut watch, "a", at(12));
+        let look = watch.look(at(12), &out("a", 2, at(1)), |_| Some("why".to_owned()));
+        assert!(look.count == 0 && look.begun.is_empty());
+        assert_eq!(look.ended, [(address("a"), Duration::from_secs(12))]);
     }
 }

@@ -23,11 +23,6 @@ pub(super) enum Window {
         /// The time of the next attempt.
         again: Instant,
     },
-    /// No message: one was nacked. Does the same as `Shut`, but a new session does not end it.
-    Nacked {
-        /// The time of the next attempt.
-        again: Instant,
-    },
 }
 
 impl Window {
@@ -41,7 +36,7 @@ impl Window {
         match self {
             Self::Open => max_in_flight,
             Self::One { .. } => 1,
-            Self::Shut { .. } | Self::Nacked { .. } => 0,
+            Self::Shut { .. } => 0,
         }
     }
 
@@ -52,22 +47,14 @@ impl Window {
 
     /// Whether nothing is sent for now.
     pub(super) fn is_shut(self) -> bool {
-        matches!(self, Self::Shut { .. } | Self::Nacked { .. })
-    }
-
-    /// The window after a nack whose message may be sent again then; others may have been nacked before.
-    pub(super) fn nacked(self, again: Instant) -> Self {
-        match self {
-            Self::Nacked { again: before } => Self::Nacked { again: again.max(before) },
-            _ => Self::Nacked { again },
-        }
+        matches!(self, Self::Shut { .. })
     }
 
     /// The window of the next session, after one that was lost without a message to blame. A session that looked for
-    /// such a message leaves its suspects suspect, and a nacked message waits as long as it would have.
+    /// such a message leaves its suspects suspect.
     pub(super) fn after_loss(self) -> Self {
         match self {
-            Self::One { suspect: true, .. } | Self::Nacked { .. } => self,
+            Self::One { suspect: true, .. } => self,
             _ => Self::Open,
         }
     }
@@ -75,7 +62,7 @@ impl Window {
     /// The time of the next attempt, if only time is waited for.
     pub(super) fn again(self, ring: &Ring) -> Option<Instant> {
         match self {
-            Self::Shut { again } | Self::Nacked { again } if ring.handed() == 0 => Some(again),
+            Self::Shut { again } if ring.handed() == 0 => Some(again),
             _ => None,
         }
     }
@@ -84,9 +71,7 @@ impl Window {
     pub(super) fn next(self, ring: &Ring) -> Option<Self> {
         match self {
             Self::One { until, .. } if ring.begin() >= until => Some(Self::Open),
-            Self::Shut { .. } | Self::Nacked { .. }
-                if self.again(ring).is_some_and(|again| Instant::now() >= again) =>
-            {
+            Self::Shut { .. } if self.again(ring).is_some_and(|again| Instant::now() >= again) => {
                 Some(Self::one(ring, false))
             }
             _ => None,

@@ -47,6 +47,11 @@ impl Waiter {
         sent != Err(WITHDRAWN)
     }
 
+    /// Notes that the broker did not take the event: it may be withdrawn again.
+    pub(crate) fn unsend(&self) {
+        let _ = self.state.compare_exchange(SENT, WAITING, Ordering::AcqRel, Ordering::Acquire);
+    }
+
     /// Withdraws the event; false if it was sent, or has an outcome.
     #[must_use]
     pub(crate) fn withdraw(&self) -> bool {
@@ -148,6 +153,10 @@ mod tests {
         let waiter = Waiter::new(None);
         assert!(waiter.send() && waiter.send(), "again after a lost session");
         assert!(!waiter.withdraw());
+        waiter.unsend();
+        assert!(waiter.withdraw() && !waiter.send(), "the broker did not take it");
+        waiter.unsend();
+        assert!(waiter.is_withdrawn());
         let waiter = Waiter::new(None);
         assert!(waiter.withdraw() && !waiter.send());
         assert_eq!(waiter.outcome(), Some(Outcome::Withdrawn));

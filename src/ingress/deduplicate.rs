@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use hashbrown::HashTable;
 
 use crate::event::{Outcome, Waiter};
-use crate::queue::Refused;
+use crate::queue::NotTaken;
 use crate::settings::Section;
 
 /// The unit of an entry's age: four bytes of it last thirteen years.
@@ -153,8 +153,8 @@ impl Deduplication {
         &self,
         key: &Key,
         now: Instant,
-        enqueue: impl FnOnce() -> Result<Option<Arc<Waiter>>, Refused>,
-    ) -> Result<Result<Option<Arc<Waiter>>, Refused>, Known> {
+        enqueue: impl FnOnce() -> Result<Option<Arc<Waiter>>, NotTaken>,
+    ) -> Result<Result<Option<Arc<Waiter>>, NotTaken>, Known> {
         if !self.is_on() {
             return Ok(enqueue());
         }
@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn forgets_what_was_refused() {
         let known = deduplication(3);
-        assert!(matches!(known.enter(&key(1), Instant::now(), || Err(Refused::Full)), Ok(Err(Refused::Full))));
+        assert!(matches!(known.enter(&key(1), Instant::now(), || Err(NotTaken::Full)), Ok(Err(NotTaken::Full))));
         assert!(look_up(&known, &key(1)).is_none());
     }
 

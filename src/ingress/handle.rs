@@ -26,7 +26,7 @@ use crate::ingress::validate::{Invalid, Trust, Valid, read_any, validate};
 use crate::ingress::verify::{self, Verified, Verifier};
 use crate::metrics::{Metrics, SourceMetrics};
 use crate::process::logs::Throttle;
-use crate::queue::{Ack, Buffer, Refused};
+use crate::queue::{Ack, Buffer, NotTaken};
 use crate::status::{Decision, KeptReason, Observed, Reason, RecentRefusal, RequestKind, UnknownPaths, meant};
 
 /// A duplicate that arrives later than this is logged: the sender's own repeats have ended by then.
@@ -406,14 +406,14 @@ fn unavailable(reason: Reason, text: &str) -> Rejection {
     refuse(reason, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text)
 }
 
-fn not_enqueued(refused: &Refused) -> Rejection {
+fn not_enqueued(refused: &NotTaken) -> Rejection {
     let text = match refused {
-        Refused::Full => "the buffer is full because the broker is away or slow; try again later",
-        Refused::JournalFull => "the journal is full because the broker is away or slow; try again later",
-        Refused::Disk(_) => "the journal cannot be written; try again later",
-        Refused::DiskBehind => "the disk is slower than the events arrive; try again later",
-        Refused::Away => "the broker is away; try again later",
-        Refused::Draining => "the bridge is stopping; try again later",
+        NotTaken::Full => "the buffer is full because the broker is away or slow; try again later",
+        NotTaken::JournalFull => "the journal is full because the broker is away or slow; try again later",
+        NotTaken::Disk(_) => "the journal cannot be written; try again later",
+        NotTaken::DiskBehind => "the disk is slower than the events arrive; try again later",
+        NotTaken::Away => "the broker is away; try again later",
+        NotTaken::Draining => "the bridge is stopping; try again later",
     };
     unavailable(refused.reason(), text)
 }

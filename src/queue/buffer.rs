@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use crate::event::{Event, Kept, Waiter, WakeList};
 use crate::queue::disk::{AppendReason, Backlog, Disk, Incoming};
 use crate::queue::journal::{Record, SegmentAllocator};
-use crate::queue::{Ack, Mode, Refused, Settlement};
+use crate::queue::{Ack, Mode, NotTaken, Settlement};
 use crate::settings::Section;
 use crate::status::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
 
@@ -185,13 +185,13 @@ impl Buffer {
         secret: Option<usize>,
         event: Box<Event>,
         wakes: &Arc<WakeList>,
-    ) -> Result<Option<Arc<Waiter>>, Refused> {
+    ) -> Result<Option<Arc<Waiter>>, NotTaken> {
         let received = event.origin.received;
         let mut state = self.lock();
         let enqueued = match self.mode.ack {
-            _ if state.draining => Err(Refused::Draining),
+            _ if state.draining => Err(NotTaken::Draining),
             Ack::Buffered => Self::hold(&mut state, event).map(|()| None),
-            Ack::Published if self.is_away_too_long(&state) => Err(Refused::Away),
+            Ack::Published if self.is_away_too_long(&state) => Err(NotTaken::Away),
             Ack::Published => {
                 let waiter = Waiter::new(Some(wakes.clone()));
                 let mut event = event;
@@ -212,12 +212,12 @@ impl Buffer {
         enqueued
     }
 
-    fn hold(state: &mut QueueState, event: Box<Event>) -> Result<(), Refused> {
+    fn hold(state: &mut QueueState, event: Box<Event>) -> Result<(), NotTaken> {
         let cost = event.cost();
         if !state.has_room(cost) {
             // A body too large for the room left does not make the buffer full for smaller ones.
             state.full |= !Self::is_below_the_mark(state);
-            return Err(Refused::Full);
+            return Err(NotTaken::Full);
         }
         state.bytes += cost;
         state.unjournaled += 1;
@@ -233,24 +233,24 @@ impl Buffer {
         secret: Option<usize>,
         mut event: Box<Event>,
         wakes: &Arc<WakeList>,
-    ) -> Result<Arc<Waiter>, Refused> {
-        let Some(disk) = &mut state.disk else { return Err(Refused::Disk("there is no journal".to_owned())) };
+    ) -> Result<Arc<Waiter>, NotTaken> {
+        let Some(disk) = &mut state.disk else { return Err(NotTaken::Disk("there is no journal".to_owned())) };
         if let Some(text) = &disk.failed {
-            return Err(Refused::Disk(text.clone()));
+            return Err(NotTaken::Disk(text.clone()));
         }
         if disk.is_stalled(self.mode.timeout) {
-            return Err(Refused::Disk(STALLED.to_owned()));
+            return Err(NotTaken::Disk(STALLED.to_owned()));
         }
         if disk.unsynced_bytes > 0 && disk.unsynced_bytes + event.cost() > state.limits.bytes {
-            return Err(Refused::DiskBehind);
+            return Err(NotTaken::DiskBehind);
         }
         let Some(place) = disk.reserve(Record::of(&event).length()) else {
             if let Some(text) = &disk.no_space {
                 disk.short = true;
-                return Err(Refused::Disk(text.clone()));
+                return Err(NotTaken::Disk(text.clone()));
             }
             disk.full = true;
-            return Err(Refused::JournalFull);
+            return Err(NotTaken::JournalFull);
         };
         event.kept = Kept::Journal(place.sequence);
         let waiter = Waiter::new(Some(wakes.clone()));
@@ -560,7 +560,7 @@ mod tests {
 
     const MODE: Mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
 
-    fn enqueue(buffer: &Buffer, event: Box<Event>) -> Result<(), Refused> {
+    fn enqueue(buffer: &Buffer, event: Box<Event>) -> Result<(), NotTaken> {
         buffer.enqueue(0, None, event, &Arc::default()).map(|waiter| assert!(waiter.is_none()))
     }
 
@@ -585,7 +585,7 @@ mod tests {
         let buffer = buffer(2, 1 << 20);
         assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         assert_eq!(enqueue(&buffer, event(1)), Ok(()));
-        assert_eq!(enqueue(&buffer, event(1)), Err(Refused::Full));
+        assert_eq!(enqueue(&buffer, event(1)), Err(NotTaken::Full));
         let snapshot = buffer.snapshot();
         let totals = snapshot.totals();
         assert_eq!((totals.received, totals.accepted, totals.rejected, totals.held), (3, 2, 1, 2));
@@ -597,7 +597,7 @@ mod tests {
     fn refuses_at_the_limit_of_bytes_and_is_not_passed_by_one() {
         let buffer = buffer(10, 2 * 512 + 30);
         assert_eq!(enqueue(&buffer, event(15)), Ok(()));
-        assert_eq!(enqueue(&buffer, event(16)), Err(Refused::Full));
+        assert_eq!(enqueue(&buffer, event(16)), Err(NotTaken::Full));
         assert_eq!(enqueue(&buffer, event(15)), Ok(()));
         assert_eq!(buffer.snapshot().bytes, 2 * 512 + 30);
     }
@@ -609,7 +609,7 @@ mod tests {
         assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         let mut taken = VecDeque::new();
         assert_eq!(buffer.take(10, &mut taken), Taken::Events(1));
-        assert_eq!(enqueue(&buffer, event(1)), Err(Refused::Full));
+        assert_eq!(enqueue(&buffer, event(1)), Err(NotTaken::Full));
         let mut settlement = Settlement { published: vec![0], ..Settlement::default() };
         settlement.release(&taken[0]);
         buffer.settle(&settlement, None);
@@ -681,7 +681,7 @@ mod tests {
         let buffer = buffer(5, 1 << 20);
         assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         buffer.drain();
-        assert_eq!(enqueue(&buffer, event(1)), Err(Refused::Draining));
+        assert_eq!(enqueue(&buffer, event(1)), Err(NotTaken::Draining));
         buffer.lose_waiting();
         let snapshot = buffer.snapshot();
         let totals = snapshot.totals();

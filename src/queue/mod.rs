@@ -12,7 +12,7 @@ mod writer;
 
 pub(crate) use buffer::{BrokerState, Buffer, Taken, limits};
 pub(crate) use disk::Backlog;
-pub(crate) use mode::{Ack, Mode, Refused};
+pub(crate) use mode::{Ack, Mode, NotTaken};
 pub(crate) use settlement::Settlement;
 pub(crate) use stop::SpillResult;
 pub(crate) use writer::Journaling;

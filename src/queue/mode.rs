@@ -38,7 +38,7 @@ pub(crate) struct Mode {
 
 /// The reason why an event was not taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Refused {
+pub(crate) enum NotTaken {
     /// A limit of the buffer is reached.
     Full,
     /// The journal is full.
@@ -53,7 +53,7 @@ pub(crate) enum Refused {
     Draining,
 }
 
-impl Refused {
+impl NotTaken {
     /// The reason under which it is counted.
     #[must_use]
     pub(crate) fn reason(&self) -> Reason {

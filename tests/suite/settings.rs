@@ -638,7 +638,7 @@ const PROMISED: [(&str, &str); 17] = [
     ("deduplication", "window = \"10m\"\nmax_entries = 100000"),
     (
         "publish",
-        "max_in_flight = 1000\ntimeout = \"4s\"\nretry_min = \"100ms\"\nretry_max = \"2s\"\nheaders = \"cloudevents\"",
+        "max_in_flight = 1000\ntimeout = \"4s\"\nretry_min = \"100ms\"\nretry_max = \"2s\"\nrefuse_after = \"1m\"\nheaders = \"cloudevents\"",
     ),
     (
         "broker.kafka",

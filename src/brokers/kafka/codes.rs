@@ -1,28 +1,14 @@
-//! What each error code of Kafka's protocol says of a message: one table.
+//! What each error code of Kafka's protocol is about: one table.
 //!
-//! A code that is not in it, and every code of librdkafka's own, says nothing of the event: it is sent again.
+//! A code that is not in it, and every code of librdkafka's own, is about the broker: it refuses no event.
 
 use rdkafka::error::RDKafkaErrorCode as Code;
 
+use crate::brokers::Refused::{self, AddressUnable, AddressWrong, Broker, Event};
 use crate::brokers::{Refusal, RefusalReason};
 
-/// The kinds of what a broker says of a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum CodeKind {
-    /// The event itself can never be stored.
-    Event(RefusalReason),
-    /// Its topic is missing, or forbidden.
-    AddressWrong(RefusalReason),
-    /// Its topic takes nothing for now, or not in this way: never a reason to refuse the event.
-    AddressUnable,
-    /// The cluster or the session is at fault.
-    Broker,
-}
-
-use CodeKind::{AddressUnable, AddressWrong, Broker, Event};
-
 /// Every code that librdkafka knows of the protocol, in the order of their numbers.
-const TABLE: [(Code, CodeKind); 107] = [
+const TABLE: [(Code, Refused); 107] = [
     (Code::Unknown, Broker),
     (Code::OffsetOutOfRange, Broker),
     // A checksum that is wrong: damaged on the way.
@@ -142,16 +128,13 @@ const TABLE: [(Code, CodeKind); 107] = [
 ];
 
 /// The kind of a code.
-pub(super) fn kind(code: Code) -> CodeKind {
+pub(super) fn kind(code: Code) -> Refused {
     TABLE.iter().find(|(known, _)| *known == code).map_or(Broker, |(_, kind)| *kind)
 }
 
-/// What a code says of the message itself; none: it is to be sent again.
-pub(super) fn refusal(code: Code, topic: &str) -> Option<Refusal> {
-    match kind(code) {
-        Event(reason) | AddressWrong(reason) => Some(Refusal::new(reason, format!("topic {topic}: {code}"))),
-        AddressUnable | Broker => None,
-    }
+/// What a code says of a message.
+pub(super) fn refusal(code: Code, topic: &str) -> Refusal {
+    Refusal::new(kind(code), format!("topic {topic}: {code}"))
 }
 
 #[cfg(test)]
@@ -176,9 +159,10 @@ mod tests {
     }
 
     #[test]
-    fn refuses_an_event_for_these_codes_and_no_other() {
+    fn blames_an_event_or_its_topic_for_these_codes_and_no_other() {
         let all = codes(-1000..=1000);
-        let refused: Vec<Code> = all.into_iter().filter(|code| refusal(*code, "t").is_some()).collect();
+        let is_blamed = |code: &Code| matches!(kind(*code), Event(_) | AddressWrong(_));
+        let refused: Vec<Code> = all.into_iter().filter(is_blamed).collect();
         let expected = [
             Code::UnknownTopicOrPartition,
             Code::MessageSizeTooLarge,

@@ -90,7 +90,7 @@ impl Kafka {
         let main = surveyor.main.as_ref();
         let error = |text| Some(ConnectError::new(ErrorKind::Connect, text));
         for name in &surveyor.literals {
-            let needed = main == Some(name) || survey.gone.as_ref() == Some(name);
+            let needed = main == Some(name);
             match survey.standing.get(name) {
                 Some(TopicState::Missing) if needed && self.settings.topology == Topology::Check => {
                     return error(format!(
@@ -162,7 +162,7 @@ fn topics(survey: &Topics, topology: Topology) -> HashMap<Arc<str>, Topic> {
             TopicState::Hidden => Topic::Open(None),
             TopicState::Missing if topology == Topology::Check => {
                 let text = format!("the topic {name} does not exist");
-                Topic::closed(Refusal::new(RefusalReason::NoDestination, text))
+                Topic::Closed(Refusal::wrong(RefusalReason::NoDestination, text))
             }
             TopicState::Missing | TopicState::Deleted | TopicState::NotCreated(_) | TopicState::NotYet(_) => {
                 return None;

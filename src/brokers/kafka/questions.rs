@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::brokers::kafka::session::{AskedMessage, KafkaSession, Topic, Verdicts};
+use crate::brokers::kafka::session::{KafkaSession, Topic};
 use crate::brokers::kafka::topology::{Purpose, TopicState, Topics, deleted};
-use crate::brokers::{ConnectError, ErrorKind, Refusal, RefusalReason, SessionError, Verdict};
+use crate::brokers::{ConnectError, Refusal, RefusalReason, SessionError};
 
 /// The cluster is asked about topics at most this often.
-pub(super) const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
+const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 
 /// A sender of thousands of event names must not fill the memory with topics that are missing.
 const REMEMBERED: usize = 1024;
@@ -40,112 +40,63 @@ impl KafkaSession {
     }
 
     /// Waits for the answer to the running question; nothing is awaited between it and what follows from it.
-    pub(super) async fn hear(&mut self, into: &mut Verdicts) {
+    pub(super) async fn hear(&mut self) {
         let Some(asking) = &mut self.asking else { return std::future::pending().await };
         let asked = asking.await;
         self.asking = None;
         match asked {
-            Ok(asked) => self.answered(asked, into),
+            Ok(asked) => self.answered(asked),
             Err(_) => self.failure = Some(SessionError::lost("the question about topics panicked")),
         }
     }
 
-    fn answered(&mut self, (names, answer): Asked, into: &mut Verdicts) {
+    fn answered(&mut self, (names, answer): Asked) {
+        // Where the brokers are away, the session says so; what waits for its topic goes on waiting.
         let survey = match answer {
             Ok(survey) => survey,
-            Err(error) => return self.unanswered(names, &error),
+            Err(_) => return self.questions.extend(names),
         };
-        self.trouble = None;
         // Without names it was only asked whether the brokers are back; one that starts may not know its topics.
         if let Some(gone) = survey.gone.filter(|_| !names.is_empty()) {
             self.failure = Some(SessionError::lost(format!("the topic {gone} does not exist any more")));
             return;
         }
+        let wrong = |text| Refusal::wrong(RefusalReason::NoDestination, text);
         for name in names {
-            let Some(Topic::Asking(held)) = self.topics.remove(&name) else { continue };
+            let missing = format!("the topic {name} does not exist");
             match survey.standing.get(&name) {
-                Some(TopicState::Exists(limit)) => {
-                    let limit = *limit;
-                    if limit.is_some_and(|limit| limit < self.batch_size) {
-                        let text = format!("the topic {name} asks for smaller batches; connecting again");
-                        self.failure = Some(SessionError::lost(text));
-                    }
-                    self.topics.insert(name, Topic::Open(limit));
-                    self.release(held, into);
-                }
-                Some(TopicState::Hidden) => {
-                    self.topics.insert(name, Topic::Open(None));
-                    self.release(held, into);
-                }
+                Some(TopicState::Exists(limit)) => self.open_topic(name, *limit),
+                Some(TopicState::Hidden) => self.open_topic(name, None),
                 Some(TopicState::NotYet(why)) => {
-                    let text = format!("the topic {name} cannot be created: {why}");
-                    self.trouble = Some(ConnectError::new(ErrorKind::Connect, text));
-                    self.topics.insert(name.clone(), Topic::Asking(held));
-                    self.questions.push(name);
+                    let text = format!("{missing} and cannot be created at the moment: {why}");
+                    self.close_topic(name, Refusal::unable(text));
                 }
                 Some(TopicState::Deleted) => {
-                    self.trouble = Some(ConnectError::new(ErrorKind::Connect, deleted(&name)));
-                    self.topics.insert(name.clone(), Topic::Asking(held));
-                    self.questions.push(name);
+                    let text = deleted(&name);
+                    self.close_topic(name, Refusal::unable(text));
                 }
                 Some(TopicState::NotCreated(why)) => {
-                    let text = format!("the topic {name} does not exist and cannot be created: {why}");
-                    self.close_topic(name, text, &held, into);
+                    let text = format!("{missing} and cannot be created: {why}");
+                    self.close_topic(name, wrong(text));
                 }
-                Some(TopicState::Missing) | None => {
-                    let text = format!("the topic {name} does not exist");
-                    self.close_topic(name, text, &held, into);
-                }
+                Some(TopicState::Missing) | None => self.close_topic(name, wrong(missing)),
             }
         }
     }
 
-    /// The brokers are away: what was not sent waits with the rest, but a failure cannot be judged.
-    fn unanswered(&mut self, names: Vec<Arc<str>>, error: &ConnectError) {
-        let failed = |topic: Option<&Topic>| match topic {
-            Some(Topic::Asking(held)) => held.iter().any(|held| matches!(held, AskedMessage::Failed(..))),
-            _ => false,
-        };
-        if names.iter().any(|name| failed(self.topics.get(name))) {
-            self.failure = Some(SessionError::lost(error.text.clone()));
+    fn open_topic(&mut self, name: Arc<str>, limit: Option<usize>) {
+        if limit.is_some_and(|limit| limit < self.batch_size) {
+            let text = format!("the topic {name} asks for smaller batches; connecting again");
+            self.failure = Some(SessionError::lost(text));
         }
-        self.questions.extend(names);
+        self.has_changed |= matches!(self.topics.insert(name, Topic::Open(limit)), Some(Topic::Closed(_)));
     }
 
-    fn release(&mut self, held: Vec<AskedMessage>, into: &mut Verdicts) {
-        if self.failure.is_some() {
-            return;
-        }
-        // One that failed is older than those that wait: they go together, in the delivery task's order.
-        let again = held.iter().any(|held| matches!(held, AskedMessage::Failed(..)));
-        for held in held {
-            match held {
-                AskedMessage::WaitingMessage(waiting) if !again => self.resend(waiting, into),
-                AskedMessage::WaitingMessage(waiting) => {
-                    into.push((
-                        waiting.sequence,
-                        Verdict::RetryLater("the topic was missing for a moment".to_owned()),
-                    ));
-                }
-                AskedMessage::Failed(sequence, code) => {
-                    into.push((sequence, Verdict::RetryLater(code.to_string())));
-                }
-            }
-        }
-    }
-
-    fn close_topic(&mut self, name: Arc<str>, text: String, held: &[AskedMessage], into: &mut Verdicts) {
-        let refusal = Refusal::new(RefusalReason::NoDestination, text);
-        for held in held {
-            let sequence = match held {
-                AskedMessage::WaitingMessage(waiting) => waiting.sequence,
-                AskedMessage::Failed(sequence, _) => *sequence,
-            };
-            into.push((sequence, Verdict::Refused(refusal.clone())));
-        }
+    /// Keeps messages from this topic until the cluster says otherwise.
+    pub(super) fn close_topic(&mut self, name: Arc<str>, refusal: Refusal) {
         if self.topics.len() >= REMEMBERED {
-            self.topics.retain(|_, topic| !matches!(topic, Topic::Closed { .. }));
+            self.topics.retain(|_, topic| !matches!(topic, Topic::Closed(_)));
         }
-        self.topics.insert(name, Topic::closed(refusal));
+        self.topics.insert(name, Topic::Closed(refusal));
     }
 }

@@ -1,11 +1,10 @@
-//! One record: its size as the broker counts it, its headers, and a copy of one that has to wait.
+//! One record: its size as the broker counts it, and its headers.
 
-use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use rdkafka::message::{Header, OwnedHeaders};
 
-use crate::brokers::{Headers, Sequence, Terms};
+use crate::brokers::{Headers, Terms};
 use crate::event::Message;
 
 /// The head of a record batch of version 2; `max.message.bytes` limits the whole batch.
@@ -81,15 +80,6 @@ impl Extras {
         let timestamp = timestamp.and_then(|since| i64::try_from(since.as_millis()).ok());
         Self { headers: owned, timestamp, size: size.bytes() }
     }
-}
-
-/// A message that waits for its topic.
-pub(super) struct WaitingMessage {
-    pub(super) sequence: Sequence,
-    pub(super) topic: Arc<str>,
-    pub(super) key: Arc<str>,
-    pub(super) body: Box<[u8]>,
-    pub(super) extras: Extras,
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! One session: hands messages over, judges what comes back, and asks before it believes that a topic is missing.
+//! One session: hands messages over, judges what comes back, and asks before it believes that a topic is missing. It
+//! holds no message itself.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,38 +13,23 @@ use tokio::time::Instant;
 use crate::brokers::kafka::batch::{LINGER, TopicBatches};
 use crate::brokers::kafka::client::{Client, DeliveryReport};
 use crate::brokers::kafka::codes::refusal;
-use crate::brokers::kafka::questions::{Asked, BETWEEN_QUESTIONS};
-use crate::brokers::kafka::record::{Extras, WaitingMessage};
+use crate::brokers::kafka::questions::Asked;
+use crate::brokers::kafka::record::Extras;
 use crate::brokers::kafka::silence::Silence;
 use crate::brokers::kafka::times::RecordTimes;
 use crate::brokers::kafka::topology::TopicAdmin;
 use crate::brokers::{
-    ConnectError, Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Topology, Verdict,
+    ConnectError, Headers, Refusal, RefusalReason, Refused, Sent, Sequence, Session, SessionError, Topology,
+    Verdict,
 };
 use crate::event::Message;
 
-/// Where the messages of one topic go.
+/// What is known of a topic.
 pub(super) enum Topic {
-    /// To librdkafka; a limit of the topic, where it is known.
+    /// It takes messages; its limit, where it is known.
     Open(Option<usize>),
-    /// Nowhere until the cluster has said whether it exists.
-    Asking(Vec<AskedMessage>),
-    /// Back, until it is time to ask again.
-    Closed { refusal: Refusal, since: Instant },
-}
-
-impl Topic {
-    pub(super) fn closed(refusal: Refusal) -> Self {
-        Self::Closed { refusal, since: Instant::now() }
-    }
-}
-
-/// One message whose topic is asked about.
-pub(super) enum AskedMessage {
-    /// Not yet with librdkafka.
-    WaitingMessage(Box<WaitingMessage>),
-    /// librdkafka knew no such topic.
-    Failed(Sequence, Code),
+    /// It takes none, as far as the cluster has said; it is asked about again.
+    Closed(Refusal),
 }
 
 /// What a session is told beside its client.
@@ -64,12 +50,12 @@ pub(super) struct KafkaSession {
     pub(super) topics: HashMap<Arc<str>, Topic>,
     pub(super) batch_size: usize,
     pub(super) compressed: bool,
-    /// Topics in `Asking` that no running question is about.
+    /// Closed topics that are to be asked about.
     pub(super) questions: Vec<Arc<str>>,
     pub(super) asking: Option<JoinHandle<Asked>>,
     pub(super) asked: Option<Instant>,
-    /// Why some messages wait for their topic.
-    pub(super) trouble: Option<ConnectError>,
+    /// A topic was found that had been closed.
+    pub(super) has_changed: bool,
     pub(super) failure: Option<SessionError>,
     /// What librdkafka has.
     pub(super) batches: TopicBatches,
@@ -101,7 +87,7 @@ impl KafkaSession {
         topics: HashMap<Arc<str>, Topic>,
         limits: SessionLimits,
     ) -> Self {
-        let (questions, asking, asked, trouble, failure) = (Vec::new(), None, None, None, None);
+        let (questions, asking, asked, has_changed, failure) = (Vec::new(), None, None, false, None);
         let SessionLimits { batch_size, compressed, renders, stuck_after, most_at_once } = limits;
         Self {
             client,
@@ -113,7 +99,7 @@ impl KafkaSession {
             questions,
             asking,
             asked,
-            trouble,
+            has_changed,
             failure,
             batches: TopicBatches::default(),
             renders,
@@ -125,34 +111,40 @@ impl KafkaSession {
         }
     }
 
-    /// Whether messages of this topic wait for an answer; a topic not met before is asked about first.
-    fn asks_about(&mut self, name: &Arc<str>) -> bool {
-        match self.topics.get(name) {
-            Some(Topic::Open(_)) => false,
-            Some(Topic::Asking(_)) => true,
-            Some(Topic::Closed { .. }) | None if self.surveyor.topology == Topology::Ignore => {
+    /// Why nothing is sent to this topic at the moment; one that was not met before is asked about first.
+    fn closed(&mut self, name: &Arc<str>) -> Option<Refusal> {
+        let refusal = match self.topics.get(name) {
+            Some(Topic::Open(_)) => return None,
+            Some(Topic::Closed(_)) | None if self.surveyor.topology == Topology::Ignore => {
                 self.topics.insert(name.clone(), Topic::Open(None));
-                false
+                return None;
             }
-            Some(Topic::Closed { .. }) | None => {
-                self.ask_about(name);
-                true
-            }
-        }
+            Some(Topic::Closed(refusal)) => refusal.clone(),
+            None => Refusal::unable(format!("the topic {name} is looked for")),
+        };
+        self.close_topic(name.clone(), refusal.clone());
+        self.ask_about(name);
+        Some(refusal)
     }
 
-    fn ask_about(&mut self, name: &Arc<str>) {
-        if !matches!(self.topics.get(name), Some(Topic::Asking(_))) {
-            self.topics.insert(name.clone(), Topic::Asking(Vec::new()));
+    pub(super) fn ask_about(&mut self, name: &Arc<str>) {
+        if !self.questions.contains(name) {
             self.questions.push(name.clone());
         }
     }
 
-    fn hold(&mut self, name: &Arc<str>, held: AskedMessage) {
-        self.ask_about(name);
-        if let Some(Topic::Asking(list)) = self.topics.get_mut(name) {
-            list.push(held);
+    /// The client knows no such topic, and a broker that has just started may not either: the cluster is asked.
+    fn unknown(&mut self, name: Arc<str>, code: Code) -> Refusal {
+        if self.surveyor.topology == Topology::Ignore {
+            return Refusal::wrong(
+                RefusalReason::NoDestination,
+                format!("the topic {name} does not exist: {code}"),
+            );
         }
+        let refusal = Refusal::unable(format!("topic {name}: {code}; it is looked for"));
+        self.ask_about(&name);
+        self.close_topic(name, refusal.clone());
+        refusal
     }
 
     /// Why this topic does not take a record of this size; only an uncompressed size says so.
@@ -161,51 +153,23 @@ impl KafkaSession {
             Some(Topic::Open(Some(limit))) if !self.compressed && size > *limit => {
                 let text =
                     format!("{size} bytes as a record, more than the {limit} of topic {name} (max.message.bytes)");
-                Some(Refusal::new(RefusalReason::TooLarge, text))
+                Some(Refusal::event(RefusalReason::TooLarge, text))
             }
             _ => None,
         }
     }
 
-    /// What librdkafka's own refusal to take a message means; none: its topic is asked about.
-    fn not_taken(&self, code: Code, topic: &str) -> Option<Sent> {
+    /// What librdkafka's own refusal to take a message means.
+    fn not_taken(&mut self, code: Code, topic: &Arc<str>) -> Sent {
         if let Some(text) = self.client.fatal() {
-            return Some(Sent::Lost(SessionError::lost(text)));
+            return Sent::Lost(SessionError::lost(text));
         }
         match code {
-            Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => None,
-            Code::QueueFull => Some(Sent::RetryLater("the queue of the client library is full".to_owned())),
-            code => Some(match refusal(code, topic) {
-                Some(refusal) => Sent::Refused(refusal),
-                None => Sent::RetryLater(code.to_string()),
-            }),
-        }
-    }
-
-    pub(super) fn resend(&mut self, mut waiting: Box<WaitingMessage>, into: &mut Verdicts) {
-        let sequence = waiting.sequence;
-        let name = waiting.topic.clone();
-        if self.asks_about(&name) {
-            // An earlier one of the same topic was not taken: keep their order.
-            self.hold(&name, AskedMessage::WaitingMessage(waiting));
-            return;
-        }
-        if let Some(refusal) = self.too_large(&name, waiting.extras.size) {
-            into.push((sequence, Verdict::Refused(refusal)));
-            return;
-        }
-        let WaitingMessage { key, body, extras, .. } = &mut *waiting;
-        let number = self.batches.number(&name);
-        let Err(code) = self.client.send((sequence, number), &name, key, body, extras) else {
-            self.batches.add(number, extras.size);
-            return;
-        };
-        match self.not_taken(code, &name) {
-            None => self.hold(&name, AskedMessage::WaitingMessage(waiting)),
-            Some(Sent::Refused(refusal)) => into.push((sequence, Verdict::Refused(refusal))),
-            Some(Sent::RetryLater(text)) => into.push((sequence, Verdict::RetryLater(text))),
-            Some(Sent::Lost(error)) => self.failure = Some(error),
-            Some(Sent::Taken) => {}
+            Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => {
+                Sent::Refused(self.unknown(topic.clone(), code))
+            }
+            Code::QueueFull => Sent::RetryLater("the queue of the client library is full".to_owned()),
+            code => Sent::Refused(refusal(code, topic)),
         }
     }
 
@@ -222,51 +186,43 @@ impl KafkaSession {
             self.failure.get_or_insert_with(|| SessionError::lost(text));
             return;
         }
-        match code {
-            Code::PurgeQueue | Code::PurgeInflight => {}
+        let refusal = match code {
+            Code::PurgeQueue | Code::PurgeInflight => return,
             Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => {
-                self.hold(&topic.into(), AskedMessage::Failed(sequence, code));
+                self.unknown(topic.into(), code)
             }
             Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => match self.refuse_large(&topic, size) {
-                Ok(refusal) => into.push((sequence, Verdict::Refused(refusal))),
+                Ok(refusal) => refusal,
                 Err(lost) => {
                     self.failure.get_or_insert(lost);
+                    return;
                 }
             },
             Code::InvalidTimestamp => {
                 let text = self.times.refused(sequence, &topic);
-                into.push((sequence, Verdict::RetryLater(format!("topic {topic}: {code}; {text}"))));
+                Refusal::unable(format!("topic {topic}: {code}; {text}"))
             }
             // Several records in one batch whose time is refused are called invalid.
             Code::InvalidRecord if self.times.doubt(sequence) => {
-                let text = format!("topic {topic}: {code}; sent again with the present time");
-                into.push((sequence, Verdict::RetryLater(text)));
+                Refusal::unable(format!("topic {topic}: {code}; sent again with the present time"))
             }
-            code => {
-                let verdict = match refusal(code, &topic) {
-                    Some(refusal) => {
-                        self.times.settled(sequence);
-                        Verdict::Refused(refusal)
-                    }
-                    None => Verdict::RetryLater(format!("topic {topic}: {code}")),
-                };
-                into.push((sequence, verdict));
-            }
+            code => refusal(code, &topic),
+        };
+        if matches!(refusal.kind, Refused::Event(_)) {
+            self.times.settled(sequence);
         }
+        into.push((sequence, Verdict::Refused(refusal)));
     }
 
     /// Whether a topic takes more before a verdict comes.
     fn takes_topic(&self, name: &str) -> bool {
-        match self.topics.get(name) {
-            Some(Topic::Asking(held)) => held.is_empty(),
-            _ => self.batches.takes(name),
-        }
+        self.batches.takes(name)
     }
 
     /// The broker refuses whole batches: a message is to blame only if it was alone in its batch.
     fn refuse_large(&self, topic: &str, size: usize) -> Result<Refusal, SessionError> {
         let text = format!("{size} bytes as a record, too large for the topic {topic}");
-        let refusal = Refusal::new(RefusalReason::TooLarge, text);
+        let refusal = Refusal::event(RefusalReason::TooLarge, text);
         let limit = match self.topics.get(topic) {
             Some(Topic::Open(limit)) => *limit,
             _ => None,
@@ -285,27 +241,11 @@ impl Session for KafkaSession {
             return Sent::Lost(failure.clone());
         }
         let name = &message.address;
-        if let Some(Topic::Closed { refusal, since }) = self.topics.get(name)
-            && since.elapsed() < BETWEEN_QUESTIONS
-        {
-            return Sent::Refused(refusal.clone());
+        if let Some(refusal) = self.closed(name) {
+            return Sent::Refused(refusal);
         }
         let mut extras = Extras::new(&self.headers, message);
         extras.timestamp = self.times.of(sequence, name, extras.timestamp);
-        let waiting = |extras| {
-            let body = message.event.body.clone();
-            AskedMessage::WaitingMessage(Box::new(WaitingMessage {
-                sequence,
-                topic: name.clone(),
-                key: message.key.clone(),
-                body,
-                extras,
-            }))
-        };
-        if self.asks_about(name) {
-            self.hold(name, waiting(extras));
-            return Sent::Taken;
-        }
         if let Some(refusal) = self.too_large(name, extras.size) {
             return Sent::Refused(refusal);
         }
@@ -315,10 +255,7 @@ impl Session for KafkaSession {
             self.batches.add(number, extras.size);
             return Sent::Taken;
         };
-        self.not_taken(code, name).unwrap_or_else(|| {
-            self.hold(name, waiting(extras));
-            Sent::Taken
-        })
+        self.not_taken(code, name)
     }
 
     fn takes_more(&self) -> bool {
@@ -334,9 +271,7 @@ impl Session for KafkaSession {
     }
 
     fn reason(&self, address: &str) -> Option<String> {
-        let asks = matches!(self.topics.get(address), Some(Topic::Asking(_)));
-        let trouble = self.trouble.as_ref().filter(|_| asks).map(|error| error.text.clone());
-        trouble.or_else(|| self.silence.reason(address))
+        self.silence.reason(address)
     }
 
     fn flush(&mut self) {
@@ -347,6 +282,10 @@ impl Session for KafkaSession {
         }
     }
 
+    fn has_changed(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
+    }
+
     async fn verdicts(&mut self, into: &mut Verdicts) -> Result<(), SessionError> {
         let before = into.len();
         let client = self.client.clone();
@@ -354,7 +293,7 @@ impl Session for KafkaSession {
         loop {
             // Before anything is taken: dropped here, this future has lost nothing.
             if self.asking.as_ref().is_some_and(JoinHandle::is_finished) {
-                self.hear(into).await;
+                self.hear().await;
             }
             let looks = self.look_at_silence().await;
             for (sequence, number, outcome) in reports.take() {
@@ -363,7 +302,7 @@ impl Session for KafkaSession {
             }
             let due = [self.ask(), looks].into_iter().flatten().min();
             let takes_more = std::mem::replace(&mut self.is_sending_at_once, reports.is_sending_at_once());
-            if into.len() > before || (takes_more && !self.is_sending_at_once) {
+            if into.len() > before || self.has_changed || (takes_more && !self.is_sending_at_once) {
                 return Ok(());
             }
             if self.client.fatal_reported() && self.failure.is_none() {
@@ -378,14 +317,14 @@ impl Session for KafkaSession {
                         tokio::time::sleep(GATHER).await;
                     }
                 }
-                () = self.hear(into) => {}
+                () = self.hear() => {}
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
         }
     }
 
     fn away(&self) -> Option<ConnectError> {
-        self.client.reports().away().or_else(|| self.trouble.clone())
+        self.client.reports().away()
     }
 
     async fn close(mut self: Box<Self>, patience: Duration, into: &mut Verdicts) {
@@ -406,10 +345,10 @@ impl Session for KafkaSession {
                         }
                         // Not yet tried with the present time.
                         Code::InvalidRecord if self.times.doubt(sequence) => None,
-                        // Only the cluster says whether a topic is missing, and it is not asked any more.
-                        Code::UnknownTopicOrPartition => None,
-                        code => refusal(code, &topic),
+                        code => Some(refusal(code, &topic)),
                     };
+                    // A topic is judged by a session that can ask about it.
+                    let refusal = refusal.filter(|refusal| matches!(refusal.kind, Refused::Event(_)));
                     into.extend(refusal.map(|refusal| (sequence, Verdict::Refused(refusal))));
                 }
                 DeliveryReport::Failed { .. } => {}

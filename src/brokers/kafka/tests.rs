@@ -8,8 +8,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::brokers::kafka::{Kafka, Settings};
 use crate::brokers::{
-    Broker as _, Cause, ErrorKind, Finding, HeaderStyle, Refusal, RefusalReason, Sent, Sequence, Session, Terms,
-    Verdict,
+    Broker as _, Cause, ErrorKind, Finding, HeaderStyle, Refusal, RefusalReason, Refused, Sent, Sequence, Session,
+    Terms, Verdict,
 };
 use crate::event::{Event, Fields, Message, Origin};
 use crate::settings::testing;
@@ -107,9 +107,16 @@ async fn asks_for_a_topic_before_it_refuses_or_connects() {
     let mut broker = broker(&format!("{toml}\n[[routes]]\nevent = \"R\"\ntopic = \"route-{{event}}\""));
     let (mut session, _) = broker.connect().await.unwrap();
     let routed = message(&mut broker, "R", b"{}");
-    let missing = Refusal::new(RefusalReason::NoDestination, "the topic route-R does not exist");
-    assert_eq!(outcome(&mut session, 0, &routed).await, Ok(Verdict::Refused(missing.clone())));
+    let Ok(Verdict::Refused(first)) = outcome(&mut session, 0, &routed).await else { panic!("not refused") };
+    assert_eq!(first.kind, Refused::AddressUnable, "nothing is known of it yet");
+    let asked = tokio::time::timeout(Duration::from_secs(1), session.verdicts(&mut Vec::new())).await;
+    assert!(asked.is_err() && !session.has_changed(), "{asked:?}");
+    let missing = Refusal::wrong(RefusalReason::NoDestination, "the topic route-R does not exist");
     assert_eq!(outcome(&mut session, 1, &routed).await, Ok(Verdict::Refused(missing)));
+    cluster.create_topic("route-R", 1, 1).unwrap();
+    tokio::time::timeout(Duration::from_secs(5), session.verdicts(&mut Vec::new())).await.unwrap().unwrap();
+    assert!(session.has_changed() && !session.has_changed());
+    assert_eq!(outcome(&mut session, 1, &routed).await, Ok(Verdict::Stored));
     let message = message(&mut broker, "E", b"{}");
     assert_eq!(outcome(&mut session, 2, &message).await, Ok(Verdict::Stored));
     drop(cluster);
@@ -123,7 +130,7 @@ async fn refuses_what_these_credentials_may_not_write() {
     cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED]);
     let message = message(&mut broker, "E", b"{}");
     let Ok(Verdict::Refused(refusal)) = outcome(&mut session, 0, &message).await else { panic!("not refused") };
-    assert_eq!(refusal.reason, RefusalReason::NotAuthorised);
+    assert_eq!(refusal.kind, Refused::AddressWrong(RefusalReason::NotAuthorised));
 }
 
 #[tokio::test]
@@ -136,7 +143,7 @@ async fn takes_a_small_message_refused_as_too_large_for_a_suspect() {
     assert!(matches!(session.send(0, &message), Sent::Taken));
     let error = session.verdicts(&mut Vec::new()).await.unwrap_err();
     assert!(
-        matches!(&error.suspect, Cause::Message(refusal) if refusal.reason == RefusalReason::TooLarge),
+        matches!(&error.suspect, Cause::Message(refusal) if refusal.kind == Refused::Event(RefusalReason::TooLarge)),
         "{error:?}"
     );
 }
@@ -199,14 +206,15 @@ async fn sends_a_record_whose_time_is_refused_again_with_the_present_time() {
         let sequence = sequence as Sequence;
         cluster.request_errors(RDKafkaApiKey::Produce, &[code]);
         let first = outcome(&mut session, sequence, &message).await;
-        assert!(matches!(&first, Ok(Verdict::RetryLater(text)) if text.contains("present time")), "{first:?}");
+        let Ok(Verdict::Refused(refusal)) = first else { panic!("{first:?}") };
+        assert!(refusal.kind == Refused::AddressUnable && refusal.text.contains("present time"), "{refusal:?}");
         assert_eq!(outcome(&mut session, sequence, &message).await, Ok(Verdict::Stored));
     }
     // Older than one that was refused: with the present time at once, so what is wrong now is the record.
     cluster.request_errors(RDKafkaApiKey::Produce, &codes[..1]);
     let refused = outcome(&mut session, 2, &message).await;
     assert!(
-        matches!(&refused, Ok(Verdict::Refused(refusal)) if refusal.reason == RefusalReason::Other),
+        matches!(&refused, Ok(Verdict::Refused(refusal)) if refusal.kind == Refused::Event(RefusalReason::Other)),
         "{refused:?}"
     );
 }

@@ -51,7 +51,7 @@ pub(super) struct Topics {
     pub(super) partitions: HashMap<String, usize>,
     pub(super) standing: HashMap<Arc<str>, TopicState>,
     pub(super) created: Vec<Arc<str>>,
-    /// A topic that the settings name and that was there before (or is the main one) is not there.
+    /// The main topic is not there.
     pub(super) gone: Option<Arc<str>>,
 }
 
@@ -220,10 +220,9 @@ impl TopicAdmin {
         Ok(health.collect())
     }
 
+    /// The main topic, if it is missing.
     fn gone(&self, there: &HashMap<String, usize>) -> Option<Arc<str>> {
-        let seen = self.seen();
-        let mut gone = self.literals.iter().filter(|name| !there.contains_key(&***name));
-        gone.find(|name| seen.contains_key(*name) || self.main.as_ref() == Some(*name)).cloned()
+        self.main.clone().filter(|name| !there.contains_key(&**name))
     }
 }
 

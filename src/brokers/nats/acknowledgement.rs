@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use async_nats::{Message, StatusCode};
 use serde_json::value::RawValue;
 
-use super::codes::{self, EventFault, Fault};
-use crate::brokers::{Position, Refusal, RefusalReason, Verdict};
+use super::codes;
+use crate::brokers::{Position, Refusal, Refused};
 
 /// What an answer on the inbox says.
 #[derive(Debug, PartialEq, Eq)]
@@ -14,7 +14,7 @@ pub(super) enum AckReply {
     /// The stream has the message, at this place.
     Stored(Position),
     /// The stream, the server or the cluster does not take it.
-    Refused(Verdict),
+    Refused(Refusal),
     /// Nobody listens on this subject: gone, or never there?
     NobodyListens,
     /// Not from a stream: somebody else subscribed and replied.
@@ -34,8 +34,9 @@ pub(super) fn read(message: &Message, stream: &str) -> AckReply {
 fn read_status(status: StatusCode, payload: &[u8]) -> AckReply {
     let fields = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload).unwrap_or_default();
     let error = fields.get("error").and_then(|error| Error::read(error.get()));
-    let verdict = error.map_or_else(|| Verdict::RetryLater(format!("status {status}")), Error::verdict);
-    AckReply::Refused(verdict)
+    AckReply::Refused(
+        error.map_or_else(|| Refusal::new(Refused::Broker, format!("status {status}")), Error::refusal),
+    )
 }
 
 fn read_payload(payload: &[u8], stream: &str) -> AckReply {
@@ -43,7 +44,7 @@ fn read_payload(payload: &[u8], stream: &str) -> AckReply {
     let Ok(fields) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload) else { return AckReply::Foreign };
     if let Some(error) = fields.get("error") {
         return match Error::read(error.get()) {
-            Some(error) => AckReply::Refused(error.verdict()),
+            Some(error) => AckReply::Refused(error.refusal()),
             None => AckReply::Foreign,
         };
     }
@@ -76,20 +77,16 @@ impl Error {
         Some(Self { number: number("err_code").unwrap_or(0), text: text.to_owned() })
     }
 
-    fn verdict(self) -> Verdict {
+    fn refusal(self) -> Refusal {
         let Self { number, text } = self;
-        let text = format!("{text} ({number})");
-        match codes::fault(number) {
-            Fault::Event(EventFault::TooLarge) => Verdict::Refused(Refusal::new(RefusalReason::TooLarge, text)),
-            Fault::AddressWrong => Verdict::Refused(Refusal::new(RefusalReason::NoDestination, text)),
-            Fault::AddressUnable | Fault::Broker => Verdict::RetryLater(text),
-        }
+        Refusal::new(codes::kind(number), format!("{text} ({number})"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::brokers::RefusalReason;
 
     fn verdict(payload: &str) -> AckReply {
         read_payload(payload.as_bytes(), "S")
@@ -100,8 +97,8 @@ mod tests {
         verdict(&format!(r#"{{"error":{error},"stream":"S","seq":0}}"#))
     }
 
-    fn later(text: &str) -> AckReply {
-        AckReply::Refused(Verdict::RetryLater(text.to_owned()))
+    fn refused(kind: Refused, text: &str) -> AckReply {
+        AckReply::Refused(Refusal::new(kind, text))
     }
 
     #[test]
@@ -117,29 +114,25 @@ mod tests {
     }
 
     #[test]
-    fn tells_refusals_for_now_from_those_for_good() {
-        for (code, number) in [
-            (503, 10077),
-            (503, 10023),
-            (400, 10002),
-            (400, 10120),
-            (400, 10109),
-            (500, 10047),
-            (409, 10158),
-            (429, 10167),
-            (503, 10008),
-            (400, 10999),
-            (400, 0),
+    fn tells_what_a_refusal_is_about() {
+        let wrong = Refused::AddressWrong(RefusalReason::NoDestination);
+        for (code, number, kind) in [
+            (503, 10077, Refused::AddressUnable),
+            (503, 10023, Refused::Broker),
+            (400, 10002, Refused::Broker),
+            (400, 10120, Refused::Broker),
+            (400, 10109, Refused::AddressUnable),
+            (500, 10047, Refused::Broker),
+            (409, 10158, Refused::AddressUnable),
+            (429, 10167, Refused::Broker),
+            (503, 10008, Refused::Broker),
+            (400, 10999, Refused::Broker),
+            (400, 0, Refused::Broker),
+            (400, 10054, Refused::Event(RefusalReason::TooLarge)),
+            (400, 10097, Refused::Event(RefusalReason::TooLarge)),
+            (400, 10060, wrong),
         ] {
-            assert_eq!(error(code, number), later(&format!("why ({number})")));
-        }
-        for (code, number, reason) in [
-            (400, 10054, RefusalReason::TooLarge),
-            (400, 10097, RefusalReason::TooLarge),
-            (400, 10060, RefusalReason::NoDestination),
-        ] {
-            let refused = Verdict::Refused(Refusal::new(reason, format!("why ({number})")));
-            assert_eq!(error(code, number), AckReply::Refused(refused));
+            assert_eq!(error(code, number), refused(kind, &format!("why ({number})")));
         }
     }
 
@@ -148,7 +141,8 @@ mod tests {
         let status = StatusCode::from_u16(429).unwrap();
         let payload =
             r#"{"error":{"code":429,"err_code":10167,"description":"too many requests"},"stream":"S","seq":0}"#;
-        assert_eq!(read_status(status, payload.as_bytes()), later("too many requests (10167)"));
-        assert_eq!(read_status(status, b""), later("status 429"));
+        let expected = refused(Refused::Broker, "too many requests (10167)");
+        assert_eq!(read_status(status, payload.as_bytes()), expected);
+        assert_eq!(read_status(status, b""), refused(Refused::Broker, "status 429"));
     }
 }

@@ -1,55 +1,36 @@
-//! The error codes of JetStream as answers to a message: who is at fault, the message, its subject or neither.
+//! The error codes of JetStream as answers to a message: what each is about, in one table.
 //!
 //! Source: the server's `errors.json`.
 
-/// Who an error speaks of. Only the first two are a reason to refuse a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fault {
-    /// The message: this stream will never take it, whatever its state.
-    Event(EventFault),
-    /// The subject: it belongs to another stream.
-    AddressWrong,
-    /// The stream: it takes nothing at the moment.
-    AddressUnable,
-    /// The account, the server or the cluster, and every code that is not known.
-    Broker,
-}
+use crate::brokers::RefusalReason::{NoDestination, TooLarge};
+use crate::brokers::Refused::{self, AddressUnable, AddressWrong, Broker, Event};
 
-/// What is wrong with a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EventFault {
-    /// Message or headers are larger than the stream takes.
-    TooLarge,
-}
-
-/// Number, the server's name for it, who is at fault. Every other code is the broker's.
-const KNOWN: [(u64, &str, Fault); 15] = [
-    (10054, "JSStreamMessageExceedsMaximumErr", Fault::Event(EventFault::TooLarge)),
-    (10059, "JSStreamNotFoundErr", Fault::AddressWrong),
+/// Number, the server's name for it, what it is about. Every other code is about the broker.
+const KNOWN: [(u64, &str, Refused); 14] = [
+    (10054, "JSStreamMessageExceedsMaximumErr", Event(TooLarge)),
+    (10059, "JSStreamNotFoundErr", AddressWrong(NoDestination)),
     // The header `Nats-Expected-Stream` names ours.
-    (10060, "JSStreamNotMatchErr", Fault::AddressWrong),
+    (10060, "JSStreamNotMatchErr", AddressWrong(NoDestination)),
     // Full with `discard = new`, for the stream or one subject, or a store that failed.
-    (10077, "JSStreamStoreFailedF", Fault::AddressUnable),
-    (10096, "JSStreamInvalidErr", Fault::AddressUnable),
-    (10097, "JSStreamHeaderExceedsMaximumErr", Fault::Event(EventFault::TooLarge)),
-    (10109, "JSStreamSealedErr", Fault::AddressUnable),
-    (10118, "JSStreamOfflineErr", Fault::AddressUnable),
+    (10077, "JSStreamStoreFailedF", AddressUnable),
+    (10096, "JSStreamInvalidErr", AddressUnable),
+    (10097, "JSStreamHeaderExceedsMaximumErr", Event(TooLarge)),
+    (10109, "JSStreamSealedErr", AddressUnable),
+    (10118, "JSStreamOfflineErr", AddressUnable),
     // The same message was sent before, and is not stored yet.
-    (10158, "JSStreamDuplicateMessageConflict", Fault::AddressUnable),
-    // More messages at once than the stream buffers.
-    (10167, "JSStreamTooManyRequests", Fault::AddressUnable),
+    (10158, "JSStreamDuplicateMessageConflict", AddressUnable),
     // A stream of counters takes none of the bridge's messages.
-    (10169, "JSMessageIncrMissingErr", Fault::AddressUnable),
-    (10170, "JSMessageIncrPayloadErr", Fault::AddressUnable),
-    (10171, "JSMessageIncrInvalidErr", Fault::AddressUnable),
-    (10172, "JSMessageCounterBrokenErr", Fault::AddressUnable),
-    (10194, "JSStreamOfflineReasonErrF", Fault::AddressUnable),
+    (10169, "JSMessageIncrMissingErr", AddressUnable),
+    (10170, "JSMessageIncrPayloadErr", AddressUnable),
+    (10171, "JSMessageIncrInvalidErr", AddressUnable),
+    (10172, "JSMessageCounterBrokenErr", AddressUnable),
+    (10194, "JSStreamOfflineReasonErrF", AddressUnable),
 ];
 
-/// Who is at fault for the error of this number.
-pub(super) fn fault(number: u64) -> Fault {
+/// What the error of this number is about.
+pub(super) fn kind(number: u64) -> Refused {
     let known = KNOWN.iter().find(|(known, _, _)| *known == number);
-    known.map_or(Fault::Broker, |(_, _, fault)| *fault)
+    known.map_or(Broker, |(_, _, kind)| *kind)
 }
 
 #[cfg(test)]
@@ -82,11 +63,11 @@ mod tests {
 
     #[test]
     fn blames_a_message_or_its_subject_for_four_codes_of_the_whole_list_only() {
-        let is_blamed = |number: &u64| matches!(fault(*number), Fault::Event(_) | Fault::AddressWrong);
+        let is_blamed = |number: &u64| matches!(kind(*number), Event(_) | AddressWrong(_));
         let blamed: Vec<u64> = list().into_keys().filter(is_blamed).collect();
         assert_eq!(blamed, [10054, 10059, 10060, 10097]);
         for unknown in [0, 1, 10_001, 10_999, u64::MAX] {
-            assert_eq!(fault(unknown), Fault::Broker);
+            assert_eq!(kind(unknown), Broker);
         }
     }
 
@@ -97,7 +78,7 @@ mod tests {
         let mut found = 0;
         for (number, (code, name)) in list() {
             if code >= 429 || words.iter().any(|word| name.contains(word)) {
-                assert!(matches!(fault(number), Fault::AddressUnable | Fault::Broker), "{number} {name}");
+                assert!(matches!(kind(number), AddressUnable | Broker), "{number} {name}");
                 found += 1;
             }
         }

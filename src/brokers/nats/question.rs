@@ -1,17 +1,16 @@
 //! The look at the stream after "no responders" or a missing acknowledgement: whether it exists, has a leader and a
-//! majority. It never blames a message, unless the stream itself says that it does not accept its subject.
+//! majority. It blames a subject only if the stream itself says that it does not accept it.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::stream::{StreamLimits, StreamLook};
-use crate::brokers::{Refusal, RefusalReason, Sequence, Verdict};
+use crate::brokers::{Refusal, RefusalReason};
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How long the answer about a subject that the stream does not take stays true.
-const FRESH: Duration = Duration::from_secs(1);
+/// How long the answer about a subject that the stream does not take stays true: longer than a try of it is put off.
+const FRESH: Duration = Duration::from_secs(5);
 
 /// How long an answer may take.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -42,8 +41,8 @@ pub(super) enum Answered {
 /// What is open, and what the last answer was.
 #[derive(Debug, Default)]
 pub(super) struct Question {
-    /// Messages to which nobody listened.
-    waiting: Vec<(Sequence, Arc<str>)>,
+    /// Nobody listened to a message.
+    is_unheard: bool,
     doubt: Option<Doubt>,
     /// Number and time of the look under way.
     asked: Option<(u64, Instant)>,
@@ -52,12 +51,24 @@ pub(super) struct Question {
     stood: Option<(Instant, StreamLimits)>,
     /// Since when every look has said that the cluster stores nothing.
     unable: Option<Instant>,
+    /// The cluster stores again.
+    has_recovered: bool,
 }
 
 impl Question {
-    /// Whether anything waits for an answer.
+    /// Whether there is anything to ask.
     pub(super) fn is_open(&self) -> bool {
-        !self.waiting.is_empty() || self.doubt.is_some()
+        self.is_unheard || self.doubt.is_some()
+    }
+
+    /// Whether messages are without an answer that should have one.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.doubt.is_some()
+    }
+
+    /// Whether the cluster stores again, since this was last asked.
+    pub(super) fn has_recovered(&mut self) -> bool {
+        std::mem::take(&mut self.has_recovered)
     }
 
     /// Whether the look under way has no answer for too long.
@@ -65,22 +76,19 @@ impl Question {
         self.asked.is_some_and(|(_, at)| now.duration_since(at) >= ANSWER)
     }
 
-    /// Nobody listened to this message. If the stream stood a moment ago and does not take its subject, that is the
-    /// answer; whether it still stands needs a new look.
-    pub(super) fn nobody_listens(
-        &mut self,
-        sequence: Sequence,
-        subject: Arc<str>,
-        now: Instant,
-    ) -> Option<Verdict> {
-        if let Some((at, stream)) = &self.stood
-            && now.duration_since(*at) < FRESH
-            && !stream.takes(&subject)
-        {
-            return Some(unroutable(&subject, stream));
+    /// Nobody listened to a message of this subject: the stream is looked at. If it stood a moment ago and does not take the
+    /// subject, the subject is wrong.
+    pub(super) fn nobody_listens(&mut self, subject: &str, now: Instant) -> Refusal {
+        self.is_unheard = true;
+        let stood = self.stood.as_ref().filter(|(at, _)| now.duration_since(*at) < FRESH);
+        match stood.map(|(_, stream)| stream) {
+            Some(stream) if !stream.takes(subject) => {
+                let takes = stream.subjects.join(", ");
+                let text = format!("the stream does not take {subject}; it takes {takes}");
+                Refusal::wrong(RefusalReason::Unroutable, text)
+            }
+            _ => Refusal::unable(format!("nobody takes {subject}; the stream is looked at")),
         }
-        self.waiting.push((sequence, subject));
-        None
     }
 
     /// Messages are without an answer; the graver doubt stands.
@@ -108,19 +116,13 @@ impl Question {
         self.last = Some(now);
     }
 
-    /// The messages to which nobody listened, where there is no one to ask.
-    pub(super) fn give_up(&mut self) -> Vec<(Sequence, Arc<str>)> {
-        std::mem::take(&mut self.waiting)
+    /// There is no one to ask.
+    pub(super) fn give_up(&mut self) {
+        self.is_unheard = false;
     }
 
-    /// The answer to the look of this number: verdicts, and what follows.
-    pub(super) fn answer(
-        &mut self,
-        number: u64,
-        look: StreamLook,
-        now: Instant,
-        into: &mut Vec<(Sequence, Verdict)>,
-    ) -> Answered {
+    /// The answer to the look of this number: what follows.
+    pub(super) fn answer(&mut self, number: u64, look: StreamLook, now: Instant) -> Answered {
         if self.asked.is_none_or(|(asked, _)| asked != number) {
             return Answered::Settled;
         }
@@ -129,7 +131,7 @@ impl Question {
             StreamLook::Stands(StreamLimits { useless: Some(why), .. }) => {
                 return Answered::Elsewhere(format!("the stream {why}"));
             }
-            StreamLook::Stands(StreamLimits { unable: Some(why), .. }) => return self.unable(&why, now, into),
+            StreamLook::Stands(StreamLimits { unable: Some(why), .. }) => return self.unable(&why, now),
             StreamLook::Stands(stream) => stream,
             StreamLook::Missing => return Answered::Elsewhere("the stream is gone".to_owned()),
             StreamLook::NoJetStream(why) => {
@@ -137,40 +139,26 @@ impl Question {
             }
             StreamLook::Unclear(why) => return Answered::Elsewhere(format!("cannot look at the stream: {why}")),
         };
-        self.unable = None;
-        for (sequence, subject) in self.waiting.drain(..) {
-            let verdict = if stream.takes(&subject) {
-                // Created in between, or between two leaders.
-                Verdict::RetryLater(format!("nobody took {subject}, though the stream stands"))
-            } else {
-                unroutable(&subject, &stream)
-            };
-            into.push((sequence, verdict));
-        }
+        self.has_recovered |= self.unable.take().is_some();
+        self.is_unheard = false;
         self.stood = Some((now, stream));
         if self.doubt.take().is_some() { Answered::SendAgain } else { Answered::Settled }
     }
 
     /// The cluster stores nothing: waits here for an election, then elsewhere.
-    fn unable(&mut self, why: &str, now: Instant, into: &mut Vec<(Sequence, Verdict)>) -> Answered {
+    fn unable(&mut self, why: &str, now: Instant) -> Answered {
         let since = *self.unable.get_or_insert(now);
         if self.doubt == Some(Doubt::Overdue) || now.duration_since(since) >= ELECTION {
             return Answered::Elsewhere(format!("the stream {why}"));
         }
-        let later = || Verdict::RetryLater(format!("the stream {why}"));
-        into.extend(self.waiting.drain(..).map(|(sequence, _)| (sequence, later())));
         Answered::Settled
     }
-}
-
-fn unroutable(subject: &str, stream: &StreamLimits) -> Verdict {
-    let text = format!("the stream does not take {subject}; it takes {}", stream.subjects.join(", "));
-    Verdict::Refused(Refusal::new(RefusalReason::Unroutable, text))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::brokers::Refused;
 
     fn stream(subject: &str) -> StreamLimits {
         StreamLimits { subjects: vec![subject.to_owned()], max_message: None, useless: None, unable: None }
@@ -188,25 +176,24 @@ mod tests {
     }
 
     #[test]
-    fn asks_now_and_then_and_answers_all_that_wait() {
+    fn blames_a_subject_only_where_the_stream_that_stands_does_not_take_it() {
         let now = Instant::now();
         let mut question = Question::default();
         assert_eq!(question.due(now), None);
-        assert_eq!(question.nobody_listens(1, "a.x".into(), now), None);
-        assert_eq!(question.nobody_listens(2, "b".into(), now), None);
+        let unable = |question: &mut Question, subject, now| {
+            question.nobody_listens(subject, now).kind == Refused::AddressUnable
+        };
+        assert!(unable(&mut question, "a.x", now) && unable(&mut question, "b", now), "nothing is known");
         let number = asked(&mut question, now);
-        let mut verdicts = Vec::new();
-        let other = question.answer(number + 1, StreamLook::Missing, now, &mut verdicts);
-        assert_eq!(other, Answered::Settled, "not this look");
-        let answer = question.answer(number, StreamLook::Stands(stream("a.>")), now, &mut verdicts);
-        assert_eq!(answer, Answered::Settled);
-        assert!(matches!(verdicts[..], [(1, Verdict::RetryLater(_)), (2, Verdict::Refused(_))]), "{verdicts:?}");
+        assert_eq!(question.answer(number + 1, StreamLook::Missing, now), Answered::Settled, "not this look");
+        assert_eq!(question.answer(number, StreamLook::Stands(stream("a.>")), now), Answered::Settled);
         assert!(!question.is_open());
-        assert!(question.nobody_listens(3, "b".into(), now).is_some(), "known from a moment ago");
-        assert_eq!(question.nobody_listens(4, "a.x".into(), now), None, "may be gone by now");
+        let refusal = question.nobody_listens("b", now);
+        assert_eq!(refusal.kind, Refused::AddressWrong(RefusalReason::Unroutable));
+        assert!(unable(&mut question, "a.x", now), "may be gone by now");
         assert_eq!(question.due(now + PAUSE / 2), None, "too soon");
         assert_eq!(question.due(now + PAUSE), Some(number + 1));
-        assert_eq!(question.nobody_listens(5, "b".into(), now + FRESH), None, "too old an answer");
+        assert!(unable(&mut question, "b", now + FRESH), "too old an answer");
     }
 
     #[test]
@@ -220,11 +207,10 @@ mod tests {
             StreamLook::Unclear("odd".to_owned()),
         ] {
             let mut question = Question::default();
-            question.nobody_listens(1, "a".into(), now);
+            question.nobody_listens("a", now);
             let number = asked(&mut question, now);
-            let mut verdicts = Vec::new();
-            let answer = question.answer(number, look, now, &mut verdicts);
-            assert!(matches!(answer, Answered::Elsewhere(_)) && verdicts.is_empty(), "{answer:?}");
+            let answer = question.answer(number, look, now);
+            assert!(matches!(answer, Answered::Elsewhere(_)), "{answer:?}");
         }
     }
 
@@ -235,7 +221,7 @@ mod tests {
             let mut question = Question::default();
             question.doubt(doubt);
             let number = asked(&mut question, now);
-            let answer = question.answer(number, StreamLook::Stands(stream("a")), now, &mut Vec::new());
+            let answer = question.answer(number, StreamLook::Stands(stream("a")), now);
             assert_eq!((answer, question.is_open()), (Answered::SendAgain, false));
         }
         let mut question = Question::default();
@@ -243,30 +229,27 @@ mod tests {
         question.doubt(Doubt::Gap);
         let number = asked(&mut question, now);
         let elsewhere = Answered::Elsewhere("the stream has no leader".to_owned());
-        assert_eq!(question.answer(number, leaderless("a"), now, &mut Vec::new()), elsewhere);
+        assert_eq!(question.answer(number, leaderless("a"), now), elsewhere);
     }
 
     #[test]
     fn waits_for_an_election_before_it_looks_elsewhere() {
         let mut now = Instant::now();
         let mut question = Question::default();
-        let mut verdicts = Vec::new();
         question.doubt(Doubt::Gap);
-        question.nobody_listens(1, "a".into(), now);
+        question.nobody_listens("a", now);
         let number = asked(&mut question, now);
-        assert_eq!(question.answer(number, leaderless("a"), now, &mut verdicts), Answered::Settled);
-        assert!(matches!(verdicts[..], [(1, Verdict::RetryLater(_))]) && question.is_open(), "{verdicts:?}");
+        assert_eq!(question.answer(number, leaderless("a"), now), Answered::Settled);
+        assert!(question.is_open() && !question.has_recovered());
         now += PAUSE;
         let number = asked(&mut question, now);
-        assert_eq!(
-            question.answer(number, StreamLook::Stands(stream("a")), now, &mut verdicts),
-            Answered::SendAgain
-        );
+        assert_eq!(question.answer(number, StreamLook::Stands(stream("a")), now), Answered::SendAgain);
+        assert!(question.has_recovered() && !question.has_recovered());
         question.doubt(Doubt::Gap);
         for (wait, is_over) in [(PAUSE, false), (ELECTION.saturating_sub(PAUSE), false), (PAUSE, true)] {
             now += wait;
             let number = asked(&mut question, now);
-            let answer = question.answer(number, leaderless("a"), now, &mut verdicts);
+            let answer = question.answer(number, leaderless("a"), now);
             assert_eq!(matches!(answer, Answered::Elsewhere(_)), is_over, "{answer:?}");
         }
     }

@@ -38,18 +38,6 @@ const QUIET: Duration = Duration::from_millis(200);
 /// How long answers that keep arriving are waited for while one below them is missing.
 const COLLECT: Duration = Duration::from_secs(1);
 
-/// How long nobody listens to a subject before that is its fault, where these credentials may not look at the stream.
-const UNHEARD: Duration = Duration::from_mins(1);
-
-/// Subjects remembered to which nobody listened; one forgotten waits longer.
-const UNHEARD_KEPT: usize = 64;
-
-/// How long a forbidden subject is taken for forbidden: permissions change by hand.
-const FORBIDDEN: Duration = Duration::from_secs(5);
-
-/// Forbidden subjects remembered; one forgotten is only sent once more.
-const FORBIDDEN_KEPT: usize = 64;
-
 /// How often clock and questions are looked at while something waits.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -74,9 +62,6 @@ pub(super) struct NatsSession {
     outstanding: Outstanding,
     question: Question,
     gap: Option<Gap>,
-    forbidden: Vec<(String, Instant)>,
-    /// Subjects to which nobody listens, and since when.
-    unheard: Vec<(Arc<str>, Instant)>,
     look: Interval,
     lost: Option<SessionError>,
 }
@@ -100,8 +85,6 @@ impl NatsSession {
             outstanding: Outstanding::default(),
             question: Question::default(),
             gap: None,
-            forbidden: Vec::new(),
-            unheard: Vec::new(),
             look,
             lost: None,
         }
@@ -132,15 +115,6 @@ impl NatsSession {
         self.look_elsewhere(text);
     }
 
-    fn is_forbidden(&mut self, subject: &str) -> bool {
-        if self.forbidden.is_empty() {
-            return false;
-        }
-        let now = Instant::now();
-        self.forbidden.retain(|(_, until)| *until > now);
-        self.forbidden.iter().any(|(forbidden, _)| forbidden == subject)
-    }
-
     /// Events of the library: refused permissions, and the end.
     fn take_events(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         let events = Arc::clone(self.connection.events());
@@ -148,20 +122,13 @@ impl NatsSession {
             match violation {
                 Violation::Publish(subject) if subject == self.info => {
                     self.may_ask = false;
-                    self.cannot_ask(into);
+                    self.cannot_ask();
                 }
                 Violation::Publish(subject) => {
+                    let text = format!("these credentials may not publish to {subject}");
+                    let verdict = Verdict::Refused(Refusal::wrong(RefusalReason::NotAuthorised, text));
                     let sequences = self.outstanding.take_subject(&subject);
-                    into.extend(
-                        sequences
-                            .into_iter()
-                            .map(|sequence| (sequence, Verdict::Refused(not_authorised(&subject)))),
-                    );
-                    if self.forbidden.len() == FORBIDDEN_KEPT {
-                        self.forbidden.remove(0);
-                    }
-                    self.forbidden.retain(|(known, _)| *known != subject);
-                    self.forbidden.push((subject, Instant::now() + FORBIDDEN));
+                    into.extend(sequences.into_iter().map(|sequence| (sequence, verdict.clone())));
                 }
                 Violation::Subscribe(inbox) => {
                     let text = format!("these credentials may no longer subscribe to {inbox}");
@@ -196,13 +163,13 @@ impl NatsSession {
         let Ok(number) = token.parse() else { return };
         match acknowledgement::read(reply, &self.stream) {
             AckReply::Stored(position) => self.stored(number, position, into),
-            AckReply::Refused(verdict) => {
-                into.extend(self.outstanding.take(number).map(|waiting| (waiting.sequence, verdict)));
+            AckReply::Refused(refusal) => {
+                let taken = self.outstanding.take(number);
+                into.extend(taken.map(|waiting| (waiting.sequence, Verdict::Refused(refusal))));
             }
             AckReply::NobodyListens => {
                 let Some(Unacknowledged { sequence, subject, .. }) = self.outstanding.take(number) else { return };
-                let verdict = self.question.nobody_listens(sequence, subject, Instant::now());
-                into.extend(verdict.map(|verdict| (sequence, verdict)));
+                into.push((sequence, Verdict::Refused(self.nobody_listens(&subject))));
             }
             AckReply::Foreign => {}
         }
@@ -212,7 +179,6 @@ impl NatsSession {
         let now = Instant::now();
         let Some(waiting) = self.outstanding.take(number) else { return };
         into.push((waiting.sequence, Verdict::StoredAt(position)));
-        self.unheard.retain(|(subject, _)| *subject != waiting.subject);
         if let Some(gap) = &mut self.gap {
             gap.heard = now;
             gap.below = gap.below.max(number);
@@ -229,7 +195,7 @@ impl NatsSession {
         if self.doubt(Instant::now()).is_none() {
             self.question.relieve();
         }
-        match self.question.answer(number, look, Instant::now(), into) {
+        match self.question.answer(number, look, Instant::now()) {
             Answered::Settled => {}
             Answered::SendAgain => self.send_again(into),
             Answered::Elsewhere(why) => self.look_elsewhere(why),
@@ -264,6 +230,18 @@ impl NatsSession {
         self.gap.is_some_and(is_over).then_some(Doubt::Gap)
     }
 
+    /// What it means that nobody listens to a subject: where the stream may be looked at, it is.
+    fn nobody_listens(&mut self, subject: &str) -> Refusal {
+        if self.may_ask {
+            return self.question.nobody_listens(subject, Instant::now());
+        }
+        let text = format!(
+            "nobody takes {subject}, and these credentials may not ask about the stream {}; permit {}",
+            self.stream, self.info
+        );
+        Refusal::wrong(RefusalReason::Unroutable, text)
+    }
+
     fn look_at_clock(&mut self) {
         let now = Instant::now();
         if let Some(doubt) = self.doubt(now) {
@@ -275,11 +253,11 @@ impl NatsSession {
     }
 
     /// Asks what is to be asked, if it is time.
-    fn ask(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
+    fn ask(&mut self) {
         let now = Instant::now();
         let Some(number) = self.question.due(now) else { return };
         if !self.may_ask {
-            return self.cannot_ask(into);
+            return self.cannot_ask();
         }
         match self.connection.publish(&self.info, &format!("q{number}"), None, Bytes::new()) {
             Queued::Yes => self.question.ask(now),
@@ -289,38 +267,13 @@ impl NatsSession {
         }
     }
 
-    /// Nothing can be learnt of the stream: what nobody listens to is tried again, and refused once that lasts for longer
-    /// than any election; what is unanswered is sent again by another session.
-    fn cannot_ask(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
-        let now = Instant::now();
-        for (sequence, subject) in self.question.give_up() {
-            let known = self.unheard.iter().find(|(unheard, _)| *unheard == subject).map(|(_, since)| *since);
-            if known.is_none() {
-                if self.unheard.len() == UNHEARD_KEPT {
-                    self.unheard.remove(0);
-                }
-                self.unheard.push((Arc::clone(&subject), now));
-            }
-            let text = format!(
-                "nobody takes {subject}, and these credentials may not ask about the stream {}; permit {}",
-                self.stream, self.info
-            );
-            let verdict = if known.is_some_and(|since| now.duration_since(since) >= UNHEARD) {
-                Verdict::Refused(Refusal::new(RefusalReason::Unroutable, text))
-            } else {
-                Verdict::RetryLater(text)
-            };
-            into.push((sequence, verdict));
-        }
-        if self.question.is_open() {
+    /// Nothing can be learnt of the stream: what is unanswered is sent again by another session.
+    fn cannot_ask(&mut self) {
+        self.question.give_up();
+        if self.question.is_in_doubt() {
             self.look_elsewhere(self.unanswered());
         }
     }
-}
-
-fn not_authorised(subject: &str) -> Refusal {
-    let text = format!("these credentials may not publish to {subject}");
-    Refusal::new(RefusalReason::NotAuthorised, text)
 }
 
 #[async_trait]
@@ -332,15 +285,12 @@ impl Session for NatsSession {
         if let Some(lost) = &self.lost {
             return Sent::Lost(lost.clone());
         }
-        if self.is_forbidden(&message.address) {
-            return Sent::Refused(not_authorised(&message.address));
-        }
         let block = HeaderText::new(&message.event, &self.headers, &self.stream);
         let size = block.length + message.event.body.len();
         let most = self.connection.max_payload();
         let too_large = || {
             let text = format!("{size} bytes with headers, more than the server's max_payload of {most}");
-            Sent::Refused(Refusal::new(RefusalReason::TooLarge, text))
+            Sent::Refused(Refusal::event(RefusalReason::TooLarge, text))
         };
         if size > most {
             return too_large();
@@ -357,7 +307,7 @@ impl Session for NatsSession {
             Queued::TooLarge => too_large(),
             Queued::IllegalSubject => {
                 let text = format!("{:?} is no legal subject", message.address);
-                Sent::Refused(Refusal::new(RefusalReason::Unroutable, text))
+                Sent::Refused(Refusal::event(RefusalReason::Unroutable, text))
             }
             Queued::Ended => {
                 self.lose_connection();
@@ -368,7 +318,11 @@ impl Session for NatsSession {
 
     /// Nothing is sent behind a message that may have to be sent again.
     fn takes_more(&self) -> bool {
-        self.gap.is_none() && !self.question.is_open()
+        self.gap.is_none() && !self.question.is_in_doubt()
+    }
+
+    fn has_changed(&mut self) -> bool {
+        self.question.has_recovered()
     }
 
     async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
@@ -378,7 +332,7 @@ impl Session for NatsSession {
             self.take_events(into);
             self.take_replies(into);
             if self.lost.is_none() {
-                self.ask(into);
+                self.ask();
             }
             if into.len() > before {
                 return Ok(());

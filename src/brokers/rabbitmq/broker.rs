@@ -9,7 +9,7 @@ use tokio::time::timeout;
 
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe, open_channel};
-use crate::brokers::rabbitmq::destinations::Destinations;
+use crate::brokers::rabbitmq::memory::ExchangeMemory;
 use crate::brokers::rabbitmq::session::RabbitmqSession;
 use crate::brokers::rabbitmq::topology::{Exchanges, lock};
 use crate::brokers::{Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, Session, Terms};
@@ -35,7 +35,7 @@ pub(crate) struct Rabbitmq {
     settings: Settings,
     headers: Headers,
     plan: Arc<Exchanges>,
-    known: Arc<Mutex<Destinations>>,
+    known: Arc<Mutex<ExchangeMemory>>,
     kept: IdleConnection,
     /// Where the next attempt to connect starts.
     turn: usize,
@@ -91,6 +91,11 @@ impl Broker for Rabbitmq {
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
         self.settings.router.address(event)
+    }
+
+    /// One queue of several that are bound to an exchange can be full.
+    fn has_keyed_addresses(&self) -> bool {
+        true
     }
 
     fn headers(&self) -> &Headers {

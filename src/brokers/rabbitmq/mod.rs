@@ -2,8 +2,8 @@
 
 mod broker;
 mod connection;
-mod destinations;
 mod loss;
+mod memory;
 mod publication;
 mod questions;
 mod reply_codes;

@@ -30,7 +30,7 @@ impl Publication {
         let (table, size) = table(headers, event)?;
         if size + FRAME_REST > frame_max {
             let text = format!("the headers are {size} bytes, too many for one frame of {frame_max} bytes");
-            return Err(Refusal::new(RefusalReason::TooLarge, text));
+            return Err(Refusal::event(RefusalReason::TooLarge, text));
         }
         let mut properties = BasicProperties::default()
             .with_content_type(short("the content type", event.content_type().name())?)
@@ -80,7 +80,7 @@ fn table(headers: &Headers, event: &Event) -> Result<(FieldTable, usize), Refusa
 fn short(what: &str, text: &str) -> Result<ShortString, Refusal> {
     ShortString::try_new(text).map_err(|_| {
         let text = format!("{what} is {} bytes; AMQP carries at most {SHORT_STRING}", text.len());
-        Refusal::new(RefusalReason::Other, text)
+        Refusal::event(RefusalReason::Other, text)
     })
 }
 
@@ -146,7 +146,7 @@ mod tests {
     fn refuses_an_id_that_is_no_short_string() {
         let refusal = publication(HeaderStyle::None, &message(&"c".repeat(243), "E")).err().unwrap();
         let text = "the event id is 256 bytes; AMQP carries at most 255";
-        assert_eq!(refusal, Refusal::new(RefusalReason::Other, text));
+        assert_eq!(refusal, Refusal::event(RefusalReason::Other, text));
         assert!(publication(HeaderStyle::None, &message(&"c".repeat(242), "E")).is_ok());
     }
 
@@ -154,7 +154,7 @@ mod tests {
     fn refuses_headers_that_do_not_fit_into_one_frame() {
         let message = message("c", &"E".repeat(200_000));
         let refusal = within_frames(2048, HeaderStyle::CloudEvents, &message).err().unwrap();
-        assert_eq!(refusal.reason, RefusalReason::TooLarge);
+        assert_eq!(refusal.reason(), RefusalReason::TooLarge);
         assert!(refusal.text.ends_with("too many for one frame of 2048 bytes"), "{}", refusal.text);
         // The least that AMQP allows takes a name of any length.
         assert!(within_frames(4096, HeaderStyle::CloudEvents, &message).is_ok());

@@ -3,7 +3,7 @@
 //!
 //! Length: whatever a channel can say of a message, and what follows from each, is only understood together.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -18,13 +18,13 @@ use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::brokers::rabbitmq::broker::IdleConnection;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, News, describe, open_channel};
-use crate::brokers::rabbitmq::destinations::{Destinations, ExchangeDecision, missing};
-use crate::brokers::rabbitmq::loss::{self, InFlight};
+use crate::brokers::rabbitmq::loss;
+use crate::brokers::rabbitmq::memory::{ExchangeDecision, ExchangeMemory};
 use crate::brokers::rabbitmq::publication::Publication;
-use crate::brokers::rabbitmq::questions::{ExchangeAnswer, Questions};
+use crate::brokers::rabbitmq::questions::Questions;
 use crate::brokers::rabbitmq::returns::{ConfirmOutcome, Judgement, Returns, SentMessage};
 use crate::brokers::rabbitmq::topology::{Exchanges, lock};
-use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Topology, Verdict};
+use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict};
 use crate::event::Message;
 
 /// RabbitMQ confirms within milliseconds. Of what is on its way to a quorum queue that is deleted it says nothing at
@@ -47,27 +47,37 @@ pub(super) struct Owner {
 
 type Confirmed = (SentMessage<Owner>, lapin::Result<Confirmation>);
 
+/// The end of a try: none if the broker does not answer.
+type Tried = (Owner, Option<lapin::Result<Confirmation>>);
+
+/// So many tries at once: each has a channel, and a connection has room for some thousand.
+const TRIES: usize = 8;
+
 /// One channel on one connection.
 pub(super) struct RabbitmqSession {
     link: Link,
     channel: Channel,
     headers: Headers,
     plan: Arc<Exchanges>,
-    known: Arc<Mutex<Destinations>>,
+    known: Arc<Mutex<ExchangeMemory>>,
     kept: IdleConnection,
     confirms: FuturesUnordered<BoxFuture<'static, Confirmed>>,
     returns: Returns<Owner>,
     questions: Questions,
-    /// Messages sent again because the binding may have been missing.
-    sent_again: HashSet<Sequence>,
-    /// Binding again has not helped: the exchange is not one whose binding takes everything.
-    rebinding_is_vain: bool,
+    /// Messages on channels of their own, which may end without harm: of doubtful exchanges, and of addresses that nacked.
+    tries: FuturesUnordered<BoxFuture<'static, Tried>>,
+    /// Those that wait for their turn.
+    later: VecDeque<(Owner, Publication)>,
     /// Found, not yet taken by `verdicts`.
     ready: Vec<(Sequence, Verdict)>,
     loss: Option<SessionError>,
-    /// The channel has nacked a message. RabbitMQ keeps for each channel which node leads a queue and whether the queue takes
-    /// messages, and learns nothing of it once that node is dead or the queue's limit is removed.
-    nacked: bool,
+    /// The exchanges and keys for which the channel has nacked. RabbitMQ keeps for each channel which node leads a queue
+    /// and whether the queue takes messages, and learns nothing of it once that node is dead or the limit is removed.
+    nacked: HashSet<(Arc<str>, Arc<str>)>,
+    /// One of them takes messages on another channel: this one is to be replaced.
+    is_outdated: bool,
+    /// The channel was replaced.
+    has_changed: bool,
     /// The connection lives but does nothing: not to be used again.
     stuck: bool,
     alarms_ended: u64,
@@ -85,7 +95,7 @@ impl RabbitmqSession {
         channel: Channel,
         headers: Headers,
         plan: Arc<Exchanges>,
-        known: Arc<Mutex<Destinations>>,
+        known: Arc<Mutex<ExchangeMemory>>,
         kept: IdleConnection,
     ) -> Self {
         Self {
@@ -98,11 +108,13 @@ impl RabbitmqSession {
             confirms: FuturesUnordered::new(),
             returns: Returns::default(),
             questions: Questions::default(),
-            sent_again: HashSet::new(),
-            rebinding_is_vain: false,
+            tries: FuturesUnordered::new(),
+            later: VecDeque::new(),
             ready: Vec::new(),
             loss: None,
-            nacked: false,
+            nacked: HashSet::new(),
+            is_outdated: false,
+            has_changed: false,
             stuck: false,
             alarms_ended: 0,
         }
@@ -135,79 +147,88 @@ impl RabbitmqSession {
 
     fn judged(&mut self, owner: Owner, judgement: Judgement) {
         let verdict = match judgement {
-            Judgement::Stored => {
-                if self.plan.mode == Topology::Ignore {
-                    lock(&self.known).saw(&owner.exchange);
-                }
-                Verdict::Stored
-            }
+            Judgement::Stored => Verdict::Stored,
             Judgement::Nacked => {
-                self.nacked = true;
-                Verdict::Nacked(format!(
+                let text = format!(
                     "the broker refused a message for now (nack): exchange `{}`, routing key `{}`",
                     owner.exchange, owner.key
-                ))
+                );
+                self.nacked.insert((owner.exchange, owner.key));
+                Verdict::Nacked(text)
             }
-            Judgement::Returned if self.is_ours(&owner.exchange) => return self.questions.returned(owner),
-            Judgement::Returned => Verdict::Refused(unroutable(&owner)),
+            Judgement::Returned => Verdict::Refused(self.returned(&owner)),
         };
-        self.verdict(owner.sequence, verdict);
+        self.ready.push((owner.sequence, verdict));
     }
 
     /// A return shows that the exchange is there. Only for the main one is there more that we know of and that can be
-    /// gone: the queue and its binding.
-    fn is_ours(&self, exchange: &str) -> bool {
-        self.plan.has_queue() && exchange == self.plan.main
-    }
-
-    fn verdict(&mut self, sequence: Sequence, verdict: Verdict) {
-        if !self.sent_again.is_empty() && !matches!(verdict, Verdict::RetryLater(_) | Verdict::Nacked(_)) {
-            self.sent_again.remove(&sequence);
+    /// gone: the queue and its binding, which is looked at, and with `declare` made again.
+    fn returned(&mut self, owner: &Owner) -> Refusal {
+        let text = format!(
+            "no queue is bound to the exchange `{}` for the routing key `{}`: the broker returned the message",
+            owner.exchange, owner.key
+        );
+        if *owner.exchange != *self.plan.main || !self.plan.has_queue() {
+            return Refusal::wrong(RefusalReason::Unroutable, text);
         }
-        self.ready.push((sequence, verdict));
+        let has_stood = self.questions.has_stood();
+        self.questions.doubt();
+        if has_stood { Refusal::wrong(RefusalReason::Unroutable, text) } else { Refusal::unable(text) }
     }
 
-    fn answered(&mut self, answer: ExchangeAnswer) {
-        match answer {
-            ExchangeAnswer::Stands(owners) => {
-                for owner in owners {
-                    self.returned_while_it_stands(&owner);
+    /// Begins the tries that there is room for.
+    fn start_tries(&mut self) {
+        while self.tries.len() < TRIES
+            && let Some((owner, publication)) = self.later.pop_front()
+        {
+            let connection = self.link.connection.clone();
+            let attempt = async move {
+                let Ok(channel) = timeout(ATTEMPT, open_channel(&connection)).await else { return (owner, None) };
+                match channel {
+                    Ok(channel) => (owner, Some(publication.publish(channel).await)),
+                    Err(error) => (owner, Some(Err(error))),
                 }
-            }
-            ExchangeAnswer::Gone(text) => self.loss = Some(SessionError::lost(text)),
-            ExchangeAnswer::Exchange(name, true, waiting) => {
-                lock(&self.known).saw(&name);
-                for (owner, id, publication) in waiting {
-                    self.publish(owner, &id, publication);
-                }
-            }
-            ExchangeAnswer::Exchange(name, false, waiting) => {
-                lock(&self.known).missed(&name, Instant::now());
-                for (owner, ..) in waiting {
-                    self.verdict(owner.sequence, Verdict::Refused(missing(&name)));
-                }
-            }
+            };
+            self.tries.push(attempt.boxed());
         }
     }
 
-    fn returned_while_it_stands(&mut self, owner: &Owner) {
-        let again = self.sent_again.contains(&owner.sequence);
-        self.rebinding_is_vain |= again;
-        let verdict = if self.plan.mode == Topology::Declare && !self.rebinding_is_vain {
-            self.sent_again.insert(owner.sequence);
-            Verdict::RetryLater(format!(
-                "came back as unroutable; the queue is bound to `{}` again",
-                owner.exchange
-            ))
-        } else {
-            Verdict::Refused(unroutable(owner))
-        };
-        self.verdict(owner.sequence, verdict);
+    fn tried(&mut self, (owner, end): Tried) {
+        match end {
+            Some(Ok(confirmation)) => {
+                let place = (owner.exchange.clone(), owner.key.clone());
+                let (outcome, returned) = match read(confirmation) {
+                    Ok((outcome, returned)) => (outcome, returned.is_some()),
+                    Err(loss) => return self.loss = Some(loss),
+                };
+                lock(&self.known).took(&place.0, &place.1);
+                let judgement = match outcome {
+                    ConfirmOutcome::Nack => Judgement::Nacked,
+                    ConfirmOutcome::Ack if returned => Judgement::Returned,
+                    ConfirmOutcome::Ack => {
+                        self.is_outdated |= self.nacked.remove(&place);
+                        Judgement::Stored
+                    }
+                };
+                self.judged(owner, judgement);
+            }
+            Some(Err(error)) if is_of_broker(&error) && self.link.is_alive() => {
+                let refusal = loss::refusal(&error, &mut lock(&self.known));
+                self.ready.push((owner.sequence, Verdict::Refused(refusal)));
+            }
+            Some(Err(error)) => {
+                let text = self.link.fault().unwrap_or_else(|| describe(&error));
+                self.loss = Some(SessionError::lost(text));
+            }
+            None => {
+                self.loss = Some(SessionError::lost("the broker does not answer"));
+                self.stuck = true;
+            }
+        }
     }
 
     /// The channel has ended: finds the error that carries the broker's words, and what follows from it.
     async fn lose(&mut self, first: lapin::Error) {
-        let company = if self.confirms.is_empty() { InFlight::Only } else { InFlight::Several };
         let mut error = first;
         while !is_of_broker(&error) {
             match timeout(AFTERMATH, self.confirms.next()).await {
@@ -221,7 +242,7 @@ impl RabbitmqSession {
             self.loss = Some(SessionError::lost(text));
             return;
         }
-        self.loss = Some(loss::judge(&error, company, &self.plan, &mut lock(&self.known)));
+        self.loss = Some(loss::judge(&error, &mut lock(&self.known)));
     }
 
     /// Takes all confirms that are there.
@@ -235,12 +256,15 @@ impl RabbitmqSession {
 
     /// Takes an answer that is there: under a steady flow of confirms nothing else asks for it.
     fn glance(&mut self) {
-        if self.loss.is_some() || self.questions.is_empty() || self.link.blocked().is_some() {
+        if self.loss.is_some() || self.link.blocked().is_some() {
             return;
         }
         let connection = self.link.connection.clone();
-        if let Some(answer) = self.questions.answer(&connection, &self.plan).now_or_never() {
-            self.answered(answer);
+        if let Some(Some(gone)) = self.questions.answer(&connection, &self.plan).now_or_never() {
+            self.loss = Some(SessionError::lost(gone));
+        }
+        while let Some(Some(tried)) = self.tries.next().now_or_never() {
+            self.tried(tried);
         }
     }
 
@@ -254,7 +278,7 @@ impl RabbitmqSession {
             self.loss = Some(SessionError::lost(text));
             return;
         }
-        if self.nacked && !blocked && !self.is_waiting() {
+        if (self.is_outdated || !self.nacked.is_empty()) && !blocked && self.confirms.is_empty() {
             return self.renew_channel().await;
         }
         if self.link.alarms_ended != self.alarms_ended {
@@ -262,7 +286,8 @@ impl RabbitmqSession {
             self.alarms_ended = self.link.alarms_ended;
             self.returns.watch();
         }
-        let Self { link, confirms, questions, plan, returns, .. } = self;
+        self.start_tries();
+        let Self { link, confirms, tries, questions, plan, returns, .. } = self;
         let connection = &link.connection.clone();
         let waiting = returns.waiting_since().filter(|_| !blocked);
         let since = waiting.unwrap_or_else(Instant::now);
@@ -279,7 +304,10 @@ impl RabbitmqSession {
                     self.loss = Some(SessionError::lost(text));
                 }
             }
-            answer = questions.answer(connection, plan), if !blocked => self.answered(answer),
+            Some(tried) = tries.next(), if !tries.is_empty() => self.tried(tried),
+            gone = questions.answer(connection, plan), if !blocked => {
+                self.loss = gone.map(SessionError::lost);
+            }
             () = sleep_until(doubtful.unwrap_or(since).into()), if doubtful.is_some() => questions.doubt(),
             () = sleep_until((since + SILENCE).into()), if waiting.is_some() => {
                 let text = format!("no confirm for {} s on a living connection", SILENCE.as_secs());
@@ -295,7 +323,9 @@ impl RabbitmqSession {
         match timeout(ATTEMPT, open_channel(&connection)).await {
             Ok(Ok(channel)) => {
                 self.channel = channel;
-                self.nacked = false;
+                self.nacked.clear();
+                self.is_outdated = false;
+                self.has_changed = true;
             }
             Ok(Err(error)) => {
                 let text = format!("cannot open a new channel after a nack: {}", describe(&error));
@@ -309,7 +339,7 @@ impl RabbitmqSession {
     }
 
     fn is_waiting(&self) -> bool {
-        !self.confirms.is_empty() || !self.questions.is_empty()
+        !self.confirms.is_empty() || !self.tries.is_empty() || !self.later.is_empty()
     }
 }
 
@@ -326,14 +356,6 @@ fn is_of_broker(error: &lapin::Error) -> bool {
     matches!(error.kind(), lapin::ErrorKind::ProtocolError(_) | lapin::ErrorKind::IOError(_))
 }
 
-fn unroutable(owner: &Owner) -> Refusal {
-    let text = format!(
-        "no queue is bound to the exchange `{}` for the routing key `{}`: the broker returned the message",
-        owner.exchange, owner.key
-    );
-    Refusal::new(RefusalReason::Unroutable, text)
-}
-
 #[async_trait]
 impl Session for RabbitmqSession {
     fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
@@ -343,8 +365,10 @@ impl Session for RabbitmqSession {
         if let Some(reason) = self.link.blocked() {
             return Sent::RetryLater(format!("the broker has blocked the connection: {reason}"));
         }
-        let gate = lock(&self.known).gate(&message.address, message.event.body.len(), Instant::now());
-        if let ExchangeDecision::Refuse(refusal) = gate {
+        let (exchange, key) = (&message.address, &message.key);
+        let size = message.event.body.len();
+        let decision = lock(&self.known).decide(exchange, key, size, Instant::now());
+        if let ExchangeDecision::Refuse(refusal) = decision {
             return Sent::Refused(refusal);
         }
         let frame_max = usize::try_from(self.link.connection.configuration().frame_max()).unwrap_or(usize::MAX);
@@ -352,14 +376,29 @@ impl Session for RabbitmqSession {
             Ok(publication) => publication,
             Err(refusal) => return Sent::Refused(refusal),
         };
-        let owner = Owner { sequence, exchange: message.address.clone(), key: message.key.clone() };
-        if gate == ExchangeDecision::Look || self.questions.is_about(&message.address) {
-            self.questions.ask(owner, message.event.id(), publication);
+        let owner = Owner { sequence, exchange: exchange.clone(), key: key.clone() };
+        let has_nacked = !self.nacked.is_empty() && self.nacked.contains(&(exchange.clone(), key.clone()));
+        if decision == ExchangeDecision::Try || has_nacked {
+            self.later.push_back((owner, publication));
         } else {
             self.publish(owner, message.event.id(), publication);
         }
         // On a channel that has died unnoticed it fails, and `verdicts` tells why.
         Sent::Taken
+    }
+
+    fn takes_more(&self) -> bool {
+        !self.is_outdated
+    }
+
+    /// A doubtful exchange gets one message at a time.
+    fn takes(&self, message: &Message) -> bool {
+        let is_trying = !self.tries.is_empty() || !self.later.is_empty();
+        !is_trying || !lock(&self.known).is_doubted(&message.address, &message.key)
+    }
+
+    fn has_changed(&mut self) -> bool {
+        std::mem::take(&mut self.has_changed)
     }
 
     async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
@@ -368,7 +407,7 @@ impl Session for RabbitmqSession {
                 self.drain().await;
                 self.glance();
             }
-            if !self.ready.is_empty() {
+            if !self.ready.is_empty() || self.has_changed {
                 into.append(&mut self.ready);
                 return Ok(());
             }

@@ -1,7 +1,6 @@
 //! Exchanges and queue: made, checked or left alone at connect, looked at again when a message comes back.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
@@ -9,7 +8,7 @@ use lapin::{Channel, Connection, ExchangeKind};
 
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::describe;
-use crate::brokers::rabbitmq::destinations::Destinations;
+use crate::brokers::rabbitmq::memory::{ExchangeDoubt, ExchangeMemory};
 use crate::brokers::{ConnectError, ErrorKind, Finding, Topology};
 
 /// The queue takes everything that its topic exchange gets.
@@ -69,7 +68,7 @@ impl Exchanges {
     pub(super) async fn establish(
         &self,
         connection: &Connection,
-        known: &Mutex<Destinations>,
+        known: &Mutex<ExchangeMemory>,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut scratch = TemporaryChannel { connection, channel: None };
         let main = Thing::Exchange(&self.main);
@@ -109,7 +108,7 @@ impl Exchanges {
     async fn check_others(
         &self,
         scratch: &mut TemporaryChannel<'_>,
-        known: &Mutex<Destinations>,
+        known: &Mutex<ExchangeMemory>,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut findings = Vec::new();
         for name in &self.others {
@@ -118,7 +117,7 @@ impl Exchanges {
                 lock(known).saw(name);
                 findings.extend(self.type_of(scratch, name).await?);
             } else {
-                lock(known).missed(name, Instant::now());
+                lock(known).doubt(name, None, ExchangeDoubt::Missing);
                 let text = format!("{exchange} of a route does not exist; its events go to the dead letters");
                 findings.push(Finding::Missing(text));
             }
@@ -129,7 +128,7 @@ impl Exchanges {
     async fn declare(
         &self,
         scratch: &mut TemporaryChannel<'_>,
-        known: &Mutex<Destinations>,
+        known: &Mutex<ExchangeMemory>,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut made = false;
         let mut findings = Vec::new();
@@ -241,12 +240,7 @@ impl Exchanges {
     }
 }
 
-/// Looks whether an exchange is there; an error means the broker cannot say.
-pub(super) async fn has_exchange(connection: &Connection, name: &str) -> Result<bool, lapin::Error> {
-    TemporaryChannel { connection, channel: None }.has(Thing::Exchange(name)).await
-}
-
-pub(super) fn lock(known: &Mutex<Destinations>) -> std::sync::MutexGuard<'_, Destinations> {
+pub(super) fn lock(known: &Mutex<ExchangeMemory>) -> std::sync::MutexGuard<'_, ExchangeMemory> {
     // No code panics while it holds the lock; if it did, what is known is still what was seen.
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::process::failpoint::set_here;
 use crate::queue::journal::{self, Opened, Reader, Record};
 use crate::queue::writer::WriterStep;
-use crate::queue::{Ack, Buffer, Journaling, Mode, Refused, Settlement, SpillResult, Taken};
+use crate::queue::{Ack, Buffer, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
 use crate::status::{Heartbeat, Ledger, Limits, RefusalReason, SourceBook};
 
 const JOURNAL: journal::Settings = journal::Settings { max_bytes: 6 * 8192, segment_bytes: 8192 };
@@ -196,8 +196,8 @@ impl QueueModel {
                 assert!(on_disk.is_some(), "accepted although the disk is stalled, behind or failed");
                 self.asked.push((number, waiter));
             }
-            Err(Refused::Draining) => assert!(self.run.draining),
-            Err(Refused::Full) => assert!(!fits_in_memory, "refused although there is room"),
+            Err(NotTaken::Draining) => assert!(self.run.draining),
+            Err(NotTaken::Full) => assert!(!fits_in_memory, "refused although there is room"),
             Err(refused) => {
                 assert_ne!(on_disk, Some(true), "{refused:?}, although it fits in what exists");
                 assert!(self.is_short() || !was_short, "a refusal does not make room");

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::event::{Event, Fields, Kept, Origin, Outcome, Waiter};
 use crate::metrics::Metrics;
 use crate::queue::journal::{self, Opened, Reader};
-use crate::queue::{Ack, Buffer, Journaling, Mode, Refused, Settlement, SpillResult, Taken};
+use crate::queue::{Ack, Buffer, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
 use crate::status::{Heartbeat, Ledger, Limits, SourceBook};
 
 struct Queue {
@@ -33,7 +33,7 @@ impl Queue {
         Self { buffer, reader, writer: Some(std::thread::spawn(move || journaling.run())) }
     }
 
-    fn enqueue(&self, number: usize) -> Result<Option<Arc<Waiter>>, Refused> {
+    fn enqueue(&self, number: usize) -> Result<Option<Arc<Waiter>>, NotTaken> {
         self.buffer.enqueue(0, None, event(number), &Arc::default())
     }
 

@@ -21,7 +21,7 @@ fn load(text: String) -> Load {
 fn keeps_as_dead_letters<R: Remote>(test: &str, trap: Trap) {
     let rig = R::new(test);
     let trapped = rig.trap(trap);
-    let setup = Setup::new(&trapped.table).text("ingress.max_body", MAX_BODY);
+    let setup = Setup::new(&trapped.table).text("ingress.max_body", MAX_BODY).text("publish.refuse_after", "1s");
     let daemon = setup.start();
     let sent = load(trapped.text.clone()).send(&daemon.ingress).all_accepted();
     let status = daemon.wait_until_empty();
@@ -95,7 +95,7 @@ pub(super) fn counts_refused_events_as_lost_without_a_state_directory<R: Remote>
 fn replays<R: Remote>(test: &str, trap: Trap, by: Replayer) {
     let rig = R::new(test);
     let trapped = rig.trap(trap);
-    let setup = Setup::new(&trapped.table).text("ingress.max_body", MAX_BODY);
+    let setup = Setup::new(&trapped.table).text("ingress.max_body", MAX_BODY).text("publish.refuse_after", "0s");
     let daemon = setup.start();
     let every = Some((4, "Trapped", trapped.text));
     let sent = Load { events: 40, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
@@ -161,7 +161,7 @@ pub(super) fn waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away<
     let body = trapped.text.len() as u64 + 1024;
     let room = MOST + 2 * body;
     let setup = Setup::new(&trapped.table).text("ingress.max_body", &format!("{body}B"));
-    let setup = setup.text("dead_letters.max_bytes", &format!("{room}B"));
+    let setup = setup.text("dead_letters.max_bytes", &format!("{room}B")).text("publish.refuse_after", "0s");
     let daemon = setup.start();
     let all = Load { events: LETTERS as u64, every: Some((1, "Trapped", trapped.text)), ..Load::default() };
     all.send(&daemon.ingress).all_accepted();
