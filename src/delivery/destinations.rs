@@ -104,6 +104,14 @@ pub(super) struct WaitingMessages<'d> {
     pub(super) reason: &'d str,
 }
 
+/// The time at which the next message of an address may be sent.
+enum Turn {
+    Now,
+    At(tokio::time::Instant),
+    /// Not before an answer, or a message.
+    None,
+}
+
 /// One address with its messages.
 #[derive(Debug, Default)]
 struct AddressQueue {
@@ -129,14 +137,14 @@ impl AddressQueue {
         self.allowance.is_some_and(|most| self.handed >= most) || (is_nacked && self.handed > 0)
     }
 
-    /// The time from which the next message may be sent; none while an answer decides.
-    fn next_try(&self) -> Option<Option<tokio::time::Instant>> {
+    /// When the next message may be sent.
+    fn turn(&self) -> Turn {
         match &self.state {
-            _ if self.waiting.is_empty() => None,
-            AddressState::Open if self.is_used_up() => None,
-            AddressState::Open => Some(None),
-            AddressState::Parked(parked) if self.handed == 0 => Some(Some(parked.next_try)),
-            AddressState::Asking(..) | AddressState::Parked(_) => None,
+            _ if self.waiting.is_empty() => Turn::None,
+            AddressState::Open if self.is_used_up() => Turn::None,
+            AddressState::Open => Turn::Now,
+            AddressState::Parked(parked) if self.handed == 0 => Turn::At(parked.next_try),
+            AddressState::Asking(..) | AddressState::Parked(_) => Turn::None,
         }
     }
 }
@@ -225,10 +233,10 @@ impl Destinations {
         queue.state = state;
         match (was_open, queue.is_open()) {
             (true, false) => {
-                (self.counted, self.silent) = (self.counted - queue.handed, self.silent + queue.handed)
+                (self.counted, self.silent) = (self.counted - queue.handed, self.silent + queue.handed);
             }
             (false, true) => {
-                (self.counted, self.silent) = (self.counted + queue.handed, self.silent - queue.handed)
+                (self.counted, self.silent) = (self.counted + queue.handed, self.silent - queue.handed);
             }
             _ => {}
         }
@@ -295,15 +303,15 @@ impl Destinations {
         let mut later: Option<tokio::time::Instant> = None;
         let mut found: Option<Sequence> = None;
         for (address, queue) in &self.queues {
-            match queue.next_try() {
-                Some(Some(at)) if now.is_none_or(|now| at > now) => {
+            match queue.turn() {
+                Turn::At(at) if now.is_none_or(|now| at > now) => {
                     later = Some(later.map_or(at, |later| later.min(at)));
                 }
-                Some(_) if !is_held_back(address) => {
+                Turn::Now | Turn::At(_) if !is_held_back(address) => {
                     let first = queue.waiting.first().copied();
                     found = found.into_iter().chain(first).min();
                 }
-                Some(_) | None => {}
+                Turn::Now | Turn::At(_) | Turn::None => {}
             }
         }
         if found.is_none() {

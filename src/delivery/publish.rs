@@ -547,7 +547,7 @@ impl Delivery {
             }
             Refused::Event(_) => self.refuse(sequence, refusal),
             Refused::AddressWrong(_) | Refused::AddressUnable => self.park(sequence, refusal, is_nacked),
-            Refused::Broker => self.rejected(sequence, refusal),
+            Refused::Broker => self.rejected(sequence, &refusal),
         }
     }
 
@@ -562,7 +562,7 @@ impl Delivery {
     }
 
     /// Waits, because the broker takes nothing; an address that it rejects while others are stored is wrong.
-    fn rejected(&mut self, sequence: Sequence, refusal: Refusal) {
+    fn rejected(&mut self, sequence: Sequence, refusal: &Refusal) {
         let Some(address) = self.ring.address_of(sequence) else { return };
         if self.rejections.rejected(&address) {
             let text = format!("{}; others are stored meanwhile", refusal.text);

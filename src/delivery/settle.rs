@@ -157,7 +157,7 @@ impl Settler {
         } else if let Some(again) = self.again.filter(|_| !self.refused.is_empty()) {
             tokio::time::sleep_until(again).await;
         } else {
-            std::future::pending().await
+            std::future::pending::<()>().await;
         }
     }
 

@@ -52,10 +52,7 @@ impl KafkaSession {
 
     fn answered(&mut self, (names, answer): Asked) {
         // Where the brokers are away, the session says so; what waits for its topic goes on waiting.
-        let survey = match answer {
-            Ok(survey) => survey,
-            Err(_) => return self.questions.extend(names),
-        };
+        let Ok(survey) = answer else { return self.questions.extend(names) };
         // Without names it was only asked whether the brokers are back; one that starts may not know its topics.
         if let Some(gone) = survey.gone.filter(|_| !names.is_empty()) {
             self.failure = Some(SessionError::lost(format!("the topic {gone} does not exist any more")));
@@ -85,7 +82,7 @@ impl KafkaSession {
     }
 
     fn open_topic(&mut self, name: Arc<str>, limit: Option<usize>) {
-        if limit.is_some_and(|limit| limit < self.batch_size) {
+        if limit.is_some_and(|limit| limit < self.limits.batch_size) {
             let text = format!("the topic {name} asks for smaller batches; connecting again");
             self.failure = Some(SessionError::lost(text));
         }

@@ -48,8 +48,7 @@ pub(super) struct KafkaSession {
     pub(super) surveyor: TopicAdmin,
     pub(super) headers: Headers,
     pub(super) topics: HashMap<Arc<str>, Topic>,
-    pub(super) batch_size: usize,
-    pub(super) compressed: bool,
+    pub(super) limits: SessionLimits,
     /// Closed topics that are to be asked about.
     pub(super) questions: Vec<Arc<str>>,
     pub(super) asking: Option<JoinHandle<Asked>>,
@@ -59,14 +58,8 @@ pub(super) struct KafkaSession {
     pub(super) failure: Option<SessionError>,
     /// What librdkafka has.
     pub(super) batches: TopicBatches,
-    /// Topics with placeholders: any other may come.
-    pub(super) renders: bool,
     pub(super) silence: Silence,
-    /// A client that gives no answer for this long, although its topic could, is stuck.
-    pub(super) stuck_after: Duration,
     pub(super) times: RecordTimes,
-    /// A batch of at most so many messages is sent at once.
-    most_at_once: usize,
     /// librdkafka sends at once what it has, and nothing joins.
     is_sending_at_once: bool,
 }
@@ -88,25 +81,20 @@ impl KafkaSession {
         limits: SessionLimits,
     ) -> Self {
         let (questions, asking, asked, has_changed, failure) = (Vec::new(), None, None, false, None);
-        let SessionLimits { batch_size, compressed, renders, stuck_after, most_at_once } = limits;
         Self {
             client,
             surveyor,
             headers,
             topics,
-            batch_size,
-            compressed,
+            limits,
             questions,
             asking,
             asked,
             has_changed,
             failure,
             batches: TopicBatches::default(),
-            renders,
             silence: Silence::default(),
-            stuck_after,
             times: RecordTimes::default(),
-            most_at_once,
             is_sending_at_once: false,
         }
     }
@@ -150,7 +138,7 @@ impl KafkaSession {
     /// Why this topic does not take a record of this size; only an uncompressed size says so.
     fn too_large(&self, name: &str, size: usize) -> Option<Refusal> {
         match self.topics.get(name) {
-            Some(Topic::Open(Some(limit))) if !self.compressed && size > *limit => {
+            Some(Topic::Open(Some(limit))) if !self.limits.compressed && size > *limit => {
                 let text =
                     format!("{size} bytes as a record, more than the {limit} of topic {name} (max.message.bytes)");
                 Some(Refusal::event(RefusalReason::TooLarge, text))
@@ -227,7 +215,7 @@ impl KafkaSession {
             Some(Topic::Open(limit)) => *limit,
             _ => None,
         };
-        if size > limit.unwrap_or(usize::MAX).min(self.batch_size) {
+        if size > limit.unwrap_or(usize::MAX).min(self.limits.batch_size) {
             return Ok(refusal);
         }
         Err(SessionError::suspect(refusal))
@@ -263,7 +251,7 @@ impl Session for KafkaSession {
         if self.is_sending_at_once {
             return false;
         }
-        self.renders || self.surveyor.literals.iter().any(|name| self.takes_topic(name))
+        self.limits.renders || self.surveyor.literals.iter().any(|name| self.takes_topic(name))
     }
 
     fn takes(&self, message: &Message) -> bool {
@@ -276,7 +264,7 @@ impl Session for KafkaSession {
 
     fn flush(&mut self) {
         let closed = self.batches.close();
-        if closed > 0 && closed <= self.most_at_once {
+        if closed > 0 && closed <= self.limits.most_at_once {
             self.is_sending_at_once = true;
             self.client.send_at_once(LINGER);
         }

@@ -100,8 +100,8 @@ impl KafkaSession {
 
     /// A topic that has everything it needs answers within a minute, or its client is stuck.
     fn replace_if_stuck(&mut self, topic: &Arc<str>) {
-        if self.batches.silent(self.stuck_after).contains(topic) {
-            let seconds = self.stuck_after.as_secs();
+        if self.batches.silent(self.limits.stuck_after).contains(topic) {
+            let seconds = self.limits.stuck_after.as_secs();
             let text = format!(
                 "no answer for {seconds} s to what goes to the topic {topic}, although it has its leader and its \
                  replicas; connecting with a new client"

@@ -164,8 +164,8 @@ impl NatsSession {
         match acknowledgement::read(reply, &self.stream) {
             AckReply::Stored(position) => self.stored(number, position, into),
             AckReply::Refused(refusal) => {
-                let taken = self.outstanding.take(number);
-                into.extend(taken.map(|waiting| (waiting.sequence, Verdict::Refused(refusal))));
+                let refused = self.outstanding.take(number);
+                into.extend(refused.map(|waiting| (waiting.sequence, Verdict::Refused(refusal))));
             }
             AckReply::NobodyListens => {
                 let Some(Unacknowledged { sequence, subject, .. }) = self.outstanding.take(number) else { return };

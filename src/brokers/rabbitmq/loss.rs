@@ -49,13 +49,12 @@ pub(super) fn judge(error: &lapin::Error, memory: &mut ExchangeMemory) -> Sessio
 
 /// The exchange that an error is about, and the routing key if it is about that only.
 fn place(text: &str) -> Option<(&str, Option<&str>)> {
-    let (key, rest) = match text.split_once("access to topic '").map(|(_, rest)| rest.split_once("' in exchange '"))
-    {
-        Some(Some((key, rest))) => (Some(key), rest),
-        _ => {
-            let starts = ["no exchange '", "access to exchange '"];
-            (None, starts.iter().find_map(|start| text.split_once(start))?.1)
-        }
+    let of_key = text.split_once("access to topic '").and_then(|(_, rest)| rest.split_once("' in exchange '"));
+    let (key, rest) = if let Some((key, rest)) = of_key {
+        (Some(key), rest)
+    } else {
+        let starts = ["no exchange '", "access to exchange '"];
+        (None, starts.iter().find_map(|start| text.split_once(start))?.1)
     };
     // A name may contain a quote; what follows it does not.
     rest.rsplit_once("' in vhost").map(|(name, _)| (name, key))

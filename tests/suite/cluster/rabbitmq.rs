@@ -1,6 +1,7 @@
 //! Three nodes of RabbitMQ behind a balancer, quorum queues.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -18,6 +19,9 @@ pub(super) struct Rabbitmq {
 
 impl Rig for Rabbitmq {
     const NAME: &'static str = "rabbitmq";
+
+    // Each try can add a copy in the queues beside one that is full.
+    const TRIED_WITHIN: Duration = Duration::from_mins(1);
 
     const COUNTS_EXACTLY: bool = false;
 

@@ -1,6 +1,7 @@
 //! The part that a broker supplies to the faults: its three nodes, an operator, settings, reading back.
 
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -20,6 +21,9 @@ pub(super) enum Address {
 pub(super) trait Rig: Sized {
     /// Its name in the table of results.
     const NAME: &'static str;
+
+    /// The longest time between two tries of an address that refuses.
+    const TRIED_WITHIN: Duration = Duration::ZERO;
 
     /// Whether the broker says enough for an exact count of late events; otherwise it is never too low.
     const COUNTS_EXACTLY: bool;
