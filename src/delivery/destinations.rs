@@ -18,7 +18,7 @@ use crate::event::{Event, Kept, Message};
 /// The addresses that are remembered as wrong although nothing waits for them.
 const REMEMBERED: usize = 1024;
 
-/// Where a message goes, as delivery tells places apart: the address, with the key where each key has its own place.
+/// The place that a message goes to, as delivery tells places apart: the address, with the key where each key has its own place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Address {
     name: Arc<str>,
@@ -86,7 +86,7 @@ impl Parked {
     }
 }
 
-/// What a refused message means for its address.
+/// A refusal as it concerns an address.
 pub(super) struct AddressRefusal {
     pub(super) refusal: Refusal,
     /// Other queues of this address may have stored the message: it is tried less often.
@@ -96,7 +96,7 @@ pub(super) struct AddressRefusal {
     pub(super) now: tokio::time::Instant,
 }
 
-/// What waits at one address.
+/// The messages that wait at one address.
 pub(super) struct WaitingMessages<'d> {
     pub(super) address: &'d Address,
     pub(super) messages: usize,
@@ -137,7 +137,7 @@ impl AddressQueue {
         self.allowance.is_some_and(|most| self.handed >= most) || (is_nacked && self.handed > 0)
     }
 
-    /// When the next message may be sent.
+    /// The time at which the next message may be sent.
     fn turn(&self) -> Turn {
         match &self.state {
             _ if self.waiting.is_empty() => Turn::None,
@@ -367,7 +367,7 @@ impl Destinations {
         self.quiet_until = None;
     }
 
-    /// What follows for the address when the message that decides has left without a refusal.
+    /// Decides the state of the address after the message that it waited for has left without a refusal.
     fn decide(&mut self, address: &Address, sequence: Sequence, is_stored: bool) {
         let now = tokio::time::Instant::now();
         let state = match self.take_state(address) {
@@ -524,7 +524,7 @@ impl Destinations {
         queues.all(|queue| !queue.is_open() && queue.entries.values().all(is_kept))
     }
 
-    /// What waits at parked addresses.
+    /// The messages that wait at parked addresses.
     pub(super) fn parked(&self) -> impl Iterator<Item = WaitingMessages<'_>> {
         let now = (tokio::time::Instant::now(), Instant::now());
         self.queues.iter().filter(|(_, queue)| !queue.entries.is_empty()).filter_map(move |(address, queue)| {

@@ -1,6 +1,6 @@
 //! Addresses at which the broker takes nothing, by its own words because of its own state.
 //!
-//! Where others are stored in between, again and again, it is the address that is at fault.
+//! If others are stored in between, again and again, the address is at fault.
 
 use crate::delivery::destinations::Address;
 

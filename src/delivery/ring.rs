@@ -115,7 +115,7 @@ impl Ring {
         Address::new(name, self.is_keyed.then_some(key))
     }
 
-    /// Where the message of this sequence goes.
+    /// The address of the message of this sequence.
     pub(super) fn address_of(&mut self, sequence: Sequence) -> Option<Address> {
         let is_keyed = self.is_keyed;
         self.slot(sequence).map(|slot| Address::new(&slot.address, is_keyed.then_some(&slot.key)))
@@ -247,7 +247,7 @@ impl Ring {
         found
     }
 
-    /// What waits at addresses that refused it.
+    /// The messages that wait at addresses that refused them.
     pub(super) fn parked(&self) -> impl Iterator<Item = WaitingMessages<'_>> {
         self.destinations.parked()
     }
