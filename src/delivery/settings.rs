@@ -16,7 +16,7 @@ pub(crate) struct Settings {
     pub(crate) retry_min: Duration,
     /// The longest wait between two attempts.
     pub(crate) retry_max: Duration,
-    /// How long events wait at an address that is wrong before they become dead letters.
+    /// The time that events wait at a wrong address before they become dead letters.
     pub(crate) refuse_after: Duration,
     /// The headers that are sent.
     pub(crate) headers: HeaderStyle,

@@ -54,7 +54,7 @@ pub(super) struct Look {
     pub(super) ended: Vec<(Address, Duration)>,
 }
 
-/// What waits at one address.
+/// The messages that wait for one address.
 #[derive(Debug)]
 struct WaitingSince {
     address: Address,
