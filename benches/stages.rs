@@ -18,7 +18,7 @@ use crate::ingress::validate::{Trust, Valid, validate};
 use crate::ingress::{NamedSecret, Validation, Verifier};
 use crate::queue::journal::{self, Place, Record};
 use crate::queue::{Ack, Buffer, Mode, Settlement};
-use crate::settings::{Flags, Secret};
+use crate::settings::{Flags, Layers, Secret};
 use crate::status::{Ledger, Limits, SourceBook};
 
 const SECRET: &str = "a secret of this benchmark alone";
@@ -95,7 +95,9 @@ fn broker(directory: &Path) -> Box<dyn Broker> {
         format!("[sources.plextrac]\nsecret = \"{SECRET}\"\n[broker.kafka]\nbootstrap_servers = \"localhost:1\"\n");
     std::fs::write(&file, text).expect("it can be written");
     let flags = Flags { config: Some(file), ..Flags::default() };
-    let (settings, _) = load_from(&flags, Vec::new(), None).expect("the settings are sound");
+    let (settings, _) = Layers::read(&flags, Vec::new())
+        .and_then(|layers| load_from(layers, None))
+        .expect("the settings are sound");
     settings.broker.broker(&settings.terms())
 }
 

@@ -35,7 +35,10 @@ pub(super) fn open(state: &Path, settings: &Settings) -> Result<Opened, OpenErro
 
 /// Whether the journal was removed.
 pub(super) fn is_missing(settings: &Settings) -> bool {
-    settings.state_directory.as_ref().is_some_and(|state| !state.join(DIRECTORY).exists())
+    settings
+        .state_directory
+        .as_ref()
+        .is_some_and(|state| state.join(DIRECTORY).try_exists().is_ok_and(|exists| !exists))
 }
 
 /// Reserves disk space, because everything in the buffer must fit into the journal when the bridge stops.

@@ -16,7 +16,7 @@ use crate::ingress::{self, Connections, CurrentIngress, Deduplication};
 use crate::process::logs::Level;
 use crate::process::systemd;
 use crate::queue::Buffer;
-use crate::settings::{FileWatch, Fingerprint, SettingsError};
+use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError};
 use crate::status::{Reload, Reloads};
 
 /// The keys that a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything
@@ -41,12 +41,13 @@ const LIVE: [&str; 14] = [
 /// The table of the certificate, and of the authorities of clients.
 const TLS: &str = "ingress.tls.";
 
-type Load = dyn Fn() -> Result<(Settings, Vec<String>), SettingsError> + Send + Sync;
+/// Reads the settings: anew, or the files that these layers name.
+type Load = dyn Fn(Option<Layers>) -> Result<(Settings, Findings), SettingsError> + Send + Sync;
 
 /// The source and the triggers of reloads.
 #[derive(Clone)]
 pub(crate) struct Reloading {
-    /// Reads all settings: the settings and the warnings.
+    /// Reads the settings.
     pub(crate) load: Arc<Load>,
     /// A reload is requested.
     pub(crate) asked: Arc<Notify>,
@@ -121,15 +122,17 @@ impl Reloader {
                 systemd::notify(systemd::ServiceState::Reloading);
             }
             let load = load.clone();
+            // A renewed secret must not put a half-edited settings file in force.
+            let layers = (!is_asked).then(|| self.settings.layers.clone());
             // Files may be on a disk that hangs.
-            let loaded = match spawn_blocking(move || load()).await {
+            let loaded = match spawn_blocking(move || load(layers)).await {
                 Ok(loaded) => loaded.map_err(|error| error.to_string()),
                 Err(_) => Err("reading them failed unexpectedly".to_owned()),
             };
             match loaded {
-                Ok((settings, warnings)) => {
+                Ok((settings, findings)) => {
                     self.retry_pending = false;
-                    self.apply(settings, &warnings, &level);
+                    self.apply(settings, &findings, &level);
                 }
                 Err(error)
                     if is_news || self.reloads.last().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
@@ -165,7 +168,7 @@ impl Reloader {
     }
 
     /// Applies the settings that may change.
-    fn apply(&mut self, read: Settings, warnings: &[String], level: &Level) {
+    fn apply(&mut self, read: Settings, findings: &Findings, level: &Level) {
         let changed: Vec<String> = self.settings.fingerprint.changed(&read.fingerprint).into_iter().collect();
         // Routes of another broker take effect with it, after a restart.
         let is_same_broker = self.settings.broker.is_same_broker(&read.broker);
@@ -189,9 +192,7 @@ impl Reloader {
         self.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
         level.set(settings.log.level);
         self.watch = settings.fingerprint.watch();
-        for warning in warnings {
-            tracing::warn!("{warning}");
-        }
+        findings.log();
         let names = |keys: &[String]| if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") };
         tracing::info!(changed = names(&changed), "reloaded the settings");
         if !needs_restart.is_empty() {
@@ -225,6 +226,7 @@ impl Reloader {
             deduplication: read.deduplication,
             shutdown: read.shutdown,
             fingerprint: read.fingerprint,
+            layers: read.layers,
             broker,
             log,
             ..old

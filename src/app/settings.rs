@@ -9,7 +9,9 @@ use crate::brokers::{self, Terms};
 use crate::ingress::{self, Source};
 use crate::process::{logs, shutdown};
 use crate::queue::{self, Ack, Mode, journal};
-use crate::settings::{Fingerprint, Flags, PREFIX, Section, SettingsError, describe, load_layers, nearest};
+use crate::settings::{
+    Findings, Fingerprint, Flags, Layers, Section, SettingsError, describe, load_layers, nearest,
+};
 use crate::status::Limits;
 use crate::{admin, delivery};
 
@@ -46,6 +48,8 @@ pub(crate) struct Settings {
     pub(crate) shutdown: shutdown::Settings,
     /// The fingerprint of the sources, for comparison with another reading.
     pub(crate) fingerprint: Fingerprint,
+    /// The layers that they were read from.
+    pub(crate) layers: Layers,
 }
 
 impl Settings {
@@ -78,39 +82,24 @@ impl Settings {
     }
 }
 
-/// Reads the settings of this process: the settings and the warnings.
+/// Reads the settings of this process.
 ///
 /// # Errors
 /// All problems at once.
-pub(crate) fn load(flags: &Flags) -> Result<(Settings, Vec<String>), SettingsError> {
-    let mut variables = Vec::new();
-    let mut unreadable = Vec::new();
-    for (name, value) in std::env::vars_os() {
-        let name = name.to_string_lossy().into_owned();
-        if name.starts_with(PREFIX) {
-            match value.into_string() {
-                Ok(value) => variables.push((name, value)),
-                Err(_) => unreadable.push(format!("environment variable {name}: not UTF-8")),
-            }
-        }
-    }
-    if !unreadable.is_empty() {
-        return Err(SettingsError(unreadable));
-    }
-    load_from(flags, variables, std::env::var("STATE_DIRECTORY").ok())
+pub(crate) fn load(flags: &Flags) -> Result<(Settings, Findings), SettingsError> {
+    load_from(Layers::of_process(flags)?, std::env::var("STATE_DIRECTORY").ok())
 }
 
-/// Reads the settings with these variables; `systemd_state` is systemd's `STATE_DIRECTORY`.
+/// Reads the settings of these layers, and the files that they name; `systemd_state` is systemd's `STATE_DIRECTORY`.
 ///
 /// # Errors
 /// All problems at once.
 pub(crate) fn load_from(
-    flags: &Flags,
-    variables: Vec<(String, String)>,
+    layers: Layers,
     systemd_state: Option<String>,
-) -> Result<(Settings, Vec<String>), SettingsError> {
-    let (settings, fingerprint, warnings) = load_layers(flags, variables, |top| read(top, systemd_state))?;
-    Ok((Settings { fingerprint, ..settings }, warnings))
+) -> Result<(Settings, Findings), SettingsError> {
+    let (settings, fingerprint, findings) = load_layers(&layers, |top| read(top, systemd_state))?;
+    Ok((Settings { fingerprint, layers, ..settings }, findings))
 }
 
 const SOURCE_LINES: &str =
@@ -134,7 +123,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     let journal = part(&mut top, "journal", journal::Settings::read);
     let deduplication = part(&mut top, "deduplication", ingress::DeduplicationSettings::read);
     let publish = part(&mut top, "publish", delivery::Settings::read);
-    let broker = read_broker(&mut top);
+    let broker = read_broker(&mut top, state_directory.as_deref());
     let dead_letters = part(&mut top, "dead_letters", delivery::DeadLetterLimit::read);
     let invalid = part(&mut top, "invalid", ingress::InvalidSettings::read);
     let admin = part(&mut top, "admin", admin::Settings::read);
@@ -157,6 +146,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
         log,
         shutdown,
         fingerprint: Fingerprint::default(),
+        layers: Layers::default(),
     };
     if top.is_sound()
         && let Some(text) = settings.contradiction()
@@ -175,9 +165,12 @@ fn read_state_directory(top: &mut Section<'_>, ack: Ack, systemd_state: Option<S
     });
     if let Some(path) = &directory {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        if !path.is_dir() && !parent.is_dir() {
+        let is_missing = |path: &Path| path.try_exists().is_ok_and(|exists| !exists);
+        if is_missing(path) && is_missing(parent) {
             let (path, parent) = (path.display(), parent.display());
             top.problem(KEY, format_args!("neither {path} nor its parent exists; create {parent}"));
+        } else if path.try_exists().unwrap_or_default() && !path.is_dir() {
+            top.problem(KEY, format_args!("{} is not a directory", path.display()));
         }
     } else if ack == Ack::Journaled {
         let text = "\"journaled\" needs a `state_directory` for its journal; set one, or take \"buffered\"";
@@ -218,7 +211,7 @@ fn read_sources(top: &mut Section<'_>) -> Vec<Source> {
     sources
 }
 
-fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
+fn read_broker(top: &mut Section<'_>, state_directory: Option<&Path>) -> Option<brokers::Settings> {
     let mut section = top.section("broker");
     let names = section.keys();
     top.describe("broker", json!({ "minProperties": 1, "maxProperties": 1 }));
@@ -234,7 +227,8 @@ fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
     let mut broker = None;
     for name in names {
         let mut table = section.section(&name);
-        if let Some(settings) = brokers::Settings::read(&name, &mut table) {
+        if let Some(mut settings) = brokers::Settings::read(&name, &mut table) {
+            settings.created_before(state_directory);
             broker = Some(settings);
             table.finish();
         } else if brokers::NAMES.contains(&&*name) {

@@ -31,6 +31,8 @@ const OPEN_FILES: usize = 64;
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     directory: PathBuf,
+    /// The state directory, which exists when the bridge connects.
+    created_before: Option<PathBuf>,
     pub(super) router: Router,
 }
 
@@ -44,7 +46,12 @@ impl Settings {
             section.problem("directory", "empty; name the directory that the files go to");
             PathBuf::new()
         });
-        Self { directory, router: Router::read(section, SHAPE) }
+        Self { directory, created_before: None, router: Router::read(section, SHAPE) }
+    }
+
+    /// Notes the directory that a start creates before it connects.
+    pub(super) fn created_before(&mut self, directory: Option<&Path>) {
+        self.created_before = directory.map(Path::to_owned);
     }
 }
 
@@ -127,13 +134,19 @@ impl Broker for File {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        if self.settings.directory.is_dir() {
-            Ok(vec![Finding::Good(format!("the directory {directory} exists"))])
-        } else if parent.is_dir() {
-            Ok(vec![Finding::Good(format!("the directory {directory} will be created at start"))])
-        } else {
-            let text = format!("neither {directory} nor its parent exists; create {}", parent.display());
-            Err(ConnectError::new(ErrorKind::Connect, text))
+        let failed = |text: String| Err(ConnectError::new(ErrorKind::Connect, text));
+        match fs::metadata(&self.settings.directory) {
+            Ok(metadata) if metadata.is_dir() => {
+                Ok(vec![Finding::Good(format!("the directory {directory} exists"))])
+            }
+            Ok(_) => failed(format!("{directory} is not a directory")),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                failed(format!("cannot use the directory {directory}: {error}"))
+            }
+            Err(_) if parent.is_dir() || self.settings.created_before.as_deref() == Some(parent) => {
+                Ok(vec![Finding::Good(format!("the directory {directory} will be created at start"))])
+            }
+            Err(_) => failed(format!("neither {directory} nor its parent exists; create {}", parent.display())),
         }
     }
 }

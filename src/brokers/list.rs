@@ -1,5 +1,7 @@
 //! The list of brokers: a new one is its feature in Cargo.toml and its line in the table here.
 
+use std::path::Path;
+
 use crate::brokers::{Broker, Terms};
 use crate::settings::Section;
 
@@ -86,6 +88,17 @@ brokers! {
 }
 
 impl Settings {
+    /// Notes the directory that a start creates before it connects.
+    pub(crate) fn created_before(&mut self, directory: Option<&Path>) {
+        #[cfg_attr(
+            not(any(feature = "kafka", feature = "rabbitmq", feature = "nats")),
+            expect(irrefutable_let_patterns, reason = "there is no other broker")
+        )]
+        if let Self::File(settings) = self {
+            settings.created_before(directory);
+        }
+    }
+
     /// Whether both are of the same broker, so that one can take over the other's routes.
     #[must_use]
     pub(crate) fn is_same_broker(&self, other: &Self) -> bool {

@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use crate::app::{Settings, load};
 use crate::brokers::{ConnectError, ErrorKind, Finding};
-use crate::settings::{Flags, SettingsError};
+use crate::process::state_directory::obstacle;
+use crate::settings::{Findings, Flags, SettingsError};
 use clap::Args;
 use serde_json::json;
 use tokio::runtime::Builder;
@@ -26,7 +27,7 @@ pub(super) struct CheckOptions {
 }
 
 pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
-    let (settings, warnings) = match load(flags) {
+    let (settings, read) = match load(flags) {
         Ok(loaded) => loaded,
         Err(SettingsError(problems)) => {
             if options.json {
@@ -38,25 +39,25 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
         }
     };
     if !options.json {
-        for warning in &warnings {
-            say(format_args!("warning: {warning}"));
+        show(&settings, &read);
+    }
+    let obstacle = settings.state_directory.as_deref().and_then(obstacle);
+    let obstacle = obstacle.map(|text| format!("`state_directory`: {text}"));
+    if !options.json {
+        match &obstacle {
+            Some(text) => cli::complain(text),
+            None => say("settings: good"),
         }
-        for source in &settings.sources {
-            let secrets: Vec<&str> = source.secrets.iter().map(|named| &*named.id).collect();
-            let signed =
-                if secrets.is_empty() { "unsigned".to_owned() } else { format!("secrets: {}", secrets.join(", ")) };
-            say(format_args!("source {}: {} ({signed})", source.name, source.path));
-        }
-        say("settings: good");
     }
     let (findings, error) = match inspect(&settings, options.connect) {
         Ok(findings) => (findings, None),
         Err(error) => (Vec::new(), Some(error)),
     };
     let missing = findings.iter().any(|finding| matches!(finding, Finding::Missing(_)));
-    let good = error.is_none() && !missing;
+    let is_broker_good = error.is_none() && !missing;
+    let good = is_broker_good && obstacle.is_none();
     if options.json {
-        let errors: Vec<String> = error.iter().map(ToString::to_string).collect();
+        let errors: Vec<String> = obstacle.into_iter().chain(error.iter().map(ToString::to_string)).collect();
         let findings: Vec<_> = findings
             .iter()
             .map(|finding| {
@@ -64,7 +65,12 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
                 json!({ "level": level, "text": text })
             })
             .collect();
-        say(json!({ "good": good, "errors": errors, "warnings": warnings, "findings": findings }));
+        let files: Vec<_> = read.files.iter().map(|(path, of)| json!({ "path": path, "of": of })).collect();
+        say(json!({
+            "good": good, "errors": errors, "warnings": read.warnings, "notes": read.notes, "findings": findings,
+            "files": files, "ingress": settings.ingress.listen, "admin": settings.admin.listen,
+            "state_directory": settings.state_directory,
+        }));
     } else {
         for finding in &findings {
             let (level, text) = parts(finding);
@@ -73,10 +79,31 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
         if let Some(error) = &error {
             cli::complain(error);
         } else if options.connect {
-            say(if good { "broker: good" } else { "broker: something is missing" });
+            say(if is_broker_good { "broker: good" } else { "broker: something is missing" });
         }
     }
     if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Prints the files that were read, what was found in them, and the addresses and sources in force.
+fn show(settings: &Settings, read: &Findings) {
+    if !read.files.iter().any(|(_, of)| of == "settings") {
+        say("file: no settings file");
+    }
+    for (path, of) in &read.files {
+        say(format_args!("file {}: {of}", path.display()));
+    }
+    read.notes.iter().for_each(|note| say(format_args!("note: {note}")));
+    read.warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
+    let admin = settings.admin.listen.map_or_else(|| "off".to_owned(), |address| address.to_string());
+    let state = settings.state_directory.as_ref().map_or_else(|| "none".into(), |path| path.to_string_lossy());
+    say(format_args!("webhooks: {}, admin port: {admin}, state directory: {state}", settings.ingress.listen));
+    for source in &settings.sources {
+        let secrets: Vec<&str> = source.secrets.iter().map(|named| &*named.id).collect();
+        let signed =
+            if secrets.is_empty() { "unsigned".to_owned() } else { format!("secrets: {}", secrets.join(", ")) };
+        say(format_args!("source {}: {} ({signed})", source.name, source.path));
+    }
 }
 
 fn parts(finding: &Finding) -> (&'static str, &str) {

@@ -11,7 +11,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Request, Uri};
-use hyper_rustls::HttpsConnector;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -45,8 +45,10 @@ impl Signer {
         if let Some(path) = &self.secret_file {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| cli::failed(format_args!("cannot read {}: {error}", path.display())))?;
-            let text = text.strip_suffix('\n').unwrap_or(&text);
-            return Ok(Identity { secret: Some(Secret::new(text.strip_suffix('\r').unwrap_or(text))), url: None });
+            let wrong = |wrong| cli::failed(format_args!("{} {wrong}", path.display()));
+            let (secret, doubt) = Secret::read(&text).map_err(wrong)?;
+            doubt.iter().for_each(|doubt| cli::warn(format_args!("{}: {doubt}", path.display())));
+            return Ok(Identity { secret: Some(secret), url: None });
         }
         let (settings, _) = cli::settings(flags)?;
         let source = match &self.source {
@@ -97,25 +99,27 @@ pub(super) struct Response {
     pub(super) body: Bytes,
 }
 
-/// A client for http and https.
+/// A client for http and https; only https needs certificates of authorities.
 #[derive(Clone)]
 pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Http {
-    pub(super) fn new() -> Result<Self, std::process::ExitCode> {
-        let connector = hyper_rustls::HttpsConnectorBuilder::new()
-            .with_provider_and_native_roots(rustls::crypto::ring::default_provider())
-            .map_err(|error| cli::failed(format_args!("cannot load the system's certificates: {error}")))?
-            .https_or_http()
-            .enable_http1()
-            .build();
+    /// A client for this URL.
+    pub(super) fn new(url: &Uri) -> Result<Self, std::process::ExitCode> {
+        let (builder, provider) = (HttpsConnectorBuilder::new(), rustls::crypto::ring::default_provider());
+        let builder = if url.scheme_str() == Some("https") {
+            builder
+                .with_provider_and_native_roots(provider)
+                .map_err(|error| cli::failed(format_args!("cannot load the system's certificates: {error}")))?
+        } else {
+            let config = rustls::ClientConfig::builder_with_provider(std::sync::Arc::new(provider))
+                .with_safe_default_protocol_versions()
+                .map_err(cli::failed)?
+                .with_root_certificates(rustls::RootCertStore::empty());
+            builder.with_tls_config(config.with_no_client_auth())
+        };
+        let connector = builder.https_or_http().enable_http1().build();
         Ok(Self(Client::builder(TokioExecutor::new()).build(connector)))
-    }
-
-    /// Sends a GET request.
-    pub(super) async fn get(&self, url: &Uri) -> Result<Response, String> {
-        let request = Request::get(url).body(Full::default()).map_err(|error| error.to_string())?;
-        self.ask(request).await
     }
 
     /// Sends a body, signed.

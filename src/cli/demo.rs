@@ -10,7 +10,7 @@ use crate::app::{self, App, Settings, Signals, StartError, load_from};
 use crate::brokers;
 use crate::process::logs;
 use crate::process::systemd::Passed;
-use crate::settings::{Flags, Secret};
+use crate::settings::{Flags, Layers, Secret};
 use bytes::Bytes;
 use clap::Args;
 use hyper::Uri;
@@ -51,7 +51,7 @@ fn demo(flags: &Flags, once: bool) -> Result<ExitCode, ExitCode> {
     let admin = app.admin_address().map(|address| format!("http://{address}/")).unwrap_or_default();
     introduce(&url, &admin, &secret, &scratch);
     let uri: Uri = url.parse().map_err(|error| cli::failed(format_args!("{url}: {error}")))?;
-    let http = Http::new()?;
+    let http = Http::new(&uri)?;
     let runtime = cli::runtime()?;
     let done = Notify::new();
     let (outcome, arrived) = runtime.block_on(async {
@@ -207,7 +207,8 @@ fn settings(flags: &Flags, scratch: &TemporaryDirectory, ingress: u16, admin: u1
         log_level: Some(flags.log_level.clone().unwrap_or_else(|| "warn".to_owned())),
         log_format: Some(flags.log_format.clone().unwrap_or_else(|| "text".to_owned())),
     };
-    load_from(&flags, Vec::new(), None).map(|(settings, _)| settings).map_err(cli::failed)
+    let layers = Layers::read(&flags, Vec::new()).map_err(cli::failed)?;
+    load_from(layers, None).map(|(settings, _)| settings).map_err(cli::failed)
 }
 
 /// A path as a TOML text.

@@ -44,7 +44,7 @@ pub(super) fn run(flags: &Flags, options: &JournalOptions) -> ExitCode {
 fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
     let directory = match &options.directory {
         Some(directory) => directory.clone(),
-        None => configured(flags)?,
+        None => cli::state_directory(flags)?.join("journal"),
     };
     let fail = |text: String| {
         if options.json {
@@ -54,6 +54,14 @@ fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
             cli::failed(text)
         }
     };
+    if let Err(error) = std::fs::metadata(&directory)
+        && error.kind() != std::io::ErrorKind::NotFound
+    {
+        return Err(fail(format!(
+            "cannot read {}: {error}; run this as the daemon's user, or as root",
+            directory.display()
+        )));
+    }
     if !directory.is_dir() {
         let place = directory.display();
         let text = format!(
@@ -71,14 +79,6 @@ fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
         show(&directory, &report);
     }
     Ok(if report.damaged() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn configured(flags: &Flags) -> Result<PathBuf, ExitCode> {
-    let (settings, _) = cli::settings(flags)?;
-    let state = settings.state_directory.ok_or_else(|| {
-        cli::failed("`state_directory` is not set, so there is no journal; set it, or give the journal's directory")
-    })?;
-    Ok(state.join("journal"))
 }
 
 fn show(directory: &Path, report: &Report) {

@@ -22,18 +22,21 @@ use std::sync::{LazyLock, OnceLock};
 
 use crate::app::{Settings, load};
 use crate::brokers;
-use crate::settings::{Flags, SettingsError};
+use crate::settings::{Findings, Flags, Layers, SettingsError};
 use clap::{Parser, Subcommand};
 
 /// The exit code of sysexits.h for "something was found in an unconfigured or misconfigured state".
 const EX_CONFIG: u8 = 78;
+
+/// The state directory of the systemd unit.
+const STATE_OF_THE_UNIT: &str = "/var/lib/plextrac-bridge";
 
 /// Receives PlexTrac's webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka,
 /// RabbitMQ or NATS JetStream.
 #[derive(Debug, Parser)]
 #[command(name = "plextrac-bridge", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Settings file [default: /etc/plextrac-bridge/config.toml, if it exists]
+    /// Settings file [default: that of PLEXTRAC_BRIDGE_CONFIG, or /etc/plextrac-bridge/config.toml, if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Lowest log level
@@ -151,13 +154,37 @@ fn print(bytes: &[u8]) {
 }
 
 /// Loads the settings, or reports their problems.
-fn settings(flags: &Flags) -> Result<(Settings, Vec<String>), ExitCode> {
+fn settings(flags: &Flags) -> Result<(Settings, Findings), ExitCode> {
     load(flags).map_err(|SettingsError(problems)| {
         for problem in problems {
             complain(problem);
         }
         ExitCode::from(EX_CONFIG)
     })
+}
+
+/// The state directory, for commands that need no other setting: that of the settings as far as they can be read, of
+/// systemd's environment, or of the systemd unit.
+fn state_directory(flags: &Flags) -> Result<PathBuf, ExitCode> {
+    let (settings, problems) = Layers::as_far_as_readable(flags);
+    let of_systemd = || Some(std::env::var("STATE_DIRECTORY").ok()?.split(':').next()?.to_owned());
+    let named = settings.text(&["state_directory"]).or_else(of_systemd).filter(|path| !path.is_empty());
+    if let Some(path) = named {
+        return Ok(path.into());
+    }
+    if !problems.is_empty() {
+        problems.iter().for_each(complain);
+        return Err(misconfigured("the state directory is not known; name it by PLEXTRAC_BRIDGE__STATE_DIRECTORY"));
+    }
+    let of_the_unit = PathBuf::from(STATE_OF_THE_UNIT);
+    let is_missing = of_the_unit.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    if is_missing {
+        return Err(failed(
+            "nothing is kept: these settings have no `state_directory`, and there is no /var/lib/plextrac-bridge; set \
+             `state_directory`, or name it by PLEXTRAC_BRIDGE__STATE_DIRECTORY",
+        ));
+    }
+    Ok(of_the_unit)
 }
 
 /// Prints a line to standard output.
@@ -168,6 +195,11 @@ fn say(text: impl Display) {
 /// Prints an error.
 fn complain(text: impl Display) {
     let _ = writeln!(io::stderr(), "error: {text}");
+}
+
+/// Prints a warning.
+fn warn(text: impl Display) {
+    let _ = writeln!(io::stderr(), "warning: {text}");
 }
 
 /// Reports why a command failed.

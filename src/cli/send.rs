@@ -86,7 +86,7 @@ fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCod
         bar.enable_steady_tick(DRAW_INTERVAL);
     }
     Ok(Rc::new(SendPlan {
-        http: Http::new()?,
+        http: Http::new(&url)?,
         url,
         secret: identity.secret,
         bodies,

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::app::{self, Reloading, Signals, load};
+use crate::app::{self, Reloading, Signals, load, load_from};
 use crate::process::{failpoint, logs, systemd};
-use crate::settings::Flags;
+use crate::settings::{Flags, Layers};
 use crate::status::Totals;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -21,7 +21,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(passed) => passed,
         Err(error) => return cli::misconfigured(error),
     };
-    let (settings, warnings) = match cli::settings(flags) {
+    let (settings, findings) = match cli::settings(flags) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
@@ -29,9 +29,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(guard) => guard,
         Err(error) => return cli::failed(format_args!("cannot start the log: {error}")),
     };
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
+    findings.log();
     let runtime = match cli::runtime() {
         Ok(runtime) => runtime,
         Err(code) => return code,
@@ -42,7 +40,10 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         let reloading = Reloading {
             load: Arc::new({
                 let flags = flags.clone();
-                move || load(&flags)
+                move |layers: Option<Layers>| match layers {
+                    Some(layers) => load_from(layers, std::env::var("STATE_DIRECTORY").ok()),
+                    None => load(&flags),
+                }
             }),
             asked: hangups()?,
             every: failpoint::every("reload.look", FILE_CHECK_INTERVAL),

@@ -12,6 +12,10 @@ use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::{RootCertStore, ServerConfig};
 use tokio_rustls::TlsAcceptor;
+use x509_parser::certificate::X509Certificate;
+use x509_parser::error::X509Error;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS;
 use x509_parser::time::ASN1Time;
 
 use crate::settings::Section;
@@ -115,7 +119,10 @@ fn read_chain(section: &mut Section<'_>) -> Option<(Chain, SystemTime)> {
     let (path, content) = section.needed_file(KEY, "the certificate and its chain, in PEM")?;
     let chain = certificates(section, KEY, &path, &content)?;
     let validity = match x509_parser::parse_x509_certificate(&chain[0]) {
-        Ok((_, certificate)) => certificate.validity().clone(),
+        Ok((_, certificate)) => {
+            check_chain(section, KEY, &path, &chain, &certificate);
+            certificate.validity().clone()
+        }
         Err(error) => {
             section.problem(KEY, format_args!("{}: the certificate cannot be read: {error}", path.display()));
             return None;
@@ -131,6 +138,64 @@ fn read_chain(section: &mut Section<'_>) -> Option<(Chain, SystemTime)> {
         section.warning(KEY, format_args!("{}: the certificate {what} {time}; senders refuse it", path.display()));
     }
     Some((chain, not_after))
+}
+
+/// Warns where a client cannot get from the first certificate to an authority that it knows. An error would keep a bridge
+/// from starting that clients with the missing certificates can reach.
+fn check_chain(section: &mut Section<'_>, key: &str, path: &Path, chain: &Chain, first: &X509Certificate<'_>) {
+    let path = path.display();
+    if chain.len() == 1 && first.issuer() != first.subject() {
+        let issuer = first.issuer();
+        if names_its_issuer(first) {
+            section.warning(key, format_args!(
+                "{path}: it has the server's certificate alone, and clients that do not have that of its issuer \
+                 ({issuer}) refuse it; append the authority's intermediate certificates"
+            ));
+        } else {
+            section.note(key, format_args!(
+                "{path}: it has the server's certificate alone, which is enough only for clients that trust its issuer \
+                 ({issuer}) itself; append the intermediate certificates if there are any"
+            ));
+        }
+    }
+    for (at, pair) in chain.windows(2).enumerate() {
+        let [Ok((_, one)), Ok((_, next))] =
+            [&pair[0], &pair[1]].map(|der| x509_parser::parse_x509_certificate(der))
+        else {
+            section.warning(key, format_args!("{path}: certificate {} of the chain cannot be read", at + 2));
+            return;
+        };
+        if !is_signed_by(&one, &next) {
+            section.warning(key, format_args!(
+                "{path}: certificate {} ({}) did not sign the one before it, whose issuer is {}; clients refuse the chain: \
+                 put each issuer's certificate behind the one that it signed",
+                at + 2,
+                next.subject(),
+                one.issuer()
+            ));
+            return;
+        }
+    }
+}
+
+/// Whether a certificate says where its issuer's is: those of public authorities do, and their issuer is never one that
+/// clients trust by itself.
+fn names_its_issuer(certificate: &X509Certificate<'_>) -> bool {
+    certificate.extensions().iter().any(|extension| match extension.parsed_extension() {
+        ParsedExtension::AuthorityInfoAccess(access) => {
+            access.iter().any(|place| place.access_method == OID_PKIX_ACCESS_DESCRIPTOR_CA_ISSUERS)
+        }
+        _ => false,
+    })
+}
+
+fn is_signed_by(certificate: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
+    certificate.issuer() == issuer.subject()
+        && match certificate.verify_signature(Some(issuer.public_key())) {
+            // What cannot be verified here is left to the clients.
+            Ok(()) | Err(X509Error::SignatureUnsupportedAlgorithm) => true,
+            Err(_) => false,
+        }
 }
 
 fn read_key(section: &mut Section<'_>) -> Option<(PathBuf, PrivateKeyDer<'static>)> {

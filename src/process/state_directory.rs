@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
 use crate::process::failpoint;
@@ -89,6 +90,33 @@ pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists && directory.is_dir() => Ok(()),
         Err(error) => Err(error),
+    }
+}
+
+/// The reason why a start could not write the directory, or what it finds there; asks the system and changes nothing.
+#[must_use]
+pub(crate) fn obstacle(directory: &Path) -> Option<String> {
+    const CONTENTS: [&str; 4] = ["lock", "journal", "dead-letters", "invalid"];
+    let advice = "give it to the daemon's user, or run this as that user";
+    let ask = |path: &Path, wanted: Access| {
+        let refused = access(path, wanted).err().filter(|errno| *errno != Errno::NOENT)?;
+        Some(format!("cannot write {}: {}; {advice}", path.display(), io::Error::from(refused)))
+    };
+    let of_directory = Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK;
+    match fs::metadata(directory) {
+        Ok(metadata) if !metadata.is_dir() => Some(format!("{} is not a directory", directory.display())),
+        Ok(_) => ask(directory, of_directory).or_else(|| {
+            let contents = CONTENTS.map(|name| directory.join(name));
+            contents.iter().find_map(|path| ask(path, if path.is_dir() { of_directory } else { Access::WRITE_OK }))
+        }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let parent =
+                directory.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            let refused = access(parent, Access::WRITE_OK | Access::EXEC_OK).err()?;
+            let (error, parent) = (io::Error::from(refused), parent.display());
+            Some(format!("{} does not exist, and cannot be created in {parent}: {error}", directory.display()))
+        }
+        Err(error) => Some(format!("cannot use {}: {error}; {advice}", directory.display())),
     }
 }
 

@@ -29,6 +29,22 @@ pub(super) fn template(path: &[&str]) -> Option<Dict> {
     Some(table)
 }
 
+/// Every key of the reference, dotted.
+pub(super) fn keys() -> Vec<String> {
+    fn below(path: &str, table: &Dict, keys: &mut Vec<String>) {
+        for (key, value) in table {
+            let dotted = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+            match value {
+                figment::value::Value::Dict(_, table) if !table.is_empty() => below(&dotted, table, keys),
+                _ => keys.push(dotted),
+            }
+        }
+    }
+    let mut keys = Vec::new();
+    below("", &table(), &mut keys);
+    keys
+}
+
 /// The name of this layer, which tells a default from a value that a user wrote.
 pub(super) const NAME: &str = "defaults";
 

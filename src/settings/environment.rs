@@ -5,12 +5,81 @@
 use figment::value::{Dict, Map, Tag, Value};
 use figment::{Error, Metadata, Profile, Provider};
 
+use crate::settings::section::nearest;
+use crate::settings::{SettingsError, defaults};
+
 /// The layer's name in figment's metadata.
 pub(super) const NAME: &str = "environment";
 
 /// The prefix. It ends in two underscores, because Kubernetes injects `PLEXTRAC_BRIDGE_PORT` and the like for a service
 /// of that name.
-pub(crate) const PREFIX: &str = "PLEXTRAC_BRIDGE__";
+const PREFIX: &str = "PLEXTRAC_BRIDGE__";
+
+/// The program's name as all of its variables have it.
+const PROGRAM: &str = "PLEXTRAC_BRIDGE";
+
+/// Names the settings file, unless `--config` does.
+pub(super) const CONFIG: &str = "PLEXTRAC_BRIDGE_CONFIG";
+
+/// Names a file that is read below the settings file.
+pub(super) const DEFAULTS: &str = "PLEXTRAC_BRIDGE_DEFAULTS";
+
+/// The variables of this process that concern settings, also misspelt ones.
+///
+/// # Errors
+/// Values that are not UTF-8.
+pub(super) fn of_process() -> Result<Vec<(String, String)>, SettingsError> {
+    let mut variables = Vec::new();
+    let mut unreadable = Vec::new();
+    for (name, value) in std::env::vars_os() {
+        let name = name.to_string_lossy().into_owned();
+        let is_setting = name.starts_with(PREFIX) || [CONFIG, DEFAULTS].contains(&name.as_str());
+        match value.into_string() {
+            Ok(value) if name.to_uppercase().starts_with(PROGRAM) => variables.push((name, value)),
+            Err(_) if is_setting => unreadable.push(format!("environment variable {name}: not UTF-8")),
+            _ => {}
+        }
+    }
+    if unreadable.is_empty() { Ok(variables) } else { Err(SettingsError(unreadable)) }
+}
+
+/// The value of a variable that names a file; an empty one counts as absent.
+pub(super) fn value<'v>(variables: &'v [(String, String)], wanted: &str) -> Option<&'v str> {
+    let named = variables.iter().find(|(name, _)| name == wanted);
+    named.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
+}
+
+/// A warning for each variable that looks like a setting and is none. Those that Kubernetes injects do not.
+pub(super) fn misspelt(variables: &[(String, String)]) -> Vec<String> {
+    variables.iter().filter_map(|(name, _)| Some((name, meant(name)?))).map(warning).collect()
+}
+
+fn warning((name, meant): (&String, String)) -> String {
+    format!("environment variable {name} is ignored: it is no setting; did you mean {meant}?")
+}
+
+/// The variable that a misspelt one stands for.
+fn meant(name: &str) -> Option<String> {
+    let upper = name.to_uppercase();
+    let rest = upper.strip_prefix(PROGRAM)?;
+    if name.starts_with(PREFIX) || [CONFIG, DEFAULTS].contains(&name) {
+        return None;
+    }
+    if rest.starts_with("__") {
+        return Some(upper);
+    }
+    let rest = rest.trim_start_matches('_');
+    let plain = rest.to_lowercase().replace("__", "_");
+    if let Some(key) = defaults::keys().into_iter().find(|key| key.replace('.', "_") == plain) {
+        return Some(variable(&key));
+    }
+    if let Some((top, below)) = rest.split_once("__") {
+        let (top, defaults) = (top.to_lowercase(), defaults::table());
+        let table = nearest(&top, defaults.keys().map(String::as_str))?;
+        return Some(format!("{PREFIX}{}__{below}", table.to_uppercase()));
+    }
+    nearest(rest, ["CONFIG", "DEFAULTS"].into_iter()).map(|meant| format!("{PROGRAM}_{meant}"))
+}
 
 /// The variable that sets a dotted key.
 pub(super) fn variable(dotted: &str) -> String {

@@ -55,6 +55,11 @@ impl Fingerprint {
         values.chain(files.map(|(key, _)| key)).cloned().collect()
     }
 
+    /// The files of secrets and certificates, each with the key that names it.
+    pub(super) fn files(&self) -> impl Iterator<Item = (&str, &Path)> {
+        self.files.iter().map(|(key, content)| (key.as_str(), content.path.as_path()))
+    }
+
     /// Starts watching the files for changes.
     #[must_use]
     pub(crate) fn watch(&self) -> FileWatch {
@@ -80,7 +85,7 @@ impl FileWatch {
 }
 
 /// Flattens tables to dotted keys. Empty values count as absent.
-fn flatten(path: &str, table: &Dict, into: &mut BTreeMap<String, Value>) {
+pub(super) fn flatten(path: &str, table: &Dict, into: &mut BTreeMap<String, Value>) {
     for (key, value) in table {
         let key = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
         match value {

@@ -11,9 +11,8 @@ mod section;
 pub(crate) mod testing;
 mod units;
 
-pub(crate) use environment::PREFIX;
 pub(crate) use fingerprint::{FileWatch, Fingerprint};
-pub(crate) use load::{Flags, SettingsError, load_layers};
+pub(crate) use load::{Findings, Flags, Layers, SettingsError, load_layers};
 pub(crate) use schema::describe;
 pub(crate) use secret::*;
 pub(crate) use section::{Section, nearest};

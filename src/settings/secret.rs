@@ -12,6 +12,41 @@ impl Secret {
         Self(text.into())
     }
 
+    /// Reads a secret from a file or a variable, which both lose one line break at their end; also returns a doubt about
+    /// it, for the operator.
+    ///
+    /// # Errors
+    /// The text is surely not what was meant.
+    pub(crate) fn read(text: &str) -> Result<(Self, Option<String>), &'static str> {
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        let text = text.strip_suffix('\r').unwrap_or(text);
+        Ok((Self::new(text), Self::doubt(text)?))
+    }
+
+    /// The reason to doubt that a text is the secret that was meant.
+    ///
+    /// # Errors
+    /// It is surely not.
+    pub(super) fn doubt(text: &str) -> Result<Option<String>, &'static str> {
+        if text.starts_with('\u{feff}') {
+            return Err("begins with a byte order mark (U+FEFF), which no sender signs with; save it without one");
+        }
+        if text.trim().is_empty() {
+            return Err("is empty");
+        }
+        let found = [text.chars().next(), text.chars().next_back()].map(|end| end.and_then(oddity));
+        let is_placeholder =
+            |mark: &str| text.starts_with(mark) || (text.ends_with(['}', ')']) && text.contains(mark));
+        let mark = ["${", "$(", "{{"].into_iter().find(|mark| is_placeholder(mark));
+        let oddities: Vec<String> = [("begins", found[0]), ("ends", found[1])]
+            .into_iter()
+            .filter_map(|(verb, oddity)| Some(format!("{verb} with {}", oddity?)))
+            .chain(mark.map(|mark| format!("has `{mark}`, which nothing replaces")))
+            .collect();
+        let advice = "all of it counts; take that away unless the sender's secret has it, too";
+        Ok((!oddities.is_empty()).then(|| format!("the secret {}: {advice}", oddities.join(" and "))))
+    }
+
     /// Returns the secret itself, for the one place that needs it.
     #[must_use]
     pub(crate) fn reveal(&self) -> &str {
@@ -22,6 +57,18 @@ impl Secret {
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
+    }
+}
+
+/// The name of a character that a secret hardly has at an end.
+fn oddity(end: char) -> Option<&'static str> {
+    match end {
+        '\n' | '\r' => Some("a line break"),
+        '"' | '\'' | '`' => Some("a quote"),
+        '\u{200b}'..='\u{200f}' | '\u{2060}' | '\u{feff}' => Some("an invisible character"),
+        end if end.is_whitespace() => Some("a blank"),
+        end if end.is_control() => Some("a control character"),
+        _ => None,
     }
 }
 
@@ -45,6 +92,37 @@ mod tests {
     #[test]
     fn hides_the_secret_when_debugged() {
         assert_eq!(format!("{:?}", Some(Secret::new("hunter2hunter2"))), "Some([secret])");
+    }
+
+    #[test]
+    fn doubts_what_is_hardly_the_secret_that_was_meant() {
+        let read = |text: &str| Secret::read(text).map(|(secret, doubt)| (secret.reveal().to_owned(), doubt));
+        for text in ["s e c r e t", "s\n", "s\r\n", "se\"cret", "a{b}", "$x", "pa$$word"] {
+            assert_eq!(read(text), Ok((text.trim_end().to_owned(), None)), "{text:?}");
+        }
+        for (text, found) in [
+            ("s\n\n", "ends with a line break"),
+            (" s", "begins with a blank"),
+            ("s\u{a0}", "ends with a blank"),
+            ("'s'", "begins with a quote and ends with a quote"),
+            ("\"s", "begins with a quote"),
+            ("s\u{200b}", "ends with an invisible character"),
+            ("s\0", "ends with a control character"),
+            ("${SECRET}", "has `${`, which nothing replaces"),
+            ("a-${SECRET}", "has `${`, which nothing replaces"),
+            ("{{ secret }}", "has `{{`, which nothing replaces"),
+        ] {
+            let (secret, doubt) = read(text).unwrap();
+            assert_eq!(secret, text.strip_suffix('\n').unwrap_or(text));
+            assert!(
+                doubt.as_ref().is_some_and(|doubt| doubt.starts_with(&format!("the secret {found}: "))),
+                "{doubt:?}"
+            );
+        }
+        assert!(read("\u{feff}secret").unwrap_err().starts_with("begins with a byte order mark"));
+        for text in ["", "\n", " \n", "\r\n\r\n"] {
+            assert_eq!(read(text), Err("is empty"), "{text:?}");
+        }
     }
 
     #[test]

@@ -33,6 +33,8 @@ pub(crate) struct Problems {
     pub(crate) errors: Vec<String>,
     /// Problems that are logged at the start and shown by `check`.
     pub(crate) warnings: Vec<String>,
+    /// Facts that an operator may not expect, shown likewise.
+    pub(crate) notes: Vec<String>,
 }
 
 /// One reading of the merged settings: what its sections find.
@@ -121,6 +123,13 @@ impl<'a> Section<'a> {
         let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
         let place = self.place(key, tag);
         self.reading.problems.borrow_mut().warnings.push(format!("{place}: {text}"));
+    }
+
+    /// Adds a note about this key's value.
+    pub(crate) fn note(&mut self, key: &str, text: impl std::fmt::Display) {
+        let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
+        let place = self.place(key, tag);
+        self.reading.problems.borrow_mut().notes.push(format!("{place}: {text}"));
     }
 
     /// Adds a problem that belongs to no single key.
@@ -360,6 +369,7 @@ impl<'a> Section<'a> {
         match std::fs::read(&path) {
             Ok(content) => {
                 self.note_file(key, &path, &content);
+                self.warn_of_joined_blocks(key, &path, &content);
                 Some((path, content))
             }
             Err(error) => {
@@ -398,7 +408,7 @@ impl<'a> Section<'a> {
                 self.problem(file_key, both);
                 None
             }
-            (Some(text), None) => Some(Secret::new(text)),
+            (Some(text), None) => self.secret_value(key, &text),
             (None, Some(path)) => self.secret_file(file_key, &path),
             (None, None) => None,
         }
@@ -408,6 +418,26 @@ impl<'a> Section<'a> {
     pub(crate) fn secret_in_file(&mut self, key: &str) -> Option<Secret> {
         let path = self.path(key)?;
         self.secret_file(key, &path)
+    }
+
+    /// A secret given directly. In a file of settings a line break is written on purpose.
+    fn secret_value(&mut self, key: &str, text: &str) -> Option<Secret> {
+        let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
+        let read = if self.is_from_environment(tag) {
+            Secret::read(text)
+        } else {
+            Secret::doubt(text).map(|doubt| (Secret::new(text), doubt))
+        };
+        match read {
+            Ok((secret, doubt)) => {
+                doubt.iter().for_each(|doubt| self.warning(key, doubt));
+                Some(secret)
+            }
+            Err(wrong) => {
+                self.problem(key, format_args!("the secret {wrong}"));
+                None
+            }
+        }
     }
 
     fn secret_file(&mut self, key: &str, path: &Path) -> Option<Secret> {
@@ -420,14 +450,28 @@ impl<'a> Section<'a> {
             }
         };
         self.note_file(key, path, text.as_bytes());
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
-        if text.is_empty() {
-            self.problem(key, format_args!("{} is empty", path.display()));
-            return None;
+        match Secret::read(&text) {
+            Ok((secret, doubt)) => {
+                doubt.iter().for_each(|doubt| self.warning(key, format_args!("{}: {doubt}", path.display())));
+                self.warn_if_world_readable(key, path);
+                Some(secret)
+            }
+            Err(wrong) => {
+                self.problem(key, format_args!("{} {wrong}", path.display()));
+                None
+            }
         }
-        self.warn_if_world_readable(key, path);
-        Some(Secret::new(text))
+    }
+
+    /// Warns about a block of PEM that does not begin a line: readers skip it.
+    fn warn_of_joined_blocks(&mut self, key: &str, path: &Path, content: &[u8]) {
+        const BEGIN: &[u8] = b"-----BEGIN ";
+        let is_inside = |line: &[u8]| line.windows(BEGIN.len()).skip(1).any(|part| part == BEGIN);
+        let line = content.split(|byte| *byte == b'\n').position(is_inside);
+        if let Some(at) = line {
+            let text = "`-----BEGIN` does not start the line, so that what follows is not read: put a line break before it";
+            self.warning(key, format_args!("{}, line {}: {text}", path.display(), at + 1));
+        }
     }
 
     /// Warns about a file of secrets that all users of the machine can read.

@@ -124,7 +124,7 @@ securityContext.capabilities.add=["SYS_ADMIN"]|capabilities are added
 securityContext.privileged=true|privileged
 securityContext.readOnlyRootFilesystem=false|readOnlyRootFilesystem is not true
 extraVolumes=[{"name": "host", "hostPath": {"path": "/"}}]|the volume host is of kind hostPath
-extraEnv=[{"name": "PLEXTRAC_BRIDGE__INGRESS__LISTEN", "value": "0.0.0.0:1"}]|goes before the settings
+extraEnv=[{"name": "PLEXTRAC_BRIDGE_DEFAULTS", "value": "/image.toml"}]|goes before the settings
 END
     template -f "$minimal" --set-json 'extraVolumes=[{"name": "a", "emptyDirr": {}}]' >"$file"
     refused "emptyDirr" valid "$newest" "$file" || return 1

@@ -159,7 +159,7 @@ def port(address):
 def image_variables():
     """What the image sets, by name."""
     text = (ROOT / "deploy/Dockerfile").read_text().replace("\\\n", " ")
-    return dict(re.findall(r"\b(PLEXTRAC_BRIDGE__\w+)=(\S+)", text))
+    return dict(re.findall(r"\b(PLEXTRAC_BRIDGE_\w+)=(\S+)", text))
 
 
 def check_agreement(file, kind, name, spec, claims):

@@ -83,15 +83,7 @@ fn ends_with_2_for_wrong_arguments_and_78_for_wrong_settings() {
     ] {
         Program::new(arguments).run().assert_code(2);
     }
-    for arguments in [
-        &["serve"][..],
-        &["check"],
-        &["sign"],
-        &["send"],
-        &["healthcheck"],
-        &["serve", "--config", "/no/such"],
-        &["healthcheck", "--ready", "--config", "/no/such"],
-    ] {
+    for arguments in [&["serve"][..], &["check"], &["sign"], &["send"], &["serve", "--config", "/no/such"]] {
         let ended = Program::new(arguments).run();
         ended.assert_code(78);
         assert!(ended.err.starts_with("error: "), "{arguments:?}: {}", ended.err);

@@ -67,6 +67,10 @@ mod layers;
 #[cfg(test)]
 mod limits;
 
+// Mistakes of an operator: what `check` and the start say about them, and commands that need no sound settings.
+#[cfg(test)]
+mod mistakes;
+
 // The admin page in a real browser.
 #[cfg(test)]
 mod page;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use crate::app::{self, Offline, Settings, StartError};
+use crate::app::{self, Offline, StartError};
 use crate::dead_letters::{Action, Progress, Request, RequestState, StoreKind, Validity, connect};
 use crate::process::logs;
 use crate::process::state_directory::StateError;
@@ -19,7 +19,7 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::cli::dead_letters::daemon::follow;
 use crate::cli::dead_letters::progress::Display;
-use crate::cli::dead_letters::{Chosen, Which, state};
+use crate::cli::dead_letters::{Chosen, Which};
 use crate::cli::{self, complain};
 
 /// How long another holder of the state directory may have no socket: a daemon that starts, stops, or a command.
@@ -93,13 +93,9 @@ pub(super) fn drop(flags: &Flags, options: &Drop) -> Result<ExitCode, ExitCode> 
 
 fn change(flags: &Flags, request: &Request, patience: Duration, as_json: bool) -> Result<ExitCode, ExitCode> {
     let display = Display::new(request.action, as_json);
-    let (settings, state) = state(flags).inspect_err(|_| {
-        display.refused("the settings cannot be used; standard error has the reason");
-    })?;
-    // What stands in the way is in the progress; more than that only where it is asked for.
-    let _log = flags.log_level.is_some().then(|| logs::start(settings.log));
+    let state = cli::state_directory(flags).inspect_err(|_| display.refused(UNUSABLE))?;
     let runtime = cli::runtime()?;
-    let outcome = runtime.block_on(carry_out(settings, &state, request, patience, display));
+    let outcome = runtime.block_on(carry_out(flags, &state, request, patience, display));
     runtime.shutdown_background();
     let progress = outcome?;
     let all = progress.state == RequestState::Done && progress.skipped == 0 && progress.dead_lettered == 0;
@@ -108,17 +104,22 @@ fn change(flags: &Flags, request: &Request, patience: Duration, as_json: bool) -
 
 /// Has the request carried out, and shows its progress and its end.
 async fn carry_out(
-    settings: Settings,
+    flags: &Flags,
     state: &Path,
     request: &Request,
     patience: Duration,
     mut display: Display,
 ) -> Result<Progress, ExitCode> {
-    let progress = match find(settings, state, request.kind).await {
+    let mut log = None;
+    let progress = match find(flags, state, request.kind, &mut log).await {
         Ok(Found::Nothing) => Progress { state: RequestState::Done, ..Progress::default() },
         Ok(Found::Offline(offline)) => by_ourselves(*offline, request, patience, &mut display).await,
         Ok(Found::Daemon(stream)) => by_the_daemon(stream, request, patience, &mut display).await,
-        Err(text) => {
+        Err(Obstacle::Settings(code)) => {
+            display.refused(UNUSABLE);
+            return Err(code);
+        }
+        Err(Obstacle::Other(text)) => {
             display.refused(&text);
             return Err(cli::failed(text));
         }
@@ -137,13 +138,30 @@ enum Found {
     Daemon(UnixStream),
 }
 
-async fn find(settings: Settings, state: &Path, kind: StoreKind) -> Result<Found, String> {
+/// The result where the settings stand in the way.
+const UNUSABLE: &str = "the settings cannot be used; standard error has the reason";
+
+/// The reason why a request is not carried out.
+enum Obstacle {
+    /// The settings, reported already.
+    Settings(ExitCode),
+    Other(String),
+}
+
+/// Only a command that does the work itself needs settings.
+async fn find(
+    flags: &Flags,
+    state: &Path,
+    kind: StoreKind,
+    log: &mut Option<logs::Log>,
+) -> Result<Found, Obstacle> {
     let directory = state.join(kind.directory());
     match std::fs::metadata(&directory) {
         Ok(_) => {}
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(cannot_use(&directory, &error)),
     }
+    let mut known = None;
     let began = Instant::now();
     loop {
         let unreachable = match connect(state).await {
@@ -151,30 +169,39 @@ async fn find(settings: Settings, state: &Path, kind: StoreKind) -> Result<Found
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => error,
             Err(error) => return Err(cannot_use(&state.join("control.sock"), &error)),
         };
+        let settings = match known.take() {
+            Some(settings) => settings,
+            None => cli::settings(flags).map_err(Obstacle::Settings)?.0,
+        };
+        if log.is_none() && flags.log_level.is_some() {
+            // What stands in the way is in the progress; more than that only where it is asked for.
+            *log = logs::start(settings.log).ok();
+        }
+        let settings = known.insert(settings);
         match app::open_offline(settings.clone(), state) {
             Ok(offline) => return Ok(Found::Offline(Box::new(offline))),
             Err(StartError::State(StateError::Locked(_))) if began.elapsed() < RETRY => sleep(RETRY_INTERVAL).await,
             Err(StartError::State(StateError::Locked(_))) => {
-                return Err(format!(
+                return Err(Obstacle::Other(format!(
                     "another plextrac-bridge uses {} and has no control socket ({unreachable}): a daemon whose log says \
                      why, or another command; stop it, or try again",
                     state.display()
-                ));
+                )));
             }
             Err(StartError::State(StateError::Unusable { path, source })) => {
                 return Err(cannot_use(Path::new(&path), &source));
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(Obstacle::Other(error.to_string())),
         }
     }
 }
 
-fn cannot_use(path: &Path, error: &io::Error) -> String {
+fn cannot_use(path: &Path, error: &io::Error) -> Obstacle {
     let hint = match error.kind() {
         ErrorKind::PermissionDenied => "; run this as the daemon's user, or as root",
         _ => "",
     };
-    format!("cannot use {}: {error}{hint}", path.display())
+    Obstacle::Other(format!("cannot use {}: {error}{hint}", path.display()))
 }
 
 /// Why a request is no longer watched.

@@ -9,7 +9,7 @@ use crate::settings::Flags;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::dead_letters::{Chosen, Which, state};
+use crate::cli::dead_letters::{Chosen, Which};
 use crate::cli::{self, complain, say};
 
 #[derive(Debug, Args)]
@@ -81,7 +81,7 @@ fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -
 }
 
 pub(super) fn list(flags: &Flags, options: &List) -> Result<ExitCode, ExitCode> {
-    let (_, state) = state(flags)?;
+    let state = cli::state_directory(flags)?;
     let directory = state.join(options.which.kind().directory());
     let width = width();
     let (mut count, mut bytes) = (0u64, 0u64);
@@ -129,7 +129,7 @@ fn row(width: usize, [time, reason, event, id, address, text]: [&str; 6]) -> Str
 }
 
 pub(super) fn show(flags: &Flags, options: &Show) -> Result<ExitCode, ExitCode> {
-    let (_, state) = state(flags)?;
+    let state = cli::state_directory(flags)?;
     let directory = state.join(options.which.kind().directory());
     let filter = Filter { ids: options.ids.clone(), ..Filter::default() };
     let mut found: Vec<(Letter, Vec<u8>)> = Vec::new();

@@ -5,16 +5,12 @@ mod daemon;
 mod list;
 mod progress;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use crate::app::Settings;
 use crate::dead_letters::{Age, Filter, StoreKind};
 use crate::settings::Flags;
 use clap::{Args, Subcommand};
-
-use crate::cli;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -91,16 +87,4 @@ pub(super) fn run(flags: &Flags, command: &DeadLetters) -> ExitCode {
         DeadLetters::Drop(options) => change::drop(flags, options),
     };
     done.unwrap_or_else(|code| code)
-}
-
-/// The settings, and the state directory in them.
-fn state(flags: &Flags) -> Result<(Settings, PathBuf), ExitCode> {
-    let (settings, _) = cli::settings(flags)?;
-    let state = settings.state_directory.clone().ok_or_else(|| {
-        cli::failed(
-            "these settings keep no letters: set `state_directory` (systemd sets STATE_DIRECTORY for the daemon only), \
-             such as PLEXTRAC_BRIDGE__STATE_DIRECTORY=/var/lib/plextrac-bridge",
-        )
-    })?;
-    Ok((settings, state))
 }

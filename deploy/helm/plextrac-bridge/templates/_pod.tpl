@@ -39,11 +39,7 @@ securityContext:
   {{- toYaml .Values.securityContext | nindent 2 }}
 env:
   # Empty counts as absent: the file of settings alone decides, not what the image sets.
-  - name: PLEXTRAC_BRIDGE__INGRESS__LISTEN
-    value: ""
-  - name: PLEXTRAC_BRIDGE__ADMIN__LISTEN
-    value: ""
-  - name: PLEXTRAC_BRIDGE__STATE_DIRECTORY
+  - name: PLEXTRAC_BRIDGE_DEFAULTS
     value: ""
   {{- with .Values.extraEnv }}
   {{- toYaml . | nindent 2 }}
