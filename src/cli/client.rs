@@ -47,7 +47,9 @@ impl Signer {
                 .map_err(|error| cli::failed(format_args!("cannot read {}: {error}", path.display())))?;
             let wrong = |wrong| cli::failed(format_args!("{} {wrong}", path.display()));
             let (secret, doubt) = Secret::read(&text).map_err(wrong)?;
-            doubt.iter().for_each(|doubt| cli::warn(format_args!("{}: {doubt}", path.display())));
+            if let Some(doubt) = doubt {
+                cli::warn(format_args!("{}: {doubt}", path.display()));
+            }
             return Ok(Identity { secret: Some(secret), url: None });
         }
         let (settings, _) = cli::settings(flags)?;

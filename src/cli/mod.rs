@@ -36,8 +36,12 @@ const STATE_OF_THE_UNIT: &str = "/var/lib/plextrac-bridge";
 #[derive(Debug, Parser)]
 #[command(name = "plextrac-bridge", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
-    /// Settings file [default: that of PLEXTRAC_BRIDGE_CONFIG, or /etc/plextrac-bridge/config.toml, if it exists]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        help = "Settings file [default: that of PLEXTRAC_BRIDGE_CONFIG, or /etc/plextrac-bridge/config.toml, if it exists]"
+    )]
     config: Option<PathBuf>,
     /// Lowest log level
     #[arg(long, global = true, value_name = "LEVEL", value_parser = ["error", "warn", "info", "debug", "trace"])]

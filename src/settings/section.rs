@@ -430,7 +430,9 @@ impl<'a> Section<'a> {
         };
         match read {
             Ok((secret, doubt)) => {
-                doubt.iter().for_each(|doubt| self.warning(key, doubt));
+                if let Some(doubt) = doubt {
+                    self.warning(key, doubt);
+                }
                 Some(secret)
             }
             Err(wrong) => {
@@ -452,7 +454,9 @@ impl<'a> Section<'a> {
         self.note_file(key, path, text.as_bytes());
         match Secret::read(&text) {
             Ok((secret, doubt)) => {
-                doubt.iter().for_each(|doubt| self.warning(key, format_args!("{}: {doubt}", path.display())));
+                if let Some(doubt) = doubt {
+                    self.warning(key, format_args!("{}: {doubt}", path.display()));
+                }
                 self.warn_if_world_readable(key, path);
                 Some(secret)
             }

@@ -242,7 +242,7 @@ fn says_where_a_chain_of_certificates_does_not_lead_on() {
     let joined = format!("{}{}", own.trim_end(), authority.certificate());
     let line = own.trim_end().lines().count();
     let text = says(&joined);
-    assert!(text.contains(&format!("warning: `ingress.tls.certificate_file` in ")), "{text}");
+    assert!(text.contains("warning: `ingress.tls.certificate_file` in "), "{text}");
     assert!(text.contains(&format!("{name}, line {line}: `-----BEGIN` does not start the line")), "{text}");
     let text = says(&format!("\u{feff}{own}{}", pair.certificate));
     assert!(text.contains("line 1: `-----BEGIN` does not start the line"), "{text}");
