@@ -152,7 +152,7 @@ fn check_chain(section: &mut Section<'_>, key: &str, path: &Path, chain: &Chain,
                  ({issuer}) refuse it; append the authority's intermediate certificates"
             ));
         } else {
-            section.note(key, format_args!(
+            section.remark(key, format_args!(
                 "{path}: it has the server's certificate alone, which is enough only for clients that trust its issuer \
                  ({issuer}) itself; append the intermediate certificates if there are any"
             ));

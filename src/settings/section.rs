@@ -126,7 +126,7 @@ impl<'a> Section<'a> {
     }
 
     /// Adds a note about this key's value.
-    pub(crate) fn note(&mut self, key: &str, text: impl std::fmt::Display) {
+    pub(crate) fn remark(&mut self, key: &str, text: impl std::fmt::Display) {
         let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
         let place = self.place(key, tag);
         self.reading.problems.borrow_mut().notes.push(format!("{place}: {text}"));
