@@ -58,8 +58,6 @@ pub(crate) struct Admin {
     pub(crate) dead_letters_capacity: u64,
     /// The broker's name.
     pub(crate) broker_name: &'static str,
-    /// The location of the broker, without secrets.
-    pub(crate) broker_location: String,
     /// Whether there is a page.
     pub(crate) page: bool,
 }

@@ -82,7 +82,7 @@ impl Admin {
             })),
             "broker": {
                 "name": self.broker_name,
-                "location": self.broker_location,
+                "location": view.location,
                 "state": view.state.name(),
                 "since_timestamp_seconds": unix_seconds(Some(view.since)),
                 "last_error": error,

@@ -376,7 +376,6 @@ impl SharedParts {
             invalid: letters.map(|letters| letters.held(StoreKind::Invalid)),
             dead_letters_capacity: settings.dead_letters.bytes as u64,
             broker_name: broker.name(),
-            broker_location: broker.location(),
             page: settings.admin.page,
         }
     }

@@ -11,7 +11,7 @@ use tokio::task::spawn_blocking;
 
 use crate::app::Settings;
 use crate::app::app::SharedParts;
-use crate::delivery::Successor;
+use crate::delivery::{Change, Successor};
 use crate::ingress::{self, Connections, CurrentIngress, Deduplication};
 use crate::process::logs::Level;
 use crate::process::systemd;
@@ -19,7 +19,7 @@ use crate::queue::Buffer;
 use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError};
 use crate::status::{Reload, Reloads};
 
-/// The keys that a reload changes beside routes and templates; a name that ends in a dot is a whole table. Everything
+/// The keys that a reload changes beside the table of the broker; a name that ends in a dot is a whole table. Everything
 /// else needs a restart.
 const LIVE: [&str; 14] = [
     "buffer.max_bytes",
@@ -170,12 +170,13 @@ impl Reloader {
     /// Applies the settings that may change.
     fn apply(&mut self, read: Settings, findings: &Findings, level: &Level) {
         let changed: Vec<String> = self.settings.fingerprint.changed(&read.fingerprint).into_iter().collect();
-        // Routes of another broker take effect with it, after a restart.
+        // Another broker takes effect after a restart.
         let is_same_broker = self.settings.broker.is_same_broker(&read.broker);
-        let routing = if is_same_broker { read.broker.routing_keys() } else { Vec::new() };
-        let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live)) && !routing.contains(key);
+        let is_broker = |key: &String| is_same_broker && is_of(key, "broker.");
+        let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live)) && !is_broker(key);
         let needs_restart: Vec<String> =
             self.start.changed(&read.fingerprint).into_iter().filter(is_fixed).collect();
+        let routing = read.broker.routing_keys();
         let next = self.merge_live(read, changed.iter().any(|key| is_of(key, TLS)));
         if let Some(contradiction) = next.contradiction() {
             return self.reject(format!("{contradiction}; a part of it needs a restart"));
@@ -183,8 +184,10 @@ impl Reloader {
         self.settings = next;
         let settings = &self.settings;
         // First, so that events of a new source use its new route.
-        if changed.iter().any(|key| routing.contains(key)) {
-            self.successor.put(settings.broker.broker(&settings.terms()));
+        if changed.iter().any(is_broker) {
+            let change =
+                if changed.iter().any(|key| routing.contains(key)) { Change::Routes } else { Change::Connection };
+            self.successor.put(settings.broker.broker(&settings.terms()), change);
         }
         self.queue.limit(settings.buffer);
         self.known.limit(settings.deduplication);
@@ -217,8 +220,7 @@ impl Reloader {
         };
         let mut log = old.log;
         log.level = read.log.level;
-        let mut broker = old.broker;
-        broker.reroute(read.broker);
+        let broker = if old.broker.is_same_broker(&read.broker) { read.broker } else { old.broker };
         Settings {
             ingress,
             sources: read.sources,

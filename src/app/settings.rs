@@ -66,7 +66,7 @@ impl Settings {
             let text = "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit";
             return Some(text.to_owned());
         }
-        self.dead_letters.problem(ingress.max_body).or(journal).or_else(|| self.broker.contradiction())
+        self.dead_letters.problem(ingress.max_body).or(journal)
     }
 
     /// The settings that every broker gets beside its own.

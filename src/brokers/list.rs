@@ -36,7 +36,7 @@ macro_rules! brokers {
                 }
             }
 
-            /// The keys that say where events go: what [`Settings::reroute`] takes over.
+            /// The keys that say where events go.
             #[must_use]
             pub(crate) fn routing_keys(&self) -> Vec<String> {
                 let keys = match self {
@@ -48,21 +48,6 @@ macro_rules! brokers {
                     _ => &[],
                 };
                 keys.iter().chain(more).map(|key| format!("broker.{}.{key}", self.name())).collect()
-            }
-
-            /// Takes over where events go from settings of the same broker, and nothing else; nothing at all from another
-            /// one's.
-            pub(crate) fn reroute(&mut self, read: Self) {
-                #[cfg(feature = "nats")]
-                if let (Self::Nats(settings), Self::Nats(read)) = (&mut *self, &read) {
-                    settings.stream_subjects.clone_from(&read.stream_subjects);
-                }
-                match (self, read) {
-                    $($(#[cfg(feature = $feature)])?
-                    (Self::$broker(settings), Self::$broker(read)) => settings.router = read.router,)*
-                    #[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
-                    _ => {}
-                }
             }
 
             /// The broker that these settings describe; nothing is connected yet.
@@ -99,21 +84,9 @@ impl Settings {
         }
     }
 
-    /// Whether both are of the same broker, so that one can take over the other's routes.
+    /// Whether both are of the same broker, so that one can take over from the other.
     #[must_use]
     pub(crate) fn is_same_broker(&self, other: &Self) -> bool {
         self.name() == other.name()
-    }
-
-    /// The problem where the routes of one reading meet the rest of another.
-    #[must_use]
-    pub(crate) fn contradiction(&self) -> Option<String> {
-        match self {
-            #[cfg(feature = "nats")]
-            Self::Nats(settings) => {
-                settings.contradiction().map(|text| format!("`broker.nats.stream_subjects`: {text}"))
-            }
-            _ => None,
-        }
     }
 }

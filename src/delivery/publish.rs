@@ -27,7 +27,7 @@ use crate::delivery::ring::{Removed, Ring};
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::spill::{self, Spill, Unsettled};
-use crate::delivery::successor::Successor;
+use crate::delivery::successor::{Successor, Takeover};
 use crate::delivery::watch::Watch;
 use crate::delivery::window::Window;
 use crate::event::{Event, Kept, Message};
@@ -47,8 +47,8 @@ const BATCH: usize = 256;
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time that a successor waits for messages in flight.
-const HANDOVER: Duration = Duration::from_secs(10);
+/// The begin of the finding that says why a successor is not in use.
+const NOT_IN_USE: &str = "the reloaded settings of the broker are not in use, the old connection stays";
 
 /// The parts of the delivery task.
 pub(crate) struct Parts {
@@ -97,8 +97,8 @@ pub(crate) struct Delivery {
     watch: Watch,
     /// The addresses that the broker rejects because of its own state.
     rejections: Rejections,
-    /// The time since which a successor waits.
-    succeeding: Option<Instant>,
+    /// The progress of a successor.
+    takeover: Takeover,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
     spill: Spill,
 }
@@ -111,6 +111,7 @@ impl Delivery {
         let settler = Settler::new(store, broker.headers().clone());
         let pace = Pace::new(queue.awaits_broker());
         let ring = Ring::new(broker.has_keyed_addresses());
+        view.change(|view| view.location = broker.location());
         Self {
             broker,
             successor,
@@ -131,7 +132,7 @@ impl Delivery {
             away: false,
             watch: Watch::default(),
             rejections: Rejections::default(),
-            succeeding: None,
+            takeover: Takeover::new(Backoff::new(settings.retry_min, settings.retry_max)),
             spill: Spill::NotBegun,
             settings,
         }
@@ -140,7 +141,7 @@ impl Delivery {
     /// Delivers until the drain has ended: everything is settled, or its deadline has passed. Events left then are held
     /// where they are kept, otherwise lost. Returns the number of events lost at the exit.
     pub(crate) async fn run(mut self) -> usize {
-        let mut reported = String::new();
+        let mut reported = Vec::new();
         // Read early, so that the age of the oldest event and the damage on disk are known.
         self.read_ahead().await;
         while !self.is_finished() {
@@ -149,7 +150,7 @@ impl Delivery {
             let (drain, interrupted, successor) = (self.drain.clone(), self.interrupted(), self.successor.clone());
             let connected = tokio::select! {
                 biased;
-                connected = self.broker.connect() => connected,
+                connected = self.takeover.connect(&mut self.broker) => connected,
                 () = drain.deadline() => break,
                 () = interrupted => continue,
                 () = successor.come() => continue,
@@ -194,12 +195,36 @@ impl Delivery {
         }
     }
 
-    /// Replaces the broker by its successor, if there is one. Messages in the ring keep their addresses.
+    /// Replaces the broker by its successor, if there is one and no session to keep. Messages in the ring keep their
+    /// addresses.
     fn succeed(&mut self) {
-        self.succeeding = None;
-        if let Some(successor) = self.successor.take() {
+        if let Some((successor, _)) = self.successor.take() {
+            self.takeover.give_up();
             self.broker = successor;
-            tracing::info!(broker = self.broker.name(), "connecting with the routes that were reloaded");
+            self.view.change(|view| view.location = self.broker.location());
+            tracing::info!(broker = self.broker.name(), "connecting with the settings that were reloaded");
+        }
+    }
+
+    /// Lets a successor connect beside the session.
+    fn begin_takeover(&mut self) {
+        if let Some((successor, change)) = self.successor.take() {
+            tracing::info!(broker = self.broker.name(), "connecting with the settings that were reloaded");
+            self.takeover.begin(successor, change);
+        }
+    }
+
+    /// Reports that the successor could not connect, in the log once for each reason.
+    fn note_takeover(&self, error: &ConnectError) {
+        let text = format!("{NOT_IN_USE}: {}", error.text);
+        self.metrics.broker_error(error.kind);
+        self.view.error(error.kind, &text);
+        if !self.view.copy().findings.contains(&text) {
+            tracing::error!(broker = self.broker.name(), kind = error.kind.name(), "{text}");
+            self.view.change(|view| {
+                view.findings.retain(|finding| !finding.starts_with(NOT_IN_USE));
+                view.findings.push(text);
+            });
         }
     }
 
@@ -302,20 +327,21 @@ impl Delivery {
                 tracing::warn!(broker = self.broker.name(), "{text}");
             }
         }
-        self.view.change(|view| view.findings = texts);
+        self.view.change(|view| (view.findings, view.location) = (texts, self.broker.location()));
         self.note_connection(ConnectionState::Connected);
         self.away = false;
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
     }
 
-    /// Logs why there is no session, once per reason.
-    fn not_connected(&mut self, error: &ConnectError, reported: &mut String) {
+    /// Logs why there is no session, once per reason; the last two are known, because two brokers may take turns.
+    fn not_connected(&mut self, error: &ConnectError, reported: &mut Vec<String>) {
         self.metrics.broker_error(error.kind);
         self.view.error(error.kind, &error.text);
-        if error.text == *reported {
+        if reported.contains(&error.text) {
             return;
         }
-        reported.clone_from(&error.text);
+        reported.truncate(1);
+        reported.insert(0, error.text.clone());
         let (broker, kind, text) = (self.broker.name(), error.kind.name(), &error.text);
         if error.kind == ErrorKind::NotNow {
             tracing::warn!(broker, "the broker rejects messages temporarily, backing off: {text}");
@@ -328,6 +354,7 @@ impl Delivery {
     async fn deliver(&mut self, mut session: Box<dyn Session>) {
         let ended = loop {
             self.spill().await;
+            self.begin_takeover();
             self.pace().await;
             let pumped = self.pump(&mut *session);
             self.settle();
@@ -472,7 +499,8 @@ impl Delivery {
         let tries = self.window.is_open().then(tokio::time::Instant::now);
         let mut next = None;
         loop {
-            if self.ring.handed() >= self.window.most(self.settings.max_in_flight) || !session.takes_more() {
+            let is_full = self.ring.handed() >= self.window.most(self.settings.max_in_flight);
+            if is_full || self.takeover.is_ready() || !session.takes_more() {
                 break;
             }
             let Some((sequence, message, attempts)) = self.ring.next(tries) else {
@@ -620,7 +648,7 @@ impl Delivery {
             found = self.queue.take(room, &mut self.taken);
         }
         // Checked after they were taken, so that events accepted since the reload are not sent to an old address.
-        if self.successor.waits() {
+        if self.successor.waits() || self.takeover.holds() {
             return Taken::Nothing;
         }
         while let Some(event) = self.taken.pop_front() {
@@ -639,21 +667,17 @@ impl Delivery {
 
     /// Waits for verdicts, new events (those of `backlog` are to be read first), or time, and judges what arrived.
     async fn wait(&mut self, session: &mut dyn Session, backlog: Option<Backlog>) -> Result<Going, SessionError> {
-        let succeeded = self.successor.waits();
-        if succeeded && self.succeeding.is_none() {
-            self.succeeding = Some(Instant::now());
-        }
-        let is_late = self.succeeding.is_some_and(|since| since.elapsed() >= HANDOVER);
         // If no broker answers, verdicts may never arrive, least of all for an address that is wrong.
-        let is_quiet = self.ring.handed() == 0 || session.away().is_some() || is_late;
-        if self.is_finished() || (succeeded && is_quiet) {
+        let is_quiet = self.ring.handed() == 0 || session.away().is_some() || self.takeover.is_late();
+        let is_held = self.takeover.is_ready() || self.takeover.holds();
+        if self.is_finished() || (self.takeover.is_ready() && is_quiet) {
             return Ok(Going::Finished);
         }
         let again = self.window.again(&self.ring);
         // One that is due and was not sent waits for something else.
         let next_try = self.ring.next_try().filter(|at| self.window.is_open() && *at > tokio::time::Instant::now());
         let has_room = self.window.is_open() && self.ring.span() < self.settings.max_in_flight;
-        let takes_more = has_room && !succeeded && session.takes_more() && backlog.is_none();
+        let takes_more = has_room && !is_held && session.takes_more() && backlog.is_none();
         let interrupted = self.interrupted();
         let room = self.room();
         let reading = async {
@@ -668,7 +692,13 @@ impl Delivery {
             outcome = session.verdicts(&mut self.verdicts) => outcome,
             () = self.queue.ready(), if takes_more => Ok(()),
             () = reading => Ok(()),
-            () = self.successor.come(), if !succeeded => Ok(()),
+            () = self.successor.come() => Ok(()),
+            failed = self.takeover.news() => {
+                if let Some(error) = failed {
+                    self.note_takeover(&error);
+                }
+                Ok(())
+            }
             () = sleep_until(again), if again.is_some() => Ok(()),
             () = sleep_until(next_try), if next_try.is_some() => Ok(()),
             () = self.settler.news() => Ok(()),

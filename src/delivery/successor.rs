@@ -1,23 +1,42 @@
-//! The successor: the broker that replaces the current one, once a reload has changed routes.
+//! The successor: the broker that a reload puts in place of the current one. It connects while the old session goes on,
+//! which stays where that fails.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio::time::sleep_until;
 
-use crate::brokers::Broker;
+use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Session};
+use crate::delivery::backoff::Backoff;
 
-/// The slot in which it waits for the delivery task, which replaces the broker when nothing is in flight.
+/// The time that a connected successor waits for messages in flight.
+const HANDOVER: Duration = Duration::from_secs(10);
+
+/// The part of the broker that a reload has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// Its location and credentials.
+    Connection,
+    /// The routes, too: no event that is accepted from now on goes to an old address, if the successor connects.
+    Routes,
+}
+
+/// The slot in which it waits for the delivery task.
 #[derive(Default)]
 pub(crate) struct Successor {
-    broker: Mutex<Option<Box<dyn Broker>>>,
+    pending: Mutex<Option<(Box<dyn Broker>, Change)>>,
     came: Notify,
 }
 
 impl Successor {
-    /// Replaces the pending broker, if any, by the same broker in the same place, with other routes. Events accepted
-    /// from now on use them.
-    pub(crate) fn put(&self, broker: Box<dyn Broker>) {
-        *self.lock() = Some(broker);
+    /// Replaces the pending broker, if any, by the same broker with other settings.
+    pub(crate) fn put(&self, broker: Box<dyn Broker>, change: Change) {
+        let mut pending = self.lock();
+        let routes = pending.as_ref().is_some_and(|(_, change)| *change == Change::Routes);
+        *pending = Some((broker, if routes { Change::Routes } else { change }));
+        drop(pending);
         self.came.notify_one();
     }
 
@@ -27,7 +46,7 @@ impl Successor {
     }
 
     /// Takes the pending broker.
-    pub(super) fn take(&self) -> Option<Box<dyn Broker>> {
+    pub(super) fn take(&self) -> Option<(Box<dyn Broker>, Change)> {
         self.lock().take()
     }
 
@@ -38,7 +57,142 @@ impl Successor {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<Box<dyn Broker>>> {
-        self.broker.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<(Box<dyn Broker>, Change)>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A session and what its connect found.
+pub(super) type Connected = (Box<dyn Session>, Vec<Finding>);
+
+/// An attempt of the successor to connect; ended when dropped.
+struct Attempt(JoinHandle<(Box<dyn Broker>, Result<Connected, ConnectError>)>);
+
+impl Attempt {
+    fn begin(mut broker: Box<dyn Broker>) -> Self {
+        Self(tokio::spawn(async move {
+            let connected = broker.connect().await;
+            (broker, connected)
+        }))
+    }
+}
+
+impl Drop for Attempt {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+#[derive(Default)]
+enum TakeoverStage {
+    /// There is no successor.
+    #[default]
+    None,
+    Connecting(Attempt),
+    /// It could not connect, and tries again at this time.
+    Failed(Box<dyn Broker>, tokio::time::Instant),
+    /// It is connected since this time, and the messages in flight on the old session are waited for.
+    Ready(Box<dyn Broker>, Connected, Instant),
+}
+
+/// The progress of a successor.
+pub(super) struct Takeover {
+    stage: TakeoverStage,
+    /// New events wait for the first attempt: they belong to its routes.
+    holds: bool,
+    /// Without a session the successor and the old broker take turns.
+    old_is_next: bool,
+    backoff: Backoff,
+}
+
+impl Takeover {
+    /// No successor; one that cannot connect tries again after these times.
+    pub(super) fn new(backoff: Backoff) -> Self {
+        Self { stage: TakeoverStage::None, holds: false, old_is_next: false, backoff }
+    }
+
+    /// Lets this broker connect, in place of the successor before it.
+    pub(super) fn begin(&mut self, broker: Box<dyn Broker>, change: Change) {
+        let is_first = !matches!(self.stage, TakeoverStage::Failed(..));
+        self.holds = change == Change::Routes || (self.holds && is_first);
+        self.stage = TakeoverStage::Connecting(Attempt::begin(broker));
+        self.backoff.reset();
+    }
+
+    /// Forgets the successor.
+    pub(super) fn give_up(&mut self) {
+        (self.stage, self.holds) = (TakeoverStage::None, false);
+    }
+
+    /// Whether new events wait for it.
+    pub(super) fn holds(&self) -> bool {
+        self.holds
+    }
+
+    /// Whether it is connected, so that nothing more is sent on the old session.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.stage, TakeoverStage::Ready(..))
+    }
+
+    /// Whether messages in flight have been waited for long enough.
+    pub(super) fn is_late(&self) -> bool {
+        matches!(self.stage, TakeoverStage::Ready(_, _, since) if since.elapsed() >= HANDOVER)
+    }
+
+    /// Resolves when the successor has connected, or with the error when it could not. Cancel-safe.
+    pub(super) async fn news(&mut self) -> Option<ConnectError> {
+        if let TakeoverStage::Failed(_, again) = &self.stage {
+            sleep_until(*again).await;
+            self.retry();
+        }
+        let TakeoverStage::Connecting(attempt) = &mut self.stage else { return std::future::pending().await };
+        let ended = (&mut attempt.0).await;
+        self.holds = false;
+        match ended {
+            Ok((broker, Ok(connected))) => self.stage = TakeoverStage::Ready(broker, connected, Instant::now()),
+            Ok((broker, Err(error))) => {
+                let again = tokio::time::Instant::now() + self.backoff.next();
+                self.stage = TakeoverStage::Failed(broker, again);
+                return Some(error);
+            }
+            Err(_) => {
+                self.stage = TakeoverStage::None;
+                return Some(ConnectError::new(ErrorKind::Connect, "the attempt to connect panicked"));
+            }
+        }
+        None
+    }
+
+    /// Connects where there is no session: the successor, which then is `broker`, and in turn with it the broker before
+    /// it. May be dropped at any time.
+    pub(super) async fn connect(&mut self, broker: &mut Box<dyn Broker>) -> Result<Connected, ConnectError> {
+        if matches!(self.stage, TakeoverStage::Failed(..)) {
+            self.old_is_next = !self.old_is_next;
+            if !self.old_is_next {
+                self.retry();
+            }
+        }
+        if matches!(self.stage, TakeoverStage::Connecting(_))
+            && let Some(error) = self.news().await
+        {
+            return Err(error);
+        }
+        match std::mem::take(&mut self.stage) {
+            TakeoverStage::Ready(successor, connected, _) => {
+                *broker = successor;
+                Ok(connected)
+            }
+            stage => {
+                self.stage = stage;
+                broker.connect().await
+            }
+        }
+    }
+
+    fn retry(&mut self) {
+        self.stage = match std::mem::take(&mut self.stage) {
+            TakeoverStage::Failed(broker, _) => TakeoverStage::Connecting(Attempt::begin(broker)),
+            stage => stage,
+        };
     }
 }

@@ -16,7 +16,7 @@ use crate::brokers::{
     Session, SessionError, Verdict,
 };
 use crate::dead_letters::Store;
-use crate::delivery::{Delivery, Parts, Settings, Successor};
+use crate::delivery::{Change, Delivery, Parts, Settings, Successor};
 use crate::event::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
 use crate::process::shutdown::{self, Phase};
@@ -54,6 +54,10 @@ struct World {
     addresses: Vec<String>,
     successor: Arc<Successor>,
     reroutes: usize,
+    /// Whether a successor cannot connect.
+    bars_successors: bool,
+    /// The sessions that were opened and closed, by the addresses of their brokers.
+    sessions: Vec<(&'static str, String)>,
     handed: usize,
     connects: usize,
     in_flight: usize,
@@ -96,7 +100,7 @@ impl Scripted {
 impl World {
     fn reroute(&mut self, world: &Arc<Mutex<Self>>) {
         self.reroutes += 1;
-        self.successor.put(Scripted::new(world, self.reroutes));
+        self.successor.put(Scripted::new(world, self.reroutes), Change::Routes);
     }
 
     fn refusing_at(&mut self, address: &str) -> Option<&mut (Refused, usize)> {
@@ -113,6 +117,7 @@ impl World {
 
 struct ScriptedSession {
     world: Arc<Mutex<World>>,
+    address: String,
     /// The messages with id and address.
     waiting: VecDeque<(Sequence, String, String)>,
     away: bool,
@@ -142,16 +147,20 @@ impl Broker for Scripted {
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
         let mut world = self.world.lock().unwrap();
+        if world.bars_successors && self.address != "address 0" {
+            return Err(ConnectError::new(ErrorKind::Authentication, "a wrong password"));
+        }
         world.connects += 1;
-        world.in_flight = 0;
         if matches!(world.script.front(), Some(BrokerStep::FailConnect | BrokerStep::Reroute)) {
             if matches!(world.script.pop_front(), Some(BrokerStep::Reroute)) {
                 world.reroute(&self.world);
             }
             return Err(ConnectError::new(ErrorKind::Connect, "refused"));
         }
+        world.sessions.push(("open", self.address.clone()));
         let session = ScriptedSession {
             world: self.world.clone(),
+            address: self.address.clone(),
             waiting: VecDeque::new(),
             away: false,
             is_ended: false,
@@ -205,11 +214,11 @@ impl Session for ScriptedSession {
         }
         let mut world = self.world.lock().unwrap();
         let (sequence, id, address) = self.waiting.pop_front().unwrap();
+        world.in_flight -= 1;
         if world.poison.is_some_and(|poison| id.contains(poison)) {
             let refusal = Refusal::event(RefusalReason::NotAuthorised, "ACCESS_REFUSED");
             return Err(SessionError::suspect(refusal));
         }
-        world.in_flight -= 1;
         if let Some(refused) = world.refused.filter(|refused| id.contains(refused.0)) {
             into.push((sequence, Verdict::Refused(Refusal::new(refused.1, "no queue"))));
             return Ok(());
@@ -256,7 +265,11 @@ impl Session for ScriptedSession {
         self.away.then(|| ConnectError::new(ErrorKind::Connect, "away"))
     }
 
-    async fn close(self: Box<Self>, _: Duration, _: &mut Vec<(Sequence, Verdict)>) {}
+    async fn close(self: Box<Self>, _: Duration, _: &mut Vec<(Sequence, Verdict)>) {
+        let mut world = self.world.lock().unwrap();
+        world.in_flight -= self.waiting.len();
+        world.sessions.push(("close", self.address.clone()));
+    }
 }
 
 struct RunResult {
@@ -355,6 +368,29 @@ fn delivers_everything_in_order_within_the_window() {
     assert_eq!(ended.world.stored, expected);
     assert_eq!(ended.world.most_in_flight, 10);
     assert_eq!((ended.totals.published, ended.totals.held, ended.totals.mismatch()), (100, 0, 0));
+}
+
+#[test]
+fn opens_the_session_of_a_successor_before_it_closes_the_old_one() {
+    let script = [BrokerStep::Store, BrokerStep::Reroute].into();
+    let ended = run(World { script, ..World::default() }, &events(100, 3), 10, true);
+    assert_eq!((ended.totals.published, ended.world.stored.len()), (100, 100), "each once");
+    let session = |what, number: u32| (what, format!("address {number}"));
+    assert_eq!(
+        ended.world.sessions,
+        [session("open", 0), session("open", 1), session("close", 0), session("close", 1)]
+    );
+    assert_eq!(ended.world.addresses.last().map(String::as_str), Some("address 1"));
+}
+
+#[test]
+fn keeps_the_old_session_where_a_successor_cannot_connect() {
+    let script = [BrokerStep::Store, BrokerStep::Reroute].into();
+    let world = World { script, bars_successors: true, ..World::default() };
+    let ended = run(world, &events(100, 3), 10, true);
+    assert_eq!((ended.totals.published, ended.world.connects), (100, 1));
+    assert!(ended.world.addresses.iter().all(|address| address == "address 0"));
+    assert!(ended.took < Duration::from_secs(1), "{:?}", ended.took);
 }
 
 #[test]

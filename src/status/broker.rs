@@ -60,6 +60,8 @@ pub(crate) struct BrokerSnapshot {
     pub(crate) state: ConnectionState,
     /// The time since which it has been in this state.
     pub(crate) since: SystemTime,
+    /// The location of the broker, without secrets.
+    pub(crate) location: String,
     /// The last error.
     pub(crate) last_error: Option<LastError>,
     /// The findings of connect that the operator should know.
@@ -87,6 +89,7 @@ impl Default for BrokerStatus {
         Self(Arc::new(Mutex::new(BrokerSnapshot {
             state: ConnectionState::Connecting,
             since: SystemTime::now(),
+            location: String::new(),
             last_error: None,
             findings: Vec::new(),
             in_flight: 0,

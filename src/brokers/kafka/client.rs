@@ -125,10 +125,13 @@ impl Reports {
         let kind = match code {
             RDKafkaErrorCode::Authentication => ErrorKind::Authentication,
             RDKafkaErrorCode::SSL => ErrorKind::Tls,
-            // A peer that hangs up in the middle of it comes as a lost connection.
-            _ if text.contains("SSL handshake failed") => ErrorKind::Tls,
+            // A peer that hangs up in the middle of it comes as a lost connection, and so does one that looks at the
+            // client's certificate after the handshake, as TLS 1.3 has it.
+            _ if text.contains("SSL handshake failed") || text.contains("SSL alert") => ErrorKind::Tls,
             _ => ErrorKind::Connect,
         };
+        // How long it took differs each time, and would make a new reason of it.
+        let text = text.split(" (after ").next().unwrap_or(text);
         let mut health = lock(&self.health);
         let before = health.away;
         health.away |= kind != ErrorKind::Connect || code == RDKafkaErrorCode::AllBrokersDown;

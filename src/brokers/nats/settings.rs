@@ -85,18 +85,12 @@ impl Settings {
             stream_replicas,
             duplicate_window,
         };
-        if let Some(text) = settings.contradiction() {
+        if settings.stream_subjects.is_empty() && topology == Topology::Declare {
+            let text = "a subject template starts with a placeholder, so nothing says what the stream shall take; set it, \
+                        such as [\"plextrac.>\"]";
             section.problem("stream_subjects", text);
         }
         settings
-    }
-
-    /// What is wrong where subjects of one reading meet the topology of another.
-    pub(in crate::brokers) fn contradiction(&self) -> Option<&'static str> {
-        (self.stream_subjects.is_empty() && self.topology == Topology::Declare).then_some(
-            "a subject template starts with a placeholder, so nothing says what the stream shall take; set it, such as \
-             [\"plextrac.>\"]",
-        )
     }
 
     /// The servers without secrets.

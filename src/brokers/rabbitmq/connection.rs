@@ -294,14 +294,17 @@ async fn connect(
 }
 
 fn failed_in_tls(error: &io::Error) -> bool {
-    error.get_ref().and_then(|error| error.downcast_ref::<TlsError>()).is_some()
+    // A refused client certificate shows after the handshake, as TLS 1.3 has it.
+    error.get_ref().is_some_and(|error| error.is::<TlsError>() || error.is::<rustls::Error>())
 }
 
 /// Why there is no connection, and what to do about it.
 fn explain(error: &lapin::Error, user: &str) -> (ErrorKind, String) {
     match error.kind() {
         lapin::ErrorKind::IOError(error) if failed_in_tls(error) => {
-            let text = format!("the TLS handshake failed: {error}; check `ca_file`, the port and the host's name");
+            let text = format!(
+                "the TLS handshake failed: {error}; check `ca_file`, `certificate_file`, the port and the host's name"
+            );
             (ErrorKind::Tls, text)
         }
         lapin::ErrorKind::IOError(error) => {

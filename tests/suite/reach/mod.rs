@@ -1,4 +1,5 @@
 //! Clusters as they are run: addresses that answer nothing, domains, private inboxes, logins of every kind.
 
 mod nats;
+mod rotation;
 mod silent;

@@ -8,6 +8,7 @@ Every call ends by itself: at the end of what is stored, or (RabbitMQ, which can
 import asyncio
 import base64
 import json
+import ssl
 import sys
 import time
 
@@ -120,7 +121,11 @@ async def nats(order):
     from nats.js.api import ConsumerConfig, DeliverPolicy
     from nats.js.errors import NotFoundError
 
-    nc = await client.connect(order["url"], connect_timeout=10)
+    secured = {}
+    if "ca" in order:
+        secured["tls"] = ssl.create_default_context(cafile=order["ca"])
+        secured["tls"].load_cert_chain(order["certificate"], order["key"])
+    nc = await client.connect(order["url"], connect_timeout=10, **secured)
     js = nc.jetstream(timeout=30)
     try:
         left = (await js.stream_info(order["stream"])).state.messages
