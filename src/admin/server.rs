@@ -1,22 +1,26 @@
 //! The admin server: its own listener, thread and connection limit, so that load cannot fail a probe.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue, X_CONTENT_TYPE_OPTIONS,
+    ALLOW, CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, HOST, HeaderValue, X_CONTENT_TYPE_OPTIONS,
 };
+use hyper::http::uri::Authority;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_io_timeout::TimeoutStream;
 
 use crate::admin::health::Health;
@@ -60,6 +64,8 @@ pub(crate) struct Admin {
     pub(crate) broker_name: &'static str,
     /// Whether there is a page.
     pub(crate) page: bool,
+    /// The names that requests may call the bridge by.
+    pub(crate) hosts: Arc<[String]>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -82,42 +88,103 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<StdListener> {
 ///
 /// # Errors
 /// The socket cannot be used.
-///
-/// # Panics
-/// Never: the semaphore is not closed.
 pub(crate) async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Result<()> {
     let listener = TcpListener::from_std(listener)?;
+    let is_loopback = listener.local_addr()?.ip().to_canonical().is_loopback();
     let started = Instant::now();
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
+    let open = Rc::new(RefCell::new(OpenConnections::default()));
     loop {
-        let permit = permits.clone().acquire_owned().await.expect("the semaphore is never closed");
         let Ok((stream, _)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(TIMEOUT));
-        let admin = admin.clone();
-        tokio::task::spawn_local(async move {
+        let (admin, open) = (admin.clone(), open.clone());
+        let number = open.borrow_mut().enter();
+        let entered = open.clone();
+        let task = tokio::task::spawn_local(async move {
+            let asked = open.clone();
             let service = service_fn(move |request| {
-                let answer = admin.answer(&request, started);
+                asked.borrow_mut().asked(number);
+                let answer = admin.answer(&request, is_loopback, started);
                 async move { Ok::<_, std::convert::Infallible>(answer) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(TIMEOUT)
+                .keep_alive(false)
                 .serve_connection(TokioIo::new(Box::pin(stream)), service);
             // A failed connection does not concern others.
             let _ = connection.await;
-            drop(permit);
+            open.borrow_mut().leave(number);
         });
+        entered.borrow_mut().closes_by(number, task.abort_handle());
+    }
+}
+
+/// The open connections: a further one closes the one that has been without a request longest, so that clients that keep
+/// connections cannot fail a probe.
+#[derive(Default)]
+struct OpenConnections {
+    next: u64,
+    /// By the order of their last request, or of their begin.
+    order: BTreeMap<u64, OpenConnection>,
+}
+
+struct OpenConnection {
+    number: u64,
+    task: Option<AbortHandle>,
+}
+
+impl OpenConnections {
+    /// Makes room for a connection and returns its number.
+    fn enter(&mut self) -> u64 {
+        while self.order.len() >= CONNECTIONS {
+            let longest = self.order.pop_first();
+            if let Some(task) = longest.and_then(|(_, open)| open.task) {
+                task.abort();
+            }
+        }
+        let number = self.next();
+        self.order.insert(number, OpenConnection { number, task: None });
+        number
+    }
+
+    fn next(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    fn place(&self, number: u64) -> Option<u64> {
+        self.order.iter().find(|(_, open)| open.number == number).map(|(place, _)| *place)
+    }
+
+    fn closes_by(&mut self, number: u64, task: AbortHandle) {
+        if let Some(open) = self.place(number).and_then(|place| self.order.get_mut(&place)) {
+            open.task = Some(task);
+        }
+    }
+
+    fn asked(&mut self, number: u64) {
+        if let Some(open) = self.place(number).and_then(|place| self.order.remove(&place)) {
+            let place = self.next();
+            self.order.insert(place, open);
+        }
+    }
+
+    fn leave(&mut self, number: u64) {
+        if let Some(place) = self.place(number) {
+            self.order.remove(&place);
+        }
     }
 }
 
 impl Admin {
-    fn answer<B>(&self, request: &Request<B>, started: Instant) -> Answer {
+    fn answer<B>(&self, request: &Request<B>, is_loopback: bool, started: Instant) -> Answer {
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let mut answer = match request.uri().path() {
+            _ if !self.is_meant(request, is_loopback) => misdirected(),
             _ if !is_read => only_reads(),
             "/livez" => verdict("live", &self.health.stalled()),
             "/readyz" => verdict("ready", &self.health.unready(&self.health.queue.snapshot())),
@@ -130,6 +197,23 @@ impl Admin {
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
         answer
+    }
+
+    /// Whether the host that a request names may be this bridge's. A page of another site can make its own name resolve to
+    /// an address of this machine, and would then read what is answered (DNS rebinding); it cannot send another name.
+    fn is_meant<B>(&self, request: &Request<B>, is_loopback: bool) -> bool {
+        if !is_loopback && self.hosts.is_empty() {
+            return true;
+        }
+        let named = request.headers().get(HOST).map(|value| value.to_str().unwrap_or("?"));
+        // Programs may leave it out, browsers never do.
+        let Some(named) = request.uri().authority().map(Authority::as_str).or(named) else { return true };
+        let host = named.parse::<Authority>().map_or_else(|_| named.to_owned(), |parsed| parsed.host().to_owned());
+        let host = host.trim_end_matches('.');
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        bare.parse::<IpAddr>().is_ok()
+            || host.eq_ignore_ascii_case("localhost")
+            || self.hosts.iter().any(|known| known.eq_ignore_ascii_case(host))
     }
 
     fn metrics_text(&self) -> Answer {
@@ -157,6 +241,11 @@ impl Admin {
             ),
         }
     }
+}
+
+fn misdirected() -> Answer {
+    let advice = "the Host of this request is neither an address nor localhost; if the name is this bridge's, add it to `admin.hosts`\n";
+    text(StatusCode::MISDIRECTED_REQUEST, advice.to_owned())
 }
 
 fn only_reads() -> Answer {

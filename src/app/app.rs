@@ -29,6 +29,7 @@ use crate::dead_letters::{ControlSocket, Requests, StoreKind, remove_old_request
 use crate::delivery::{self, BacklogReader, Delivery, Successor};
 use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
 use crate::metrics::Metrics;
+use crate::process::logs;
 use crate::process::shutdown::{self, Drain, Phase, Stopper};
 use crate::process::state_directory::{self, StateError};
 use crate::process::systemd::{self, Passed};
@@ -223,6 +224,7 @@ impl App {
         journal::recall(&parts.known, &settings)?;
         let queue = &parts.queue;
         let mut reloader = Reloader::new(reloading, settings, &parts, live);
+        tokio::spawn(logs::report_left_out());
         tokio::spawn(memory::keep_low(queue.clone(), parts.connections.clone()));
         systemd::notify(systemd::ServiceState::Ready);
         tokio::spawn(systemd::feed_watchdog(move || stalled(&heartbeats)));
@@ -377,6 +379,7 @@ impl SharedParts {
             dead_letters_capacity: settings.dead_letters.bytes as u64,
             broker_name: broker.name(),
             page: settings.admin.page,
+            hosts: settings.admin.hosts.clone(),
         }
     }
 

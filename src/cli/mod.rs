@@ -34,7 +34,7 @@ const STATE_OF_THE_UNIT: &str = "/var/lib/plextrac-bridge";
 /// Receives PlexTrac's webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka,
 /// RabbitMQ or NATS JetStream.
 #[derive(Debug, Parser)]
-#[command(name = "plextrac-bridge", version, long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "plextrac-bridge", version = VERSION.as_str(), long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = EXAMPLES)]
 pub(crate) struct Arguments {
     #[arg(
         long,
@@ -53,9 +53,13 @@ pub(crate) struct Arguments {
     command: Command,
 }
 
+/// With the commit.
+static VERSION: LazyLock<String> =
+    LazyLock::new(|| format!("{} ({})", crate::metrics::VERSION, crate::metrics::revision()));
+
 /// With the brokers that this program was built with.
 static LONG_VERSION: LazyLock<String> =
-    LazyLock::new(|| format!("{}\nbrokers: {}", env!("CARGO_PKG_VERSION"), brokers::BUILT_IN.join(", ")));
+    LazyLock::new(|| format!("{}\nbrokers: {}", *VERSION, brokers::BUILT_IN.join(", ")));
 
 const EXAMPLES: &str = "Examples:
   plextrac-bridge demo                              see it work, without a broker

@@ -2,7 +2,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::fmt::Write as FmtWrite;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -50,6 +51,9 @@ pub(super) struct SendOptions {
     /// Count a 503 as refused instead of repeating it after its Retry-After
     #[arg(long)]
     no_retry: bool,
+    /// Give up when nothing has been accepted for so long
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
+    timeout: Duration,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -75,7 +79,7 @@ fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCod
     let count = options.count.unwrap_or(each_once as u64);
     let bar = ProgressBar::new(count);
     if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} events, {rate}/s, {eta} left{msg}") {
-        let rate = |state: &ProgressState, to: &mut dyn Write| {
+        let rate = |state: &ProgressState, to: &mut dyn FmtWrite| {
             // A String accepts everything.
             let _ = write!(to, "{:.0}", state.per_sec());
         };
@@ -96,6 +100,9 @@ fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCod
         rate: options.rate,
         connections: options.connections,
         retry: !options.no_retry,
+        timeout: options.timeout,
+        last_accepted: Cell::new(Instant::now()),
+        last_answer: RefCell::default(),
         next: Cell::new(0),
         waiting: Cell::new(0),
         tally: RefCell::default(),
@@ -139,6 +146,11 @@ struct SendPlan {
     rate: Option<u32>,
     connections: u16,
     retry: bool,
+    timeout: Duration,
+    /// The time of the last accepted event, or of the begin.
+    last_accepted: Cell<Instant>,
+    /// The last answer that was not 200, as it was printed.
+    last_answer: RefCell<Option<String>>,
     next: Cell<u64>,
     /// The number of events that wait to be repeated after a 503.
     waiting: Cell<u64>,
@@ -200,7 +212,7 @@ impl SendPlan {
     async fn work(self: Rc<Self>, begun: Instant) {
         loop {
             let number = self.next.get();
-            if number >= self.count {
+            if number >= self.count || self.gives_up() {
                 return;
             }
             self.next.set(number + 1);
@@ -226,8 +238,11 @@ impl SendPlan {
         loop {
             let sent = Instant::now();
             let answer = self.http.post(&self.url, body.clone(), signature.as_deref()).await;
+            self.print_change(&answer);
             let wait = match &answer {
-                Ok(answer) if answer.status == 503 && self.retry => answer.retry_after.or(Some(RETRY)),
+                Ok(answer) if answer.status == 503 && self.retry && !self.gives_up() => {
+                    answer.retry_after.or(Some(RETRY))
+                }
                 _ => None,
             };
             let Some(wait) = wait else {
@@ -241,6 +256,42 @@ impl SendPlan {
             self.waiting.set(self.waiting.get() - 1);
             self.show();
         }
+    }
+
+    /// Whether nothing has been accepted for too long: what is left is not sent.
+    fn gives_up(&self) -> bool {
+        self.last_accepted.get().elapsed() >= self.timeout
+    }
+
+    /// Prints an answer that differs from the one before; the first one only if it is not 200.
+    fn print_change(&self, answer: &Result<Response, String>) {
+        let text = match answer {
+            Ok(answer) if answer.status == 200 => {
+                self.last_accepted.set(Instant::now());
+                None
+            }
+            Ok(answer) => Some(format!("{} {}", answer.status, detail(&answer.body))),
+            // The result has it.
+            Err(_) if self.count == 1 => return,
+            Err(error) => Some(format!("no answer: {error}")),
+        };
+        // Numbers in the text are no change.
+        let kind =
+            |text: &Option<String>| text.as_deref().map(|text| text.replace(|c: char| c.is_ascii_digit(), ""));
+        let mut last = self.last_answer.borrow_mut();
+        if kind(&last) == kind(&text)
+            && last.as_ref().map(|text| text.get(..3)) == text.as_ref().map(|text| text.get(..3))
+        {
+            return;
+        }
+        let line = format!("answer: {}", text.as_deref().unwrap_or("200"));
+        if self.bar.is_hidden() {
+            // Standard output has the result. An error cannot be reported anywhere else.
+            let _ = writeln!(std::io::stderr(), "{line}");
+        } else {
+            self.bar.println(line);
+        }
+        *last = text;
     }
 
     /// Shows the counts of interest behind the bar.
@@ -288,8 +339,19 @@ impl SendPlan {
                 cli::complain(format_args!("{}: {error}", self.url));
             }
         }
+        if self.gives_up() && accepted < self.count {
+            let unsent = self.count - accepted - refused - tally.failed;
+            cli::complain(format_args!("gave up: nothing was accepted for {:?}; {unsent} not sent", self.timeout));
+        }
         if accepted == self.count { ExitCode::SUCCESS } else { ExitCode::FAILURE }
     }
+}
+
+/// The detail of an answer: RFC 9457 in JSON.
+fn detail(body: &[u8]) -> String {
+    let problem: Option<serde_json::Value> = serde_json::from_slice(body).ok();
+    let detail = problem.as_ref().and_then(|problem| problem["detail"].as_str());
+    detail.map_or_else(|| String::from_utf8_lossy(body).trim().chars().take(200).collect(), str::to_owned)
 }
 
 /// Exact up to 2^53 events.

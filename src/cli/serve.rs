@@ -8,6 +8,7 @@ use crate::app::{self, Reloading, Signals, load, load_from};
 use crate::process::{failpoint, logs, systemd};
 use crate::settings::{Flags, Layers};
 use crate::status::Totals;
+use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
@@ -21,6 +22,19 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Ok(passed) => passed,
         Err(error) => return cli::misconfigured(error),
     };
+    let runtime = match cli::runtime() {
+        Ok(runtime) => runtime,
+        Err(code) => return code,
+    };
+    // As early as possible: by default these signals end a process.
+    let asked = {
+        let _inside = runtime.enter();
+        hangups(&runtime).and_then(|asked| ignore_others().map(|()| asked))
+    };
+    let asked = match asked {
+        Ok(asked) => asked,
+        Err(error) => return cli::failed(format_args!("cannot listen for signals: {error}")),
+    };
     let (settings, findings) = match cli::settings(flags) {
         Ok(loaded) => loaded,
         Err(code) => return code,
@@ -30,10 +44,6 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
         Err(error) => return cli::failed(format_args!("cannot start the log: {error}")),
     };
     findings.log();
-    let runtime = match cli::runtime() {
-        Ok(runtime) => runtime,
-        Err(code) => return code,
-    };
     let outcome = runtime.block_on(async {
         // Before anything is bound, so that a signal during the start stops it, too.
         let signals = Unix::listen()?;
@@ -45,7 +55,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
                     None => load(&flags),
                 }
             }),
-            asked: hangups()?,
+            asked,
             every: failpoint::every("reload.look", FILE_CHECK_INTERVAL),
             level: log.level(),
         };
@@ -54,6 +64,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
             ingress = %app.ingress_address(),
             admin = app.admin_address().map(|address| address.to_string()),
             version = crate::metrics::VERSION,
+            revision = crate::metrics::revision(),
             "listening"
         );
         app.run(signals).await
@@ -62,6 +73,7 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     runtime.shutdown_background();
     match outcome {
         Ok(outcome) => {
+            logs::report_all_left_out();
             log.close();
             let code = stopped(&outcome.totals);
             // The last line of the log is the accounting; the reason for a failure is logged before.
@@ -104,6 +116,7 @@ pub(super) struct Unix {
 
 impl Unix {
     pub(super) fn listen() -> std::io::Result<Self> {
+        ignore_others()?;
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         Ok(Self { terminate, interrupt })
     }
@@ -111,15 +124,22 @@ impl Unix {
 
 /// Turns SIGHUP into reload requests. Once handled, it stops nothing: a daemon outlives the terminal it was started
 /// from.
-fn hangups() -> std::io::Result<Arc<Notify>> {
+fn hangups(runtime: &Runtime) -> std::io::Result<Arc<Notify>> {
     let (asked, mut hangups) = (Arc::new(Notify::new()), signal(SignalKind::hangup())?);
     let asks = asked.clone();
-    tokio::spawn(async move {
+    runtime.spawn(async move {
         while hangups.recv().await.is_some() {
             asks.notify_one();
         }
     });
     Ok(asked)
+}
+
+/// Takes the signals that have no meaning here, and would end the process without a drain.
+fn ignore_others() -> std::io::Result<()> {
+    let others = [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm(), SignalKind::io()];
+    // A signal once listened for keeps its handler.
+    others.into_iter().try_for_each(|kind| signal(kind).map(drop))
 }
 
 impl Signals for Unix {

@@ -57,7 +57,12 @@ impl BacklogReader {
     #[must_use]
     pub(crate) fn new(reader: Reader, rebuild: Rebuild) -> Self {
         let reading = PendingRead::Idle(Box::new(reader), None);
-        Self { reading, failures: 0, rebuild, throttle: Throttle::new(10, Duration::from_secs(1)) }
+        Self {
+            reading,
+            failures: 0,
+            rebuild,
+            throttle: Throttle::new("reading the journal", 10, Duration::from_secs(1)),
+        }
     }
 
     /// Reads up to `most` events of the backlog to the end of `into`, and notes them in the queue. While the disk fails

@@ -127,7 +127,7 @@ impl Delivery {
             pairs: Pairs::default(),
             window: Window::Open,
             backoff: Backoff::new(settings.retry_min, settings.retry_max),
-            not_now: Throttle::new(1, Duration::from_secs(5)),
+            not_now: Throttle::new("a broker that rejects messages temporarily", 1, Duration::from_secs(5)),
             pace,
             away: false,
             watch: Watch::default(),
@@ -530,6 +530,9 @@ impl Delivery {
                 continue;
             }
             let handed = session.send(sequence, message);
+            if matches!(handed, Sent::Taken) {
+                tracing::debug!(id = message.event.id(), address = &*message.address, "sent an event");
+            }
             if attempts > 0 && matches!(handed, Sent::Taken) {
                 self.metrics.publish_retry();
             }
@@ -756,6 +759,7 @@ impl Delivery {
     fn stored(&mut self, taken: Option<Removed>, now: Instant) {
         if let Some(taken) = taken {
             let Message { address, key, .. } = &taken.message;
+            tracing::debug!(id = taken.message.event.id(), address = &**address, "the broker stored an event");
             self.watch.confirmed(&taken.message, now, || self.ring.address(address, key));
             self.rejections.stored(|known| known.is(address, key));
             self.settler.published(&taken, now, &self.metrics);

@@ -42,7 +42,7 @@ pub(super) struct Settler {
 
 impl Settler {
     pub(super) fn new(store: Option<Arc<Mutex<Store>>>, headers: Headers) -> Self {
-        let throttle = Throttle::new(5, Duration::from_secs(1));
+        let throttle = Throttle::new("events that the broker refused", 5, Duration::from_secs(1));
         let settlement = Settlement::default();
         let (refused, ended) = (Vec::new(), Vec::new());
         let (writing, written, is_blocked, again) = (None, None, false, None);
@@ -69,6 +69,8 @@ impl Settler {
         if taken.overtaken {
             metrics.out_of_order();
         }
+        let (id, reason) = (taken.message.event.id(), refusal.reason().name());
+        tracing::debug!(id, address = &*taken.message.address, reason, "refused an event");
         if self.throttle.admits() {
             tracing::warn!(
                 id = taken.message.event.id(),

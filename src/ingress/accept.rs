@@ -124,7 +124,7 @@ pub(crate) async fn serve(
     let wakes = Arc::new(WakeList::default());
     tokio::task::spawn_local(wakes.clone().run());
     let (closing, drain) = watch::channel(());
-    let throttle = Throttle::new(1, Duration::from_secs(5));
+    let throttle = Throttle::new("connections that cannot be accepted", 1, Duration::from_secs(5));
     let thread = Rc::new(Thread {
         local: ThreadView::new(live),
         wakes,

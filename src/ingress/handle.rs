@@ -128,7 +128,7 @@ impl Ingress {
                 secrets,
             }
         });
-        let late = Throttle::new(1, Duration::from_secs(1));
+        let late = Throttle::new("late duplicates", 1, Duration::from_secs(1));
         Self { endpoints: endpoints.collect(), settings, shared, budget, read_budget, late }
     }
 
@@ -296,6 +296,7 @@ impl Guard<'_> {
         let (is_known_by_body, now) = (!event.cuid().is_empty(), event.accepted);
         let (deviating, deviations) = (&self.endpoint.observed.deviating, *event.deviations());
         let place = deviating.place(event.event());
+        let id = tracing::enabled!(tracing::Level::DEBUG).then(|| event.id().to_owned());
         deviating.name(place, event.event(), &deviations);
         let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.wakes);
         let enqueued = if is_known_by_body { ingress.shared.known.enter(key, now, enqueue) } else { Ok(enqueue()) };
@@ -307,10 +308,14 @@ impl Guard<'_> {
         self.decided = true;
         let waiter = enqueued.map_err(|refused| not_enqueued(&refused))?;
         deviating.accepted(place, &deviations, &self.endpoint.source.name, &ingress.shared.metrics);
-        match waiter {
+        let reply = match waiter {
             None => Ok(reply::ok(reply::ACCEPTED)),
             Some(waiter) => self.wait(&waiter, reply::ACCEPTED).await,
+        };
+        if let (Some(id), Ok(_)) = (id, &reply) {
+            tracing::debug!(id, source = &*self.endpoint.source.name, "accepted an event");
         }
+        reply
     }
 
     /// Logs a duplicate that is no repeat after a time-out: PlexTrac repeats for minutes, not longer.

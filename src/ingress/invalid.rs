@@ -97,7 +97,7 @@ impl Invalids {
             store.held()
         };
         let known = files.values().flatten().cloned().collect();
-        let throttle = Throttle::new(1, Duration::from_secs(10));
+        let throttle = Throttle::new("signed bodies that were not kept", 1, Duration::from_secs(10));
         let shared = Arc::new(WriterState { known: Mutex::new(known), bytes: AtomicUsize::new(0), throttle });
         let (sender, receiver) = sync_channel(WAITING);
         let (end, ended) = sync_channel(1);

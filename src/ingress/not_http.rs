@@ -41,8 +41,12 @@ impl Unreadable {
     /// Counts in these metrics.
     #[must_use]
     pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
-        let throttle = || Throttle::new(1, Duration::from_secs(1));
-        Self { metrics, heads: throttle(), handshakes: throttle() }
+        let throttle = |kind| Throttle::new(kind, 1, Duration::from_secs(1));
+        Self {
+            metrics,
+            heads: throttle("requests that cannot be read"),
+            handshakes: throttle("failed TLS handshakes"),
+        }
     }
 
     /// Notes a head that is not HTTP/1.1, or too large. hyper has answered it, except an HTTP/2 preface, for which it

@@ -1,15 +1,21 @@
 //! Logs: format and level, the filter for client libraries, and the rate limit for repeated lines.
+//!
+//! Length: the limit, its reports and their tests belong to the writer.
 
+use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 use tracing::level_filters::LevelFilter;
-use tracing_appender::non_blocking::{NonBlocking, NonBlockingBuilder, WorkerGuard};
+use tracing::{Event, Subscriber};
+use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::filter::Targets;
-use tracing_subscriber::fmt::MakeWriter;
+use tracing_subscriber::fmt::format::{JsonFields, Writer, format};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use tracing_subscriber::{Registry, registry, reload};
 
@@ -135,6 +141,47 @@ fn targets(level: LevelFilter) -> Targets {
         .with_target("plextrac_bridge", level)
 }
 
+/// Whether standard error goes to systemd's journal, see `systemd.exec(5)`: JOURNAL_STREAM is its device and inode.
+fn is_journal() -> bool {
+    let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
+    rustix::fs::fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
+}
+
+/// The priority of a level, as `sd-daemon(3)` has them.
+fn priority(level: &tracing::Level) -> u8 {
+    match *level {
+        tracing::Level::ERROR => 3,
+        tracing::Level::WARN => 4,
+        tracing::Level::INFO => 6,
+        _ => 7,
+    }
+}
+
+/// Lines that begin with their priority where they go to systemd's journal.
+struct Prioritised<F> {
+    format: F,
+    to_journal: bool,
+}
+
+impl<S, N, F> FormatEvent<S, N> for Prioritised<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
+        if self.to_journal {
+            write!(writer, "<{}>", priority(event.metadata().level()))?;
+        }
+        self.format.format_event(context, writer, event)
+    }
+}
+
 /// Starts writing logs to standard error, from a thread of their own.
 ///
 /// # Errors
@@ -151,20 +198,79 @@ pub(crate) fn start(settings: Settings) -> Result<Log, TryInitError> {
         .buffered_lines_limit(WAITING_LINES)
         .lossy(true)
         .finish(io::stderr());
+    let _ = DROPPED.set(writer.error_counter());
     let gate = LogGate { writer, only: Arc::default() };
     let layer = tracing_subscriber::fmt::layer().with_writer(gate.clone());
+    let to_journal = is_journal();
     if text {
         let colour = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|v| v.is_empty());
-        registry().with(layer.with_ansi(colour).with_target(false).with_filter(targets)).try_init()?;
+        let format = Prioritised { format: format().with_target(false), to_journal };
+        registry().with(layer.with_ansi(colour).event_format(format).with_filter(targets)).try_init()?;
     } else {
-        registry().with(layer.json().flatten_event(true).with_filter(targets)).try_init()?;
+        let format = Prioritised { format: format().json().flatten_event(true), to_journal };
+        registry()
+            .with(layer.fmt_fields(JsonFields::new()).event_format(format).with_filter(targets))
+            .try_init()?;
     }
     Ok(Log { level: Level(handle), gate, _guard: guard })
 }
 
-/// Admits a limited number of the same kind per period.
+/// All throttles, so that what they left out is reported.
+static THROTTLES: Mutex<Vec<Weak<Limit>>> = Mutex::new(Vec::new());
+
+/// The lines that were dropped because standard error was not read.
+static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
+
+/// The interval at which the log says what it left out.
+const REPORT_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The time from which on something left out is reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReportTime {
+    /// Once the period is over in which it happened.
+    AfterThePeriod,
+    AtOnce,
+}
+
+/// Reports for ever what was left out, at the end of each period.
+pub(crate) async fn report_left_out() {
+    let mut dropped = 0;
+    loop {
+        tokio::time::sleep(REPORT_INTERVAL).await;
+        report(ReportTime::AfterThePeriod);
+        let now = DROPPED.get().map_or(0, ErrorCounter::dropped_lines);
+        if now > dropped {
+            tracing::warn!(
+                left_out = now - dropped,
+                "left out lines of the log: standard error was not read in time"
+            );
+            dropped = now;
+        }
+    }
+}
+
+/// Reports what was left out so far: nothing else follows.
+pub(crate) fn report_all_left_out() {
+    report(ReportTime::AtOnce);
+}
+
+fn report(due: ReportTime) {
+    let mut throttles = THROTTLES.lock().unwrap_or_else(PoisonError::into_inner);
+    throttles.retain(|throttle| throttle.strong_count() > 0);
+    let throttles: Vec<_> = throttles.iter().filter_map(Weak::upgrade).collect();
+    for (kind, left_out) in throttles.iter().filter_map(|throttle| throttle.due(due)) {
+        tracing::warn!(left_out, "left out more lines of this kind: {kind}");
+    }
+}
+
+/// Admits a limited number of lines of the same kind per period. What it leaves out is counted, and reported once the
+/// period is over.
 #[derive(Debug)]
-pub(crate) struct Throttle {
+pub(crate) struct Throttle(Arc<Limit>);
+
+#[derive(Debug)]
+struct Limit {
+    kind: &'static str,
     most: u32,
     period: Duration,
     state: Mutex<Period>,
@@ -176,25 +282,18 @@ struct Period {
     start: Instant,
     /// The number of lines in the period.
     count: u32,
-    /// The number left out since the last one that was admitted.
+    /// The number left out and not reported.
     left_out: u64,
 }
 
-impl Throttle {
-    /// Admits at most `most` per `period`.
-    #[must_use]
-    pub(crate) fn new(most: u32, period: Duration) -> Self {
-        Self { most, period, state: Mutex::new(Period { start: Instant::now(), count: 0, left_out: 0 }) }
+impl Limit {
+    fn state(&self) -> MutexGuard<'_, Period> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this one is admitted.
-    pub(crate) fn admits(&self) -> bool {
-        self.left_out().is_some()
-    }
-
-    /// The number left out since the last one that was admitted; none if this one is left out, too.
-    pub(crate) fn left_out(&self) -> Option<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Counts a line; returns the state if it is admitted.
+    fn admit(&self) -> Option<MutexGuard<'_, Period>> {
+        let mut state = self.state();
         let now = Instant::now();
         if now.duration_since(state.start) >= self.period {
             (state.start, state.count) = (now, 0);
@@ -204,7 +303,35 @@ impl Throttle {
             state.left_out += 1;
             return None;
         }
-        Some(std::mem::take(&mut state.left_out))
+        Some(state)
+    }
+
+    /// The kind and number of lines left out that are to be reported now.
+    fn due(&self, due: ReportTime) -> Option<(&'static str, u64)> {
+        let mut state = self.state();
+        let is_due = due == ReportTime::AtOnce || state.start.elapsed() >= self.period;
+        (is_due && state.left_out > 0).then(|| (self.kind, std::mem::take(&mut state.left_out)))
+    }
+}
+
+impl Throttle {
+    /// Admits at most `most` lines of this kind per `period`.
+    #[must_use]
+    pub(crate) fn new(kind: &'static str, most: u32, period: Duration) -> Self {
+        let state = Mutex::new(Period { start: Instant::now(), count: 0, left_out: 0 });
+        let limit = Arc::new(Limit { kind, most, period, state });
+        THROTTLES.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&limit));
+        Self(limit)
+    }
+
+    /// Whether this one is admitted.
+    pub(crate) fn admits(&self) -> bool {
+        self.0.admit().is_some()
+    }
+
+    /// The number left out and not reported so far, for this line to report; none if it is left out, too.
+    pub(crate) fn left_out(&self) -> Option<u64> {
+        self.0.admit().map(|mut state| std::mem::take(&mut state.left_out))
     }
 }
 
@@ -244,17 +371,42 @@ mod tests {
 
     #[test]
     fn lets_so_many_through_per_period() {
-        let throttle = Throttle::new(2, Duration::from_hours(1));
+        let throttle = Throttle::new("tests", 2, Duration::from_hours(1));
         assert_eq!([throttle.admits(), throttle.admits(), throttle.admits()], [true, true, false]);
-        let throttle = Throttle::new(1, Duration::ZERO);
+        let throttle = Throttle::new("tests", 1, Duration::ZERO);
         assert_eq!([throttle.admits(), throttle.admits()], [true, true]);
     }
 
     #[test]
-    fn counts_what_it_left_out() {
-        let mut throttle = Throttle::new(1, Duration::from_hours(1));
-        assert_eq!([throttle.left_out(), throttle.left_out(), throttle.left_out()], [Some(0), None, None]);
-        throttle.period = Duration::ZERO;
-        assert_eq!([throttle.left_out(), throttle.left_out()], [Some(2), Some(0)]);
+    fn counts_what_it_left_out_until_it_is_reported() {
+        let throttle = Throttle::new("tests", 1, Duration::from_hours(1));
+        assert_eq!([throttle.left_out(), throttle.left_out()], [Some(0), None]);
+        assert!(!throttle.admits());
+        assert_eq!(throttle.0.due(ReportTime::AfterThePeriod), None, "the period is not over");
+        assert_eq!(throttle.0.due(ReportTime::AtOnce), Some(("tests", 2)));
+        assert_eq!(throttle.0.due(ReportTime::AtOnce), None, "it is reported");
+        let throttle = Throttle::new("tests", 0, Duration::ZERO);
+        assert!(!throttle.admits());
+        assert_eq!(throttle.0.due(ReportTime::AfterThePeriod), Some(("tests", 1)));
+        let limit = Limit {
+            kind: "tests",
+            most: 1,
+            period: Duration::ZERO,
+            state: Mutex::new(Period { start: Instant::now(), count: 1, left_out: 2 }),
+        };
+        assert_eq!(limit.admit().map(|state| state.left_out), Some(2));
+    }
+
+    #[test]
+    fn prefixes_lines_with_the_priority_of_their_level() {
+        let priorities = [
+            tracing::Level::ERROR,
+            tracing::Level::WARN,
+            tracing::Level::INFO,
+            tracing::Level::DEBUG,
+            tracing::Level::TRACE,
+        ]
+        .map(|level| priority(&level));
+        assert_eq!(priorities, [3, 4, 6, 7, 7]);
     }
 }

@@ -49,7 +49,13 @@ impl Journaling {
     /// Creates the writer.
     #[must_use]
     pub(crate) fn new(queue: Arc<Buffer>, writer: Writer, metrics: Arc<Metrics>, heartbeat: Heartbeat) -> Self {
-        Self { queue, writer, metrics, heartbeat, throttle: Throttle::new(1, Duration::from_secs(30)) }
+        Self {
+            queue,
+            writer,
+            metrics,
+            heartbeat,
+            throttle: Throttle::new("segments that cannot be made", 1, Duration::from_secs(30)),
+        }
     }
 
     /// Writes until [`Buffer::close_journal`] is called and everything is written.

@@ -24,8 +24,8 @@ impl Default for Observed {
         Self {
             recent: Recent::default(),
             deviating: Deviating::default(),
-            tests: Throttle::new(1, Duration::from_secs(1)),
-            unkept: Throttle::new(1, Duration::from_secs(10)),
+            tests: Throttle::new("connection tests", 1, Duration::from_secs(1)),
+            unkept: Throttle::new("signed bodies that cannot be kept", 1, Duration::from_secs(10)),
         }
     }
 }

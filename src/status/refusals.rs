@@ -90,8 +90,8 @@ impl Default for Recent {
     fn default() -> Self {
         Self {
             list: Mutex::default(),
-            throttle: Throttle::new(LINES, Duration::from_secs(1)),
-            reads: Throttle::new(1, Duration::from_mins(1)),
+            throttle: Throttle::new("refused requests", LINES, Duration::from_secs(1)),
+            reads: Throttle::new("refused GET, HEAD and OPTIONS requests", 1, Duration::from_mins(1)),
         }
     }
 }
@@ -159,7 +159,7 @@ pub(crate) struct UnknownPaths {
 
 impl Default for UnknownPaths {
     fn default() -> Self {
-        Self { list: Mutex::default(), throttle: Throttle::new(1, Duration::from_secs(1)) }
+        Self { list: Mutex::default(), throttle: Throttle::new("unknown paths", 1, Duration::from_secs(1)) }
     }
 }
 

@@ -88,6 +88,12 @@ fn admin(bridge: &Bridge, method: &str, path: &str) -> Answer {
     client.send(method, path, &[], b"").unwrap_or_else(|error| panic!("{method} {path}: {error}"))
 }
 
+/// The commit that the program was built from.
+const REVISION: &str = match option_env!("PLEXTRAC_BRIDGE_REVISION") {
+    Some(revision) => revision,
+    None => "unknown",
+};
+
 #[test]
 fn has_every_series_from_the_start() {
     let bridge = Bridge::start(|setup| setup);
@@ -118,8 +124,10 @@ fn has_every_series_from_the_start() {
     ] {
         assert!(text.contains(&format!("plextrac_bridge_{series} {value}\n")), "{series} is not {value}:\n{text}");
     }
-    let version =
-        format!("plextrac_bridge_build_info{{revision=\"unknown\",version=\"{}\"}} 1\n", env!("CARGO_PKG_VERSION"));
+    let version = format!(
+        "plextrac_bridge_build_info{{revision=\"{REVISION}\",version=\"{}\"}} 1\n",
+        env!("CARGO_PKG_VERSION")
+    );
     assert!(text.contains(&version), "no {version} in:\n{text}");
     for series in
         ["process_cpu_seconds_total", "process_open_fds", "process_resident_memory_bytes", "process_max_fds"]
@@ -258,7 +266,7 @@ fn answers_get_and_head_only_and_lets_nothing_be_loaded() {
         assert!(!policy.contains("unsafe") && !policy.contains('*'), "{path}: {policy}");
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{path}");
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{path}");
-        let head = format!("HEAD {path} HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n");
+        let head = format!("HEAD {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
         let text = until_closed(&bridge.daemon.admin, head.as_bytes());
         assert!(text.starts_with(&format!("HTTP/1.1 {} ", answer.status)), "HEAD {path}: {text}");
         assert!(text.ends_with("\r\n\r\n"), "HEAD {path} has a body: {text}");

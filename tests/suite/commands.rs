@@ -90,9 +90,13 @@ fn ends_with_2_for_wrong_arguments_and_78_for_wrong_settings() {
     }
     let version = Program::new(["--version"]).run();
     version.assert_code(0);
+    let revision = option_env!("PLEXTRAC_BRIDGE_REVISION").unwrap_or("unknown");
     assert_eq!(
         version.out,
-        format!("plextrac-bridge {}\nbrokers: kafka, rabbitmq, nats, file\n", env!("CARGO_PKG_VERSION"))
+        format!(
+            "plextrac-bridge {} ({revision})\nbrokers: kafka, rabbitmq, nats, file\n",
+            env!("CARGO_PKG_VERSION")
+        )
     );
 }
 

@@ -71,6 +71,10 @@ mod limits;
 #[cfg(test)]
 mod mistakes;
 
+// The running daemon as its operator meets it: signals, what the log says and leaves out, connections to the admin port.
+#[cfg(test)]
+mod operation;
+
 // The admin page in a real browser.
 #[cfg(test)]
 mod page;

@@ -719,7 +719,7 @@ const PROMISED: [(&str, &str); 17] = [
     ("broker.file", "directory = \"events\"\nname = \"{event}.{targetType}\"\nroutes = []"),
     ("dead_letters", "max_bytes = \"256MiB\""),
     ("invalid", "max_bytes = \"64MiB\""),
-    ("admin", "listen = \"127.0.0.1:8081\"\npage = true"),
+    ("admin", "listen = \"127.0.0.1:8081\"\npage = true\nhosts = []"),
     ("log", "format = \"auto\"\nlevel = \"info\""),
     ("shutdown", "delay = \"0s\"\ngrace = \"20s\""),
 ];
