@@ -1,4 +1,4 @@
-//! Records the commit that is built, for `--version` and `build_info`: PLEXTRAC_BRIDGE_REVISION if a build sets it, else
+//! Records the commit that is built, for `--version` and `build_info`: `PLEXTRAC_BRIDGE_REVISION` if a build sets it, else
 //! what git says, else nothing.
 
 use std::path::Path;
@@ -17,7 +17,7 @@ fn main() {
 
 fn of_git() -> Option<String> {
     // Not the commit of a repository that this source only lies in, as a package of a distribution may.
-    if git(&["rev-parse", "--show-prefix"])? != "" {
+    if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None;
     }
     // A commit or a checkout changes the log of HEAD. A file that is missing would be looked at in each build.

@@ -141,15 +141,15 @@ fn targets(level: LevelFilter) -> Targets {
         .with_target("plextrac_bridge", level)
 }
 
-/// Whether standard error goes to systemd's journal, see `systemd.exec(5)`: JOURNAL_STREAM is its device and inode.
+/// Whether standard error goes to systemd's journal, see `systemd.exec(5)`: `JOURNAL_STREAM` is its device and inode.
 fn is_journal() -> bool {
     let stream = std::env::var("JOURNAL_STREAM").unwrap_or_default();
     rustix::fs::fstat(io::stderr()).is_ok_and(|stat| stream == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// The priority of a level, as `sd-daemon(3)` has them.
-fn priority(level: &tracing::Level) -> u8 {
-    match *level {
+fn priority(level: tracing::Level) -> u8 {
+    match level {
         tracing::Level::ERROR => 3,
         tracing::Level::WARN => 4,
         tracing::Level::INFO => 6,
@@ -176,7 +176,7 @@ where
         event: &Event<'_>,
     ) -> fmt::Result {
         if self.to_journal {
-            write!(writer, "<{}>", priority(event.metadata().level()))?;
+            write!(writer, "<{}>", priority(*event.metadata().level()))?;
         }
         self.format.format_event(context, writer, event)
     }
@@ -406,7 +406,7 @@ mod tests {
             tracing::Level::DEBUG,
             tracing::Level::TRACE,
         ]
-        .map(|level| priority(&level));
+        .map(priority);
         assert_eq!(priorities, [3, 4, 6, 7, 7]);
     }
 }

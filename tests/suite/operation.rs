@@ -71,7 +71,7 @@ fn logs_each_step_of_an_event_at_debug() {
     let daemon = setup.start();
     assert_eq!(request_once(&daemon, &Payload::new("cuid-1").body(), &[]).status, 200);
     daemon.wait_until_empty();
-    let refused = format!("{{\"cuid\":\"cuid-2\",\"event\":\"E\"}}");
+    let refused = br#"{"cuid":"cuid-2","event":"E"}"#;
     let stopped = daemon.stop();
     for message in ["accepted an event", "sent an event", "the broker stored an event"] {
         let lines: Vec<Value> = lines_of(&stopped.log).filter(|line| line["message"] == message).collect();
@@ -79,7 +79,7 @@ fn logs_each_step_of_an_event_at_debug() {
         assert!(line["id"].as_str().is_some_and(|id| id.starts_with("cuid-1-")), "{line}");
     }
     let daemon = setup.failpoints("file.address=error").start();
-    assert_eq!(request_once(&daemon, refused.as_bytes(), &[]).status, 200);
+    assert_eq!(request_once(&daemon, refused, &[]).status, 200);
     daemon.wait_for_line("the refusal", |line| {
         line["message"] == "refused an event" && line["id"].as_str().is_some_and(|id| id.starts_with("cuid-2-"))
     });
