@@ -538,6 +538,19 @@ impl Destinations {
         })
     }
 
+    /// The size of all events that wait here.
+    pub(super) fn bytes(&self) -> u64 {
+        let messages = self.entries().filter_map(|(_, entry)| entry.message.as_ref());
+        messages.map(|message| message.event.cost() as u64).sum()
+    }
+
+    /// The events that wait here, oldest first.
+    pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
+        let mut all: Vec<_> = self.entries().collect();
+        all.sort_unstable_by_key(|(sequence, _)| *sequence);
+        all.into_iter().filter_map(|(_, entry)| entry.message.as_ref()).map(|message| &*message.event)
+    }
+
     /// All of them, in no order but that of each address.
     pub(super) fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
         self.queues.values().flat_map(|queue| &queue.entries).map(|(sequence, entry)| (*sequence, entry))

@@ -44,6 +44,9 @@ const COLLECT: Duration = Duration::from_secs(1);
 /// The most room that the events already taken from the queue make at once; a batch shares one lock.
 const BATCH: usize = 256;
 
+/// The number of bytes of records that are written again at once.
+const RENEWED: usize = 4 << 20;
+
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -435,6 +438,7 @@ impl Delivery {
         }
         self.sweep_ring();
         self.refuse_overdue(true);
+        self.renew();
         let unanswered = self.ring.unanswered();
         let most = self.settings.max_in_flight;
         let is_full = self.ring.handed() >= self.window.most(most) || self.ring.span() >= most;
@@ -460,6 +464,14 @@ impl Delivery {
         for (address, lasted) in &look.ended {
             let seconds = lasted.as_secs();
             tracing::warn!(broker = self.broker.name(), %address, seconds, "events are confirmed again");
+        }
+    }
+
+    /// Has old records of events that wait for their address written again, so that their segments can be reused.
+    fn renew(&self) {
+        let held = self.ring.parked_bytes();
+        if held > 0 && self.queue.wants_renewal(held) {
+            self.queue.renew(self.ring.parked_events(), held, RENEWED);
         }
     }
 

@@ -299,6 +299,16 @@ impl Ring {
         self.destinations.overdue(refuse_after, is_late)
     }
 
+    /// The size of all events that wait for their address.
+    pub(super) fn parked_bytes(&self) -> u64 {
+        self.destinations.bytes()
+    }
+
+    /// The events that wait for their address, oldest first.
+    pub(super) fn parked_events(&self) -> impl Iterator<Item = &Event> {
+        self.destinations.events()
+    }
+
     /// The time of the next try of an address that is parked.
     pub(super) fn next_try(&self) -> Option<tokio::time::Instant> {
         self.destinations.next_try()

@@ -281,6 +281,9 @@ impl Buffer {
         let share = (state.replay_share / 4).min(state.replays.len()).min(most);
         let before = into.len();
         while into.len() - before < most - share {
+            if let Some(disk) = &mut state.disk {
+                disk.pass_next_copies();
+            }
             let Some(event) = state.waiting.front() else { break };
             let is_next = match (event.kept, &mut state.disk) {
                 (Kept::Journal(sequence), Some(disk)) => {
@@ -337,6 +340,7 @@ impl Buffer {
             Some(Kept::Journal(sequence)) => sequence,
             _ => disk.synced,
         };
+        let next = disk.next_copy().map_or(next, |copy| copy.min(next));
         // A little beyond the limit, and always a little: events that fill the memory, whatever its limit is by now,
         // must not keep older events on disk.
         let has_room = state.bytes < state.limits.bytes || state.taken_bytes < READ_BYTES;

@@ -3,7 +3,7 @@
 //! Pure bookkeeping under the queue's lock; the files belong to [`crate::queue::journal`], the thread that writes them
 //! to [`crate::queue::writer`].
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -29,6 +29,8 @@ pub(super) enum AppendReason {
     Accept { source: usize, secret: Option<usize>, waiter: Arc<Waiter> },
     /// At the stop, a copy of an event that was accepted before; the last of a batch has a waiter.
     Spill { waiter: Option<Arc<Waiter>> },
+    /// A copy of the record of this sequence, whose event delivery holds for long.
+    Renew { old: u64 },
 }
 
 /// The part of the journal that delivery has to read next.
@@ -77,6 +79,12 @@ pub(super) struct Disk {
     pub(super) cursor: u64,
     /// The sequences that delivery took and has not settled, in order; true once settled out of order.
     outstanding: VecDeque<(u64, bool)>,
+    /// The copies of records that delivery has not reached, and will pass, because it holds their events; true once settled.
+    copies: BTreeMap<u64, bool>,
+    /// The sequence under which an event is kept now, by that under which delivery knows it.
+    renewed: HashMap<u64, u64>,
+    /// The number of copies being written.
+    pub(super) renewing: usize,
     /// The number of unsettled events: synced, and at a stop also those being written.
     pub(super) events: usize,
     /// The watermark changed since the writer noted it.
@@ -116,6 +124,9 @@ impl Disk {
             synced: recovered.end,
             cursor: recovered.start,
             outstanding: VecDeque::new(),
+            copies: BTreeMap::new(),
+            renewed: HashMap::new(),
+            renewing: 0,
             events: usize::try_from(count).unwrap_or(usize::MAX),
             moved: false,
             surplus: Vec::new(),
@@ -190,6 +201,7 @@ impl Disk {
 
     /// Notes that delivery took this sequence.
     pub(super) fn take(&mut self, sequence: u64) {
+        self.pass_copies(sequence);
         debug_assert!(self.outstanding.back().is_none_or(|(last, _)| *last < sequence));
         self.outstanding.push_back((sequence, false));
         self.cursor = sequence + 1;
@@ -201,6 +213,7 @@ impl Disk {
 
     /// Continues at this sequence: everything in between was damaged.
     pub(super) fn skip_to(&mut self, next: u64) {
+        self.pass_copies(next);
         self.cursor = self.cursor.max(next);
         if self.cursor >= self.synced {
             self.tail = NewestEvents::InMemory;
@@ -219,16 +232,93 @@ impl Disk {
     /// Notes these sequences as settled; frees the segments that are no longer needed.
     pub(super) fn settle(&mut self, sequences: &[u64]) {
         for sequence in sequences {
-            if let Ok(at) = self.outstanding.binary_search_by_key(sequence, |(sequence, _)| *sequence) {
-                debug_assert!(!self.outstanding[at].1, "settled twice");
-                self.outstanding[at].1 = true;
-                self.events -= 1;
-            }
+            let sequence = self.renewed.remove(sequence).unwrap_or(*sequence);
+            let is_settled = self.release(sequence);
+            debug_assert!(is_settled != Some(false), "settled twice");
+            self.events -= usize::from(is_settled == Some(true));
         }
+        self.drop_settled();
+    }
+
+    /// Notes that the record of this sequence is not needed any more; false if it was noted before, none if delivery does
+    /// not hold it.
+    fn release(&mut self, sequence: u64) -> Option<bool> {
+        let settled = match self.outstanding.binary_search_by_key(&sequence, |(sequence, _)| *sequence) {
+            Ok(at) => &mut self.outstanding[at].1,
+            Err(_) => self.copies.get_mut(&sequence)?,
+        };
+        Some(!std::mem::replace(settled, true))
+    }
+
+    fn drop_settled(&mut self) {
         while self.outstanding.front().is_some_and(|(_, settled)| *settled) {
             self.outstanding.pop_front();
         }
         self.advance();
+    }
+
+    /// Passes the copies below this sequence: delivery holds their events already.
+    fn pass_copies(&mut self, below: u64) {
+        while let Some((copy, settled)) = self.copies.first_key_value().map(|(copy, settled)| (*copy, *settled))
+            && copy < below
+        {
+            self.copies.remove(&copy);
+            if !settled {
+                self.outstanding.push_back((copy, false));
+            }
+            self.cursor = self.cursor.max(copy + 1);
+        }
+    }
+
+    /// Passes the copies that are next.
+    pub(super) fn pass_next_copies(&mut self) {
+        while self.cursor < self.synced && self.copies.contains_key(&self.cursor) {
+            self.pass_copies(self.cursor + 1);
+        }
+        if self.cursor >= self.synced {
+            self.tail = NewestEvents::InMemory;
+        }
+    }
+
+    /// The end of what delivery may read from here: the next copy is passed.
+    pub(super) fn next_copy(&self) -> Option<u64> {
+        self.copies.range(self.cursor..).next().map(|(copy, _)| *copy)
+    }
+
+    /// The sequence below which records are renewed, if there are any: delivery holds their events for so long that they
+    /// are several segments behind, and keep these from being used again. `held` is the size of all that it holds so.
+    pub(super) fn renew_below(&self, held: u64) -> Option<u64> {
+        let below = self.layout.begin_of_recent(held)?;
+        let is_behind = self.outstanding.front().is_some_and(|(sequence, _)| *sequence < below);
+        (is_behind && self.renewing == 0 && self.failed.is_none() && self.no_space.is_none()).then_some(below)
+    }
+
+    /// The sequence under which an event is kept now.
+    pub(super) fn kept_as(&self, sequence: u64) -> u64 {
+        self.renewed.get(&sequence).copied().unwrap_or(sequence)
+    }
+
+    /// Notes that a copy of a record gets this place.
+    pub(super) fn copies_to(&mut self, sequence: u64) {
+        self.copies.insert(sequence, false);
+        self.renewing += 1;
+    }
+
+    /// Notes that the copy is synced: it takes the place of the record, unless its event was settled meanwhile.
+    pub(super) fn renewed(&mut self, old: u64, new: u64) {
+        self.renewing -= 1;
+        if self.release(self.kept_as(old)) == Some(true) {
+            self.renewed.insert(old, new);
+        } else {
+            self.release(new);
+        }
+        self.drop_settled();
+    }
+
+    /// Notes that the copy could not be written.
+    pub(super) fn not_renewed(&mut self, new: u64) {
+        self.renewing -= 1;
+        self.copies.remove(&new);
     }
 
     /// Frees the segments below the watermark.

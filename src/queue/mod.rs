@@ -4,6 +4,7 @@ mod buffer;
 mod disk;
 pub(crate) mod journal;
 mod mode;
+mod renew;
 mod settlement;
 mod stop;
 #[cfg(test)]

@@ -237,6 +237,10 @@ impl Buffer {
                     disk.advance();
                     waiters.extend(waiter);
                 }
+                AppendReason::Renew { old } => {
+                    disk.renewed(old, place.sequence);
+                    disk.pass_next_copies();
+                }
             }
         }
         self.ready.notify_one();
@@ -252,8 +256,13 @@ impl Buffer {
             disk.writing_since = None;
             disk.unsynced_bytes -= run.iter().map(|next| next.event.cost()).sum::<usize>();
         }
-        for Incoming { event, entry, .. } in run {
+        for Incoming { event, entry, place } in run {
             match entry {
+                AppendReason::Renew { .. } => {
+                    if let Some(disk) = &mut state.disk {
+                        disk.not_renewed(place.sequence);
+                    }
+                }
                 AppendReason::Accept { source, secret, waiter } => {
                     let received = event.origin.received;
                     state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable), received);
@@ -325,10 +334,8 @@ impl Buffer {
 
 /// The acceptance time of the oldest of these for which a sender waits; copies have no waiting sender.
 fn waiting_since(incoming: &[Incoming]) -> Option<Instant> {
-    incoming
-        .first()
-        .filter(|next| matches!(next.entry, AppendReason::Accept { .. }))
-        .map(|next| next.event.accepted)
+    let mut awaited = incoming.iter().filter(|next| matches!(next.entry, AppendReason::Accept { .. }));
+    awaited.next().map(|next| next.event.accepted)
 }
 
 impl Disk {

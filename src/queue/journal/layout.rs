@@ -188,6 +188,19 @@ impl SegmentAllocator {
             && self.making.is_none()
     }
 
+    /// The first sequence of the recent segments: the active one and those before it that events may be kept in while they
+    /// wait. The more bytes wait, the more segments, so that copies of them never are most of what is written; none if there
+    /// is no older segment, or if so much waits that copies would gain nothing.
+    pub(crate) fn begin_of_recent(&self, waiting: u64) -> Option<u64> {
+        let segments = self.max / self.segment.max(1);
+        if waiting > self.max / 2 {
+            return None;
+        }
+        let behind = (2 + 2 * waiting / self.segment.max(1)).min(segments.saturating_sub(3)).max(1);
+        let oldest = self.used.len().checked_sub(usize::try_from(behind).ok()? + 1)?;
+        self.used.get(oldest).filter(|_| oldest > 0).map(|recent| recent.first)
+    }
+
     /// The number of bytes of records that still fit within the limit.
     #[must_use]
     pub(crate) fn available(&self) -> u64 {

@@ -262,3 +262,57 @@ fn delivers_after_the_stop_has_begun_what_stood_behind_one_that_was_withdrawn() 
     assert_eq!((queue.check().withdrawn, queue.check().published, queue.check().held), (1, 2, 0));
     queue.close();
 }
+
+/// Accepts and settles so many events of this size, while delivery holds others.
+fn pass(queue: &mut Queue, held: &VecDeque<Box<Event>>, count: usize, size: usize) {
+    let bytes = held.iter().map(|event| event.cost() as u64).sum();
+    for _ in 0..count {
+        queue.accept(size);
+        assert_eq!(queue.drain(), [size], "each once");
+        if queue.buffer.wants_renewal(bytes) {
+            queue.buffer.renew(held.iter().map(|event| &**event), bytes, 1 << 20);
+        }
+    }
+}
+
+#[test]
+fn a_record_that_is_held_for_long_keeps_no_segment_and_is_kept_nevertheless() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    let mut held = VecDeque::new();
+    queue.accept(10);
+    queue.accept(11);
+    assert_eq!(queue.take(2, &mut held), 2);
+    // The journal turns over ten times.
+    pass(&mut queue, &held, 400, 800);
+    let settled = held.pop_front().unwrap();
+    queue.settle(&settled);
+    pass(&mut queue, &held, 100, 800);
+    queue.close();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    let recovered = queue.buffer.snapshot().ledger.recovered;
+    assert!(recovered < 40, "{recovered} records are read again");
+    let read = queue.drain();
+    assert_eq!(read.iter().filter(|size| **size == 11).count(), 1, "{read:?}");
+    assert!(!read.contains(&10), "{read:?}");
+    queue.close();
+}
+
+#[test]
+fn a_copy_is_settled_with_its_event_whenever_that_happens() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    for at in 0..60 {
+        let mut held = VecDeque::new();
+        queue.accept(10);
+        assert_eq!(queue.take(1, &mut held), 1);
+        pass(&mut queue, &held, at, 800);
+        queue.settle(&held[0]);
+    }
+    let totals = queue.check();
+    assert_eq!((totals.held, queue.drain()), (0, vec![]));
+    queue.close();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    assert_eq!(queue.drain(), [0; 0]);
+    queue.close();
+}
