@@ -47,6 +47,9 @@ const BATCH: usize = 256;
 /// The number of bytes of records that are written again at once.
 const RENEWED: usize = 4 << 20;
 
+/// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
+const BETWEEN_RENEWALS: Duration = Duration::from_millis(100);
+
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -100,6 +103,8 @@ pub(crate) struct Delivery {
     watch: Watch,
     /// The addresses that the broker rejects because of its own state.
     rejections: Rejections,
+    /// The last look for records to be written again.
+    renewed: Option<tokio::time::Instant>,
     /// The progress of a successor.
     takeover: Takeover,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
@@ -135,6 +140,7 @@ impl Delivery {
             away: false,
             watch: Watch::default(),
             rejections: Rejections::default(),
+            renewed: None,
             takeover: Takeover::new(Backoff::new(settings.retry_min, settings.retry_max)),
             spill: Spill::NotBegun,
             settings,
@@ -363,6 +369,7 @@ impl Delivery {
             self.settle();
             let going = match pumped {
                 Ok(backlog) => {
+                    self.renew();
                     self.look(&*session);
                     self.watch(&*session);
                     self.wait(&mut *session, backlog).await
@@ -438,7 +445,6 @@ impl Delivery {
         }
         self.sweep_ring();
         self.refuse_overdue(true);
-        self.renew();
         let unanswered = self.ring.unanswered();
         let most = self.settings.max_in_flight;
         let is_full = self.ring.handed() >= self.window.most(most) || self.ring.span() >= most;
@@ -468,7 +474,12 @@ impl Delivery {
     }
 
     /// Has old records of events that wait for their address written again, so that their segments can be reused.
-    fn renew(&self) {
+    fn renew(&mut self) {
+        let now = tokio::time::Instant::now();
+        if self.renewed.is_some_and(|renewed| now < renewed + BETWEEN_RENEWALS) {
+            return;
+        }
+        self.renewed = Some(now);
         let held = self.ring.parked_bytes();
         if held > 0 && self.queue.wants_renewal(held) {
             self.queue.renew(self.ring.parked_events(), held, RENEWED);

@@ -1,12 +1,14 @@
 //! NATS JetStream in the conformance suite: subjects, streams, permissions, the server's own deduplication.
 
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
 use crate::support::{
-    Broker, Delivered, Kind, LIMIT, Load, Oracle, Payload, Proxy, Setup, Table, admin, ports, read, said, unique,
+    Broker, Delivered, Kind, LIMIT, Load, Oracle, Payload, Proxy, Setup, Status, Table, admin, ports, read, said,
+    unique,
 };
 
 conform! { Nats:
@@ -255,7 +257,7 @@ fn waits_where_the_account_is_full() {
     let setup = Setup::new(&rig.table());
     let daemon = setup.start();
     let sent = Load { events: 60, connections: 1, keys: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
-    let is_waiting = |status: &crate::support::Status| {
+    let is_waiting = |status: &Status| {
         status.text("/broker/state") == "waiting" && status.text("/broker/last_error/text").contains("10002")
     };
     let status = daemon.wait_until("it says that the account is full", LIMIT, is_waiting);
@@ -286,4 +288,88 @@ fn counts_exactly_what_is_late_where_the_server_takes_few_at_once() {
     judge(&rig, &setup, &sent, &status, late);
     let delivered = rig.read(0);
     assert_eq!(Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: late }.late(), late);
+}
+
+#[test]
+fn a_full_subject_stops_neither_the_others_nor_the_journal() {
+    const MOST: u64 = 1_000;
+    let rig = Nats::new("a_full_subject");
+    let subjects = json!([format!("{}.>", rig.name)]);
+    let config = json!({"max_msgs_per_subject": MOST, "discard": "new", "discard_new_per_subject": true});
+    admin(&rig.order(&json!({"do": "create", "subjects": subjects, "config": config})));
+    // Smaller than what passes: it turns over several times while events wait.
+    let setup = Setup::new(&rig.table()).text("ack", "journaled").text("publish.refuse_after", "0s");
+    let setup = setup.text("ingress.max_body", "16KiB").text("journal.max_bytes", "1MiB");
+    let setup = setup.text("journal.segment_bytes", "128KiB");
+    let daemon = setup.start();
+    let trapped = |every| Some((every, "Trapped", "x".repeat(100)));
+    let first = Load { events: MOST, every: trapped(1), ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    let second = Load {
+        events: 950,
+        rate: 300,
+        every: trapped(50),
+        text: "x".repeat(4_000),
+        series: Some(("second".to_owned(), MOST)),
+        ..Load::default()
+    };
+    let second = second.send(&daemon.ingress).all_accepted();
+    let waits = |status: &Status| status.count("held") == 19 && status.count("published") == MOST + 931;
+    daemon.wait_until("only what goes to the full subject waits", LIMIT, waits);
+    let shown = |status: &Status| status.0["broker"]["waiting"][0]["address"].as_str().map(str::to_owned);
+    let status = daemon.wait_until("it is shown", LIMIT, |status| shown(status).is_some());
+    assert!(shown(&status).is_some_and(|address| address.contains("Trapped")), "{}", status.0["broker"]);
+    let config = json!({"max_msgs_per_subject": -1, "discard": "old", "discard_new_per_subject": false});
+    admin(&rig.order(&json!({"do": "update", "subjects": subjects, "config": config})));
+    let status = daemon.wait_until_empty();
+    assert_eq!(judge(&rig, &setup, &first.and(second), &status, 0), 0);
+}
+
+#[test]
+fn a_subject_that_nobody_takes_and_nobody_may_ask_about_costs_no_session() {
+    let users = r#"authorization { users: [
+      { user: anonymous, password: anonymous }
+      { user: limited, password: limited-secret, permissions: { publish: { deny: ["$JS.>"] } } }
+    ] }
+    no_auth_user: anonymous"#;
+    let rig = Nats::configured("costs_no_session", users.to_owned());
+    admin(&rig.order(&json!({"do": "create", "subjects": [format!("{}.ReportPublished.>", rig.name)]})));
+    let table = rig.logged_in("limited", "limited-secret").text("topology", "ignore");
+    let setup = Setup::new(&table).text("publish.refuse_after", "8s");
+    let daemon = setup.start();
+    let every = Some((10, "Trapped", String::new()));
+    let sent = Load { events: 100, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until("the others flow", Duration::from_secs(5), |status| status.count("published") == 90);
+    assert_eq!(daemon.status().count("held"), 10, "they wait for their subject first");
+    let status = daemon.wait_until_empty();
+    assert_eq!(daemon.metric("events_dead_lettered_total", &[("reason", "unroutable")]), 10);
+    assert_eq!(daemon.metric("broker_errors_total", &[("kind", "lost")]), 0);
+    judge(&rig, &setup, &sent, &status, 0);
+}
+
+#[test]
+fn a_sealed_stream_refuses_no_event() {
+    let rig = Nats::new("a_sealed_stream");
+    rig.create();
+    let setup = Setup::new(&rig.table()).text("publish.refuse_after", "0s");
+    let daemon = setup.start();
+    let load = |series: &str| Load { events: 20, series: Some((series.to_owned(), 0)), ..Load::default() };
+    let before = load("before").send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    let kept = rig.read(0);
+    let config = json!({"sealed": true, "allow_rollup_hdrs": false});
+    admin(&rig.order(&json!({"do": "update", "subjects": [format!("{}.>", rig.name)], "config": config})));
+    let after = load("after").send(&daemon.ingress).all_accepted();
+    let is_waiting = |status: &Status| {
+        status.text("/broker/state") == "waiting" && status.0["broker"]["waiting"].to_string().contains("sealed")
+    };
+    let status = daemon.wait_until("it says that the stream is sealed", LIMIT, is_waiting);
+    assert_eq!((status.count("held"), status.count("dead_lettered")), (20, 0));
+    rig.delete();
+    let status = daemon.wait_until_empty();
+    let mut delivered = kept;
+    delivered.extend(rig.read(0));
+    let oracle = Oracle { sent: &before.and(after), delivered: &delivered, dead: &[], out_of_order: 0 };
+    oracle.judge();
+    oracle.agrees_with(&status);
 }

@@ -301,13 +301,21 @@ fn adds_few_copies_beside_a_queue_that_refuses() {
     rig.create();
     let full = format!("{}-full", rig.name);
     let arguments = json!({"x-queue-type": "classic", "x-max-length": 2, "x-overflow": "reject-publish"});
-    admin(&rig.order(&json!({"do": "create", "exchange": rig.name, "queue": full, "arguments": arguments})));
+    let order = json!({
+        "do": "create", "exchange": rig.name, "queue": full, "arguments": arguments, "binding": "Trapped.*",
+    });
+    admin(&rig.order(&order));
     let setup = Setup::new(&rig.table());
     let daemon = setup.start();
-    let before = Load { events: 2, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let load = |events, series: &str, every| {
+        let every = Some((every, "Trapped", String::new()));
+        Load { events, every, series: Some((series.to_owned(), 0)), ..Load::default() }
+    };
+    let before = load(2, "before", 1).send(&daemon.ingress).all_accepted();
     daemon.wait_until_empty();
     let began = Instant::now();
-    let after = Load { events: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let after = load(500, "after", 500).send(&daemon.ingress).all_accepted();
+    daemon.wait_until("the others flow", Duration::from_secs(5), |status| status.count("published") == 501);
     // Each nack is another copy in the queue that takes it.
     wait_until("the fourth nack", LIMIT, || nacks(&daemon) >= 4);
     assert!(began.elapsed() > Duration::from_secs(5), "the fourth nack after {:?}", began.elapsed());

@@ -56,7 +56,8 @@ def rabbitmq(order):
             arguments = {"x-queue-type": "quorum", **order.get("arguments", {})}
             # Both at once, without waiting in between: no event finds the queue without its binding.
             requests = [pika.spec.Queue.Declare(queue=order["queue"], durable=True, nowait=True, arguments=arguments),
-                        pika.spec.Queue.Bind(queue=order["queue"], exchange=order["exchange"], routing_key="#", nowait=True)]
+                        pika.spec.Queue.Bind(queue=order["queue"], exchange=order["exchange"], 
+                                        routing_key=order.get("binding", "#"), nowait=True)]
             for request in requests:
                 channel._impl._send_method(request)
             channel.queue_declare(order["queue"], passive=True)
@@ -78,7 +79,9 @@ async def nats(order):
     nc = await client.connect(order["url"], connect_timeout=10)
     js = nc.jetstream(timeout=30)
     if order["do"] == "create":
-        await js.add_stream(StreamConfig(name=order["stream"], subjects=order["subjects"]))
+        await js.add_stream(StreamConfig(name=order["stream"], subjects=order["subjects"], **order.get("config", {})))
+    elif order["do"] == "update":
+        await js.update_stream(StreamConfig(name=order["stream"], subjects=order["subjects"], **order["config"]))
     elif order["do"] == "delete":
         await js.delete_stream(order["stream"])
     elif order["do"] == "publish":
