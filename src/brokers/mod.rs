@@ -9,6 +9,8 @@ mod kafka;
 mod list;
 #[cfg(feature = "nats")]
 mod nats;
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod oauth;
 #[cfg(feature = "rabbitmq")]
 mod rabbitmq;
 mod routes;

@@ -672,10 +672,15 @@ const PROMISED: [(&str, &str); 17] = [
         sasl_mechanism = \"\"
         username = \"\"
         password = \"\"
+        oauth_token_endpoint = \"\"
+        oauth_client_id = \"\"
+        oauth_client_secret = \"\"
+        oauth_scope = \"\"
         ca_file = \"\"
         certificate_file = \"\"
         key_file = \"\"
         properties = {}
+        properties_file = \"\"
         routes = []",
     ),
     (
@@ -684,6 +689,10 @@ const PROMISED: [(&str, &str); 17] = [
         uris = []
         username = \"\"
         password = \"\"
+        oauth_token_endpoint = \"\"
+        oauth_client_id = \"\"
+        oauth_client_secret = \"\"
+        oauth_scope = \"\"
         exchange = \"plextrac\"
         routing_key = \"{event}.{targetType}\"
         topology = \"declare\"

@@ -1,10 +1,11 @@
 //! One producer of librdkafka: what its thread reports (verdicts, the state of the connection), and its slow end.
 
+use std::ffi::CString;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, DeliveryResult, Message as _};
@@ -14,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::brokers::kafka::batch::BatchNumber;
 use crate::brokers::kafka::record::{Extras, Size};
+use crate::brokers::oauth::Tokens;
 use crate::brokers::{ConnectError, ErrorKind, Sequence};
 
 /// After a purge every verdict is there at once; this is for a machine under load.
@@ -40,6 +42,9 @@ const NUMBER_AT: u32 = 48;
 pub(super) struct Quiet;
 
 impl ClientContext for Quiet {
+    /// Without it librdkafka makes up a token of its own. No thread polls for the question: see [`give_token`].
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         log(level, facility, text);
     }
@@ -74,6 +79,8 @@ pub(super) struct Reports {
     has_error: AtomicBool,
     fatal: AtomicBool,
     sending_at_once: AtomicBool,
+    /// The tokens to log in with, where it is done so.
+    tokens: Option<Arc<Tokens>>,
 }
 
 #[derive(Default)]
@@ -161,6 +168,19 @@ impl Reports {
 }
 
 impl ClientContext for Reports {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    /// Called on the producer's thread, which must not wait: another one fetches tokens.
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
+        let tokens = self.tokens.as_ref().ok_or("no token endpoint is set")?;
+        let token = tokens.current().ok_or("no valid token is there")?;
+        Ok(OAuthToken {
+            token: token.text.reveal().to_owned(),
+            principal_name: tokens.client_id().to_owned(),
+            lifetime_ms: milliseconds(token.ends),
+        })
+    }
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
         log(level, facility, text);
     }
@@ -215,13 +235,45 @@ fn size(message: &BorrowedMessage<'_>) -> usize {
     size.bytes()
 }
 
+fn milliseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// Gives a client the token to log in with.
+#[expect(
+    unsafe_code,
+    reason = "rdkafka passes tokens only to clients that it polls, and it polls none of administration"
+)]
+pub(super) fn give_token(client: &rdkafka::client::Client<Quiet>, tokens: &Tokens) -> Result<(), String> {
+    let token = tokens.current().ok_or("no valid token is there")?;
+    let legal = |text: &str| CString::new(text).map_err(|_| "the token has a zero byte in it".to_owned());
+    let (text, name) = (legal(token.text.reveal())?, legal(tokens.client_id())?);
+    let mut error = [0; 256];
+    // SAFETY: the client lives, both texts end in a zero byte, there are no extensions, and the buffer has its length.
+    let code = unsafe {
+        rdkafka::bindings::rd_kafka_oauthbearer_set_token(
+            client.native_ptr(),
+            text.as_ptr(),
+            milliseconds(token.ends),
+            name.as_ptr(),
+            std::ptr::null_mut(),
+            0,
+            error.as_mut_ptr(),
+            error.len(),
+        )
+    };
+    let code = RDKafkaErrorCode::from(code);
+    if code == RDKafkaErrorCode::NoError { Ok(()) } else { Err(format!("librdkafka takes no such token: {code}")) }
+}
+
 /// The producer. Its end takes 100 to 200 ms, so a thread of its own sees to it.
 pub(super) struct Client(Option<ThreadedProducer<Reports>>);
 
 impl Client {
     /// Creates a producer; it connects by itself in the background.
-    pub(super) fn new(config: &ClientConfig) -> KafkaResult<Self> {
-        Ok(Self(Some(config.create_with_context(Reports::default())?)))
+    pub(super) fn new(config: &ClientConfig, tokens: Option<Arc<Tokens>>) -> KafkaResult<Self> {
+        Ok(Self(Some(config.create_with_context(Reports { tokens, ..Reports::default() })?)))
     }
 
     fn producer(&self) -> &ThreadedProducer<Reports> {

@@ -13,6 +13,7 @@ use crate::brokers::kafka::record::BATCH_SIZE;
 use crate::brokers::kafka::session::{FEW, KafkaSession, SessionLimits, Topic};
 use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics, deleted};
+use crate::brokers::oauth::Tokens;
 use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session,
     Terms, Topology,
@@ -25,6 +26,7 @@ pub(crate) struct Kafka {
     terms: Terms,
     headers: Headers,
     seen: SeenTopics,
+    tokens: Option<Arc<Tokens>>,
     pub(super) stuck_after: Duration,
 }
 
@@ -41,6 +43,7 @@ impl Kafka {
             terms: terms.clone(),
             headers,
             seen: SeenTopics::default(),
+            tokens: settings.security.oauth.as_ref().map(Tokens::new),
             stuck_after: STUCK,
         }
     }
@@ -54,12 +57,17 @@ impl Kafka {
             literals: self.settings.literal_topics(),
             main: self.settings.main_topic().map(Arc::from),
             seen: self.seen.clone(),
+            tokens: self.tokens.clone(),
         }
     }
 
     /// Loading certificates takes some milliseconds, so a thread for blocking work does it.
     async fn create(&self, config: ClientConfig) -> Result<Arc<Client>, ConnectError> {
-        let created = tokio::task::spawn_blocking(move || Client::new(&config)).await;
+        if let Some(tokens) = &self.tokens {
+            tokens.fresh().await?;
+        }
+        let tokens = self.tokens.clone();
+        let created = tokio::task::spawn_blocking(move || Client::new(&config, tokens)).await;
         match created {
             Ok(Ok(client)) => Ok(Arc::new(client)),
             Ok(Err(error)) => {

@@ -12,6 +12,7 @@ mod connect;
 mod properties;
 mod questions;
 mod record;
+mod security;
 mod session;
 mod settings;
 mod silence;

@@ -159,7 +159,10 @@ fn base(settings: &Settings) -> ClientConfig {
         config.set("linger.ms", LINGER.as_millis().to_string());
     }
     if !security.mechanism.is_empty() {
-        config.set("sasl.mechanism", security.mechanism).set("sasl.username", &security.username);
+        config.set("sasl.mechanism", security.mechanism);
+        if security.oauth.is_none() {
+            config.set("sasl.username", &security.username);
+        }
     }
     if let Some(password) = &security.password {
         config.set("sasl.password", password.reveal());

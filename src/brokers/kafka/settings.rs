@@ -1,9 +1,9 @@
 //! The settings of `[broker.kafka]`: read, and checked as far as that goes without a broker.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::brokers::kafka::properties;
+use crate::brokers::kafka::security::Security;
 use crate::brokers::template::TemplateKind;
 use crate::brokers::{Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section};
@@ -17,20 +17,8 @@ pub(crate) struct Settings {
     pub(super) partitions: i32,
     pub(super) replication_factor: i32,
     pub(super) security: Security,
-    /// Other librdkafka properties; the values count as secrets.
+    /// Other librdkafka properties, of the table and of the file; the values count as secrets.
     pub(super) properties: Vec<(String, Secret)>,
-}
-
-/// How the connection is protected, and who we are.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Security {
-    pub(super) protocol: &'static str,
-    pub(super) mechanism: &'static str,
-    pub(super) username: String,
-    pub(super) password: Option<Secret>,
-    pub(super) ca_file: Option<PathBuf>,
-    pub(super) certificate_file: Option<PathBuf>,
-    pub(super) key_file: Option<PathBuf>,
 }
 
 const SHAPE: TemplateNames = TemplateNames {
@@ -43,12 +31,6 @@ const SHAPE: TemplateNames = TemplateNames {
 const TOPOLOGIES: [(&str, Topology); 3] =
     [("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)];
 
-const PROTOCOLS: [(&str, &str); 4] =
-    [("plaintext", "plaintext"), ("ssl", "ssl"), ("sasl_plaintext", "sasl_plaintext"), ("sasl_ssl", "sasl_ssl")];
-
-const MECHANISMS: [(&str, &str); 4] =
-    [("", ""), ("PLAIN", "PLAIN"), ("SCRAM-SHA-256", "SCRAM-SHA-256"), ("SCRAM-SHA-512", "SCRAM-SHA-512")];
-
 impl Settings {
     /// Reads `[broker.kafka]`.
     pub(crate) fn read(section: &mut Section<'_>) -> Self {
@@ -56,7 +38,7 @@ impl Settings {
         if let Err(text) = legal_servers(&bootstrap_servers) {
             section.problem("bootstrap_servers", text);
         }
-        let settings = Self {
+        let mut settings = Self {
             bootstrap_servers,
             router: Router::read(section, SHAPE),
             topology: section.choice("topology", &TOPOLOGIES),
@@ -66,6 +48,13 @@ impl Settings {
             security: Security::read(section),
             properties: section.free("properties"),
         };
+        let from_file = file_of_properties(section);
+        for name in from_file.iter().map(|(name, _)| name) {
+            if settings.properties.iter().any(|(other, _)| other == name) {
+                section.problem("properties_file", format_args!("{name} is among `properties` too; keep one"));
+            }
+        }
+        settings.properties.extend(from_file);
         for (key, problem) in properties::problems(&settings) {
             section.problem(&key, problem);
         }
@@ -94,73 +83,20 @@ impl Settings {
     }
 }
 
-impl Security {
-    fn read(section: &mut Section<'_>) -> Self {
-        let security = Self {
-            protocol: section.choice("security_protocol", &PROTOCOLS),
-            mechanism: section.choice("sasl_mechanism", &MECHANISMS),
-            username: section.text("username"),
-            password: section.secret("password"),
-            ca_file: section.readable_file("ca_file"),
-            certificate_file: section.readable_file("certificate_file"),
-            key_file: section.readable_file("key_file"),
-        };
-        security.check_sasl(section);
-        security.check_tls(section);
-        if let Some(path) = &security.key_file {
-            section.warn_if_world_readable("key_file", path);
+/// The lines `name=value` of a file, as other clients of librdkafka read it; `#` begins a comment.
+fn file_of_properties(section: &mut Section<'_>) -> Vec<(String, Secret)> {
+    let Some(text) = section.secret_in_file("properties_file") else { return Vec::new() };
+    let mut properties: Vec<(String, Secret)> = Vec::new();
+    for (number, line) in text.reveal().lines().map(str::trim).enumerate() {
+        if line.is_empty() || line.starts_with('#') {
+            continue;
         }
-        security
-    }
-
-    pub(super) fn is_tls(&self) -> bool {
-        self.protocol.ends_with("ssl")
-    }
-
-    fn check_sasl(&self, section: &mut Section<'_>) {
-        let given = [
-            ("sasl_mechanism", !self.mechanism.is_empty()),
-            ("username", !self.username.is_empty()),
-            ("password", self.password.is_some()),
-        ];
-        let sasl = self.protocol.starts_with("sasl");
-        for (key, _) in given.iter().filter(|(_, given)| *given != sasl) {
-            if sasl {
-                section.problem(key, format_args!("empty; security_protocol \"{}\" needs it", self.protocol));
-            } else {
-                let text = format!(
-                    "security_protocol \"{}\" has no use for it; choose \"sasl_ssl\" or \
-                     \"sasl_plaintext\", or remove it",
-                    self.protocol
-                );
-                section.problem(key, text);
-            }
+        match line.split_once('=') {
+            Some((name, value)) => properties.push((name.trim_end().to_owned(), Secret::new(value.trim_start()))),
+            None => section.problem("properties_file", format_args!("line {} is not `name=value`", number + 1)),
         }
     }
-
-    fn check_tls(&self, section: &mut Section<'_>) {
-        let files = [
-            ("ca_file", &self.ca_file),
-            ("certificate_file", &self.certificate_file),
-            ("key_file", &self.key_file),
-        ];
-        if !self.is_tls() {
-            for (key, _) in files.iter().filter(|(_, path)| path.is_some()) {
-                let text = format!(
-                    "security_protocol \"{}\" has no use for it; choose \"ssl\" or \"sasl_ssl\", or remove it",
-                    self.protocol
-                );
-                section.problem(key, text);
-            }
-        }
-        let together = [("key_file", &self.key_file), ("certificate_file", &self.certificate_file)];
-        for (at, (key, path)) in together.iter().enumerate() {
-            let (other, other_path) = together[1 - at];
-            if path.is_none() && other_path.is_some() {
-                section.problem(key, format_args!("empty, but {other} is given; they go together"));
-            }
-        }
-    }
+    properties
 }
 
 fn positive_or_default(section: &mut Section<'_>, key: &str, most: i64) -> i32 {
@@ -279,6 +215,47 @@ mod tests {
             ["`password`: security_protocol \"plaintext\" has no use for it; choose \"sasl_ssl\" or \
               \"sasl_plaintext\", or remove it"]
         );
+    }
+
+    #[test]
+    fn asks_for_a_token_endpoint_where_a_token_logs_in_and_nowhere_else() {
+        let sasl = "security_protocol = \"sasl_ssl\"\nsasl_mechanism = \"OAUTHBEARER\"\n";
+        let endpoint = "oauth_token_endpoint = \"https://login.example.com/token\"\noauth_client_id = \"bridge\"\n\
+                        oauth_client_secret = \"hunter2hunter2\"\noauth_scope = \"kafka\"\n";
+        assert_eq!(errors(&format!("{sasl}{endpoint}")), [""; 0]);
+        assert_eq!(errors(sasl), ["`oauth_token_endpoint`: empty; sasl_mechanism \"OAUTHBEARER\" needs it"]);
+        assert_eq!(
+            errors(&format!("{sasl}{endpoint}username = \"u\"")),
+            ["`username`: sasl_mechanism \"OAUTHBEARER\" has no use for it; remove it"]
+        );
+        assert_eq!(
+            errors(endpoint),
+            ["`oauth_token_endpoint`: only sasl_mechanism \"OAUTHBEARER\" has a use for it; remove it"]
+        );
+    }
+
+    #[test]
+    fn reads_properties_from_a_file_and_shows_none_of_their_values() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let toml = format!("properties_file = {:?}\n", file.path());
+        std::fs::write(file.path(), "# a comment\n\nlinger.ms = 7\nclient.rack=a=b\n").unwrap();
+        let (settings, problems) = testing::read(&["broker", "kafka"], &toml, Settings::read);
+        assert!(problems.errors.is_empty(), "{problems:?}");
+        let pairs: Vec<_> =
+            settings.properties.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
+        assert_eq!(pairs, [("linger.ms", "7"), ("client.rack", "a=b")]);
+        std::fs::write(file.path(), "secret-value\nacks=1\nlinger.ms=secret-value").unwrap();
+        assert_eq!(
+            errors(&toml),
+            [
+                "`properties_file`: line 1 is not `name=value`",
+                "`properties.acks`: it carries the promise that nothing is lost, repeated or reordered; remove it",
+                "`properties.linger.ms`: librdkafka takes no such value for it",
+            ]
+        );
+        std::fs::write(file.path(), "linger.ms=7").unwrap();
+        let twice = format!("{toml}properties = {{ \"linger.ms\" = \"5\" }}");
+        assert_eq!(errors(&twice), ["`properties_file`: linger.ms is among `properties` too; keep one"]);
     }
 
     #[test]

@@ -13,7 +13,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::metadata::MetadataPartition;
 use tokio::time::Instant;
 
-use crate::brokers::kafka::client::{Client, Quiet};
+use crate::brokers::kafka::client::{Client, Quiet, give_token};
+use crate::brokers::oauth::Tokens;
 use crate::brokers::{ConnectError, ErrorKind, Topology};
 
 /// A broker that is there answers within milliseconds; over a slow line, with TLS, within one or two seconds.
@@ -112,6 +113,7 @@ pub(super) struct TopicAdmin {
     pub(super) literals: Vec<Arc<str>>,
     pub(super) main: Option<Arc<str>>,
     pub(super) seen: SeenTopics,
+    pub(super) tokens: Option<Arc<Tokens>>,
 }
 
 impl TopicAdmin {
@@ -157,7 +159,7 @@ impl TopicAdmin {
         if names.is_empty() || nothing_to_do {
             return Ok(survey);
         }
-        let admin = ClosingAdmin::new(self.config.clone()).await?;
+        let admin = ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await?;
         if creates && !missing.is_empty() {
             for (name, outcome) in admin.create(self, &missing).await? {
                 let standing = match outcome {
@@ -198,7 +200,7 @@ impl TopicAdmin {
 
     /// Looks with a client of its own why these topics give no answer.
     pub(super) async fn look(&self, names: &[Arc<str>]) -> Result<HashMap<Arc<str>, TopicHealth>, ConnectError> {
-        let admin = Arc::new(ClosingAdmin::new(self.config.clone()).await?);
+        let admin = Arc::new(ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await?);
         let asking = admin.clone();
         let ask = tokio::task::spawn_blocking(move || asking.client().inner().fetch_metadata(None, PATIENCE));
         let Ok(Ok(metadata)) = ask.await else {
@@ -274,11 +276,19 @@ async fn list(client: &Arc<Client>) -> Result<(usize, HashMap<String, usize>), C
 struct ClosingAdmin(Option<AdminClient<Quiet>>);
 
 impl ClosingAdmin {
-    async fn new(mut config: ClientConfig) -> Result<Self, ConnectError> {
+    async fn new(mut config: ClientConfig, tokens: Option<Arc<Tokens>>) -> Result<Self, ConnectError> {
         config.set_log_level(RDKafkaLogLevel::Emerg);
         let create = tokio::task::spawn_blocking(move || config.create_with_context(Quiet)).await;
         match create {
-            Ok(Ok(client)) => Ok(Self(Some(client))),
+            Ok(Ok(client)) => {
+                let admin = Self(Some(client));
+                if let Some(tokens) = tokens {
+                    tokens.fresh().await?;
+                    give_token(admin.client().inner(), &tokens)
+                        .map_err(|text| ConnectError::new(ErrorKind::Authentication, text))?;
+                }
+                Ok(admin)
+            }
             // The producer was created with the same settings, so this is a shortage of memory or threads.
             _ => Err(ConnectError::new(ErrorKind::Connect, "cannot create a second client to ask about topics")),
         }

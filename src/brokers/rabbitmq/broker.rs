@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use lapin::Channel;
 use tokio::time::timeout;
 
+use crate::brokers::oauth::Tokens;
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe, open_channel};
 use crate::brokers::rabbitmq::memory::ExchangeMemory;
@@ -37,6 +38,7 @@ pub(crate) struct Rabbitmq {
     plan: Arc<Exchanges>,
     known: Arc<Mutex<ExchangeMemory>>,
     kept: IdleConnection,
+    tokens: Option<Arc<Tokens>>,
     /// Where the next attempt to connect starts.
     turn: usize,
 }
@@ -51,6 +53,7 @@ impl Rabbitmq {
             plan: Arc::new(Exchanges::new(settings)),
             known: Arc::default(),
             kept: IdleConnection::default(),
+            tokens: settings.oauth.as_ref().map(Tokens::new),
             turn: 0,
         }
     }
@@ -64,7 +67,7 @@ impl Rabbitmq {
         }
         // It may have been restarted with another limit.
         lock(&self.known).forget_limit();
-        let link = Link::open(&self.settings, &mut self.turn).await?;
+        let link = Link::open(&self.settings, self.tokens.as_deref(), &mut self.turn).await?;
         let channel = timeout(ATTEMPT, open_channel(&link.connection)).await.map_err(|_| self.silent())?;
         let channel = channel.map_err(|error| {
             let text = format!("{}: cannot open a channel: {}", link.location, describe(&error));

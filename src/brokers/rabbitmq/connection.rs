@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
@@ -18,9 +18,11 @@ use lapin::{Channel, Connection, ConnectionProperties, Event};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::runtime::{Builder, Runtime};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::brokers::dial::{self, Reached};
+use crate::brokers::oauth::{Token, Tokens};
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::{ConnectError, ErrorKind};
 
@@ -74,10 +76,20 @@ pub(super) enum News {
 
 impl Link {
     /// Connects and logs in; `turn` says where this attempt starts, and then where the next one does.
-    pub(super) async fn open(settings: &Settings, turn: &mut usize) -> Result<Self, ConnectError> {
+    pub(super) async fn open(
+        settings: &Settings,
+        tokens: Option<&Tokens>,
+        turn: &mut usize,
+    ) -> Result<Self, ConnectError> {
         let all = settings.location();
         let failed = |kind, location: &str, text: String| ConnectError::new(kind, format!("{location}: {text}"));
-        let uris = settings.uris().map_err(|text| failed(ErrorKind::Connect, &all, text))?;
+        let token = match tokens {
+            Some(tokens) => Some(tokens.fresh().await?),
+            None => None,
+        };
+        let uris = settings
+            .uris(token.as_deref().map(|token| &token.text))
+            .map_err(|text| failed(ErrorKind::Connect, &all, text))?;
         let tls = AmqpTls::read(settings, &uris).map_err(|text| failed(ErrorKind::Tls, &all, text))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
@@ -98,8 +110,12 @@ impl Link {
             failed(kind, &location, text)
         })?;
         let events = Box::pin(connection.events_listener());
+        let connection = Arc::new(connection);
+        if let (Some(tokens), Some(runtime)) = (tokens, &runtime.0) {
+            runtime.spawn(update_token(Arc::downgrade(&connection), tokens.renewed()));
+        }
         Ok(Self {
-            connection: Arc::new(connection),
+            connection,
             location,
             events,
             blocked: None,
@@ -157,6 +173,19 @@ impl Link {
         if self.is_alive() && self.blocked().is_none() {
             let goodbye = self.connection.close(200, ShortString::from("closing"));
             let _ = timeout(patience.min(GOODBYE), goodbye).await;
+        }
+    }
+}
+
+/// Gives each renewed token to a connection: the broker closes one whose token has ended.
+async fn update_token(connection: Weak<Connection>, mut renewed: watch::Receiver<Option<Arc<Token>>>) {
+    while renewed.changed().await.is_ok() {
+        let token = renewed.borrow_and_update().clone();
+        let (Some(connection), Some(token)) = (connection.upgrade(), token) else { return };
+        let text = LongString::from(token.text.reveal());
+        if let Err(error) = connection.update_secret(text, ShortString::from("renewed")).await {
+            // The broker says the same to the connection, if it closes it.
+            tracing::warn!("the broker does not take the renewed token: {}", describe(&error));
         }
     }
 }

@@ -6,6 +6,7 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 use serde_json::json;
 use url::Url;
 
+use crate::brokers::oauth::OAuthSettings;
 use crate::brokers::template::TemplateKind;
 use crate::brokers::{Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
@@ -32,6 +33,8 @@ pub(crate) struct Settings {
     username: String,
     /// In place of the password in the URIs.
     password: Option<Secret>,
+    /// Where tokens come from, which are then the password.
+    pub(super) oauth: Option<OAuthSettings>,
     pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
     pub(super) queue: Option<String>,
@@ -76,15 +79,25 @@ impl Settings {
                 }
             }
         }
-        Self { uris, username, password, router, topology, queue, ca_file, identity }
+        let oauth = OAuthSettings::read(section, ca_file.as_deref());
+        if oauth.is_some() {
+            if !username.is_empty() || password.is_some() {
+                let given = if username.is_empty() { "password" } else { "username" };
+                section.problem(given, "a token is given in its place; remove it, or the `oauth_` settings");
+            }
+            if uris.iter().any(has_user) {
+                section.problem(key, "has a user in it, but a token is given in its place; remove one of them");
+            }
+        }
+        Self { uris, username, password, oauth, router, topology, queue, ca_file, identity }
     }
 
     /// The URIs with the user and password of the settings, and with our heartbeat and frame size, where none are given.
-    pub(super) fn uris(&self) -> Result<Vec<AMQPUri>, String> {
-        self.uris.iter().map(|uri| parse(uri.reveal()).map(|uri| self.complete(uri))).collect()
+    pub(super) fn uris(&self, token: Option<&Secret>) -> Result<Vec<AMQPUri>, String> {
+        self.uris.iter().map(|uri| parse(uri.reveal()).map(|uri| self.complete(uri, token))).collect()
     }
 
-    fn complete(&self, mut uri: AMQPUri) -> AMQPUri {
+    fn complete(&self, mut uri: AMQPUri, token: Option<&Secret>) -> AMQPUri {
         uri.query.heartbeat.get_or_insert(HEARTBEAT);
         uri.query.frame_max.get_or_insert(FRAME_MAX);
         let userinfo = &mut uri.authority.userinfo;
@@ -93,6 +106,11 @@ impl Settings {
         }
         if let Some(password) = &self.password {
             password.reveal().clone_into(&mut userinfo.password);
+        }
+        if let Some(token) = token {
+            // The broker takes name and rights from the token.
+            userinfo.username.clear();
+            token.reveal().clone_into(&mut userinfo.password);
         }
         uri
     }
@@ -160,6 +178,11 @@ fn uris(section: &mut Section<'_>) -> (&'static str, Vec<Secret>) {
         section.problem("uris", "the URIs have different virtual hosts; a cluster is given as one of them");
     }
     ("uris", several.into_iter().map(Secret::new).collect())
+}
+
+fn has_user(uri: &Secret) -> bool {
+    let default = "amqp://guest:guest@localhost:5672/%2f";
+    uri.reveal() != default && Url::parse(uri.reveal()).is_ok_and(|url| !url.username().is_empty())
 }
 
 fn has_no_password(uri: &Secret) -> bool {
@@ -234,7 +257,7 @@ mod tests {
         assert_eq!(settings.main_exchange(), "plextrac");
         assert_eq!(settings.queue.as_deref(), Some("plextrac-events"));
         assert_eq!(settings.topology, Topology::Declare);
-        let uri = &settings.uris().unwrap()[0];
+        let uri = &settings.uris(None).unwrap()[0];
         assert_eq!(uri.query.heartbeat, Some(6));
         assert_eq!((uri.authority.userinfo.username.as_str(), settings.location_of(1).as_str()), ("guest", ""));
     }
@@ -243,7 +266,7 @@ mod tests {
     fn keeps_the_users_heartbeat_and_an_ipv6_host() {
         let (settings, errors) = read("uri = \"amqp://u:p@[fd00::5]:5673/v?heartbeat=20\"");
         assert!(errors.is_empty(), "{errors:?}");
-        let uri = &settings.uris().unwrap()[0];
+        let uri = &settings.uris(None).unwrap()[0];
         assert_eq!((uri.query.heartbeat, uri.authority.host.as_str()), (Some(20), "fd00::5"));
         assert_eq!((uri.authority.port, uri.vhost.as_str()), (5673, "v"));
     }
@@ -271,7 +294,7 @@ mod tests {
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(settings.location(), "amqp://a/v, amqp://b:5673/v");
         assert_eq!(settings.location_of(1), "amqp://b:5673/v");
-        for uri in settings.uris().unwrap() {
+        for uri in settings.uris(None).unwrap() {
             let userinfo = &uri.authority.userinfo;
             assert_eq!((userinfo.username.as_str(), userinfo.password.as_str()), ("me", "p@ss"));
             assert_eq!((uri.vhost.as_str(), uri.query.heartbeat), ("v", Some(6)));
@@ -279,8 +302,23 @@ mod tests {
         assert!(!format!("{settings:?}").contains("p@ss") && !format!("{settings:?}").contains("hunter2"));
         let (settings, errors) = read("uri = \"amqp://u@h/\"\npassword = \"hunter2\"");
         assert!(errors.is_empty(), "{errors:?}");
-        let userinfo = settings.uris().unwrap()[0].authority.userinfo.clone();
+        let userinfo = settings.uris(None).unwrap()[0].authority.userinfo.clone();
         assert_eq!((userinfo.username.as_str(), userinfo.password.as_str()), ("u", "hunter2"));
+    }
+
+    #[test]
+    fn takes_a_token_in_place_of_user_and_password() {
+        let oauth = "oauth_token_endpoint = \"https://login.example.com/token\"\noauth_client_id = \"bridge\"\n\
+                     oauth_client_secret = \"hunter2hunter2\"\n";
+        let (settings, errors) = read(&format!("uri = \"amqp://h/\"\n{oauth}"));
+        assert!(errors.is_empty(), "{errors:?}");
+        let userinfo = settings.uris(Some(&Secret::new("a token"))).unwrap()[0].authority.userinfo.clone();
+        assert_eq!((userinfo.username.as_str(), userinfo.password.as_str()), ("", "a token"));
+        let in_place = "a token is given in its place; remove it, or the `oauth_` settings";
+        let password = format!("uri = \"amqp://h/\"\npassword = \"p\"\n{oauth}");
+        assert_eq!(read(&password).1, [format!("`password`: {in_place}")]);
+        let user = "`uri`: has a user in it, but a token is given in its place; remove one of them";
+        assert_eq!(read(&format!("uri = \"amqp://u:p@h/\"\n{oauth}")).1, [user]);
     }
 
     #[test]

@@ -3,3 +3,4 @@
 mod nats;
 mod rotation;
 mod silent;
+mod tokens;

@@ -21,6 +21,7 @@ mod raw;
 mod setup;
 mod sign;
 mod table;
+mod tokens;
 mod wait;
 
 pub(crate) use authority::{Authority, Pair, over_tls};
@@ -43,4 +44,5 @@ pub(crate) use raw::{plain, rest, statuses, until_closed, until_closed_by_both};
 pub(crate) use setup::{PATH, SECRET, Setup, said};
 pub(crate) use sign::sign;
 pub(crate) use table::Table;
+pub(crate) use tokens::TokenServer;
 pub(crate) use wait::{LIMIT, heavy, long, random, unique, wait_for, wait_until};
