@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::app::Settings;
+use crate::ingress::Source;
 use crate::settings::{Flags, Secret};
 use bytes::Bytes;
 use clap::Args;
@@ -53,19 +54,24 @@ impl Signer {
             return Ok(Identity { secret: Some(secret), url: None });
         }
         let (settings, _) = cli::settings(flags)?;
-        let source = match &self.source {
-            Some(name) => settings.sources.iter().find(|source| *source.name == **name),
-            None if settings.sources.len() == 1 => settings.sources.first(),
-            None => None,
-        };
-        let Some(source) = source else {
-            let names: Vec<&str> = settings.sources.iter().map(|source| &*source.name).collect();
-            return Err(cli::failed(format_args!("name one of the sources with --source: {}", names.join(", "))));
-        };
+        let source = source(&settings, self.source.as_deref())?;
         let scheme = if settings.ingress.tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}{}", reachable(&settings), source.path);
         Ok(Identity { secret: source.secrets.first().map(|named| named.secret.clone()), url: Some(url) })
     }
+}
+
+/// The source of this name, or the only one.
+pub(super) fn source<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s Source, std::process::ExitCode> {
+    let source = match name {
+        Some(name) => settings.sources.iter().find(|source| *source.name == *name),
+        None if settings.sources.len() == 1 => settings.sources.first(),
+        None => None,
+    };
+    source.ok_or_else(|| {
+        let names: Vec<&str> = settings.sources.iter().map(|source| &*source.name).collect();
+        cli::failed(format_args!("name one of the sources with --source: {}", names.join(", ")))
+    })
 }
 
 /// The address of the ingress as seen from this machine.

@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod dead_letters;
 mod demo;
+mod explain;
 mod generate;
 mod healthcheck;
 mod journal;
@@ -84,6 +85,11 @@ enum Command {
         after_help = "Example:\n  curl -H \"X-Authorization-HMAC-256: $(plextrac-bridge --config bridge.toml sign body.json)\" \\\n       --data-binary @body.json http://127.0.0.1:8080/webhooks/plextrac"
     )]
     Sign(sign::SignOptions),
+    /// Explain what would happen to a body: signature, answer, id, address, headers; asks no broker
+    #[command(
+        after_help = "Examples:\n  plextrac-bridge --config bridge.toml explain body.json\n  plextrac-bridge --config bridge.toml dead-letters show --body cm1-4f2a90c1d3e5 | plextrac-bridge --config bridge.toml explain"
+    )]
+    Explain(explain::ExplainOptions),
     /// Send signed webhooks: samples, or given files
     #[command(
         after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json\n  plextrac-bridge --config bridge.toml send --sample all    # each kind of event once\n  plextrac-bridge --config bridge.toml send --targets 20000 # a bulk change of 20,000 findings"
@@ -131,6 +137,7 @@ pub fn main() -> ExitCode {
         Command::Check(options) => check::run(&flags, &options),
         Command::Demo(options) => demo::run(&flags, &options),
         Command::Sign(options) => sign::run(&flags, &options),
+        Command::Explain(options) => explain::run(&flags, &options),
         Command::Send(options) => send::run(&flags, &options),
         Command::DeadLetters { command } => dead_letters::run(&flags, &command),
         Command::Healthcheck(options) => healthcheck::run(&flags, &options),

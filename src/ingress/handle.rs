@@ -83,9 +83,9 @@ pub(crate) struct Ingress {
 }
 
 /// A request that was not accepted: the answer, and the reason it is counted under.
-struct Rejection {
-    reason: Reason,
-    problem: Problem,
+pub(super) struct Rejection {
+    pub(super) reason: Reason,
+    pub(super) problem: Problem,
 }
 
 fn refuse(reason: Reason, status: StatusCode, title: &'static str, detail: impl Into<String>) -> Rejection {
@@ -223,8 +223,7 @@ impl Guard<'_> {
         let (bytes, _share) = read.map_err(|unread| unreadable(unread, settings.max_body))?;
         let now = Instant::now();
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
-            let text = "the request is not signed with a secret of this source";
-            return Err(refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text));
+            return Err(not_genuine());
         };
         self.sender.connection.verified();
         self.secret = verified.secret.map(|at| self.endpoint.secrets[at]);
@@ -423,7 +422,12 @@ fn not_enqueued(refused: &NotTaken) -> Rejection {
     unavailable(refused.reason(), text)
 }
 
-fn too_large(most: usize) -> Rejection {
+pub(super) fn not_genuine() -> Rejection {
+    let text = "the request is not signed with a secret of this source";
+    refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text)
+}
+
+pub(super) fn too_large(most: usize) -> Rejection {
     let text = format!("the body is larger than {most} bytes");
     refuse(Reason::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", text)
 }
@@ -450,7 +454,7 @@ fn unreadable(unread: BodyError, most: usize) -> Rejection {
     }
 }
 
-fn invalid(invalid: Invalid) -> Rejection {
+pub(super) fn invalid(invalid: Invalid) -> Rejection {
     match invalid {
         Invalid::Malformed(text) => {
             refuse(Reason::Malformed, StatusCode::BAD_REQUEST, "Bad Request", format!("not JSON: {text}"))

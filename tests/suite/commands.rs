@@ -15,11 +15,12 @@ use crate::support::{
     Bridge, Ended, LIMIT, PATH, Payload, Program, SECRET, Setup, get, node_signs, request_once, sign,
 };
 
-const COMMANDS: [&str; 11] = [
+const COMMANDS: [&str; 12] = [
     "serve",
     "check",
     "demo",
     "sign",
+    "explain",
     "send",
     "dead-letters",
     "journal",

@@ -2,6 +2,7 @@
 //! and its departures from the documented payload are reported.
 
 use std::collections::{BTreeMap, HashMap};
+use std::fs;
 
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
@@ -11,8 +12,8 @@ use crate::conformance::nats::Nats;
 use crate::conformance::rabbitmq::Rabbitmq;
 use crate::conformance::rig::{Binding, Remote as _, Rig};
 use crate::support::{
-    Client, Daemon, Delivered, Known, LIMIT, PATH, SECRET, Setup, Status, assert_books_balance, known_payloads,
-    said,
+    Client, Daemon, Delivered, Known, LIMIT, PATH, Program, SECRET, Setup, Signed, Status, assert_books_balance,
+    known_payloads, said,
 };
 
 const EVENTS: usize = 500;
@@ -198,6 +199,67 @@ fn keeps_every_body_that_is_no_event_and_publishes_it_only_when_told_so() {
         assert_eq!(message.headers["x-authorization-hmac-256"], signed.signature);
     }
     assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn explains_what_the_daemon_does_with_every_known_payload() {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    let (events, probes) = known_payloads(SECRET, SEED, EVENTS);
+    send_events(&daemon, &events);
+    daemon.wait_until_empty();
+    let delivered = setup.delivered();
+    let by_body: HashMap<&[u8], &Delivered> =
+        delivered.iter().map(|message| (message.body.as_slice(), message)).collect();
+    let signed: Vec<&Signed> = events.iter().map(|event| &event.signed).chain(&probes).collect();
+    let files: Vec<String> = (0..signed.len()).map(|number| format!("body-{number}")).collect();
+    for (file, signed) in files.iter().zip(&signed) {
+        fs::write(setup.directory().join(file), &signed.body).expect("the directory can be written");
+    }
+    let run = |arguments: &[&str]| Program::new(arguments).within(setup.directory()).run();
+    let fixed = ["--config", "config.toml", "explain", "--json"];
+    let ended = run(&fixed.into_iter().chain(files.iter().map(String::as_str)).collect::<Vec<_>>());
+    ended.assert_code(0);
+    let lines: Vec<Value> = ended.out.lines().map(|line| serde_json::from_str(line).expect("it is JSON")).collect();
+    assert_eq!(lines.len(), signed.len());
+    for (explained, signed) in lines.iter().zip(&signed) {
+        assert_eq!(explained["signature"], signed.signature.as_str());
+        assert_eq!((&explained["status"], &explained["secret"]), (&json!(200), &json!("default")), "{explained}");
+        let Some(message) = by_body.get(signed.body.as_slice()) else {
+            assert_eq!(
+                (&explained["answer"], &explained["kept"]),
+                (&json!("probe"), &json!("probe")),
+                "{explained}"
+            );
+            continue;
+        };
+        assert_eq!(explained["answer"], "accepted", "{explained}");
+        assert_eq!((&explained["id"], &explained["address"]), (&json!(message.id), &json!(message.address)));
+        let without_time = |headers: &mut serde_json::Map<String, Value>| headers.remove("ce_time").is_some();
+        let mut published = json!(message.headers);
+        let mut headers = explained["headers"].clone();
+        for headers in [&mut published, &mut headers] {
+            assert!(without_time(headers.as_object_mut().expect("headers are an object")));
+        }
+        assert_eq!(headers, published);
+    }
+    // What is refused, and where it would go.
+    fs::write(setup.directory().join("broken"), "{").expect("the directory can be written");
+    let ended = run(&["--config", "config.toml", "explain", "broken"]);
+    ended.assert_code(1);
+    assert!(
+        ended.out.contains("answer      400 malformed: not JSON: ") && ended.out.contains("kept as malformed"),
+        "{}",
+        ended.out
+    );
+    let ended = run(&["--config", "config.toml", "explain", "--signature", "00", "body-0"]);
+    ended.assert_code(1);
+    assert!(
+        ended.out.contains("answer      401 signature: ") && ended.out.contains("and not kept"),
+        "{}",
+        ended.out
+    );
+    assert_eq!(daemon.status().count("received"), 500, "the daemon is not asked");
 }
 
 /// A broker with default limits: the shared ones of other tests have lower ones, which the longest body exceeds.

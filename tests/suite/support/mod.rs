@@ -32,7 +32,7 @@ pub(crate) use consumer::Consumer;
 pub(crate) use daemon::{Daemon, Status, Stopped, request_once};
 pub(crate) use http::{Answer, Client, get};
 pub(crate) use load::{Load, Note, Outcome, Running, Sent};
-pub(crate) use node::{Known, known_payloads, node_signs};
+pub(crate) use node::{Known, Signed, known_payloads, node_signs};
 pub(crate) use nodes::{Node, Nodes};
 pub(crate) use operator::Operator;
 pub(crate) use oracle::{Delivered, Oracle, assert_books_balance};

@@ -1,0 +1,146 @@
+//! `explain`: what would happen to a body, with the settings alone: signature, decision, id, address, headers.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use crate::app::Settings;
+use crate::brokers::Broker;
+use crate::event::Event;
+use crate::ingress::{Explanation, Source, explain};
+use crate::settings::Flags;
+use clap::Args;
+use serde_json::{Value, json};
+
+use crate::cli::client::{self, sign};
+use crate::cli::sign::read;
+use crate::cli::{self, say};
+
+#[derive(Debug, Args)]
+pub(super) struct ExplainOptions {
+    /// The source that it is sent to [default: the only one]
+    #[arg(long, value_name = "NAME")]
+    source: Option<String>,
+    /// The value of its X-Authorization-HMAC-256 [default: signed with the first secret of the source]
+    #[arg(long, value_name = "SIGNATURE")]
+    signature: Option<String>,
+    /// Print one JSON object for each body
+    #[arg(long)]
+    json: bool,
+    /// Bodies; `-` is standard input
+    #[arg(default_value = "-")]
+    files: Vec<PathBuf>,
+}
+
+pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> ExitCode {
+    run_all(flags, options).unwrap_or_else(|code| code)
+}
+
+fn run_all(flags: &Flags, options: &ExplainOptions) -> Result<ExitCode, ExitCode> {
+    let (settings, _) = cli::settings(flags)?;
+    let source = client::source(&settings, options.source.as_deref())?;
+    let mut broker = settings.broker.broker(&settings.terms());
+    let mut are_all_good = true;
+    for path in &options.files {
+        let body = read(path)?;
+        let explained = explain_body(&settings, source, &mut *broker, options.signature.as_deref(), &body);
+        are_all_good &= explained["status"] == 200 && explained["dead_letter"].is_null();
+        if options.json {
+            say(&explained);
+        } else {
+            show(&explained);
+        }
+    }
+    Ok(if are_all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn explain_body(
+    settings: &Settings,
+    source: &Source,
+    broker: &mut dyn Broker,
+    given: Option<&str>,
+    body: &[u8],
+) -> Value {
+    let own = || source.secrets.first().map(|named| sign(&named.secret, body));
+    let signature = given.map(str::to_owned).or_else(own);
+    let explanation = explain(source, settings.ingress.max_body, signature.as_deref(), body);
+    let mut explained = json!({ "source": &*source.name, "path": source.path, "signature": signature });
+    let id = |secret: Option<usize>| secret.and_then(|at| source.secrets.get(at)).map(|named| named.id.to_string());
+    let keeps =
+        |reason: &str| json!(reason).as_str().filter(|_| settings.state_directory.is_some()).map(str::to_owned);
+    match explanation {
+        Explanation::Event(event, secret) => {
+            explained["secret"] = json!(id(secret));
+            explained["status"] = 200.into();
+            explained["answer"] = "accepted".into();
+            explain_event(&mut explained, broker, &event);
+        }
+        Explanation::Probe(what, secret) => {
+            explained["secret"] = json!(id(secret));
+            explained["status"] = 200.into();
+            explained["answer"] = "probe".into();
+            explained["detail"] = what.into();
+            explained["kept"] = json!(keeps("probe").filter(|_| source.is_signed()));
+        }
+        Explanation::Rejected { status, reason, detail, kept } => {
+            explained["status"] = status.into();
+            explained["answer"] = reason.into();
+            explained["detail"] = detail.into();
+            explained["kept"] = json!(kept.and_then(|kept| keeps(kept.name())));
+        }
+    }
+    explained
+}
+
+/// Adds the facts about the message that is published.
+fn explain_event(explained: &mut Value, broker: &mut dyn Broker, event: &Event) {
+    let deviations: Vec<String> =
+        event.deviations().to_string().split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+    explained["deviations"] = json!(deviations);
+    explained["id"] = event.id().into();
+    explained["event"] = event.event().into();
+    explained["target_type"] = event.target_type().into();
+    explained["broker"] = broker.name().into();
+    match broker.address(event) {
+        Ok((address, key)) => {
+            explained["address"] = json!(&*address);
+            explained["key"] = json!(&*key);
+        }
+        Err(refusal) => {
+            explained["dead_letter"] = json!({ "reason": refusal.reason().name(), "text": refusal.text });
+        }
+    }
+    let headers = broker.headers().list(event).into_iter().map(|(name, value)| (name, Value::from(value)));
+    explained["headers"] = Value::Object(headers.collect());
+}
+
+/// Prints an explanation for human readers.
+fn show(explained: &Value) {
+    let text = |name: &str| explained[name].as_str().unwrap_or_default();
+    let line = |name: &str, value: &str| say(format_args!("{name:<12}{value}"));
+    line("source", &format!("{} ({})", text("source"), text("path")));
+    let secret = explained["secret"].as_str().map(|id| format!(" (secret {id})")).unwrap_or_default();
+    line("signature", &format!("{}{secret}", explained["signature"].as_str().unwrap_or("none")));
+    let detail = explained["detail"].as_str().map(|detail| format!(": {detail}")).unwrap_or_default();
+    line("answer", &format!("{} {}{detail}", explained["status"], text("answer")));
+    if explained["answer"] != "accepted" {
+        let kept = explained["kept"].as_str().map(|reason| format!("kept as {reason}"));
+        return line("published", &format!("no, {}", kept.as_deref().unwrap_or("and not kept")));
+    }
+    let deviations = explained["deviations"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let deviations = deviations.collect::<Vec<_>>().join(", ");
+    line("deviations", if deviations.is_empty() { "none" } else { &deviations });
+    for name in ["id", "event"] {
+        line(name, text(name));
+    }
+    line("target type", text("target_type"));
+    match &explained["dead_letter"] {
+        Value::Null => {
+            line("address", &format!("{} ({})", text("address"), text("broker")));
+            line("key", text("key"));
+        }
+        letter => line("dead letter", &format!("{}: {}", letter["reason"], letter["text"])),
+    }
+    for (name, value) in explained["headers"].as_object().into_iter().flatten() {
+        line("header", &format!("{name}: {}", value.as_str().unwrap_or_default()));
+    }
+}
