@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
+use crate::brokers::Finding;
 use crate::process::failpoint;
 
 /// An address that swallows what is sent to it must not use up the time of those that answer.
@@ -68,6 +69,20 @@ where
     }
     failures.sort_unstable();
     Err(failures)
+}
+
+/// The nodes of a list that take no connection, each with the reason, where there are several.
+pub(in crate::brokers) async fn silent(hosts: &[(String, u16)]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for host in hosts.iter().filter(|_| hosts.len() > 1) {
+        let reached = reach(std::slice::from_ref(host), 0, resolve, tokio::net::TcpStream::connect).await;
+        if let Err(failures) = reached {
+            let (name, port) = host;
+            let text = format!("{name}:{port} does not answer, the others are used: {}", failures.join("; "));
+            findings.push(Finding::Warning(text));
+        }
+    }
+    findings
 }
 
 /// The turn of the next attempt: it starts behind the host that was reached, or one further where none was.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use rdkafka::config::ClientConfig;
 
+use crate::brokers::dial;
 use crate::brokers::kafka::client::Client;
 use crate::brokers::kafka::properties;
 use crate::brokers::kafka::record::BATCH_SIZE;
@@ -162,6 +163,20 @@ impl Kafka {
     }
 }
 
+/// The topics of the settings that differ from another one only by `.` and `_`: they are one in Kafka's metrics, so a
+/// cluster that has one does not create the other.
+fn collisions(names: &[&str], all: &[&str]) -> Vec<Finding> {
+    let same = |name: &str, other: &str| name != other && name.replace('.', "_") == other.replace('.', "_");
+    let mut findings = Vec::new();
+    for name in names {
+        if let Some(other) = all.iter().find(|other| same(name, other)) {
+            let text = "differ only by `.` and `_`; a cluster does not create the second of them: rename one";
+            findings.push(Finding::Warning(format!("the topics {name} and {other} {text}")));
+        }
+    }
+    findings
+}
+
 /// How a session begins with the topics that the settings name; any other is asked about when its message comes.
 fn topics(survey: &Topics, topology: Topology) -> HashMap<Arc<str>, Topic> {
     let topics = survey.standing.iter().filter_map(|(name, standing)| {
@@ -243,6 +258,10 @@ impl Broker for Kafka {
             self.settings.bootstrap_servers, survey.brokers
         ))];
         findings.extend(self.findings(&surveyor, &survey));
+        let there = survey.partitions.keys().map(String::as_str);
+        let names: Vec<&str> = surveyor.literals.iter().map(|name| &**name).collect();
+        findings.extend(collisions(&names, &there.chain(names.iter().copied()).collect::<Vec<_>>()));
+        findings.extend(dial::silent(&self.settings.hosts()).await);
         if self.settings.has_rendered_topics() {
             let text = match self.settings.topology {
                 Topology::Declare => "topics with placeholders are created when their first event comes",
@@ -252,5 +271,18 @@ impl Broker for Kafka {
             findings.push(Finding::Good(text.to_owned()));
         }
         Ok(findings)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tells_which_topics_differ_only_by_dots_and_underscores() {
+        let found = collisions(&["a.b", "c"], &["a.b", "c", "a_b", "a.c", "a-b"]);
+        let text = "the topics a.b and a_b differ only by `.` and `_`; a cluster does not create the second of them: \
+                    rename one";
+        assert_eq!(found, [Finding::Warning(text.to_owned())]);
     }
 }

@@ -61,6 +61,13 @@ impl Settings {
         settings
     }
 
+    /// Host and port of each server.
+    pub(super) fn hosts(&self) -> Vec<(String, u16)> {
+        let parts = self.bootstrap_servers.split(',').filter_map(|server| server.trim().rsplit_once(':'));
+        let host = |name: &str| name.trim_start_matches('[').trim_end_matches(']').to_owned();
+        parts.filter_map(|(name, port)| Some((host(name), port.parse().ok()?))).collect()
+    }
+
     /// The topic of everything that no route takes.
     pub(super) fn main_topic(&self) -> Option<&str> {
         self.router.routes().last().and_then(|route| route.address().literal())

@@ -10,6 +10,7 @@ use super::session::NatsSession;
 use super::settings::Settings;
 use super::stream;
 use super::topology::{self, KnownStream};
+use crate::brokers::dial as addresses;
 use crate::brokers::{Broker, ConnectError, Encoding, Finding, Headers, Refusal, Session, Terms, Topology};
 use crate::event::Event;
 
@@ -130,6 +131,16 @@ impl Broker for Nats {
             findings.push(Finding::Warning(format!("{error}: events wait until that changes")));
         }
         findings.extend(self.findings(&connection, &known));
+        if let (KnownStream::Stands(stream), Topology::Declare) = (&known, self.settings.topology)
+            && let Some(messages) = stream.unread
+        {
+            findings.push(Finding::Warning(format!(
+                "the stream {} has {messages} messages, no consumer and no limit: it grows until the disk is full; read it, \
+                 or limit its age or size",
+                self.settings.stream
+            )));
+        }
+        findings.extend(addresses::silent(&self.settings.hosts()).await);
         Ok(findings)
     }
 }

@@ -19,14 +19,11 @@ use url::Url;
 use super::connection::NatsConnection;
 use super::events::Events;
 use super::login::Login;
-use super::settings::Settings;
+use super::settings::{DEFAULT_PORT, Settings};
 use super::tls;
 use crate::brokers::dial::{self, Reached};
 use crate::brokers::{ConnectError, ErrorKind};
 use crate::settings::redact;
-
-/// Where a URL names none.
-const DEFAULT_PORT: u16 = 4222;
 
 /// For all servers together; each gets an equal share of what is left.
 const DIAL: Duration = Duration::from_secs(5);

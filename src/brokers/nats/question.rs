@@ -161,7 +161,13 @@ mod tests {
     use crate::brokers::Refused;
 
     fn stream(subject: &str) -> StreamLimits {
-        StreamLimits { subjects: vec![subject.to_owned()], max_message: None, useless: None, unable: None }
+        StreamLimits {
+            subjects: vec![subject.to_owned()],
+            max_message: None,
+            useless: None,
+            unable: None,
+            unread: None,
+        }
     }
 
     fn leaderless(subject: &str) -> StreamLook {

@@ -12,6 +12,9 @@ use super::subjects;
 use crate::brokers::{Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
 
+/// The port where a URL names none.
+pub(super) const DEFAULT_PORT: u16 = 4222;
+
 /// The server refuses a shorter duplicate window.
 const LEAST_WINDOW: Duration = Duration::from_millis(100);
 
@@ -91,6 +94,13 @@ impl Settings {
             section.problem("stream_subjects", text);
         }
         settings
+    }
+
+    /// Host and port of each server.
+    pub(super) fn hosts(&self) -> Vec<(String, u16)> {
+        let host =
+            |url: &Url| url.host_str().map(|name| name.trim_start_matches('[').trim_end_matches(']').to_owned());
+        self.servers.iter().filter_map(|url| Some((host(url)?, url.port().unwrap_or(DEFAULT_PORT)))).collect()
     }
 
     /// The servers without secrets.

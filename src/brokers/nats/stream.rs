@@ -44,6 +44,8 @@ pub(super) struct StreamLimits {
     /// Why the cluster stores nothing in it at the moment, if so. A leader that has lost its majority answers for many
     /// seconds as if nothing were the matter.
     pub(super) unable: Option<String>,
+    /// The number of messages, where no consumer reads them and no limit removes them.
+    pub(super) unread: Option<u64>,
 }
 
 impl StreamLimits {
@@ -117,7 +119,18 @@ fn read_payload(payload: &[u8]) -> StreamLook {
             None
         },
         unable: unable(config, answer.get("cluster")),
+        unread: unread(config, answer.get("state")),
     })
+}
+
+/// The number of messages, where no consumer reads them and no limit removes them.
+fn unread(config: &Value, state: Option<&Value>) -> Option<u64> {
+    let count = |key| state.and_then(|state| state.get(key)).and_then(Value::as_u64);
+    // Unlimited is -1, or an age of 0.
+    let is_limited = ["max_age", "max_bytes", "max_msgs", "max_msgs_per_subject"];
+    let is_limited =
+        is_limited.iter().any(|key| config.get(key).and_then(Value::as_i64).is_some_and(|most| most > 0));
+    count("messages").filter(|_| !is_limited && count("consumer_count") == Some(0))
 }
 
 /// Why a stream of these replicas stores nothing: no leader, or fewer replicas than a majority. A server without a
@@ -158,11 +171,26 @@ mod tests {
         );
         let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
         assert_eq!((stream.max_message, stream.useless, stream.unable.as_deref()), (None, None, None));
+        assert_eq!(stream.unread, None, "nothing is said of consumers");
         assert!(stream.takes("a.x.y") && stream.takes("b") && !stream.takes("b.c") && !stream.takes("a"));
         let look = read_payload(br#"{"config":{"max_msg_size":100,"no_ack":true}}"#);
         let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
         assert_eq!(stream.max_message, Some(100));
         assert!(stream.useless.is_some() && !stream.takes("a"));
+    }
+
+    #[test]
+    fn tells_a_stream_that_grows_because_no_consumer_reads_it() {
+        let unread = |config: &str, consumers: u64| {
+            let state = format!(r#"{{"messages":7,"consumer_count":{consumers}}}"#);
+            let look = read_payload(format!(r#"{{"config":{config},"state":{state}}}"#).as_bytes());
+            let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
+            stream.unread
+        };
+        let unlimited = r#"{"max_age":0,"max_bytes":-1,"max_msgs":-1,"max_msgs_per_subject":-1}"#;
+        assert_eq!(unread(unlimited, 0), Some(7));
+        assert_eq!(unread(unlimited, 1), None);
+        assert_eq!(unread(r#"{"max_age":1000000000,"max_bytes":-1}"#, 0), None);
     }
 
     fn unable_with(replicas: u64, cluster: &str) -> Option<String> {

@@ -180,7 +180,7 @@ mod tests {
 
     fn stream(subjects: &[&str], max_message: Option<usize>) -> StreamLimits {
         let subjects = subjects.iter().map(|subject| (*subject).to_owned()).collect();
-        StreamLimits { subjects, max_message, useless: None, unable: None }
+        StreamLimits { subjects, max_message, useless: None, unable: None, unread: None }
     }
 
     #[test]

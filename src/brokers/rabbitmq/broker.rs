@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use lapin::Channel;
 use tokio::time::timeout;
 
+use crate::brokers::dial;
 use crate::brokers::oauth::Tokens;
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe, open_channel};
@@ -128,6 +129,7 @@ impl Broker for Rabbitmq {
         let inspected = timeout(ATTEMPT, self.plan.inspect(&link.connection)).await;
         findings.extend(inspected.unwrap_or_else(|_| Err(self.silent()))?);
         link.close(ATTEMPT).await;
+        findings.extend(dial::silent(&self.settings.hosts()).await);
         Ok(findings)
     }
 }

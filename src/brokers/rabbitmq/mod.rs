@@ -11,6 +11,7 @@ mod returns;
 mod session;
 mod settings;
 mod topology;
+mod uri;
 
 pub(crate) use broker::Rabbitmq;
 pub(crate) use settings::Settings;

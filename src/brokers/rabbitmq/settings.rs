@@ -2,14 +2,12 @@
 
 use std::path::PathBuf;
 
-use lapin::uri::{AMQPScheme, AMQPUri};
-use serde_json::json;
-use url::Url;
-
 use crate::brokers::oauth::OAuthSettings;
+use crate::brokers::rabbitmq::uri::{has_no_password, has_user, parse, uris};
 use crate::brokers::template::TemplateKind;
 use crate::brokers::{Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
+use lapin::uri::{AMQPScheme, AMQPUri};
 
 /// AMQP 0-9-1, 4.2.5.3: names and keys travel as short strings, whose length is one byte.
 pub(super) const SHORT_STRING: usize = 255;
@@ -21,8 +19,6 @@ const HEARTBEAT: u16 = 6;
 /// In bytes. lapin keeps two buffers of 32 frames for each connection: at RabbitMQ's own 128 KiB that is 8 MiB of idle
 /// memory. Larger bodies are split, and the headers of an event take less than 1 KiB.
 const FRAME_MAX: u32 = 16 * 1024;
-
-const FORM: &str = "write it as amqp://user:password@host:5672/%2f";
 
 /// The settings of `[broker.rabbitmq]`.
 #[derive(Clone, Debug)]
@@ -115,6 +111,12 @@ impl Settings {
         uri
     }
 
+    /// Host and port of each URI.
+    pub(super) fn hosts(&self) -> Vec<(String, u16)> {
+        let uris = self.uris(None).unwrap_or_default();
+        uris.into_iter().map(|uri| (uri.authority.host, uri.authority.port)).collect()
+    }
+
     /// The URIs without user, password and query.
     pub(super) fn location(&self) -> String {
         self.uris.iter().map(|uri| redact(uri.reveal())).collect::<Vec<_>>().join(", ")
@@ -140,53 +142,6 @@ impl Settings {
         }
         names
     }
-}
-
-/// The URIs, and the key that they are from.
-fn uris(section: &mut Section<'_>) -> (&'static str, Vec<Secret>) {
-    let several = section.texts("uris");
-    section.describe("uri", json!({ "type": "string", "pattern": "^amqps?://", "writeOnly": true }));
-    section.describe("uris", json!({ "items": { "pattern": "^amqps?://" }, "writeOnly": true }));
-    let file = section.path("uri_file").is_some();
-    if section.is_blank("uris") {
-        let key = if file { "uri_file" } else { "uri" };
-        let Some(uri) = section.secret_from("uri", "uri_file") else {
-            if !file {
-                section.problem(key, format_args!("empty; {FORM}"));
-            }
-            return (key, Vec::new());
-        };
-        if let Err(problem) = parse(uri.reveal()) {
-            section.problem(key, problem);
-        }
-        return (key, vec![uri]);
-    }
-    if file || !section.is_default("uri") {
-        let other = if file { "uri_file" } else { "uri" };
-        section.problem("uris", format_args!("`{other}` and `uris` are both given; keep one"));
-    }
-    // Known, though only a default.
-    section.text("uri");
-    let mut vhosts = Vec::new();
-    for text in &several {
-        match parse(text) {
-            Ok(uri) => vhosts.push(uri.vhost),
-            Err(problem) => section.problem("uris", format_args!("{}: {problem}", redact(text))),
-        }
-    }
-    if vhosts.windows(2).any(|pair| pair[0] != pair[1]) {
-        section.problem("uris", "the URIs have different virtual hosts; a cluster is given as one of them");
-    }
-    ("uris", several.into_iter().map(Secret::new).collect())
-}
-
-fn has_user(uri: &Secret) -> bool {
-    let default = "amqp://guest:guest@localhost:5672/%2f";
-    uri.reveal() != default && Url::parse(uri.reveal()).is_ok_and(|url| !url.username().is_empty())
-}
-
-fn has_no_password(uri: &Secret) -> bool {
-    Url::parse(uri.reveal()).is_ok_and(|url| url.password().is_none())
 }
 
 fn short(what: &str, text: &str) -> Result<(), String> {
@@ -220,23 +175,6 @@ fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> {
         section.warn_if_world_readable("key_file", key);
     }
     certificate.zip(key)
-}
-
-/// Reads a URI; the text of an error shows nothing of it: user, password and query are secrets.
-fn parse(text: &str) -> Result<AMQPUri, String> {
-    let url = Url::parse(text).map_err(|error| format!("not a URI ({error}); {FORM}"))?;
-    if !matches!(url.scheme(), "amqp" | "amqps") {
-        return Err(format!("must start with amqp:// or amqps://; {FORM}"));
-    }
-    let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| format!("no host; {FORM}"))?;
-    let mut uri: AMQPUri = text.parse().map_err(|_: String| {
-        "user, password, virtual host or query cannot be read; percent-encode what is not a letter or digit there, \
-         and give frame_max, channel_max and heartbeat as whole numbers"
-            .to_owned()
-    })?;
-    // The library takes the URL's domain name and falls back to localhost for an IPv6 address.
-    host.trim_start_matches('[').trim_end_matches(']').clone_into(&mut uri.authority.host);
-    Ok(uri)
 }
 
 #[cfg(test)]

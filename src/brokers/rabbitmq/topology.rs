@@ -231,6 +231,10 @@ impl Exchanges {
                 _ => None,
             };
             findings.push(match (there, self.mode) {
+                (true, Topology::Declare) if let Thing::Queue(name) = thing => match scratch.unread(name).await {
+                    Some(messages) => unread(name, messages),
+                    None => Finding::Good(format!("{thing} exists")),
+                },
                 (true, _) => other.unwrap_or_else(|| Finding::Good(format!("{thing} exists"))),
                 (false, Topology::Declare) => Finding::Good(format!("{thing} will be created at start")),
                 (false, _) => Finding::Missing(format!("{thing} does not exist")),
@@ -290,6 +294,14 @@ impl TemporaryChannel<'_> {
         }
     }
 
+    /// The number of messages in a queue that has no consumer.
+    async fn unread(&mut self, name: &str) -> Option<u32> {
+        let channel = self.channel().await.ok()?;
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let queue = channel.queue_declare(short(name).ok()?, options, FieldTable::default()).await.ok()?;
+        (queue.consumer_count() == 0).then(|| queue.message_count())
+    }
+
     /// The type of an exchange that exists, where it is not the one that we would make. Only a declaration that is not
     /// passive is answered with it, and that needs a permission: without it nothing is known.
     async fn other_type(&mut self, name: &str) -> Result<Option<String>, lapin::Error> {
@@ -335,6 +347,13 @@ fn other_type(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("inequivalent arg 'type' for exchange")?;
     let (_, current) = rest.rsplit_once("but current is '")?;
     Some(current.split_once('\'')?.0.to_owned())
+}
+
+fn unread(name: &str, messages: u32) -> Finding {
+    Finding::Warning(format!(
+        "the queue `{name}` has {messages} messages and no consumer: it grows until something reads it; read it, limit it \
+         by a policy, or set queue = \"\" and bind queues of your own"
+    ))
 }
 
 fn wrong_type(name: &str, other: &str) -> Finding {

@@ -1,5 +1,6 @@
 //! Clusters as they are run: addresses that answer nothing, domains, private inboxes, logins of every kind.
 
+mod check;
 mod nats;
 mod rotation;
 mod silent;
