@@ -6,11 +6,15 @@ use std::process::Command;
 
 const VARIABLE: &str = "PLEXTRAC_BRIDGE_REVISION";
 
+/// Enough digits of a commit to find it.
+const LENGTH: usize = 12;
+
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-env-changed={VARIABLE}");
     let set = std::env::var(VARIABLE).ok().filter(|revision| !revision.is_empty());
     if let Some(revision) = set.or_else(of_git) {
+        let revision: String = revision.chars().take(LENGTH).collect();
         println!("cargo::rustc-env={VARIABLE}={revision}");
     }
 }
@@ -27,7 +31,7 @@ fn of_git() -> Option<String> {
             println!("cargo::rerun-if-changed={path}");
         }
     }
-    git(&["rev-parse", "--short=12", "HEAD"])
+    git(&["rev-parse", "HEAD"])
 }
 
 fn git(arguments: &[&str]) -> Option<String> {
