@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::process::shutdown::{Drain, Phase};
 use crate::queue::{Ack, Buffer};
-use crate::status::{BrokerStatus, Heartbeat, Snapshot, stalled};
+use crate::status::{BrokerStatus, Heartbeat, Snapshot, WaitingAddress, stalled};
 
 /// The parts that health is derived from.
 #[derive(Debug)]
@@ -33,9 +33,16 @@ impl Health {
         if self.stop.phase() != Phase::Serving {
             reasons.push("draining: the bridge is stopping".to_owned());
         }
+        let view = self.view.copy();
         if snapshot.full {
+            let most = view.waiting.iter().max_by_key(|waiting| waiting.events);
+            let most = most.map_or_else(String::new, |waiting| {
+                let WaitingAddress { events, address, reason, .. } = waiting;
+                let why = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+                format!("; {events} of the events wait for {address}{why}")
+            });
             reasons.push(format!(
-                "buffer full: {} of {} events, {} of {} bytes",
+                "buffer full: {} of {} events, {} of {} bytes{most}",
                 snapshot.events, snapshot.limits.events, snapshot.bytes, snapshot.limits.bytes
             ));
         }
@@ -50,7 +57,6 @@ impl Health {
                 reasons.push(format!("journal full: {} of {} bytes", journal.bytes, journal.capacity));
             }
         }
-        let view = self.view.copy();
         if let Some(blocked) = view.blocked {
             reasons.push(format!("dead letters: {blocked}"));
         }

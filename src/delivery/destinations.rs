@@ -551,6 +551,17 @@ impl Destinations {
         all.into_iter().filter_map(|(_, entry)| entry.message.as_ref()).map(|message| &*message.event)
     }
 
+    /// The messages that the broker has for certain not, oldest first: each was refused, or not sent.
+    pub(super) fn refused(&self) -> Vec<(Sequence, &Message)> {
+        let is_refused =
+            |entry: &RingEntry| matches!(entry.state, EntryState::Waiting) && !entry.stored && entry.nacks == 0;
+        let entries = self.entries().filter(|(_, entry)| is_refused(entry));
+        let mut refused: Vec<_> =
+            entries.filter_map(|(sequence, entry)| Some((sequence, entry.message.as_ref()?))).collect();
+        refused.sort_unstable_by_key(|(sequence, _)| *sequence);
+        refused
+    }
+
     /// All of them, in no order but that of each address.
     pub(super) fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
         self.queues.values().flat_map(|queue| &queue.entries).map(|(sequence, entry)| (*sequence, entry))

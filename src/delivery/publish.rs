@@ -337,6 +337,8 @@ impl Delivery {
             }
         }
         self.view.change(|view| (view.findings, view.location) = (texts, self.broker.location()));
+        let broker = &mut self.broker;
+        self.ring.reroute(|event| broker.address(event).ok());
         self.note_connection(ConnectionState::Connected);
         self.away = false;
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");

@@ -299,6 +299,22 @@ impl Ring {
         self.destinations.overdue(refuse_after, is_late)
     }
 
+    /// Gives another address to what was refused and never sent without an answer, where the routes say so by now.
+    pub(super) fn reroute(&mut self, mut route: impl FnMut(&Event) -> Option<(Arc<str>, Arc<str>)>) {
+        let refused = self.destinations.refused().into_iter();
+        let elsewhere = refused.filter_map(|(sequence, message)| {
+            let (address, key) = route(&message.event)?;
+            (*address != *message.address || *key != *message.key).then_some((sequence, address, key))
+        });
+        for (sequence, address, key) in elsewhere.collect::<Vec<_>>() {
+            if let Some(entry) = self.destinations.take(sequence, false)
+                && let Some(Message { event, .. }) = entry.message
+            {
+                self.push(Message { event, address, key }, entry.pair);
+            }
+        }
+    }
+
     /// The size of all events that wait for their address.
     pub(super) fn parked_bytes(&self) -> u64 {
         self.destinations.bytes()

@@ -136,7 +136,7 @@ impl Broker for Scripted {
     }
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        let has_many = !self.world.lock().unwrap().refusing.is_empty();
+        let has_many = self.world.lock().unwrap().refusing.keys().any(|name| !name.starts_with("address"));
         let address = if has_many { event.event() } else { &self.address };
         Ok((address.into(), event.event().into()))
     }
@@ -226,8 +226,12 @@ impl Session for ScriptedSession {
         if let Some((kind, left)) = world.refusing_at(&address).filter(|(_, left)| *left > 0) {
             *left -= 1;
             let refusal = Refusal::new(*kind, "not here");
+            let is_last = *left == 0;
             world.refusals.push(tokio::time::Instant::now());
             into.push((sequence, Verdict::Refused(refusal)));
+            if is_last && address == "address 0" {
+                world.reroute(&self.world);
+            }
             return Ok(());
         }
         if let Some((_, left)) = world.nacked.as_mut().filter(|(nacked, left)| id.contains(nacked) && *left > 0) {
@@ -601,6 +605,17 @@ fn nothing_is_refused_for_the_broker_unless_others_are_stored_again_and_again() 
     assert_eq!(ended.ledger.dead_lettered[RefusalReason::Other as usize], 10);
     let first = ended.world.refusals[0];
     assert!(at_others(&ended.world).0 - first < Duration::from_secs(30), "the others waited");
+}
+
+#[test]
+fn a_reload_sends_elsewhere_what_was_refused() {
+    let refusing = HashMap::from([("address 0", (MISSING, 4))]);
+    let world = World { refusing, refuse_after: Duration::from_mins(1), ..World::default() };
+    let ended = run(world, &events(10, 1), 4, true);
+    assert_eq!(ended.world.addresses, ["address 1"; 10]);
+    let expected: Vec<String> = (0..10).map(|number| id(&format!("n{number}."))).collect();
+    assert_eq!(ended.world.stored, expected);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (10, 0));
 }
 
 #[test]
