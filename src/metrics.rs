@@ -163,7 +163,7 @@ impl Register<'_> {
 
 impl Default for Metrics {
     fn default() -> Self {
-        Self::new()
+        Self::new("buffered")
     }
 }
 
@@ -173,16 +173,16 @@ impl Metrics {
     /// # Panics
     /// If two series have the same name: a test creates one.
     #[must_use]
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(ack: &str) -> Self {
         let registry = Registry::new();
         let add = Register(&registry);
         let process = prometheus::process_collector::ProcessCollector::for_self();
         registry.register(Box::new(process)).expect("the process collector is registered once");
         let build = add.add(prometheus::IntGaugeVec::new(
-            Register::options("build_info", "Always 1; the labels tell the version."),
-            &["version", "revision"],
+            Register::options("build_info", "Always 1; the labels tell the version, and the promise behind a 200."),
+            &["version", "revision", "ack"],
         ));
-        build.with_label_values(&[VERSION, revision()]).set(1);
+        build.with_label_values(&[VERSION, revision(), ack]).set(1);
         let request_options = HistogramOpts::new(
             "request_duration_seconds",
             "From the head of a request for a source's path to its answer.",

@@ -292,7 +292,7 @@ impl SharedParts {
         }
         let parts = Self {
             queue: Arc::new(queue),
-            metrics: Arc::new(Metrics::new()),
+            metrics: Arc::new(Metrics::new(settings.mode.ack.name())),
             connections: Arc::new(Connections::new(settings.ingress.max_connections)),
             reloads: Arc::default(),
             unknown_paths: Arc::default(),

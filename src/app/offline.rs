@@ -137,7 +137,7 @@ impl Offline {
             work.await;
         } else {
             let broker = settings.broker.broker(&settings.terms());
-            let (metrics, store) = (Arc::new(Metrics::new()), letters.stores.dead_letters.clone());
+            let (metrics, store) = (Arc::new(Metrics::new("buffered")), letters.stores.dead_letters.clone());
             let delivery = Delivery::new(Parts {
                 successor: Arc::default(),
                 broker,

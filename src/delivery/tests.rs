@@ -313,7 +313,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         let event = Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]));
         assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
     }
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new("buffered"));
     let (successor, world_refuse_after) = (world.successor.clone(), world.refuse_after);
     let world = Arc::new(Mutex::new(world));
     let settings = Settings {

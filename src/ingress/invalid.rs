@@ -281,7 +281,7 @@ mod tests {
 
     fn open(directory: &std::path::Path, capacity: usize) -> (Arc<Mutex<Store>>, Invalids) {
         let store = Arc::new(Mutex::new(Store::open(directory, StoreLimits::invalid(capacity)).unwrap()));
-        (store.clone(), Invalids::start(store, Arc::new(Metrics::new())).unwrap())
+        (store.clone(), Invalids::start(store, Arc::new(Metrics::new("buffered"))).unwrap())
     }
 
     fn origin(source: &str, digit: u8) -> Origin {

@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn counts_departures_among_all_events_of_a_name() {
-        let (deviating, metrics) = (Deviating::default(), Metrics::new());
+        let (deviating, metrics) = (Deviating::default(), Metrics::new("buffered"));
         let (missing, none) = (deviations(&[(Field::Text, Deviation::Missing)]), Deviations::default());
         for at in 0..5 {
             accept(&deviating, "FindingPublished", if at < 3 { &missing } else { &none }, &metrics);
@@ -215,7 +215,7 @@ mod tests {
 
     #[test]
     fn tells_a_hundred_events_apart_and_calls_the_rest_other() {
-        let (deviating, metrics) = (Deviating::default(), Metrics::new());
+        let (deviating, metrics) = (Deviating::default(), Metrics::new("buffered"));
         let missing = deviations(&[(Field::Text, Deviation::Missing)]);
         for _ in 0..2 {
             for at in 0..MOST_EVENTS + 3 {

@@ -125,7 +125,7 @@ fn has_every_series_from_the_start() {
         assert!(text.contains(&format!("plextrac_bridge_{series} {value}\n")), "{series} is not {value}:\n{text}");
     }
     let version = format!(
-        "plextrac_bridge_build_info{{revision=\"{REVISION}\",version=\"{}\"}} 1\n",
+        "plextrac_bridge_build_info{{ack=\"buffered\",revision=\"{REVISION}\",version=\"{}\"}} 1\n",
         env!("CARGO_PKG_VERSION")
     );
     assert!(text.contains(&version), "no {version} in:\n{text}");

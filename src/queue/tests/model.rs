@@ -406,7 +406,7 @@ impl Run {
         let buffer = Buffer::new(Mode { ack, timeout: MODE_TIMEOUT }, limits, ledger);
         let buffer = Arc::new(buffer.with_journal(layout, recovered, 0));
         let heartbeat = Heartbeat::new("the writer");
-        let journaling = Journaling::new(buffer.clone(), writer, Arc::new(Metrics::new()), heartbeat);
+        let journaling = Journaling::new(buffer.clone(), writer, Arc::new(Metrics::new("buffered")), heartbeat);
         let taken = VecDeque::new();
         Self { buffer, journaling, reader, work: None, taken, last: None, spilling: None, draining: false }
     }

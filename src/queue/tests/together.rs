@@ -28,8 +28,12 @@ impl Queue {
         let limits = Limits { events: 3, bytes: 1 << 20 };
         let buffer = Buffer::new(Mode { ack, timeout: Duration::from_secs(4) }, limits, ledger);
         let buffer = Arc::new(buffer.with_journal(layout, recovered, damaged));
-        let journaling =
-            Journaling::new(buffer.clone(), writer, Arc::new(Metrics::new()), Heartbeat::new("the writer"));
+        let journaling = Journaling::new(
+            buffer.clone(),
+            writer,
+            Arc::new(Metrics::new("buffered")),
+            Heartbeat::new("the writer"),
+        );
         Self { buffer, reader, writer: Some(std::thread::spawn(move || journaling.run())) }
     }
 
