@@ -449,7 +449,8 @@ impl Gauges {
         Self {
             ready: add.gauge("ready", "1 while events can be accepted."),
             buffer_events: add.gauge("buffer_events", "Events in memory, from enqueue to settle."),
-            buffer_bytes: add.gauge("buffer_bytes", "Bytes of these events, as counted for the byte limit."),
+            buffer_bytes: add
+                .gauge("buffer_bytes", "Bytes of the events in memory, as counted for the byte limit."),
             buffer_capacity_events: add.gauge("buffer_capacity_events", "buffer.max_events."),
             buffer_capacity_bytes: add.gauge("buffer_capacity_bytes", "buffer.max_bytes."),
             in_flight: add.gauge("in_flight_events", "Messages handed to the broker's client, without a verdict."),
@@ -465,11 +466,11 @@ impl Gauges {
             connections_open: add.gauge("connections_open", "Open connections of senders."),
             connections_capacity: add.gauge("connections_capacity", "ingress.max_connections."),
             journal_events: add.gauge("journal_events", "Events in the journal that are not settled."),
-            journal_bytes: add.gauge("journal_bytes", "Bytes of its segments in use."),
+            journal_bytes: add.gauge("journal_bytes", "Bytes of the journal's segments in use."),
             journal_capacity_bytes: add
                 .gauge("journal_capacity_bytes", "journal.max_bytes; 0 where there is none."),
             dead_letters_events: add.gauge("dead_letters_events", "Dead letters on disk."),
-            dead_letters_bytes: add.gauge("dead_letters_bytes", "Their size."),
+            dead_letters_bytes: add.gauge("dead_letters_bytes", "Bytes of the dead letters on disk."),
             dead_letters_capacity_bytes: add.gauge("dead_letters_capacity_bytes", "dead_letters.max_bytes."),
             reloaded: add.gauge("config_last_reload_successful", "1 if the last load of the settings was good."),
             certificate: add.time(

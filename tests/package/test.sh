@@ -36,8 +36,8 @@ documented() { # NAME [DIRECTORY]
     awk -v mark="<!-- run: $1 -->" '$0 == mark { marked = 1; next }
         marked && /^```sh$/ { inside = 1; next }
         inside && /^```$/ { exit }
-        inside' docs/install.md >"$root/srv/block"
-    [ -s "$root/srv/block" ] || { echo "docs/install.md has no block $1" && return 1; }
+        inside' README.md docs/install.md >"$root/srv/block"
+    [ -s "$root/srv/block" ] || { echo "no block $1 in README.md and docs/install.md" && return 1; }
     inside bash -euc "cd '${2:-/srv}' && . /srv/block"
 }
 ctl() { inside systemctl "$@"; }

@@ -7,7 +7,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 
-use crate::support::Program;
+use crate::support::{PATH, Program, Setup};
 
 const REFERENCE: &str = include_str!("../../config/default.toml");
 
@@ -195,6 +195,44 @@ fn sentence(text: &str) -> String {
 #[test]
 fn the_page_of_the_settings_is_their_description() {
     is_current("docs/settings.md", Some("reference"), &settings_page());
+}
+
+/// The list of metrics, from what a bridge shows that has received every kind of sample.
+fn metrics_page() -> String {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    let url = format!("http://{}{PATH}", daemon.ingress);
+    assert_eq!(setup.run(&["send", "--sample", "all", &url]).status.code(), Some(0));
+    daemon.wait_until_empty();
+    let shown = daemon.get("/metrics").text();
+    let mut page = vec!["| name | type | labels | meaning |\n|---|---|---|---|\n".to_owned()];
+    let mut lines = shown.lines().peekable();
+    while let Some((name, help)) = lines.next().and_then(|line| line.strip_prefix("# HELP ")?.split_once(' ')) {
+        let kind = lines.next().and_then(|line| line.rsplit(' ').next()).unwrap_or_default();
+        let mut labels = BTreeSet::new();
+        while let Some(series) = lines.next_if(|line| !line.starts_with('#')) {
+            let pairs =
+                series.split_once('{').and_then(|(_, rest)| rest.rsplit_once('}')).map_or("", |(pairs, _)| pairs);
+            // A value may hold commas; what follows the last one before `="` is a label.
+            labels.extend(
+                pairs.split("=\"").filter_map(|text| text.rsplit(',').next()).filter(|label| is_label(label)),
+            );
+        }
+        labels.remove("le");
+        let labels: Vec<String> = labels.iter().map(|label| format!("`{label}`")).collect();
+        let name = name.trim_start_matches("plextrac_bridge_");
+        page.push(format!("| `{name}` | {kind} | {} | {help} |\n", labels.join(", ")));
+    }
+    page.concat()
+}
+
+fn is_label(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+}
+
+#[test]
+fn the_page_of_the_metrics_has_every_metric() {
+    is_current("docs/monitoring.md", Some("metrics"), &metrics_page());
 }
 
 #[test]
