@@ -97,6 +97,7 @@ impl Admin {
             "unknown_paths": self.unknown_paths.list().iter().map(unknown_path).collect::<Vec<_>>(),
             "sources": sources.collect::<Vec<_>>(),
             "reload": self.reloads.last().as_ref().map(reload),
+            "settings": self.reloads.in_force(),
         })
     }
 }

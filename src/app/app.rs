@@ -35,6 +35,7 @@ use crate::process::state_directory::{self, StateError};
 use crate::process::systemd::{self, Passed};
 use crate::queue::Buffer;
 use crate::queue::journal::{OpenError, Opened, Writer};
+use crate::settings::to_json;
 use crate::status::{BrokerStatus, Heartbeat, Ledger, Reloads, Totals, UnknownPaths, stalled};
 
 /// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
@@ -301,6 +302,7 @@ impl SharedParts {
             view: BrokerStatus::default(),
             stop,
         };
+        parts.reloads.set_in_force(to_json(settings.fingerprint.effective()));
         (parts, kept)
     }
 

@@ -16,7 +16,7 @@ use crate::ingress::{self, Connections, CurrentIngress, Deduplication};
 use crate::process::logs::Level;
 use crate::process::systemd;
 use crate::queue::Buffer;
-use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError};
+use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError, to_json};
 use crate::status::{Reload, Reloads};
 
 /// The keys that a reload changes beside the table of the broker; a name that ends in a dot is a whole table. Everything
@@ -177,7 +177,8 @@ impl Reloader {
         let needs_restart: Vec<String> =
             self.start.changed(&read.fingerprint).into_iter().filter(is_fixed).collect();
         let routing = read.broker.routing_keys();
-        let next = self.merge_live(read, changed.iter().any(|key| is_of(key, TLS)));
+        let mut next = self.merge_live(read, changed.iter().any(|key| is_of(key, TLS)));
+        next.fingerprint.keep(&self.settings.fingerprint, is_fixed);
         if let Some(contradiction) = next.contradiction() {
             return self.reject(format!("{contradiction}; a part of it needs a restart"));
         }
@@ -195,6 +196,7 @@ impl Reloader {
         self.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
         level.set(settings.log.level);
         self.watch = settings.fingerprint.watch();
+        self.reloads.set_in_force(to_json(settings.fingerprint.effective()));
         findings.log();
         let names = |keys: &[String]| if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") };
         tracing::info!(changed = names(&changed), "reloaded the settings");

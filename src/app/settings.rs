@@ -98,10 +98,14 @@ pub(crate) fn load_from(
     layers: Layers,
     systemd_state: Option<String>,
 ) -> Result<(Settings, Findings), SettingsError> {
-    let (settings, fingerprint, findings) = load_layers(&layers, |top| read(top, systemd_state))?;
+    let (settings, mut fingerprint, findings) = load_layers(&layers, |top| read(top, systemd_state))?;
+    if let (Some(path), Some("")) = (&settings.state_directory, fingerprint.text(STATE_DIRECTORY)) {
+        fingerprint.show(STATE_DIRECTORY, &path.to_string_lossy(), "environment variable STATE_DIRECTORY");
+    }
     Ok((Settings { fingerprint, layers, ..settings }, findings))
 }
 
+const STATE_DIRECTORY: &str = "state_directory";
 const SOURCE_LINES: &str =
     "[sources.plextrac]\n  secret_file = \"/etc/plextrac-bridge/secret\"   # what PlexTrac's webhook form has";
 const BROKER_LINES: &str = "[broker.kafka]\n  bootstrap_servers = \"localhost:9092\"   # or [broker.rabbitmq], [broker.nats], [broker.file]";
@@ -157,8 +161,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
 }
 
 fn read_state_directory(top: &mut Section<'_>, ack: Ack, systemd_state: Option<String>) -> Option<PathBuf> {
-    const KEY: &str = "state_directory";
-    let directory = top.path(KEY).or_else(|| {
+    let directory = top.path(STATE_DIRECTORY).or_else(|| {
         // systemd separates several with colons.
         let first = systemd_state?.split(':').next()?.to_owned();
         Some(PathBuf::from(first)).filter(|path| !path.as_os_str().is_empty())
@@ -168,9 +171,9 @@ fn read_state_directory(top: &mut Section<'_>, ack: Ack, systemd_state: Option<S
         let is_missing = |path: &Path| path.try_exists().is_ok_and(|exists| !exists);
         if is_missing(path) && is_missing(parent) {
             let (path, parent) = (path.display(), parent.display());
-            top.problem(KEY, format_args!("neither {path} nor its parent exists; create {parent}"));
+            top.problem(STATE_DIRECTORY, format_args!("neither {path} nor its parent exists; create {parent}"));
         } else if path.try_exists().unwrap_or_default() && !path.is_dir() {
-            top.problem(KEY, format_args!("{} is not a directory", path.display()));
+            top.problem(STATE_DIRECTORY, format_args!("{} is not a directory", path.display()));
         }
     } else if ack == Ack::Journaled {
         let text = "\"journaled\" needs a `state_directory` for its journal; set one, or take \"buffered\"";

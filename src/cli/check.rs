@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::app::{Settings, load};
 use crate::brokers::{ConnectError, ErrorKind, Finding};
 use crate::process::state_directory::obstacle;
-use crate::settings::{Findings, Flags, SettingsError};
+use crate::settings::{Effective, Findings, Flags, SettingsError, to_json};
 use clap::Args;
 use serde_json::json;
 use tokio::runtime::Builder;
@@ -21,6 +21,9 @@ pub(super) struct CheckOptions {
     /// Also connect to the broker and check topology and limits, without changing anything
     #[arg(long)]
     connect: bool,
+    /// Also print the settings in force, each with its origin; secrets are not shown
+    #[arg(long)]
+    print: bool,
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
@@ -38,8 +41,12 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
             return ExitCode::from(EX_CONFIG);
         }
     };
+    let effective = settings.fingerprint.effective();
     if !options.json {
         show(&settings, &read);
+        for (key, Effective { value, origin }) in effective.iter().filter(|_| options.print) {
+            say(format_args!("{key} = {value}   # {origin}"));
+        }
     }
     let obstacle = settings.state_directory.as_deref().and_then(obstacle);
     let obstacle = obstacle.map(|text| format!("`state_directory`: {text}"));
@@ -66,11 +73,15 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
             })
             .collect();
         let files: Vec<_> = read.files.iter().map(|(path, of)| json!({ "path": path, "of": of })).collect();
-        say(json!({
+        let mut result = json!({
             "good": good, "errors": errors, "warnings": read.warnings, "notes": read.notes, "findings": findings,
             "files": files, "ingress": settings.ingress.listen, "admin": settings.admin.listen,
             "state_directory": settings.state_directory,
-        }));
+        });
+        if options.print {
+            result["settings"] = to_json(effective);
+        }
+        say(result);
     } else {
         for finding in &findings {
             let (level, text) = parts(finding);

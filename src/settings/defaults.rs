@@ -48,15 +48,18 @@ pub(super) fn keys() -> Vec<String> {
 /// The name of this layer, which tells a default from a value that a user wrote.
 pub(super) const NAME: &str = "defaults";
 
-/// The defaults as a layer.
-pub(super) struct Defaults(pub(super) Dict);
+/// The name of the layer of flags.
+pub(super) const FLAGS: &str = "flags";
 
-impl Provider for Defaults {
+/// A table as a layer of this name.
+pub(super) struct Layer(pub(super) &'static str, pub(super) Dict);
+
+impl Provider for Layer {
     fn metadata(&self) -> Metadata {
-        Metadata::named(NAME)
+        Metadata::named(self.0)
     }
 
     fn data(&self) -> Result<Map<Profile, Dict>, Error> {
-        Ok(Profile::Default.collect(self.0.clone()))
+        Ok(Profile::Default.collect(self.1.clone()))
     }
 }

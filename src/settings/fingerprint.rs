@@ -1,5 +1,5 @@
 //! A fingerprint of the settings: every key with its value, and every file of secrets or certificates with the digest
-//! of its content, so that two readings can be compared. It exposes names only.
+//! of its content, so that two readings can be compared. It exposes names, and the values in force without secrets.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Value};
 use sha2::{Digest as _, Sha256};
+
+use crate::settings::effective::{Effective, EffectiveSettings};
 
 /// A file that was read, and the SHA-256 of its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +31,7 @@ pub(super) type FileDigests = BTreeMap<String, FileDigest>;
 pub(crate) struct Fingerprint {
     values: BTreeMap<String, Value>,
     files: FileDigests,
+    effective: EffectiveSettings,
 }
 
 impl fmt::Debug for Fingerprint {
@@ -38,10 +41,33 @@ impl fmt::Debug for Fingerprint {
 }
 
 impl Fingerprint {
-    pub(super) fn new(table: &Dict, files: FileDigests) -> Self {
+    pub(super) fn new(table: &Dict, files: FileDigests, effective: EffectiveSettings) -> Self {
         let mut values = BTreeMap::new();
         flatten("", table, &mut values);
-        Self { values, files }
+        Self { values, files, effective }
+    }
+
+    /// The settings in force.
+    pub(crate) fn effective(&self) -> &EffectiveSettings {
+        &self.effective
+    }
+
+    /// The text in force of a setting.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.effective.get(key)?.value.as_str()
+    }
+
+    /// Shows a setting that has another origin than the layers.
+    pub(crate) fn show(&mut self, key: &str, value: &str, origin: &str) {
+        let shown = Effective { value: value.into(), origin: origin.to_owned() };
+        self.effective.insert(key.to_owned(), shown);
+    }
+
+    /// Shows those settings as the old reading does that stay in force.
+    pub(crate) fn keep(&mut self, old: &Self, stays: impl Fn(&String) -> bool) {
+        self.effective.retain(|key, _| !stays(key));
+        let kept = old.effective.iter().filter(|(key, _)| stays(key));
+        self.effective.extend(kept.map(|(key, setting)| (key.clone(), setting.clone())));
     }
 
     /// The keys whose values, or whose files' contents, differ.
@@ -111,7 +137,7 @@ mod tests {
         let content = |(key, path, text): &(&str, &str, &str)| {
             ((*key).to_owned(), FileDigest::of(Path::new(path), text.as_bytes()))
         };
-        Fingerprint::new(&table, files.iter().map(content).collect())
+        Fingerprint::new(&table, files.iter().map(content).collect(), EffectiveSettings::default())
     }
 
     #[test]

@@ -8,7 +8,7 @@ use figment::providers::{Format as _, Toml};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use crate::settings::defaults::{self, Defaults};
+use crate::settings::defaults::{self, Layer};
 use crate::settings::environment::{self, Environment, misspelt, variable};
 use crate::settings::fingerprint::{Fingerprint, flatten};
 use crate::settings::section::{Problems, Reading, Section};
@@ -257,17 +257,13 @@ pub(crate) fn load_layers<T>(
     user = user.merge(Environment(layers.variables.clone()));
     let no_file = Path::new("settings");
     let given = user.data().map_err(|error| SettingsError(syntax(error, no_file)))?;
-    let mut given = given.get(&Profile::Default).cloned().unwrap_or_default();
-    let flags = &layers.flags;
-    for (key, value) in [("level", &flags.log_level), ("format", &flags.log_format)] {
-        if let Some(value) = value {
-            set(&mut given, "log", key, value);
-        }
-    }
-    let flag_layer = Defaults(only(&given, "log"));
-    let figment = Figment::new().merge(Defaults(base(&given))).merge(user);
-    let figment =
-        if flags.log_level.is_some() || flags.log_format.is_some() { figment.merge(flag_layer) } else { figment };
+    let given = given.get(&Profile::Default).cloned().unwrap_or_default();
+    let flags = [("level", &layers.flags.log_level), ("format", &layers.flags.log_format)];
+    let log = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.as_deref()?.into())));
+    let log = Some(log.collect::<Dict>()).filter(|log| !log.is_empty());
+    let flags = log.map(|log| ("log".to_owned(), log.into())).into_iter().collect();
+    let base = Layer(defaults::NAME, base(&given));
+    let figment = Figment::new().merge(base).merge(user).merge(Layer(defaults::FLAGS, flags));
     let merged = figment.data().map_err(|error| SettingsError(syntax(error, no_file)))?;
     let merged = merged.get(&Profile::Default).cloned().unwrap_or_default();
     let reading = Reading { figment, ..Reading::default() };
@@ -278,7 +274,7 @@ pub(crate) fn load_layers<T>(
         errors.insert(0, format!("no settings file was read: {named}"));
     }
     let Some(settings) = settings.filter(|_| errors.is_empty()) else { return Err(SettingsError(errors)) };
-    let fingerprint = Fingerprint::new(&merged, reading.files.take());
+    let fingerprint = Fingerprint::new(&merged, reading.files.take(), reading.effective(&merged));
     let texts = [(&layers.defaults, "defaults"), (&layers.file, "settings")];
     let texts = texts.into_iter().filter_map(|(file, what)| Some((file.as_ref()?.path.clone(), what.to_owned())));
     let files = texts.chain(fingerprint.files().map(|(key, path)| (path.to_owned(), format!("`{key}`")))).collect();
@@ -326,17 +322,6 @@ fn base(given: &Dict) -> Dict {
         base.insert(group.to_owned(), Value::Dict(*tag, filled));
     }
     base
-}
-
-fn set(table: &mut Dict, section: &str, key: &str, text: &str) {
-    let entry = table.entry(section.to_owned()).or_insert_with(|| Value::from(Dict::new()));
-    if let Value::Dict(_, below) = entry {
-        below.insert(key.to_owned(), Value::from(text));
-    }
-}
-
-fn only(table: &Dict, section: &str) -> Dict {
-    table.get(section).map(|value| Dict::from([(section.to_owned(), value.clone())])).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Reading the settings: the layers, and the sections that every part reads its own table from.
 
 mod defaults;
+mod effective;
 mod environment;
 mod fingerprint;
 mod load;
@@ -11,6 +12,7 @@ mod section;
 pub(crate) mod testing;
 mod units;
 
+pub(crate) use effective::{Effective, to_json};
 pub(crate) use fingerprint::{FileWatch, Fingerprint};
 pub(crate) use load::{Findings, Flags, Layers, SettingsError, load_layers};
 pub(crate) use schema::describe;

@@ -10,7 +10,7 @@ use crate::settings::defaults;
 use crate::settings::section::{Reading, Section};
 
 /// The JSON Schema noted for each key, by its dotted path; `[0]` follows the name of a list of tables.
-pub(super) type Notes = BTreeMap<String, Value>;
+pub(super) type Schemas = BTreeMap<String, Value>;
 
 /// Returns the JSON Schema of all that `read` reads.
 pub(crate) fn describe(read: impl FnOnce(Section<'_>)) -> Value {
@@ -32,7 +32,7 @@ pub(crate) fn describe(read: impl FnOnce(Section<'_>)) -> Value {
             "secret": { "description": "A secret; better in a file.", "type": "string", "writeOnly": true },
         },
     });
-    for (path, note) in reading.notes.take() {
+    for (path, note) in reading.schemas.take() {
         let place = path.split('.').fold(&mut schema, |table, name| below(table, name));
         merge(place, note);
         if let Some(meaning) = meanings.get(&path) {

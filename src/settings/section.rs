@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use figment::providers::{Format, Toml};
 use figment::value::{Dict, Tag, Value};
-use figment::{Figment, Profile, Provider, Source};
+use figment::{Figment, Profile, Provider};
 use serde_json::json;
 
-use crate::settings::environment::{self, variable};
+use crate::settings::environment;
 use crate::settings::fingerprint::{FileDigest, FileDigests};
-use crate::settings::schema::{Notes, merge};
+use crate::settings::schema::{Schemas, merge};
 use crate::settings::{Secret, defaults, units};
 
 /// The length below which a secret causes a warning: 16 bytes are the least that cannot be guessed.
@@ -45,7 +45,7 @@ pub(super) struct Reading {
     pub(super) problems: RefCell<Problems>,
     pub(super) files: RefCell<FileDigests>,
     /// The kinds and limits of the keys.
-    pub(super) notes: RefCell<Notes>,
+    pub(super) schemas: RefCell<Schemas>,
     /// Whether every table and list exists only to be described.
     pub(super) is_description: bool,
 }
@@ -66,7 +66,7 @@ impl<'a> Section<'a> {
 
     /// Notes the kind of a key, unless it is noted already.
     fn note(&self, key: &str, schema: impl FnOnce() -> serde_json::Value) {
-        self.reading.notes.borrow_mut().entry(self.dotted(key)).or_insert_with(schema);
+        self.reading.schemas.borrow_mut().entry(self.dotted(key)).or_insert_with(schema);
     }
 
     /// Notes a kind that has a name.
@@ -78,7 +78,7 @@ impl<'a> Section<'a> {
     /// is first read.
     pub(crate) fn describe(&self, key: &str, schema: serde_json::Value) {
         let path = if key.is_empty() { self.path.clone() } else { self.dotted(key) };
-        merge(self.reading.notes.borrow_mut().entry(path).or_default(), schema);
+        merge(self.reading.schemas.borrow_mut().entry(path).or_default(), schema);
     }
 
     fn dotted(&self, key: &str) -> String {
@@ -88,14 +88,9 @@ impl<'a> Section<'a> {
     /// The place of a value, for the operator: the key in a file, or the variable.
     fn place(&self, key: &str, tag: Tag) -> String {
         let dotted = self.dotted(key);
-        match self.reading.figment.get_metadata(tag) {
-            Some(metadata) if metadata.name == environment::NAME => {
-                format!("environment variable {}", variable(&dotted))
-            }
-            Some(metadata) => match &metadata.source {
-                Some(Source::File(path)) => format!("`{dotted}` in {}", path.display()),
-                _ => format!("`{dotted}`"),
-            },
+        match self.reading.origin(&dotted, tag) {
+            Some(origin) if self.is_from_environment(tag) || origin.starts_with("--") => origin,
+            Some(origin) => format!("`{dotted}` in {origin}"),
             None => format!("`{dotted}`"),
         }
     }

@@ -3,14 +3,14 @@
 use figment::providers::{Format as _, Toml};
 use figment::{Figment, Profile, Provider as _};
 
-use super::defaults::{self, Defaults};
+use super::defaults::{self, Layer};
 pub(crate) use super::section::Problems;
 use super::section::{Reading, Section};
 
 /// Reads `toml` (the inside of a table) over the defaults of the table at `path`, such as `["broker", "kafka"]`.
 pub(crate) fn read<T>(path: &[&str], toml: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> (T, Problems) {
     let defaults = defaults::template(path).expect("the table is in config/default.toml");
-    let figment = Figment::new().merge(Defaults(defaults)).merge(Toml::string(toml));
+    let figment = Figment::new().merge(Layer(defaults::NAME, defaults)).merge(Toml::string(toml));
     let table = figment.data().unwrap().remove(&Profile::Default).unwrap_or_default();
     let reading = Reading { figment, ..Reading::default() };
     let mut section = Section::top(&reading, table);

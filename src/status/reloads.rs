@@ -1,7 +1,9 @@
-//! The results of reloads of the settings, for metrics, `/status` and the page.
+//! The settings in force, and the results of their reloads, for metrics, `/status` and the page.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
+
+use serde_json::Value;
 
 /// The last reload. Keys, never values.
 #[derive(Clone, Debug)]
@@ -21,6 +23,7 @@ struct ReloadCounts {
     last: Option<Reload>,
     good: u64,
     bad: u64,
+    in_force: Value,
 }
 
 /// All reloads since the start.
@@ -41,6 +44,17 @@ impl Reloads {
             state.good += 1;
         }
         state.last = Some(reload);
+    }
+
+    /// Records the settings in force, with the origin of each.
+    pub(crate) fn set_in_force(&self, settings: Value) {
+        self.lock().in_force = settings;
+    }
+
+    /// The settings in force.
+    #[must_use]
+    pub(crate) fn in_force(&self) -> Value {
+        self.lock().in_force.clone()
     }
 
     /// The last reload.

@@ -313,6 +313,7 @@ fn shows_how_things_stand_as_json() {
                 "reasons",
                 "reload",
                 "revision",
+                "settings",
                 "sources",
                 "time_seconds",
                 "unknown_paths",

@@ -199,6 +199,9 @@ fn names_what_needs_a_restart_and_keeps_it() {
     let status = daemon.reload();
     assert_good(&status, &["ack", "ingress.listen", "publish.max_in_flight", "shutdown.grace"], &needs_restart);
     assert_eq!(status.text("/ack"), "buffered");
+    let in_force = |status: &Status, key: &str| status.0["settings"][key]["value"].clone();
+    let kept = ["ack", "publish.max_in_flight", "shutdown.grace"].map(|key| in_force(&status, key));
+    assert_eq!(kept, [json!("buffered"), json!(1000), json!("7s")]);
     let line = daemon.wait_for_line("what needs a restart", |line| line["needs_restart"].is_string());
     assert_eq!((&line["needs_restart"], &line["level"]), (&json!(needs_restart.join(", ")), &json!("WARN")));
     assert_eq!(request_once(&daemon, &Payload::new("cuid-1").body(), &[]).status, 200);

@@ -28,7 +28,8 @@ fn shows_no_secret_in_logs_at_trace_status_metrics_and_page() {
     let setup = Setup::new(&table())
         .level("trace")
         .raw("sources.second.secrets", format!("[{{ id = \"2026-11\", value = \"{}\" }}]", SECRETS[1]));
-    let daemon = setup.text("sources.second.path", "/second").text("shutdown.grace", "100ms").start();
+    let setup = setup.text("sources.second.path", "/second").text("shutdown.grace", "100ms");
+    let daemon = setup.start();
     let body = Payload::new("cuid-1").body();
     assert_eq!(request_once(&daemon, &body, &[]).status, 200);
     let wrong = [("X-Authorization-HMAC-256", "00")];
@@ -38,6 +39,11 @@ fn shows_no_secret_in_logs_at_trace_status_metrics_and_page() {
     assert_hidden("the answer 401", &answer.text());
     for path in ["/status", "/metrics", "/"] {
         assert_hidden(path, &daemon.get(path).text());
+    }
+    for arguments in [&["check", "--print"][..], &["check", "--print", "--json"]] {
+        let printed = said(&setup.run(arguments));
+        assert!(printed.contains("sources.second.secrets") && printed.contains("[secret]"), "{printed}");
+        assert_hidden("check", &printed);
     }
     let stopped = daemon.stop();
     assert_eq!((stopped.code, stopped.count("held")), (Some(0), 1), "one event was not delivered");

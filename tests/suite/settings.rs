@@ -543,6 +543,43 @@ fn lets_flags_override_the_environment() {
 }
 
 #[test]
+fn prints_the_settings_in_force_with_the_origin_of_each_and_no_secret() {
+    let uris = "[\"amqp://guest:hunter2@a:5672/%2f\"]";
+    let file = format!(
+        "{SOURCE}[broker.rabbitmq]\nuris = {uris}\npassword = \"hunter2\"\nusername = \"bridge\"\n\
+         routes = [{{ event = \"E\", routing_key = \"r\" }}]\n[publish]\nmax_in_flight = 7\n"
+    );
+    let settings = Settings::new(&file)
+        .set("BUFFER__MAX_EVENTS", "5")
+        .variable("STATE_DIRECTORY", "/var/lib:/var/tmp")
+        .variable("PLEXTRAC_BRIDGE_DEFAULTS", "more.toml");
+    settings.file("more.toml", "[publish]\nmax_in_flight = 9\n[ingress]\nthreads = 3\n", 0o600);
+    let ended = settings.run(&["check", "--print", "--config", "bridge.toml", "--log-level", "warn"]);
+    for line in [
+        "ack = \"buffered\"   # default",
+        "buffer.max_events = \"5\"   # environment variable PLEXTRAC_BRIDGE__BUFFER__MAX_EVENTS",
+        "broker.rabbitmq.password = \"[secret]\"   # bridge.toml",
+        "broker.rabbitmq.routes = [{\"event\":\"E\",\"routing_key\":\"r\"}]   # bridge.toml",
+        "broker.rabbitmq.uri = \"amqp://localhost:5672/%2f\"   # default",
+        "broker.rabbitmq.uris = [\"amqp://a:5672/%2f\"]   # bridge.toml",
+        "broker.rabbitmq.username = \"bridge\"   # bridge.toml",
+        "ingress.threads = 3   # more.toml",
+        "log.format = \"auto\"   # default",
+        "log.level = \"warn\"   # --log-level",
+        "publish.max_in_flight = 7   # bridge.toml",
+        "sources.plextrac.secret = \"[secret]\"   # bridge.toml",
+        "state_directory = \"/var/lib\"   # environment variable STATE_DIRECTORY",
+    ] {
+        assert!(ended.out.lines().any(|printed| printed == line), "no {line} in:\n{}{}", ended.out, ended.err);
+    }
+    assert!(!ended.out.contains("hunter2") && !ended.out.contains(SECRET), "{}", ended.out);
+    let json = settings.run(&["check", "--print", "--json", "--config", "bridge.toml"]);
+    let json: serde_json::Value = serde_json::from_str(&json.out).expect("it is JSON");
+    let expected = serde_json::json!({ "value": 7, "origin": "bridge.toml" });
+    assert_eq!(json["settings"]["publish.max_in_flight"], expected);
+}
+
+#[test]
 fn refuses_addresses_and_routes_that_cannot_work() {
     Settings::good("[ingress]\nlisten = \"127.0.0.1:8081\"")
         .refused(&["`ingress.listen` and `admin.listen` are the same address; the admin port needs its own"]);
