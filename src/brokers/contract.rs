@@ -251,7 +251,7 @@ pub(crate) trait Session: Send {
     fn flush(&mut self) {}
 
     /// Waits for verdicts and appends all there are; returns with at least one, with the loss of the session, or where
-    /// [`Session::takes_more`] became true without one.
+    /// [`Session::takes_more`] or [`Session::has_changed`] became true without one.
     /// Cancel-safe: dropping the future loses no verdict. Once it returned an error it is not called again.
     ///
     /// # Errors

@@ -1,7 +1,7 @@
 //! NATS JetStream in the conformance suite: subjects, streams, permissions, the server's own deduplication.
 
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -372,4 +372,27 @@ fn a_sealed_stream_refuses_no_event() {
     let oracle = Oracle { sent: &before.and(after), delivered: &delivered, dead: &[], out_of_order: 0 };
     oracle.judge();
     oracle.agrees_with(&status);
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_full_subject() {
+    let rig = Nats::new("a_stop_does_not_wait");
+    let subjects = json!([format!("{}.>", rig.name)]);
+    let config = json!({"max_msgs_per_subject": 5, "discard": "new", "discard_new_per_subject": true});
+    admin(&rig.order(&json!({"do": "create", "subjects": subjects, "config": config})));
+    let setup = Setup::new(&rig.table()).text("shutdown.grace", "60s");
+    let daemon = setup.start();
+    let sent = Load { events: 12, connections: 1, keys: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until("what does not fit waits", LIMIT, |status| {
+        (status.count("published"), status.count("held")) == (5, 7)
+    });
+    let began = Instant::now();
+    let stopped = daemon.stop();
+    assert!(began.elapsed() < Duration::from_secs(20), "stopped after {:?}", began.elapsed());
+    assert_eq!((stopped.code, stopped.count("held"), stopped.count("lost")), (Some(0), 7, 0));
+    let config = json!({"max_msgs_per_subject": -1, "discard": "old", "discard_new_per_subject": false});
+    admin(&rig.order(&json!({"do": "update", "subjects": subjects, "config": config})));
+    let daemon = setup.start();
+    daemon.wait_until_empty();
+    Oracle { sent: &sent, delivered: &rig.read(0), dead: &[], out_of_order: 0 }.judge();
 }
