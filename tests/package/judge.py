@@ -6,6 +6,7 @@
 import collections
 import json
 import pathlib
+import re
 import sys
 
 # Fewer would show nothing.
@@ -18,7 +19,9 @@ def main():
     for file in pathlib.Path(sys.argv[2]).glob("*.ndjson"):
         for line in file.read_text(encoding="utf-8").splitlines():
             body = json.loads(line)["body"]
-            stored[(json.loads(body) if isinstance(body, str) else body).get("cuid")] += 1
+            # Other tests publish what is no JSON.
+            if name := re.search(r'"cuid": *"(\w+)"', body if isinstance(body, str) else json.dumps(body)):
+                stored[name[1]] += 1
     accepted = load["accepted"]
     lost = [name for name in accepted if not stored[name]]
     twice = [name for name in accepted if stored[name] > 1]

@@ -61,6 +61,7 @@ declare -A WALKS=(
 runbook() {
     local command
     local -A typed=()
+    cp "$settings" "$temporary/before"
     while IFS= read -r command; do
         typed[$command]=1
         step "docs/operations.md: $command" walk "$command"
@@ -68,6 +69,8 @@ runbook() {
     for command in "${!WALKS[@]}"; do
         [ -n "${typed[$command]:-}" ] || step "docs/operations.md has no longer: $command" false
     done
+    cp "$temporary/before" "$settings"
+    ctl restart plextrac-bridge
 }
 walk() { # COMMAND
     local how=${WALKS[$1]:-}
