@@ -68,6 +68,14 @@ every_command_is_tested() {
     [ -z "$bad" ]
 }
 
+# make package-test runs it; here only that nothing is missing.
+every_text_to_type_is_walked() (
+    root=
+    . tests/package/runbook.sh
+    typed=$(python tests/package/runbook.py docs/operations.md)
+    diff <(sort <<<"$typed") <(printf '%s\n' "${!WALKS[@]}" | sort)
+)
+
 dashboard_asks_promql() {
     python tests/dashboard_queries.py deploy/grafana/dashboards/plextrac-bridge.json >"$temporary/dashboard.yml" &&
         promtool check rules "$temporary/dashboard.yml"
@@ -145,6 +153,7 @@ check ".github/dependabot.yml (schema)" check-jsonschema --builtin-schema vendor
 check "workflows (actionlint)" actionlint
 check "workflows, Dependabot (zizmor)" zizmor --offline --quiet --no-progress --strict-collection .github
 check "docs/install.md: each command is run by the tests, or says what it needs" every_command_is_tested
+check "docs/operations.md: all that is to be typed is in tests/package/runbook.sh" every_text_to_type_is_walked
 check "deploy/systemd (systemd-analyze verify)" units_are_sound
 check "$unit (systemd-analyze security, at most $unit_exposure of 100)" unit_is_confined
 systemd-analyze security --offline=true --no-pager "$unit" 2>/dev/null | sed -n 's/^→ */      /p'

@@ -300,7 +300,12 @@ def check_monitoring(file):
 
 # --- The program itself.
 
-STAND_INS = {"rabbitmq-uri": "amqps://user:password@rabbitmq.example.com:5671/%2f"}
+STAND_INS = {
+    "rabbitmq-uri": "amqps://user:password@rabbitmq.example.com:5671/%2f",
+    "kafka.properties": "client.dns.lookup=use_all_dns_ips\n",
+    # The example of NATS's documentation.
+    "nats-seed": "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY",
+}
 
 
 def stand_in(path, authority):

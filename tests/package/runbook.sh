@@ -9,6 +9,7 @@ declare -A WALKS=(
     ["check --connect"]=tries_the_broker
     ["plextrac-bridge check --connect"]=tries_the_broker
     ["plextrac-bridge --config /etc/plextrac-bridge/config.toml check --connect"]=tries_the_broker
+    ["explain"]=explains_a_body
     ["healthcheck"]=knows_whether_it_runs
     ["plextrac-bridge healthcheck"]=knows_whether_it_runs
     ["send"]=sends_an_event
@@ -31,6 +32,7 @@ declare -A WALKS=(
     ["curl 127.0.0.1:8081/readyz"]=answers_ready
     ["curl 127.0.0.1:8081/livez"]=answers_live
     ["systemctl status plextrac-bridge"]=shows_that_it_runs
+    ["systemctl stop plextrac-bridge"]=stops
     ["systemctl restart plextrac-bridge"]=restarts
     ["systemctl reload plextrac-bridge"]=reloads_the_buffer
     ["journalctl -u plextrac-bridge -n 50"]=shows_the_last_line
@@ -79,7 +81,7 @@ walk() { # COMMAND
 }
 # As the page says: commands of the program may lack its name.
 run() { # COMMAND
-    case ${1%% *} in check | dead-letters | healthcheck | journal | send) set -- "plextrac-bridge $1" ;; esac
+    case ${1%% *} in check | dead-letters | explain | healthcheck | journal | send) set -- "plextrac-bridge $1" ;; esac
     inside bash -c "$1"
 }
 # What a clean root lacks is asked from outside, through its network.
@@ -119,6 +121,10 @@ knows_whether_it_runs() {
     fails run "$1"
     ctl start plextrac-bridge
 }
+explains_a_body() {
+    printf '{"event":"ReportPublished"}' >"$root/srv/body"
+    gives ReportPublished run "$1 /srv/body"
+}
 sends_an_event() {
     local before
     before=$(stored)
@@ -130,6 +136,11 @@ answers_ready() { gives '^ready' beside "$1"; }
 answers_live() { gives '^live' beside "$1"; }
 shows_that_it_runs() { gives 'Active: active \(running\)' run "$1"; }
 shows_the_last_line() { gives . run "$1"; }
+stops() {
+    run "$1"
+    is ActiveState inactive
+    ctl start plextrac-bridge
+}
 restarts() {
     local pid
     pid=$(show MainPID)

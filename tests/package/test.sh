@@ -165,6 +165,19 @@ reloads() {
     inside plextrac-bridge send --secret-file /srv/second http://127.0.0.1:8080/webhooks/second
     is MainPID "$pid"
 }
+# The unit passes secret and state directory; a settings file without them is enough for it, and for what only reads.
+commands_that_read_find_the_state() {
+    local command
+    cp "$settings" "$temporary/settings"
+    sed -i '/^state_directory/d; /^secret_file/d' "$settings"
+    ctl restart plextrac-bridge
+    for command in healthcheck 'journal verify' 'dead-letters list' 'dead-letters list --invalid'; do
+        inside bash -c "plextrac-bridge $command"
+    done
+    inside plextrac-bridge dead-letters list | grep -F "in /var/lib/plextrac-bridge/"
+    cp "$temporary/settings" "$settings"
+    ctl restart plextrac-bridge
+}
 a_wrong_reload_changes_nothing() {
     local pid
     pid=$(show MainPID)
@@ -368,6 +381,7 @@ step "a secret, settings, a start: the first event" first_event
 step "the service is confined" is_confined
 step "its secret is a credential" secret_is_a_credential
 runbook
+step "commands that read find the state directory of the unit" commands_that_read_find_the_state
 step "a reload changes settings in the same process" reloads
 step "a reload of wrong settings changes nothing" a_wrong_reload_changes_nothing
 step "a start with wrong settings fails once" wrong_settings_fail_once
