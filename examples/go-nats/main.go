@@ -71,11 +71,14 @@ func (h *handled) add(id string) {
 	h.ids[id] = struct{}{}
 }
 
-// toCloudEvent reads the headers by the official SDK. It has no binding for NATS, but for HTTP, which differs in two
-// things: the case of names, and that the SDK expects values decoded.
+// toCloudEvent reads the headers by the official SDK. It has no binding for NATS, but for HTTP, which differs in three
+// things: the case of names, that the SDK expects values decoded, and that the type of the content is Content-Type alone.
 func toCloudEvent(ctx context.Context, msg jetstream.Msg) (*event.Event, error) {
 	headers := http.Header{}
 	for name, values := range msg.Headers() {
+		if name == "ce-datacontenttype" {
+			continue
+		}
 		value := values[0]
 		if strings.HasPrefix(name, "ce-") {
 			decoded, err := url.PathUnescape(value)
