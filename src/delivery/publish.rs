@@ -169,6 +169,10 @@ impl Delivery {
                     reported.clear();
                     self.connected(&findings);
                     self.deliver(session).await;
+                    if self.takeover.is_ready() {
+                        // The state stays connected.
+                        continue;
+                    }
                 }
                 Err(error) => self.not_connected(&error, &mut reported),
             }

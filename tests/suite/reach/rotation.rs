@@ -154,7 +154,10 @@ fn renews_its_certificate_under_load(kind: Kind, test: &str) {
     };
     let before = connected();
     strict.renew(&new.issue());
+    let since = || daemon.status().0["broker"]["since_timestamp_seconds"].clone();
+    let connected_since = since();
     wait_until("it connects with the new pair", LIMIT, || connected() > before);
+    assert_eq!(since(), connected_since, "the state does not flap");
     flows(&daemon, &running);
     assert!(!daemon.log().contains("lost the session"), "no session is lost by it: {}", daemon.log());
     strict.restart_trusting(&new);
