@@ -20,10 +20,10 @@ use crate::process::state_directory::{self, StateError};
 use crate::queue::Buffer;
 use crate::status::{BrokerStatus, Ledger};
 
-/// How long a command waits for its session to close.
+/// The longest time that a command waits for its session to close.
 const CLOSE: Duration = Duration::from_secs(5);
 
-/// How long a command that is to end waits for the verdicts on what is sent.
+/// The longest time that a command that is to end waits for the verdicts on sent messages.
 const VERDICTS: Duration = Duration::from_secs(2);
 
 /// Both stores.
@@ -44,7 +44,7 @@ impl Letters {
         Ok(Self { stores: Stores { dead_letters, invalid } })
     }
 
-    /// What a store holds.
+    /// The contents of a store, counted.
     pub(super) fn held(&self, kind: StoreKind) -> Arc<StoreCounts> {
         self.stores.of(kind).lock().unwrap_or_else(PoisonError::into_inner).held()
     }
@@ -61,10 +61,10 @@ impl Letters {
     }
 }
 
-/// How the payloads of a source are looked at, by its name.
+/// The validation of the payloads of a source, by its name.
 pub(super) type ValidationOf = Box<dyn Fn(&str) -> Option<Validation> + Send + Sync>;
 
-/// How events are made of letters again.
+/// The rules by which letters become events again.
 fn rebuilder(ways: ValidationOf) -> Rebuilder {
     Rebuilder {
         always: ingress::rebuild,

@@ -47,7 +47,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The most bytes of a request: a command line is shorter.
 const MAX_REQUEST: usize = 4 << 20;
 
-/// How long the end waits for commands to read how their requests ended.
+/// The longest time that the end waits for commands to read how their requests ended.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 /// Opens the state directory, to reach the socket in it: the path of a socket has at most 107 bytes, and that of

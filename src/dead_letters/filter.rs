@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::dead_letters::Letter;
 
-/// How old a letter may be, by the time when it was written.
+/// The range of ages of a letter, by the time when it was written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Age {
     /// At least so old.

@@ -14,14 +14,14 @@ pub(crate) const VERSION: u32 = 1;
 /// An event or body that is kept, and why.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Letter {
-    /// When it was written.
+    /// The time when it was written.
     pub(crate) time: SystemTime,
     /// `too_large`, `unroutable`, `no_destination`, `not_authorised`, `other`; of a body that was not published
     /// `invalid`, `malformed`, `probe`.
     pub(crate) reason: String,
     /// The broker's words, or ours.
     pub(crate) text: String,
-    /// How often it was sent.
+    /// The number of times it was sent.
     pub(crate) attempts: u32,
     /// The event id.
     pub(crate) id: String,
@@ -29,13 +29,13 @@ pub(crate) struct Letter {
     pub(crate) source: String,
     /// The payload's `event`, empty where it has none.
     pub(crate) event: String,
-    /// When the request came.
+    /// The time when the request arrived.
     pub(crate) received: SystemTime,
     /// `X-Authorization-HMAC-256` as received.
     pub(crate) signature: Option<String>,
     /// `traceparent` as received.
     pub(crate) traceparent: Option<String>,
-    /// Where it was to go, as the settings of that time had it.
+    /// The address that the settings of that time gave it.
     pub(crate) address: String,
     /// The key of that time.
     pub(crate) key: String,
@@ -45,7 +45,7 @@ pub(crate) struct Letter {
     pub(crate) body: Box<[u8]>,
 }
 
-/// Why a line is no letter. It is kept.
+/// The reason why a line is no letter. It is kept.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NotALetter {
     /// A later version of the program wrote it.
@@ -142,7 +142,7 @@ impl Letter {
         })
     }
 
-    /// What [`crate::event::Rebuild`] takes.
+    /// The arguments of [`crate::event::Rebuild`].
     #[must_use]
     pub(crate) fn origin_and_body(self) -> (Origin, Box<[u8]>) {
         let signature: Option<[u8; 64]> =
@@ -158,7 +158,7 @@ impl Letter {
     }
 }
 
-/// Whether the id was made of this signature: an unsigned source may have been sent one that nobody verified.
+/// Whether the id was made of this signature: an unsigned source may have been sent one that was never verified.
 fn begins(id: &str, signature: &[u8; 64]) -> bool {
     let digits = match id.rsplit_once('-') {
         Some((_, digits)) if digits.len() == 12 => digits,

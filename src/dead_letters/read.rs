@@ -53,7 +53,7 @@ pub(crate) fn files(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 pub(crate) struct Lines(BufReader<File>);
 
 impl Lines {
-    /// Opens a file; none where it is gone, which happens while one reads.
+    /// Opens a file; none if it does not exist any more, which happens during a reading.
     ///
     /// # Errors
     /// It cannot be read.

@@ -26,7 +26,7 @@ use crate::status::{BrokerStatus, ConnectionState};
 /// The most bytes of bodies that are replayed at once, unless one alone has more.
 const BATCH_BYTES: usize = 8 << 20;
 
-/// How often the progress of a batch is reported, and room for the next one is looked for.
+/// The interval at which the progress of a batch is reported, and room for the next one is looked for.
 const REPORT: Duration = Duration::from_millis(250);
 
 /// Both stores.
@@ -60,7 +60,7 @@ pub(crate) struct Requests {
     turn: tokio::sync::Mutex<()>,
 }
 
-/// How a request ended.
+/// The end of a request.
 enum Ended {
     /// All that it could do is done.
     Done,
@@ -344,7 +344,7 @@ impl RequestWork<'_> {
     }
 }
 
-/// How the wait for a batch ended.
+/// The end of the wait for a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum BatchEnd {
     /// All of its events have ended.

@@ -7,7 +7,7 @@ use crate::dead_letters::Filter;
 /// The version of both.
 const VERSION: u64 = 1;
 
-/// What to do with the letters.
+/// The action on the letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Publish them again; each goes when it is stored.
@@ -47,7 +47,7 @@ impl StoreKind {
     }
 }
 
-/// How the bodies of *invalid* are looked at.
+/// The validation of the bodies of *invalid*.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Validity {
     /// As their source says today.
@@ -61,7 +61,7 @@ pub(crate) enum Validity {
 /// A request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Request {
-    /// What to do.
+    /// The action.
     pub(crate) action: Action,
     /// Where.
     pub(crate) kind: StoreKind,
@@ -71,7 +71,7 @@ pub(crate) struct Request {
     pub(crate) validity: Validity,
 }
 
-/// Why a request cannot be understood.
+/// The reason why a request cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct BadRequest(String);
@@ -117,7 +117,7 @@ impl Request {
     }
 }
 
-/// Where a request stands.
+/// The state of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum RequestState {
     /// Working, or waiting for its turn or for the broker.
@@ -141,14 +141,14 @@ impl RequestState {
     }
 }
 
-/// How far a request is.
+/// The progress of a request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
-    /// Where it stands.
+    /// The state.
     pub(crate) state: RequestState,
     /// Letters that match.
     pub(crate) selected: u64,
-    /// Of them: looked after, whatever became of them.
+    /// The number of those that are done, whatever became of them.
     pub(crate) done: u64,
     /// Confirmed by the broker.
     pub(crate) published: u64,
@@ -160,7 +160,7 @@ pub(crate) struct Progress {
     pub(crate) skipped: u64,
     /// Lines that are no letters; they stay.
     pub(crate) unreadable: u64,
-    /// What stands in the way.
+    /// The obstacle.
     pub(crate) error: Option<String>,
 }
 

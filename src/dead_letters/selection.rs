@@ -14,7 +14,7 @@ const BATCH: usize = 256;
 /// Makes an event of a kept body if it is valid today: as its source is configured, or in the lenient way.
 pub(crate) type RebuildInvalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
 
-/// How events are made of letters again.
+/// The rules by which letters become events again.
 #[derive(Clone)]
 pub(crate) struct Rebuilder {
     /// For bodies that were accepted, and for kept ones with `--as-is`.
@@ -89,7 +89,7 @@ pub(super) fn take(
     Ok(batch)
 }
 
-/// How many letters match, and how many lines are none.
+/// The number of letters that match, and of lines that are none.
 pub(super) fn count(paths: &[PathBuf], filter: &Filter) -> io::Result<(u64, u64)> {
     let (mut selected, mut unreadable) = (0, 0);
     for path in paths {

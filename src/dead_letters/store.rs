@@ -19,7 +19,7 @@ use crate::dead_letters::read::{self, Lines};
 use crate::process::failpoint;
 use crate::process::state_directory::{create_directory, give_to_the_owner, sync_directory};
 
-/// What happens when a letter does not fit.
+/// The rule for a letter that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AtLimit {
     /// It is not taken.
@@ -28,14 +28,14 @@ pub(crate) enum AtLimit {
     DropOldest,
 }
 
-/// How large a store and its files become.
+/// The size limits of a store and its files.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StoreLimits {
     /// The most bytes of all files.
     pub(crate) capacity: u64,
     /// A file is closed at this size, so that a rewrite is small.
     pub(crate) file: u64,
-    /// What happens beyond.
+    /// The rule beyond them.
     pub(crate) at_limit: AtLimit,
 }
 
@@ -54,7 +54,7 @@ impl StoreLimits {
     }
 }
 
-/// What a store holds, and what became of letters since the start; for metrics and `/status`.
+/// The contents of a store, and the fate of letters since the start, counted for metrics and `/status`.
 #[derive(Debug, Default)]
 pub(crate) struct StoreCounts {
     events: AtomicU64,
@@ -90,7 +90,7 @@ impl StoreCounts {
         self.kept.load(Ordering::Relaxed)
     }
 
-    /// Of them: letters of events that were replayed, and refused again.
+    /// The letters among them whose events were replayed and refused again.
     #[must_use]
     pub(crate) fn returned(&self) -> u64 {
         self.returned.load(Ordering::Relaxed)
@@ -108,7 +108,7 @@ impl StoreCounts {
     }
 }
 
-/// Why lines were not written; none of them is.
+/// The reason why lines were not written; none of them is.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
     /// No room.
@@ -117,7 +117,7 @@ pub(crate) enum WriteError {
          `plextrac-bridge dead-letters drop`, or raise `dead_letters.max_bytes`"
     )]
     Full {
-        /// Of the first line.
+        /// The size of the first line.
         length: usize,
         /// Used.
         bytes: u64,
@@ -202,7 +202,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store. Its owner is the only one who writes there.
+    /// Opens or creates the store. Only its owner writes there.
     ///
     /// # Errors
     /// The directory cannot be created or read.
@@ -240,7 +240,7 @@ impl Store {
         Ok(store)
     }
 
-    /// What it holds.
+    /// Its contents, counted.
     #[must_use]
     pub(crate) fn held(&self) -> Arc<StoreCounts> {
         self.held.clone()
@@ -540,7 +540,7 @@ pub(super) fn create(directory: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// How many whole lines a file has, and where the last one ends.
+/// The number of whole lines of a file, and the end of the last one.
 fn sound_lines(path: &Path) -> io::Result<(u64, u64)> {
     let mut reader = BufReader::with_capacity(1 << 16, File::open(path)?);
     let (mut lines, mut at, mut end) = (0, 0, 0);
@@ -644,7 +644,7 @@ mod tests {
         assert_eq!((lines(&store, 1), counts(&store)), (vec!["a".to_owned(), "bb".to_owned()], (2, 5)));
         assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 2);
         assert_eq!((counts(&store), fs::read_dir(directory.path()).unwrap().count()), ((0, 0), 0));
-        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 0, "a file that is gone");
+        assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 0, "a file that does not exist any more");
         store.append(&entries(&["c"])).unwrap();
         assert_eq!(store.files(9), [2]);
     }
@@ -672,7 +672,7 @@ mod tests {
         let mut store = Store::open(directory.path(), limits(12)).unwrap();
         assert!(store.no_room().is_none());
         store.append(&entries(&["0123456789"])).unwrap();
-        assert!(store.no_room().is_none(), "nobody knows yet");
+        assert!(store.no_room().is_none(), "nothing is known yet");
         assert!(store.append(&entries(&["x"])).is_err());
         assert!(matches!(store.no_room(), Some(WriteError::Full { length: 2, bytes: 11, .. })));
         let file = store.seal();

@@ -22,7 +22,8 @@ use crate::cli::dead_letters::progress::Display;
 use crate::cli::dead_letters::{Chosen, Which};
 use crate::cli::{self, complain};
 
-/// How long another holder of the state directory may have no socket: a daemon that starts, stops, or a command.
+/// The longest time that another holder of the state directory may have no socket: a daemon that starts or stops, or
+/// a command.
 const RETRY: Duration = Duration::from_secs(5);
 
 /// Between two tries.
@@ -204,7 +205,7 @@ fn cannot_use(path: &Path, error: &io::Error) -> Obstacle {
     Obstacle::Other(format!("cannot use {}: {error}{hint}", path.display()))
 }
 
-/// Why a request is no longer watched.
+/// The reason why a request is no longer watched.
 enum WatchEnd {
     Over,
     TooLong,

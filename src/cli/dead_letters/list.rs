@@ -38,7 +38,7 @@ pub(in crate::cli) struct Show {
     body: bool,
 }
 
-/// What lines are no letters: by how many, and the first of them.
+/// The lines that are no letters: their number, and the first of them.
 #[derive(Default)]
 struct NotLetters {
     count: u64,
@@ -123,7 +123,7 @@ fn width() -> usize {
 /// A line of the table, cut at the width.
 fn row(width: usize, [time, reason, event, id, address, text]: [&str; 6]) -> String {
     let line = format!("{time:<20}  {reason:<14}  {event:<20}  {id:<38}  {address:<20}  {text}");
-    // A stranger's words: no control character reaches the terminal.
+    // Untrusted input: no control character reaches the terminal.
     let line = line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c });
     line.take(width).collect()
 }

@@ -1,4 +1,4 @@
-//! What a person sees while a request is under way: a bar on a terminal, else lines; at the end a sentence.
+//! The display of a request under way: a bar on a terminal, else lines; at the end a sentence.
 
 use std::io::IsTerminal as _;
 
