@@ -7,11 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use prometheus::core::Collector;
 use prometheus::{
-    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
 };
 
 use crate::event::{Deviation, Field};
-use crate::status::{ConnectionState, ErrorKind, KeptReason, Loss, Reason, RefusalReason, Snapshot, Totals};
+use crate::status::{
+    ConnectionState, ErrorKind, JournalState, KeptReason, Loss, Reason, RefusalReason, Snapshot, SourceBook, Totals,
+};
 
 const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
 /// An event may wait for the broker for days; of those that waited for longer than one, that much is known.
@@ -79,50 +81,104 @@ pub(crate) struct Metrics {
     deviating: IntCounterVec,
     reloads: IntCounterVec,
     books: Books,
-    gauges: Gauges,
+    gauges: Vec<Gauge>,
 }
 
 #[derive(Debug)]
 struct Books {
-    received: IntCounterVec,
-    accepted: IntCounterVec,
-    duplicate: IntCounterVec,
-    probe: IntCounterVec,
+    of_sources: Vec<IntCounterVec>,
     rejected: IntCounterVec,
     matched: IntCounterVec,
-    recovered: IntCounter,
-    replayed: IntCounter,
     published: IntCounterVec,
     dead_lettered: IntCounterVec,
-    withdrawn: IntCounter,
     lost: IntCounterVec,
-    damaged: IntCounter,
+    plain: Vec<IntCounter>,
 }
 
-#[derive(Debug)]
-struct Gauges {
-    ready: IntGauge,
-    buffer_events: IntGauge,
-    buffer_bytes: IntGauge,
-    buffer_capacity_events: IntGauge,
-    buffer_capacity_bytes: IntGauge,
-    in_flight: IntGauge,
-    oldest: Gauge,
-    last_published: Gauge,
-    broker_connected: IntGauge,
-    broker_waiting: IntGauge,
-    addresses_waiting: IntGauge,
-    connections_open: IntGauge,
-    connections_capacity: IntGauge,
-    journal_events: IntGauge,
-    journal_bytes: IntGauge,
-    journal_capacity_bytes: IntGauge,
-    dead_letters_events: IntGauge,
-    dead_letters_bytes: IntGauge,
-    dead_letters_capacity_bytes: IntGauge,
-    reloaded: IntGauge,
-    certificate: Gauge,
-    mismatch: IntGauge,
+/// A counter of each source: its name, its help text, its number in the ledger.
+type SourceRow = (&'static str, &'static str, fn(&SourceBook) -> u64);
+
+const OF_SOURCES: [SourceRow; 4] = [
+    ("events_received_total", "Requests for a source's path whose answer was decided.", |book| book.received),
+    ("events_accepted_total", "Events taken into buffer or journal.", |book| book.accepted),
+    ("events_duplicate_total", "Events that were there already.", |book| book.duplicate),
+    ("events_probe_total", "Connection tests, not published.", |book| book.probe),
+];
+
+/// A counter without labels, in the same way.
+type PlainRow = (&'static str, &'static str, fn(&Snapshot) -> u64);
+
+const PLAIN: [PlainRow; 4] = [
+    ("events_recovered_total", "Events taken from the journal at start.", |now| now.ledger.recovered),
+    ("events_replayed_total", "Events taken from dead letters.", |now| now.ledger.replayed),
+    (
+        "events_withdrawn_total",
+        "Events timed out, or taken back by the end of their replay, before they were sent.",
+        |now| now.ledger.withdrawn,
+    ),
+    ("journal_damaged_records_total", "Damaged records found in the journal.", |now| {
+        now.journal.as_ref().map_or(0, |journal| journal.damaged)
+    }),
+];
+
+/// A gauge, in the same way.
+type GaugeRow = (&'static str, &'static str, fn(&Scrape<'_>) -> f64);
+
+/// The state that a scrape reports.
+struct Scrape<'s> {
+    now: &'s Snapshot,
+    totals: &'s Totals,
+    moment: &'s Moment,
+}
+
+#[expect(clippy::cast_precision_loss, reason = "Prometheus knows no other numbers")]
+const GAUGES: [GaugeRow; 22] = [
+    ("ready", "1 while events can be accepted.", |at| f64::from(at.moment.ready)),
+    ("buffer_events", "Events in memory, from enqueue to settle.", |at| at.now.events as f64),
+    ("buffer_bytes", "Bytes of the events in memory, as counted for the byte limit.", |at| at.now.bytes as f64),
+    ("buffer_capacity_events", "buffer.max_events.", |at| at.now.limits.events as f64),
+    ("buffer_capacity_bytes", "buffer.max_bytes.", |at| at.now.limits.bytes as f64),
+    ("in_flight_events", "Messages handed to the broker's client, without a verdict.", |at| {
+        at.moment.in_flight as f64
+    }),
+    ("oldest_event_timestamp_seconds", "Receipt of the oldest event held; 0 where none is.", |at| {
+        unix_seconds(at.now.oldest)
+    }),
+    ("last_published_timestamp_seconds", "The last confirmation; 0 before the first.", |at| {
+        unix_seconds(at.moment.last_published)
+    }),
+    ("broker_connected", "1 while there is a session with the broker.", |at| {
+        f64::from(at.moment.broker != ConnectionState::Connecting)
+    }),
+    ("broker_waiting", "1 while the broker takes nothing for now, or confirmed nothing for 5 s.", |at| {
+        f64::from(at.moment.broker == ConnectionState::Waiting)
+    }),
+    ("addresses_waiting", "Addresses whose oldest event in flight has no answer for 5 s.", |at| {
+        at.moment.addresses_waiting as f64
+    }),
+    ("connections_open", "Open connections of senders.", |at| at.moment.connections_open as f64),
+    ("connections_capacity", "ingress.max_connections.", |at| at.moment.connections_capacity as f64),
+    ("journal_events", "Events in the journal that are not settled.", |at| {
+        journal(at, |journal| journal.events as f64)
+    }),
+    ("journal_bytes", "Bytes of the journal's segments in use.", |at| journal(at, |journal| journal.bytes as f64)),
+    ("journal_capacity_bytes", "journal.max_bytes; 0 where there is none.", |at| {
+        journal(at, |journal| journal.capacity as f64)
+    }),
+    ("dead_letters_events", "Dead letters on disk.", |at| at.moment.dead_letters.0 as f64),
+    ("dead_letters_bytes", "Bytes of the dead letters on disk.", |at| at.moment.dead_letters.1 as f64),
+    ("dead_letters_capacity_bytes", "dead_letters.max_bytes.", |at| at.moment.dead_letters.2 as f64),
+    ("config_last_reload_successful", "1 if the last load of the settings was good.", |at| {
+        f64::from(!at.moment.reload_failed)
+    }),
+    ("tls_certificate_not_after_timestamp_seconds", "End of the server certificate; 0 without TLS.", |at| {
+        unix_seconds(at.moment.certificate_not_after)
+    }),
+    ("accounting_mismatch_events", "0, or the accounting has a defect.", |at| at.totals.mismatch() as f64),
+];
+
+fn journal(at: &Scrape<'_>, number: fn(&JournalState) -> f64) -> f64 {
+    at.now.journal.as_ref().map_or(0.0, number)
 }
 
 /// Registers series under the program's prefix.
@@ -147,11 +203,7 @@ impl Register<'_> {
         self.add(IntCounterVec::new(Self::options(name, help), labels))
     }
 
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.add(IntGauge::with_opts(Self::options(name, help)))
-    }
-
-    fn time(&self, name: &str, help: &str) -> Gauge {
+    fn gauge(&self, name: &str, help: &str) -> Gauge {
         self.add(Gauge::with_opts(Self::options(name, help)))
     }
 
@@ -230,7 +282,7 @@ impl Metrics {
             ),
             reloads: add.counters("config_reloads_total", "Reloads of the settings.", &["result"]),
             books: Books::new(&add),
-            gauges: Gauges::new(&add),
+            gauges: GAUGES.map(|(name, help, _)| add.gauge(name, help)).into(),
             registry: registry.clone(),
         };
         metrics.start();
@@ -264,7 +316,7 @@ impl Metrics {
     pub(crate) fn source(&self, source: &str, secrets: impl Iterator<Item = Arc<str>>) -> SourceMetrics {
         let books = &self.books;
         // A look-up creates the codes and the histogram below.
-        for counters in [&books.received, &books.accepted, &books.duplicate, &books.probe] {
+        for counters in &books.of_sources {
             counters.with_label_values(&[source]);
         }
         for reason in Reason::ALL {
@@ -335,7 +387,10 @@ impl Metrics {
         // Two concurrent scrapes must not both add the same difference.
         let _one = self.scrape.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         self.books.copy(snapshot);
-        self.gauges.copy(snapshot, totals, moment);
+        let scrape = Scrape { now: snapshot, totals, moment };
+        for (gauge, (_, _, number)) in self.gauges.iter().zip(GAUGES) {
+            gauge.set(number(&scrape));
+        }
         for (result, count) in RELOADS.into_iter().zip([moment.reloads.0, moment.reloads.1]) {
             follow(&self.reloads.with_label_values(&[result]), count);
         }
@@ -377,22 +432,13 @@ fn follow(counter: &IntCounter, count: u64) {
 impl Books {
     fn new(add: &Register<'_>) -> Self {
         Self {
-            received: add.counters(
-                "events_received_total",
-                "Requests for a source's path whose answer was decided.",
-                &["source"],
-            ),
-            accepted: add.counters("events_accepted_total", "Events taken into buffer or journal.", &["source"]),
-            duplicate: add.counters("events_duplicate_total", "Events that were there already.", &["source"]),
-            probe: add.counters("events_probe_total", "Connection tests, not published.", &["source"]),
+            of_sources: OF_SOURCES.map(|(name, help, _)| add.counters(name, help, &["source"])).into(),
             rejected: add.counters("events_rejected_total", "Requests refused.", &["source", "reason"]),
             matched: add.counters(
                 "signatures_matched_total",
                 "Signatures that matched this secret.",
                 &["source", "secret_id"],
             ),
-            recovered: add.counter("events_recovered_total", "Events taken from the journal at start."),
-            replayed: add.counter("events_replayed_total", "Events taken from dead letters."),
             published: add.counters(
                 "events_published_total",
                 "Events confirmed by the broker, by event and target type in address form.",
@@ -403,23 +449,16 @@ impl Books {
                 "Events refused by the broker and kept in dead-letters/.",
                 &["reason"],
             ),
-            withdrawn: add.counter(
-                "events_withdrawn_total",
-                "Events timed out, or taken back by the end of their replay, before they were sent.",
-            ),
             lost: add.counters("events_lost_total", "Accepted events that were lost.", &["reason"]),
-            damaged: add.counter("journal_damaged_records_total", "Damaged records found in the journal."),
+            plain: PLAIN.map(|(name, help, _)| add.counter(name, help)).into(),
         }
     }
 
-    fn copy(&self, snapshot: &Snapshot) {
-        let ledger = &snapshot.ledger;
-        for book in &ledger.sources {
-            let source = [&*book.name];
-            follow(&self.received.with_label_values(&source), book.received);
-            follow(&self.accepted.with_label_values(&source), book.accepted);
-            follow(&self.duplicate.with_label_values(&source), book.duplicate);
-            follow(&self.probe.with_label_values(&source), book.probe);
+    fn copy(&self, now: &Snapshot) {
+        for book in &now.ledger.sources {
+            for (counters, (_, _, number)) in self.of_sources.iter().zip(OF_SOURCES) {
+                follow(&counters.with_label_values(&[&*book.name]), number(book));
+            }
             for (reason, count) in Reason::ALL.iter().zip(book.rejected) {
                 follow(&self.rejected.with_label_values(&[&*book.name, reason.name()]), count);
             }
@@ -427,86 +466,19 @@ impl Books {
                 follow(&self.matched.with_label_values(&[&*book.name, &*secret.id]), secret.matched);
             }
         }
-        follow(&self.recovered, ledger.recovered);
-        follow(&self.replayed, ledger.replayed);
-        for pair in &ledger.pairs {
+        for pair in &now.ledger.pairs {
             let labels = [pair.event.as_str(), pair.target_type.as_str()];
             follow(&self.published.with_label_values(&labels), pair.published);
         }
-        for (reason, count) in RefusalReason::ALL.iter().zip(ledger.dead_lettered) {
+        for (reason, count) in RefusalReason::ALL.iter().zip(now.ledger.dead_lettered) {
             follow(&self.dead_lettered.with_label_values(&[reason.name()]), count);
         }
-        follow(&self.withdrawn, ledger.withdrawn);
-        for (loss, count) in Loss::ALL.iter().zip(ledger.lost) {
+        for (loss, count) in Loss::ALL.iter().zip(now.ledger.lost) {
             follow(&self.lost.with_label_values(&[loss.name()]), count);
         }
-        follow(&self.damaged, snapshot.journal.as_ref().map_or(0, |journal| journal.damaged));
-    }
-}
-
-impl Gauges {
-    fn new(add: &Register<'_>) -> Self {
-        Self {
-            ready: add.gauge("ready", "1 while events can be accepted."),
-            buffer_events: add.gauge("buffer_events", "Events in memory, from enqueue to settle."),
-            buffer_bytes: add
-                .gauge("buffer_bytes", "Bytes of the events in memory, as counted for the byte limit."),
-            buffer_capacity_events: add.gauge("buffer_capacity_events", "buffer.max_events."),
-            buffer_capacity_bytes: add.gauge("buffer_capacity_bytes", "buffer.max_bytes."),
-            in_flight: add.gauge("in_flight_events", "Messages handed to the broker's client, without a verdict."),
-            oldest: add
-                .time("oldest_event_timestamp_seconds", "Receipt of the oldest event held; 0 where none is."),
-            last_published: add
-                .time("last_published_timestamp_seconds", "The last confirmation; 0 before the first."),
-            broker_connected: add.gauge("broker_connected", "1 while there is a session with the broker."),
-            broker_waiting: add
-                .gauge("broker_waiting", "1 while the broker takes nothing for now, or confirmed nothing for 5 s."),
-            addresses_waiting: add
-                .gauge("addresses_waiting", "Addresses whose oldest event in flight has no answer for 5 s."),
-            connections_open: add.gauge("connections_open", "Open connections of senders."),
-            connections_capacity: add.gauge("connections_capacity", "ingress.max_connections."),
-            journal_events: add.gauge("journal_events", "Events in the journal that are not settled."),
-            journal_bytes: add.gauge("journal_bytes", "Bytes of the journal's segments in use."),
-            journal_capacity_bytes: add
-                .gauge("journal_capacity_bytes", "journal.max_bytes; 0 where there is none."),
-            dead_letters_events: add.gauge("dead_letters_events", "Dead letters on disk."),
-            dead_letters_bytes: add.gauge("dead_letters_bytes", "Bytes of the dead letters on disk."),
-            dead_letters_capacity_bytes: add.gauge("dead_letters_capacity_bytes", "dead_letters.max_bytes."),
-            reloaded: add.gauge("config_last_reload_successful", "1 if the last load of the settings was good."),
-            certificate: add.time(
-                "tls_certificate_not_after_timestamp_seconds",
-                "End of the server certificate; 0 without TLS.",
-            ),
-            mismatch: add.gauge("accounting_mismatch_events", "0, or the accounting has a defect."),
+        for (counter, (_, _, number)) in self.plain.iter().zip(PLAIN) {
+            follow(counter, number(now));
         }
-    }
-
-    fn copy(&self, snapshot: &Snapshot, totals: &Totals, moment: &Moment) {
-        let count = |number: usize| i64::try_from(number).unwrap_or(i64::MAX);
-        let large = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
-        self.ready.set(i64::from(moment.ready));
-        self.buffer_events.set(count(snapshot.events));
-        self.buffer_bytes.set(count(snapshot.bytes));
-        self.buffer_capacity_events.set(count(snapshot.limits.events));
-        self.buffer_capacity_bytes.set(count(snapshot.limits.bytes));
-        self.in_flight.set(count(moment.in_flight));
-        self.oldest.set(unix_seconds(snapshot.oldest));
-        self.last_published.set(unix_seconds(moment.last_published));
-        self.broker_connected.set(i64::from(moment.broker != ConnectionState::Connecting));
-        self.broker_waiting.set(i64::from(moment.broker == ConnectionState::Waiting));
-        self.addresses_waiting.set(count(moment.addresses_waiting));
-        self.connections_open.set(count(moment.connections_open));
-        self.connections_capacity.set(count(moment.connections_capacity));
-        let journal = snapshot.journal.as_ref();
-        self.journal_events.set(journal.map_or(0, |journal| count(journal.events)));
-        self.journal_bytes.set(journal.map_or(0, |journal| large(journal.bytes)));
-        self.journal_capacity_bytes.set(journal.map_or(0, |journal| large(journal.capacity)));
-        self.dead_letters_events.set(large(moment.dead_letters.0));
-        self.dead_letters_bytes.set(large(moment.dead_letters.1));
-        self.dead_letters_capacity_bytes.set(large(moment.dead_letters.2));
-        self.reloaded.set(i64::from(!moment.reload_failed));
-        self.certificate.set(unix_seconds(moment.certificate_not_after));
-        self.mismatch.set(large(totals.mismatch()));
     }
 }
 
