@@ -57,10 +57,10 @@ units_are_sound() {
 unit_exposure=15
 unit_is_confined() { systemd-analyze security --offline=true --no-pager --threshold="$unit_exposure" "$unit"; }
 
-# make package-test runs what is marked with `run`.
+# make package-test runs what is marked with `run: NAME`, tests/readme.sh what is marked with `run` alone.
 every_command_is_tested() {
     local name bad=
-    awk '/^```sh$/ && last !~ /^<!-- (run|needs): .+ -->$/ { print "line " NR ": neither run: NAME nor needs: WHAT"; bad = 1 }
+    awk '/^```sh$/ && last !~ /^<!-- (run|(run|needs): .+) -->$/ { print "line " NR ": neither run: NAME nor needs: WHAT"; bad = 1 }
         { last = $0 } END { exit bad }' docs/install.md || bad=1
     for name in $(sed -n 's/^<!-- run: \(.*\) -->$/\1/p' docs/install.md); do
         grep -q "documented $name\b" tests/package/test.sh || { echo "tests/package/test.sh does not run $name" && bad=1; }
@@ -139,7 +139,7 @@ deploy/Dockerfile|ARG BUILDER=rust:$version.0-
 deploy/Dockerfile|RUSTUP_TOOLCHAIN=$version.0
 .github/workflows/ci.yml|container: rust:$version.0-
 .github/workflows/release.yml|image: rust:$version.0-
-README.md|Rust $version
+CONTRIBUTING.md|Rust $version
 END
     [ -n "$version" ] && [ -z "$bad" ]
 }

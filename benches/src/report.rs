@@ -1,4 +1,6 @@
 //! What is said of the rounds: medians with their ranges, as a table, as JSON, as a plot; and which goals are met.
+//!
+//! Length: three forms of one report.
 
 use std::fmt::Write as _;
 

@@ -1,4 +1,6 @@
 //! Mistakes of an operator: what `check` and the start say about them, and commands that work nevertheless.
+//!
+//! Length: one test for each mistake.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
