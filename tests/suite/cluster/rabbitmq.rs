@@ -25,10 +25,13 @@ impl Rig for Rabbitmq {
 
     const COUNTS_EXACTLY: bool = false;
 
-    // Without `LeaderAndConnectedKilled`: a channel that is opened before the election may refuse everything until the
-    // killed node is back.
-    const SHORT: &'static [Fault] =
-        &[Fault::LeaderKilled, Fault::FollowersPaused, Fault::LeaderMoved, Fault::AddressRefuses];
+    const SHORT: &'static [Fault] = &[
+        Fault::LeaderKilled,
+        Fault::LeaderAndConnectedKilled,
+        Fault::FollowersPaused,
+        Fault::LeaderMoved,
+        Fault::AddressRefuses,
+    ];
 
     const ALL: &'static [Fault] = &[
         Fault::LeaderKilled,
