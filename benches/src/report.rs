@@ -310,7 +310,7 @@ impl Results {
                     " ms",
                 ),
                 ("drained after an outage, to the client library's loop", drained, false, 0.7, " x"),
-                ("idle memory", idle, true, 12.0, " MB"),
+                ("idle memory", idle, true, 15.0, " MB"),
             ] {
                 let Some(measured) = measured else { continue };
                 let is_met = if is_most { measured.median <= limit } else { measured.median >= limit };
