@@ -82,12 +82,13 @@ impl TopicBatches {
         closed
     }
 
-    /// Notes a verdict.
-    pub(super) fn answered(&mut self, number: BatchNumber) {
+    /// Notes a verdict. Returns whether its message was alone in its batch.
+    pub(super) fn answered(&mut self, number: BatchNumber) -> bool {
         self.messages = self.messages.saturating_sub(1);
-        if let Some(batch) = self.batches.get_mut(usize::from(number)) {
-            batch.answered(1);
-        }
+        let Some(batch) = self.batches.get_mut(usize::from(number)) else { return false };
+        let is_alone = batch.size == 1;
+        batch.answered(1);
+        is_alone
     }
 
     /// Whether another message of this topic can go along.
@@ -113,7 +114,10 @@ impl TopicBatches {
 /// What librdkafka has of one topic, from the first message until the last verdict.
 #[derive(Debug, Default)]
 struct ClientBatch {
+    /// Without a verdict.
     messages: usize,
+    /// All that joined it.
+    size: usize,
     bytes: usize,
     /// When the first message went in.
     since: Option<Instant>,
@@ -126,6 +130,7 @@ impl ClientBatch {
     fn add(&mut self, bytes: usize) {
         self.since.get_or_insert_with(Instant::now);
         self.messages += 1;
+        self.size += 1;
         self.bytes += bytes;
         let is_late = self.messages.is_multiple_of(BETWEEN_LOOKS)
             && self.since.is_some_and(|since| since.elapsed() > LINGER / 2);
@@ -183,11 +188,10 @@ mod tests {
         assert!(!batches.takes("a") && batches.takes("b") && batches.takes("new"));
         batches.add(second, 1);
         assert!(batches.takes("b"));
-        batches.answered(second);
-        batches.answered(first);
+        assert!(batches.answered(second) && !batches.answered(first), "only one of them was alone");
         assert!(!batches.takes("a") && batches.messages() == 1);
         assert_eq!((batches.silent(Duration::ZERO), batches.silent(LINGER * 60_000)), (vec![a], vec![]));
-        batches.answered(first);
+        assert!(!batches.answered(first), "it was the last one, not the only one");
         assert!(batches.takes("a") && batches.messages() == 0);
     }
 

@@ -161,7 +161,8 @@ impl KafkaSession {
         }
     }
 
-    fn judge(&mut self, sequence: Sequence, outcome: DeliveryReport, into: &mut Verdicts) {
+    /// Judges a report; `is_alone`: no other message was in its batch.
+    fn judge(&mut self, sequence: Sequence, outcome: DeliveryReport, is_alone: bool, into: &mut Verdicts) {
         let (code, topic, size) = match outcome {
             DeliveryReport::Stored => {
                 self.times.settled(sequence);
@@ -190,8 +191,8 @@ impl KafkaSession {
                 let text = self.times.refused(sequence, &topic);
                 Refusal::unable(format!("topic {topic}: {code}; {text}"))
             }
-            // Several records in one batch whose time is refused are called invalid.
-            Code::InvalidRecord if self.times.doubt(sequence) => {
+            // All records of a batch are called invalid if one of them is, or if the times of several are refused.
+            Code::InvalidRecord if self.times.doubt(sequence) || !is_alone => {
                 Refusal::unable(format!("topic {topic}: {code}; sent again with the present time"))
             }
             code => refusal(code, &topic),
@@ -287,8 +288,8 @@ impl Session for KafkaSession {
             }
             let looks = self.look_at_silence().await;
             for (sequence, number, outcome) in reports.take() {
-                self.batches.answered(number);
-                self.judge(sequence, outcome, into);
+                let is_alone = self.batches.answered(number);
+                self.judge(sequence, outcome, is_alone, into);
             }
             let due = [self.ask(), looks].into_iter().flatten().min();
             let takes_more = std::mem::replace(&mut self.is_sending_at_once, reports.is_sending_at_once());
@@ -333,8 +334,8 @@ impl Session for KafkaSession {
                         Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
                             self.refuse_large(&topic, size).ok()
                         }
-                        // Not yet tried with the present time.
-                        Code::InvalidRecord if self.times.doubt(sequence) => None,
+                        // Whether it was alone, and with which time, is not known here.
+                        Code::InvalidRecord => None,
                         code => Some(refusal(code, &topic)),
                     };
                     // A topic is judged by a session that can ask about it.
