@@ -55,11 +55,11 @@ impl MemoryWatch {
         self.received = received;
         self.peak = self.peak.max(bytes);
         let is_over = self.peak >= HIGH_WATER && bytes <= self.peak / LOW_FRACTION;
-        if !is_over && !(quiet && self.worked) {
-            return false;
+        let returns = is_over || (quiet && self.worked);
+        if returns {
+            (self.peak, self.worked) = (bytes, false);
         }
-        (self.peak, self.worked) = (bytes, false);
-        true
+        returns
     }
 }
 

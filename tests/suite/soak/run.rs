@@ -105,7 +105,8 @@ fn run<R: Remote>(broker: &str) {
         .text("ack", "journaled")
         // The table of known requests is full before memory is measured.
         .text("deduplication.window", "30s")
-        .raw("publish.max_in_flight", WINDOW.to_string());
+        .raw("publish.max_in_flight", WINDOW.to_string())
+        .text("publish.refuse_after", "5s");
     if let Some(program) = std::env::var_os("SOAK_PROGRAM") {
         setup = setup.program(Path::new(&program));
     }
