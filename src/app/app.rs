@@ -179,7 +179,7 @@ impl App {
     pub(crate) async fn run(self, mut signals: impl Signals) -> Result<RunSummary, StartError> {
         let Self { settings, listeners, admin, state, reloading } = self;
         let threads = settings.ingress.threads;
-        open_files::raise(&settings);
+        open_files::raise();
         memory::give_back_large();
         // All of them before the first connection is accepted: many connections could leave no descriptor for the last
         // one.

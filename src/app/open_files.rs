@@ -11,20 +11,23 @@ const OTHERS: u64 = 192;
 /// waits for a permit.
 const OF_A_THREAD: u64 = 8;
 
-/// Raises the soft limit to the hard one; warns if that is below what the settings need.
-pub(super) fn raise(settings: &Settings) {
+/// Raises the soft limit to the hard one.
+pub(super) fn raise() {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
         // It fails only if another program changed the limit at this moment.
         let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
     }
+}
+
+/// The problem if the hard limit is below what the settings need.
+pub(super) fn problem(settings: &Settings) -> Option<String> {
     let connections = settings.ingress.max_connections as u64;
     let needed = connections + settings.ingress.threads as u64 * OF_A_THREAD + OTHERS;
     // None means that there is no limit.
-    if let Some(open) = getrlimit(Resource::Nofile).current.filter(|open| *open < needed) {
-        tracing::warn!(
-            "at most {open} files may be open, and `ingress.max_connections` = {connections} needs {needed}: connections \
-             beyond the limit wait; raise it (LimitNOFILE, ulimit -Hn) or lower the setting"
-        );
-    }
+    let open = getrlimit(Resource::Nofile).maximum.filter(|open| *open < needed)?;
+    Some(format!(
+        "at most {open} files may be open, and `ingress.max_connections` = {connections} needs {needed}: connections \
+         beyond the limit wait; raise it (LimitNOFILE, ulimit -Hn) or lower the setting"
+    ))
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::app::open_files;
 use crate::brokers::{self, Terms};
 use crate::ingress::{self, Source};
 use crate::process::{logs, shutdown};
@@ -69,6 +70,19 @@ impl Settings {
         self.dead_letters.problem(ingress.max_body).or(journal)
     }
 
+    /// The problem if the journal has less room than a stop may need, even while it is empty.
+    #[must_use]
+    pub(crate) fn spill_problem(&self) -> Option<String> {
+        let spills = self.mode.ack != Ack::Journaled && self.state_directory.is_some();
+        let (room, needed) = (self.journal.max_bytes, self.buffer.bytes as u64);
+        (spills && room < needed).then(|| {
+            format!(
+                "`journal.max_bytes` ({room} bytes) is below `buffer.max_bytes` ({needed} bytes): raise it, or what the buffer \
+                 holds beyond it at a stop, and is not delivered within `shutdown.grace`, is lost"
+            )
+        })
+    }
+
     /// The settings that every broker gets beside its own.
     #[must_use]
     pub(crate) fn terms(&self) -> Terms {
@@ -98,11 +112,13 @@ pub(crate) fn load_from(
     layers: Layers,
     systemd_state: Option<String>,
 ) -> Result<(Settings, Findings), SettingsError> {
-    let (settings, mut fingerprint, findings) = load_layers(&layers, |top| read(top, systemd_state))?;
+    let (settings, mut fingerprint, mut findings) = load_layers(&layers, |top| read(top, systemd_state))?;
     if let (Some(path), Some("")) = (&settings.state_directory, fingerprint.text(STATE_DIRECTORY)) {
         fingerprint.show(STATE_DIRECTORY, &path.to_string_lossy(), "environment variable STATE_DIRECTORY");
     }
-    Ok((Settings { fingerprint, layers, ..settings }, findings))
+    let settings = Settings { fingerprint, layers, ..settings };
+    findings.warnings.extend(open_files::problem(&settings));
+    Ok((settings, findings))
 }
 
 const STATE_DIRECTORY: &str = "state_directory";

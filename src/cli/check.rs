@@ -30,7 +30,7 @@ pub(super) struct CheckOptions {
 }
 
 pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
-    let (settings, read) = match load(flags) {
+    let (settings, mut read) = match load(flags) {
         Ok(loaded) => loaded,
         Err(SettingsError(problems)) => {
             if options.json {
@@ -41,6 +41,7 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
             return ExitCode::from(EX_CONFIG);
         }
     };
+    read.warnings.extend(settings.spill_problem());
     let effective = settings.fingerprint.effective();
     if !options.json {
         show(&settings, &read);

@@ -35,6 +35,25 @@ fn assert_has(ended: &Ended, lines: &[&str]) {
 }
 
 #[test]
+fn says_which_limits_are_too_low_before_the_start() {
+    let directory = sound("[journal]\nmax_bytes = \"16MiB\"\n[ingress]\nmax_connections = 1000000\n");
+    let ended = check(directory.path()).variable("PLEXTRAC_BRIDGE__STATE_DIRECTORY", "state").run();
+    ended.assert_code(0);
+    for limit in [
+        "`journal.max_bytes` (16777216 bytes) is below `buffer.max_bytes`",
+        "files may be open, and `ingress.max_connections` = 1000000",
+    ] {
+        assert!(
+            ended.out.lines().any(|line| line.starts_with("warning: ") && line.contains(limit)),
+            "{}",
+            ended.out
+        );
+    }
+    let ended = check(directory.path()).run();
+    assert!(!ended.out.contains("journal.max_bytes"), "nothing is written at a stop: {}", ended.out);
+}
+
+#[test]
 fn names_the_files_that_were_read_the_addresses_and_what_a_variable_overrides() {
     let directory = sound("[ingress]\nlisten = \"127.0.0.1:9000\"\n[admin]\nlisten = \"\"\n");
     let ended = check(directory.path()).variable("PLEXTRAC_BRIDGE__INGRESS__LISTEN", "127.0.0.1:9001").run();
@@ -218,7 +237,8 @@ fn says_where_a_chain_of_certificates_does_not_lead_on() {
     let (certificate, key) = pair.write(setup.directory(), "server");
     let setup = setup
         .text("ingress.tls.certificate_file", &certificate.display().to_string())
-        .text("ingress.tls.key_file", &key.display().to_string());
+        .text("ingress.tls.key_file", &key.display().to_string())
+        .text("journal.max_bytes", "64MiB");
     let (own, name) = (&pair.certificate, certificate.display());
     let says = |chain: &str| {
         fs::write(&certificate, chain).unwrap();
