@@ -15,14 +15,14 @@ pub(crate) use crate::status::{ErrorKind, RefusalReason};
 /// Names one message of the delivery ring; rises by one per message, never used twice in a process.
 pub(crate) type Sequence = u64;
 
-/// What every broker is told beside its own settings.
+/// The terms that every broker gets beside its own settings.
 #[derive(Clone, Debug)]
 pub(crate) struct Terms {
     /// The most unconfirmed messages; client queues are sized above it.
     pub(crate) max_in_flight: usize,
     /// `ingress.max_body` in bytes: the largest body that can come.
     pub(crate) max_body: usize,
-    /// Which headers go along.
+    /// The style of the headers that are sent.
     pub(crate) headers: HeaderStyle,
     /// `publish.retry_max`: no client library waits longer between its own attempts.
     pub(crate) retry_max: Duration,
@@ -30,7 +30,7 @@ pub(crate) struct Terms {
     pub(crate) awaited: bool,
 }
 
-/// What to do about exchanges, queues, streams and topics at connect.
+/// The treatment of exchanges, queues, streams and topics at connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Topology {
     /// Create what is missing, touch nothing that exists.
@@ -41,7 +41,7 @@ pub(crate) enum Topology {
     Ignore,
 }
 
-/// What a refusal is about. Delivery decides what follows from it, nobody else.
+/// The subject of a refusal. Only delivery decides what follows from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refused {
     /// The event: this destination can never take it. It becomes a dead letter at once.
@@ -57,7 +57,7 @@ pub(crate) enum Refused {
 /// A refusal of one message: what it is about, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
-    /// What it is about.
+    /// The subject of the refusal.
     pub(crate) kind: Refused,
     /// The broker's words, or ours, for the operator.
     pub(crate) text: String,
@@ -93,7 +93,7 @@ impl Refusal {
     }
 }
 
-/// What became of a message given to [`Session::send`].
+/// The outcome of [`Session::send`].
 #[derive(Debug)]
 pub(crate) enum Sent {
     /// The session has it; one verdict follows, or the session is lost.
@@ -106,7 +106,7 @@ pub(crate) enum Sent {
     Lost(SessionError),
 }
 
-/// Where a destination keeps a message among all that it has stored: an earlier one has a smaller number.
+/// The place of a message among all that a destination has stored: an earlier one has a smaller number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Position {
     /// Its place.
@@ -115,7 +115,7 @@ pub(crate) struct Position {
     pub(crate) repeat: bool,
 }
 
-/// What the broker said of one message.
+/// The broker's answer to one message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
     /// The broker's own confirmation.
@@ -143,9 +143,9 @@ pub(crate) enum Cause {
 /// The session is lost; everything without a verdict is unsettled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SessionError {
-    /// What happened, for log and `/status`; never a secret.
+    /// The event, for log and `/status`; never a secret.
     pub(crate) text: String,
-    /// Which counter of `broker_errors_total` it is.
+    /// The label of `broker_errors_total`.
     pub(crate) kind: ErrorKind,
     /// Whether a message can be the cause.
     pub(crate) suspect: Cause,
@@ -168,7 +168,7 @@ impl SessionError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text}")]
 pub(crate) struct ConnectError {
-    /// Which counter it is.
+    /// The label of `broker_errors_total`.
     pub(crate) kind: ErrorKind,
     /// For log, `/status` and `check --connect`.
     pub(crate) text: String,
@@ -181,7 +181,7 @@ impl ConnectError {
     }
 }
 
-/// What an inspection or a connect found that the operator should know, beyond "it works".
+/// A result of an inspection or a connect that the operator should know, beyond "it works".
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Finding {
     /// Something is there as it should be (`check --connect` prints it).
@@ -198,7 +198,7 @@ pub(crate) trait Broker: Send {
     /// The name of its settings table: `kafka`, `rabbitmq`, `nats`, `file`.
     fn name(&self) -> &'static str;
 
-    /// Where it is, without secrets, for log and `/status`.
+    /// The broker's location, without secrets, for log and `/status`.
     fn location(&self) -> String;
 
     /// Renders address and key of an event. `Err`: there is no legal address for it.
@@ -258,7 +258,7 @@ pub(crate) trait Session: Send {
     /// The session is lost.
     async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError>;
 
-    /// Why the session reaches no broker at the moment, although it is not lost: where the client library
+    /// The reason why the session reaches no broker at the moment, although it is not lost: where the client library
     /// reconnects by itself.
     fn away(&self) -> Option<ConnectError> {
         None

@@ -1,4 +1,4 @@
-//! Which address a connection is opened to: hosts in turn, a second for each address, the next attempt starts elsewhere.
+//! Chooses the address of a connection: hosts in turn, a second for each address, the next attempt starts elsewhere.
 
 use std::io;
 use std::net::SocketAddr;

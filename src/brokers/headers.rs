@@ -16,7 +16,7 @@ const LONGEST: usize = 1024;
 /// Three attributes of 1 KiB, each byte of which may become three, and a key of some fields.
 pub(crate) const LARGEST_HEADERS: usize = 16 << 10;
 
-/// What goes along with a message beside the id that the broker itself uses.
+/// The headers of a message beside the id that the broker itself uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeaderStyle {
     /// Signature, trace and CloudEvents attributes.
@@ -25,7 +25,7 @@ pub(crate) enum HeaderStyle {
     None,
 }
 
-/// How a binding writes values.
+/// The encoding of a binding's values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Encoding {
     /// As they are, in UTF-8.
@@ -47,7 +47,7 @@ pub(crate) struct Headers {
     also_content_type: Option<&'static str>,
 }
 
-/// How the payload departs from the documented one: `text:missing,targetCuid:null`.
+/// The deviations of the payload from the documented one: `text:missing,targetCuid:null`.
 const DEVIATIONS: &str = "x-plextrac-deviations";
 
 const ATTRIBUTES: [&str; 7] = ["specversion", "id", "source", "type", "subject", "time", "content-type"];

@@ -1,4 +1,4 @@
-//! What a broker is to the bridge: the contract that every broker keeps, and the list of them.
+//! The brokers: the contract that each of them keeps, and their list.
 
 mod contract;
 mod dial;

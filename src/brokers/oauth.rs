@@ -39,7 +39,7 @@ const LARGEST: usize = 64 << 10;
 /// The keys of these settings.
 const KEYS: [&str; 3] = ["oauth_token_endpoint", "oauth_client_id", "oauth_client_secret"];
 
-/// Where tokens come from.
+/// The source of tokens.
 #[derive(Clone, Debug)]
 pub(super) struct OAuthSettings {
     endpoint: Uri,
@@ -251,7 +251,7 @@ async fn renew(settings: OAuthSettings, current: watch::Sender<Option<Arc<Token>
         if let Some(due) = due {
             sleep_until(due).await;
         }
-        // Somebody else may have fetched one meanwhile.
+        // Another request may have fetched one meanwhile.
         if current.borrow().as_ref().is_some_and(|token| token.renew > Instant::now()) {
             continue;
         }

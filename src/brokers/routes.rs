@@ -23,9 +23,9 @@ pub(crate) struct TemplateNames {
     pub(crate) address: &'static str,
     /// The settings key of the key template and its kind, where the broker has one.
     pub(crate) key: Option<(&'static str, TemplateKind)>,
-    /// What is legal as an address.
+    /// The rule for a legal address.
     pub(crate) address_legal: Legal,
-    /// What is legal as a key.
+    /// The rule for a legal key.
     pub(crate) key_legal: Legal,
 }
 

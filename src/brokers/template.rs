@@ -5,7 +5,7 @@
 
 use crate::event::{Event, LONGEST_TOKEN, push_safe};
 
-/// Which of the two kinds a template is.
+/// The kind of a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TemplateKind {
     /// Topic, routing key, subject, file name: `{event}`, `{targetType}`, `{source}`, made safe.
@@ -15,7 +15,7 @@ pub(crate) enum TemplateKind {
     Key,
 }
 
-/// What a placeholder stands for.
+/// The value that replaces a placeholder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Placeholder {
     Event,
@@ -57,7 +57,7 @@ pub(crate) struct Template {
     parts: Vec<Part>,
 }
 
-/// What is wrong with a template.
+/// The error in a template.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum TemplateError {
     /// A brace without its partner.
@@ -66,7 +66,7 @@ pub(crate) enum TemplateError {
     /// A name between braces that means nothing here.
     #[error("unknown placeholder {{{name}}}{hint}; known here: {known}")]
     Unknown {
-        /// What was written.
+        /// The text as written.
         name: String,
         /// The nearest right name, if one is near.
         hint: String,

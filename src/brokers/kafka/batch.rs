@@ -13,14 +13,14 @@ use std::time::{Duration, Instant};
 
 use crate::brokers::kafka::record::BATCH_SIZE;
 
-/// How long librdkafka waits for a request to fill: twice what filling it may take here. A few messages do not wait: once
+/// The time that librdkafka waits for a request to fill: twice the limit here. A few messages do not wait: once
 /// their batch is closed, librdkafka is told to send it.
 pub(super) const LINGER: Duration = Duration::from_millis(2);
 
 /// Below half of what librdkafka puts in one request (`batch.size`): a last large message still fits.
 const BYTES: usize = BATCH_SIZE / 2;
 
-/// What librdkafka puts in one request (`batch.num.messages`).
+/// The most messages that librdkafka puts in one request (`batch.num.messages`).
 const MESSAGES: usize = 10_000;
 
 /// So many messages are added between two looks at the clock.
@@ -29,7 +29,7 @@ const BETWEEN_LOOKS: usize = 32;
 /// The number of a topic among the batches; beyond the last one topics share it.
 pub(super) type BatchNumber = u16;
 
-/// What librdkafka has, topic by topic.
+/// The messages that librdkafka has, topic by topic.
 #[derive(Debug, Default)]
 pub(super) struct TopicBatches {
     numbers: HashMap<Arc<str>, BatchNumber>,
@@ -111,7 +111,7 @@ impl TopicBatches {
     }
 }
 
-/// What librdkafka has of one topic, from the first message until the last verdict.
+/// The messages of one topic that librdkafka has, from the first message until the last verdict.
 #[derive(Debug, Default)]
 struct ClientBatch {
     /// Without a verdict.
@@ -119,7 +119,7 @@ struct ClientBatch {
     /// All that joined it.
     size: usize,
     bytes: usize,
-    /// When the first message went in.
+    /// The time at which the first message was added.
     since: Option<Instant>,
     /// Nothing more joins it.
     closed: bool,

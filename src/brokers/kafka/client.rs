@@ -21,13 +21,13 @@ use crate::brokers::{ConnectError, ErrorKind, Sequence};
 /// After a purge every verdict is there at once; this is for a machine under load.
 const PURGE: Duration = Duration::from_millis(200);
 
-/// What librdkafka reported of one message.
+/// The report of librdkafka about one message.
 pub(super) enum DeliveryReport {
     Stored,
     Failed {
         code: RDKafkaErrorCode,
         topic: String,
-        /// Of a batch with this message alone.
+        /// The size of a batch with this message alone.
         size: usize,
     },
 }
@@ -35,7 +35,7 @@ pub(super) enum DeliveryReport {
 /// A report with its message's sequence and the number of its topic.
 pub(super) type NumberedReport = (Sequence, BatchNumber, DeliveryReport);
 
-/// Where the number begins in what librdkafka carries along; the sequence is below it.
+/// The first bit of the number in the value that librdkafka returns with a report; the sequence is below it.
 const NUMBER_AT: u32 = 48;
 
 /// A context that keeps nothing.
@@ -66,7 +66,7 @@ fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
     tracing::debug!(severity = ?level, facility, "librdkafka: {text}");
 }
 
-/// What the producer's thread reports, for the session to take.
+/// The reports of the producer's thread, for the session to take.
 #[derive(Default)]
 pub(super) struct Reports {
     outcomes: Mutex<Vec<NumberedReport>>,
@@ -100,7 +100,7 @@ impl Reports {
         std::mem::take(&mut *lock(&self.outcomes))
     }
 
-    /// How many outcomes there are to take.
+    /// The number of outcomes to take.
     pub(super) fn count(&self) -> usize {
         lock(&self.outcomes).len()
     }
@@ -143,7 +143,7 @@ impl Reports {
         let before = health.away;
         health.away |= kind != ErrorKind::Connect || code == RDKafkaErrorCode::AllBrokersDown;
         let keep = match &health.reason {
-            // What follows a refusal is only that nobody is connected; "brokers are down" never says why.
+            // A refusal is followed only by the report that no broker is connected; "brokers are down" never says why.
             Some(reason) => {
                 kind == ErrorKind::Connect && (reason.kind != kind || code == RDKafkaErrorCode::AllBrokersDown)
             }

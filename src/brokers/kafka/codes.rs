@@ -1,4 +1,4 @@
-//! What each error code of Kafka's protocol is about: one table.
+//! The subject of each error code of Kafka's protocol, as one table.
 //!
 //! A code that is not in it, and every code of librdkafka's own, is about the broker: it refuses no event.
 
@@ -132,7 +132,7 @@ pub(super) fn kind(code: Code) -> Refused {
     TABLE.iter().find(|(known, _)| *known == code).map_or(Broker, |(_, kind)| *kind)
 }
 
-/// What a code says of a message.
+/// The meaning of a code for a message.
 pub(super) fn refusal(code: Code, topic: &str) -> Refusal {
     Refusal::new(kind(code), format!("topic {topic}: {code}"))
 }

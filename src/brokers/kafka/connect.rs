@@ -94,7 +94,7 @@ impl Kafka {
         ConnectError::new(error.kind, format!("{what} (bootstrap_servers {servers}): {}", error.text))
     }
 
-    /// What of the topics that the settings name makes a session useless.
+    /// The problem with the topics that the settings name, if it makes a session useless.
     fn obstacle(&self, surveyor: &TopicAdmin, survey: &Topics) -> Option<ConnectError> {
         let main = surveyor.main.as_ref();
         let error = |text| Some(ConnectError::new(ErrorKind::Connect, text));
@@ -177,7 +177,7 @@ fn collisions(names: &[&str], all: &[&str]) -> Vec<Finding> {
     findings
 }
 
-/// How a session begins with the topics that the settings name; any other is asked about when its message comes.
+/// The topics that the settings name, as a session begins; any other is asked about when its first message arrives.
 fn topics(survey: &Topics, topology: Topology) -> HashMap<Arc<str>, Topic> {
     let topics = survey.standing.iter().filter_map(|(name, standing)| {
         let topic = match standing {

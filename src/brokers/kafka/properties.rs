@@ -55,7 +55,7 @@ const REFUSED: [(&str, &str); 31] = [
     ("log.queue", "the client library's log is the bridge's own; remove it"),
 ];
 
-/// What is wrong, each with its key: the properties alone, then all settings together. Never a value.
+/// The problems, each with its key: of the properties alone, then of all settings together. Never a value.
 pub(super) fn problems(settings: &Settings) -> Vec<(String, String)> {
     let mut problems = Vec::new();
     for (name, value) in &settings.properties {
@@ -93,7 +93,7 @@ fn wrong(name: &str, value: &str) -> Option<&'static str> {
     }
 }
 
-/// Why librdkafka refuses the configuration as a whole, without the values of properties and the password.
+/// The reason why librdkafka refuses the configuration as a whole, without values of properties and the password.
 pub(super) fn refusal(settings: &Settings, error: &KafkaError) -> String {
     let mut text = match error {
         KafkaError::ClientCreation(text) => format!("librdkafka refuses the settings: {text}"),

@@ -12,7 +12,7 @@ use crate::event::Message;
 /// Source: the record batch format in Kafka's documentation of its protocol.
 const BATCH_HEAD: usize = 61;
 
-/// What librdkafka takes for granted as the largest batch.
+/// The largest batch that librdkafka assumes.
 pub(super) const BATCH_SIZE: usize = 1_000_000;
 
 /// A limit for `message.max.bytes` that no message of ours reaches: body, key and headers, the latter two being
@@ -59,7 +59,7 @@ fn varint(length: usize) -> usize {
     bytes
 }
 
-/// What goes to librdkafka beside key and body.
+/// The parts of a record beside key and body.
 pub(super) struct Extras {
     pub(super) headers: Option<OwnedHeaders>,
     /// Receipt in milliseconds: what consumers expect as the time of creation.

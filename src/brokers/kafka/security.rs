@@ -29,7 +29,7 @@ pub(super) struct Security {
     pub(super) ca_file: Option<PathBuf>,
     pub(super) certificate_file: Option<PathBuf>,
     pub(super) key_file: Option<PathBuf>,
-    /// Where tokens come from, with OAUTHBEARER.
+    /// The source of tokens, with OAUTHBEARER.
     pub(super) oauth: Option<OAuthSettings>,
 }
 

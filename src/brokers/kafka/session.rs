@@ -24,7 +24,7 @@ use crate::brokers::{
 };
 use crate::event::Message;
 
-/// What is known of a topic.
+/// The state of a topic.
 pub(super) enum Topic {
     /// It takes messages; its limit, where it is known.
     Open(Option<usize>),
@@ -32,7 +32,7 @@ pub(super) enum Topic {
     Closed(Refusal),
 }
 
-/// What a session is told beside its client.
+/// The limits of a session.
 #[derive(Clone, Copy)]
 pub(super) struct SessionLimits {
     pub(super) batch_size: usize,
@@ -56,7 +56,7 @@ pub(super) struct KafkaSession {
     /// A topic was found that had been closed.
     pub(super) has_changed: bool,
     pub(super) failure: Option<SessionError>,
-    /// What librdkafka has.
+    /// The messages that librdkafka has.
     pub(super) batches: TopicBatches,
     pub(super) silence: Silence,
     pub(super) times: RecordTimes,
@@ -67,7 +67,7 @@ pub(super) struct KafkaSession {
 /// Few messages: a batch of more is worth waiting for.
 pub(super) const FEW: usize = 16;
 
-/// How long the rest of a batch's verdicts may take after the first: several partitions, one look.
+/// The wait for the rest of a batch's verdicts after the first: one look for several partitions.
 const GATHER: Duration = Duration::from_millis(1);
 
 pub(super) type Verdicts = Vec<(Sequence, Verdict)>;
@@ -99,7 +99,7 @@ impl KafkaSession {
         }
     }
 
-    /// Why nothing is sent to this topic at the moment; one that was not met before is asked about first.
+    /// The reason why nothing is sent to this topic now; a new one is asked about first.
     fn closed(&mut self, name: &Arc<str>) -> Option<Refusal> {
         let refusal = match self.topics.get(name) {
             Some(Topic::Open(_)) => return None,
@@ -135,7 +135,7 @@ impl KafkaSession {
         refusal
     }
 
-    /// Why this topic does not take a record of this size; only an uncompressed size says so.
+    /// The refusal of a record of this size by its topic; known only of an uncompressed size.
     fn too_large(&self, name: &str, size: usize) -> Option<Refusal> {
         match self.topics.get(name) {
             Some(Topic::Open(Some(limit))) if !self.limits.compressed && size > *limit => {
@@ -147,7 +147,7 @@ impl KafkaSession {
         }
     }
 
-    /// What librdkafka's own refusal to take a message means.
+    /// The meaning of librdkafka's own refusal to take a message.
     fn not_taken(&mut self, code: Code, topic: &Arc<str>) -> Sent {
         if let Some(text) = self.client.fatal() {
             return Sent::Lost(SessionError::lost(text));

@@ -19,10 +19,10 @@ const SILENT: Duration = Duration::from_secs(3);
 /// Between two looks.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(2);
 
-/// How often it is seen whether a look is over.
+/// The interval of checks whether a look has ended.
 const TICK: Duration = Duration::from_millis(200);
 
-/// What a look found.
+/// The result of a look.
 type FoundHealth = Result<HashMap<Arc<str>, TopicHealth>, ConnectError>;
 
 /// The looks.
@@ -30,12 +30,12 @@ type FoundHealth = Result<HashMap<Arc<str>, TopicHealth>, ConnectError>;
 pub(super) struct Silence {
     looking: Option<JoinHandle<FoundHealth>>,
     looked: Option<Instant>,
-    /// Of the topics that give no answer why, where that was found.
+    /// The reasons why topics give no answer, where they were found.
     reasons: HashMap<Arc<str>, String>,
 }
 
 impl Silence {
-    /// Why this topic gives no answer.
+    /// The reason why this topic gives no answer.
     pub(super) fn reason(&self, topic: &str) -> Option<String> {
         self.reasons.get(topic).cloned()
     }

@@ -15,12 +15,12 @@ const TRIES: u8 = 3;
 /// Kafka's `NO_TIMESTAMP`.
 const NONE: i64 = -1;
 
-/// What is known of refused times.
+/// The state of refused times.
 #[derive(Debug, Default)]
 pub(super) struct RecordTimes {
-    /// How often a message was refused for its time; 0 where that is only a guess.
+    /// The number of times that a message was refused for its time; 0 where that is only a guess.
     refusals: HashMap<Sequence, u8>,
-    /// Of a topic the latest receipt that it refused, in milliseconds; the end of time where it refuses the present one.
+    /// The latest receipt that each topic refused, in milliseconds; `i64::MAX` where it refuses the present time.
     latest: HashMap<Arc<str>, i64>,
 }
 

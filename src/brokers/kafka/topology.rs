@@ -1,4 +1,4 @@
-//! Which topics there are and what they take: asked, created, and remembered across sessions.
+//! The existing topics and their limits: asked for, created, and remembered across sessions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,13 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Limits are good to know, not needed: they take 20 ms, with a TLS handshake some hundred.
 const LIMITS: Duration = Duration::from_secs(2);
 
-/// How long a topic that was deleted is left to whoever deleted it, before it is made again.
+/// The time for which a deleted topic is left alone before it is created again.
 const RETURNS: Duration = Duration::from_secs(10);
 
 /// After a refusal of credentials by one broker another may still take them.
 const SECOND_CHANCE: Duration = Duration::from_secs(1);
 
-/// What is known of one topic.
+/// The state of one topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TopicState {
     /// It exists; its `max.message.bytes`, where we may know it.
@@ -62,7 +62,7 @@ impl Topics {
     }
 }
 
-/// What a survey may do.
+/// The permissions of a survey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
     /// Look only.
@@ -94,7 +94,7 @@ pub(super) enum TopicHealth {
     Unable(String),
 }
 
-/// What is said of a topic that was deleted.
+/// The text about a topic that was deleted.
 pub(super) fn deleted(name: &str) -> String {
     let seconds = RETURNS.as_secs();
     format!(
@@ -168,7 +168,7 @@ impl TopicAdmin {
                         TopicState::Exists(None)
                     }
                     Err(RDKafkaErrorCode::TopicAlreadyExists) => {
-                        // Somebody was faster, or it was there and we may not see it.
+                        // Another client was faster, or it was there and we may not see it.
                         survey.partitions = list(client).await?.1;
                         let seen = survey.partitions.contains_key(&*name);
                         if seen { TopicState::Exists(None) } else { TopicState::Hidden }
@@ -272,7 +272,7 @@ async fn list(client: &Arc<Client>) -> Result<(usize, HashMap<String, usize>), C
     }))
 }
 
-/// A short-lived client for administration: rdkafka's keeps its log for ever, because nobody polls it.
+/// A short-lived client for administration: rdkafka's keeps its log for ever, because it is not polled.
 struct ClosingAdmin(Option<AdminClient<Quiet>>);
 
 impl ClosingAdmin {
@@ -339,7 +339,7 @@ impl ClosingAdmin {
     }
 }
 
-/// Why a partition takes nothing.
+/// The reason why a partition takes nothing.
 fn unable(partition: &MetadataPartition, needed: Option<usize>) -> Option<String> {
     let (id, in_sync, replicas) = (partition.id(), partition.isr().len(), partition.replicas().len());
     if partition.leader() < 0 {

@@ -1,4 +1,4 @@
-//! What came back on the inbox for a message.
+//! Reads the answers to messages that arrive on the inbox.
 
 use std::collections::BTreeMap;
 
@@ -8,16 +8,16 @@ use serde_json::value::RawValue;
 use super::codes;
 use crate::brokers::{Position, Refusal, Refused};
 
-/// What an answer on the inbox says.
+/// The meaning of an answer on the inbox.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum AckReply {
     /// The stream has the message, at this place.
     Stored(Position),
     /// The stream, the server or the cluster does not take it.
     Refused(Refusal),
-    /// Nobody listens on this subject: gone, or never there?
+    /// The subject has no listener: deleted, or never there?
     NobodyListens,
-    /// Not from a stream: somebody else subscribed and replied.
+    /// Not from a stream: another subscriber replied.
     Foreign,
 }
 
@@ -61,7 +61,7 @@ fn read_payload(payload: &[u8], stream: &str) -> AckReply {
 /// The error object of JetStream's answers.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Error {
-    /// What exactly.
+    /// The details.
     pub(super) number: u64,
     /// For people.
     pub(super) text: String,

@@ -18,7 +18,7 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
 /// The headers of one message.
 pub(super) struct HeaderText {
     pub(super) map: HeaderMap,
-    /// What they add to the payload on the wire, in bytes.
+    /// The bytes that they add to the payload on the wire.
     pub(super) length: usize,
 }
 

@@ -64,7 +64,7 @@ impl Nats {
         findings
     }
 
-    /// What an inspection says of the stream itself.
+    /// The findings of an inspection about the stream itself.
     fn state(&self, known: &KnownStream) -> Finding {
         let name = &self.settings.stream;
         match known {

@@ -27,7 +27,7 @@ const KNOWN: [(u64, &str, Refused); 14] = [
     (10194, "JSStreamOfflineReasonErrF", AddressUnable),
 ];
 
-/// What the error of this number is about.
+/// The subject of the error of this number.
 pub(super) fn kind(number: u64) -> Refused {
     let known = KNOWN.iter().find(|(known, _, _)| *known == number);
     known.map_or(Broker, |(_, _, kind)| *kind)

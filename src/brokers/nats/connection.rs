@@ -20,7 +20,7 @@ use crate::brokers::{ConnectError, ErrorKind};
 /// For one answer of JetStream while connecting.
 const REQUEST: Duration = Duration::from_secs(3);
 
-/// A question is put again after this: between two leaders nobody hears it.
+/// A question is put again after this: between two leaders it has no listener.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// The address given to the library so that its own reconnect fails immediately: port 1 of loopback refuses.
@@ -30,7 +30,7 @@ const NOWHERE: &str = "nats://127.0.0.1:1";
 pub(super) struct NatsConnection {
     client: Client,
     inbox: Subscriber,
-    /// Of every reply subject: the inbox and a dot.
+    /// The prefix of every reply subject: the inbox and a dot.
     prefix: String,
     events: Arc<Events>,
     server: ServerInfo,
@@ -40,7 +40,7 @@ pub(super) struct NatsConnection {
     place: usize,
 }
 
-/// What became of something published.
+/// The outcome of publishing.
 pub(super) enum Queued {
     /// The library will write it.
     Yes,
@@ -54,7 +54,7 @@ pub(super) enum Queued {
     Ended,
 }
 
-/// Why a question got no answer.
+/// The reason why a question got no answer.
 pub(super) enum Unanswered {
     /// These credentials may not ask it.
     Forbidden,
@@ -83,17 +83,17 @@ impl NatsConnection {
         self.turn.set(self.place + 1);
     }
 
-    /// Which server it is, without secrets.
+    /// The server's name, without secrets.
     pub(super) fn at(&self) -> &str {
         &self.at
     }
 
-    /// What the server said of itself.
+    /// The server's description of itself.
     pub(super) fn server(&self) -> &ServerInfo {
         &self.server
     }
 
-    /// What the library tells beside the inbox.
+    /// The events that the library reports beside the inbox.
     pub(super) fn events(&self) -> &Arc<Events> {
         &self.events
     }

@@ -1,4 +1,4 @@
-//! How a connection comes about: servers in turn, the addresses of each, the login, TLS; and what an error means.
+//! Makes a connection: servers in turn, the addresses of each, the login, TLS; and the meaning of errors.
 //!
 //! The library resolves names by itself and gives each address all of its time. So the address is chosen here, and a
 //! name with several is given to the library as one of them; certificates are checked for the name all the same.
@@ -174,7 +174,7 @@ async fn options(
         None => options,
     };
     Ok(match &settings.login {
-        Login::Nobody => options,
+        Login::Anonymous => options,
         Login::Password(user, password) => options.user_and_password(user.clone(), password.reveal().to_owned()),
         Login::Seed(seed) => options.nkey(seed.reveal().to_owned()),
         Login::Token(token) => options.token(token.reveal().to_owned()),
@@ -184,7 +184,7 @@ async fn options(
     })
 }
 
-/// What a failed attempt means, and what to do.
+/// The meaning of a failed attempt, and what to do.
 fn explain(error: &async_nats::ConnectError, tls: bool) -> (ErrorKind, String) {
     let cause = cause(error);
     let refused = "the server refuses the credentials; check username and password, token, credentials_file or nkey_seed_file";

@@ -1,4 +1,4 @@
-//! What the client library tells beside the inbox: the end of the connection, and refused permissions.
+//! The events of the client library beside the inbox: the end of the connection, and refused permissions.
 //!
 //! The library's own queue of events has 128 places and drops what is more: events are hints, never the only sign.
 
@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 /// Subjects kept until the session looks; each one once. Addresses are few.
 const KEPT: usize = 64;
 
-/// What these credentials may not do, as the server says it.
+/// The permission that these credentials lack, in the server's words.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Violation {
     /// Publish to this subject.

@@ -1,13 +1,13 @@
-//! How the bridge proves who it is: one way, from the settings or from the URLs.
+//! The bridge's login: one way, from the settings or from the URLs.
 
 use std::path::PathBuf;
 
 use crate::settings::{Secret, Section};
 
-/// How the bridge proves who it is.
+/// The bridge's login.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Login {
-    Nobody,
+    Anonymous,
     Credentials(PathBuf),
     Password(String, Secret),
     Token(Secret),
@@ -66,12 +66,12 @@ pub(super) fn login(section: &mut Section<'_>, in_urls: Login) -> Login {
     if let Some(token) = token {
         add("token", Login::Token(token));
     }
-    if in_urls != Login::Nobody {
+    if in_urls != Login::Anonymous {
         add("servers", in_urls);
     }
     if let [(_, _), (key, _), ..] = logins.as_slice() {
         let rule = "give one of `credentials_file`, `nkey_seed_file`, `username` with `password`, `token`, or a user in the URLs";
         section.problem(key, format_args!("a second way to log in; {rule}"));
     }
-    logins.into_iter().next().map_or(Login::Nobody, |(_, login)| login)
+    logins.into_iter().next().map_or(Login::Anonymous, |(_, login)| login)
 }

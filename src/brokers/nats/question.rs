@@ -9,16 +9,16 @@ use crate::brokers::{Refusal, RefusalReason};
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How long the answer about a subject that the stream does not take stays true: longer than a try of it is put off.
+/// The time for which the answer about a subject that the stream does not take counts: longer than a try of it waits.
 const FRESH: Duration = Duration::from_secs(5);
 
-/// How long an answer may take.
+/// The longest wait for an answer.
 const ANSWER: Duration = Duration::from_secs(2);
 
-/// How long a cluster may be without a leader before another server is asked: an election mostly takes less.
+/// The time that a cluster may be without a leader before another server is asked: an election mostly takes less.
 const ELECTION: Duration = Duration::from_secs(2);
 
-/// Why messages are taken for unanswered.
+/// The reason to count messages as unanswered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Doubt {
     /// A later one was stored first.
@@ -27,21 +27,21 @@ pub(super) enum Doubt {
     Overdue,
 }
 
-/// What an answer means for the session.
+/// The meaning of an answer for the session.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Answered {
     /// Nothing more.
     Settled,
-    /// What is unanswered was lost on its way, or its answer was: it is to be sent again.
+    /// The unanswered messages were lost in transit, or their answers were: they are to be sent again.
     SendAgain,
     /// Another server is to be asked: this one leads nowhere, for this reason.
     Elsewhere(String),
 }
 
-/// What is open, and what the last answer was.
+/// The open questions, and the last answer.
 #[derive(Debug, Default)]
 pub(super) struct Question {
-    /// Nobody listened to a message.
+    /// A message had no listener.
     is_unheard: bool,
     doubt: Option<Doubt>,
     /// Number and time of the look under way.
@@ -76,7 +76,7 @@ impl Question {
         self.asked.is_some_and(|(_, at)| now.duration_since(at) >= ANSWER)
     }
 
-    /// Nobody listened to a message of this subject: the stream is looked at. If it stood a moment ago and does not take the
+    /// A message of this subject had no listener: the stream is looked at. If it stood a moment ago and does not take the
     /// subject, the subject is wrong.
     pub(super) fn nobody_listens(&mut self, subject: &str, now: Instant) -> Refusal {
         self.is_unheard = true;
@@ -87,7 +87,7 @@ impl Question {
                 let text = format!("the stream does not take {subject}; it takes {takes}");
                 Refusal::wrong(RefusalReason::Unroutable, text)
             }
-            _ => Refusal::unable(format!("nobody takes {subject}; the stream is looked at")),
+            _ => Refusal::unable(format!("no stream takes {subject}; the stream is looked at")),
         }
     }
 
@@ -133,7 +133,7 @@ impl Question {
             }
             StreamLook::Stands(StreamLimits { unable: Some(why), .. }) => return self.unable(&why, now),
             StreamLook::Stands(stream) => stream,
-            StreamLook::Missing => return Answered::Elsewhere("the stream is gone".to_owned()),
+            StreamLook::Missing => return Answered::Elsewhere("the stream does not exist any more".to_owned()),
             StreamLook::NoJetStream(why) => {
                 return Answered::Elsewhere(format!("JetStream is not available: {why}"));
             }

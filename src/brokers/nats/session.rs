@@ -28,17 +28,17 @@ use crate::brokers::{
 };
 use crate::event::Message;
 
-/// How long a message may go unanswered before the stream is looked at; the library's own default for acknowledgements.
+/// The time that a message may be unanswered before the stream is checked; the library's default for acknowledgements.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A stream acknowledges in the order in which it takes: once it acknowledged nothing for this long, what is missing
 /// below its last word has not arrived.
 const QUIET: Duration = Duration::from_millis(200);
 
-/// How long answers that keep arriving are waited for while one below them is missing.
+/// The wait for a missing answer while later ones arrive.
 const COLLECT: Duration = Duration::from_secs(1);
 
-/// How often clock and questions are looked at while something waits.
+/// The interval of checks of clock and questions while something waits.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// A message is unanswered below one that the stream has stored since.
@@ -56,7 +56,7 @@ pub(super) struct NatsSession {
     connection: NatsConnection,
     headers: Headers,
     stream: String,
-    /// Where to ask about it.
+    /// The subject of questions about it.
     info: String,
     may_ask: bool,
     outstanding: Outstanding,
@@ -210,7 +210,7 @@ impl NatsSession {
         self.gap = None;
     }
 
-    /// What is the matter, for people.
+    /// The problem, for people.
     fn unanswered(&self) -> String {
         let subject = self.outstanding.oldest().map_or("a message", |oldest| &*oldest.subject);
         if self.gap.is_some() {
@@ -230,13 +230,13 @@ impl NatsSession {
         self.gap.is_some_and(is_over).then_some(Doubt::Gap)
     }
 
-    /// What it means that nobody listens to a subject: where the stream may be looked at, it is.
+    /// Judges that a subject has no listener: where the stream may be checked, it is.
     fn nobody_listens(&mut self, subject: &str) -> Refusal {
         if self.may_ask {
             return self.question.nobody_listens(subject, Instant::now());
         }
         let text = format!(
-            "nobody takes {subject}, and these credentials may not ask about the stream {}; permit {}",
+            "no stream takes {subject}, and these credentials may not ask about the stream {}; permit {}",
             self.stream, self.info
         );
         Refusal::wrong(RefusalReason::Unroutable, text)

@@ -29,18 +29,18 @@ pub(crate) struct Settings {
     pub(super) tls_first: bool,
     pub(in crate::brokers) router: Router,
     pub(super) stream: String,
-    /// What questions to JetStream start with: `$JS.API`, another domain's, or one that an account exports.
+    /// The prefix of questions to JetStream: `$JS.API`, another domain's, or one that an account exports.
     pub(super) api: String,
-    /// What the subjects of answers start with.
+    /// The prefix of the subjects of answers.
     pub(super) inbox_prefix: String,
     pub(super) topology: Topology,
-    /// What the stream takes if it is created here.
+    /// The subjects of the stream if it is created here.
     pub(in crate::brokers) stream_subjects: Vec<String>,
     pub(super) stream_replicas: i64,
     pub(super) duplicate_window: Duration,
 }
 
-/// What TLS needs beside the scheme.
+/// The files of TLS.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct NatsTls {
     pub(super) ca: Option<PathBuf>,
@@ -122,7 +122,7 @@ fn servers(section: &mut Section<'_>) -> (Vec<Url>, Login) {
         match server(&text) {
             Ok((url, login)) => {
                 servers.push(url);
-                if login != Login::Nobody && !logins.contains(&login) {
+                if login != Login::Anonymous && !logins.contains(&login) {
                     logins.push(login);
                 }
             }
@@ -132,7 +132,7 @@ fn servers(section: &mut Section<'_>) -> (Vec<Url>, Login) {
     if logins.len() > 1 {
         section.problem("servers", "the URLs have different users or passwords; all servers are given the same");
     }
-    (servers, logins.into_iter().next().unwrap_or(Login::Nobody))
+    (servers, logins.into_iter().next().unwrap_or(Login::Anonymous))
 }
 
 /// One server's URL without user and password, and those.
@@ -149,7 +149,7 @@ fn server(text: &str) -> Result<(Url, Login), &'static str> {
     let user = decode(url.username()).map_err(|_| "the user is not UTF-8")?;
     let password = url.password().map(decode).transpose().map_err(|_| "the password is not UTF-8")?;
     let login = match (user, password) {
-        (user, None) if user.is_empty() => Login::Nobody,
+        (user, None) if user.is_empty() => Login::Anonymous,
         // As the other clients of NATS read it: nats://TOKEN@HOST.
         (token, None) => Login::Token(Secret::new(token)),
         (user, Some(password)) => Login::Password(user, Secret::new(password)),
@@ -208,7 +208,7 @@ fn tls(section: &mut Section<'_>) -> NatsTls {
     NatsTls { ca, client: certificate.zip(key) }
 }
 
-/// What is given, else what the templates say, else nothing.
+/// The given value, else that of the templates, else nothing.
 fn stream_subjects(section: &mut Section<'_>, router: &Router) -> Vec<String> {
     let given = section.texts("stream_subjects");
     for (at, subject) in given.iter().enumerate() {
@@ -245,7 +245,7 @@ mod tests {
         let (settings, problems) = read("");
         assert!(problems.errors.is_empty() && problems.warnings.is_empty(), "{problems:?}");
         assert_eq!(settings.location(), "nats://localhost:4222");
-        assert_eq!((settings.login, settings.topology), (Login::Nobody, Topology::Declare));
+        assert_eq!((settings.login, settings.topology), (Login::Anonymous, Topology::Declare));
         assert_eq!((settings.stream.as_str(), settings.stream_replicas), ("PLEXTRAC", 1));
         assert_eq!(settings.stream_subjects, ["plextrac.>"]);
         assert_eq!(settings.duplicate_window, Duration::from_mins(10));

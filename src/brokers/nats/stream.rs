@@ -20,7 +20,7 @@ const NOT_ENABLED: [u64; 2] = [10076, 10039];
 /// Replicas and leader speak once a second: one that was not heard for longer hangs, or cannot be reached.
 const ACTIVE: Duration = Duration::from_secs(2);
 
-/// What a look at a stream found.
+/// The result of a check of a stream.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum StreamLook {
     /// It is there.
@@ -33,15 +33,15 @@ pub(super) enum StreamLook {
     Unclear(String),
 }
 
-/// What matters of a stream.
+/// The relevant properties of a stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct StreamLimits {
     pub(super) subjects: Vec<String>,
     /// Its own limit, headers included, where it has one.
     pub(super) max_message: Option<usize>,
-    /// Why nothing can be published to it so that the bridge knows, if so.
+    /// The reason why nothing can be published to it with an acknowledgement, if there is one.
     pub(super) useless: Option<&'static str>,
-    /// Why the cluster stores nothing in it at the moment, if so. A leader that has lost its majority answers for many
+    /// The reason why the cluster stores nothing in it, if any. A leader that has lost its majority answers for many
     /// seconds as if nothing were the matter.
     pub(super) unable: Option<String>,
     /// The number of messages, where no consumer reads them and no limit removes them.
@@ -55,17 +55,17 @@ impl StreamLimits {
     }
 }
 
-/// Where to ask about a stream.
+/// The subject of questions about a stream.
 pub(super) fn info_subject(api: &str, stream: &str) -> String {
     format!("{api}.STREAM.INFO.{stream}")
 }
 
-/// Where to ask for a stream to be created.
+/// The subject of requests to create a stream.
 pub(super) fn create_subject(api: &str, stream: &str) -> String {
     format!("{api}.STREAM.CREATE.{stream}")
 }
 
-/// What to ask for: how long and how much the stream keeps is the operator's to limit later.
+/// The request: the operator may limit later how long and how much the stream keeps.
 pub(super) fn creation(settings: &Settings) -> Vec<u8> {
     let window = u64::try_from(settings.duplicate_window.as_nanos()).unwrap_or(u64::MAX);
     json!({
@@ -84,7 +84,7 @@ pub(super) fn creation(settings: &Settings) -> Vec<u8> {
 /// Reads the answer to either.
 pub(super) fn read(message: &Message) -> StreamLook {
     match message.status {
-        Some(StatusCode::NO_RESPONDERS) => StreamLook::NoJetStream("nobody answers for it".to_owned()),
+        Some(StatusCode::NO_RESPONDERS) => StreamLook::NoJetStream("it has no responder".to_owned()),
         Some(status) => StreamLook::Unclear(format!("status {status}")),
         None => read_payload(&message.payload),
     }
@@ -133,7 +133,7 @@ fn unread(config: &Value, state: Option<&Value>) -> Option<u64> {
     count("messages").filter(|_| !is_limited && count("consumer_count") == Some(0))
 }
 
-/// Why a stream of these replicas stores nothing: no leader, or fewer replicas than a majority. A server without a
+/// The reason why a stream of these replicas stores nothing: no leader, or no majority of replicas. A server without a
 /// cluster says nothing of it.
 fn unable(config: &Value, cluster: Option<&Value>) -> Option<String> {
     let cluster = cluster?;

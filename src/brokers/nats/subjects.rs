@@ -99,7 +99,7 @@ pub(super) fn overlap(one: &str, other: &str) -> bool {
     }
 }
 
-/// What a stream must take for these templates: literal ones as they are, else the whole tokens before the first
+/// The subjects of a stream for these templates: literal ones as they are, else the whole tokens before the first
 /// placeholder and `>`. None if one has no such tokens.
 pub(super) fn derived<'t>(templates: impl Iterator<Item = &'t Template>) -> Option<Vec<String>> {
     let mut subjects: Vec<String> = Vec::new();

@@ -6,7 +6,7 @@ use super::stream::{self, StreamLimits, StreamLook};
 use crate::brokers::template::Template;
 use crate::brokers::{ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Terms, Topology};
 
-/// What is known of the stream when a session starts.
+/// The state of the stream when a session starts.
 #[derive(Debug)]
 pub(super) enum KnownStream {
     /// It stands.
@@ -88,7 +88,7 @@ pub(super) fn missing(at: &str, settings: &Settings) -> ConnectError {
     ConnectError::new(ErrorKind::Connect, text)
 }
 
-/// What to do about a missing stream that is not ours to create.
+/// The advice for a missing stream that the bridge must not create.
 pub(super) fn missing_text(settings: &Settings) -> String {
     format!("the stream {} does not exist; create it, or set topology = \"declare\"", settings.stream)
 }
@@ -125,7 +125,7 @@ fn forbidden(at: &str, subject: &str, instead: &str) -> ConnectError {
     ConnectError::new(ErrorKind::Authentication, text)
 }
 
-/// What the operator should know of a stream that stands: what it will not take.
+/// The warnings about an existing stream: the subjects that it does not take.
 pub(super) fn subjects_not_taken(stream: &StreamLimits, settings: &Settings) -> Vec<Finding> {
     let mut shown = Vec::new();
     for template in settings.router.routes().iter().map(crate::brokers::Route::address) {

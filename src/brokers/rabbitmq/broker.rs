@@ -40,7 +40,7 @@ pub(crate) struct Rabbitmq {
     known: Arc<Mutex<ExchangeMemory>>,
     kept: IdleConnection,
     tokens: Option<Arc<Tokens>>,
-    /// Where the next attempt to connect starts.
+    /// The host at which the next attempt to connect starts.
     turn: usize,
 }
 

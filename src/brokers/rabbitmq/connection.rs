@@ -42,11 +42,11 @@ pub(super) struct Link {
     pub(super) location: String,
     /// The library's queue of events is shared by all who listen: there is one listener.
     events: ConnectionEvents,
-    /// Why the broker reads nothing at the moment.
+    /// The reason why the broker reads nothing at the moment.
     blocked: Option<String>,
-    /// How often it read again.
+    /// The number of times that it read again.
     pub(super) alarms_ended: u64,
-    /// Why the connection ended.
+    /// The reason for the end of the connection.
     fault: Option<String>,
     /// Always there until it is dropped.
     runtime: Option<Runtime>,
@@ -66,11 +66,11 @@ impl Drop for Link {
     }
 }
 
-/// What the connection has told.
+/// The reports of the connection.
 pub(super) enum News {
     /// Blocked, unblocked, or an error of a channel, which is told there too.
     Noted,
-    /// The connection is gone.
+    /// The connection has ended.
     Lost(String),
 }
 
@@ -125,7 +125,7 @@ impl Link {
         })
     }
 
-    /// Why the broker reads nothing at the moment, if so.
+    /// The reason why the broker reads nothing at the moment, if so.
     pub(super) fn blocked(&mut self) -> Option<&str> {
         while let Some(Some(event)) = self.events.next().now_or_never() {
             self.note(event);
@@ -133,7 +133,7 @@ impl Link {
         self.blocked.as_deref().filter(|_| self.is_alive())
     }
 
-    /// Why the connection ended, if it did.
+    /// The reason for the end of the connection, if it ended.
     pub(super) fn fault(&mut self) -> Option<String> {
         self.blocked();
         self.fault.clone()
@@ -208,7 +208,7 @@ impl Drop for Unfinished {
     }
 }
 
-/// What the TLS handshake needs; the files are read at each connect, so that renewed ones are taken.
+/// The files of the TLS handshake, read at each connect, so that renewed ones are taken.
 #[derive(Clone)]
 struct AmqpTls {
     roots: Option<Vec<CertificateDer<'static>>>,
@@ -258,7 +258,7 @@ fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, 
 #[error("{0}")]
 struct TlsError(io::Error);
 
-/// Why there is no connection.
+/// The reason why there is no connection.
 enum ConnectFailure {
     /// No address takes a TCP connection.
     Unreachable(Vec<String>),
@@ -269,7 +269,7 @@ enum ConnectFailure {
 }
 
 impl ConnectFailure {
-    /// Which kind of error it is, and what to do about it.
+    /// The kind of an error, and what to do about it.
     fn explain(&self, user: &str) -> (ErrorKind, String) {
         match self {
             Self::Unreachable(failures) => {
@@ -327,7 +327,7 @@ fn failed_in_tls(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<TlsError>() || error.is::<rustls::Error>())
 }
 
-/// Why there is no connection, and what to do about it.
+/// The reason why there is no connection, and what to do about it.
 fn explain(error: &lapin::Error, user: &str) -> (ErrorKind, String) {
     match error.kind() {
         lapin::ErrorKind::IOError(error) if failed_in_tls(error) => {

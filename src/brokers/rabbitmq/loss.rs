@@ -1,4 +1,4 @@
-//! What the end of a channel means: what it is about, and what is remembered of it.
+//! Judges the end of a channel: its subject, and what is remembered of it.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::brokers::rabbitmq::memory::{ExchangeDoubt, ExchangeMemory};
 use crate::brokers::rabbitmq::reply_codes::kind;
 use crate::brokers::{Refusal, RefusalReason, Refused, SessionError};
 
-/// What the error that ended a channel is about. What it says of an exchange, a routing key or the largest size is
+/// The subject of the error that ended a channel. What it says of an exchange, a routing key or the largest size is
 /// remembered.
 pub(super) fn refusal(error: &lapin::Error, memory: &mut ExchangeMemory) -> Refusal {
     let text = describe(error);
@@ -37,7 +37,7 @@ pub(super) fn refusal(error: &lapin::Error, memory: &mut ExchangeMemory) -> Refu
     Refusal::new(kind, text)
 }
 
-/// What such an error means for a session. Where it names the exchange, the next one sends to that with care.
+/// The meaning of such an error for a session. Where it names the exchange, the next one sends to that with care.
 pub(super) fn judge(error: &lapin::Error, memory: &mut ExchangeMemory) -> SessionError {
     let refusal = refusal(error, memory);
     match refusal.kind {

@@ -1,4 +1,4 @@
-//! What is known of exchanges beyond one session: missing or forbidden as a channel's end has said; and the size that the
+//! The memory of exchanges beyond one session: missing or forbidden as a channel's end has said; and the size that the
 //! broker has named.
 
 use std::collections::HashMap;
@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use crate::brokers::{Refusal, RefusalReason};
 
-/// Limits change by hand; trying costs the channel, and with it repeats of all that is on its way.
+/// Limits change by hand; trying costs the channel, and with it repeats of all that is in flight.
 const REMEMBERED: Duration = Duration::from_secs(5);
 
 /// The exchanges remembered; one forgotten costs another channel.
 const MOST: usize = 1024;
 
-/// Why an exchange is tried with one message, on a channel of its own.
+/// The reason to try an exchange with one message, on a channel of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ExchangeDoubt {
     /// It did not exist.
@@ -21,7 +21,7 @@ pub(super) enum ExchangeDoubt {
     Forbidden,
 }
 
-/// What to do with a message.
+/// The decision about a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum ExchangeDecision {
     Open,

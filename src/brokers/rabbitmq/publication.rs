@@ -8,13 +8,13 @@ use crate::brokers::rabbitmq::settings::SHORT_STRING;
 use crate::brokers::{Headers, Refusal, RefusalReason};
 use crate::event::{Event, Message};
 
-/// What a content header takes beside the table of headers: frame, class, flags, the other properties.
+/// The size of a content header beside the table of headers: frame, class, flags, the other properties.
 const FRAME_REST: usize = 1024;
 
 /// A header's type and the two lengths.
 const HEADER_REST: usize = 6;
 
-/// What of a message goes to the client library.
+/// The part of a message that the client library gets.
 pub(super) struct Publication {
     exchange: ShortString,
     routing_key: ShortString,

@@ -13,7 +13,7 @@ use tokio::time::{sleep_until, timeout};
 use crate::brokers::rabbitmq::connection::ATTEMPT;
 use crate::brokers::rabbitmq::topology::{ExchangeLook, Exchanges};
 
-/// How long the answer that the topology stands is believed: longer than a try of an address is put off.
+/// The time for which the answer that the topology exists counts: longer than the wait for a try of an address.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// The looks.
@@ -36,7 +36,7 @@ impl Questions {
     /// Each look takes some round trips, and each that finds nothing an error in the broker's log.
     const PAUSE: Duration = Duration::from_secs(1);
 
-    /// When to look because confirms stay out, if that is not decided yet.
+    /// The time to look because confirms are missing, if that is not decided yet.
     pub(super) fn next_doubt(&self, doubtful: Instant) -> Option<Instant> {
         let idle = !self.is_doubted && self.look.is_none();
         idle.then(|| self.looked.map_or(doubtful, |looked| doubtful.max(looked + Self::PAUSE)))
@@ -52,7 +52,7 @@ impl Questions {
         self.stood.is_some_and(|stood| stood.elapsed() < FRESH)
     }
 
-    /// Looks, when there is a doubt; returns what is gone. Never ready without one; cancel-safe.
+    /// Looks, when there is a doubt; returns what is missing. Never ready without one; cancel-safe.
     pub(super) async fn answer(&mut self, connection: &Arc<Connection>, plan: &Arc<Exchanges>) -> Option<String> {
         loop {
             if let Some(look) = &mut self.look {

@@ -1,4 +1,4 @@
-//! What each reply code of AMQP 0-9-1 is about: the one table of them.
+//! The subject of each reply code of AMQP 0-9-1, as one table.
 
 use crate::brokers::{RefusalReason, Refused};
 

@@ -1,5 +1,5 @@
-//! Which message a return belongs to: the client library attaches returns to the wrong confirms when several are on
-//! their way; and since when the oldest have been on their way. It knows sequences and ids, nothing of AMQP.
+//! Finds the message of a return: the client library attaches returns to the wrong confirms when several are in
+//! flight; and since when the oldest have been in flight. It knows sequences and ids, nothing of AMQP.
 //!
 //! RabbitMQ sends a message's return before its confirm. The library keeps returns in a queue and gives the first of
 //! it to whichever confirm completes next. So the *set* of returns is exact, and:
@@ -10,14 +10,14 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// What a confirm said, before returns are looked at.
+/// The content of a confirm, before returns are considered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ConfirmOutcome {
     Ack,
     Nack,
 }
 
-/// What became of a message, returns looked at.
+/// The outcome of a message, with returns considered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Judgement {
     Stored,
@@ -25,7 +25,7 @@ pub(super) enum Judgement {
     Nacked,
 }
 
-/// A message on its way: its place in the order of sending, its id, and what its owner wants back.
+/// A message in flight: its place in the order of sending, its id, and what its owner wants back.
 #[derive(Debug)]
 pub(super) struct SentMessage<T> {
     sequence: u64,
@@ -46,17 +46,17 @@ pub(super) struct Returns<T> {
     unresolved: usize,
     /// Messages below this sequence were sent before the last turn of generations.
     boundary: u64,
-    /// How many of those are unresolved.
+    /// The number of unresolved ones.
     before_boundary: usize,
     /// Resolved before the last turn.
     older: Vec<Unreturned<T>>,
     /// Resolved since.
     newer: Vec<Unreturned<T>>,
-    /// The same two for the oldest on their way, and since when those have been.
+    /// The same two for the oldest in flight, and since when those have been.
     watched: u64,
     before_watched: usize,
     watched_since: Instant,
-    /// Returns by message id that no message has claimed yet. The same id can be on its way twice.
+    /// Returns by message id that no message has claimed yet. The same id can be in flight twice.
     unclaimed: HashMap<Box<str>, usize>,
 }
 
@@ -129,14 +129,14 @@ impl<T> Returns<T> {
         }
     }
 
-    /// Watches what is on its way now, from now on.
+    /// Watches what is in flight now, from now on.
     pub(super) fn watch(&mut self) {
         self.watched = self.next;
         self.before_watched = self.unresolved;
         self.watched_since = Instant::now();
     }
 
-    /// A time since when at least one message has been on its way; later messages do not move it.
+    /// A time since when at least one message has been in flight; later messages do not move it.
     pub(super) fn waiting_since(&self) -> Option<Instant> {
         (self.before_watched > 0).then_some(self.watched_since)
     }
@@ -253,7 +253,7 @@ mod tests {
         ) {
             let (mut returns, mut library) = (Returns::default(), Library::default());
             let mut fresh: VecDeque<usize> = (0..bad.len()).collect();
-            // On their way, with whether the return has been sent.
+            // In flight, with whether the return has been sent.
             let mut out: Vec<(SentMessage<usize>, bool)> = Vec::new();
             let mut step = |choice: u8, at: Option<prop::sample::Index>, out: &mut Vec<(SentMessage<usize>, bool)>| {
                 match choice {

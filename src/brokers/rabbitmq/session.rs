@@ -27,17 +27,17 @@ use crate::brokers::rabbitmq::topology::{Exchanges, lock};
 use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict};
 use crate::event::Message;
 
-/// RabbitMQ confirms within milliseconds. Of what is on its way to a quorum queue that is deleted it says nothing at
+/// RabbitMQ confirms within milliseconds. Of what is in flight to a quorum queue that is deleted it says nothing at
 /// all, neither confirm nor return (seen with 3.10): after so long we look whether the topology still stands.
 const DOUBT: Duration = Duration::from_secs(2);
 
 /// A quorum queue elects a leader within seconds. A connection that lives but owes a confirm for so long is stuck.
 const SILENCE: Duration = Duration::from_secs(30);
 
-/// When a channel ends, all its confirms fail within a moment; the first to fail may not carry the broker's words.
+/// The wait for the broker's words: when a channel ends, all its confirms fail, and the first may not carry them.
 const AFTERMATH: Duration = Duration::from_millis(200);
 
-/// What the session wants back with a confirm.
+/// The data that the session gets back with a confirm.
 #[derive(Debug)]
 pub(super) struct Owner {
     pub(super) sequence: Sequence,
@@ -282,7 +282,7 @@ impl RabbitmqSession {
             return self.renew_channel().await;
         }
         if self.link.alarms_ended != self.alarms_ended {
-            // What is on its way was not read during the alarm: it has all its time from now on.
+            // What is in flight was not read during the alarm: it has all its time from now on.
             self.alarms_ended = self.link.alarms_ended;
             self.returns.watch();
         }
@@ -317,7 +317,7 @@ impl RabbitmqSession {
         }
     }
 
-    /// Takes a new channel in place of one that has nacked, while nothing is on its way.
+    /// Takes a new channel in place of one that has nacked, while nothing is in flight.
     async fn renew_channel(&mut self) {
         let connection = self.link.connection.clone();
         match timeout(ATTEMPT, open_channel(&connection)).await {
@@ -343,7 +343,7 @@ impl RabbitmqSession {
     }
 }
 
-/// What a confirm says. Where the channel is not in confirm mode nothing is known of the message.
+/// Reads a confirm. Where the channel is not in confirm mode nothing is known of the message.
 fn read(confirmation: Confirmation) -> Result<(ConfirmOutcome, Option<BasicReturnMessage>), SessionError> {
     match confirmation {
         Confirmation::Ack(returned) => Ok((ConfirmOutcome::Ack, returned)),

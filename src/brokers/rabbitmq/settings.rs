@@ -29,7 +29,7 @@ pub(crate) struct Settings {
     username: String,
     /// In place of the password in the URIs.
     password: Option<Secret>,
-    /// Where tokens come from, which are then the password.
+    /// The source of tokens, which are then the password.
     pub(super) oauth: Option<OAuthSettings>,
     pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
@@ -151,7 +151,7 @@ fn short(what: &str, text: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Which exchanges there are must be known at start: they are declared, checked, and their loss is told apart.
+/// The exchanges must be known at start: they are declared and checked, and the loss of each is recognised.
 fn refuse_placeholders(section: &mut Section<'_>, router: &Router) {
     const TEXT: &str = "an exchange is named literally, without placeholders; use `routes` for more than one";
     let Some((main, others)) = router.routes().split_last() else { return };

@@ -14,7 +14,7 @@ use crate::brokers::{ConnectError, ErrorKind, Finding, Topology};
 /// The queue takes everything that its topic exchange gets.
 const EVERYTHING: &str = "#";
 
-/// What should be there.
+/// The topology that should exist.
 #[derive(Clone, Debug)]
 pub(super) struct Exchanges {
     pub(super) mode: Topology,
@@ -24,12 +24,12 @@ pub(super) struct Exchanges {
     location: String,
 }
 
-/// What a second look found, after a message came back.
+/// The result of a second look, after a message was returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum ExchangeLook {
     /// All is there; with `declare` the queue is bound again.
     Stands,
-    /// Something is gone, or the broker cannot say.
+    /// Something is missing, or the broker cannot say.
     Gone(String),
 }
 
@@ -144,7 +144,7 @@ impl Exchanges {
         made |= self.make(scratch, Thing::Queue(queue)).await?;
         match scratch.bind(queue, &self.main).await {
             Ok(()) => Ok(findings),
-            // Rights to publish only: whoever made exchange and queue will have bound them too.
+            // Rights to publish only: who made exchange and queue will have bound them too.
             Err(error) if is(&error, 403) && !made => {
                 let text = format!(
                     "may not bind the queue `{queue}` to the exchange `{}`: {}; if it is bound already, set topology \
@@ -197,7 +197,7 @@ impl Exchanges {
         for thing in [Some(Thing::Exchange(&self.main)), queue.map(Thing::Queue)].into_iter().flatten() {
             match scratch.has(thing).await {
                 Ok(true) => {}
-                Ok(false) => return ExchangeLook::Gone(format!("{thing} is gone")),
+                Ok(false) => return ExchangeLook::Gone(format!("{thing} does not exist any more")),
                 Err(error) => return ExchangeLook::Gone(format!("cannot look at {thing}: {}", describe(&error))),
             }
         }
@@ -216,7 +216,7 @@ impl Exchanges {
         ExchangeLook::Stands
     }
 
-    /// What there is and what would be made, for a person; changes nothing.
+    /// Describes what exists and what would be created, for a person; changes nothing.
     pub(super) async fn inspect(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
         let mut scratch = TemporaryChannel { connection, channel: None };
         let exchanges = std::iter::once(&self.main).chain(&self.others).map(|name| Thing::Exchange(name));
