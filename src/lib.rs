@@ -31,8 +31,8 @@
 //! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, it to
 //! `queue`; these to `brokers`, `metrics` and `status`, these to `event`; all may use `settings` and `process`. One
 //! exception: `admin` reads the sources from `ingress`. Ingress never sees brokers; brokers never see ingress, queue,
-//! delivery or hyper, but for its client in `brokers/oauth.rs`. One owner per crate: rdkafka, lapin and async-nats only in their broker; figment only in
-//! `settings`; prometheus only in `metrics`. A test keeps these rules.
+//! delivery or hyper, but for its client in `brokers/oauth.rs`. One owner per crate: rdkafka, lapin and async-nats only
+//! in their broker; figment only in `settings`; prometheus only in `metrics`. A test keeps these rules.
 //!
 //! A new broker is a feature, a file (or folder) with `Settings`, a `Broker` and a `Session` (`brokers/contract.rs`), its
 //! line in `brokers/list.rs`, its table in `config/default.toml`, and its rig in the conformance tests.

@@ -140,7 +140,7 @@ impl Brokers {
         facts.get(name).cloned().with_context(|| format!("up.sh printed no {name}"))
     }
 
-    /// What runs the clients.
+    /// The runtime of the clients.
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
     }

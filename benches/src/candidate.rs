@@ -100,7 +100,7 @@ pub struct Running {
     pub process: Process,
     /// Where it takes webhooks.
     pub address: SocketAddr,
-    /// Where the bridge shows its metrics.
+    /// The address of the bridge's metrics.
     pub admin: Option<SocketAddr>,
     /// From the start of the process until it was ready.
     pub started_in: Duration,

@@ -48,7 +48,7 @@ const HEADERS: [(&str, &str); 8] = [
     ("x-authorization-hmac-256", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"),
 ];
 
-/// What a client library does by itself.
+/// The figures of a client library by itself.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Ceiling {
     /// From sending a lone message to its confirmation, the median in microseconds.

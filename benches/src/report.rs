@@ -117,7 +117,7 @@ impl Results {
         }
     }
 
-    /// What the client library of a broker does by itself, once more.
+    /// Adds the figures of a broker's client library from one more round.
     pub fn add_ceiling(&mut self, kind: Kind, ceiling: Ceiling) {
         self.ceilings.push((kind, ceiling));
     }

@@ -258,7 +258,7 @@ impl SendPlan {
         }
     }
 
-    /// Whether nothing has been accepted for too long: what is left is not sent.
+    /// Whether nothing has been accepted for too long: the remaining bodies are not sent.
     fn gives_up(&self) -> bool {
         self.last_accepted.get().elapsed() >= self.timeout
     }

@@ -1,5 +1,5 @@
-//! The successor: the broker that a reload puts in place of the current one. It connects while the old session goes on,
-//! which stays where that fails.
+//! The successor: the broker that a reload puts in place of the current one. It connects while the old session is
+//! in use, which remains if that fails.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};

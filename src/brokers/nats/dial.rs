@@ -25,7 +25,7 @@ use crate::brokers::dial::{self, Reached};
 use crate::brokers::{ConnectError, ErrorKind};
 use crate::settings::redact;
 
-/// For all servers together; each gets an equal share of what is left.
+/// For all servers together; each gets an equal share of the remaining time.
 const DIAL: Duration = Duration::from_secs(5);
 
 /// A stopped server is noticed at the third unanswered one.

@@ -1,4 +1,4 @@
-//! A name whose first address swallows every packet: a host that is gone behind a firewall.
+//! A name whose first address swallows every packet: a host that a firewall hides.
 
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};

@@ -28,13 +28,13 @@ fn segment(journal: &Path) -> std::path::PathBuf {
 }
 
 /// The findings of a start with these bytes of the one segment: sequences read, damage reported by start and reader.
-struct Findings {
+struct Recovered {
     rig: Rig,
     read: Vec<u64>,
     damaged: u64,
 }
 
-fn start_with(bytes: &[u8]) -> Findings {
+fn start_with(bytes: &[u8]) -> Recovered {
     let rig = Rig::new(SETTINGS.max_bytes, SETTINGS.segment_bytes);
     let mut rig = rig.reopen_after(SETTINGS, |journal| fs::write(segment(journal), bytes).unwrap());
     let batch = rig.read_all();
@@ -45,11 +45,11 @@ fn start_with(bytes: &[u8]) -> Findings {
         assert_eq!(&*stored.body, BODIES[index].as_bytes(), "a body is right or absent");
     }
     let read = batch.records.iter().map(|stored| stored.sequence).collect();
-    Findings { rig, read, damaged }
+    Recovered { rig, read, damaged }
 }
 
 /// Checks that an opened journal takes records and returns them, and that its next start finds no damage at the end.
-fn continues(found: Findings) {
+fn continues(found: Recovered) {
     let mut rig = found.rig;
     let next = rig.layout.next();
     rig.append("{\"event\":\"after\"}");
