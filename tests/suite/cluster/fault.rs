@@ -33,6 +33,21 @@ pub(super) enum Fault {
     PartitionsAdded,
     /// The password is renewed while the bridge is connected; then the old one is refused.
     PasswordRenewed,
+    /// Many times over: one event is sent while something happens to the nodes.
+    OneEvent(Moment),
+}
+
+/// The thing that happens to nodes while one event is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// The node that leads is killed.
+    LeaderKilled,
+    /// The node that leads is restarted in good order.
+    LeaderRestarted,
+    /// Both others are killed.
+    FollowersKilled,
+    /// Both others hang.
+    FollowersPaused,
 }
 
 impl Fault {
@@ -54,6 +69,10 @@ impl Fault {
             Self::DeletedAndMadeAnew => "deleted_and_made_anew",
             Self::PartitionsAdded => "partitions_added",
             Self::PasswordRenewed => "password_renewed",
+            Self::OneEvent(Moment::LeaderKilled) => "one_event_leader_killed",
+            Self::OneEvent(Moment::LeaderRestarted) => "one_event_leader_restarted",
+            Self::OneEvent(Moment::FollowersKilled) => "one_event_followers_killed",
+            Self::OneEvent(Moment::FollowersPaused) => "one_event_followers_paused",
         }
     }
 }

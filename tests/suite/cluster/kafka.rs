@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::fault::Fault;
+use super::fault::{Fault, Moment};
 use super::rig::{Place, Rig};
 use crate::support::{Daemon, Kind, LIMIT, Node, Nodes, Operator, Payload, Setup, Table, request_once};
 
@@ -47,6 +47,10 @@ impl Rig for Kafka {
         Fault::DeletedAndMadeAnew,
         Fault::PartitionsAdded,
         Fault::PasswordRenewed,
+        Fault::OneEvent(Moment::LeaderKilled),
+        Fault::OneEvent(Moment::LeaderRestarted),
+        Fault::OneEvent(Moment::FollowersKilled),
+        Fault::OneEvent(Moment::FollowersPaused),
     ];
 
     fn start() -> Self {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::fault::Fault;
+use super::fault::{Fault, Moment};
 use super::rig::Rig;
 use crate::support::{Kind, Node, Nodes, Operator, Table};
 
@@ -44,6 +44,10 @@ impl Rig for Nats {
         Fault::AddressRefuses,
         Fault::DeletedAndMadeAnew,
         Fault::PasswordRenewed,
+        Fault::OneEvent(Moment::LeaderKilled),
+        Fault::OneEvent(Moment::LeaderRestarted),
+        Fault::OneEvent(Moment::FollowersKilled),
+        Fault::OneEvent(Moment::FollowersPaused),
     ];
 
     fn start() -> Self {

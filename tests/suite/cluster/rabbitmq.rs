@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::balancer::Balancer;
-use super::fault::Fault;
+use super::fault::{Fault, Moment};
 use super::rig::Rig;
 use crate::support::{Kind, Node, Nodes, Operator, Table};
 
@@ -47,6 +47,10 @@ impl Rig for Rabbitmq {
         Fault::LimitRemoved,
         Fault::DeletedAndMadeAnew,
         Fault::PasswordRenewed,
+        Fault::OneEvent(Moment::LeaderKilled),
+        Fault::OneEvent(Moment::LeaderRestarted),
+        Fault::OneEvent(Moment::FollowersKilled),
+        Fault::OneEvent(Moment::FollowersPaused),
     ];
 
     fn start() -> Self {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::fault::Fault;
+use super::fault::{Fault, Moment};
 use super::plan::{Judged, Plan, Seen};
 use super::rig::{Address, Place, Rig};
 use crate::support::{Daemon, Delivered, Load, Node, Oracle, Running, Sent, Setup, Status};
@@ -47,6 +47,9 @@ struct Row<'a, R: Rig> {
     /// The directory of the password, for the fault that changes it.
     login: TempDir,
 }
+
+/// The number of times that one event meets a moment, unless `SOAK_TIMES` says otherwise.
+const TIMES: u32 = 50;
 
 /// The user whose password is renewed.
 const USER: &str = "renewed";
@@ -109,6 +112,14 @@ impl<'a, R: Rig> Row<'a, R> {
     fn end(&mut self) -> Status {
         if let Some(running) = self.running.take() {
             self.sent = std::mem::take(&mut self.sent).and(running.end());
+        }
+        self.daemon.wait_until_empty()
+    }
+
+    /// Waits until the load has sent all that it has to, and everything is settled.
+    fn all_sent(&mut self) -> Status {
+        if let Some(running) = self.running.take() {
+            self.sent = std::mem::take(&mut self.sent).and(running.join());
         }
         self.daemon.wait_until_empty()
     }
@@ -187,7 +198,57 @@ impl<'a, R: Rig> Row<'a, R> {
                 self.place.expel(USER);
                 self.recovers(Address::Main);
             }
+            Fault::OneEvent(moment) => self.send_one_at(moment),
         }
+    }
+
+    /// Sends one event at a time, just before, while and just after something happens to the nodes; it is stored before the next.
+    fn send_one_at(&mut self, moment: Moment) {
+        self.end();
+        self.load.events = 1;
+        let times = std::env::var("SOAK_TIMES").ok().and_then(|times| times.parse().ok()).unwrap_or(TIMES);
+        for time in 0..times {
+            let leader = self.place.leader();
+            let nodes = match moment {
+                Moment::LeaderKilled | Moment::LeaderRestarted => vec![leader],
+                Moment::FollowersKilled | Moment::FollowersPaused => self.place.followers(),
+            };
+            let rig = self.place.rig;
+            let all = rig.nodes();
+            thread::scope(|scope| {
+                // From 20 ms before the event to 20 ms after it.
+                let (before, after) = (u64::from(time % 5) * 5, u64::from(time / 5 % 5) * 5);
+                scope.spawn(move || {
+                    thread::sleep(Duration::from_millis(before));
+                    for node in nodes {
+                        match moment {
+                            Moment::LeaderRestarted => all.terminate(node),
+                            Moment::LeaderKilled | Moment::FollowersKilled => all.kill(node),
+                            Moment::FollowersPaused => all.pause(node),
+                        }
+                    }
+                });
+                thread::sleep(Duration::from_millis(after));
+                self.start();
+            });
+            match moment {
+                // The others elect a leader and go on.
+                Moment::LeaderKilled => drop(self.all_sent()),
+                Moment::LeaderRestarted => {}
+                // Long enough for each limit of a client, one time in five.
+                Moment::FollowersKilled | Moment::FollowersPaused if time % 5 == 0 => {
+                    thread::sleep(self.plan.paused);
+                }
+                Moment::FollowersKilled | Moment::FollowersPaused => thread::sleep(Duration::from_secs(2)),
+            }
+            self.place.rig.nodes().resume();
+            self.place.rig.nodes().up();
+            let status = self.all_sent();
+            assert_eq!(status.count("dead_lettered"), 0, "the {time}th time: {}", status.0["broker"]);
+            self.place.wait_until_whole();
+        }
+        self.load.events = u64::MAX;
+        self.start();
     }
 
     fn connected(&self) -> Node {
