@@ -21,7 +21,7 @@ pub(crate) type Legal = fn(&str) -> Result<(), String>;
 pub(crate) struct TemplateNames {
     /// The settings key of the address template: `topic`, `exchange`, `subject`, `name`.
     pub(crate) address: &'static str,
-    /// The settings key of the key template and its kind, where the broker has one.
+    /// The settings key of the key template and its kind, where the broker has one; the stream, where it has those.
     pub(crate) key: Option<(&'static str, TemplateKind)>,
     /// The rule for a legal address.
     pub(crate) address_legal: Legal,
@@ -43,6 +43,12 @@ impl Route {
     #[must_use]
     pub(crate) fn address(&self) -> &Template {
         &self.address
+    }
+
+    /// The template of the key, if the broker has one.
+    #[must_use]
+    pub(crate) fn key(&self) -> Option<&Template> {
+        self.key.as_ref()
     }
 
     fn takes(&self, event: &Event) -> bool {
@@ -161,7 +167,9 @@ fn template(section: &mut Section<'_>, key: &str, kind: TemplateKind, legal: Leg
     match Template::parse(kind, &text) {
         Ok(template) => {
             let wrong = match kind {
-                TemplateKind::Address => template.samples().iter().find_map(|sample| legal(sample).err()),
+                TemplateKind::Address | TemplateKind::Name => {
+                    template.samples().iter().find_map(|sample| legal(sample).err())
+                }
                 TemplateKind::Key => None,
             };
             if let Some(wrong) = wrong {

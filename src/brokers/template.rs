@@ -13,6 +13,8 @@ pub(crate) enum TemplateKind {
     /// Record key: also `{cuid}`, `{actorCuid}`, `{targetCuid}`, `{clientId}`, `{reportId}`, `{findingId}`,
     /// `{assessmentId}`, as they are.
     Key,
+    /// A name as it is written, without placeholders: a stream.
+    Name,
 }
 
 /// The value that replaces a placeholder.
@@ -84,6 +86,9 @@ impl Template {
     /// # Errors
     /// Unbalanced braces, unknown placeholders, or nothing at all.
     pub(crate) fn parse(kind: TemplateKind, text: &str) -> Result<Self, TemplateError> {
+        if kind == TemplateKind::Name {
+            return Ok(Self { kind, parts: vec![Part::Literal(text.to_owned())] });
+        }
         if text.is_empty() {
             return Err(TemplateError::Empty);
         }
@@ -142,7 +147,7 @@ impl Template {
                     };
                     match self.kind {
                         TemplateKind::Address => push_safe(&mut text, value),
-                        TemplateKind::Key => text.push_str(value),
+                        TemplateKind::Key | TemplateKind::Name => text.push_str(value),
                     }
                 }
             }
@@ -197,7 +202,7 @@ impl Template {
 fn field(kind: TemplateKind, name: &str) -> Result<Placeholder, TemplateError> {
     let known = match kind {
         TemplateKind::Address => &FIELDS[..3],
-        TemplateKind::Key => &FIELDS[..],
+        TemplateKind::Key | TemplateKind::Name => &FIELDS[..],
     };
     if let Some((_, field)) = known.iter().find(|(known, _)| *known == name) {
         return Ok(*field);

@@ -17,6 +17,8 @@ pub(super) enum AckReply {
     Refused(Refusal),
     /// The subject has no listener: deleted, or never there?
     NobodyListens,
+    /// Another stream has it.
+    OtherStream(String),
     /// Not from a stream: another subscriber replied.
     Foreign,
 }
@@ -49,8 +51,9 @@ fn read_payload(payload: &[u8], stream: &str) -> AckReply {
         };
     }
     let named = fields.get("stream").and_then(|name| serde_json::from_str::<String>(name.get()).ok());
-    if named.as_deref() != Some(stream) {
-        return AckReply::Foreign;
+    let Some(named) = named else { return AckReply::Foreign };
+    if named != stream {
+        return AckReply::OtherStream(named);
     }
     // A repeat is stored as well, where it was the first time.
     let number = fields.get("seq").and_then(|number| number.get().parse().ok()).unwrap_or(0);
@@ -107,8 +110,8 @@ mod tests {
         assert_eq!(verdict(r#"{"stream":"S","seq":1}"#), stored(1, false));
         assert_eq!(verdict(r#"{"stream":"S", "domain":"hub", "seq":7,"duplicate": true}"#), stored(7, true));
         assert_eq!(verdict(r#"{"stream":"S","seq":2,"duplicate":false}"#), stored(2, false));
-        for payload in ["", "{", "[]", "null", "{}", r#"{"seq":1}"#, r#"{"stream":"T","seq":1}"#, r#"{"error":1}"#]
-        {
+        assert_eq!(verdict(r#"{"stream":"T","seq":1}"#), AckReply::OtherStream("T".to_owned()));
+        for payload in ["", "{", "[]", "null", "{}", r#"{"seq":1}"#, r#"{"error":1}"#] {
             assert_eq!(verdict(payload), AckReply::Foreign, "{payload}");
         }
     }

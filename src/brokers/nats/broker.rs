@@ -6,12 +6,15 @@ use async_trait::async_trait;
 
 use super::connection::NatsConnection;
 use super::dial::{self, ServerTurn};
+use super::rights;
 use super::session::NatsSession;
-use super::settings::Settings;
+use super::settings::{Settings, StreamPlan};
 use super::stream;
 use super::topology::{self, KnownStream};
 use crate::brokers::dial as addresses;
-use crate::brokers::{Broker, ConnectError, Encoding, Finding, Headers, Refusal, Session, Terms, Topology};
+use crate::brokers::{
+    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, Session, Terms, Topology,
+};
 use crate::event::Event;
 
 /// NATS JetStream.
@@ -37,45 +40,63 @@ impl Nats {
         dial::dial(&self.settings, self.terms.max_in_flight, &self.turn).await
     }
 
-    /// The stream that a session starts with, created where that is ours to do; and what is to be said of it.
-    async fn prepare(&self, connection: &mut NatsConnection) -> Result<(KnownStream, Vec<Finding>), ConnectError> {
-        let mut known = topology::look(connection, &self.settings).await?;
-        topology::able(&known, &self.settings)?;
-        let mut findings = Vec::new();
-        if matches!(known, KnownStream::Missing) {
-            match self.settings.topology {
-                Topology::Declare => {
-                    known = KnownStream::Stands(topology::create(connection, &self.settings).await?);
-                }
-                Topology::Check => return Err(topology::missing(connection.at(), &self.settings)),
-                Topology::Ignore => findings.push(Finding::Missing(topology::missing_text(&self.settings))),
-            }
+    /// The streams that a session starts with, created where that is ours to do; and what is to be said of them. Only the
+    /// main one must exist.
+    async fn prepare(
+        &self,
+        connection: &mut NatsConnection,
+    ) -> Result<(Vec<KnownStream>, Vec<Finding>), ConnectError> {
+        let (mut all, mut findings) = (Vec::new(), Vec::new());
+        for plan in &self.settings.streams {
+            let established = topology::establish(connection, &self.settings, plan).await;
+            let (known, finding) = self.tolerate(connection, plan, established)?;
+            findings.extend(finding);
+            findings.extend(self.findings(connection, plan, &known));
+            all.push(known);
         }
-        findings.extend(self.findings(connection, &known));
-        Ok((known, findings))
+        Ok((all, findings))
     }
 
-    fn findings(&self, connection: &NatsConnection, known: &KnownStream) -> Vec<Finding> {
+    /// The error about a stream that only routes name is a finding.
+    fn tolerate(
+        &self,
+        connection: &NatsConnection,
+        plan: &StreamPlan,
+        found: Result<(KnownStream, Option<Finding>), ConnectError>,
+    ) -> Result<(KnownStream, Option<Finding>), ConnectError> {
+        match found {
+            Err(error) if plan != self.settings.main() && connection.is_open() => {
+                let is_forbidden = error.kind == ErrorKind::Authentication;
+                let known = if is_forbidden { KnownStream::Unasked } else { KnownStream::Unknown };
+                Ok((known, Some(Finding::Warning(error.text))))
+            }
+            found => found,
+        }
+    }
+
+    fn findings(&self, connection: &NatsConnection, plan: &StreamPlan, known: &KnownStream) -> Vec<Finding> {
         let (stream, mut findings) = match known {
-            KnownStream::Stands(stream) => (Some(stream), topology::subjects_not_taken(stream, &self.settings)),
+            KnownStream::Stands(stream) => (Some(stream), topology::subjects_not_taken(stream, plan)),
             KnownStream::Missing | KnownStream::Unasked | KnownStream::Unknown => (None, Vec::new()),
         };
-        findings.push(topology::sizes(connection.max_payload(), stream, &self.terms));
+        if stream.is_some() || plan == self.settings.main() {
+            findings.push(topology::sizes(connection.max_payload(), stream, &self.terms));
+        }
         findings
     }
 
-    /// The findings of an inspection about the stream itself.
-    fn state(&self, known: &KnownStream) -> Finding {
-        let name = &self.settings.stream;
-        match known {
+    /// The findings of an inspection about a stream.
+    fn state(&self, plan: &StreamPlan, known: &KnownStream) -> Vec<Finding> {
+        let name = &plan.name;
+        let mut findings = vec![match known {
             KnownStream::Stands(stream) => {
                 Finding::Good(format!("the stream {name} exists and takes {}", stream.subjects.join(", ")))
             }
-            KnownStream::Missing if self.settings.topology == Topology::Declare => {
-                let subjects = self.settings.stream_subjects.join(", ");
+            KnownStream::Missing if self.settings.topology == Topology::Declare && !plan.subjects.is_empty() => {
+                let subjects = plan.subjects.join(", ");
                 Finding::Good(format!("the stream {name} will be created at start and take {subjects}"))
             }
-            KnownStream::Missing => Finding::Missing(topology::missing_text(&self.settings)),
+            KnownStream::Missing => Finding::Missing(topology::missing_text(plan)),
             KnownStream::Unasked => Finding::Warning(format!(
                 "these credentials may not look at the stream {name}; nothing is known of it"
             )),
@@ -83,7 +104,19 @@ impl Nats {
                 let subject = stream::info_subject(&self.settings.api, name);
                 Finding::Warning(format!("nothing is known of the stream {name}: no answer to {subject}"))
             }
+        }];
+        if let Err(error) = topology::able(known, plan) {
+            findings.push(Finding::Warning(format!("{error}: events wait until that changes")));
         }
+        if let (KnownStream::Stands(stream), Topology::Declare) = (known, self.settings.topology)
+            && let Some(messages) = stream.unread
+        {
+            findings.push(Finding::Warning(format!(
+                "the stream {name} has {messages} messages, no consumer and no limit: it grows until the disk is full; read \
+                 it, or limit its age or size"
+            )));
+        }
+        findings
     }
 }
 
@@ -99,6 +132,11 @@ impl Broker for Nats {
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
         self.settings.router.address(event)
+    }
+
+    /// One stream of several can be missing or full.
+    fn has_keyed_addresses(&self) -> bool {
+        true
     }
 
     fn headers(&self) -> &Headers {
@@ -120,26 +158,24 @@ impl Broker for Nats {
 
     async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
         let mut connection = self.dial().await?;
-        let known = topology::look(&mut connection, &self.settings).await?;
         let version = &connection.server().version;
         let mut findings = vec![Finding::Good(format!("nats-server {version} at {}", connection.at()))];
-        if !matches!(known, KnownStream::Unasked | KnownStream::Unknown) {
-            findings.push(Finding::Good("JetStream is enabled for these credentials".to_owned()));
+        let mut missing = Vec::new();
+        for plan in &self.settings.streams {
+            let looked = topology::look(&mut connection, &self.settings, plan).await;
+            let (known, finding) = self.tolerate(&connection, plan, looked.map(|known| (known, None)))?;
+            let is_first = plan == self.settings.main();
+            if is_first && !matches!(known, KnownStream::Unasked | KnownStream::Unknown) {
+                findings.push(Finding::Good("JetStream is enabled for these credentials".to_owned()));
+            }
+            findings.extend(finding);
+            findings.extend(self.state(plan, &known));
+            findings.extend(self.findings(&connection, plan, &known));
+            if matches!(known, KnownStream::Missing) && self.settings.topology == Topology::Declare {
+                missing.push(plan);
+            }
         }
-        findings.push(self.state(&known));
-        if let Err(error) = topology::able(&known, &self.settings) {
-            findings.push(Finding::Warning(format!("{error}: events wait until that changes")));
-        }
-        findings.extend(self.findings(&connection, &known));
-        if let (KnownStream::Stands(stream), Topology::Declare) = (&known, self.settings.topology)
-            && let Some(messages) = stream.unread
-        {
-            findings.push(Finding::Warning(format!(
-                "the stream {} has {messages} messages, no consumer and no limit: it grows until the disk is full; read it, \
-                 or limit its age or size",
-                self.settings.stream
-            )));
-        }
+        findings.extend(rights::lacking(&mut connection, &self.settings, &missing).await);
         findings.extend(addresses::silent(&self.settings.hosts()).await);
         Ok(findings)
     }

@@ -35,6 +35,8 @@ pub(super) struct NatsConnection {
     events: Arc<Events>,
     server: ServerInfo,
     at: String,
+    /// Subjects that were refused while something else was asked.
+    forbidden: Vec<String>,
     turn: ServerTurn,
     /// Its place in the list of servers.
     place: usize,
@@ -75,7 +77,17 @@ impl NatsConnection {
         let inbox = client.new_inbox();
         let subscriber = client.subscribe(format!("{inbox}.*")).await.map_err(|_| ended())?;
         let server = client.server_info();
-        Ok(Self { client, inbox: subscriber, prefix: format!("{inbox}."), events, server, at, turn, place })
+        Ok(Self {
+            client,
+            inbox: subscriber,
+            prefix: format!("{inbox}."),
+            events,
+            server,
+            at,
+            forbidden: Vec::new(),
+            turn,
+            place,
+        })
     }
 
     /// This server leads nowhere at the moment: the next attempt starts with the one after it.
@@ -138,6 +150,11 @@ impl NatsConnection {
         message.subject.as_str().strip_prefix(self.prefix.as_str())
     }
 
+    /// The subjects that were refused while something else was asked: all that were published to before.
+    pub(super) fn forbidden(&self) -> &[String] {
+        &self.forbidden
+    }
+
     /// Asks and waits for the answer, before there is any message; a question without a payload is put again and again.
     /// It proves too that the inbox works: a refused subscription shows itself only by an event.
     pub(super) async fn ask(&mut self, subject: &str, payload: Vec<u8>) -> Result<Message, Unanswered> {
@@ -159,7 +176,7 @@ impl NatsConnection {
             while let Some(violation) = events.violation() {
                 match violation {
                     Violation::Publish(forbidden) if forbidden == subject => return Err(Unanswered::Forbidden),
-                    Violation::Publish(_) => {}
+                    Violation::Publish(other) => self.forbidden.push(other),
                     Violation::Subscribe(inbox) => {
                         let text = format!(
                             "{}: these credentials may not subscribe to {inbox}, where confirmations arrive; permit \

@@ -14,6 +14,17 @@ pub(super) enum Login {
     Seed(Secret),
 }
 
+impl Login {
+    /// The user, as far as the settings name one.
+    pub(super) fn who(&self) -> String {
+        match self {
+            Self::Password(user, _) => format!("the user {user}"),
+            Self::Anonymous => "a client without a login".to_owned(),
+            Self::Credentials(_) | Self::Token(_) | Self::Seed(_) => "these credentials".to_owned(),
+        }
+    }
+}
+
 /// The seed in a file: alone, or between the lines that the tools write around it.
 fn seed(section: &mut Section<'_>) -> Option<Login> {
     let content = section.secret_in_file("nkey_seed_file")?;

@@ -12,6 +12,8 @@ pub(super) struct Unacknowledged {
     pub(super) sequence: Sequence,
     pub(super) subject: Arc<str>,
     pub(super) sent: Instant,
+    /// Another stream than its own says that it has stored it.
+    pub(super) other: Option<String>,
 }
 
 /// All of them, oldest first; numbers rise, so a late second answer finds nothing.
@@ -41,6 +43,14 @@ impl Outstanding {
         Some(taken)
     }
 
+    /// Notes that another stream has stored a message.
+    pub(super) fn note_other(&mut self, number: u64, other: String) {
+        let at = number.checked_sub(self.first).and_then(|at| usize::try_from(at).ok());
+        if let Some(waiting) = at.and_then(|at| self.waiting.get_mut(at)?.as_mut()) {
+            waiting.other = Some(other);
+        }
+    }
+
     /// Takes every message of this subject.
     pub(super) fn take_subject(&mut self, subject: &str) -> Vec<Sequence> {
         let mut sequences = Vec::new();
@@ -55,10 +65,10 @@ impl Outstanding {
     }
 
     /// Takes every message, oldest first.
-    pub(super) fn take_all(&mut self) -> Vec<Sequence> {
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = Unacknowledged> {
         self.first = self.next();
         self.count = 0;
-        self.waiting.drain(..).flatten().map(|waiting| waiting.sequence).collect()
+        std::mem::take(&mut self.waiting).into_iter().flatten()
     }
 
     fn trim(&mut self) {
@@ -87,7 +97,7 @@ mod tests {
     use super::*;
 
     fn waiting(sequence: Sequence, subject: &str) -> Unacknowledged {
-        Unacknowledged { sequence, subject: subject.into(), sent: Instant::now() }
+        Unacknowledged { sequence, subject: subject.into(), sent: Instant::now(), other: None }
     }
 
     #[test]
@@ -132,7 +142,10 @@ mod tests {
         assert!(!outstanding.has_gap_below(0), "nothing is below the first");
         outstanding.take(3).unwrap();
         assert!(outstanding.has_gap_below(3), "1 and 2 are");
-        assert_eq!(outstanding.take_all(), [11, 12, 14]);
+        outstanding.note_other(2, "T".to_owned());
+        outstanding.note_other(3, "T".to_owned());
+        let left: Vec<_> = outstanding.take_all().map(|waiting| (waiting.sequence, waiting.other)).collect();
+        assert_eq!(left, [(11, None), (12, Some("T".to_owned())), (14, None)]);
         assert!(outstanding.is_empty() && !outstanding.has_gap_below(3));
         assert!(outstanding.take(1).is_none() && outstanding.take(4).is_none());
         assert_eq!(outstanding.next(), 5);

@@ -1,6 +1,7 @@
 //! The look at the stream after "no responders" or a missing acknowledgement: whether it exists, has a leader and a
 //! majority. It blames a subject only if the stream itself says that it does not accept it.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::stream::{StreamLimits, StreamLook};
@@ -34,13 +35,14 @@ pub(super) enum Answered {
     Settled,
     /// The unanswered messages were lost in transit, or their answers were: they are to be sent again.
     SendAgain,
-    /// Another server is to be asked: this one leads nowhere, for this reason.
-    Elsewhere(String),
+    /// The stream takes nothing: another server is to be asked, or its messages are to wait.
+    Trouble(Refusal),
 }
 
 /// The open questions, and the last answer.
 #[derive(Debug, Default)]
 pub(super) struct Question {
+    stream: Arc<str>,
     /// A message had no listener.
     is_unheard: bool,
     doubt: Option<Doubt>,
@@ -49,6 +51,8 @@ pub(super) struct Question {
     number: u64,
     last: Option<Instant>,
     stood: Option<(Instant, StreamLimits)>,
+    /// The reason why the stream took nothing, as it was last seen.
+    trouble: Option<(Instant, Refusal)>,
     /// Since when every look has said that the cluster stores nothing.
     unable: Option<Instant>,
     /// The cluster stores again.
@@ -56,6 +60,11 @@ pub(super) struct Question {
 }
 
 impl Question {
+    /// About this stream.
+    pub(super) fn new(stream: &str) -> Self {
+        Self { stream: stream.into(), ..Self::default() }
+    }
+
     /// Whether there is anything to ask.
     pub(super) fn is_open(&self) -> bool {
         self.is_unheard || self.doubt.is_some()
@@ -79,16 +88,24 @@ impl Question {
     /// A message of this subject had no listener: the stream is looked at. If it stood a moment ago and does not take the
     /// subject, the subject is wrong.
     pub(super) fn nobody_listens(&mut self, subject: &str, now: Instant) -> Refusal {
-        self.is_unheard = true;
+        self.look();
+        if let Some((_, trouble)) = self.trouble.as_ref().filter(|(at, _)| now.duration_since(*at) < FRESH) {
+            return trouble.clone();
+        }
         let stood = self.stood.as_ref().filter(|(at, _)| now.duration_since(*at) < FRESH);
         match stood.map(|(_, stream)| stream) {
             Some(stream) if !stream.takes(subject) => {
                 let takes = stream.subjects.join(", ");
-                let text = format!("the stream does not take {subject}; it takes {takes}");
+                let text = format!("the stream {} does not take {subject}; it takes {takes}", self.stream);
                 Refusal::wrong(RefusalReason::Unroutable, text)
             }
-            _ => Refusal::unable(format!("no stream takes {subject}; the stream is looked at")),
+            _ => Refusal::unable(format!("no stream takes {subject}; the stream {} is looked at", self.stream)),
         }
+    }
+
+    /// The stream is to be looked at.
+    pub(super) fn look(&mut self) {
+        self.is_unheard = true;
     }
 
     /// Messages are without an answer; the graver doubt stands.
@@ -106,7 +123,12 @@ impl Question {
     /// The number of the look to take now, if there is one and it is time.
     pub(super) fn due(&self, now: Instant) -> Option<u64> {
         let soon = self.last.is_some_and(|last| now.duration_since(last) < PAUSE);
-        (self.is_open() && self.asked.is_none() && !soon).then_some(self.number + 1)
+        (self.is_open() && self.asked.is_none() && !soon).then_some(self.next())
+    }
+
+    /// The number of the next look.
+    pub(super) fn next(&self) -> u64 {
+        self.number + 1
     }
 
     /// The look of that number was taken.
@@ -127,31 +149,40 @@ impl Question {
             return Answered::Settled;
         }
         self.asked = None;
-        let stream = match look {
+        let name = self.stream.clone();
+        let trouble = match look {
             StreamLook::Stands(StreamLimits { useless: Some(why), .. }) => {
-                return Answered::Elsewhere(format!("the stream {why}"));
+                Refusal::unable(format!("the stream {name} {why}"))
             }
-            StreamLook::Stands(StreamLimits { unable: Some(why), .. }) => return self.unable(&why, now),
-            StreamLook::Stands(stream) => stream,
-            StreamLook::Missing => return Answered::Elsewhere("the stream does not exist any more".to_owned()),
-            StreamLook::NoJetStream(why) => {
-                return Answered::Elsewhere(format!("JetStream is not available: {why}"));
+            StreamLook::Stands(StreamLimits { unable: Some(why), .. }) => {
+                let since = *self.unable.get_or_insert(now);
+                // Waits here for an election, then elsewhere.
+                if self.doubt != Some(Doubt::Overdue) && now.duration_since(since) < ELECTION {
+                    return Answered::Settled;
+                }
+                Refusal::unable(format!("the stream {name} {why}"))
             }
-            StreamLook::Unclear(why) => return Answered::Elsewhere(format!("cannot look at the stream: {why}")),
+            StreamLook::Stands(stream) => {
+                self.has_recovered |= self.unable.take().is_some() | self.trouble.take().is_some();
+                self.is_unheard = false;
+                self.stood = Some((now, stream));
+                let is_in_doubt = self.doubt.take().is_some();
+                return if is_in_doubt { Answered::SendAgain } else { Answered::Settled };
+            }
+            StreamLook::Missing => {
+                Refusal::wrong(RefusalReason::NoDestination, format!("the stream {name} does not exist any more"))
+            }
+            StreamLook::NoJetStream(why) => Refusal::unable(format!("JetStream is not available: {why}")),
+            StreamLook::Unclear(why) => Refusal::unable(format!("cannot look at the stream {name}: {why}")),
         };
-        self.has_recovered |= self.unable.take().is_some();
-        self.is_unheard = false;
-        self.stood = Some((now, stream));
-        if self.doubt.take().is_some() { Answered::SendAgain } else { Answered::Settled }
+        Answered::Trouble(self.note(trouble, now))
     }
 
-    /// The cluster stores nothing: waits here for an election, then elsewhere.
-    fn unable(&mut self, why: &str, now: Instant) -> Answered {
-        let since = *self.unable.get_or_insert(now);
-        if self.doubt == Some(Doubt::Overdue) || now.duration_since(since) >= ELECTION {
-            return Answered::Elsewhere(format!("the stream {why}"));
-        }
-        Answered::Settled
+    /// The stream takes nothing, for this reason.
+    pub(super) fn note(&mut self, trouble: Refusal, now: Instant) -> Refusal {
+        (self.is_unheard, self.stood, self.asked) = (false, None, None);
+        self.trouble = Some((now, trouble.clone()));
+        trouble
     }
 }
 
@@ -184,7 +215,7 @@ mod tests {
     #[test]
     fn blames_a_subject_only_where_the_stream_that_stands_does_not_take_it() {
         let now = Instant::now();
-        let mut question = Question::default();
+        let mut question = Question::new("S");
         assert_eq!(question.due(now), None);
         let unable = |question: &mut Question, subject, now| {
             question.nobody_listens(subject, now).kind == Refused::AddressUnable
@@ -203,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn looks_elsewhere_where_the_stream_is_gone() {
+    fn says_why_a_stream_takes_nothing() {
         let now = Instant::now();
         let useless = StreamLimits { useless: Some("is sealed"), ..stream("a") };
         for look in [
@@ -212,11 +243,14 @@ mod tests {
             StreamLook::NoJetStream("off".to_owned()),
             StreamLook::Unclear("odd".to_owned()),
         ] {
-            let mut question = Question::default();
+            let mut question = Question::new("S");
             question.nobody_listens("a", now);
             let number = asked(&mut question, now);
             let answer = question.answer(number, look, now);
-            assert!(matches!(answer, Answered::Elsewhere(_)), "{answer:?}");
+            let Answered::Trouble(refusal) = answer else { panic!("{answer:?}") };
+            assert!(!question.is_open());
+            assert_eq!(question.nobody_listens("a", now), refusal, "as it was seen a moment ago");
+            assert_ne!(question.nobody_listens("a", now + FRESH), refusal);
         }
     }
 
@@ -224,24 +258,24 @@ mod tests {
     fn sends_again_only_where_a_leader_has_its_majority() {
         let now = Instant::now();
         for doubt in [Doubt::Gap, Doubt::Overdue] {
-            let mut question = Question::default();
+            let mut question = Question::new("S");
             question.doubt(doubt);
             let number = asked(&mut question, now);
             let answer = question.answer(number, StreamLook::Stands(stream("a")), now);
             assert_eq!((answer, question.is_open()), (Answered::SendAgain, false));
         }
-        let mut question = Question::default();
+        let mut question = Question::new("S");
         question.doubt(Doubt::Overdue);
         question.doubt(Doubt::Gap);
         let number = asked(&mut question, now);
-        let elsewhere = Answered::Elsewhere("the stream has no leader".to_owned());
+        let elsewhere = Answered::Trouble(Refusal::unable("the stream S has no leader"));
         assert_eq!(question.answer(number, leaderless("a"), now), elsewhere);
     }
 
     #[test]
     fn waits_for_an_election_before_it_looks_elsewhere() {
         let mut now = Instant::now();
-        let mut question = Question::default();
+        let mut question = Question::new("S");
         question.doubt(Doubt::Gap);
         question.nobody_listens("a", now);
         let number = asked(&mut question, now);
@@ -256,14 +290,14 @@ mod tests {
             now += wait;
             let number = asked(&mut question, now);
             let answer = question.answer(number, leaderless("a"), now);
-            assert_eq!(matches!(answer, Answered::Elsewhere(_)), is_over, "{answer:?}");
+            assert_eq!(matches!(answer, Answered::Trouble(_)), is_over, "{answer:?}");
         }
     }
 
     #[test]
     fn waits_for_an_answer_only_so_long() {
         let now = Instant::now();
-        let mut question = Question::default();
+        let mut question = Question::new("S");
         question.doubt(Doubt::Gap);
         asked(&mut question, now);
         assert!(!question.is_unanswered(now + ANSWER / 2));

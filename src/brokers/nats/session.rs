@@ -18,80 +18,67 @@ use super::acknowledgement::{self, AckReply};
 use super::block::HeaderText;
 use super::connection::{NatsConnection, Queued};
 use super::events::Violation;
-use super::outstanding::{Outstanding, Unacknowledged};
-use super::question::{Answered, Doubt, Question};
-use super::settings::Settings;
+use super::outstanding::Unacknowledged;
+use super::progress::StreamProgress;
+use super::question::Answered;
+use super::settings::{Settings, StreamPlan};
 use super::stream::{self, StreamLook};
 use super::topology::KnownStream;
 use crate::brokers::{
-    Cause, ErrorKind, Headers, Position, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict,
+    Cause, ErrorKind, Headers, Refusal, RefusalReason, Refused, Sent, Sequence, Session, SessionError, Verdict,
 };
 use crate::event::Message;
-
-/// The time that a message may be unanswered before the stream is checked; the library's default for acknowledgements.
-const ACK_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// A stream acknowledges in the order in which it takes: once it acknowledged nothing for this long, what is missing
-/// below its last word has not arrived.
-const QUIET: Duration = Duration::from_millis(200);
-
-/// The wait for a missing answer while later ones arrive.
-const COLLECT: Duration = Duration::from_secs(1);
 
 /// The interval of checks of clock and questions while something waits.
 const LOOK: Duration = Duration::from_millis(100);
 
-/// A message is unanswered below one that the stream has stored since.
-#[derive(Clone, Copy, Debug)]
-struct Gap {
-    /// The number of the stored one.
-    below: u64,
-    seen: Instant,
-    /// The last answer since.
-    heard: Instant,
-}
+/// The main stream's place.
+const MAIN: usize = 0;
 
 /// One live connection to JetStream.
 pub(super) struct NatsSession {
     connection: NatsConnection,
     headers: Headers,
-    stream: String,
-    /// The subject of questions about it.
-    info: String,
-    may_ask: bool,
-    outstanding: Outstanding,
-    question: Question,
-    gap: Option<Gap>,
+    settings: Settings,
+    /// The main stream first; those of routes that a reload removed come last.
+    streams: Vec<StreamProgress>,
+    /// The main stream existed when the session began.
+    had_main: bool,
     look: Interval,
     lost: Option<SessionError>,
 }
 
 impl NatsSession {
-    /// A session on this connection, with what was found of the stream.
+    /// A session on this connection, with what was found of each stream.
     pub(super) fn new(
         connection: NatsConnection,
         headers: &Headers,
         settings: &Settings,
-        known: &KnownStream,
+        known: &[KnownStream],
     ) -> Self {
         let mut look = interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let progress = |(plan, known): (&StreamPlan, &KnownStream)| {
+            StreamProgress::new(&plan.name, settings, !matches!(known, KnownStream::Unasked))
+        };
         Self {
             connection,
             headers: headers.clone(),
-            stream: settings.stream.clone(),
-            info: stream::info_subject(&settings.api, &settings.stream),
-            may_ask: !matches!(known, KnownStream::Unasked),
-            outstanding: Outstanding::default(),
-            question: Question::default(),
-            gap: None,
+            settings: settings.clone(),
+            streams: settings.streams.iter().zip(known).map(progress).collect(),
+            had_main: matches!(known.first(), Some(KnownStream::Stands(_))),
             look,
             lost: None,
         }
     }
 
-    fn is_idle(&self) -> bool {
-        self.outstanding.is_empty() && !self.question.is_open()
+    /// The place of the stream of this name.
+    fn place(&mut self, name: &str) -> usize {
+        let known = self.streams.iter().position(|stream| *stream.name == *name);
+        known.unwrap_or_else(|| {
+            self.streams.push(StreamProgress::new(name, &self.settings, true));
+            self.streams.len() - 1
+        })
     }
 
     /// The first reason stands: what follows from it is not news.
@@ -120,16 +107,7 @@ impl NatsSession {
         let events = Arc::clone(self.connection.events());
         while let Some(violation) = events.violation() {
             match violation {
-                Violation::Publish(subject) if subject == self.info => {
-                    self.may_ask = false;
-                    self.cannot_ask();
-                }
-                Violation::Publish(subject) => {
-                    let text = format!("these credentials may not publish to {subject}");
-                    let verdict = Verdict::Refused(Refusal::wrong(RefusalReason::NotAuthorised, text));
-                    let sequences = self.outstanding.take_subject(&subject);
-                    into.extend(sequences.into_iter().map(|sequence| (sequence, verdict.clone())));
-                }
+                Violation::Publish(subject) => self.may_not_publish(&subject, into),
                 Violation::Subscribe(inbox) => {
                     let text = format!("these credentials may no longer subscribe to {inbox}");
                     let kind = ErrorKind::Authentication;
@@ -139,6 +117,23 @@ impl NatsSession {
         }
         if events.ended() {
             self.lose_connection();
+        }
+    }
+
+    fn may_not_publish(&mut self, subject: &str, into: &mut Vec<(Sequence, Verdict)>) {
+        let text = format!("these credentials may not publish to {subject}");
+        let verdict = Verdict::Refused(Refusal::wrong(RefusalReason::NotAuthorised, text));
+        for at in 0..self.streams.len() {
+            let stream = &mut self.streams[at];
+            if stream.info == subject {
+                stream.may_ask = false;
+                self.cannot_ask(at, into);
+            } else if stream.creation.take_if(|(creation, _)| creation == subject).is_some() {
+                stream.question.give_up();
+            } else {
+                let sequences = stream.outstanding.take_subject(subject);
+                into.extend(sequences.into_iter().map(|sequence| (sequence, verdict.clone())));
+            }
         }
     }
 
@@ -154,125 +149,117 @@ impl NatsSession {
 
     fn take_reply(&mut self, reply: &Reply, into: &mut Vec<(Sequence, Verdict)>) {
         let Some(token) = self.connection.token(reply) else { return };
-        if let Some(number) = token.strip_prefix('q') {
-            if let Ok(number) = number.parse() {
-                self.take_look(number, stream::read(reply), into);
-            }
-            return;
+        let (is_look, token) = token.strip_prefix('q').map_or((false, token), |rest| (true, rest));
+        let numbers = token.split_once('-').map(|(at, number)| (at.parse().ok(), number.parse().ok()));
+        let Some((Some(at), Some(number))) = numbers else { return };
+        if is_look {
+            return self.take_look(at, number, stream::read(reply), into);
         }
-        let Ok(number) = token.parse() else { return };
-        match acknowledgement::read(reply, &self.stream) {
-            AckReply::Stored(position) => self.stored(number, position, into),
+        let Some(stream) = self.streams.get_mut(at) else { return };
+        match acknowledgement::read(reply, &stream.name) {
+            AckReply::Stored(position) => stream.stored(number, position, into),
             AckReply::Refused(refusal) => {
-                let refused = self.outstanding.take(number);
+                let refused = stream.outstanding.take(number);
                 into.extend(refused.map(|waiting| (waiting.sequence, Verdict::Refused(refusal))));
             }
             AckReply::NobodyListens => {
-                let Some(Unacknowledged { sequence, subject, .. }) = self.outstanding.take(number) else { return };
-                into.push((sequence, Verdict::Refused(self.nobody_listens(&subject))));
+                let Some(Unacknowledged { sequence, subject, .. }) = stream.outstanding.take(number) else {
+                    return;
+                };
+                into.push((sequence, Verdict::Refused(stream.nobody_listens(&subject))));
             }
+            // Its own stream may have it as well, and has not answered yet.
+            AckReply::OtherStream(other) => stream.outstanding.note_other(number, other),
             AckReply::Foreign => {}
         }
     }
 
-    fn stored(&mut self, number: u64, position: Position, into: &mut Vec<(Sequence, Verdict)>) {
+    fn take_look(&mut self, at: usize, number: u64, look: StreamLook, into: &mut Vec<(Sequence, Verdict)>) {
         let now = Instant::now();
-        let Some(waiting) = self.outstanding.take(number) else { return };
-        into.push((waiting.sequence, Verdict::StoredAt(position)));
-        if let Some(gap) = &mut self.gap {
-            gap.heard = now;
-            gap.below = gap.below.max(number);
-        } else if !position.repeat && self.outstanding.has_gap_below(number) {
-            // A repeat is answered at once, before those that the stream has yet to store.
-            self.gap = Some(Gap { below: number, seen: now, heard: now });
+        let Some(stream) = self.streams.get_mut(at) else { return };
+        if stream.doubt(now).is_none() {
+            stream.question.relieve();
         }
-        if self.gap.is_some_and(|gap| !self.outstanding.has_gap_below(gap.below)) {
-            self.gap = None;
-        }
-    }
-
-    fn take_look(&mut self, number: u64, look: StreamLook, into: &mut Vec<(Sequence, Verdict)>) {
-        if self.doubt(Instant::now()).is_none() {
-            self.question.relieve();
-        }
-        match self.question.answer(number, look, Instant::now()) {
+        let is_missing = look == StreamLook::Missing;
+        match stream.question.answer(number, look, now) {
             Answered::Settled => {}
-            Answered::SendAgain => self.send_again(into),
-            Answered::Elsewhere(why) => self.look_elsewhere(why),
+            Answered::SendAgain => stream.send_again(into),
+            Answered::Trouble(_) if is_missing && self.creates(at) => {}
+            Answered::Trouble(trouble) => self.takes_nothing(at, &trouble, into),
         }
     }
 
-    /// Hands back everything that is unanswered, oldest first.
-    fn send_again(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
-        let text = self.unanswered();
-        let sequences = self.outstanding.take_all();
-        into.extend(sequences.into_iter().map(|sequence| (sequence, Verdict::RetryLater(text.clone()))));
-        self.gap = None;
+    /// Creates the missing stream of a route, where that is ours to do; the answer is that of a look.
+    fn creates(&mut self, at: usize) -> bool {
+        let stream = &mut self.streams[at];
+        let Some((subject, content)) = &stream.creation else { return false };
+        let token = format!("q{at}-{}", stream.question.next());
+        let is_asked = matches!(self.connection.publish(subject, &token, None, content.clone()), Queued::Yes);
+        if is_asked {
+            tracing::info!(stream = &*stream.name, "creating the stream, which does not exist any more");
+            stream.question.ask(Instant::now());
+        }
+        is_asked
     }
 
-    /// The problem, for people.
-    fn unanswered(&self) -> String {
-        let subject = self.outstanding.oldest().map_or("a message", |oldest| &*oldest.subject);
-        if self.gap.is_some() {
-            format!("no acknowledgement of {subject}, though later messages were stored")
-        } else {
-            format!("no acknowledgement of {subject} within {} s", ACK_TIMEOUT.as_secs())
+    /// A stream takes nothing: without the main one the session is of no use, what goes to another one waits.
+    fn takes_nothing(&mut self, at: usize, why: &Refusal, into: &mut Vec<(Sequence, Verdict)>) {
+        if at == MAIN {
+            return self.look_elsewhere(why.text.clone());
+        }
+        self.streams[at].refuse(why, into);
+        // The server itself may lead nowhere: then it does not know the main stream either.
+        if self.had_main && why.kind == Refused::AddressUnable {
+            self.streams[MAIN].question.look();
         }
     }
 
-    /// Whether something is unanswered that should be answered by now.
-    fn doubt(&self, now: Instant) -> Option<Doubt> {
-        let oldest = self.outstanding.oldest()?;
-        if now.duration_since(oldest.sent) >= ACK_TIMEOUT {
-            return Some(Doubt::Overdue);
-        }
-        let is_over = |gap: Gap| now.duration_since(gap.heard) >= QUIET || now.duration_since(gap.seen) >= COLLECT;
-        self.gap.is_some_and(is_over).then_some(Doubt::Gap)
-    }
-
-    /// Judges that a subject has no listener: where the stream may be checked, it is.
-    fn nobody_listens(&mut self, subject: &str) -> Refusal {
-        if self.may_ask {
-            return self.question.nobody_listens(subject, Instant::now());
-        }
-        let text = format!(
-            "no stream takes {subject}, and these credentials may not ask about the stream {}; permit {}",
-            self.stream, self.info
-        );
-        Refusal::wrong(RefusalReason::Unroutable, text)
-    }
-
-    fn look_at_clock(&mut self) {
+    fn look_at_clock(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         let now = Instant::now();
-        if let Some(doubt) = self.doubt(now) {
-            self.question.doubt(doubt);
-        }
-        if self.question.is_unanswered(now) {
-            self.look_elsewhere(format!("no answer about the stream {}", self.stream));
+        for at in 0..self.streams.len() {
+            let stream = &mut self.streams[at];
+            if let Some(doubt) = stream.doubt(now) {
+                stream.question.doubt(doubt);
+            }
+            if stream.question.is_unanswered(now) {
+                let trouble = Refusal::unable(format!("no answer about the stream {}", stream.name));
+                let trouble = stream.question.note(trouble, now);
+                self.takes_nothing(at, &trouble, into);
+            }
         }
     }
 
     /// Asks what is to be asked, if it is time.
-    fn ask(&mut self) {
+    fn ask(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         let now = Instant::now();
-        let Some(number) = self.question.due(now) else { return };
-        if !self.may_ask {
-            return self.cannot_ask();
-        }
-        match self.connection.publish(&self.info, &format!("q{number}"), None, Bytes::new()) {
-            Queued::Yes => self.question.ask(now),
-            // At the next look.
-            Queued::Full => {}
-            Queued::TooLarge | Queued::IllegalSubject | Queued::Ended => self.lose_connection(),
+        for at in 0..self.streams.len() {
+            let stream = &mut self.streams[at];
+            let Some(number) = stream.question.due(now) else { continue };
+            if !stream.may_ask {
+                self.cannot_ask(at, into);
+                continue;
+            }
+            match self.connection.publish(&stream.info, &format!("q{at}-{number}"), None, Bytes::new()) {
+                Queued::Yes => stream.question.ask(now),
+                // At the next look.
+                Queued::Full => {}
+                Queued::TooLarge | Queued::IllegalSubject | Queued::Ended => self.lose_connection(),
+            }
         }
     }
 
-    /// Nothing can be learnt of the stream: what is unanswered is sent again by another session.
-    fn cannot_ask(&mut self) {
-        self.question.give_up();
-        if self.question.is_in_doubt() {
-            self.look_elsewhere(self.unanswered());
+    /// Nothing can be learnt of the stream: what is unanswered is sent again by another session, or waits.
+    fn cannot_ask(&mut self, at: usize, into: &mut Vec<(Sequence, Verdict)>) {
+        let stream = &mut self.streams[at];
+        stream.question.give_up();
+        if stream.question.is_in_doubt() {
+            let why = Refusal::unable(stream.unanswered());
+            self.takes_nothing(at, &why, into);
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        self.streams.iter().all(StreamProgress::is_idle)
     }
 }
 
@@ -285,7 +272,7 @@ impl Session for NatsSession {
         if let Some(lost) = &self.lost {
             return Sent::Lost(lost.clone());
         }
-        let block = HeaderText::new(&message.event, &self.headers, &self.stream);
+        let block = HeaderText::new(&message.event, &self.headers, &message.key);
         let size = block.length + message.event.body.len();
         let most = self.connection.max_payload();
         let too_large = || {
@@ -295,12 +282,14 @@ impl Session for NatsSession {
         if size > most {
             return too_large();
         }
-        let token = self.outstanding.next().to_string();
+        let at = self.place(&message.key);
+        let token = format!("{at}-{}", self.streams[at].outstanding.next());
         let body = Bytes::copy_from_slice(&message.event.body);
         match self.connection.publish(&message.address, &token, Some(block.map), body) {
             Queued::Yes => {
                 let subject = Arc::clone(&message.address);
-                self.outstanding.push(Unacknowledged { sequence, subject, sent: Instant::now() });
+                let waiting = Unacknowledged { sequence, subject, sent: Instant::now(), other: None };
+                self.streams[at].outstanding.push(waiting);
                 Sent::Taken
             }
             Queued::Full => Sent::RetryLater("the connection takes no more at the moment".to_owned()),
@@ -316,13 +305,16 @@ impl Session for NatsSession {
         }
     }
 
-    /// Nothing is sent behind a message that may have to be sent again.
     fn takes_more(&self) -> bool {
-        self.gap.is_none() && !self.question.is_in_doubt()
+        self.streams.iter().any(StreamProgress::is_clear)
+    }
+
+    fn takes(&self, message: &Message) -> bool {
+        self.streams.iter().all(|stream| *stream.name != *message.key || stream.is_clear())
     }
 
     fn has_changed(&mut self) -> bool {
-        self.question.has_recovered()
+        self.streams.iter_mut().any(|stream| stream.question.has_recovered())
     }
 
     async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
@@ -332,7 +324,7 @@ impl Session for NatsSession {
             self.take_events(into);
             self.take_replies(into);
             if self.lost.is_none() {
-                self.ask();
+                self.ask(into);
             }
             if into.len() > before {
                 return Ok(());
@@ -348,7 +340,7 @@ impl Session for NatsSession {
                     None => self.lose_connection(),
                 },
                 () = events.news.notified() => {}
-                _ = self.look.tick(), if busy => self.look_at_clock(),
+                _ = self.look.tick(), if busy => self.look_at_clock(into),
             }
         }
     }
@@ -356,7 +348,7 @@ impl Session for NatsSession {
     async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>) {
         let collect = async {
             let events = Arc::clone(self.connection.events());
-            while !self.outstanding.is_empty() {
+            while self.streams.iter().any(|stream| !stream.outstanding.is_empty()) {
                 tokio::select! {
                     reply = self.connection.next() => match reply {
                         Some(reply) => self.take_reply(&reply, into),

@@ -1,4 +1,6 @@
 //! The settings of `[broker.nats]`: read and checked, secrets taken out of URLs.
+//!
+//! Length: half of it are its tests.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,7 +11,8 @@ use url::Url;
 
 use super::login::{Login, login};
 use super::subjects;
-use crate::brokers::{Router, TemplateNames, Topology};
+use crate::brokers::template::{Template, TemplateKind};
+use crate::brokers::{Route, Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
 
 /// The port where a URL names none.
@@ -28,16 +31,25 @@ pub(crate) struct Settings {
     /// TLS before the server's first word, for servers that wait for it.
     pub(super) tls_first: bool,
     pub(in crate::brokers) router: Router,
-    pub(super) stream: String,
+    /// The main stream, then those that only routes name.
+    pub(super) streams: Vec<StreamPlan>,
     /// The prefix of questions to JetStream: `$JS.API`, another domain's, or one that an account exports.
     pub(super) api: String,
     /// The prefix of the subjects of answers.
     pub(super) inbox_prefix: String,
     pub(super) topology: Topology,
-    /// The subjects of the stream if it is created here.
-    pub(in crate::brokers) stream_subjects: Vec<String>,
     pub(super) stream_replicas: i64,
     pub(super) duplicate_window: Duration,
+}
+
+/// A stream that messages go to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct StreamPlan {
+    pub(super) name: String,
+    /// The subject templates of its routes.
+    pub(super) templates: Vec<Template>,
+    /// Its subjects if it is created here; none where nothing says which.
+    pub(super) subjects: Vec<String>,
 }
 
 /// The files of TLS.
@@ -48,8 +60,13 @@ pub(super) struct NatsTls {
     pub(super) client: Option<(PathBuf, PathBuf)>,
 }
 
-const SHAPE: TemplateNames =
-    TemplateNames { address: "subject", key: None, address_legal: subjects::legal, key_legal: |_| Ok(()) };
+/// The stream takes the place of a key: one of several can refuse what another one takes.
+const SHAPE: TemplateNames = TemplateNames {
+    address: "subject",
+    key: Some(("stream", TemplateKind::Name)),
+    address_legal: subjects::legal,
+    key_legal: subjects::legal_stream,
+};
 
 impl Settings {
     /// Reads `[broker.nats]`.
@@ -60,40 +77,34 @@ impl Settings {
         let tls_first = section.flag("tls_first");
         let (api, inbox_prefix) = (api(section), inbox_prefix(section));
         let router = Router::read(section, SHAPE);
-        let stream = section.text("stream");
-        if let Err(wrong) = subjects::legal_stream(&stream) {
-            section.problem("stream", wrong);
-        }
         let topology = section.choice(
             "topology",
             &[("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)],
         );
-        let stream_subjects = stream_subjects(section, &router);
+        let streams = streams(section, &router, topology);
         let stream_replicas = section.integer("stream_replicas", 1, 5);
         let duplicate_window = section.duration("duplicate_window");
         if duplicate_window < LEAST_WINDOW {
             section.problem("duplicate_window", "shorter than \"100ms\", the least that a stream takes");
         }
-        let settings = Self {
+        Self {
             servers,
             login,
             tls,
             tls_first,
             router,
-            stream,
+            streams,
             api,
             inbox_prefix,
             topology,
-            stream_subjects,
             stream_replicas,
             duplicate_window,
-        };
-        if settings.stream_subjects.is_empty() && topology == Topology::Declare {
-            let text = "a subject template starts with a placeholder, so nothing says what the stream shall take; set it, \
-                        such as [\"plextrac.>\"]";
-            section.problem("stream_subjects", text);
         }
-        settings
+    }
+
+    /// The stream of everything that no route sends elsewhere.
+    pub(super) fn main(&self) -> &StreamPlan {
+        &self.streams[0]
     }
 
     /// Host and port of each server.
@@ -208,8 +219,64 @@ fn tls(section: &mut Section<'_>) -> NatsTls {
     NatsTls { ca, client: certificate.zip(key) }
 }
 
-/// The given value, else that of the templates, else nothing.
-fn stream_subjects(section: &mut Section<'_>, router: &Router) -> Vec<String> {
+/// The streams of the routes, each with the subjects that it is given: those of the settings for the main one, else those
+/// of its templates.
+fn streams(section: &mut Section<'_>, router: &Router, topology: Topology) -> Vec<StreamPlan> {
+    let name = |route: &Route| route.key().and_then(Template::literal).unwrap_or_default().to_owned();
+    let mut plans: Vec<StreamPlan> = Vec::new();
+    // The last route is the one for everything else.
+    for route in router.routes().last().into_iter().chain(router.routes()) {
+        let name = name(route);
+        let template = route.address().clone();
+        match plans.iter_mut().find(|plan| plan.name == name) {
+            Some(plan) => plan.templates.push(template),
+            None => plans.push(StreamPlan { name, templates: vec![template], subjects: Vec::new() }),
+        }
+    }
+    // It came twice.
+    plans[0].templates.remove(0);
+    for plan in &mut plans {
+        plan.subjects = subjects::derived(plan.templates.iter()).unwrap_or_default();
+    }
+    let given = stream_subjects(section);
+    if !given.is_empty() {
+        plans[0].subjects = given;
+    }
+    if topology == Topology::Declare {
+        for (key, wrong) in undeclarable(&plans) {
+            section.problem(key, wrong);
+        }
+    }
+    plans
+}
+
+/// The reasons why not all of these streams can be created.
+fn undeclarable(plans: &[StreamPlan]) -> Vec<(&'static str, String)> {
+    let mut problems = Vec::new();
+    if plans[0].subjects.is_empty() {
+        let text = "a subject template starts with a placeholder, so nothing says what the stream shall take; set it, \
+                    such as [\"plextrac.>\"]";
+        problems.push(("stream_subjects", text.to_owned()));
+    }
+    for (at, plan) in plans.iter().enumerate() {
+        for subject in &plan.subjects {
+            let overlaps = |other: &&StreamPlan| other.subjects.iter().any(|its| subjects::overlap(its, subject));
+            if let Some(other) = plans[..at].iter().find(overlaps) {
+                let text = format!(
+                    "the streams {:?} and {:?} would both take {subject:?}; give the routes of one other subjects, set \
+                     `stream_subjects`, or create the streams and set topology = \"check\"",
+                    other.name, plan.name
+                );
+                problems.push(("routes", text));
+                break;
+            }
+        }
+    }
+    problems
+}
+
+/// The given subjects of the main stream.
+fn stream_subjects(section: &mut Section<'_>) -> Vec<String> {
     let given = section.texts("stream_subjects");
     for (at, subject) in given.iter().enumerate() {
         if let Err(wrong) = subjects::legal_pattern(subject) {
@@ -221,10 +288,7 @@ fn stream_subjects(section: &mut Section<'_>, router: &Router) -> Vec<String> {
             );
         }
     }
-    if !given.is_empty() {
-        return given;
-    }
-    subjects::derived(router.routes().iter().map(crate::brokers::Route::address)).unwrap_or_default()
+    given
 }
 
 #[cfg(test)]
@@ -245,9 +309,9 @@ mod tests {
         let (settings, problems) = read("");
         assert!(problems.errors.is_empty() && problems.warnings.is_empty(), "{problems:?}");
         assert_eq!(settings.location(), "nats://localhost:4222");
-        assert_eq!((settings.login, settings.topology), (Login::Anonymous, Topology::Declare));
-        assert_eq!((settings.stream.as_str(), settings.stream_replicas), ("PLEXTRAC", 1));
-        assert_eq!(settings.stream_subjects, ["plextrac.>"]);
+        assert_eq!((settings.login.clone(), settings.topology), (Login::Anonymous, Topology::Declare));
+        assert_eq!((settings.main().name.as_str(), settings.stream_replicas), ("PLEXTRAC", 1));
+        assert_eq!(settings.main().subjects, ["plextrac.>"]);
         assert_eq!(settings.duplicate_window, Duration::from_mins(10));
         assert_eq!((settings.api.as_str(), settings.inbox_prefix.as_str()), ("$JS.API", "_INBOX"));
     }
@@ -358,5 +422,38 @@ mod tests {
         assert_eq!(errors("stream_replicas = 6"), [replicas]);
         let window = "`duplicate_window`: shorter than \"100ms\", the least that a stream takes";
         assert_eq!(errors("duplicate_window = \"99ms\""), [window]);
+    }
+
+    #[test]
+    fn gives_each_stream_the_subjects_of_its_routes() {
+        let route = |more: &str| format!("[[routes]]\nevent = \"E\"\n{more}\n");
+        let audit = route("stream = \"AUDIT\"\nsubject = \"audit.{event}\"");
+        let toml = format!("{}{audit}{}", route("subject = \"a\""), route("stream = \"AUDIT\"\nsubject = \"b\""));
+        let (settings, problems) = read(&toml);
+        assert!(problems.errors.is_empty(), "{problems:?}");
+        let plans: Vec<_> =
+            settings.streams.iter().map(|plan| (plan.name.as_str(), plan.subjects.clone())).collect();
+        let list = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        assert_eq!(plans, [("PLEXTRAC", list(&["a", "plextrac.>"])), ("AUDIT", list(&["audit.>", "b"]))]);
+        let of_its_own =
+            format!("stream_subjects = [\"plextrac.>\"]\n{}", audit.replace("audit.{event}", "{event}.x"));
+        let (settings, problems) = read(&of_its_own);
+        assert!(problems.errors.is_empty() && settings.streams[1].subjects.is_empty(), "{problems:?}");
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_the_stream_of_a_route() {
+        let route = |stream: &str| format!("[[routes]]\nevent = \"E\"\nstream = \"{stream}\"");
+        let rule = "a stream's name has at most 255 bytes, no blanks, dots, slashes or wildcards";
+        for wrong in ["a.b", "a b", "a*", "a/b", ">"] {
+            let expected = format!("`routes[0].stream`: {wrong:?} is no legal stream name; {rule}");
+            assert_eq!(errors(&format!("topology = \"check\"\n{}", route(wrong))), [expected]);
+        }
+        let empty = "`routes[0].stream`: empty; name the stream that the events go to";
+        assert_eq!(errors(&format!("topology = \"check\"\n{}", route(""))), [empty]);
+        let both = "`routes`: the streams \"PLEXTRAC\" and \"AUDIT\" would both take \"plextrac.>\"; give the routes of one \
+                    other subjects, set `stream_subjects`, or create the streams and set topology = \"check\"";
+        assert_eq!(errors(&route("AUDIT")), [both]);
+        assert_eq!(errors(&format!("topology = \"check\"\n{}", route("AUDIT"))), [""; 0]);
     }
 }

@@ -8,7 +8,7 @@ use async_nats::{Message, StatusCode};
 use serde_json::{Value, json};
 
 use super::acknowledgement::Error;
-use super::settings::Settings;
+use super::settings::{Settings, StreamPlan};
 use super::subjects;
 
 /// No such stream.
@@ -66,11 +66,11 @@ pub(super) fn create_subject(api: &str, stream: &str) -> String {
 }
 
 /// The request: the operator may limit later how long and how much the stream keeps.
-pub(super) fn creation(settings: &Settings) -> Vec<u8> {
+pub(super) fn creation(settings: &Settings, plan: &StreamPlan) -> Vec<u8> {
     let window = u64::try_from(settings.duplicate_window.as_nanos()).unwrap_or(u64::MAX);
     json!({
-        "name": settings.stream,
-        "subjects": settings.stream_subjects,
+        "name": plan.name,
+        "subjects": plan.subjects,
         "storage": "file",
         "retention": "limits",
         "discard": "old",

@@ -1,7 +1,7 @@
-//! The stream at connect: looked at, created where `declare` says so, never changed; and what it will not take.
+//! A stream at connect: looked at, created where `declare` says so, never changed; and what it will not take.
 
 use super::connection::{NatsConnection, Unanswered};
-use super::settings::Settings;
+use super::settings::{Settings, StreamPlan};
 use super::stream::{self, StreamLimits, StreamLook};
 use crate::brokers::template::Template;
 use crate::brokers::{ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Terms, Topology};
@@ -19,17 +19,41 @@ pub(super) enum KnownStream {
     Unknown,
 }
 
-/// Looks at the stream.
+/// A stream as a session starts with it, created where that is ours to do; and what is to be said of it.
+pub(super) async fn establish(
+    connection: &mut NatsConnection,
+    settings: &Settings,
+    plan: &StreamPlan,
+) -> Result<(KnownStream, Option<Finding>), ConnectError> {
+    let known = look(connection, settings, plan).await?;
+    able(&known, plan)?;
+    if !matches!(known, KnownStream::Missing) {
+        return Ok((known, None));
+    }
+    match settings.topology {
+        Topology::Declare if !plan.subjects.is_empty() => {
+            Ok((KnownStream::Stands(create(connection, settings, plan).await?), None))
+        }
+        Topology::Check if plan == settings.main() => {
+            let text = format!("{}: {}", connection.at(), missing_text(plan));
+            Err(ConnectError::new(ErrorKind::Connect, text))
+        }
+        _ => Ok((known, Some(Finding::Missing(missing_text(plan))))),
+    }
+}
+
+/// Looks at a stream.
 pub(super) async fn look(
     connection: &mut NatsConnection,
     settings: &Settings,
+    plan: &StreamPlan,
 ) -> Result<KnownStream, ConnectError> {
-    let subject = stream::info_subject(&settings.api, &settings.stream);
+    let subject = stream::info_subject(&settings.api, &plan.name);
     let at = connection.at().to_owned();
     let message = match connection.ask(&subject, Vec::new()).await {
         Ok(message) => message,
         Err(Unanswered::Forbidden) if settings.topology == Topology::Ignore => return Ok(KnownStream::Unasked),
-        Err(Unanswered::Forbidden) => return Err(forbidden(&at, &subject, "topology = \"ignore\"")),
+        Err(Unanswered::Forbidden) => return Err(forbidden(&at, settings, &subject, "topology = \"ignore\"")),
         // Where permissions are refused somewhere on the way, nothing comes back at all.
         Err(Unanswered::Silence(error))
             if settings.topology == Topology::Ignore
@@ -40,72 +64,60 @@ pub(super) async fn look(
         }
         Err(Unanswered::Silence(error)) => return Err(error),
     };
-    known(stream::read(&message), &at, settings)
-}
-
-/// Creates the stream.
-pub(super) async fn create(
-    connection: &mut NatsConnection,
-    settings: &Settings,
-) -> Result<StreamLimits, ConnectError> {
-    let subject = stream::create_subject(&settings.api, &settings.stream);
-    let at = connection.at().to_owned();
-    let name = &settings.stream;
-    let message = match connection.ask(&subject, stream::creation(settings)).await {
-        Ok(message) => message,
-        Err(Unanswered::Forbidden) => {
-            return Err(forbidden(&at, &subject, "create the stream and set topology = \"check\""));
-        }
-        Err(Unanswered::Silence(error)) => return Err(error),
-    };
+    let name = &plan.name;
     match stream::read(&message) {
-        StreamLook::Stands(stream) => Ok(stream),
-        StreamLook::NoJetStream(why) => Err(no_jetstream(&at, &settings.api, &why)),
-        StreamLook::Missing => {
-            Err(ConnectError::new(ErrorKind::Connect, format!("{at}: cannot create the stream {name}")))
-        }
-        StreamLook::Unclear(why) => {
-            let subjects = settings.stream_subjects.join(", ");
-            let text = format!("{at}: cannot create the stream {name} with the subjects {subjects}: {why}");
-            Err(ConnectError::new(ErrorKind::Connect, text))
-        }
-    }
-}
-
-/// The error where the cluster stores nothing in the stream at the moment: the same text from each server of it.
-pub(super) fn able(known: &KnownStream, settings: &Settings) -> Result<(), ConnectError> {
-    match known {
-        KnownStream::Stands(StreamLimits { unable: Some(why), .. }) => {
-            Err(ConnectError::new(ErrorKind::NotNow, format!("the stream {} {why}", settings.stream)))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// The error where a missing stream is not ours to create.
-pub(super) fn missing(at: &str, settings: &Settings) -> ConnectError {
-    let text = format!("{at}: {}", missing_text(settings));
-    ConnectError::new(ErrorKind::Connect, text)
-}
-
-/// The advice for a missing stream that the bridge must not create.
-pub(super) fn missing_text(settings: &Settings) -> String {
-    format!("the stream {} does not exist; create it, or set topology = \"declare\"", settings.stream)
-}
-
-fn known(look: StreamLook, at: &str, settings: &Settings) -> Result<KnownStream, ConnectError> {
-    let name = &settings.stream;
-    match look {
         StreamLook::Stands(StreamLimits { useless: Some(why), .. }) => {
             Err(ConnectError::new(ErrorKind::Connect, format!("{at}: the stream {name} {why}; use another one")))
         }
         StreamLook::Stands(stream) => Ok(KnownStream::Stands(stream)),
         StreamLook::Missing => Ok(KnownStream::Missing),
-        StreamLook::NoJetStream(why) => Err(no_jetstream(at, &settings.api, &why)),
+        StreamLook::NoJetStream(why) => Err(no_jetstream(&at, &settings.api, &why)),
         StreamLook::Unclear(why) => {
             Err(ConnectError::new(ErrorKind::Connect, format!("cannot look at the stream {name}: {why}")))
         }
     }
+}
+
+/// Creates a stream.
+async fn create(
+    connection: &mut NatsConnection,
+    settings: &Settings,
+    plan: &StreamPlan,
+) -> Result<StreamLimits, ConnectError> {
+    let subject = stream::create_subject(&settings.api, &plan.name);
+    let at = connection.at().to_owned();
+    let message = match connection.ask(&subject, stream::creation(settings, plan)).await {
+        Ok(message) => message,
+        Err(Unanswered::Forbidden) => {
+            let instead = "create the stream and set topology = \"check\"";
+            return Err(forbidden(&at, settings, &subject, instead));
+        }
+        Err(Unanswered::Silence(error)) => return Err(error),
+    };
+    let why = match stream::read(&message) {
+        StreamLook::Stands(stream) => return Ok(stream),
+        StreamLook::NoJetStream(why) => return Err(no_jetstream(&at, &settings.api, &why)),
+        StreamLook::Missing => "it does not exist".to_owned(),
+        StreamLook::Unclear(why) => why,
+    };
+    let (name, subjects) = (&plan.name, plan.subjects.join(", "));
+    let text = format!("{at}: cannot create the stream {name} with the subjects {subjects}: {why}");
+    Err(ConnectError::new(ErrorKind::Connect, text))
+}
+
+/// The error where the cluster stores nothing in the stream at the moment: the same text from each server of it.
+pub(super) fn able(known: &KnownStream, plan: &StreamPlan) -> Result<(), ConnectError> {
+    match known {
+        KnownStream::Stands(StreamLimits { unable: Some(why), .. }) => {
+            Err(ConnectError::new(ErrorKind::NotNow, format!("the stream {} {why}", plan.name)))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The advice for a missing stream that the bridge does not create.
+pub(super) fn missing_text(plan: &StreamPlan) -> String {
+    format!("the stream {} does not exist; create it, or set topology = \"declare\"", plan.name)
 }
 
 fn no_jetstream(at: &str, api: &str, why: &str) -> ConnectError {
@@ -120,15 +132,15 @@ fn no_jetstream(at: &str, api: &str, why: &str) -> ConnectError {
     ConnectError::new(ErrorKind::Connect, text)
 }
 
-fn forbidden(at: &str, subject: &str, instead: &str) -> ConnectError {
-    let text = format!("{at}: these credentials may not publish to {subject}; permit it, or {instead}");
+fn forbidden(at: &str, settings: &Settings, subject: &str, instead: &str) -> ConnectError {
+    let text = format!("{at}: {} may not publish to {subject}; permit it, or {instead}", settings.login.who());
     ConnectError::new(ErrorKind::Authentication, text)
 }
 
 /// The warnings about an existing stream: the subjects that it does not take.
-pub(super) fn subjects_not_taken(stream: &StreamLimits, settings: &Settings) -> Vec<Finding> {
+pub(super) fn subjects_not_taken(stream: &StreamLimits, plan: &StreamPlan) -> Vec<Finding> {
     let mut shown = Vec::new();
-    for template in settings.router.routes().iter().map(crate::brokers::Route::address) {
+    for template in &plan.templates {
         let [sample, _] = template.samples();
         let name = shape(template);
         if !stream.takes(&sample) && !shown.contains(&name) {
@@ -137,7 +149,7 @@ pub(super) fn subjects_not_taken(stream: &StreamLimits, settings: &Settings) -> 
     }
     let takes = stream.subjects.join(", ");
     let text = |subject| {
-        let name = &settings.stream;
+        let name = &plan.name;
         format!("the stream {name} takes {takes}, not all of {subject}; events it does not take will be refused")
     };
     shown.iter().map(|subject| Finding::Warning(text(subject))).collect()
@@ -200,9 +212,9 @@ mod tests {
             "subject = \"a.{event}\"\nstream_subjects = [\"a.>\"]\n[[routes]]\nevent = \"E\"\nsubject = \"b\"";
         let (settings, problems) = testing::read(&["broker", "nats"], toml, Settings::read);
         assert!(problems.errors.is_empty(), "{problems:?}");
-        assert_eq!(subjects_not_taken(&stream(&["a.>", "b"], None), &settings), []);
-        assert_eq!(subjects_not_taken(&stream(&["*.*", "b"], None), &settings), []);
-        let findings = subjects_not_taken(&stream(&["a.x"], None), &settings);
+        assert_eq!(subjects_not_taken(&stream(&["a.>", "b"], None), settings.main()), []);
+        assert_eq!(subjects_not_taken(&stream(&["*.*", "b"], None), settings.main()), []);
+        let findings = subjects_not_taken(&stream(&["a.x"], None), settings.main());
         let text = |subject| {
             let rest = "events it does not take will be refused";
             Finding::Warning(format!("the stream PLEXTRAC takes a.x, not all of {subject}; {rest}"))

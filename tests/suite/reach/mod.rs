@@ -4,4 +4,5 @@ mod check;
 mod nats;
 mod rotation;
 mod silent;
+mod streams;
 mod tokens;
