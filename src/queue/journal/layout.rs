@@ -39,7 +39,7 @@ pub(super) struct Used {
 }
 
 /// Assigns places to records. Lives under the queue's lock.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SegmentAllocator {
     max: u64,
     segment: u64,
@@ -63,18 +63,7 @@ pub(crate) struct SegmentAllocator {
 impl SegmentAllocator {
     /// Creates an empty one; segments found at the start are added to it.
     pub(super) fn new(max: u64, segment: u64, next: u64) -> Self {
-        Self {
-            max,
-            segment,
-            used: VecDeque::new(),
-            spares: VecDeque::new(),
-            making: None,
-            spare_failed: false,
-            free: Vec::new(),
-            unused: 0,
-            next,
-            total: 0,
-        }
+        Self { max, segment, next, ..Self::default() }
     }
 
     /// Adds a segment in use, younger than all before.
@@ -202,7 +191,6 @@ impl SegmentAllocator {
     }
 
     /// The number of bytes of records that still fit within the limit.
-    #[must_use]
     pub(crate) fn available(&self) -> u64 {
         let left = self.max.saturating_sub(self.total) / self.segment.max(1);
         let more = if left == 0 && self.is_left_with_a_larger_one() { 1 } else { left };
@@ -210,7 +198,6 @@ impl SegmentAllocator {
     }
 
     /// Whether a spare exists.
-    #[must_use]
     pub(crate) fn has_spare(&self) -> bool {
         !self.spares.is_empty()
     }
@@ -228,7 +215,6 @@ impl SegmentAllocator {
     }
 
     /// The sequence of the next record.
-    #[must_use]
     pub(crate) fn next(&self) -> u64 {
         self.next
     }
@@ -323,14 +309,12 @@ impl SegmentAllocator {
     }
 
     /// The bytes in use: whole segments, and the filled part of the active one.
-    #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
         let left = self.used.iter().rev().skip(1).map(|used| used.bytes).sum::<u64>();
         left + self.used.back().map_or(0, |active| active.filled)
     }
 
     /// The limit on the size of all files.
-    #[must_use]
     pub(crate) fn capacity(&self) -> u64 {
         self.max
     }

@@ -2,7 +2,6 @@
 //! and limits, writing, reading and recovery; not the threads that do this, nor the ledger. `docs/journal.md` describes
 //! the format.
 
-mod chain;
 mod files;
 mod format;
 mod layout;
@@ -10,8 +9,8 @@ mod open;
 mod reader;
 mod recent;
 mod record;
+mod records;
 mod settings;
-mod tail;
 #[cfg(test)]
 mod tests;
 mod verify;

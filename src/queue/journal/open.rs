@@ -1,19 +1,18 @@
 //! Opening: lists the segments, validates headers, finds the append position. Reads only headers and the last segment.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use crate::process::state_directory;
-use crate::queue::journal::chain::{SegmentScanner, UnreadableBlocks};
 use crate::queue::journal::files::{self, Fill, Segment};
 use crate::queue::journal::format::{Header, MARK_BYTES, Mark, VERSION};
 use crate::queue::journal::layout::{SegmentAllocator, Used};
 use crate::queue::journal::reader::Reader;
+use crate::queue::journal::records::{Item, Records};
 use crate::queue::journal::settings::Settings;
-use crate::queue::journal::tail;
 use crate::queue::journal::writer::{Active, Writer};
 
 /// The reasons why a journal cannot be opened. Damage is none of them.
@@ -123,23 +122,18 @@ pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, Open
             repair_header(directory, segment, header)?;
         }
     }
-    let mut next = survey.watermark.max(1);
-    let mut used = Vec::new();
-    let mut active = None;
-    for (at, (segment, header)) in survey.sound.iter().enumerate() {
+    let used = |(segment, header): &(Segment, Header)| {
         let limit = header.size.min(segment.length);
         let (number, first, bytes) = (segment.number, header.first, segment.length);
-        used.push(Used { number, first, bytes, limit, filled: limit, made: true });
-        if at + 1 == survey.sound.len() {
-            let last = last(directory, segment, *header, survey.watermark)?;
-            damaged += last.findings.len() as u64;
-            findings.extend(last.findings);
-            next = last.next.max(survey.watermark);
-            if let Some(used) = used.last_mut() {
-                used.filled = last.filled;
-            }
-            active = last.active;
-        }
+        Used { number, first, bytes, limit, filled: limit, made: true }
+    };
+    let mut used: Vec<Used> = survey.sound.iter().map(used).collect();
+    let (mut next, mut active) = (survey.watermark.max(1), None);
+    if let (Some((segment, header)), Some(used)) = (survey.sound.last(), used.last_mut()) {
+        let last = resume(directory, segment, *header, survey.watermark)?;
+        damaged += last.findings.len() as u64;
+        findings.extend(last.findings);
+        (next, used.filled, active) = (last.next.max(survey.watermark), last.filled, last.active);
     }
     let first = used.first().map_or(next, |oldest| oldest.first).max(survey.watermark);
     let size = settings.effective_segment();
@@ -211,44 +205,87 @@ struct Last {
     findings: Vec<String>,
 }
 
-fn last(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> io::Result<Last> {
+/// The end of the records in the last segment.
+#[derive(Debug)]
+struct SegmentEnd {
+    /// The offset of the next record.
+    offset: u64,
+    /// The sequence of the next record.
+    next: u64,
+    /// There is no sound end mark.
+    is_torn: bool,
+    /// The offset of the first unsettled record, or of the end.
+    unsettled: u64,
+}
+
+/// Reads the last segment to its end. All records below the watermark are settled.
+fn find_end(records: &mut Records, watermark: u64) -> io::Result<SegmentEnd> {
+    let mut unsettled = records.offset();
+    // A damaged record counts only if something sound follows it; otherwise it may belong to a commit that was never
+    // complete.
+    let (mut offset, mut next) = (records.offset(), records.sequence());
+    loop {
+        match records.next()? {
+            Item::Record { sequence, .. } => {
+                (offset, next) = (records.offset(), sequence + 1);
+                if sequence < watermark {
+                    unsettled = offset;
+                }
+            }
+            Item::Damaged { .. } => {}
+            Item::End { at, is_marked: true } => {
+                return Ok(SegmentEnd { offset: at, next: records.sequence(), is_torn: false, unsettled });
+            }
+            Item::End { .. } => return Ok(SegmentEnd { offset, next, is_torn: true, unsettled }),
+        }
+    }
+}
+
+/// Finds the end of the last segment, where writing continues, and repairs it if a crash or the disk tore it.
+fn resume(directory: &Path, segment: &Segment, header: Header, watermark: u64) -> io::Result<Last> {
     let path = files::path(directory, segment.number);
-    let read = || -> io::Result<Last> {
-        let short = segment.length < header.size;
-        let mut scanner = SegmentScanner::new(File::open(&path)?, header, segment.length);
-        scanner.handle_unreadable(UnreadableBlocks::Skip);
-        let tail = tail::find(&mut scanner, short, watermark)?;
-        let unreadable = scanner.take_skipped();
-        let file = OpenOptions::new().read(true).write(true).open(&path)?;
-        // Do not append to a truncated segment: every later start would report a torn end. The same holds for one that
-        // lacks records below the watermark (its numbers would have a gap), or that has an unreadable block.
-        let lacks = tail.next < watermark || tail.offset + MARK_BYTES > header.size;
-        let full = short || lacks || !unreadable.is_empty();
-        if !full && (tail.torn || tail.stale) {
+    let named = |error| files::at(&path, &error);
+    let file = OpenOptions::new().read(true).write(true).open(&path).map_err(named)?;
+    let mut records = Records::new(directory, file.try_clone().map_err(named)?, segment, header);
+    let mut end = find_end(&mut records, watermark)?;
+    // A file shorter than its header says lacks records.
+    let is_short = segment.length < header.size;
+    let mut findings = records.take_findings();
+    let is_readable = findings.is_empty();
+    let mut has_remains = false;
+    if end.is_torn {
+        if is_short {
+            end.next = records.sequence().max(end.next + 1);
+        }
+        findings.push(format!(
+            "{}: the end of the journal is torn at byte {}; its contents were never acknowledged, or the disk \
+             damaged them",
+            path.display(),
+            end.offset
+        ));
+    } else {
+        has_remains = records.has_remains()?;
+    }
+    // Do not append to a truncated segment: every later start would report a torn end. The same holds for one that
+    // lacks records below the watermark (its numbers would have a gap), or that has an unreadable block.
+    let lacks = end.next < watermark || end.offset + MARK_BYTES > header.size;
+    let is_full = is_short || lacks || !is_readable;
+    let repair = || {
+        if !is_full && (end.is_torn || has_remains) {
             // Bytes behind the end must not look like a record later.
-            files::zero(&file, tail.offset + MARK_BYTES, header.size)?;
-            file.write_all_at(&Mark::end(tail.next).encode(header.salt).0, tail.offset)?;
+            files::zero(&file, end.offset + MARK_BYTES, header.size)?;
+            file.write_all_at(&Mark::end(end.next).encode(header.salt).0, end.offset)?;
         }
         // The bytes read may be in the page cache only, and a failed sync has marked them as written: the records still
         // to be delivered are written again.
-        if unreadable.is_empty() {
-            files::write_again(&file, tail.unsettled..header.size.min(tail.offset + MARK_BYTES))?;
+        if is_readable {
+            files::write_again(&file, end.unsettled..header.size.min(end.offset + MARK_BYTES))?;
         }
-        file.sync_data()?;
-        let unread =
-            unreadable.iter().map(|block| format!("{}: the block at byte {block} cannot be read", path.display()));
-        let torn = tail.torn.then(|| {
-            format!(
-                "{}: the end of the journal is torn at byte {}; its contents were never acknowledged, or the disk \
-                 damaged them",
-                path.display(),
-                tail.offset
-            )
-        });
-        let slot = segment.block.slot.unwrap_or_default();
-        let active = (!short).then_some(Active { number: segment.number, file, salt: header.salt, slot });
-        let filled = if full { header.size.min(segment.length) } else { tail.offset };
-        Ok(Last { active, filled, next: tail.next, findings: unread.chain(torn).collect() })
+        file.sync_data()
     };
-    read().map_err(|error| files::at(&path, &error))
+    repair().map_err(named)?;
+    let slot = segment.block.slot.unwrap_or_default();
+    let active = (!is_short).then_some(Active { number: segment.number, file, salt: header.salt, slot });
+    let filled = if is_full { header.size.min(segment.length) } else { end.offset };
+    Ok(Last { active, filled, next: end.next, findings })
 }

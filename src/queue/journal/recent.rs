@@ -5,9 +5,8 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use crate::event::Origin;
-use crate::queue::journal::chain::{MarkKind, SegmentScanner, UnreadableBlocks};
 use crate::queue::journal::files::{self, Segment};
-use crate::queue::journal::record::Names;
+use crate::queue::journal::records::{Item, Records};
 
 /// Visits records received at or after `since`: the newest segment first, at most the `most` newest in all. Within a
 /// segment they are visited in order. Settled records are among them as long as their segment was not recycled.
@@ -54,21 +53,18 @@ fn walk(
     if file.metadata()?.modified()? < since {
         return Ok(0);
     }
-    let mut names = Names::default();
     let mut found = 0;
-    let mut scanner = SegmentScanner::new(file, header, segment.length);
-    scanner.handle_unreadable(UnreadableBlocks::Skip);
-    while let Some(item) = scanner.peek()?.filter(|item| item.kind != MarkKind::End) {
-        if let MarkKind::Record(payload) = &item.kind
-            && let Some((origin, body)) = names.decode(scanner.payload(payload))
-            && origin.received >= since
-        {
-            found += 1;
-            visit(&origin, body);
+    let mut records = Records::new(directory, file, segment, header);
+    loop {
+        match records.next()? {
+            Item::Record { origin, body, .. } if origin.received >= since => {
+                found += 1;
+                visit(&origin, body);
+            }
+            Item::End { .. } => return Ok(found),
+            _ => {}
         }
-        scanner.advance(&item);
     }
-    Ok(found)
 }
 
 #[cfg(test)]

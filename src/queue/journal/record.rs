@@ -42,7 +42,6 @@ pub(crate) struct Record<'a> {
 
 impl Record<'_> {
     /// The record of this event.
-    #[must_use]
     pub(crate) fn of(event: &Event) -> Record<'_> {
         let origin = &event.origin;
         Record {
@@ -56,7 +55,6 @@ impl Record<'_> {
     }
 
     /// The size in the segment, including padding.
-    #[must_use]
     pub(crate) fn length(&self) -> u64 {
         Mark::record_bytes(self.payload() as u64)
     }

@@ -20,14 +20,12 @@ impl Settings {
     }
 
     /// The actual size of segments: two fit within the limit, and all are whole blocks.
-    #[must_use]
     pub(crate) fn effective_segment(&self) -> u64 {
         let size = self.segment_bytes.min(self.max_bytes / 2);
         size - size % BLOCK
     }
 
     /// The problem if no segment can hold the largest record: a body of this size, and what accompanies it.
-    #[must_use]
     pub(crate) fn problem(&self, largest_body: usize) -> Option<String> {
         let largest = record::largest(largest_body);
         if largest <= room(self.effective_segment()) {

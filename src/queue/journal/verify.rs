@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::queue::journal::chain::{MarkKind, SegmentScanner, UnreadableBlocks};
 use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::format::{Header, VERSION};
 use crate::queue::journal::open::{DirectoryState, OpenError, survey};
+use crate::queue::journal::records::{Item, Records, describe};
 
 /// The number of attempts: a running daemon recycles and writes segments while they are read, so apparent damage is
 /// checked again.
@@ -57,39 +57,53 @@ pub(crate) struct Report {
     pub(crate) bytes: u64,
 }
 
+impl SegmentReport {
+    /// A segment of which nothing but its header was read.
+    fn new(directory: &Path, survey: &DirectoryState, number: u32, bytes: u64, first: Option<u64>) -> Self {
+        let file = files::path(directory, number);
+        let mut report = Self { file, first, records: 0, settled: 0, bytes, damage: Vec::new() };
+        for (_, text) in survey.damage.iter().filter(|(damaged, _)| *damaged == number) {
+            report.note(0, 0, *text);
+        }
+        report
+    }
+
+    fn note(&mut self, offset: u64, records: u64, text: impl Into<String>) {
+        self.damage.push(Damage { offset, records, text: text.into() });
+    }
+}
+
 impl Report {
+    fn sum(&self, of: impl Fn(&SegmentReport) -> u64) -> u64 {
+        self.segments.iter().map(of).sum()
+    }
+
     /// The number of sound records in segments in use.
-    #[must_use]
     pub(crate) fn records(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.records).sum()
+        self.sum(|segment| segment.records)
     }
 
     /// The number of sound records that were settled.
-    #[must_use]
     pub(crate) fn settled(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.settled).sum()
+        self.sum(|segment| segment.settled)
     }
 
     /// The number of sound records still to be published.
-    #[must_use]
     pub(crate) fn unsettled(&self) -> u64 {
         self.records() - self.settled()
     }
 
     /// The number of damaged places.
-    #[must_use]
     pub(crate) fn damaged(&self) -> u64 {
-        self.segments.iter().map(|segment| segment.damage.len() as u64).sum()
+        self.sum(|segment| segment.damage.len() as u64)
     }
 
     /// The number of sequences without a sound record.
-    #[must_use]
     pub(crate) fn lost(&self) -> u64 {
-        self.segments.iter().flat_map(|segment| &segment.damage).map(|damage| damage.records).sum()
+        self.sum(|segment| segment.damage.iter().map(|damage| damage.records).sum())
     }
 
     /// The report as JSON.
-    #[must_use]
     pub(crate) fn to_json(&self) -> Value {
         let damage =
             |damage: &Damage| json!({ "offset": damage.offset, "records": damage.records, "text": damage.text });
@@ -152,17 +166,9 @@ fn read_all(directory: &Path) -> Result<Report, OpenError> {
             report.spares += 1;
             continue;
         }
-        let mut found = SegmentReport {
-            file: files::path(directory, segment.number),
-            first: Some(header.first),
-            records: 0,
-            settled: 0,
-            bytes: segment.length,
-            damage: headers(&survey, segment.number),
-        };
+        let mut found = SegmentReport::new(directory, &survey, segment.number, segment.length, Some(header.first));
         if header.first > expected {
-            let records = header.first - expected;
-            found.damage.push(Damage { offset: 0, records, text: "the records before it are lost".into() });
+            found.note(0, header.first - expected, "the records before it are lost");
         }
         let end = walk(directory, segment, *header, following, survey.watermark, &mut found)?;
         expected = following.map_or(end, |first| end.min(first)).max(survey.watermark);
@@ -171,14 +177,7 @@ fn read_all(directory: &Path) -> Result<Report, OpenError> {
     }
     let garbage = survey.garbage.iter().map(|segment| (segment.number, segment.length));
     for (number, length) in garbage.chain(survey.unreadable.iter().copied()) {
-        report.segments.push(SegmentReport {
-            file: files::path(directory, number),
-            first: None,
-            records: 0,
-            settled: 0,
-            bytes: length,
-            damage: headers(&survey, number),
-        });
+        report.segments.push(SegmentReport::new(directory, &survey, number, length, None));
     }
     Ok(report)
 }
@@ -187,11 +186,6 @@ fn bytes(survey: &DirectoryState) -> u64 {
     let sound = survey.sound.iter().map(|(segment, _)| segment);
     let found = sound.chain(&survey.blank).chain(&survey.garbage).map(|segment| segment.length);
     found.chain(survey.unreadable.iter().map(|(_, length)| *length)).sum()
-}
-
-fn headers(survey: &DirectoryState, number: u32) -> Vec<Damage> {
-    let damage = survey.damage.iter().filter(|(damaged, _)| *damaged == number);
-    damage.map(|(_, text)| Damage { offset: 0, records: 0, text: (*text).into() }).collect()
 }
 
 /// Reads all records of a segment; returns the sequence after the last.
@@ -204,59 +198,34 @@ fn walk(
     found: &mut SegmentReport,
 ) -> io::Result<u64> {
     let Some((file, _)) = files::read_header(directory, segment.number)? else { return Ok(header.first) };
-    let mut scanner = SegmentScanner::new(file, header, segment.length);
-    scanner.handle_unreadable(UnreadableBlocks::Skip);
-    let next = walk_records(&mut scanner, following.is_none(), watermark, found)?;
-    for block in scanner.take_skipped() {
-        let text = "the block cannot be read from the disk".into();
-        found.damage.push(Damage { offset: block, records: 0, text });
+    let mut records = Records::new(directory, file, segment, header);
+    let is_last = following.is_none();
+    loop {
+        match records.next()? {
+            Item::Record { sequence, .. } => {
+                found.records += 1;
+                found.settled += u64::from(sequence < watermark);
+            }
+            Item::Damaged { sequences, at } => {
+                found.note(at, sequences.end - sequences.start, describe(&sequences));
+            }
+            Item::End { is_marked: true, .. } => break,
+            Item::End { at, .. } => {
+                let text = if is_last {
+                    "the end is torn: its contents were never acknowledged, or the disk damaged them"
+                } else {
+                    "no sound end mark; missing records are reported with the next segment"
+                };
+                found.note(at, 0, text);
+                break;
+            }
+        }
     }
-    if scanner.is_recycled()? {
+    for block in records.take_skipped() {
+        found.note(block, 0, "the block cannot be read from the disk");
+    }
+    if records.is_recycled()? {
         found.damage.clear();
     }
-    Ok(next)
-}
-
-fn walk_records(
-    scanner: &mut SegmentScanner,
-    last: bool,
-    watermark: u64,
-    found: &mut SegmentReport,
-) -> io::Result<u64> {
-    let mut next = scanner.header().first;
-    loop {
-        let (offset, item) = (scanner.offset(), scanner.peek()?);
-        let reached = item.as_ref().map_or(next, |item| item.sequence);
-        if reached > next {
-            let text = if reached == next + 1 {
-                format!("record {next} is damaged")
-            } else {
-                format!("records {next} to {} are damaged", reached - 1)
-            };
-            found.damage.push(Damage { offset, records: reached - next, text });
-            next = reached;
-        }
-        let Some(item) = item else {
-            let text = if last {
-                "the end is torn: its contents were never acknowledged, or the disk damaged them"
-            } else {
-                "no sound end mark; missing records are reported with the next segment"
-            };
-            found.damage.push(Damage { offset, records: 0, text: text.into() });
-            return Ok(next);
-        };
-        match item.kind {
-            MarkKind::End => return Ok(next),
-            MarkKind::Record(_) => {
-                found.records += 1;
-                found.settled += u64::from(item.sequence < watermark);
-            }
-            MarkKind::Damaged => {
-                let text = format!("record {} is damaged", item.sequence);
-                found.damage.push(Damage { offset: item.offset, records: 1, text });
-            }
-        }
-        next += 1;
-        scanner.advance(&item);
-    }
+    Ok(records.sequence())
 }
