@@ -16,16 +16,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::Runtime;
+use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::admin::{self, Admin, Health};
 use crate::app::Settings;
-use crate::app::offline::Letters;
+use crate::app::offline::{open_stores, rebuild_with};
 use crate::app::reload::{Reloader, Reloading};
 use crate::app::threads::{Runtimes, joined, thread};
 use crate::app::{journal, memory, open_files};
 use crate::brokers::Broker;
-use crate::dead_letters::{ControlSocket, Requests, StoreKind, remove_old_requests};
+use crate::dead_letters::{ControlSocket, Requests, Stores, remove_old_requests};
 use crate::delivery::{self, BacklogReader, Delivery, Successor};
 use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
 use crate::metrics::Metrics;
@@ -93,7 +94,7 @@ pub(crate) struct App {
 
 /// The contents of the state directory.
 struct StateContents {
-    letters: Letters,
+    letters: Stores,
     /// None where no socket is possible.
     control: Option<ControlSocket>,
     journal: Opened,
@@ -138,7 +139,7 @@ pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError
 /// Takes the state directory, and opens its contents.
 fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartError> {
     let lock = state_directory::lock(path)?;
-    let letters = Letters::open(path, settings)?;
+    let letters = open_stores(path, settings)?;
     if let Err(error) = remove_old_requests(path) {
         tracing::warn!("cannot remove the requests of an earlier version, which are not carried out: {error}");
     }
@@ -187,12 +188,8 @@ impl App {
         let (stopper, stop) = shutdown::channel();
         let (parts, kept) = SharedParts::new(&settings, stop, state);
         let StateParts { letters, control, backlog, writer, lock } = kept;
-        let invalids = match &letters {
-            Some(letters) => {
-                Some(Arc::new(Invalids::start(letters.stores.invalid.clone(), parts.metrics.clone())?))
-            }
-            None => None,
-        };
+        let start = |letters: &Stores| Invalids::start(letters.invalid.clone(), parts.metrics.clone());
+        let invalids = letters.as_ref().map(start).transpose()?.map(Arc::new);
         let live = parts.live(&settings, invalids.clone());
         let broker = settings.broker.broker(&settings.terms());
         let delivering = Heartbeat::new("the delivery task");
@@ -215,7 +212,7 @@ impl App {
             metrics: parts.metrics.clone(),
             view: parts.view.clone(),
             settings: settings.publish,
-            store: letters.as_ref().map(|letters| letters.stores.dead_letters.clone()),
+            store: letters.as_ref().map(|letters| letters.dead_letters.clone()),
             backlog,
             drain: parts.stop.clone(),
         };
@@ -255,7 +252,7 @@ impl App {
 /// The part of the state directory that each part gets.
 #[derive(Default)]
 struct StateParts {
-    letters: Option<Letters>,
+    letters: Option<Stores>,
     control: Option<ControlSocket>,
     backlog: Option<BacklogReader>,
     writer: Option<Writer>,
@@ -307,13 +304,20 @@ impl SharedParts {
     }
 
     /// Requests about dead letters, which validate bodies as the sources are configured at that time.
-    fn requests(&self, letters: &Letters, live: Arc<CurrentIngress>) -> Arc<Requests> {
+    fn requests(&self, letters: &Stores, live: Arc<CurrentIngress>) -> Arc<Requests> {
         let validation_of = move |name: &str| {
             let ingress = live.now();
             let endpoint = ingress.endpoints().iter().find(|endpoint| *endpoint.source.name == *name);
             endpoint.map(|endpoint| endpoint.source.validation)
         };
-        Arc::new(letters.requests(Box::new(validation_of), &self.queue, &self.view, &self.stop))
+        Arc::new(Requests {
+            stores: letters.clone(),
+            rebuild: rebuild_with(validation_of),
+            queue: self.queue.clone(),
+            view: self.view.clone(),
+            drain: self.stop.clone(),
+            turn: Mutex::default(),
+        })
     }
 
     /// Starts the delivery task and, beside it, the control socket. The thread returns the number of lost events.
@@ -362,7 +366,7 @@ impl SharedParts {
         live: &Arc<CurrentIngress>,
         heartbeats: Arc<[Heartbeat]>,
         broker: &dyn Broker,
-        letters: Option<&Letters>,
+        letters: Option<&Stores>,
     ) -> Admin {
         Admin {
             health: Health {
@@ -376,8 +380,8 @@ impl SharedParts {
             live: live.clone(),
             reloads: self.reloads.clone(),
             unknown_paths: self.unknown_paths.clone(),
-            dead_letters: letters.map(|letters| letters.held(StoreKind::DeadLetters)),
-            invalid: letters.map(|letters| letters.held(StoreKind::Invalid)),
+            dead_letters: letters.map(|letters| letters.dead_letters.held().clone()),
+            invalid: letters.map(|letters| letters.invalid.held().clone()),
             dead_letters_capacity: settings.dead_letters.bytes as u64,
             broker_name: broker.name(),
             page: settings.admin.page,

@@ -2,42 +2,33 @@
 
 use std::time::{Duration, SystemTime};
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::dead_letters::Letter;
+use crate::dead_letters::format::Timestamp;
 
-/// The range of ages of a letter, by the time when it was written.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Age {
-    /// At least so old.
-    pub(crate) older_than: Option<Duration>,
-    /// Younger than this.
-    pub(crate) newer_than: Option<Duration>,
-}
-
-/// A choice of letters.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// A choice of letters. An unknown field is refused: it would choose fewer of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
 pub(crate) struct Filter {
-    /// One of these reasons; empty: any.
-    pub(crate) reasons: Vec<String>,
     /// One of these events; empty: any.
     pub(crate) events: Vec<String>,
     /// One of these ids; empty: any.
     pub(crate) ids: Vec<String>,
-    /// Fingerprint at this time or before.
-    pub(crate) until: Option<SystemTime>,
-    /// Fingerprint after this time.
-    pub(crate) since: Option<SystemTime>,
+    /// One of these reasons; empty: any.
+    pub(crate) reasons: Vec<String>,
+    /// Written after this time.
+    pub(crate) since: Option<Timestamp>,
+    /// Written at this time or before.
+    pub(crate) until: Option<Timestamp>,
 }
 
 impl Filter {
     /// Fixes the ages as of now: a request that waits must not choose other letters later.
     #[must_use]
-    pub(crate) fn aged(mut self, age: Age, now: SystemTime) -> Self {
-        let ago = |age: Duration| now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH);
-        self.until = age.older_than.map(ago);
-        self.since = age.newer_than.map(ago);
-        self
+    pub(crate) fn aged(self, older_than: Option<Duration>, newer_than: Option<Duration>, now: SystemTime) -> Self {
+        let ago = |age| Timestamp(now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));
+        Self { until: older_than.map(ago), since: newer_than.map(ago), ..self }
     }
 
     /// Whether it chooses everything.
@@ -53,53 +44,15 @@ impl Filter {
         among(&self.reasons, &letter.reason)
             && among(&self.events, &letter.event)
             && among(&self.ids, &letter.id)
-            && self.until.is_none_or(|until| letter.time <= until)
-            && self.since.is_none_or(|since| letter.time > since)
-    }
-
-    pub(super) fn json(&self) -> Value {
-        let time = |time: Option<SystemTime>| time.map(|time| humantime::format_rfc3339_millis(time).to_string());
-        json!({
-            "reasons": self.reasons, "events": self.events, "ids": self.ids,
-            "until": time(self.until), "since": time(self.since),
-        })
-    }
-
-    /// Reads what [`Self::json`] wrote. An unknown field is refused: it would choose fewer letters.
-    pub(super) fn parse(value: &Value) -> Result<Self, String> {
-        let fields = value.as_object().ok_or("`filter` is no object")?;
-        let mut filter = Self::default();
-        for (name, value) in fields {
-            match name.as_str() {
-                "reasons" => filter.reasons = texts(name, value)?,
-                "events" => filter.events = texts(name, value)?,
-                "ids" => filter.ids = texts(name, value)?,
-                "until" => filter.until = moment(name, value)?,
-                "since" => filter.since = moment(name, value)?,
-                _ => return Err(format!("`filter.{name}` is unknown")),
-            }
-        }
-        Ok(filter)
-    }
-}
-
-fn texts(name: &str, value: &Value) -> Result<Vec<String>, String> {
-    let list = value.as_array().and_then(|list| list.iter().map(|one| one.as_str().map(str::to_owned)).collect());
-    list.ok_or_else(|| format!("`filter.{name}` is no list of texts"))
-}
-
-fn moment(name: &str, value: &Value) -> Result<Option<SystemTime>, String> {
-    match value {
-        Value::Null => Ok(None),
-        Value::String(text) => {
-            humantime::parse_rfc3339(text).map(Some).map_err(|error| format!("`filter.{name}`: {error}"))
-        }
-        _ => Err(format!("`filter.{name}` is no time")),
+            && self.until.is_none_or(|until| letter.time <= until.0)
+            && self.since.is_none_or(|since| letter.time > since.0)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::dead_letters::letter::tests::letter;
 
@@ -120,9 +73,8 @@ mod tests {
         let letter = letter("a");
         let now = letter.time + Duration::from_secs(100);
         let age = |older: Option<u64>, newer: Option<u64>| {
-            let age =
-                Age { older_than: older.map(Duration::from_secs), newer_than: newer.map(Duration::from_secs) };
-            Filter::default().aged(age, now).matches(&letter)
+            let [older, newer] = [older, newer].map(|age| age.map(Duration::from_secs));
+            Filter::default().aged(older, newer, now).matches(&letter)
         };
         assert!(age(Some(100), None) && !age(Some(101), None));
         assert!(age(None, Some(101)) && !age(None, Some(100)));
@@ -131,13 +83,15 @@ mod tests {
 
     #[test]
     fn reads_what_it_wrote_and_refuses_what_it_does_not_know() {
-        let age = Age { older_than: Some(Duration::from_secs(3)), newer_than: None };
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
-        let filter = Filter { ids: vec!["a".into()], ..Filter::default() }.aged(age, now);
-        assert_eq!(Filter::parse(&filter.json()), Ok(filter.clone()));
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(1_000_000_007);
+        let filter =
+            Filter { ids: vec!["a".into()], ..Filter::default() }.aged(Some(Duration::from_secs(3)), None, now);
+        let text = serde_json::to_string(&filter).unwrap();
+        assert!(text.ends_with("\"since\":null,\"until\":\"1970-01-12T13:46:37.007Z\"}"), "{text}");
+        assert_eq!(serde_json::from_str::<Filter>(&text).unwrap(), filter);
         assert!(!filter.is_empty() && Filter::default().is_empty());
         for wrong in [json!(1), json!({"ids": "a"}), json!({"colour": []}), json!({"until": 1})] {
-            assert!(Filter::parse(&wrong).is_err(), "{wrong}");
+            assert!(serde_json::from_value::<Filter>(wrong.clone()).is_err(), "{wrong}");
         }
     }
 }

@@ -1,92 +1,116 @@
 //! One letter: a line of NDJSON, and the event that can be made of it again.
 
-use std::time::{Duration, SystemTime};
+use std::borrow::Cow;
+use std::time::SystemTime;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::{Map, Value, json};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
-use crate::event::Origin;
+use crate::dead_letters::format::{NotALetter, decode, encode, rfc3339};
+use crate::event::{Event, Origin};
 
-/// The version of a line.
-pub(crate) const VERSION: u32 = 1;
-
-/// An event or body that is kept, and why.
-#[derive(Clone, PartialEq, Eq)]
+/// An event or body that is kept, and why. The fields are in the order of a line.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Letter {
-    /// The time when it was written.
-    pub(crate) time: SystemTime,
+    /// The address that the settings of that time gave it.
+    #[serde(default)]
+    pub(crate) address: String,
+    /// The number of times it was sent.
+    #[serde(default)]
+    pub(crate) attempts: u32,
+    /// The signed bytes.
+    #[serde(flatten, with = "body")]
+    pub(crate) body: Box<[u8]>,
+    /// The payload's `event`, empty where it has none.
+    #[serde(default)]
+    pub(crate) event: String,
+    /// The headers of that time.
+    #[serde(default)]
+    pub(crate) headers: Map<String, Value>,
+    /// The event id.
+    pub(crate) id: String,
+    /// The key of that time.
+    #[serde(default)]
+    pub(crate) key: String,
     /// `too_large`, `unroutable`, `no_destination`, `not_authorised`, `other`; of a body that was not published
     /// `invalid`, `malformed`, `probe`.
     pub(crate) reason: String,
-    /// The broker's words, or ours.
-    pub(crate) text: String,
-    /// The number of times it was sent.
-    pub(crate) attempts: u32,
-    /// The event id.
-    pub(crate) id: String,
-    /// Name of the source.
-    pub(crate) source: String,
-    /// The payload's `event`, empty where it has none.
-    pub(crate) event: String,
     /// The time when the request arrived.
+    #[serde(with = "rfc3339")]
     pub(crate) received: SystemTime,
     /// `X-Authorization-HMAC-256` as received.
     pub(crate) signature: Option<String>,
+    /// Name of the source.
+    pub(crate) source: String,
+    /// The broker's words, or ours.
+    #[serde(default)]
+    pub(crate) text: String,
+    /// The time when it was written.
+    #[serde(with = "rfc3339")]
+    pub(crate) time: SystemTime,
     /// `traceparent` as received.
     pub(crate) traceparent: Option<String>,
-    /// The address that the settings of that time gave it.
-    pub(crate) address: String,
-    /// The key of that time.
-    pub(crate) key: String,
-    /// The headers of that time.
-    pub(crate) headers: Map<String, Value>,
-    /// The signed bytes.
-    pub(crate) body: Box<[u8]>,
 }
 
-/// The reason why a line is no letter. It is kept.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotALetter {
-    /// A later version of the program wrote it.
-    #[error(
-        "written in version {0} of the format, this program reads up to {VERSION}; use the newer plextrac-bridge"
-    )]
-    Newer(u64),
-    /// It is no letter.
-    #[error("not a letter: {0}")]
-    Damaged(String),
-}
+/// The body in a line: as text, or what is not UTF-8 in base64.
+mod body {
+    use serde::de::Error as _;
+    use serde::{Deserializer, Serializer};
 
-fn damaged(text: impl Into<String>) -> NotALetter {
-    NotALetter::Damaged(text.into())
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct BodyFields<'b> {
+        #[serde(skip_serializing_if = "Option::is_none")]
+        body: Option<Cow<'b, str>>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        body_base64: Option<String>,
+    }
+
+    pub(super) fn serialize<S: Serializer>(body: &[u8], to: S) -> Result<S::Ok, S::Error> {
+        let text = std::str::from_utf8(body).ok();
+        let body_base64 = text.is_none().then(|| BASE64_STANDARD.encode(body));
+        BodyFields { body: text.map(Cow::from), body_base64 }.serialize(to)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Box<[u8]>, D::Error> {
+        let BodyFields { body, body_base64 } = BodyFields::deserialize(from)?;
+        if let Some(text) = body {
+            return Ok(text.into_owned().into_bytes().into());
+        }
+        let encoded = body_base64.ok_or_else(|| D::Error::custom("no `body`"))?;
+        let decoded = BASE64_STANDARD.decode(encoded).map(Vec::into);
+        decoded.map_err(|error| D::Error::custom(format_args!("`body_base64`: {error}")))
+    }
 }
 
 impl Letter {
+    /// The letter of an event that was not sent.
+    pub(crate) fn new(event: &Event, reason: &str, text: &str) -> Self {
+        Self {
+            address: String::new(),
+            attempts: 0,
+            event: event.event().to_owned(),
+            headers: Map::new(),
+            id: event.id().to_owned(),
+            key: String::new(),
+            reason: reason.to_owned(),
+            received: event.origin.received,
+            signature: event.signature().map(str::to_owned),
+            source: event.origin.source.to_string(),
+            text: text.to_owned(),
+            time: SystemTime::now(),
+            traceparent: event.origin.traceparent.as_deref().map(str::to_owned),
+            body: event.body.clone(),
+        }
+    }
+
     /// The letter as a line, with its end.
     #[must_use]
     pub(crate) fn line(&self) -> Vec<u8> {
-        let mut letter = json!({
-            "version": VERSION,
-            "time": rfc3339(self.time),
-            "reason": self.reason,
-            "text": self.text,
-            "attempts": self.attempts,
-            "id": self.id,
-            "source": self.source,
-            "event": self.event,
-            "received": rfc3339(self.received),
-            "signature": self.signature,
-            "traceparent": self.traceparent,
-            "address": self.address,
-            "key": self.key,
-            "headers": self.headers,
-        });
-        match std::str::from_utf8(&self.body) {
-            Ok(text) => letter["body"] = text.into(),
-            Err(_) => letter["body_base64"] = BASE64_STANDARD.encode(&self.body).into(),
-        }
-        let mut line = letter.to_string().into_bytes();
+        let mut line = encode(self).into_bytes();
         line.push(b'\n');
         line
     }
@@ -96,50 +120,7 @@ impl Letter {
     /// # Errors
     /// It is of a later version, or no letter.
     pub(crate) fn parse(line: &[u8]) -> Result<Self, NotALetter> {
-        let value: Value = serde_json::from_slice(line).map_err(|error| damaged(error.to_string()))?;
-        let Value::Object(mut fields) = value else { return Err(damaged("no object")) };
-        match fields.get("version").and_then(Value::as_u64) {
-            Some(version) if version == u64::from(VERSION) => {}
-            Some(version) if version > u64::from(VERSION) => return Err(NotALetter::Newer(version)),
-            _ => return Err(damaged("no `version`")),
-        }
-        let mut text = |name: &str| match fields.remove(name) {
-            Some(Value::String(text)) => Ok(Some(text)),
-            None | Some(Value::Null) => Ok(None),
-            Some(_) => Err(damaged(format!("`{name}` is no text"))),
-        };
-        let mut needed = |name: &str| text(name)?.ok_or_else(|| damaged(format!("no `{name}`")));
-        let time = moment(&needed("time")?)?;
-        let received = moment(&needed("received")?)?;
-        let (reason, id, source) = (needed("reason")?, needed("id")?, needed("source")?);
-        let body = if let Some(text) = text("body")? {
-            text.into_bytes()
-        } else {
-            let encoded = text("body_base64")?.ok_or_else(|| damaged("no `body`"))?;
-            BASE64_STANDARD.decode(encoded).map_err(|error| damaged(format!("`body_base64`: {error}")))?
-        };
-        Ok(Self {
-            time,
-            reason,
-            text: text("text")?.unwrap_or_default(),
-            id,
-            source,
-            event: text("event")?.unwrap_or_default(),
-            received,
-            signature: text("signature")?,
-            traceparent: text("traceparent")?,
-            address: text("address")?.unwrap_or_default(),
-            key: text("key")?.unwrap_or_default(),
-            attempts: fields
-                .get("attempts")
-                .and_then(Value::as_u64)
-                .map_or(0, |n| u32::try_from(n).unwrap_or(u32::MAX)),
-            headers: match fields.remove("headers") {
-                Some(Value::Object(headers)) => headers,
-                _ => Map::new(),
-            },
-            body: body.into(),
-        })
+        decode(line)
     }
 
     /// The arguments of [`crate::event::Rebuild`].
@@ -168,16 +149,6 @@ fn begins(id: &str, signature: &[u8; 64]) -> bool {
     signature[..digits.len()].eq_ignore_ascii_case(digits.as_bytes())
 }
 
-fn rfc3339(time: SystemTime) -> String {
-    // Its text ends with the year 9999; a clock beyond that is wrong anyway.
-    let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
-    humantime::format_rfc3339_millis(time.clamp(SystemTime::UNIX_EPOCH, last)).to_string()
-}
-
-fn moment(text: &str) -> Result<SystemTime, NotALetter> {
-    humantime::parse_rfc3339(text).map_err(|error| damaged(format!("{text:?}: {error}")))
-}
-
 impl std::fmt::Debug for Letter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         // Bodies are confidential: findings of a penetration test.
@@ -187,7 +158,10 @@ impl std::fmt::Debug for Letter {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::status::{KeptReason, RefusalReason};
 
     pub(crate) fn letter(id: &str) -> Letter {
         Letter {
@@ -218,18 +192,70 @@ pub(super) mod tests {
         assert_eq!(Letter::parse(&letter.line()), Ok(letter));
     }
 
+    /// Letters of every reason, with and without each field that may be absent.
+    fn of_every_kind() -> Vec<Letter> {
+        let mut binary = letter("c1-abcdef012345");
+        binary.body = Box::from(*b"\xff\x00");
+        (binary.signature, binary.traceparent) = (None, Some("00-x".into()));
+        (binary.key, binary.headers) = (String::new(), Map::new());
+        let refused = RefusalReason::ALL.iter().map(|reason| Letter {
+            reason: reason.name().to_owned(),
+            text: "NO_ROUTE: \"x\" \u{1}\n\u{fc}\u{2028}\u{1f600}".to_owned(),
+            attempts: u32::MAX,
+            time: SystemTime::UNIX_EPOCH + Duration::from_secs(1 << 62),
+            headers: Map::from_iter([("x".to_owned(), Value::from("\u{fc}")), ("a-b".to_owned(), Value::from(""))]),
+            body: "{\"text\":\"\\u00e9 \u{e9}/\t\"}".as_bytes().into(),
+            ..letter("c2-abcdef012345")
+        });
+        let kept =
+            KeptReason::ALL.iter().zip([&b"{\"a\":1}"[..], b"\xef\xbb\xbf{", b""]).map(|(reason, body)| Letter {
+                reason: reason.name().to_owned(),
+                attempts: 0,
+                event: String::new(),
+                received: SystemTime::UNIX_EPOCH,
+                address: String::new(),
+                key: String::new(),
+                headers: Map::new(),
+                body: body.into(),
+                ..letter("abcdef01234500000000000000000000")
+            });
+        [letter("c1-abcdef012345"), binary].into_iter().chain(refused).chain(kept).collect()
+    }
+
     /// The format is a promise between versions, byte for byte.
     #[test]
     fn writes_the_lines_that_every_version_has_written() {
-        let mut letter = letter("c1-abcdef012345");
-        let text = String::from_utf8(letter.line()).unwrap();
-        letter.body = Box::from(*b"\xff\x00");
-        letter.signature = None;
-        letter.traceparent = Some("00-x".into());
-        letter.key = String::new();
-        letter.headers = Map::new();
-        let binary = String::from_utf8(letter.line()).unwrap();
-        assert_eq!(format!("{text}{binary}"), include_str!("letters.ndjson"));
+        let lines = of_every_kind().iter().flat_map(Letter::line).collect();
+        assert_eq!(String::from_utf8(lines).unwrap(), include_str!("letters.ndjson"));
+    }
+
+    #[test]
+    fn reads_lines_of_every_version_also_with_fields_that_it_does_not_know_and_without_those_that_may_be_absent() {
+        let lines = include_str!("letters.ndjson").lines();
+        for (line, mut letter) in lines.zip(of_every_kind()) {
+            letter.time = letter.time.min(SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799));
+            assert_eq!(Letter::parse(line.as_bytes()), Ok(letter.clone()));
+            let mut value: Value = serde_json::from_str(line).unwrap();
+            value["of_a_later_version"] = Value::from(vec![1]);
+            for name in ["address", "attempts", "event", "headers", "key", "signature", "text", "traceparent"] {
+                value[name] = Value::Null;
+            }
+            let (signature, traceparent) = (None, None);
+            let bare = Letter {
+                address: String::new(),
+                attempts: 0,
+                event: String::new(),
+                headers: Map::new(),
+                key: String::new(),
+                signature,
+                traceparent,
+                text: String::new(),
+                ..letter
+            };
+            assert_eq!(Letter::parse(value.to_string().as_bytes()), Ok(bare.clone()));
+            value.as_object_mut().unwrap().retain(|_, value| !value.is_null());
+            assert_eq!(Letter::parse(value.to_string().as_bytes()), Ok(bare));
+        }
     }
 
     #[test]

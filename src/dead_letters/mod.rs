@@ -3,6 +3,7 @@
 
 mod control;
 mod filter;
+mod format;
 mod letter;
 mod read;
 mod replay;
@@ -11,10 +12,11 @@ mod selection;
 mod store;
 
 pub(crate) use control::{ControlSocket, connect, remove_old_requests};
-pub(crate) use filter::{Age, Filter};
-pub(crate) use letter::{Letter, NotALetter};
+pub(crate) use filter::Filter;
+pub(crate) use format::NotALetter;
+pub(crate) use letter::Letter;
 pub(crate) use read::{Lines, files};
 pub(crate) use replay::{Requests, Stores};
 pub(crate) use request::{Action, Progress, Request, RequestState, StoreKind, Validity};
-pub(crate) use selection::Rebuilder;
-pub(crate) use store::{NewLetter, Precedence, Store, StoreCounts, StoreLimits};
+pub(crate) use selection::RebuildLetter;
+pub(crate) use store::{NewLetter, Precedence, SharedStore, Store, StoreCounts, StoreLimits};

@@ -8,18 +8,21 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 
-use crate::dead_letters::selection::{count, take};
-use crate::dead_letters::{Action, Filter, Letter, Progress, Rebuilder, Request, RequestState, Store, StoreKind};
+use crate::dead_letters::selection::{RebuildLetter, count, take};
+use crate::dead_letters::{
+    Action, Filter, Letter, Progress, Request, RequestState, SharedStore, StoreKind, StoreLimits,
+};
 use crate::event::{Event, Kept, Outcome, Waiter};
 use crate::process::shutdown::Drain;
+use crate::process::state_directory::StateError;
 use crate::queue::Buffer;
 use crate::status::{BrokerStatus, ConnectionState};
 
@@ -33,31 +36,42 @@ const REPORT: Duration = Duration::from_millis(250);
 #[derive(Clone, Debug)]
 pub(crate) struct Stores {
     /// Events that the broker refused.
-    pub(crate) dead_letters: Arc<Mutex<Store>>,
+    pub(crate) dead_letters: SharedStore,
     /// Signed bodies that were not published.
-    pub(crate) invalid: Arc<Mutex<Store>>,
+    pub(crate) invalid: SharedStore,
 }
 
 impl Stores {
-    /// The one of this kind.
-    #[must_use]
-    pub(crate) fn of(&self, kind: StoreKind) -> Arc<Mutex<Store>> {
-        match kind {
-            StoreKind::DeadLetters => self.dead_letters.clone(),
-            StoreKind::Invalid => self.invalid.clone(),
-        }
+    /// Opens both in a state directory that is ours, with the most bytes of each.
+    ///
+    /// # Errors
+    /// One of them cannot be read or created.
+    pub(crate) fn open(state: &Path, dead_letters: usize, invalid: usize) -> Result<Self, StateError> {
+        let open = |kind: StoreKind, limits| {
+            let directory = state.join(kind.directory());
+            SharedStore::open(&directory, limits).map_err(StateError::unusable(&directory))
+        };
+        Ok(Self {
+            dead_letters: open(StoreKind::DeadLetters, StoreLimits::dead_letters(dead_letters))?,
+            invalid: open(StoreKind::Invalid, StoreLimits::invalid(invalid))?,
+        })
     }
 }
 
 /// Does what requests ask for.
 pub(crate) struct Requests {
-    stores: Stores,
-    rebuilder: Rebuilder,
-    queue: Arc<Buffer>,
-    view: BrokerStatus,
-    drain: Drain,
+    /// The stores that they are about.
+    pub(crate) stores: Stores,
+    /// The rule by which letters become events again.
+    pub(crate) rebuild: RebuildLetter,
+    /// The queue that gets the events.
+    pub(crate) queue: Arc<Buffer>,
+    /// The state of the broker, which the events may wait for.
+    pub(crate) view: BrokerStatus,
+    /// The begin of the drain.
+    pub(crate) drain: Drain,
     /// Held by the one replay that works.
-    turn: tokio::sync::Mutex<()>,
+    pub(crate) turn: Mutex<()>,
 }
 
 /// The end of a request.
@@ -71,22 +85,13 @@ enum Ended {
 }
 
 impl Requests {
-    /// For these stores; events go into this queue.
-    #[must_use]
-    pub(crate) fn new(
-        stores: Stores,
-        rebuilder: Rebuilder,
-        queue: Arc<Buffer>,
-        view: BrokerStatus,
-        drain: Drain,
-    ) -> Self {
-        Self { stores, rebuilder, queue, view, drain, turn: tokio::sync::Mutex::new(()) }
-    }
-
     /// Does what one request asks for, until it is done, the drain begins, or all receivers of its progress are dropped.
     /// The last progress says how it ended. Returns once nothing of it is in flight.
     pub(crate) async fn run(&self, request: &Request, asker: watch::Sender<Progress>) {
-        let store = self.stores.of(request.kind);
+        let store = match request.store {
+            StoreKind::DeadLetters => self.stores.dead_letters.clone(),
+            StoreKind::Invalid => self.stores.invalid.clone(),
+        };
         let mut work = RequestWork { requests: self, request, store, asker, progress: Progress::default() };
         let ended = work.run().await;
         let mut in_flight = None;
@@ -103,7 +108,8 @@ impl Requests {
         }
         work.report();
         let Progress { state, selected, published, dead_lettered, dropped, skipped, error, .. } = work.progress;
-        let (action, state) = (request.action.name(), state.name());
+        let action = if request.action == Action::Drop { "drop" } else { "replay" };
+        let state = if state == RequestState::Done { "done" } else { "failed" };
         tracing::info!(
             action,
             state,
@@ -129,26 +135,22 @@ impl Requests {
 struct RequestWork<'r> {
     requests: &'r Requests,
     request: &'r Request,
-    store: Arc<Mutex<Store>>,
+    store: SharedStore,
     asker: watch::Sender<Progress>,
     progress: Progress,
 }
 
 impl RequestWork<'_> {
     async fn run(&mut self) -> io::Result<Ended> {
-        let (store, filter) = (self.store.clone(), self.request.filter.clone());
-        let files = blocking(move || {
-            let mut store = lock(&store);
+        let files = self.store.work(|store| {
             let last = store.seal();
-            Ok(store.files(last))
+            Ok(store.files(last).into_iter().map(|file| (file, store.path(file))).collect::<Vec<_>>())
         });
-        let files = files.await?;
-        let store = self.store.clone();
-        let paths: Vec<PathBuf> = {
-            let files = files.clone();
-            blocking(move || Ok(files.iter().map(|file| lock(&store).path(*file)).collect())).await?
-        };
-        (self.progress.selected, self.progress.unreadable) = blocking(move || count(&paths, &filter)).await?;
+        let (files, paths): (Vec<u64>, Vec<_>) = files.await?.into_iter().unzip();
+        let filter = self.request.filter.clone();
+        // Without the lock: it may be long.
+        let counted = tokio::task::spawn_blocking(move || count(&paths, &filter)).await;
+        (self.progress.selected, self.progress.unreadable) = counted.map_err(io::Error::other)??;
         self.report();
         match self.request.action {
             Action::Drop => self.drop_from(&files).await,
@@ -161,9 +163,9 @@ impl RequestWork<'_> {
             if let Some(ended) = self.interrupted() {
                 return Ok(ended);
             }
-            let (store, filter) = (self.store.clone(), self.request.filter.clone());
+            let filter = self.request.filter.clone();
             let is_meant = move |line: &[u8]| is_meant(&filter, line);
-            let (dropped, skipped) = blocking(move || lock(&store).drop_letters(file, is_meant)).await?;
+            let (dropped, skipped) = self.store.work(move |store| store.drop_letters(file, is_meant)).await?;
             self.progress.dropped += dropped;
             self.progress.skipped += skipped;
             self.progress.done += dropped + skipped;
@@ -207,10 +209,9 @@ impl RequestWork<'_> {
                 return Ok(Some(ended));
             }
             self.refuse_if_full().await?;
-            let (store, request, rebuilder) =
-                (self.store.clone(), self.request.clone(), self.requests.rebuilder.clone());
+            let (request, rebuild) = (self.request.clone(), self.requests.rebuild.clone());
             let most = (self.requests.queue.limits().bytes / 4).min(BATCH_BYTES);
-            let batch = blocking(move || take(&mut lock(&store), file, seen, &request, &rebuilder, most)).await?;
+            let batch = self.store.work(move |store| take(store, file, seen, &request, &rebuild, most)).await?;
             self.progress.skipped += batch.skipped;
             self.progress.done += batch.skipped;
             if let Some(ended) = self.deliver(file, batch.events).await? {
@@ -231,10 +232,7 @@ impl RequestWork<'_> {
             return Ok(self.interrupted());
         }
         // Refused again, an event becomes a dead letter whichever store it came from.
-        let held = {
-            let store = self.requests.stores.dead_letters.clone();
-            blocking(move || Ok(lock(&store).held())).await?
-        };
+        let held = self.requests.stores.dead_letters.held();
         let returned = held.returned();
         let (mut letters, mut replayed) = (Vec::new(), Vec::new());
         for (hash, mut event) in events {
@@ -326,8 +324,7 @@ impl RequestWork<'_> {
 
     /// While delivery waits for room in the store, nothing that is replayed moves.
     async fn refuse_if_full(&self) -> io::Result<()> {
-        let store = self.requests.stores.dead_letters.clone();
-        let no_room = blocking(move || Ok(lock(&store).no_room())).await?;
+        let no_room = self.requests.stores.dead_letters.work(|store| Ok(store.no_room())).await?;
         no_room.map_or(Ok(()), |full| Err(io::Error::other(format!("nothing can be replayed now: {full}"))))
     }
 
@@ -355,7 +352,7 @@ enum BatchEnd {
 
 /// Letters of a file that are marked in their store, and whose events delivery has.
 struct ReplayBatch {
-    store: Arc<Mutex<Store>>,
+    store: SharedStore,
     file: u64,
     letters: Vec<(u64, Arc<Waiter>)>,
 }
@@ -383,31 +380,21 @@ impl ReplayBatch {
     /// replayed or dropped again.
     async fn settle(self) -> io::Result<u64> {
         let Self { store, file, letters } = self;
-        blocking(move || {
+        let settled = store.work(move |store| {
             let is_kept = |waiter: &Waiter| waiter.outcome() == Some(Outcome::Kept);
             let kept: HashSet<u64> =
                 letters.iter().filter(|(_, waiter)| is_kept(waiter)).map(|(hash, _)| *hash).collect();
-            let mut store = lock(&store);
             let removed = if kept.is_empty() { Ok(0) } else { store.remove(file, &kept) };
             store.unmark(file, letters.iter().map(|(hash, _)| *hash));
             removed.map(|_| kept.len() as u64).map_err(|error| {
                 let text = format!("letters were published but cannot be removed, so they stay: {error}");
                 io::Error::new(error.kind(), text)
             })
-        })
-        .await
+        });
+        settled.await
     }
 }
 
 fn is_meant(filter: &Filter, line: &[u8]) -> bool {
     Letter::parse(line).is_ok_and(|letter| filter.matches(&letter))
-}
-
-fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Does file work on a thread of its own.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }

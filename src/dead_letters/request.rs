@@ -1,14 +1,13 @@
 //! Requests about letters and their progress, as they go over the control socket.
 
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
 
 use crate::dead_letters::Filter;
-
-/// The version of both.
-const VERSION: u64 = 1;
+use crate::dead_letters::format::{NotALetter, decode, encode};
 
 /// The action on the letters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum Action {
     /// Publish them again; each goes when it is stored.
     Replay,
@@ -16,19 +15,9 @@ pub(crate) enum Action {
     Drop,
 }
 
-impl Action {
-    /// Its name.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Replay => "replay",
-            Self::Drop => "drop",
-        }
-    }
-}
-
 /// Which store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum StoreKind {
     /// Events that the broker refused.
     DeadLetters,
@@ -47,7 +36,7 @@ impl StoreKind {
     }
 }
 
-/// The validation of the bodies of *invalid*.
+/// The validation of the bodies of letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Validity {
     /// As their source says today.
@@ -59,66 +48,48 @@ pub(crate) enum Validity {
 }
 
 /// A request.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Request {
     /// The action.
     pub(crate) action: Action,
-    /// Where.
-    pub(crate) kind: StoreKind,
+    /// For *invalid*: whatever was kept.
+    pub(crate) as_is: bool,
     /// With which letters.
     pub(crate) filter: Filter,
-    /// For *invalid*.
-    pub(crate) validity: Validity,
+    /// For *invalid*: every object with a field.
+    pub(crate) lenient: bool,
+    /// Where.
+    pub(crate) store: StoreKind,
 }
 
-/// The reason why a request cannot be understood.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct BadRequest(String);
-
 impl Request {
+    /// The validation of the bodies that it is about: those of dead letters were accepted.
+    pub(super) fn validity(&self) -> Validity {
+        match (self.store, self.as_is, self.lenient) {
+            (StoreKind::DeadLetters, ..) | (_, true, _) => Validity::AsIs,
+            (_, _, true) => Validity::Lenient,
+            _ => Validity::AsConfigured,
+        }
+    }
+
     /// The request as the body that the daemon reads.
     #[must_use]
-    pub(crate) fn json(&self) -> Value {
-        json!({
-            "version": VERSION, "action": self.action.name(), "store": self.kind.directory(), "filter": self.filter.json(),
-            "lenient": self.validity == Validity::Lenient, "as_is": self.validity == Validity::AsIs,
-        })
+    pub(crate) fn json(&self) -> String {
+        encode(self)
     }
 
     /// Reads what [`Self::json`] wrote. A field that is unknown or missing is refused: it would choose other letters.
-    pub(super) fn parse(text: &[u8]) -> Result<Self, BadRequest> {
-        let bad = |text: String| BadRequest(text);
-        let value: Value = serde_json::from_slice(text).map_err(|error| bad(error.to_string()))?;
-        match value["version"].as_u64() {
-            Some(VERSION) => {}
-            Some(version) => return Err(bad(format!("version {version}, this program reads {VERSION}"))),
-            None => return Err(bad("no `version`".into())),
-        }
-        Ok(Self {
-            action: match value["action"].as_str() {
-                Some("replay") => Action::Replay,
-                Some("drop") => Action::Drop,
-                _ => return Err(bad("`action` is neither replay nor drop".into())),
-            },
-            kind: match value["store"].as_str() {
-                Some("dead-letters") => StoreKind::DeadLetters,
-                Some("invalid") => StoreKind::Invalid,
-                _ => return Err(bad("`store` is neither dead-letters nor invalid".into())),
-            },
-            filter: Filter::parse(&value["filter"]).map_err(bad)?,
-            validity: match (value["lenient"].as_bool(), value["as_is"].as_bool()) {
-                (Some(_), Some(true)) => Validity::AsIs,
-                (Some(true), Some(false)) => Validity::Lenient,
-                (Some(false), Some(false)) => Validity::AsConfigured,
-                _ => return Err(bad("`lenient` or `as_is` is neither true nor false".into())),
-            },
+    pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
+        decode(text).map_err(|error| match error {
+            NotALetter::Newer(version) => format!("version {version}, this program reads 1"),
+            NotALetter::Damaged(text) => text,
         })
     }
 }
 
 /// The state of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum RequestState {
     /// Working, or waiting for its turn or for the broker.
     #[default]
@@ -126,42 +97,31 @@ pub(crate) enum RequestState {
     /// All that it could do is done.
     Done,
     /// It was given up.
+    #[serde(other)]
     Failed,
 }
 
-impl RequestState {
-    /// Its name.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Done => "done",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// The progress of a request.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+/// The progress of a request. The fields are in the order of its JSON.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Progress {
-    /// The state.
-    pub(crate) state: RequestState,
-    /// Letters that match.
-    pub(crate) selected: u64,
-    /// The number of those that are done, whatever became of them.
-    pub(crate) done: u64,
-    /// Confirmed by the broker.
-    pub(crate) published: u64,
     /// Refused again, and kept again.
     pub(crate) dead_lettered: u64,
+    /// The number of those that are done, whatever became of them.
+    pub(crate) done: u64,
     /// Deleted.
     pub(crate) dropped: u64,
-    /// Left as they are: not valid, or not delivered.
-    pub(crate) skipped: u64,
-    /// Lines that are no letters; they stay.
-    pub(crate) unreadable: u64,
     /// The obstacle.
     pub(crate) error: Option<String>,
+    /// Confirmed by the broker.
+    pub(crate) published: u64,
+    /// Letters that match.
+    pub(crate) selected: u64,
+    /// Left as they are: not valid, or not delivered.
+    pub(crate) skipped: u64,
+    /// The state.
+    pub(crate) state: RequestState,
+    /// Lines that are no letters; they stay.
+    pub(crate) unreadable: u64,
 }
 
 impl Progress {
@@ -180,54 +140,51 @@ impl Progress {
 
     /// The progress as `--json` and the socket have it.
     #[must_use]
-    pub(crate) fn json(&self) -> Value {
-        json!({
-            "version": VERSION, "state": self.state.name(), "selected": self.selected, "done": self.done,
-            "published": self.published, "dead_lettered": self.dead_lettered, "dropped": self.dropped,
-            "skipped": self.skipped, "unreadable": self.unreadable, "error": self.error,
-        })
+    pub(crate) fn json(&self) -> String {
+        encode(self)
     }
 
     /// Reads a line that [`Self::json`] wrote.
     #[must_use]
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
-        let value: Value = serde_json::from_slice(text).ok()?;
-        let count = |name: &str| value[name].as_u64();
-        Some(Self {
-            state: match value["state"].as_str()? {
-                "running" => RequestState::Running,
-                "done" => RequestState::Done,
-                _ => RequestState::Failed,
-            },
-            selected: count("selected")?,
-            done: count("done")?,
-            published: count("published")?,
-            dead_lettered: count("dead_lettered")?,
-            dropped: count("dropped")?,
-            skipped: count("skipped")?,
-            unreadable: count("unreadable")?,
-            error: value["error"].as_str().map(str::to_owned),
-        })
+        decode(text).ok()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{Value, json};
+
     use super::*;
 
     fn request() -> Request {
         let filter = Filter { ids: vec!["a".into()], ..Filter::default() };
-        Request { action: Action::Drop, kind: StoreKind::Invalid, filter, validity: Validity::Lenient }
+        Request { action: Action::Drop, as_is: false, filter, lenient: true, store: StoreKind::Invalid }
     }
 
     #[test]
     fn reads_the_request_that_it_wrote() {
-        for validity in [Validity::AsConfigured, Validity::Lenient, Validity::AsIs] {
+        let text = "{\"action\":\"drop\",\"as_is\":false,\"filter\":{\"events\":[],\"ids\":[\"a\"],\"reasons\":[],\
+                    \"since\":null,\"until\":null},\"lenient\":true,\"store\":\"invalid\",\"version\":1}";
+        assert_eq!(request().json(), text);
+        for (as_is, lenient) in [(false, false), (false, true), (true, false)] {
             for action in [Action::Replay, Action::Drop] {
-                let request = Request { action, validity, ..request() };
-                assert_eq!(Request::parse(request.json().to_string().as_bytes()), Ok(request));
+                for store in [StoreKind::Invalid, StoreKind::DeadLetters] {
+                    let request = Request { action, as_is, lenient, store, ..request() };
+                    assert!(request.json().contains(store.directory()));
+                    assert_eq!(Request::parse(request.json().as_bytes()), Ok(request));
+                }
             }
         }
+    }
+
+    #[test]
+    fn takes_what_was_accepted_as_it_is_and_what_was_not_as_it_is_told() {
+        let of = |store, as_is, lenient| Request { store, as_is, lenient, ..request() }.validity();
+        assert_eq!(of(StoreKind::DeadLetters, false, false), Validity::AsIs);
+        assert_eq!(of(StoreKind::Invalid, false, false), Validity::AsConfigured);
+        assert_eq!(of(StoreKind::Invalid, false, true), Validity::Lenient);
+        assert_eq!(of(StoreKind::Invalid, true, false), Validity::AsIs);
     }
 
     #[test]
@@ -239,7 +196,7 @@ mod tests {
             ("filter", json!({"x": 1})),
             ("as_is", json!(null)),
         ] {
-            let mut bad = request().json();
+            let mut bad: Value = serde_json::from_str(&request().json()).unwrap();
             bad[field] = value;
             assert!(Request::parse(bad.to_string().as_bytes()).is_err(), "{bad}");
         }
@@ -252,7 +209,12 @@ mod tests {
             Progress { selected: 9, done: 5, published: 2, dead_lettered: 1, dropped: 1, ..Progress::default() };
         progress.give_up("the broker is away".into());
         assert_eq!(progress.skipped, 5);
-        assert_eq!(Progress::parse(progress.json().to_string().as_bytes()), Some(progress));
+        let text = "{\"dead_lettered\":1,\"done\":5,\"dropped\":1,\"error\":\"the broker is away\",\"published\":2,\
+                    \"selected\":9,\"skipped\":5,\"state\":\"failed\",\"unreadable\":0,\"version\":1}";
+        assert_eq!(progress.json(), text);
+        assert_eq!(Progress::parse(text.as_bytes()), Some(progress));
+        let running = Progress::default();
+        assert_eq!(Progress::parse(running.json().as_bytes()), Some(running));
         assert_eq!(Progress::parse(b"{\"state\":\"done\"}"), None);
     }
 }

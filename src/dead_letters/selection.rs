@@ -5,37 +5,14 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::dead_letters::{Filter, Letter, Lines, Request, Store, StoreKind, Validity};
-use crate::event::{Event, Origin, Rebuild};
+use crate::dead_letters::{Filter, Letter, Lines, Request, Store, Validity};
+use crate::event::{Event, Origin};
 
 /// The most letters that are replayed at once.
 const BATCH: usize = 256;
 
-/// Makes an event of a kept body if it is valid today: as its source is configured, or in the lenient way.
-pub(crate) type RebuildInvalid = Arc<dyn Fn(Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
-
-/// The rules by which letters become events again.
-#[derive(Clone)]
-pub(crate) struct Rebuilder {
-    /// For bodies that were accepted, and for kept ones with `--as-is`.
-    pub(crate) always: Rebuild,
-    /// For kept bodies.
-    pub(crate) configured: RebuildInvalid,
-    /// For kept bodies with `--lenient`.
-    pub(crate) lenient: RebuildInvalid,
-}
-
-impl Rebuilder {
-    /// The event of a letter that a request means, if its body makes one.
-    fn event(&self, request: &Request, letter: Letter) -> Option<Box<Event>> {
-        let (origin, body) = letter.origin_and_body();
-        match (request.kind, request.validity) {
-            (StoreKind::Invalid, Validity::AsConfigured) => (self.configured)(origin, body),
-            (StoreKind::Invalid, Validity::Lenient) => (self.lenient)(origin, body),
-            (StoreKind::Invalid, Validity::AsIs) | (StoreKind::DeadLetters, _) => Some((self.always)(origin, body)),
-        }
-    }
-}
+/// Makes an event of a kept body, if it is valid in this way.
+pub(crate) type RebuildLetter = Arc<dyn Fn(Validity, Origin, Box<[u8]>) -> Option<Box<Event>> + Send + Sync>;
 
 /// Some letters of a file, as events.
 #[derive(Default)]
@@ -56,7 +33,7 @@ pub(super) fn take(
     file: u64,
     seen: HashSet<u64>,
     request: &Request,
-    rebuilder: &Rebuilder,
+    rebuild: &RebuildLetter,
     most: usize,
 ) -> io::Result<LetterBatch> {
     let mut batch = LetterBatch { seen, is_last: true, ..LetterBatch::default() };
@@ -72,11 +49,12 @@ pub(super) fn take(
             && request.filter.matches(&letter)
         {
             let length = letter.body.len();
+            let (origin, body) = letter.origin_and_body();
             if !batch.events.is_empty() && (batch.events.len() == BATCH || bytes + length > most) {
                 batch.is_last = false;
                 break;
             }
-            match rebuilder.event(request, letter) {
+            match rebuild(request.validity(), origin, body) {
                 Some(event) if store.mark(file, hash) => {
                     bytes += length;
                     batch.events.push((hash, event));

@@ -12,8 +12,8 @@ use std::hash::BuildHasher as _;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::dead_letters::read::{self, Lines};
 use crate::process::failpoint;
@@ -180,6 +180,48 @@ struct FileContent {
     precedence: Precedence,
 }
 
+/// A store that several threads use, one at a time.
+#[derive(Clone, Debug)]
+pub(crate) struct SharedStore {
+    store: Arc<Mutex<Store>>,
+    held: Arc<StoreCounts>,
+}
+
+impl SharedStore {
+    /// Opens or creates the store. Only its owner writes there.
+    ///
+    /// # Errors
+    /// The directory cannot be created or read.
+    pub(crate) fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
+        let store = Store::open(directory, limits)?;
+        Ok(Self { held: store.held(), store: Arc::new(Mutex::new(store)) })
+    }
+
+    /// Its contents, counted.
+    #[must_use]
+    pub(crate) fn held(&self) -> &Arc<StoreCounts> {
+        &self.held
+    }
+
+    /// The store, for file operations on a thread that may block.
+    pub(crate) fn lock(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does file work on a thread of its own.
+    ///
+    /// # Errors
+    /// The work fails.
+    pub(super) async fn work<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Store) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        let shared = self.clone();
+        let done = tokio::task::spawn_blocking(move || work(&mut shared.lock())).await;
+        done.unwrap_or_else(|error| Err(io::Error::other(error)))
+    }
+}
+
 /// The store.
 #[derive(Debug)]
 pub(crate) struct Store {
@@ -202,11 +244,7 @@ pub(crate) struct Store {
 }
 
 impl Store {
-    /// Opens or creates the store. Only its owner writes there.
-    ///
-    /// # Errors
-    /// The directory cannot be created or read.
-    pub(crate) fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
+    fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
         create(directory)?;
         let held = Arc::new(StoreCounts { capacity: limits.capacity, ..StoreCounts::default() });
         let directory = directory.to_owned();
@@ -240,9 +278,7 @@ impl Store {
         Ok(store)
     }
 
-    /// Its contents, counted.
-    #[must_use]
-    pub(crate) fn held(&self) -> Arc<StoreCounts> {
+    fn held(&self) -> Arc<StoreCounts> {
         self.held.clone()
     }
 

@@ -2,7 +2,6 @@
 
 mod backlog;
 mod backoff;
-mod dead_letters;
 mod destinations;
 mod order;
 mod pace;

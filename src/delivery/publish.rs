@@ -7,7 +7,7 @@
 //! Length: all these decisions are in one place, because they are best understood side by side.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
@@ -16,7 +16,7 @@ use crate::brokers::{
     Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, RefusalReason, Refused, Sent, Sequence, Session,
     SessionError, Verdict,
 };
-use crate::dead_letters::Store;
+use crate::dead_letters::SharedStore;
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::destinations::AddressRefusal;
@@ -71,7 +71,7 @@ pub(crate) struct Parts {
     /// `[publish]`.
     pub(crate) settings: Settings,
     /// The store of dead letters, if there is one.
-    pub(crate) store: Option<Arc<Mutex<Store>>>,
+    pub(crate) store: Option<SharedStore>,
     /// The journal's backlog, if there is a journal.
     pub(crate) backlog: Option<BacklogReader>,
     /// The stop.

@@ -1,15 +1,15 @@
 //! Settle: every event ends published, as a dead letter, or counted lost; only then is its room free again.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::brokers::{ErrorKind, Headers, Refusal};
-use crate::dead_letters::{NewLetter, Store};
-use crate::delivery::dead_letters;
+use crate::dead_letters::{Letter, NewLetter, SharedStore};
 use crate::delivery::ring::{Removed, Ring};
-use crate::event::{Event, Kept, Outcome, Waiter, complete_all};
+use crate::event::{Event, Kept, Message, Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
@@ -27,7 +27,7 @@ pub(super) struct Settler {
     /// The outcomes of events in `settlement` that a request waits for.
     ended: Vec<(Arc<Waiter>, Outcome)>,
     /// None if there are no dead letters.
-    store: Option<Arc<Mutex<Store>>>,
+    store: Option<SharedStore>,
     /// A write of the first refused messages, in progress: never started twice, even if the wait for it is cancelled.
     writing: Option<JoinHandle<Result<usize, String>>>,
     /// The result of a write that has ended.
@@ -41,7 +41,7 @@ pub(super) struct Settler {
 }
 
 impl Settler {
-    pub(super) fn new(store: Option<Arc<Mutex<Store>>>, headers: Headers) -> Self {
+    pub(super) fn new(store: Option<SharedStore>, headers: Headers) -> Self {
         let throttle = Throttle::new("events that the broker refused", 5, Duration::from_secs(1));
         let settlement = Settlement::default();
         let (refused, ended) = (Vec::new(), Vec::new());
@@ -142,7 +142,7 @@ impl Settler {
         }
         self.again = None;
         let entry = |(taken, refusal): &(Removed, Refusal)| {
-            let letter = dead_letters::letter(&taken.message, &self.headers, refusal, taken.attempts);
+            let letter = letter(&taken.message, &self.headers, refusal, taken.attempts);
             let returns = taken.message.event.kept == Kept::DeadLetter;
             NewLetter { returns, ..NewLetter::new(letter.line()) }
         };
@@ -222,9 +222,18 @@ fn end(ended: &mut Vec<(Arc<Waiter>, Outcome)>, event: &Event, outcome: Outcome)
 
 /// Writes dead letters on a thread of their own, because a disk that hangs must not block the delivery thread. Returns
 /// the number written.
-fn write(store: Arc<Mutex<Store>>, entries: Vec<NewLetter>) -> JoinHandle<Result<usize, String>> {
-    tokio::task::spawn_blocking(move || {
-        let mut store = store.lock().unwrap_or_else(PoisonError::into_inner);
-        store.append(&entries).map_err(|error| error.to_string())
-    })
+fn write(store: SharedStore, entries: Vec<NewLetter>) -> JoinHandle<Result<usize, String>> {
+    tokio::task::spawn_blocking(move || store.lock().append(&entries).map_err(|error| error.to_string()))
+}
+
+/// The letter of a message that was refused, by the broker or because of its address.
+fn letter(message: &Message, headers: &Headers, refusal: &Refusal, attempts: u32) -> Letter {
+    let headers = headers.list(&message.event).into_iter().map(|(name, value)| (name, Value::String(value)));
+    Letter {
+        address: message.address.to_string(),
+        attempts,
+        headers: headers.collect(),
+        key: message.key.to_string(),
+        ..Letter::new(&message.event, refusal.reason().name(), &refusal.text)
+    }
 }

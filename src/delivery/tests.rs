@@ -15,7 +15,7 @@ use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Refusal, Refused, Sent, Sequence,
     Session, SessionError, Verdict,
 };
-use crate::dead_letters::Store;
+use crate::dead_letters::{SharedStore, StoreLimits};
 use crate::delivery::{Change, Delivery, Parts, Settings, Successor};
 use crate::event::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
@@ -324,10 +324,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         refuse_after: world_refuse_after,
         headers: HeaderStyle::None,
     };
-    let store = letters.map(|bytes| {
-        let store = Store::open(directory.path(), crate::dead_letters::StoreLimits::dead_letters(bytes));
-        Arc::new(Mutex::new(store.unwrap()))
-    });
+    let store = letters.map(|bytes| SharedStore::open(directory.path(), StoreLimits::dead_letters(bytes)).unwrap());
     let (stopper, drain) = shutdown::channel();
     queue.drain();
     stopper.enter(Phase::Draining);

@@ -1,15 +1,15 @@
-//! Signed bodies that are not published: kept once each, in `invalid/`, by a separate thread that delays no request.
+//! Signed bodies that are not published: kept once each, in `invalid/`, by a separate thread that delays no request, and
+//! no dead letter either if the disk hangs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
-use std::{fmt, io};
+use std::time::{Duration, Instant};
+use std::{io, iter};
 
-use serde_json::Map;
-
-use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, Store, StoreCounts};
+use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, SharedStore, Store};
 use crate::event::{Event, Labels, Origin};
 use crate::ingress::settings::Validation;
 use crate::ingress::validate::{Trust, Valid, read_any, validate};
@@ -57,29 +57,10 @@ struct Unpublished {
 
 /// The store of bodies that are not published.
 pub(crate) struct Invalids {
-    shared: Arc<WriterState>,
+    writer: Arc<InvalidWriter>,
     sender: Mutex<Option<SyncSender<Unpublished>>>,
+    /// Disconnected once the writer has ended.
     ended: Mutex<Receiver<()>>,
-    held: Arc<StoreCounts>,
-}
-
-struct WriterState {
-    known: Mutex<HashSet<BodyKey>>,
-    /// The bytes of the bodies that wait.
-    bytes: AtomicUsize,
-    throttle: Throttle,
-}
-
-impl WriterState {
-    fn known(&self) -> MutexGuard<'_, HashSet<BodyKey>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Debug for Invalids {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Invalids").field("held", &self.held).finish_non_exhaustive()
-    }
 }
 
 impl Invalids {
@@ -87,36 +68,29 @@ impl Invalids {
     ///
     /// # Errors
     /// The files cannot be read, or no thread can be created.
-    pub(crate) fn start(store: Arc<Mutex<Store>>, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let mut files = BTreeMap::new();
-        let held = {
-            let store = lock(&store);
-            for number in store.files(u64::MAX) {
-                files.insert(number, keys(&store, number)?);
-            }
-            store.held()
-        };
-        let known = files.values().flatten().cloned().collect();
+    pub(crate) fn start(store: SharedStore, metrics: Arc<Metrics>) -> io::Result<Self> {
+        let (files, known) = read_known(&store.lock())?;
         let throttle = Throttle::new("signed bodies that were not kept", 1, Duration::from_secs(10));
-        let shared = Arc::new(WriterState { known: Mutex::new(known), bytes: AtomicUsize::new(0), throttle });
+        let (known, bytes) = (Mutex::new(known), AtomicUsize::new(0));
+        let writer = Arc::new(InvalidWriter { store, metrics, known, bytes, throttle });
         let (sender, receiver) = sync_channel(WAITING);
-        let (end, ended) = sync_channel(1);
-        let writer = InvalidWriter { store, shared: shared.clone(), held: held.clone(), metrics, files };
+        let (end, ended) = channel();
+        let writing = writer.clone();
         std::thread::Builder::new().name("invalid".to_owned()).spawn(move || {
-            writer.run(&receiver);
-            // The receiver may have given up waiting.
-            let _ = end.send(());
+            writing.run(&receiver, files);
+            drop(end);
         })?;
-        Ok(Self { shared, sender: Mutex::new(Some(sender)), ended: Mutex::new(ended), held })
+        Ok(Self { writer, sender: Mutex::new(Some(sender)), ended: Mutex::new(ended) })
     }
 
     /// Keeps a body with this verified MAC, if it is new. Never waits.
     pub(super) fn keep(&self, origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) {
-        let key = (origin.source.clone(), *mac);
-        if !self.shared.known().insert(key.clone()) {
-            return;
-        }
-        let waiting = self.shared.bytes.fetch_add(body.len(), Ordering::Relaxed) + body.len();
+        let (writer, key) = (&self.writer, (origin.source.clone(), *mac));
+        match writer.known().entry(key.clone()) {
+            Entry::Occupied(_) => return,
+            Entry::Vacant(new) => new.insert(None),
+        };
+        let waiting = writer.bytes.fetch_add(body.len(), Ordering::Relaxed) + body.len();
         let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let sent = waiting <= WAITING_BYTES
             && sender.is_some_and(|sender| {
@@ -124,10 +98,9 @@ impl Invalids {
                 sender.try_send(Unpublished { key: key.clone(), reason, letter }).is_ok()
             });
         if !sent {
-            self.shared.bytes.fetch_sub(body.len(), Ordering::Relaxed);
-            self.shared.known().remove(&key);
-            self.held.drop_some(1);
-            if let Some(left_out) = self.shared.throttle.left_out() {
+            writer.bytes.fetch_sub(body.len(), Ordering::Relaxed);
+            writer.forget(&key);
+            if let Some(left_out) = writer.throttle.left_out() {
                 let (source, reason) = (&*key.0, reason.name());
                 tracing::warn!(
                     source,
@@ -152,36 +125,22 @@ impl Invalids {
 /// The letter of a body, with the id that it has if it is published.
 fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) -> Letter {
     let labels = Labels::new(&read_any(body).fields(), mac);
-    let event = Event::labelled(origin, body.into(), labels, Instant::now());
-    Letter {
-        time: SystemTime::now(),
-        reason: reason.name().to_owned(),
-        text: text.to_owned(),
-        attempts: 0,
-        id: event.id().to_owned(),
-        source: event.origin.source.to_string(),
-        event: event.event().to_owned(),
-        received: event.origin.received,
-        signature: event.signature().map(str::to_owned),
-        traceparent: event.origin.traceparent.as_deref().map(str::to_owned),
-        address: String::new(),
-        key: String::new(),
-        headers: Map::new(),
-        body: event.body,
-    }
+    Letter::new(&Event::labelled(origin, body.into(), labels, Instant::now()), reason.name(), text)
 }
 
-/// The bodies in a file; a line that cannot be read is skipped.
-fn keys(store: &Store, number: u64) -> io::Result<Vec<BodyKey>> {
-    let mut keys = Vec::new();
-    for line in Lines::open(&store.path(number))?.into_iter().flatten() {
-        if let Ok(letter) = Letter::parse(&line?) {
-            let (origin, body) = letter.origin_and_body();
-            let digest = verify::digest(origin.signature.as_ref(), &body);
-            keys.push((origin.source, digest));
+/// The files of a store, and the bodies in them; a line that cannot be read is skipped.
+fn read_known(store: &Store) -> io::Result<(Vec<u64>, HashMap<BodyKey, Option<u64>>)> {
+    let (files, mut known) = (store.files(u64::MAX), HashMap::new());
+    for file in &files {
+        for line in Lines::open(&store.path(*file))?.into_iter().flatten() {
+            if let Ok(letter) = Letter::parse(&line?) {
+                let (origin, body) = letter.origin_and_body();
+                let digest = verify::digest(origin.signature.as_ref(), &body);
+                known.insert((origin.source, digest), Some(*file));
+            }
         }
     }
-    Ok(keys)
+    Ok((files, known))
 }
 
 /// Builds an event from a kept body, if it is valid today under this validation: a connection test is not.
@@ -193,70 +152,66 @@ pub(crate) fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation
 }
 
 struct InvalidWriter {
-    store: Arc<Mutex<Store>>,
-    shared: Arc<WriterState>,
-    held: Arc<StoreCounts>,
+    store: SharedStore,
     metrics: Arc<Metrics>,
-    /// The bodies that each file holds: once a file is removed, its bodies are new again.
-    files: BTreeMap<u64, Vec<BodyKey>>,
+    /// The bodies that wait or are on disk, with their file: once that is removed, they are new again.
+    known: Mutex<HashMap<BodyKey, Option<u64>>>,
+    /// The bytes of the bodies that wait.
+    bytes: AtomicUsize,
+    throttle: Throttle,
 }
 
 impl InvalidWriter {
-    fn run(mut self, receiver: &Receiver<Unpublished>) {
+    fn known(&self) -> MutexGuard<'_, HashMap<BodyKey, Option<u64>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts a body that cannot be kept, which is new the next time.
+    fn forget(&self, key: &BodyKey) {
+        self.known().remove(key);
+        self.store.held().drop_some(1);
+    }
+
+    fn run(&self, receiver: &Receiver<Unpublished>, mut files: Vec<u64>) {
         while let Ok(first) = receiver.recv() {
-            let mut batch = vec![first];
-            batch.extend(receiver.try_iter().take(BATCH - 1));
-            self.write(batch);
+            self.write(iter::once(first).chain(receiver.try_iter().take(BATCH - 1)).collect(), &mut files);
         }
     }
 
-    fn write(&mut self, mut batch: Vec<Unpublished>) {
+    fn write(&self, mut batch: Vec<Unpublished>, files: &mut Vec<u64>) {
         // The kinds that are dropped last go first: the kinds dropped first make room for them.
         batch.sort_by_key(|one| precedence(one.reason));
-        let bytes: usize = batch.iter().map(|one| one.letter.body.len()).sum();
-        let entry = |Unpublished { key, reason, letter }: Unpublished| {
-            let line = NewLetter { line: letter.line(), returns: false, precedence: precedence(reason) };
-            ((key, reason), line)
+        let entry = |one: &Unpublished| NewLetter {
+            line: one.letter.line(),
+            returns: false,
+            precedence: precedence(one.reason),
         };
-        let (keys, entries): (Vec<(BodyKey, KeptReason)>, Vec<NewLetter>) = batch.into_iter().map(entry).unzip();
-        let mut store = lock(&self.store);
-        let mut done = 0;
-        let mut failure = None;
+        let entries: Vec<NewLetter> = batch.iter().map(entry).collect();
+        let mut store = self.store.lock();
+        let (mut done, mut failure) = (0, None);
         while done < entries.len() {
             match store.append(&entries[done..]) {
                 Ok(count) => {
-                    let written = &keys[done..done + count];
-                    let file = self.files.entry(store.written_to()).or_default();
-                    file.extend(written.iter().map(|(key, _)| key.clone()));
-                    for (_, reason) in written {
+                    for Unpublished { key, reason, .. } in &batch[done..done + count] {
+                        self.known().insert(key.clone(), Some(store.written_to()));
                         self.metrics.invalid_kept(*reason, 1);
                     }
                     done += count;
                 }
                 Err(error) => {
                     // This one does not fit, or the disk fails: skip it and try the next.
-                    self.shared.known().remove(&keys[done].0);
-                    self.held.drop_some(1);
-                    done += 1;
-                    failure = Some(error);
+                    self.forget(&batch[done].key);
+                    (done, failure) = (done + 1, Some(error));
                 }
             }
         }
-        let there: HashSet<u64> = store.files(u64::MAX).into_iter().collect();
+        let before = std::mem::replace(files, store.files(u64::MAX));
         drop(store);
-        let mut known = self.shared.known();
-        self.files.retain(|number, keys| {
-            let stays = there.contains(number);
-            if !stays {
-                known.retain(|key| !keys.contains(key));
-            }
-            stays
-        });
-        drop(known);
-        self.shared.bytes.fetch_sub(bytes, Ordering::Relaxed);
-        if let Some(error) = failure
-            && self.shared.throttle.admits()
-        {
+        if before.iter().any(|file| files.binary_search(file).is_err()) {
+            self.known().retain(|_, file| file.is_none_or(|file| files.binary_search(&file).is_ok()));
+        }
+        self.bytes.fetch_sub(batch.iter().map(|one| one.letter.body.len()).sum(), Ordering::Relaxed);
+        if let Some(error) = failure.filter(|_| self.throttle.admits()) {
             tracing::warn!("a signed body that is not published was not kept: {error}");
         }
     }
@@ -270,17 +225,15 @@ fn precedence(reason: KeptReason) -> Precedence {
     }
 }
 
-fn lock(store: &Mutex<Store>) -> MutexGuard<'_, Store> {
-    store.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use crate::dead_letters::StoreLimits;
 
-    fn open(directory: &std::path::Path, capacity: usize) -> (Arc<Mutex<Store>>, Invalids) {
-        let store = Arc::new(Mutex::new(Store::open(directory, StoreLimits::invalid(capacity)).unwrap()));
+    fn open(directory: &std::path::Path, capacity: usize) -> (SharedStore, Invalids) {
+        let store = SharedStore::open(directory, StoreLimits::invalid(capacity)).unwrap();
         (store.clone(), Invalids::start(store, Arc::new(Metrics::new("buffered"))).unwrap())
     }
 
@@ -298,8 +251,8 @@ mod tests {
         invalids.keep(origin(source, digit), &[digit * 0x11; 32], reason, "why", body);
     }
 
-    fn letters(store: &Mutex<Store>) -> Vec<Letter> {
-        let store = lock(store);
+    fn letters(store: &SharedStore) -> Vec<Letter> {
+        let store = store.lock();
         let files = store.files(u64::MAX).into_iter().filter_map(|file| Lines::open(&store.path(file)).unwrap());
         files.flatten().map(|line| Letter::parse(&line.unwrap()).unwrap()).collect()
     }
@@ -316,7 +269,7 @@ mod tests {
         invalid("a", b"[]", 2);
         invalid("b", b"[]", 2);
         invalids.close();
-        assert_eq!(lock(&store).held().events(), 3);
+        assert_eq!(store.held().events(), 3);
         let letters = letters(&store);
         assert_eq!((letters[0].id.as_str(), letters[0].event.as_str()), ("c-111111111111", "E"));
         assert_eq!((letters[1].id.as_str(), &*letters[1].body), ("2".repeat(32).as_str(), &b"[]"[..]));
@@ -326,7 +279,7 @@ mod tests {
         keep(&invalids, "b", KeptReason::Invalid, b"[]", 2);
         keep(&invalids, "b", KeptReason::Invalid, b"[]", 4);
         invalids.close();
-        assert_eq!(lock(&store).held().kept(), 1);
+        assert_eq!(store.held().kept(), 1);
     }
 
     #[test]
@@ -353,7 +306,7 @@ mod tests {
         let room = 4 * line;
         let (store, invalids) = open(directory.path(), room);
         let add = |reason, digit: u8| {
-            let before = lock(&store).held();
+            let before = store.held();
             let (kept, dropped) = (before.kept(), before.dropped());
             keep(&invalids, "a", reason, &[b'x', b'0' + digit], digit);
             let deadline = Instant::now() + Duration::from_secs(30);
@@ -372,7 +325,7 @@ mod tests {
         let reasons: Vec<String> = letters(&store).into_iter().map(|letter| letter.reason).collect();
         assert!(!reasons.contains(&"probe".to_owned()), "{reasons:?}");
         assert_eq!(reasons.iter().filter(|reason| *reason == "invalid").count(), 2, "{reasons:?}");
-        assert!(lock(&store).held().bytes() <= room as u64);
+        assert!(store.held().bytes() <= room as u64);
         invalids.close();
     }
 
@@ -382,7 +335,7 @@ mod tests {
         let (store, invalids) = open(directory.path(), 1 << 20);
         invalids.close();
         keep(&invalids, "a", KeptReason::Probe, b"[]", 1);
-        let held = lock(&store).held();
+        let held = store.held();
         assert_eq!((held.kept(), held.dropped()), (0, 1));
     }
 

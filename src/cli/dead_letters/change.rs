@@ -1,13 +1,15 @@
 //! `dead-letters replay` and `drop`: a request, carried out by the daemon if one runs, else by this command in its place.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::io::{self, ErrorKind};
 use std::path::Path;
+use std::pin::Pin;
 use std::process::ExitCode;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::app::{self, Offline, StartError};
-use crate::dead_letters::{Action, Progress, Request, RequestState, StoreKind, Validity, connect};
+use crate::dead_letters::{Action, Progress, Request, RequestState, StoreKind, connect};
 use crate::process::logs;
 use crate::process::state_directory::StateError;
 use crate::settings::Flags;
@@ -29,6 +31,17 @@ const RETRY: Duration = Duration::from_secs(5);
 /// Between two tries.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
+/// The way in which a request is watched and its result shown.
+#[derive(Debug, Args)]
+struct Attended {
+    /// Give up when nothing has moved for so long
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Replay {
     #[command(flatten)]
@@ -41,12 +54,8 @@ pub(in crate::cli) struct Replay {
     /// With --invalid: whatever was kept, connection tests and what is not JSON as well
     #[arg(long, requires = "invalid", conflicts_with = "lenient")]
     as_is: bool,
-    /// Give up when nothing has moved for so long
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    attended: Attended,
 }
 
 #[derive(Debug, Args)]
@@ -58,26 +67,14 @@ pub(in crate::cli) struct Drop {
     /// All of them
     #[arg(long)]
     all: bool,
-    /// Give up when nothing has moved for so long
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
-    timeout: Duration,
-    /// Print the result as JSON
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    attended: Attended,
 }
 
 pub(super) fn replay(flags: &Flags, options: &Replay) -> Result<ExitCode, ExitCode> {
-    let request = Request {
-        action: Action::Replay,
-        kind: options.which.kind(),
-        filter: options.chosen.filter(),
-        validity: match (options.lenient, options.as_is) {
-            (_, true) => Validity::AsIs,
-            (true, false) => Validity::Lenient,
-            (false, false) => Validity::AsConfigured,
-        },
-    };
-    change(flags, &request, options.timeout, options.json)
+    let Replay { which, chosen, lenient, as_is, attended } = options;
+    let (lenient, as_is, filter) = (*lenient, *as_is, chosen.filter());
+    change(flags, &Request { action: Action::Replay, as_is, filter, lenient, store: which.kind() }, attended)
 }
 
 pub(super) fn drop(flags: &Flags, options: &Drop) -> Result<ExitCode, ExitCode> {
@@ -87,46 +84,34 @@ pub(super) fn drop(flags: &Flags, options: &Drop) -> Result<ExitCode, ExitCode> 
         complain(format_args!("{text}; see plextrac-bridge dead-letters drop --help"));
         return Err(ExitCode::from(2));
     }
-    let request =
-        Request { action: Action::Drop, kind: options.which.kind(), filter, validity: Validity::AsConfigured };
-    change(flags, &request, options.timeout, options.json)
+    let store = options.which.kind();
+    let request = Request { action: Action::Drop, as_is: false, filter, lenient: false, store };
+    change(flags, &request, &options.attended)
 }
 
-fn change(flags: &Flags, request: &Request, patience: Duration, as_json: bool) -> Result<ExitCode, ExitCode> {
-    let display = Display::new(request.action, as_json);
+fn change(flags: &Flags, request: &Request, attended: &Attended) -> Result<ExitCode, ExitCode> {
+    let mut display = Display::new(request.action, attended.json);
     let state = cli::state_directory(flags).inspect_err(|_| display.refused(UNUSABLE))?;
     let runtime = cli::runtime()?;
-    let outcome = runtime.block_on(carry_out(flags, &state, request, patience, display));
+    let progress = runtime.block_on(async {
+        let mut log = None;
+        match find(flags, &state, request.store, &mut log).await {
+            Ok(found) => Ok(carry_out(found, request, attended.timeout, &mut display).await),
+            Err(Obstacle::Settings(code)) => {
+                display.refused(UNUSABLE);
+                Err(code)
+            }
+            Err(Obstacle::Other(text)) => {
+                display.refused(&text);
+                Err(cli::failed(text))
+            }
+        }
+    });
     runtime.shutdown_background();
-    let progress = outcome?;
+    let progress = progress?;
+    display.end(&progress);
     let all = progress.state == RequestState::Done && progress.skipped == 0 && progress.dead_lettered == 0;
     Ok(if all && progress.unreadable == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Has the request carried out, and shows its progress and its end.
-async fn carry_out(
-    flags: &Flags,
-    state: &Path,
-    request: &Request,
-    patience: Duration,
-    mut display: Display,
-) -> Result<Progress, ExitCode> {
-    let mut log = None;
-    let progress = match find(flags, state, request.kind, &mut log).await {
-        Ok(Found::Nothing) => Progress { state: RequestState::Done, ..Progress::default() },
-        Ok(Found::Offline(offline)) => by_ourselves(*offline, request, patience, &mut display).await,
-        Ok(Found::Daemon(stream)) => by_the_daemon(stream, request, patience, &mut display).await,
-        Err(Obstacle::Settings(code)) => {
-            display.refused(UNUSABLE);
-            return Err(code);
-        }
-        Err(Obstacle::Other(text)) => {
-            display.refused(&text);
-            return Err(cli::failed(text));
-        }
-    };
-    display.end(&progress);
-    Ok(progress)
 }
 
 /// The way a request is carried out.
@@ -246,30 +231,17 @@ async fn watch(
 
 /// Resolves when the command is asked to end.
 async fn interrupted() {
-    let listen = |kind| {
-        let mut listener = signal(kind).ok();
-        async move {
-            match &mut listener {
-                Some(listener) => {
-                    listener.recv().await;
-                }
-                None => std::future::pending().await,
-            }
-        }
-    };
+    let mut kinds = vec![SignalKind::interrupt(), SignalKind::terminate()];
     // Under `nohup` a hang-up ends nothing.
-    let hangup = (!is_hangup_ignored()).then(|| listen(SignalKind::hangup()));
-    let hangup = async {
-        match hangup {
-            Some(hangup) => hangup.await,
-            None => std::future::pending().await,
-        }
-    };
-    tokio::select! {
-        () = listen(SignalKind::interrupt()) => {}
-        () = listen(SignalKind::terminate()) => {}
-        () = hangup => {}
+    if !is_hangup_ignored() {
+        kinds.push(SignalKind::hangup());
     }
+    let mut signals: Vec<_> = kinds.into_iter().filter_map(|kind| signal(kind).ok()).collect();
+    poll_fn(|context| {
+        let is_asked = signals.iter_mut().any(|signal| signal.poll_recv(context).is_ready());
+        if is_asked { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
 }
 
 /// Whether this process was started with SIGHUP ignored.
@@ -279,50 +251,16 @@ fn is_hangup_ignored() -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 == 1)
 }
 
-/// Notes in the progress why it was not watched to its end.
-fn note_end(progress: &mut Progress, watched: &WatchEnd, patience: Duration) {
-    let why = progress.error.take();
-    match watched {
-        WatchEnd::Over => progress.error = why,
-        WatchEnd::TooLong => {
-            let why = why.map(|why| format!(": {why}")).unwrap_or_default();
-            progress.give_up(format!("gave up, nothing has moved for {patience:?}{why}"));
-        }
-        WatchEnd::Interrupted => progress.give_up("interrupted; what was not published is still kept".to_owned()),
-    }
-}
-
-async fn by_the_daemon(
-    stream: UnixStream,
-    request: &Request,
-    patience: Duration,
-    display: &mut Display,
-) -> Progress {
-    let (sender, mut receiver) = watch::channel(Progress::default());
-    let following = async {
-        let followed = follow(stream, request, &sender).await;
-        // Only the end of the answer says that nothing more comes.
-        if sender.borrow().state == RequestState::Running {
-            let error = followed.err().unwrap_or_else(|| "the daemon has ended".to_owned());
-            sender.send_modify(|progress| progress.give_up(error));
-        }
-        std::future::pending::<WatchEnd>().await
-    };
-    let watched = tokio::select! {
-        watched = watch(&mut receiver, patience, display, interrupted()) => watched,
-        never = following => never,
-    };
-    // The connection is closed by now: the daemon withdraws what it has not sent.
-    let mut progress = receiver.borrow().clone();
-    note_end(&mut progress, &watched, patience);
-    progress
-}
-
-async fn by_ourselves(offline: Offline, request: &Request, patience: Duration, display: &mut Display) -> Progress {
+/// Has the request carried out, and shows its progress. What it returns says how it ended.
+async fn carry_out(found: Found, request: &Request, patience: Duration, display: &mut Display) -> Progress {
     let (sender, mut receiver) = watch::channel(Progress::default());
     let stop = Notify::new();
-    let work = offline.run(request, sender, stop.notified());
-    tokio::pin!(work);
+    let is_ours = matches!(found, Found::Offline(_));
+    let mut work: Pin<Box<dyn Future<Output = ()> + '_>> = match found {
+        Found::Nothing => return Progress { state: RequestState::Done, ..Progress::default() },
+        Found::Offline(offline) => Box::pin(offline.run(request, sender, stop.notified())),
+        Found::Daemon(stream) => Box::pin(follow(stream, request, sender)),
+    };
     let mut is_done = false;
     let watched = tokio::select! {
         watched = watch(&mut receiver, patience, display, interrupted()) => watched,
@@ -332,16 +270,25 @@ async fn by_ourselves(offline: Offline, request: &Request, patience: Duration, d
         }
     };
     let waited_for = receiver.borrow().error.clone();
-    if !matches!(watched, WatchEnd::Over) {
-        stop.notify_one();
-    }
-    if !is_done {
+    if is_ours && !is_done {
+        if !matches!(watched, WatchEnd::Over) {
+            stop.notify_one();
+        }
         work.await;
+    } else {
+        // This closes the connection: the daemon withdraws what it has not sent.
+        std::mem::drop(work);
     }
     let mut progress = receiver.borrow().clone();
-    if !matches!(watched, WatchEnd::Over) && progress.state != RequestState::Done {
-        progress.error = waited_for;
-        note_end(&mut progress, &watched, patience);
+    match watched {
+        WatchEnd::TooLong if progress.state != RequestState::Done => {
+            let why = waited_for.map(|why| format!(": {why}")).unwrap_or_default();
+            progress.give_up(format!("gave up, nothing has moved for {patience:?}{why}"));
+        }
+        WatchEnd::Interrupted if progress.state != RequestState::Done => {
+            progress.give_up("interrupted; what was not published is still kept".to_owned());
+        }
+        _ => {}
     }
     progress
 }

@@ -8,27 +8,29 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::watch;
 
-use crate::dead_letters::{Progress, Request};
+use crate::dead_letters::{Progress, Request, RequestState};
 
 /// Makes the request and passes on its progress, until the daemon ends the answer. Dropped before, it ends the request.
-///
-/// # Errors
-/// The daemon ends or answers otherwise.
-pub(super) async fn follow(
-    stream: UnixStream,
-    request: &Request,
-    progress: &watch::Sender<Progress>,
-) -> Result<(), String> {
-    let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(ended)?;
-    let (exchange, connection) = (exchange(sender, request, progress), connection);
-    tokio::pin!(exchange, connection);
-    tokio::select! {
-        done = &mut exchange => done,
-        closed = &mut connection => match closed {
-            // What has arrived is still read.
-            Ok(()) => exchange.await,
-            Err(error) => Err(ended(error)),
-        },
+/// The last progress says how it ended.
+pub(super) async fn follow(stream: UnixStream, request: &Request, progress: watch::Sender<Progress>) {
+    let followed = async {
+        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(ended)?;
+        let exchange = exchange(sender, request, &progress);
+        tokio::pin!(exchange, connection);
+        tokio::select! {
+            done = &mut exchange => done,
+            closed = &mut connection => match closed {
+                // What has arrived is still read.
+                Ok(()) => exchange.await,
+                Err(error) => Err(ended(error)),
+            },
+        }
+    };
+    let followed = followed.await;
+    // Only the end of the answer says that nothing more comes.
+    if progress.borrow().state == RequestState::Running {
+        let error = followed.err().unwrap_or_else(|| "the daemon has ended".to_owned());
+        progress.send_modify(|progress| progress.give_up(error));
     }
 }
 
@@ -37,7 +39,7 @@ async fn exchange(
     request: &Request,
     progress: &watch::Sender<Progress>,
 ) -> Result<(), String> {
-    let body = Bytes::from(request.json().to_string());
+    let body = Bytes::from(request.json());
     let head = hyper::Request::post("/dead-letters").header(HOST, "localhost");
     let request = head.body(Full::new(body)).map_err(|error| error.to_string())?;
     let mut answer = sender.send_request(request).await.map_err(ended)?;

@@ -8,7 +8,7 @@ mod progress;
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
-use crate::dead_letters::{Age, Filter, StoreKind};
+use crate::dead_letters::{Filter, StoreKind};
 use crate::settings::Flags;
 use clap::{Args, Subcommand};
 
@@ -75,7 +75,7 @@ impl Chosen {
         let Self { reason, event, id, older_than, newer_than } = self;
         let filter =
             Filter { reasons: reason.clone(), events: event.clone(), ids: id.clone(), ..Filter::default() };
-        filter.aged(Age { older_than: *older_than, newer_than: *newer_than }, SystemTime::now())
+        filter.aged(*older_than, *newer_than, SystemTime::now())
     }
 }
 

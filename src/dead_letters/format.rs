@@ -1,0 +1,69 @@
+//! The JSON of letters, requests and progress: objects with the version of their format.
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The version of a line.
+const VERSION: u64 = 1;
+
+/// The reason why a line is no letter. It is kept.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotALetter {
+    /// A later version of the program wrote it.
+    #[error(
+        "written in version {0} of the format, this program reads up to {VERSION}; use the newer plextrac-bridge"
+    )]
+    Newer(u64),
+    /// It is no letter.
+    #[error("not a letter: {0}")]
+    Damaged(String),
+}
+
+#[derive(Serialize)]
+struct Versioned<'c, T> {
+    #[serde(flatten)]
+    content: &'c T,
+    version: u64,
+}
+
+/// Writes a value as an object; the version is its last field.
+pub(super) fn encode<T: Serialize>(content: &T) -> String {
+    serde_json::to_string(&Versioned { content, version: VERSION }).expect("texts and numbers can be written")
+}
+
+/// Reads what [`encode`] wrote. A field that is `null` is absent.
+pub(super) fn decode<T: DeserializeOwned>(text: &[u8]) -> Result<T, NotALetter> {
+    let damaged = |text: &dyn ToString| NotALetter::Damaged(text.to_string());
+    let mut fields: Map<String, Value> = serde_json::from_slice(text).map_err(|error| damaged(&error))?;
+    match fields.remove("version").as_ref().and_then(Value::as_u64) {
+        Some(VERSION) => {}
+        Some(version) if version > VERSION => return Err(NotALetter::Newer(version)),
+        _ => return Err(damaged(&"no `version`")),
+    }
+    fields.retain(|_, value| !value.is_null());
+    serde_json::from_value(Value::Object(fields)).map_err(|error| damaged(&error))
+}
+
+/// A point in time, as a text.
+pub(super) mod rfc3339 {
+    use std::time::{Duration, SystemTime};
+
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    pub(in super::super) fn serialize<S: Serializer>(time: &SystemTime, to: S) -> Result<S::Ok, S::Error> {
+        // Its text ends with the year 9999; a clock beyond that is wrong anyway.
+        let last = SystemTime::UNIX_EPOCH + Duration::from_secs(253_402_300_799);
+        to.collect_str(&humantime::format_rfc3339_millis((*time).clamp(SystemTime::UNIX_EPOCH, last)))
+    }
+
+    pub(in super::super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<SystemTime, D::Error> {
+        let text = String::deserialize(from)?;
+        humantime::parse_rfc3339(&text).map_err(|error| D::Error::custom(format_args!("{text:?}: {error}")))
+    }
+}
+
+/// A point in time that may be absent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Timestamp(#[serde(with = "rfc3339")] pub(crate) std::time::SystemTime);
