@@ -180,7 +180,7 @@ mod tests {
 
     #[test]
     fn takes_what_was_accepted_as_it_is_and_what_was_not_as_it_is_told() {
-        let of = |store, as_is, lenient| Request { store, as_is, lenient, ..request() }.validity();
+        let of = |store, as_is, lenient| Request { as_is, lenient, store, ..request() }.validity();
         assert_eq!(of(StoreKind::DeadLetters, false, false), Validity::AsIs);
         assert_eq!(of(StoreKind::Invalid, false, false), Validity::AsConfigured);
         assert_eq!(of(StoreKind::Invalid, false, true), Validity::Lenient);

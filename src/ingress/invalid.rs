@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, iter};
@@ -48,6 +48,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A body by its source and its verified MAC.
 type BodyKey = (Arc<str>, [u8; 32]);
 
+/// The bodies that wait or are on disk, with their file.
+type KnownBodies = HashMap<BodyKey, Option<u64>>;
+
 /// A body that waits for the disk.
 struct Unpublished {
     key: BodyKey,
@@ -74,7 +77,7 @@ impl Invalids {
         let (known, bytes) = (Mutex::new(known), AtomicUsize::new(0));
         let writer = Arc::new(InvalidWriter { store, metrics, known, bytes, throttle });
         let (sender, receiver) = sync_channel(WAITING);
-        let (end, ended) = channel();
+        let (end, ended) = sync_channel(1);
         let writing = writer.clone();
         std::thread::Builder::new().name("invalid".to_owned()).spawn(move || {
             writing.run(&receiver, files);
@@ -129,8 +132,8 @@ fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: 
 }
 
 /// The files of a store, and the bodies in them; a line that cannot be read is skipped.
-fn read_known(store: &Store) -> io::Result<(Vec<u64>, HashMap<BodyKey, Option<u64>>)> {
-    let (files, mut known) = (store.files(u64::MAX), HashMap::new());
+fn read_known(store: &Store) -> io::Result<(Vec<u64>, KnownBodies)> {
+    let (files, mut known) = (store.files(u64::MAX), KnownBodies::new());
     for file in &files {
         for line in Lines::open(&store.path(*file))?.into_iter().flatten() {
             if let Ok(letter) = Letter::parse(&line?) {
@@ -154,15 +157,15 @@ pub(crate) fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation
 struct InvalidWriter {
     store: SharedStore,
     metrics: Arc<Metrics>,
-    /// The bodies that wait or are on disk, with their file: once that is removed, they are new again.
-    known: Mutex<HashMap<BodyKey, Option<u64>>>,
+    /// Once a file is removed, its bodies are new again.
+    known: Mutex<KnownBodies>,
     /// The bytes of the bodies that wait.
     bytes: AtomicUsize,
     throttle: Throttle,
 }
 
 impl InvalidWriter {
-    fn known(&self) -> MutexGuard<'_, HashMap<BodyKey, Option<u64>>> {
+    fn known(&self) -> MutexGuard<'_, KnownBodies> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
