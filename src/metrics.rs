@@ -2,9 +2,10 @@
 //!
 //! Length: the one list of all series, each with its help text.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder,
@@ -385,7 +386,7 @@ impl Metrics {
     #[must_use]
     pub(crate) fn render(&self, snapshot: &Snapshot, totals: &Totals, moment: &Moment) -> String {
         // Two concurrent scrapes must not both add the same difference.
-        let _one = self.scrape.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let _one = self.scrape.lock();
         self.books.copy(snapshot);
         let scrape = Scrape { now: snapshot, totals, moment };
         for (gauge, (_, _, number)) in self.gauges.iter().zip(GAUGES) {

@@ -93,7 +93,7 @@ pub(in crate::brokers) fn next(turn: usize, hosts: usize, reached: Option<usize>
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Mutex;
+    use parking_lot::Mutex;
 
     use super::*;
 
@@ -131,11 +131,11 @@ mod tests {
     async fn tries_every_host_and_says_why_none_answers() {
         let tried = Mutex::new(Vec::new());
         let refusing = |address: SocketAddr| {
-            tried.lock().unwrap().push(address.ip().to_string());
+            tried.lock().push(address.ip().to_string());
             async { Err::<(), _>(io::Error::from(io::ErrorKind::ConnectionRefused)) }
         };
         let failures = reach(&hosts(&["a", "x", "b"]), 2, resolve, refusing).await.unwrap_err();
-        assert_eq!(*tried.lock().unwrap(), ["10.0.0.3", "10.0.0.1", "10.0.0.2"], "from the host whose turn it is");
+        assert_eq!(*tried.lock(), ["10.0.0.3", "10.0.0.1", "10.0.0.2"], "from the host whose turn it is");
         let refused = |last| format!("10.0.0.{last}:1: connection refused");
         assert_eq!(failures, [refused(1), refused(2), refused(3), "x: unknown name".to_owned()]);
     }

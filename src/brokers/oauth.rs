@@ -2,7 +2,7 @@
 //! before they end.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -13,6 +13,7 @@ use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use parking_lot::Mutex;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -198,7 +199,7 @@ pub(super) struct Tokens {
 
 impl Drop for Tokens {
     fn drop(&mut self) {
-        if let Some(renewing) = self.renewing.get_mut().unwrap_or_else(PoisonError::into_inner) {
+        if let Some(renewing) = self.renewing.get_mut() {
             renewing.abort();
         }
     }
@@ -235,7 +236,7 @@ impl Tokens {
         }
         let token = Arc::new(self.settings.fetch().await?);
         self.current.send_replace(Some(token.clone()));
-        let mut renewing = self.renewing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut renewing = self.renewing.lock();
         if renewing.is_none() {
             let task = tokio::spawn(renew(self.settings.clone(), self.current.clone()));
             *renewing = Some(task.abort_handle());

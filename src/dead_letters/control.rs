@@ -9,7 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::net::{UnixListener, UnixStream};
@@ -117,7 +118,7 @@ impl ControlSocket {
         }
         // From now on a command waits for the lock.
         drop(self);
-        let mut ending = std::mem::take(&mut *running.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut ending = std::mem::take(&mut *running.lock());
         while ending.join_next().await.is_some() {}
         // A command that does not read must not hold up the end.
         let _ = timeout(LAST_LINES, async { while connections.join_next().await.is_some() {} }).await;
@@ -163,7 +164,7 @@ async fn answer(
     let (asker, progress) = watch::channel(Progress::default());
     let status = match read(request).await {
         Ok(request) => {
-            let mut running = running.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut running = running.lock();
             while running.try_join_next().is_some() {}
             running.spawn(async move { requests.run(&request, asker).await });
             StatusCode::OK

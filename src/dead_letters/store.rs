@@ -12,8 +12,10 @@ use std::hash::BuildHasher as _;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::dead_letters::read::{self, Lines};
 use crate::process::failpoint;
@@ -205,7 +207,7 @@ impl SharedStore {
 
     /// The store, for file operations on a thread that may block.
     pub(crate) fn lock(&self) -> MutexGuard<'_, Store> {
-        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+        self.store.lock()
     }
 
     /// Does file work on a thread of its own.

@@ -1,9 +1,9 @@
 //! The successor: the broker that a reload puts in place of the current one. It connects while the old session is
 //! in use, which remains if that fails.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
@@ -33,7 +33,7 @@ pub(crate) struct Successor {
 impl Successor {
     /// Replaces the pending broker, if any, by the same broker with other settings.
     pub(crate) fn put(&self, broker: Box<dyn Broker>, change: Change) {
-        let mut pending = self.lock();
+        let mut pending = self.pending.lock();
         let routes = pending.as_ref().is_some_and(|(_, change)| *change == Change::Routes);
         *pending = Some((broker, if routes { Change::Routes } else { change }));
         drop(pending);
@@ -42,12 +42,12 @@ impl Successor {
 
     /// Whether one is pending.
     pub(super) fn waits(&self) -> bool {
-        self.lock().is_some()
+        self.pending.lock().is_some()
     }
 
     /// Takes the pending broker.
     pub(super) fn take(&self) -> Option<(Box<dyn Broker>, Change)> {
-        self.lock().take()
+        self.pending.lock().take()
     }
 
     /// Resolves while one is pending. Only for one task at a time.
@@ -55,10 +55,6 @@ impl Successor {
         while !self.waits() {
             self.came.notified().await;
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Option<(Box<dyn Broker>, Change)>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -5,10 +5,11 @@
 //! Length: the broker, its script and the consequences of each step are best understood together.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use crate::brokers::{
@@ -136,7 +137,7 @@ impl Broker for Scripted {
     }
 
     fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        let has_many = self.world.lock().unwrap().refusing.keys().any(|name| !name.starts_with("address"));
+        let has_many = self.world.lock().refusing.keys().any(|name| !name.starts_with("address"));
         let address = if has_many { event.event() } else { &self.address };
         Ok((address.into(), event.event().into()))
     }
@@ -146,7 +147,7 @@ impl Broker for Scripted {
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
-        let mut world = self.world.lock().unwrap();
+        let mut world = self.world.lock();
         if world.bars_successors && self.address != "address 0" {
             return Err(ConnectError::new(ErrorKind::Authentication, "a wrong password"));
         }
@@ -177,7 +178,7 @@ impl Broker for Scripted {
 #[async_trait]
 impl Session for ScriptedSession {
     fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
-        let mut world = self.world.lock().unwrap();
+        let mut world = self.world.lock();
         if world.refuses_at_send
             && let Some((kind, left)) = world.refusing_at(&message.address).filter(|(_, left)| *left > 0)
         {
@@ -212,7 +213,7 @@ impl Session for ScriptedSession {
         while self.waiting.is_empty() || self.away {
             self.news.notified().await;
         }
-        let mut world = self.world.lock().unwrap();
+        let mut world = self.world.lock();
         let (sequence, id, address) = self.waiting.pop_front().unwrap();
         world.in_flight -= 1;
         if world.poison.is_some_and(|poison| id.contains(poison)) {
@@ -270,7 +271,7 @@ impl Session for ScriptedSession {
     }
 
     async fn close(self: Box<Self>, _: Duration, _: &mut Vec<(Sequence, Verdict)>) {
-        let mut world = self.world.lock().unwrap();
+        let mut world = self.world.lock();
         world.in_flight -= self.waiting.len();
         world.sessions.push(("close", self.address.clone()));
     }
@@ -349,7 +350,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
     let totals = snapshot.totals();
     let text = metrics.render(&snapshot, &totals, &crate::metrics::Moment::default());
     let out_of_order = !text.contains("plextrac_bridge_publish_out_of_order_total 0");
-    let world = std::mem::take(&mut *world.lock().unwrap());
+    let world = std::mem::take(&mut *world.lock());
     RunResult { world, totals, ledger: snapshot.ledger, out_of_order, took, _directory: directory }
 }
 

@@ -3,9 +3,10 @@
 //! Events are settled in batches, by the journal's writer or delivery, each on a thread of its own. Each waiting thread
 //! has a [`WakeList`] and is woken once per batch, not once per event.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// The outcome of an event.
@@ -114,7 +115,7 @@ pub(crate) fn complete_all(waiters: impl IntoIterator<Item = (Arc<Waiter>, Outco
             waiter.ended.notify_waiters();
             continue;
         };
-        wakes.ended.lock().unwrap_or_else(PoisonError::into_inner).push(waiter);
+        wakes.ended.lock().push(waiter);
         if !lists.iter().any(|known| Arc::ptr_eq(known, &wakes)) {
             lists.push(wakes);
         }
@@ -136,7 +137,7 @@ impl WakeList {
     pub(crate) async fn run(self: Arc<Self>) {
         loop {
             self.news.notified().await;
-            let ended = std::mem::take(&mut *self.ended.lock().unwrap_or_else(PoisonError::into_inner));
+            let ended = std::mem::take(&mut *self.ended.lock());
             for waiter in ended {
                 waiter.ended.notify_waiters();
             }

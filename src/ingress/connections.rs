@@ -7,11 +7,12 @@
 //! after [`SEARCH_INTERVAL`].
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock};
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// The pause between two searches for an idle connection while a new one waits.
@@ -129,7 +130,7 @@ impl Admission {
 
 impl Drop for Admission {
     fn drop(&mut self) {
-        let mut slots = self.connections.lock();
+        let mut slots = self.connections.slots.lock();
         let at = self.slot.at.load(Ordering::Relaxed);
         slots.swap_remove(at);
         if let Some(moved) = slots.get(at) {
@@ -202,7 +203,7 @@ impl Connections {
 
     fn place(self: &Arc<Self>, permit: Option<OwnedSemaphorePermit>) -> Admission {
         let slot = Arc::new(ConnectionSlot::new());
-        let mut slots = self.lock();
+        let mut slots = self.slots.lock();
         slot.at.store(slots.len(), Ordering::Relaxed);
         slots.push(slot.clone());
         drop(slots);
@@ -213,7 +214,7 @@ impl Connections {
     /// Claims the connection that is first in the order of replacement; does nothing if there is none.
     fn claim_idlest(&self) {
         let now = u64::try_from(START.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let slots = self.lock();
+        let slots = self.slots.lock();
         let ranked = slots.iter().filter_map(|slot| Some((slot.rank(now)?, slot)));
         let Some(((_, state), slot)) = ranked.min_by_key(|(rank, _)| *rank) else { return };
         // If a request has begun meanwhile, the next search finds another.
@@ -224,11 +225,7 @@ impl Connections {
 
     /// Wakes the tasks of all connections: the stop has reached a phase that concerns them.
     pub(super) fn wake_all(&self) {
-        self.lock().iter().for_each(|slot| slot.waker.wake());
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<ConnectionSlot>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+        self.slots.lock().iter().for_each(|slot| slot.waker.wake());
     }
 }
 
@@ -291,7 +288,7 @@ mod tests {
         }
         while !places.is_empty() {
             places.swap_remove(places.len() / 2);
-            for (at, slot) in connections.lock().iter().enumerate() {
+            for (at, slot) in connections.slots.lock().iter().enumerate() {
                 assert_eq!(slot.at.load(Ordering::Relaxed), at);
             }
             assert_eq!(connections.open(), places.len());

@@ -6,11 +6,12 @@
 //! Length: half of it is the tests of one small table.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
+use parking_lot::Mutex;
 
 use crate::event::{Outcome, Waiter};
 use crate::queue::NotTaken;
@@ -122,13 +123,9 @@ impl Deduplication {
 
     /// Changes the window and the limit; entries remain known within both.
     pub(crate) fn limit(&self, settings: Settings) {
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         (table.window, table.max_entries) = (settings.window, settings.max_entries);
         self.on.store(!settings.window.is_zero(), Ordering::Relaxed);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether deduplication is turned on.
@@ -142,7 +139,7 @@ impl Deduplication {
         if !self.is_on() {
             return None;
         }
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let now = table.ticks(now);
         table.look_up(key, now)
     }
@@ -158,7 +155,7 @@ impl Deduplication {
         if !self.is_on() {
             return Ok(enqueue());
         }
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let now = table.ticks(now);
         if let Some(known) = table.look_up(key, now) {
             return Err(known);
@@ -173,7 +170,7 @@ impl Deduplication {
     /// Restores what an earlier run accepted: keys with their ages. Entries that exist stay as they are.
     pub(crate) fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
         accepted.sort_by_key(|(_, age)| *age);
-        let mut table = self.lock();
+        let mut table = self.table.lock();
         let (now, window) = (table.ticks(Instant::now()), table.window);
         for (key, age) in accepted.into_iter().take_while(|(_, age)| *age < window) {
             if table.entries.len() >= table.max_entries {
@@ -344,7 +341,7 @@ mod tests {
         assert!(!accept(&known, 1) && !accept(&known, 2) && !accept(&known, 3));
         assert!(accept(&known, 0), "the oldest was removed");
         assert!(accept(&known, 1), "then the next one");
-        assert_eq!(known.lock().entries.len(), 3);
+        assert_eq!(known.table.lock().entries.len(), 3);
     }
 
     #[test]
@@ -380,7 +377,7 @@ mod tests {
         std::thread::sleep(3 * TICK);
         assert!(look_up(&known, &key(1)).is_none());
         assert!(accept(&known, 2));
-        let table = known.lock();
+        let table = known.table.lock();
         assert_eq!((table.entries.len(), table.known.len()), (1, 1), "what is too old takes no room");
     }
 
@@ -394,7 +391,7 @@ mod tests {
         }
         assert!(accept(&known, 1) && accept(&known, 2));
         assert!(!accept(&known, 1) && !accept(&known, 2));
-        let table = known.lock();
+        let table = known.table.lock();
         assert_eq!((table.entries.len(), table.known.len()), (3, 2));
     }
 
@@ -403,7 +400,7 @@ mod tests {
         let (mut random, mut list) = (fastrand::Rng::with_seed(3), VecDeque::new());
         let known = deduplication(20);
         {
-            let mut table = known.lock();
+            let mut table = known.table.lock();
             (table.first, table.pending) = (u32::MAX - 50, u32::MAX - 50);
         }
         for _ in 0..2_000 {
@@ -413,7 +410,7 @@ mod tests {
                 list.push_back(number);
                 list.drain(..list.len().saturating_sub(20));
             }
-            let table = known.lock();
+            let table = known.table.lock();
             assert_eq!((table.entries.len(), table.known.len()), (list.len(), list.len()));
         }
     }
@@ -440,7 +437,7 @@ mod tests {
             let outcome = if number % 10 == 0 { Outcome::Failed } else { Outcome::Kept };
             complete_all([(waiter, outcome)]);
         }
-        let table = known.lock();
+        let table = known.table.lock();
         let held = table.entries.iter().filter(|entry| entry.waiter.is_some()).count();
         assert!(held <= 1, "{held} waiters are held, which nothing will read");
         assert_eq!(table.known.len(), 90, "those that failed do not count");

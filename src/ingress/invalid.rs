@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use std::{io, iter};
+
+use parking_lot::Mutex;
 
 use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, SharedStore, Store};
 use crate::event::{Event, Labels, Origin};
@@ -89,12 +91,12 @@ impl Invalids {
     /// Keeps a body with this verified MAC, if it is new. Never waits.
     pub(super) fn keep(&self, origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) {
         let (writer, key) = (&self.writer, (origin.source.clone(), *mac));
-        match writer.known().entry(key.clone()) {
+        match writer.known.lock().entry(key.clone()) {
             Entry::Occupied(_) => return,
             Entry::Vacant(new) => new.insert(None),
         };
         let waiting = writer.bytes.fetch_add(body.len(), Ordering::Relaxed) + body.len();
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let sender = self.sender.lock().clone();
         let sent = waiting <= WAITING_BYTES
             && sender.is_some_and(|sender| {
                 let letter = letter(origin, mac, reason, text, body);
@@ -117,8 +119,8 @@ impl Invalids {
 
     /// Refuses further bodies, and waits for a limited time until those that wait are on disk.
     pub(crate) fn close(&self) {
-        drop(self.sender.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.sender.lock().take());
+        let ended = self.ended.lock();
         if ended.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::error!("the last unpublished bodies were not written to disk in time");
         }
@@ -165,13 +167,9 @@ struct InvalidWriter {
 }
 
 impl InvalidWriter {
-    fn known(&self) -> MutexGuard<'_, KnownBodies> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Counts a body that cannot be kept, which is new the next time.
     fn forget(&self, key: &BodyKey) {
-        self.known().remove(key);
+        self.known.lock().remove(key);
         self.store.held().drop_some(1);
     }
 
@@ -196,7 +194,7 @@ impl InvalidWriter {
             match store.append(&entries[done..]) {
                 Ok(count) => {
                     for Unpublished { key, reason, .. } in &batch[done..done + count] {
-                        self.known().insert(key.clone(), Some(store.written_to()));
+                        self.known.lock().insert(key.clone(), Some(store.written_to()));
                         self.metrics.invalid_kept(*reason, 1);
                     }
                     done += count;
@@ -211,7 +209,7 @@ impl InvalidWriter {
         let before = std::mem::replace(files, store.files(u64::MAX));
         drop(store);
         if before.iter().any(|file| files.binary_search(file).is_err()) {
-            self.known().retain(|_, file| file.is_none_or(|file| files.binary_search(&file).is_ok()));
+            self.known.lock().retain(|_, file| file.is_none_or(|file| files.binary_search(&file).is_ok()));
         }
         self.bytes.fetch_sub(batch.iter().map(|one| one.letter.body.len()).sum(), Ordering::Relaxed);
         if let Some(error) = failure.filter(|_| self.throttle.admits()) {

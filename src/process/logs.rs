@@ -4,10 +4,11 @@
 
 use std::fmt;
 use std::io::{self, IsTerminal as _, Write};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
+use parking_lot::{Mutex, MutexGuard};
 use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
 use tracing_appender::non_blocking::{ErrorCounter, NonBlocking, NonBlockingBuilder, WorkerGuard};
@@ -83,7 +84,7 @@ struct LogGate {
 impl Write for LogGate {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         // Held while the line is handed over, so that lines stay in order.
-        let only = self.only.lock().unwrap_or_else(PoisonError::into_inner);
+        let only = self.only.lock();
         if only.is_some_and(|only| only != std::thread::current().id()) {
             return Ok(line.len());
         }
@@ -113,7 +114,7 @@ impl Log {
     /// Lets only this thread write from now on, so that the last line is its own, whatever other threads, including
     /// those of client libraries, still log.
     pub(crate) fn close(&self) {
-        *self.gate.only.lock().unwrap_or_else(PoisonError::into_inner) = Some(std::thread::current().id());
+        *self.gate.only.lock() = Some(std::thread::current().id());
     }
 }
 
@@ -255,7 +256,7 @@ pub(crate) fn report_all_left_out() {
 }
 
 fn report(due: ReportTime) {
-    let mut throttles = THROTTLES.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut throttles = THROTTLES.lock();
     throttles.retain(|throttle| throttle.strong_count() > 0);
     let throttles: Vec<_> = throttles.iter().filter_map(Weak::upgrade).collect();
     for (kind, left_out) in throttles.iter().filter_map(|throttle| throttle.due(due)) {
@@ -287,13 +288,9 @@ struct Period {
 }
 
 impl Limit {
-    fn state(&self) -> MutexGuard<'_, Period> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Counts a line; returns the state if it is admitted.
     fn admit(&self) -> Option<MutexGuard<'_, Period>> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let now = Instant::now();
         if now.duration_since(state.start) >= self.period {
             (state.start, state.count) = (now, 0);
@@ -308,7 +305,7 @@ impl Limit {
 
     /// The kind and number of lines left out that are to be reported now.
     fn due(&self, due: ReportTime) -> Option<(&'static str, u64)> {
-        let mut state = self.state();
+        let mut state = self.state.lock();
         let is_due = due == ReportTime::AtOnce || state.start.elapsed() >= self.period;
         (is_due && state.left_out > 0).then(|| (self.kind, std::mem::take(&mut state.left_out)))
     }
@@ -320,7 +317,7 @@ impl Throttle {
     pub(crate) fn new(kind: &'static str, most: u32, period: Duration) -> Self {
         let state = Mutex::new(Period { start: Instant::now(), count: 0, left_out: 0 });
         let limit = Arc::new(Limit { kind, most, period, state });
-        THROTTLES.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&limit));
+        THROTTLES.lock().push(Arc::downgrade(&limit));
         Self(limit)
     }
 
@@ -345,7 +342,7 @@ mod tests {
 
     impl Write for Captured {
         fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(bytes);
+            self.0.lock().extend_from_slice(bytes);
             Ok(bytes.len())
         }
 
@@ -362,11 +359,11 @@ mod tests {
         let mut other = gate.clone();
         let mut late = gate.clone();
         std::thread::spawn(move || other.write_all(b"other\n").unwrap()).join().unwrap();
-        *gate.only.lock().unwrap() = Some(std::thread::current().id());
+        *gate.only.lock() = Some(std::thread::current().id());
         gate.write_all(b"last\n").unwrap();
         std::thread::spawn(move || late.write_all(b"late\n").unwrap()).join().unwrap();
         drop(guard);
-        assert_eq!(String::from_utf8_lossy(&written.0.lock().unwrap()), "other\nlast\n");
+        assert_eq!(String::from_utf8_lossy(&written.0.lock()), "other\nlast\n");
     }
 
     #[test]

@@ -6,9 +6,9 @@ use std::fs::{self, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rustix::fs::{Access, access};
 use rustix::io::Errno;
 
@@ -133,7 +133,7 @@ pub(crate) fn sync_directory(directory: &Path) -> io::Result<()> {
     if !is_unsupported.contains(&error.raw_os_error()) {
         return Err(io::Error::new(error.kind(), format!("cannot sync {}: {error}", directory.display())));
     }
-    if WARNED.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.to_owned()) {
+    if WARNED.lock().insert(directory.to_owned()) {
         tracing::warn!(
             directory = %directory.display(),
             "the file system cannot sync a directory ({error}): after a power failure a file created shortly before may \

@@ -7,9 +7,10 @@
 //! Length: everything that must happen under the one lock is best understood side by side.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::event::{Event, Kept, Waiter, WakeList};
@@ -149,7 +150,7 @@ impl Buffer {
         recovered: std::ops::Range<u64>,
         damaged: u64,
     ) -> Self {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        let state = self.state.get_mut();
         let disk = Disk::new(layout, recovered, damaged);
         state.ledger.recovered = disk.recovered;
         state.disk = Some(disk);
@@ -157,8 +158,7 @@ impl Buffer {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, QueueState> {
-        // No code under the lock panics in the middle of a change.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// The meaning of a 200 in this mode.

@@ -2,7 +2,7 @@
 //! with one write and one fdatasync, and then completes all their waiters at once.
 
 use std::io;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::{Outcome, Waiter, complete_all};
@@ -195,8 +195,7 @@ impl Buffer {
             }
             disk.writing = Writing::Idle;
             let began = Instant::now();
-            let (woken, _) = self.work.wait_timeout(state, remaining).unwrap_or_else(PoisonError::into_inner);
-            state = woken;
+            self.work.wait_for(&mut state, remaining);
             remaining = remaining.saturating_sub(began.elapsed());
         }
     }

@@ -1,7 +1,9 @@
 //! The state of the broker as delivery reports it: for `/status`, the page, metrics and readiness.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 use crate::status::ErrorKind;
 
@@ -106,11 +108,11 @@ impl BrokerStatus {
     /// A copy of the state.
     #[must_use]
     pub(crate) fn copy(&self) -> BrokerSnapshot {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.lock().clone()
     }
 
     pub(crate) fn change(&self, change: impl FnOnce(&mut BrokerSnapshot)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.0.lock());
     }
 
     pub(crate) fn state(&self, state: ConnectionState) {

@@ -5,8 +5,9 @@
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher as _, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::event::{Deviation, Deviations, Field, safe};
 use crate::metrics::Metrics;
@@ -111,7 +112,7 @@ impl Deviating {
     pub(crate) fn name(&self, place: usize, event: &str, deviations: &Deviations) {
         if !deviations.is_empty() && place != OTHER {
             let shown = || if event.is_empty() { String::new() } else { safe(event) };
-            self.lock().shown.entry(place).or_insert_with(shown);
+            self.seen.lock().shown.entry(place).or_insert_with(shown);
         }
     }
 
@@ -122,7 +123,7 @@ impl Deviating {
             return;
         }
         let now = Instant::now();
-        let mut seen = self.lock();
+        let mut seen = self.seen.lock();
         for (field, deviation) in deviations.iter() {
             metrics.deviating(source, field, deviation);
             *seen.counts.entry((field, deviation, place)).or_default() += 1;
@@ -144,7 +145,7 @@ impl Deviating {
     /// All counts since the start.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<DeviatingEvents> {
-        let seen = self.lock();
+        let seen = self.seen.lock();
         let listed = seen.counts.iter().map(|((field, deviation, place), count)| DeviatingEvents {
             field: *field,
             deviation: *deviation,
@@ -157,10 +158,6 @@ impl Deviating {
             of: self.accepted[*place].load(Ordering::Relaxed),
         });
         listed.collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, SeenDeviations> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,10 +1,10 @@
 //! The last refused requests, for the log and for `/status`: never bodies, never secrets.
 
 use std::collections::VecDeque;
-use std::sync::Mutex;
 use std::time::{Duration, SystemTime};
 
 use hyper::Method;
+use parking_lot::Mutex;
 
 use crate::process::logs::Throttle;
 use crate::status::Reason;
@@ -111,7 +111,7 @@ impl Recent {
                 refusal.detail
             );
         }
-        let mut list = self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut list = self.list.lock();
         match kind {
             RequestKind::Read => {
                 refusal.count += list.read.as_ref().map_or(0, |read| read.count);
@@ -127,7 +127,7 @@ impl Recent {
     /// The last refusals, newest first.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<RecentRefusal> {
-        let list = self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let list = self.list.lock();
         let mut all: Vec<RecentRefusal> = list.sent.iter().chain(&list.read).cloned().collect();
         // Stable: refusals of the same moment keep their order.
         all.sort_by_key(|refusal| std::cmp::Reverse(refusal.at));
@@ -175,7 +175,7 @@ impl UnknownPaths {
                 tracing::info!(peer, path, request_id, "no such path");
             }
         }
-        let mut list = self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut list = self.list.lock();
         let known = list.iter().position(|known| known.path == path).and_then(|at| list.remove(at));
         let count = known.map_or(0, |known| known.count) + 1;
         list.truncate(KEPT - 1);
@@ -191,7 +191,7 @@ impl UnknownPaths {
     /// The last paths, newest first.
     #[must_use]
     pub(crate) fn list(&self) -> Vec<UnknownPath> {
-        self.list.lock().unwrap_or_else(std::sync::PoisonError::into_inner).iter().cloned().collect()
+        self.list.lock().iter().cloned().collect()
     }
 }
 

@@ -1,8 +1,8 @@
 //! The settings in force, and the results of their reloads, for metrics, `/status` and the page.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use serde_json::Value;
 
 /// The last reload. Keys, never values.
@@ -31,13 +31,9 @@ struct ReloadCounts {
 pub(crate) struct Reloads(Mutex<ReloadCounts>);
 
 impl Reloads {
-    fn lock(&self) -> MutexGuard<'_, ReloadCounts> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Records a reload.
     pub(crate) fn note(&self, reload: Reload) {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         if reload.error.is_some() {
             state.bad += 1;
         } else {
@@ -48,25 +44,25 @@ impl Reloads {
 
     /// Records the settings in force, with the origin of each.
     pub(crate) fn set_in_force(&self, settings: Value) {
-        self.lock().in_force = settings;
+        self.0.lock().in_force = settings;
     }
 
     /// The settings in force.
     #[must_use]
     pub(crate) fn in_force(&self) -> Value {
-        self.lock().in_force.clone()
+        self.0.lock().in_force.clone()
     }
 
     /// The last reload.
     #[must_use]
     pub(crate) fn last(&self) -> Option<Reload> {
-        self.lock().last.clone()
+        self.0.lock().last.clone()
     }
 
     /// The numbers of successful and failed reloads.
     #[must_use]
     pub(crate) fn counts(&self) -> (u64, u64) {
-        let state = self.lock();
+        let state = self.0.lock();
         (state.good, state.bad)
     }
 }

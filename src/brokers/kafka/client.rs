@@ -1,10 +1,11 @@
 //! One producer of librdkafka: what its thread reports (verdicts, the state of the connection), and its slow end.
 
 use std::ffi::CString;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use parking_lot::Mutex;
 use rdkafka::client::{ClientContext, OAuthToken};
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -91,18 +92,14 @@ struct ClientHealth {
     away: bool,
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 impl Reports {
     pub(super) fn take(&self) -> Vec<NumberedReport> {
-        std::mem::take(&mut *lock(&self.outcomes))
+        std::mem::take(&mut *self.outcomes.lock())
     }
 
     /// The number of outcomes to take.
     pub(super) fn count(&self) -> usize {
-        lock(&self.outcomes).len()
+        self.outcomes.lock().len()
     }
 
     /// Whether librdkafka is about to send at once what it has.
@@ -112,19 +109,19 @@ impl Reports {
 
     /// The last thing that went wrong since the last success.
     pub(super) fn reason(&self) -> Option<ConnectError> {
-        lock(&self.health).reason.clone()
+        self.health.lock().reason.clone()
     }
 
     /// The same, if no broker can be reached because of it.
     pub(super) fn away(&self) -> Option<ConnectError> {
-        let health = lock(&self.health);
+        let health = self.health.lock();
         health.reason.clone().filter(|_| health.away)
     }
 
     /// A broker answered.
     pub(super) fn note_success(&self) {
         if self.has_error.swap(false, Ordering::AcqRel) {
-            *lock(&self.health) = ClientHealth::default();
+            *self.health.lock() = ClientHealth::default();
         }
     }
 
@@ -139,7 +136,7 @@ impl Reports {
         };
         // How long it took differs each time, and would make a new reason of it.
         let text = text.split(" (after ").next().unwrap_or(text);
-        let mut health = lock(&self.health);
+        let mut health = self.health.lock();
         let before = health.away;
         health.away |= kind != ErrorKind::Connect || code == RDKafkaErrorCode::AllBrokersDown;
         let keep = match &health.reason {
@@ -217,7 +214,7 @@ impl ProducerContext for Reports {
                 size: size(message),
             },
         };
-        let mut outcomes = lock(&self.outcomes);
+        let mut outcomes = self.outcomes.lock();
         let opaque = opaque as u64;
         let number = BatchNumber::try_from(opaque >> NUMBER_AT).unwrap_or(BatchNumber::MAX);
         outcomes.push((opaque & ((1 << NUMBER_AT) - 1), number, outcome));

@@ -1,9 +1,10 @@
 //! The existing topics and their limits: asked for, created, and remembered across sessions.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
     TopicReplication,
@@ -119,11 +120,7 @@ pub(super) struct TopicAdmin {
 impl TopicAdmin {
     /// The smallest limit of all topics seen.
     pub(super) fn smallest_limit(&self) -> Option<usize> {
-        self.seen().values().filter_map(|seen| seen.limit).min()
-    }
-
-    fn seen(&self) -> std::sync::MutexGuard<'_, HashMap<Arc<str>, SeenTopic>> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        self.seen.lock().values().filter_map(|seen| seen.limit).min()
     }
 
     /// Asks about these topics, and always about those that the settings name.
@@ -181,7 +178,7 @@ impl TopicAdmin {
         }
         let existing: Vec<Arc<str>> = names.iter().filter(|name| survey.has(name)).cloned().collect();
         let limits = admin.limits(&existing).await;
-        let mut seen = self.seen();
+        let mut seen = self.seen.lock();
         for name in existing {
             let limit = limits.get(&*name).copied();
             seen.insert(name.clone(), SeenTopic { limit, missing: None });
@@ -193,7 +190,7 @@ impl TopicAdmin {
 
     /// Whether a missing topic was there before, and is left alone for a while.
     fn is_awaited(&self, name: &Arc<str>) -> bool {
-        let mut seen = self.seen();
+        let mut seen = self.seen.lock();
         let Some(seen) = seen.get_mut(name) else { return false };
         seen.missing.get_or_insert_with(Instant::now).elapsed() < RETURNS
     }

@@ -3,9 +3,9 @@
 //! The library's own queue of events has 128 places and drops what is more: events are hints, never the only sign.
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_nats::{Event, ServerError};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 /// Subjects kept until the session looks; each one once. Addresses are few.
@@ -36,13 +36,9 @@ struct Heard {
 }
 
 impl Events {
-    fn heard(&self) -> MutexGuard<'_, Heard> {
-        self.heard.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Takes one event of the library.
     pub(super) fn take(&self, event: Event) {
-        let mut heard = self.heard();
+        let mut heard = self.heard.lock();
         match event {
             Event::Disconnected | Event::Closed => heard.ended = true,
             Event::ServerError(error) => {
@@ -65,17 +61,17 @@ impl Events {
 
     /// The oldest refused permission not yet looked at.
     pub(super) fn violation(&self) -> Option<Violation> {
-        self.heard().violations.pop_front()
+        self.heard.lock().violations.pop_front()
     }
 
     /// Whether the connection has ended.
     pub(super) fn ended(&self) -> bool {
-        self.heard().ended
+        self.heard.lock().ended
     }
 
     /// The last server error other than a permission violation.
     pub(super) fn last_error(&self) -> Option<String> {
-        self.heard().last_error.clone()
+        self.heard.lock().last_error.clone()
     }
 }
 

@@ -1,10 +1,11 @@
 //! The broker that the settings describe: makes sessions, and remembers between them what they learnt.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use lapin::Channel;
+use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use crate::brokers::dial;
@@ -13,7 +14,7 @@ use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe, open_channel};
 use crate::brokers::rabbitmq::memory::ExchangeMemory;
 use crate::brokers::rabbitmq::session::RabbitmqSession;
-use crate::brokers::rabbitmq::topology::{Exchanges, lock};
+use crate::brokers::rabbitmq::topology::Exchanges;
 use crate::brokers::{Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, Session, Terms};
 use crate::event::Event;
 
@@ -23,11 +24,11 @@ pub(super) struct IdleConnection(Arc<Mutex<Option<Link>>>);
 
 impl IdleConnection {
     pub(super) fn put(&self, link: Link) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(link);
+        *self.0.lock() = Some(link);
     }
 
     fn take(&self) -> Option<Link> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }
 
@@ -67,7 +68,7 @@ impl Rabbitmq {
             return Ok((link, channel));
         }
         // It may have been restarted with another limit.
-        lock(&self.known).forget_limit();
+        self.known.lock().forget_limit();
         let link = Link::open(&self.settings, self.tokens.as_deref(), &mut self.turn).await?;
         let channel = timeout(ATTEMPT, open_channel(&link.connection)).await.map_err(|_| self.silent())?;
         let channel = channel.map_err(|error| {

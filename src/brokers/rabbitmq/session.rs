@@ -5,7 +5,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::BasicReturnMessage;
 use lapin::{Channel, Confirmation};
+use parking_lot::Mutex;
 use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::brokers::rabbitmq::broker::IdleConnection;
@@ -23,7 +24,7 @@ use crate::brokers::rabbitmq::memory::{ExchangeDecision, ExchangeMemory};
 use crate::brokers::rabbitmq::publication::Publication;
 use crate::brokers::rabbitmq::questions::Questions;
 use crate::brokers::rabbitmq::returns::{ConfirmOutcome, Judgement, Returns, SentMessage};
-use crate::brokers::rabbitmq::topology::{Exchanges, lock};
+use crate::brokers::rabbitmq::topology::Exchanges;
 use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict};
 use crate::event::Message;
 
@@ -201,7 +202,7 @@ impl RabbitmqSession {
                     Ok((outcome, returned)) => (outcome, returned.is_some()),
                     Err(loss) => return self.loss = Some(loss),
                 };
-                lock(&self.known).took(&place.0, &place.1);
+                self.known.lock().took(&place.0, &place.1);
                 let judgement = match outcome {
                     ConfirmOutcome::Nack => Judgement::Nacked,
                     ConfirmOutcome::Ack if returned => Judgement::Returned,
@@ -213,7 +214,7 @@ impl RabbitmqSession {
                 self.judged(owner, judgement);
             }
             Some(Err(error)) if is_of_broker(&error) && self.link.is_alive() => {
-                let refusal = loss::refusal(&error, &mut lock(&self.known));
+                let refusal = loss::refusal(&error, &mut self.known.lock());
                 self.ready.push((owner.sequence, Verdict::Refused(refusal)));
             }
             Some(Err(error)) => {
@@ -242,7 +243,7 @@ impl RabbitmqSession {
             self.loss = Some(SessionError::lost(text));
             return;
         }
-        self.loss = Some(loss::judge(&error, &mut lock(&self.known)));
+        self.loss = Some(loss::judge(&error, &mut self.known.lock()));
     }
 
     /// Takes all confirms that are there.
@@ -367,7 +368,7 @@ impl Session for RabbitmqSession {
         }
         let (exchange, key) = (&message.address, &message.key);
         let size = message.event.body.len();
-        let decision = lock(&self.known).decide(exchange, key, size, Instant::now());
+        let decision = self.known.lock().decide(exchange, key, size, Instant::now());
         if let ExchangeDecision::Refuse(refusal) = decision {
             return Sent::Refused(refusal);
         }
@@ -394,7 +395,7 @@ impl Session for RabbitmqSession {
     /// A doubtful exchange gets one message at a time.
     fn takes(&self, message: &Message) -> bool {
         let is_trying = !self.tries.is_empty() || !self.later.is_empty();
-        !is_trying || !lock(&self.known).is_doubted(&message.address, &message.key)
+        !is_trying || !self.known.lock().is_doubted(&message.address, &message.key)
     }
 
     fn has_changed(&mut self) -> bool {

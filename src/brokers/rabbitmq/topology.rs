@@ -1,10 +1,9 @@
 //! Exchanges and queue: made, checked or left alone at connect, looked at again when a message comes back.
 
-use std::sync::{Mutex, PoisonError};
-
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
 use lapin::{Channel, Connection, ExchangeKind};
+use parking_lot::Mutex;
 
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::describe;
@@ -79,15 +78,15 @@ impl Exchanges {
                 for thing in [Some(main), queue].into_iter().flatten() {
                     self.require(&mut scratch, thing).await?;
                 }
-                lock(known).saw(&self.main);
+                known.lock().saw(&self.main);
                 let mut findings = Vec::from_iter(self.type_of(&mut scratch, &self.main).await?);
                 findings.extend(self.check_others(&mut scratch, known).await?);
                 Ok(findings)
             }
             // Not looked at, unless a message has shown that it is missing: without it nothing can be sent.
-            Topology::Ignore if lock(known).is_missing(&self.main) => {
+            Topology::Ignore if known.lock().is_missing(&self.main) => {
                 self.require(&mut scratch, main).await?;
-                lock(known).saw(&self.main);
+                known.lock().saw(&self.main);
                 Ok(Vec::new())
             }
             Topology::Ignore => Ok(Vec::new()),
@@ -114,10 +113,10 @@ impl Exchanges {
         for name in &self.others {
             let exchange = Thing::Exchange(name);
             if scratch.has(exchange).await.map_err(|error| self.failed("look at", exchange, &error))? {
-                lock(known).saw(name);
+                known.lock().saw(name);
                 findings.extend(self.type_of(scratch, name).await?);
             } else {
-                lock(known).doubt(name, None, ExchangeDoubt::Missing);
+                known.lock().doubt(name, None, ExchangeDoubt::Missing);
                 let text = format!("{exchange} of a route does not exist; its events go to the dead letters");
                 findings.push(Finding::Missing(text));
             }
@@ -138,7 +137,7 @@ impl Exchanges {
             } else {
                 findings.extend(self.type_of(scratch, name).await?);
             }
-            lock(known).saw(name);
+            known.lock().saw(name);
         }
         let Some(queue) = self.queue.as_deref() else { return Ok(findings) };
         made |= self.make(scratch, Thing::Queue(queue)).await?;
@@ -242,11 +241,6 @@ impl Exchanges {
         }
         Ok(findings)
     }
-}
-
-pub(super) fn lock(known: &Mutex<ExchangeMemory>) -> std::sync::MutexGuard<'_, ExchangeMemory> {
-    // No code panics while it holds the lock; if it did, what is known is still what was seen.
-    known.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn is(error: &lapin::Error, code: u16) -> bool {

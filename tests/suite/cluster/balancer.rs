@@ -2,8 +2,10 @@
 
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
+
+use parking_lot::Mutex;
 
 use crate::support::Node;
 
@@ -44,13 +46,13 @@ impl Balancer {
 
     /// The node of the latest connection.
     pub(super) fn behind(&self) -> Option<Node> {
-        *self.shared.behind.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.shared.behind.lock()
     }
 }
 
 impl Drop for Balancer {
     fn drop(&mut self) {
-        *self.shared.ended.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        *self.shared.ended.lock() = true;
         // Wakes the thread that accepts; one that has ended needs none.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
@@ -60,7 +62,7 @@ impl Shared {
     fn accept(&self, listener: &TcpListener) {
         let mut turn = 0;
         for client in listener.incoming() {
-            if *self.ended.lock().unwrap_or_else(PoisonError::into_inner) {
+            if *self.ended.lock() {
                 return;
             }
             let Ok(client) = client else { continue };
@@ -69,7 +71,7 @@ impl Shared {
             // Without a node the client sees its connection end.
             let Some((node, server)) = nodes.into_iter().find_map(connect) else { continue };
             turn = node + 1;
-            *self.behind.lock().unwrap_or_else(PoisonError::into_inner) = Some(node + 1);
+            *self.behind.lock() = Some(node + 1);
             // One that ended at once needs no forwarding.
             let _ = forward(&client, &server);
         }

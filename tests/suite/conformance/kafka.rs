@@ -1,7 +1,8 @@
 //! Apache Kafka in the conformance suite: topics are not created by themselves, three partitions, ACLs.
 
-use std::sync::{Condvar, Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 
+use parking_lot::{Condvar, Mutex};
 use serde_json::{Value, json};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
@@ -154,7 +155,7 @@ impl Drop for Kafka {
         if let Some(proxy) = self.proxy.take().filter(|_| shared_one) {
             proxy.heal();
             proxy.cut();
-            shared().proxies.lock().unwrap_or_else(PoisonError::into_inner).push(proxy);
+            shared().proxies.lock().push(proxy);
             shared().returned.notify_one();
         }
     }
@@ -216,11 +217,11 @@ impl Remote for Kafka {
 
     fn proxied(test: &str) -> Self {
         let shared = shared();
-        let mut free = shared.proxies.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = shared.proxies.lock();
         let proxy = loop {
             match free.pop() {
                 Some(proxy) => break proxy,
-                None => free = shared.returned.wait(free).unwrap_or_else(PoisonError::into_inner),
+                None => shared.returned.wait(&mut free),
             }
         };
         Self { broker: Instance::Shared(&shared.broker), name: unique(test), proxy: Some(proxy) }

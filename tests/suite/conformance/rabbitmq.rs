@@ -1,9 +1,10 @@
 //! RabbitMQ in the conformance suite: topic exchanges, quorum queues, returns, alarms.
 
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use socket2::{Domain, Socket, Type};
 
@@ -161,7 +162,7 @@ impl Rig for Rabbitmq {
     }
 
     fn read(&self, at_least: u64) -> Vec<Delivered> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.taken.lock();
         let left = at_least.saturating_sub(taken.len() as u64);
         let queues = [self.name.clone(), format!("{}-special", self.name)];
         let order = json!({"prefix": self.name, "queues": queues, "at_least": left});

@@ -6,7 +6,8 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::sync::{Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::wait::test_file;
 
@@ -37,7 +38,7 @@ impl Kind {
 pub(crate) fn ports(count: u16) -> u16 {
     // A broker that starts at this moment does not listen yet.
     static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut given = GIVEN.lock();
     for _ in 0..500 {
         let base = 20_000 + fastrand::u16(0..1490) * 8;
         let wanted = base..base + count;
@@ -85,13 +86,12 @@ impl Broker {
         assert!(done.status.success(), "{} does not start: {text}", self.kind.name());
         let facts = String::from_utf8_lossy(&done.stdout);
         let facts = facts.lines().filter_map(|line| line.split_once('='));
-        *self.facts.lock().unwrap_or_else(PoisonError::into_inner) =
-            facts.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+        *self.facts.lock() = facts.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
     }
 
     /// One of the facts that `up.sh` prints.
     pub(crate) fn fact(&self, name: &str) -> String {
-        let facts = self.facts.lock().unwrap_or_else(PoisonError::into_inner);
+        let facts = self.facts.lock();
         facts.get(name).unwrap_or_else(|| panic!("up.sh printed no {name}: {facts:?}")).clone()
     }
 
@@ -147,7 +147,7 @@ impl Drop for Broker {
 /// A directory for one instance, `<pid>-<number>`; what earlier runs left behind is removed once.
 pub(super) fn home() -> PathBuf {
     static NEXT: Mutex<u32> = Mutex::new(0);
-    let mut next = NEXT.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut next = NEXT.lock();
     let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("brokers");
     if *next == 0 {
         for old in fs::read_dir(&all).into_iter().flatten().flatten() {

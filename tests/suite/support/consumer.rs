@@ -3,8 +3,10 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
+
+use parking_lot::Mutex;
 
 use super::{Ended, LIMIT, Program, wait_for};
 
@@ -22,7 +24,7 @@ impl Output {
             let text = text.clone();
             thread::spawn(move || {
                 for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
-                    let mut text = text.lock().unwrap_or_else(PoisonError::into_inner);
+                    let mut text = text.lock();
                     text.push_str(&String::from_utf8_lossy(&line));
                     text.push('\n');
                 }
@@ -32,7 +34,7 @@ impl Output {
     }
 
     fn so_far(&self) -> String {
-        self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.text.lock().clone()
     }
 
     fn end(&mut self) -> String {

@@ -4,10 +4,11 @@ use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, ChildStderr, Command, Stdio};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use serde_json::Value;
 
 use super::wait::LIMIT;
@@ -28,7 +29,7 @@ struct Log {
 
 impl Log {
     fn lock(&self) -> MutexGuard<'_, Lines> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.lines.lock()
     }
 
     fn collect(&self, stderr: ChildStderr) {
@@ -158,7 +159,7 @@ impl Daemon {
                 return None;
             }
             assert!(!left.is_zero(), "not in the log within {LIMIT:?}: {what}");
-            lines = self.log.changed.wait_timeout(lines, left).unwrap_or_else(PoisonError::into_inner).0;
+            self.log.changed.wait_for(&mut lines, left);
         }
     }
 

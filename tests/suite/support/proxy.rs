@@ -3,9 +3,11 @@
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// The interval at which the accepting thread checks for a new connection or a new mode.
 const LOOK: Duration = Duration::from_millis(5);
@@ -76,7 +78,7 @@ impl Proxy {
         self.cut();
         let mut state = self.shared.lock();
         while state.listening {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.shared.changed.wait(&mut state);
         }
     }
 
@@ -98,7 +100,7 @@ impl Proxy {
         self.set(Mode::Forward);
         let mut state = self.shared.lock();
         while !state.listening {
-            state = self.shared.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.shared.changed.wait(&mut state);
         }
     }
 
@@ -143,7 +145,7 @@ impl State {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn accept(self: &Arc<Self>, listener: TcpListener) {
@@ -173,8 +175,8 @@ impl Shared {
                 // The broker is down: the client sees its connection end.
                 let _ = self.connect(next, client);
             } else {
-                let state = self.lock();
-                let _ = self.changed.wait_timeout(state, LOOK);
+                let mut state = self.lock();
+                self.changed.wait_for(&mut state, LOOK);
             }
         }
     }
@@ -223,7 +225,7 @@ impl Shared {
         }
         let mut state = self.lock();
         while state.mode == Mode::Stall {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait(&mut state);
         }
         match (side, state.cut_after) {
             (From::Client, _) | (From::Server, None) => read,

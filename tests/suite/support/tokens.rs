@@ -2,12 +2,13 @@
 
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD};
+use parking_lot::Mutex;
 use rcgen::{KeyPair, PublicKeyData as _, SigningKey as _};
 use serde_json::{Value, json};
 
@@ -52,12 +53,12 @@ impl TokenServer {
 
     /// Changes the next answers.
     pub(crate) fn change(&self, change: impl FnOnce(&mut Grants)) {
-        change(&mut self.grants.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut self.grants.lock());
     }
 
     /// The number of tokens given.
     pub(crate) fn given(&self) -> usize {
-        self.grants.lock().unwrap_or_else(PoisonError::into_inner).given
+        self.grants.lock().given
     }
 
     /// The set of keys that checks its tokens.
@@ -108,7 +109,7 @@ impl TokenServer {
     }
 
     fn answer(&self, authorization: &str, form: &str) -> (&'static str, Value) {
-        let mut grants = self.grants.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut grants = self.grants.lock();
         // Percent-encoded before, as the standard says.
         let login = BASE64_STANDARD.encode(format!("bridge:{}", grants.secret.replace('-', "%2D")));
         if authorization != format!("Basic {login}") {

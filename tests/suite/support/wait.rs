@@ -5,10 +5,12 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::panic;
 use std::path::Path;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// The limit for anything that normally takes a moment: two cores may be busy with three brokers.
 pub(crate) const LIMIT: Duration = Duration::from_mins(1);
@@ -44,7 +46,7 @@ pub(crate) fn unique(test: &str) -> String {
 /// A port for one test alone, free a moment ago; below those of brokers, proxies and clients.
 pub(super) fn port() -> u16 {
     static TAKEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
-    let mut taken = TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut taken = TAKEN.lock();
     for _ in 0..500 {
         let port = fastrand::u16(5_000..10_000);
         if TcpListener::bind(("127.0.0.1", port)).is_ok() && taken.insert(port) {
@@ -57,7 +59,7 @@ pub(super) fn port() -> u16 {
 /// One heavy test at a time, so that a time-out means a defect and not a busy machine.
 pub(crate) fn heavy() -> MutexGuard<'static, ()> {
     static ONE: Mutex<()> = Mutex::new(());
-    ONE.lock().unwrap_or_else(PoisonError::into_inner)
+    ONE.lock()
 }
 
 /// Reports a panic at once, too, between the lines of the tests, and not only at the end of a long run.
