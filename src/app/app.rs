@@ -156,19 +156,16 @@ fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartEr
 
 impl App {
     /// The address of the ingress.
-    #[must_use]
     pub(crate) fn ingress_address(&self) -> SocketAddr {
         self.listeners.address()
     }
 
     /// The address of the admin port, if it is on.
-    #[must_use]
     pub(crate) fn admin_address(&self) -> Option<SocketAddr> {
         self.admin.as_ref()?.local_addr().ok()
     }
 
     /// Makes the bridge reload its settings on request, and when a file of secrets or certificates changes.
-    #[must_use]
     pub(crate) fn reloading(self, reloading: Reloading) -> Self {
         Self { reloading: Some(reloading), ..self }
     }

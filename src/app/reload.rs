@@ -11,13 +11,12 @@ use tokio::task::spawn_blocking;
 
 use crate::app::Settings;
 use crate::app::app::SharedParts;
-use crate::delivery::{Change, Successor};
-use crate::ingress::{self, Connections, CurrentIngress, Deduplication};
+use crate::delivery::Change;
+use crate::ingress::{self, CurrentIngress};
 use crate::process::logs::Level;
 use crate::process::systemd;
-use crate::queue::Buffer;
 use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError, to_json};
-use crate::status::{Reload, Reloads};
+use crate::status::Reload;
 
 /// The keys that a reload changes beside the table of the broker; a name that ends in a dot is a whole table. Everything
 /// else needs a restart.
@@ -58,7 +57,7 @@ pub(crate) struct Reloading {
 }
 
 /// Performs reloads, as long as the bridge serves.
-pub(super) struct Reloader {
+pub(super) struct Reloader<'p> {
     config: Option<Reloading>,
     /// The settings in force.
     settings: Settings,
@@ -68,18 +67,14 @@ pub(super) struct Reloader {
     /// A secret or a certificate changed, and its reload failed: it is retried at each check.
     retry_pending: bool,
     live: Arc<CurrentIngress>,
-    successor: Arc<Successor>,
-    queue: Arc<Buffer>,
-    known: Arc<Deduplication>,
-    connections: Arc<Connections>,
-    reloads: Arc<Reloads>,
+    parts: &'p SharedParts,
 }
 
-impl Reloader {
+impl<'p> Reloader<'p> {
     pub(super) fn new(
         reloading: Option<Reloading>,
         settings: Settings,
-        parts: &SharedParts,
+        parts: &'p SharedParts,
         live: Arc<CurrentIngress>,
     ) -> Self {
         Self {
@@ -89,11 +84,7 @@ impl Reloader {
             retry_pending: false,
             settings,
             live,
-            successor: parts.successor.clone(),
-            queue: parts.queue.clone(),
-            known: parts.known.clone(),
-            connections: parts.connections.clone(),
-            reloads: parts.reloads.clone(),
+            parts,
         }
     }
 
@@ -135,7 +126,8 @@ impl Reloader {
                     self.apply(settings, &findings, &level);
                 }
                 Err(error)
-                    if is_news || self.reloads.last().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
+                    if is_news
+                        || self.parts.reloads.last().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
                 {
                     self.reject(error);
                 }
@@ -163,8 +155,8 @@ impl Reloader {
     fn reject(&self, error: String) {
         tracing::error!("the settings were not reloaded, the old ones stay: {error}");
         let (changed, needs_restart) =
-            (Vec::new(), self.reloads.last().map_or_else(Vec::new, |last| last.needs_restart));
-        self.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
+            (Vec::new(), self.parts.reloads.last().map_or_else(Vec::new, |last| last.needs_restart));
+        self.parts.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
     }
 
     /// Applies the settings that may change.
@@ -188,15 +180,15 @@ impl Reloader {
         if changed.iter().any(is_broker) {
             let change =
                 if changed.iter().any(|key| routing.contains(key)) { Change::Routes } else { Change::Connection };
-            self.successor.put(settings.broker.broker(&settings.terms()), change);
+            self.parts.successor.put(settings.broker.broker(&settings.terms()), change);
         }
-        self.queue.limit(settings.buffer);
-        self.known.limit(settings.deduplication);
-        self.connections.limit(settings.ingress.max_connections);
+        self.parts.queue.limit(settings.buffer);
+        self.parts.known.limit(settings.deduplication);
+        self.parts.connections.limit(settings.ingress.max_connections);
         self.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
         level.set(settings.log.level);
         self.watch = settings.fingerprint.watch();
-        self.reloads.set_in_force(to_json(settings.fingerprint.effective()));
+        self.parts.reloads.set_in_force(to_json(settings.fingerprint.effective()));
         findings.log();
         let names = |keys: &[String]| if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") };
         tracing::info!(changed = names(&changed), "reloaded the settings");
@@ -206,7 +198,7 @@ impl Reloader {
                 "some settings keep their old values until the bridge is restarted"
             );
         }
-        self.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
+        self.parts.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
     }
 
     /// The settings in force, with those that may change taken from the new reading.

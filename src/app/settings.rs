@@ -55,7 +55,6 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// The first problem that only several tables together have, also those of two readings.
-    #[must_use]
     pub(crate) fn contradiction(&self) -> Option<String> {
         let ingress = &self.ingress;
         let journal = self.state_directory.as_ref().and_then(|_| self.journal.problem(ingress.max_body));
@@ -71,7 +70,6 @@ impl Settings {
     }
 
     /// The problem if the journal has less room than a stop may need, even while it is empty.
-    #[must_use]
     pub(crate) fn spill_problem(&self) -> Option<String> {
         let spills = self.mode.ack != Ack::Journaled && self.state_directory.is_some();
         let (room, needed) = (self.journal.max_bytes, self.buffer.bytes as u64);
@@ -84,7 +82,6 @@ impl Settings {
     }
 
     /// The settings that every broker gets beside its own.
-    #[must_use]
     pub(crate) fn terms(&self) -> Terms {
         Terms {
             max_in_flight: self.publish.max_in_flight,
@@ -127,7 +124,6 @@ const SOURCE_LINES: &str =
 const BROKER_LINES: &str = "[broker.kafka]\n  bootstrap_servers = \"localhost:9092\"   # or [broker.rabbitmq], [broker.nats], [broker.file]";
 
 /// The JSON Schema of the settings.
-#[must_use]
 pub(crate) fn schema() -> Value {
     describe(|top| drop(read(top, None)))
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::json;
 use tokio::runtime::Builder;
 
-use crate::cli::{self, EX_CONFIG, say};
+use crate::cli::{self, CommandResult, EX_CONFIG, exit, say};
 
 /// The time limit for the broker: longer than every client's own time-outs.
 const INSPECT_TIMEOUT: Duration = Duration::from_secs(30);
@@ -29,7 +29,7 @@ pub(super) struct CheckOptions {
     json: bool,
 }
 
-pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
+pub(super) fn run(flags: &Flags, options: &CheckOptions) -> CommandResult {
     let (settings, mut read) = match load(flags) {
         Ok(loaded) => loaded,
         Err(SettingsError(problems)) => {
@@ -38,7 +38,7 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
             } else {
                 problems.iter().for_each(cli::complain);
             }
-            return ExitCode::from(EX_CONFIG);
+            return Err(ExitCode::from(EX_CONFIG));
         }
     };
     read.warnings.extend(settings.spill_problem());
@@ -94,7 +94,7 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> ExitCode {
             say(if is_broker_good { "broker: good" } else { "broker: something is missing" });
         }
     }
-    if good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(exit(good))
 }
 
 /// Prints the files that were read, what was found in them, and the addresses and sources in force.

@@ -56,7 +56,7 @@ impl Signer {
         let (settings, _) = cli::settings(flags)?;
         let source = source(&settings, self.source.as_deref())?;
         let scheme = if settings.ingress.tls.is_some() { "https" } else { "http" };
-        let url = format!("{scheme}://{}{}", reachable(&settings), source.path);
+        let url = format!("{scheme}://{}{}", local(settings.ingress.listen), source.path);
         Ok(Identity { secret: source.secrets.first().map(|named| named.secret.clone()), url: Some(url) })
     }
 }
@@ -72,11 +72,6 @@ pub(super) fn source<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&
         let names: Vec<&str> = settings.sources.iter().map(|source| &*source.name).collect();
         cli::failed(format_args!("name one of the sources with --source: {}", names.join(", ")))
     })
-}
-
-/// The address of the ingress as seen from this machine.
-fn reachable(settings: &Settings) -> std::net::SocketAddr {
-    local(settings.ingress.listen)
 }
 
 /// An address to connect to when `address` is listened on, because 0.0.0.0 cannot be connected to.

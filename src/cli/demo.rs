@@ -11,6 +11,7 @@ use crate::brokers;
 use crate::process::logs;
 use crate::process::systemd::Passed;
 use crate::settings::{Flags, Layers, Secret};
+use crate::status::Totals;
 use bytes::Bytes;
 use clap::Args;
 use hyper::Uri;
@@ -18,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::cli::client::{Http, sign};
 use crate::cli::serve::Unix;
-use crate::cli::{self, sample, say};
+use crate::cli::{self, CommandResult, exit, sample, say};
 
 /// The number of events sent at once at the start.
 const FIRST: u64 = 4;
@@ -33,16 +34,10 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct DemoOptions {
     /// Send a few events, see them arrive, and end
     #[arg(long)]
-    once: bool,
+    pub(super) once: bool,
 }
 
-pub(super) fn run(flags: &Flags, options: &DemoOptions) -> ExitCode {
-    match demo(flags, options.once) {
-        Ok(code) | Err(code) => code,
-    }
-}
-
-fn demo(flags: &Flags, once: bool) -> Result<ExitCode, ExitCode> {
+pub(super) fn run(flags: &Flags, once: bool) -> CommandResult {
     let scratch = TemporaryDirectory::new()?;
     let secret = Secret::new(format!("demo-{:032x}", fastrand::u128(..)));
     let (app, _log) = bind(flags, &scratch, &secret)?;
@@ -54,18 +49,14 @@ fn demo(flags: &Flags, once: bool) -> Result<ExitCode, ExitCode> {
     let http = Http::new(&uri)?;
     let runtime = cli::runtime()?;
     let done = Notify::new();
-    let (outcome, arrived) = runtime.block_on(async {
+    let (ended, arrived) = runtime.block_on(async {
         let signals = DemoSignals { unix: Unix::listen().map_err(cli::failed)?, done: &done };
         let show = show(&http, &uri, &secret, &scratch, once, &done);
         Ok::<_, ExitCode>(tokio::join!(app.run(signals), show))
     })?;
-    let outcome = outcome.map_err(cli::failed)?;
-    say(format_args!(
-        "\n{} received, {} accepted, {} published, {} lost",
-        outcome.totals.received, outcome.totals.accepted, outcome.totals.published, outcome.totals.lost
-    ));
-    let good = outcome.totals.lost == 0 && arrived;
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let Totals { received, accepted, published, lost, .. } = ended.map_err(cli::failed)?.totals;
+    say(format_args!("\n{received} received, {accepted} accepted, {published} published, {lost} lost"));
+    Ok(exit(lost == 0 && arrived))
 }
 
 fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &TemporaryDirectory) {

@@ -1,7 +1,6 @@
 //! `explain`: what would happen to a body, with the settings alone: signature, decision, id, address, headers.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use crate::app::Settings;
 use crate::brokers::Broker;
@@ -13,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::cli::client::{self, sign};
 use crate::cli::sign::read;
-use crate::cli::{self, say};
+use crate::cli::{self, CommandResult, exit, say};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainOptions {
@@ -31,11 +30,7 @@ pub(super) struct ExplainOptions {
     files: Vec<PathBuf>,
 }
 
-pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> ExitCode {
-    run_all(flags, options).unwrap_or_else(|code| code)
-}
-
-fn run_all(flags: &Flags, options: &ExplainOptions) -> Result<ExitCode, ExitCode> {
+pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> CommandResult {
     let (settings, _) = cli::settings(flags)?;
     let source = client::source(&settings, options.source.as_deref())?;
     let mut broker = settings.broker.broker(&settings.terms());
@@ -50,7 +45,7 @@ fn run_all(flags: &Flags, options: &ExplainOptions) -> Result<ExitCode, ExitCode
             show(&explained);
         }
     }
-    Ok(if are_all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(are_all_good))
 }
 
 fn explain_body(
@@ -62,44 +57,38 @@ fn explain_body(
 ) -> Value {
     let own = || source.secrets.first().map(|named| sign(&named.secret, body));
     let signature = given.map(str::to_owned).or_else(own);
-    let explanation = explain(source, settings.ingress.max_body, signature.as_deref(), body);
-    let mut explained = json!({ "source": &*source.name, "path": source.path, "signature": signature });
     let id = |secret: Option<usize>| secret.and_then(|at| source.secrets.get(at)).map(|named| named.id.to_string());
-    let keeps =
-        |reason: &str| json!(reason).as_str().filter(|_| settings.state_directory.is_some()).map(str::to_owned);
-    match explanation {
+    let keeps = |reason: &'static str| settings.state_directory.is_some().then_some(reason);
+    let mut explained = match explain(source, settings.ingress.max_body, signature.as_deref(), body) {
         Explanation::Event(event, secret) => {
+            let mut explained = explain_event(broker, &event);
             explained["secret"] = json!(id(secret));
-            explained["status"] = 200.into();
-            explained["answer"] = "accepted".into();
-            explain_event(&mut explained, broker, &event);
+            explained
         }
-        Explanation::Probe(what, secret) => {
-            explained["secret"] = json!(id(secret));
-            explained["status"] = 200.into();
-            explained["answer"] = "probe".into();
-            explained["detail"] = what.into();
-            explained["kept"] = json!(keeps("probe").filter(|_| source.is_signed()));
-        }
-        Explanation::Rejected { status, reason, detail, kept } => {
-            explained["status"] = status.into();
-            explained["answer"] = reason.into();
-            explained["detail"] = detail.into();
-            explained["kept"] = json!(kept.and_then(|kept| keeps(kept.name())));
-        }
-    }
+        Explanation::Probe(what, secret) => json!({
+            "secret": id(secret), "status": 200, "answer": "probe", "detail": what,
+            "kept": keeps("probe").filter(|_| source.is_signed()),
+        }),
+        Explanation::Rejected { status, reason, detail, kept } => json!({
+            "status": status, "answer": reason, "detail": detail, "kept": kept.and_then(|kept| keeps(kept.name())),
+        }),
+    };
+    explained["source"] = json!(&*source.name);
+    explained["path"] = json!(source.path);
+    explained["signature"] = json!(signature);
     explained
 }
 
-/// Adds the facts about the message that is published.
-fn explain_event(explained: &mut Value, broker: &mut dyn Broker, event: &Event) {
-    let deviations: Vec<String> =
-        event.deviations().to_string().split(',').filter(|part| !part.is_empty()).map(str::to_owned).collect();
-    explained["deviations"] = json!(deviations);
-    explained["id"] = event.id().into();
-    explained["event"] = event.event().into();
-    explained["target_type"] = event.target_type().into();
-    explained["broker"] = broker.name().into();
+/// The facts about the message that is published.
+fn explain_event(broker: &mut dyn Broker, event: &Event) -> Value {
+    let deviations = event.deviations().to_string();
+    let deviations: Vec<&str> = deviations.split(',').filter(|part| !part.is_empty()).collect();
+    let headers = broker.headers().list(event).into_iter().map(|(name, value)| (name, Value::from(value)));
+    let headers = Value::Object(headers.collect());
+    let mut explained = json!({
+        "status": 200, "answer": "accepted", "deviations": deviations, "id": event.id(), "event": event.event(),
+        "target_type": event.target_type(), "broker": broker.name(), "headers": headers,
+    });
     match broker.address(event) {
         Ok((address, key)) => {
             explained["address"] = json!(&*address);
@@ -109,8 +98,7 @@ fn explain_event(explained: &mut Value, broker: &mut dyn Broker, event: &Event) 
             explained["dead_letter"] = json!({ "reason": refusal.reason().name(), "text": refusal.text });
         }
     }
-    let headers = broker.headers().list(event).into_iter().map(|(name, value)| (name, Value::from(value)));
-    explained["headers"] = Value::Object(headers.collect());
+    explained
 }
 
 /// Prints an explanation for human readers.

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::{Args, CommandFactory as _};
 use clap_complete::Shell;
 
-use crate::cli::{Arguments, failed, print, say};
+use crate::cli::{Arguments, CommandResult, failed, print, say};
 
 const NAME: &str = "plextrac-bridge";
 
@@ -30,23 +30,17 @@ pub(super) fn completions(options: &Completions) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-pub(super) fn man(options: &Man) -> ExitCode {
+pub(super) fn man(options: &Man) -> CommandResult {
     let command = Arguments::command();
-    let Some(directory) = &options.directory else {
+    if let Some(directory) = &options.directory {
+        clap_mangen::generate_to(command, directory)
+            .map_err(|error| failed(format_args!("cannot write to {}: {error}", directory.display())))?;
+        say(format_args!("wrote the pages to {}", directory.display()));
+    } else {
         let mut page = Vec::new();
-        return match clap_mangen::Man::new(command).render(&mut page) {
-            Ok(()) => {
-                print(&page);
-                ExitCode::SUCCESS
-            }
-            Err(error) => failed(format_args!("cannot write the page: {error}")),
-        };
-    };
-    match clap_mangen::generate_to(command, directory) {
-        Ok(()) => {
-            say(format_args!("wrote the pages to {}", directory.display()));
-            ExitCode::SUCCESS
-        }
-        Err(error) => failed(format_args!("cannot write to {}: {error}", directory.display())),
+        let rendered = clap_mangen::Man::new(command).render(&mut page);
+        rendered.map_err(|error| failed(format_args!("cannot write the page: {error}")))?;
+        print(&page);
     }
+    Ok(ExitCode::SUCCESS)
 }

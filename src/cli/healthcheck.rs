@@ -10,7 +10,7 @@ use crate::settings::{Flags, Layers};
 use clap::Args;
 
 use crate::cli::client::local;
-use crate::cli::{self, say};
+use crate::cli::{self, CommandResult, exit, say};
 
 /// The time limit for the connection, and for each part of the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -28,11 +28,7 @@ pub(super) struct HealthcheckOptions {
     address: Option<String>,
 }
 
-pub(super) fn run(flags: &Flags, options: &HealthcheckOptions) -> ExitCode {
-    ask(flags, options).unwrap_or_else(|code| code)
-}
-
-fn ask(flags: &Flags, options: &HealthcheckOptions) -> Result<ExitCode, ExitCode> {
+pub(super) fn run(flags: &Flags, options: &HealthcheckOptions) -> CommandResult {
     let (text, problems) = match &options.address {
         Some(address) => (address.clone(), Vec::new()),
         None => configured(flags)?,
@@ -46,7 +42,7 @@ fn ask(flags: &Flags, options: &HealthcheckOptions) -> Result<ExitCode, ExitCode
     match get(address, path) {
         Ok((is_good, body)) => {
             say(body.trim_end());
-            Ok(if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            Ok(exit(is_good))
         }
         Err(error) => {
             problems.iter().for_each(cli::warn);

@@ -8,7 +8,7 @@ use crate::settings::Flags;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::cli::{self, say};
+use crate::cli::{self, CommandResult, examples, exit, say};
 
 #[derive(Debug, Args)]
 pub(super) struct JournalOptions {
@@ -21,9 +21,7 @@ enum JournalAction {
     /// Read every record of the journal and report what is sound and what is damaged; change nothing
     ///
     /// Works while a daemon runs. Exit status: 0 sound or empty, 1 damaged or unreadable.
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml journal verify\n  plextrac-bridge journal verify --json /backup/journal"
-    )]
+    #[command(after_help = examples("journal verify"))]
     Verify(Verify),
 }
 
@@ -36,12 +34,8 @@ struct Verify {
     directory: Option<PathBuf>,
 }
 
-pub(super) fn run(flags: &Flags, options: &JournalOptions) -> ExitCode {
+pub(super) fn run(flags: &Flags, options: &JournalOptions) -> CommandResult {
     let JournalAction::Verify(options) = &options.action;
-    check(flags, options).unwrap_or_else(|code| code)
-}
-
-fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
     let directory = match &options.directory {
         Some(directory) => directory.clone(),
         None => cli::state_directory(flags)?.join("journal"),
@@ -78,7 +72,7 @@ fn check(flags: &Flags, options: &Verify) -> Result<ExitCode, ExitCode> {
     } else {
         show(&directory, &report);
     }
-    Ok(if report.damaged() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(report.damaged() == 0))
 }
 
 fn show(directory: &Path, report: &Report) {

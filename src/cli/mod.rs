@@ -35,7 +35,7 @@ const STATE_OF_THE_UNIT: &str = "/var/lib/plextrac-bridge";
 /// Receives PlexTrac's webhooks, proves that they are genuine, and publishes each one, byte for byte, to Kafka,
 /// RabbitMQ or NATS JetStream.
 #[derive(Debug, Parser)]
-#[command(name = "plextrac-bridge", version = VERSION.as_str(), long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = EXAMPLES)]
+#[command(name = "plextrac-bridge", version = VERSION.as_str(), long_version = LONG_VERSION.as_str(), arg_required_else_help = true, after_help = examples("plextrac-bridge"))]
 pub(crate) struct Arguments {
     #[arg(
         long,
@@ -62,68 +62,62 @@ static VERSION: LazyLock<String> =
 static LONG_VERSION: LazyLock<String> =
     LazyLock::new(|| format!("{}\nbrokers: {}", *VERSION, brokers::BUILT_IN.join(", ")));
 
-const EXAMPLES: &str = "Examples:
-  plextrac-bridge demo                              see it work, without a broker
-  plextrac-bridge --config bridge.toml check --connect
-  plextrac-bridge --config bridge.toml serve
-
-Every setting with its default: config/default.toml";
-
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the bridge
-    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml serve")]
+    #[command(after_help = examples("serve"))]
     Serve,
     /// Check the settings, and with --connect the broker; change nothing
-    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml check --connect")]
+    #[command(after_help = examples("check"))]
     Check(check::CheckOptions),
     /// Try it: a bridge, a sender and files as the broker, all in one process
-    #[command(after_help = "Example:\n  plextrac-bridge demo\n  plextrac-bridge demo --once    # ends by itself")]
+    #[command(after_help = examples("demo"))]
     Demo(demo::DemoOptions),
     /// Print the signature of a body
-    #[command(
-        after_help = "Example:\n  curl -H \"X-Authorization-HMAC-256: $(plextrac-bridge --config bridge.toml sign body.json)\" \\\n       --data-binary @body.json http://127.0.0.1:8080/webhooks/plextrac"
-    )]
+    #[command(after_help = examples("sign"))]
     Sign(sign::SignOptions),
     /// Explain what would happen to a body: signature, answer, id, address, headers; asks no broker
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml explain body.json\n  plextrac-bridge --config bridge.toml dead-letters show --body cm1-4f2a90c1d3e5 | plextrac-bridge --config bridge.toml explain"
-    )]
+    #[command(after_help = examples("explain"))]
     Explain(explain::ExplainOptions),
     /// Send signed webhooks: samples, or given files
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml send                 # one sample to the bridge of these settings\n  plextrac-bridge send --secret-file secret --count 1000 --rate 100 http://127.0.0.1:8080/webhooks/plextrac\n  plextrac-bridge --config bridge.toml send http://127.0.0.1:8080/webhooks/plextrac body.json\n  plextrac-bridge --config bridge.toml send --sample all    # each kind of event once\n  plextrac-bridge --config bridge.toml send --targets 20000 # a bulk change of 20,000 findings"
-    )]
+    #[command(after_help = examples("send"))]
     Send(send::SendOptions),
     /// List what the broker refused, publish it again, or delete it; --invalid: signed bodies answered 422
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters list\n  plextrac-bridge --config bridge.toml dead-letters replay --reason too_large"
-    )]
+    #[command(after_help = examples("dead-letters"))]
     DeadLetters {
         #[command(subcommand)]
         command: dead_letters::DeadLetters,
     },
     /// Inspect the journal on disk
-    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml journal verify")]
+    #[command(after_help = examples("journal"))]
     Journal(journal::JournalOptions),
     /// Ask the running bridge whether it is live (or, with --ready, ready); for images without a shell
-    #[command(after_help = "Example:\n  plextrac-bridge --config bridge.toml healthcheck --ready")]
+    #[command(after_help = examples("healthcheck"))]
     Healthcheck(healthcheck::HealthcheckOptions),
     /// Print a schema: JSON Schema of the payloads or of the settings, AsyncAPI of what consumers receive
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge schema settings > settings.schema.json\n  plextrac-bridge schema asyncapi"
-    )]
+    #[command(after_help = examples("schema"))]
     Schema(schema::SchemaOptions),
     /// Print a script that completes commands and options
-    #[command(
-        after_help = "Example:\n  plextrac-bridge completions bash | sudo tee /etc/bash_completion.d/plextrac-bridge > /dev/null"
-    )]
+    #[command(after_help = examples("completions"))]
     Completions(generate::Completions),
     /// Print the manual page, or write those of all commands
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge man | man -l -\n  sudo plextrac-bridge man --directory /usr/local/share/man/man1"
-    )]
+    #[command(after_help = examples("man"))]
     Man(generate::Man),
+}
+
+/// The exit code of a command, in both cases.
+type CommandResult = Result<ExitCode, ExitCode>;
+
+/// The exit code of a command that has printed everything: success, or failure.
+fn exit(is_good: bool) -> ExitCode {
+    if is_good { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The examples of a command, for its help: the paragraphs under its name.
+fn examples(command: &str) -> &'static str {
+    let name = format!("# {command}\n");
+    let (_, rest) = include_str!("examples.txt").split_once(&name).unwrap_or_default();
+    rest.split("\n# ").next().unwrap_or_default().trim_end()
 }
 
 /// Runs the command given by the arguments of the process.
@@ -135,17 +129,18 @@ pub fn main() -> ExitCode {
     let code = match arguments.command {
         Command::Serve => serve::run(&flags),
         Command::Check(options) => check::run(&flags, &options),
-        Command::Demo(options) => demo::run(&flags, &options),
+        Command::Demo(options) => demo::run(&flags, options.once),
         Command::Sign(options) => sign::run(&flags, &options),
         Command::Explain(options) => explain::run(&flags, &options),
-        Command::Send(options) => send::run(&flags, &options),
+        Command::Send(options) => send::run(&flags, options),
         Command::DeadLetters { command } => dead_letters::run(&flags, &command),
         Command::Healthcheck(options) => healthcheck::run(&flags, &options),
         Command::Journal(options) => journal::run(&flags, &options),
-        Command::Schema(options) => schema::run(&options),
-        Command::Completions(options) => generate::completions(&options),
+        Command::Schema(options) => Ok(schema::run(&options)),
+        Command::Completions(options) => Ok(generate::completions(&options)),
         Command::Man(options) => generate::man(&options),
     };
+    let code = code.unwrap_or_else(|code| code);
     match UNPRINTED.get() {
         Some(error) if code == ExitCode::SUCCESS => {
             failed(format_args!("cannot write to standard output: {error}"))

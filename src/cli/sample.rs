@@ -7,6 +7,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use clap::builder::PossibleValue;
 use serde_json::{Value, json};
 
+use PayloadShape::{Automation, Bulk, One};
+
 /// The name that selects every sample.
 const ALL: &str = "all";
 
@@ -33,7 +35,7 @@ enum PayloadShape {
     /// Does the same with a list of targets.
     Bulk(Text),
     /// The ids of a workflow automation.
-    Ids(Ids),
+    Automation(Ids),
 }
 
 /// The `text` of a payload: an earlier copy of the vendor's page has none.
@@ -62,34 +64,24 @@ const fn sample(name: &'static str, event: &'static str, target_type: &'static s
 
 /// The documented payloads first.
 const SAMPLES: [Sample; 18] = [
-    sample("report-published", "ReportPublished", "report", PayloadShape::One(Text::Present)),
-    sample("finding-published", "FindingPublished", "finding", PayloadShape::One(Text::Present)),
-    sample("assessment-submitted", "AssessmentSubmitted", "assessment", PayloadShape::One(Text::Present)),
-    sample("engagement-submitted", "SchedulerEngagementSubmitted", "engagement", PayloadShape::One(Text::Present)),
-    sample("report-status-changed", "ReportStatusChanged", "report", PayloadShape::One(Text::Present)),
-    sample("bulk-change", "FindingPublished", "finding", PayloadShape::Bulk(Text::Present)),
-    sample("report-published-without-text", "ReportPublished", "report", PayloadShape::One(Text::Missing)),
-    sample("finding-published-without-text", "FindingPublished", "finding", PayloadShape::One(Text::Missing)),
-    sample(
-        "assessment-submitted-without-text",
-        "AssessmentSubmitted",
-        "assessment",
-        PayloadShape::One(Text::Missing),
-    ),
-    sample(
-        "engagement-submitted-without-text",
-        "SchedulerEngagementSubmitted",
-        "engagement",
-        PayloadShape::One(Text::Missing),
-    ),
-    sample("report-status-changed-without-text", "ReportStatusChanged", "report", PayloadShape::One(Text::Missing)),
-    sample("bulk-change-without-text", "FindingPublished", "finding", PayloadShape::Bulk(Text::Missing)),
-    sample("report-automation", "On Report Creation/Edit", "", PayloadShape::Ids(Ids::Report)),
-    sample("finding-automation", "On Report Finding Creation/Edit", "", PayloadShape::Ids(Ids::Numbers)),
-    sample("workflow-automation", "WFA: On Report Creation/Edit", "", PayloadShape::Ids(Ids::Strings)),
-    sample("ids", "", "", PayloadShape::Ids(Ids::Numbers)),
-    sample("ids-as-strings", "", "", PayloadShape::Ids(Ids::Strings)),
-    sample("flaw-ids", "", "", PayloadShape::Ids(Ids::Flaw)),
+    sample("report-published", "ReportPublished", "report", One(Text::Present)),
+    sample("finding-published", "FindingPublished", "finding", One(Text::Present)),
+    sample("assessment-submitted", "AssessmentSubmitted", "assessment", One(Text::Present)),
+    sample("engagement-submitted", "SchedulerEngagementSubmitted", "engagement", One(Text::Present)),
+    sample("report-status-changed", "ReportStatusChanged", "report", One(Text::Present)),
+    sample("bulk-change", "FindingPublished", "finding", Bulk(Text::Present)),
+    sample("report-published-without-text", "ReportPublished", "report", One(Text::Missing)),
+    sample("finding-published-without-text", "FindingPublished", "finding", One(Text::Missing)),
+    sample("assessment-submitted-without-text", "AssessmentSubmitted", "assessment", One(Text::Missing)),
+    sample("engagement-submitted-without-text", "SchedulerEngagementSubmitted", "engagement", One(Text::Missing)),
+    sample("report-status-changed-without-text", "ReportStatusChanged", "report", One(Text::Missing)),
+    sample("bulk-change-without-text", "FindingPublished", "finding", Bulk(Text::Missing)),
+    sample("report-automation", "On Report Creation/Edit", "", Automation(Ids::Report)),
+    sample("finding-automation", "On Report Finding Creation/Edit", "", Automation(Ids::Numbers)),
+    sample("workflow-automation", "WFA: On Report Creation/Edit", "", Automation(Ids::Strings)),
+    sample("ids", "", "", Automation(Ids::Numbers)),
+    sample("ids-as-strings", "", "", Automation(Ids::Strings)),
+    sample("flaw-ids", "", "", Automation(Ids::Flaw)),
 ];
 
 /// The number of samples that are sent if none is chosen: one target, the documented payload.
@@ -98,7 +90,7 @@ const USUAL: usize = 5;
 impl Sample {
     /// Whether it lists several targets.
     pub(super) fn is_bulk(&self) -> bool {
-        matches!(self.shape, PayloadShape::Bulk(_))
+        matches!(self.shape, Bulk(_))
     }
 
     /// A body of this kind, different from all others: `number` counts the bodies of this process.
@@ -111,15 +103,15 @@ impl Sample {
             payload["targetType"] = json!(self.target_type);
         }
         match self.shape {
-            PayloadShape::One(text) => {
+            One(text) => {
                 payload["targetCuid"] = json!(entity());
                 self.describe(&mut payload, text, number);
             }
-            PayloadShape::Bulk(text) => {
+            Bulk(text) => {
                 payload["targetCuids"] = (0..targets).map(|_| entity()).collect();
                 self.describe(&mut payload, text, number);
             }
-            PayloadShape::Ids(ids) => {
+            Automation(ids) => {
                 let id = || 1 + fastrand::u64(..1 << 48);
                 let write = |id: u64| if ids == Ids::Strings { json!(id.to_string()) } else { json!(id) };
                 payload["clientId"] = write(id());
@@ -149,22 +141,20 @@ impl Sample {
 
     /// The line in `--help`.
     fn help(&self) -> String {
-        let ids = match self.shape {
-            PayloadShape::One(Text::Present) => return format!("{}, the documented payload", self.event),
-            PayloadShape::One(Text::Missing) => return format!("{}, as an earlier page has it", self.event),
-            PayloadShape::Bulk(Text::Present) => return format!("{} of several targets", self.event),
-            PayloadShape::Bulk(Text::Missing) => {
-                return format!("{} of several targets, as an earlier page has it", self.event);
-            }
-            PayloadShape::Ids(Ids::Report) => "clientId and reportId as numbers",
-            PayloadShape::Ids(Ids::Numbers) => "clientId, reportId and findingId as numbers",
-            PayloadShape::Ids(Ids::Strings) => "clientId, reportId and findingId as strings",
-            PayloadShape::Ids(Ids::Flaw) => "clientId, reportId and flawId as numbers",
+        let what = match self.shape {
+            One(Text::Present) => ", the documented payload",
+            One(Text::Missing) => ", as an earlier page has it",
+            Bulk(Text::Present) => " of several targets",
+            Bulk(Text::Missing) => " of several targets, as an earlier page has it",
+            Automation(Ids::Report) => "clientId and reportId as numbers",
+            Automation(Ids::Numbers) => "clientId, reportId and findingId as numbers",
+            Automation(Ids::Strings) => "clientId, reportId and findingId as strings",
+            Automation(Ids::Flaw) => "clientId, reportId and flawId as numbers",
         };
-        if self.event.is_empty() {
-            format!("An automation of ids alone: {ids}")
-        } else {
-            format!("{}, with {ids}", self.event)
+        match (self.event, self.shape) {
+            ("", _) => format!("An automation of ids alone: {what}"),
+            (event, Automation(_)) => format!("{event}, with {what}"),
+            (event, _) => format!("{event}{what}"),
         }
     }
 }

@@ -20,7 +20,7 @@ use serde_json::json;
 use crate::cli::client::{Http, Response, Signer, sign};
 use crate::cli::sample::{self, Sample};
 use crate::cli::sign::read;
-use crate::cli::{self, say};
+use crate::cli::{self, CommandResult, exit, say};
 
 /// The wait before a repeat if a 503 does not set one.
 const RETRY: Duration = Duration::from_secs(1);
@@ -63,12 +63,8 @@ pub(super) struct SendOptions {
     files: Vec<PathBuf>,
 }
 
-pub(super) fn run(flags: &Flags, options: &SendOptions) -> ExitCode {
-    prepare(flags, options).map_or_else(|code| code, |plan| plan.run(options.json))
-}
-
-fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCode> {
-    let samples = samples(options);
+pub(super) fn run(flags: &Flags, options: SendOptions) -> CommandResult {
+    let samples = samples(&options);
     let identity = options.signer.identity(flags)?;
     let Some(url) = options.url.clone().or(identity.url) else {
         return Err(cli::failed("give the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
@@ -89,25 +85,22 @@ fn prepare(flags: &Flags, options: &SendOptions) -> Result<Rc<SendPlan>, ExitCod
         // Changes are shown even while no answer arrives.
         bar.enable_steady_tick(DRAW_INTERVAL);
     }
-    Ok(Rc::new(SendPlan {
+    let plan = Rc::new(SendPlan {
         http: Http::new(&url)?,
         url,
         secret: identity.secret,
         bodies,
         samples,
-        targets: options.targets.unwrap_or(sample::TARGETS),
         count,
-        rate: options.rate,
-        connections: options.connections,
-        retry: !options.no_retry,
-        timeout: options.timeout,
+        options,
         last_accepted: Cell::new(Instant::now()),
         last_answer: RefCell::default(),
         next: Cell::new(0),
         waiting: Cell::new(0),
         tally: RefCell::default(),
         bar,
-    }))
+    });
+    plan.run()
 }
 
 /// The samples that are sent if no file is given.
@@ -141,12 +134,8 @@ struct SendPlan {
     secret: Option<Secret>,
     bodies: Vec<Bytes>,
     samples: Vec<&'static Sample>,
-    targets: usize,
     count: u64,
-    rate: Option<u32>,
-    connections: u16,
-    retry: bool,
-    timeout: Duration,
+    options: SendOptions,
     /// The time of the last accepted event, or of the begin.
     last_accepted: Cell<Instant>,
     /// The last answer that was not 200, as it was printed.
@@ -194,19 +183,16 @@ impl Tally {
 }
 
 impl SendPlan {
-    fn run(self: Rc<Self>, as_json: bool) -> ExitCode {
-        let runtime = match cli::runtime() {
-            Ok(runtime) => runtime,
-            Err(code) => return code,
-        };
+    fn run(self: Rc<Self>) -> CommandResult {
+        let runtime = cli::runtime()?;
         let begun = Instant::now();
         let local = tokio::task::LocalSet::new();
         local.block_on(&runtime, async {
-            let workers = (0..self.connections).map(|_| tokio::task::spawn_local(self.clone().work(begun)));
+            let workers = (0..self.options.connections).map(|_| tokio::task::spawn_local(self.clone().work(begun)));
             futures_util::future::join_all(workers.collect::<Vec<_>>()).await;
         });
         self.bar.finish_and_clear();
-        self.report(begun.elapsed(), as_json)
+        Ok(self.report(begun.elapsed()))
     }
 
     async fn work(self: Rc<Self>, begun: Instant) {
@@ -216,7 +202,7 @@ impl SendPlan {
                 return;
             }
             self.next.set(number + 1);
-            if let Some(rate) = self.rate {
+            if let Some(rate) = self.options.rate {
                 let due = begun + Duration::from_secs_f64(to_f64(number) / f64::from(rate));
                 tokio::time::sleep_until(due.into()).await;
             }
@@ -230,7 +216,7 @@ impl SendPlan {
             0 => {
                 let samples = self.samples.len() as u64;
                 let sample = self.samples[usize::try_from(number % samples).unwrap_or(0)];
-                Bytes::from(sample.body(number, self.targets))
+                Bytes::from(sample.body(number, self.options.targets.unwrap_or(sample::TARGETS)))
             }
             length => self.bodies[usize::try_from(number % length).unwrap_or(0)].clone(),
         };
@@ -240,7 +226,7 @@ impl SendPlan {
             let answer = self.http.post(&self.url, body.clone(), signature.as_deref()).await;
             self.print_change(&answer);
             let wait = match &answer {
-                Ok(answer) if answer.status == 503 && self.retry && !self.gives_up() => {
+                Ok(answer) if answer.status == 503 && !self.options.no_retry && !self.gives_up() => {
                     answer.retry_after.or(Some(RETRY))
                 }
                 _ => None,
@@ -260,7 +246,7 @@ impl SendPlan {
 
     /// Whether nothing has been accepted for too long: the remaining bodies are not sent.
     fn gives_up(&self) -> bool {
-        self.last_accepted.get().elapsed() >= self.timeout
+        self.last_accepted.get().elapsed() >= self.options.timeout
     }
 
     /// Prints an answer that differs from the one before; the first one only if it is not 200.
@@ -303,7 +289,7 @@ impl SendPlan {
         self.bar.set_message(shown.collect::<String>());
     }
 
-    fn report(&self, elapsed: Duration, as_json: bool) -> ExitCode {
+    fn report(&self, elapsed: Duration) -> ExitCode {
         let mut tally = self.tally.borrow_mut();
         tally.latencies.sort_unstable();
         let accepted = tally.codes.get(&200).copied().unwrap_or(0);
@@ -313,7 +299,7 @@ impl SendPlan {
             let at = (tally.latencies.len() * share / 100).min(tally.latencies.len().saturating_sub(1));
             f64::from(tally.latencies.get(at).copied().unwrap_or(0)) / 1000.0
         };
-        if as_json {
+        if self.options.json {
             say(json!({
                 "accepted": accepted, "refused": refused, "failed": tally.failed, "repeated": tally.repeated,
                 "codes": tally.codes, "seconds": elapsed.as_secs_f64(), "accepted_per_second": rate,
@@ -341,9 +327,12 @@ impl SendPlan {
         }
         if self.gives_up() && accepted < self.count {
             let unsent = self.count - accepted - refused - tally.failed;
-            cli::complain(format_args!("gave up: nothing was accepted for {:?}; {unsent} not sent", self.timeout));
+            cli::complain(format_args!(
+                "gave up: nothing was accepted for {:?}; {unsent} not sent",
+                self.options.timeout
+            ));
         }
-        if accepted == self.count { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        exit(accepted == self.count)
     }
 }
 

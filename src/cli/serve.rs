@@ -12,39 +12,25 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
 
-use crate::cli;
+use crate::cli::{self, CommandResult, exit};
 
 /// The interval at which the contents of secrets and certificates are compared.
 const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(30);
 
-pub(super) fn run(flags: &Flags) -> ExitCode {
-    let passed = match systemd::sockets() {
-        Ok(passed) => passed,
-        Err(error) => return cli::misconfigured(error),
-    };
-    let runtime = match cli::runtime() {
-        Ok(runtime) => runtime,
-        Err(code) => return code,
-    };
+pub(super) fn run(flags: &Flags) -> CommandResult {
+    let passed = systemd::sockets().map_err(cli::misconfigured)?;
+    let runtime = cli::runtime()?;
     // As early as possible: by default these signals end a process.
     let asked = {
         let _inside = runtime.enter();
         hangups(&runtime).and_then(|asked| ignore_others().map(|()| asked))
     };
-    let asked = match asked {
-        Ok(asked) => asked,
-        Err(error) => return cli::failed(format_args!("cannot listen for signals: {error}")),
-    };
-    let (settings, findings) = match cli::settings(flags) {
-        Ok(loaded) => loaded,
-        Err(code) => return code,
-    };
-    let log = match logs::start(settings.log) {
-        Ok(guard) => guard,
-        Err(error) => return cli::failed(format_args!("cannot start the log: {error}")),
-    };
+    let asked = asked.map_err(|error| cli::failed(format_args!("cannot listen for signals: {error}")))?;
+    let (settings, findings) = cli::settings(flags)?;
+    let log = logs::start(settings.log);
+    let log = log.map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
     findings.log();
-    let outcome = runtime.block_on(async {
+    let ended = runtime.block_on(async {
         // Before anything is bound, so that a signal during the start stops it, too.
         let signals = Unix::listen()?;
         let reloading = Reloading {
@@ -71,23 +57,18 @@ pub(super) fn run(flags: &Flags) -> ExitCode {
     });
     // Work that still waits for a disk that hangs must not delay the end.
     runtime.shutdown_background();
-    match outcome {
-        Ok(outcome) => {
-            logs::report_all_left_out();
-            log.close();
-            let code = stopped(&outcome.totals);
-            // The last line of the log is the accounting; the reason for a failure is logged before.
-            if outcome.failed.is_some() { ExitCode::FAILURE } else { code }
-        }
-        Err(error) => {
-            tracing::error!("{error}");
-            ExitCode::FAILURE
-        }
-    }
+    let summary = ended.map_err(|error| {
+        tracing::error!("{error}");
+        ExitCode::FAILURE
+    })?;
+    logs::report_all_left_out();
+    log.close();
+    // The last line of the log is the accounting; the reason for a failure is logged before.
+    log_totals(&summary.totals);
+    Ok(exit(summary.failed.is_none() && summary.totals.lost == 0))
 }
 
-/// Logs the accounting as the last line. If anything was lost, the exit code is 1.
-pub(super) fn stopped(totals: &Totals) -> ExitCode {
+fn log_totals(totals: &Totals) {
     let Totals { received, accepted, duplicate, probe, rejected, .. } = *totals;
     let Totals { recovered, replayed, published, dead_lettered, withdrawn, lost, held, .. } = *totals;
     tracing::info!(
@@ -105,7 +86,6 @@ pub(super) fn stopped(totals: &Totals) -> ExitCode {
         held,
         "stopped"
     );
-    if lost > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS }
 }
 
 /// Listens for SIGTERM and SIGINT.

@@ -8,7 +8,7 @@ use crate::settings::Flags;
 use clap::Args;
 
 use crate::cli::client::{Signer, sign};
-use crate::cli::{self, say};
+use crate::cli::{self, CommandResult, exit, say};
 
 #[derive(Debug, Args)]
 pub(super) struct SignOptions {
@@ -19,18 +19,11 @@ pub(super) struct SignOptions {
     file: PathBuf,
 }
 
-pub(super) fn run(flags: &Flags, options: &SignOptions) -> ExitCode {
-    let signed = options.signer.identity(flags).and_then(|identity| {
-        let secret = identity.secret.ok_or_else(|| cli::failed("the source is unsigned: there is no secret"))?;
-        Ok(sign(&secret, &read(&options.file)?))
-    });
-    match signed {
-        Ok(signature) => {
-            say(signature);
-            ExitCode::SUCCESS
-        }
-        Err(code) => code,
-    }
+pub(super) fn run(flags: &Flags, options: &SignOptions) -> CommandResult {
+    let secret = options.signer.identity(flags)?.secret;
+    let secret = secret.ok_or_else(|| cli::failed("the source is unsigned: there is no secret"))?;
+    say(sign(&secret, &read(&options.file)?));
+    Ok(exit(true))
 }
 
 /// Reads a file, or standard input for `-`.

@@ -25,20 +25,17 @@ pub(crate) struct Filter {
 
 impl Filter {
     /// Fixes the ages as of now: a request that waits must not choose other letters later.
-    #[must_use]
     pub(crate) fn aged(self, older_than: Option<Duration>, newer_than: Option<Duration>, now: SystemTime) -> Self {
         let ago = |age| Timestamp(now.checked_sub(age).unwrap_or(SystemTime::UNIX_EPOCH));
         Self { until: older_than.map(ago), since: newer_than.map(ago), ..self }
     }
 
     /// Whether it chooses everything.
-    #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         *self == Self::default()
     }
 
     /// Whether a letter is meant.
-    #[must_use]
     pub(crate) fn matches(&self, letter: &Letter) -> bool {
         let among = |list: &[String], text: &str| list.is_empty() || list.iter().any(|one| one == text);
         among(&self.reasons, &letter.reason)

@@ -108,7 +108,6 @@ impl Letter {
     }
 
     /// The letter as a line, with its end.
-    #[must_use]
     pub(crate) fn line(&self) -> Vec<u8> {
         let mut line = encode(self).into_bytes();
         line.push(b'\n');
@@ -124,7 +123,6 @@ impl Letter {
     }
 
     /// The arguments of [`crate::event::Rebuild`].
-    #[must_use]
     pub(crate) fn origin_and_body(self) -> (Origin, Box<[u8]>) {
         let signature: Option<[u8; 64]> =
             self.signature.as_deref().and_then(|text| text.as_bytes().try_into().ok());

@@ -74,14 +74,20 @@ pub(crate) struct Requests {
     pub(crate) turn: Mutex<()>,
 }
 
-/// The end of a request.
+/// The reason why a request ends before all that it could do is done.
 enum Ended {
-    /// All that it could do is done.
-    Done,
     /// The bridge stops.
     Stopped,
     /// Its asker has left; these events had been sent before.
     Left(Option<ReplayBatch>),
+    /// The disk fails, or the store is full.
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Ended {
+    fn from(error: io::Error) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Requests {
@@ -93,18 +99,17 @@ impl Requests {
             StoreKind::Invalid => self.stores.invalid.clone(),
         };
         let mut work = RequestWork { requests: self, request, store, asker, progress: Progress::default() };
-        let ended = work.run().await;
         let mut in_flight = None;
-        match ended {
-            Ok(Ended::Done) => work.progress.state = RequestState::Done,
-            Ok(Ended::Stopped) => {
+        match work.run().await {
+            Ok(()) => work.progress.state = RequestState::Done,
+            Err(Ended::Stopped) => {
                 work.progress.give_up("the bridge is stopping; what was not published is still kept".to_owned());
             }
-            Ok(Ended::Left(sent)) => {
+            Err(Ended::Left(sent)) => {
                 work.progress.give_up("the command has ended".to_owned());
                 in_flight = sent;
             }
-            Err(error) => work.progress.give_up(error.to_string()),
+            Err(Ended::Failed(error)) => work.progress.give_up(error.to_string()),
         }
         work.report();
         let Progress { state, selected, published, dead_lettered, dropped, skipped, error, .. } = work.progress;
@@ -141,7 +146,7 @@ struct RequestWork<'r> {
 }
 
 impl RequestWork<'_> {
-    async fn run(&mut self) -> io::Result<Ended> {
+    async fn run(&mut self) -> Result<(), Ended> {
         let files = self.store.work(|store| {
             let last = store.seal();
             Ok(store.files(last).into_iter().map(|file| (file, store.path(file))).collect::<Vec<_>>())
@@ -158,11 +163,9 @@ impl RequestWork<'_> {
         }
     }
 
-    async fn drop_from(&mut self, files: &[u64]) -> io::Result<Ended> {
+    async fn drop_from(&mut self, files: &[u64]) -> Result<(), Ended> {
         for file in files.iter().copied() {
-            if let Some(ended) = self.interrupted() {
-                return Ok(ended);
-            }
+            self.check()?;
             let filter = self.request.filter.clone();
             let is_meant = move |line: &[u8]| is_meant(&filter, line);
             let (dropped, skipped) = self.store.work(move |store| store.drop_letters(file, is_meant)).await?;
@@ -175,10 +178,10 @@ impl RequestWork<'_> {
             }
             self.report();
         }
-        Ok(Ended::Done)
+        Ok(())
     }
 
-    async fn replay_from(&mut self, files: &[u64]) -> io::Result<Ended> {
+    async fn replay_from(&mut self, files: &[u64]) -> Result<(), Ended> {
         self.refuse_if_full().await?;
         let requests = self.requests;
         let _turn = if let Ok(turn) = requests.turn.try_lock() {
@@ -188,48 +191,41 @@ impl RequestWork<'_> {
             self.report();
             tokio::select! {
                 turn = requests.turn.lock() => turn,
-                () = self.asker.closed() => return Ok(Ended::Left(None)),
-                () = requests.drain.begun() => return Ok(Ended::Stopped),
+                () = self.asker.closed() => return Err(Ended::Left(None)),
+                () = requests.drain.begun() => return Err(Ended::Stopped),
             }
         };
         self.progress.error = None;
         for file in files.iter().copied() {
-            if let Some(ended) = self.replay_file(file).await? {
-                return Ok(ended);
-            }
+            self.replay_file(file).await?;
         }
-        Ok(Ended::Done)
+        Ok(())
     }
 
-    /// Replays the letters of one file, batch by batch; how the request ended, if it did.
-    async fn replay_file(&mut self, file: u64) -> io::Result<Option<Ended>> {
+    /// Replays the letters of one file, batch by batch.
+    async fn replay_file(&mut self, file: u64) -> Result<(), Ended> {
         let mut seen = HashSet::new();
         loop {
-            if let Some(ended) = self.wait_for_room().await {
-                return Ok(Some(ended));
-            }
+            self.wait_for_room().await?;
             self.refuse_if_full().await?;
             let (request, rebuild) = (self.request.clone(), self.requests.rebuild.clone());
             let most = (self.requests.queue.limits().bytes / 4).min(BATCH_BYTES);
             let batch = self.store.work(move |store| take(store, file, seen, &request, &rebuild, most)).await?;
             self.progress.skipped += batch.skipped;
             self.progress.done += batch.skipped;
-            if let Some(ended) = self.deliver(file, batch.events).await? {
-                return Ok(Some(ended));
-            }
+            self.deliver(file, batch.events).await?;
             self.report();
             if batch.is_last {
-                return Ok(None);
+                return Ok(());
             }
             seen = batch.seen;
         }
     }
 
-    /// Gives events to delivery, waits for their end and removes the letters of those that are settled. How the request
-    /// ended, if it did.
-    async fn deliver(&mut self, file: u64, events: Vec<(u64, Box<Event>)>) -> io::Result<Option<Ended>> {
+    /// Gives events to delivery, waits for their end and removes the letters of those that are settled.
+    async fn deliver(&mut self, file: u64, events: Vec<(u64, Box<Event>)>) -> Result<(), Ended> {
         if events.is_empty() {
-            return Ok(self.interrupted());
+            return self.check();
         }
         // Refused again, an event becomes a dead letter whichever store it came from.
         let held = self.requests.stores.dead_letters.held();
@@ -246,61 +242,60 @@ impl RequestWork<'_> {
         if !self.requests.queue.replay(replayed) {
             batch.withdraw(&self.requests.queue);
             batch.settle().await?;
-            return Ok(Some(Ended::Stopped));
+            return Err(Ended::Stopped);
         }
-        if self.watch(&batch).await == BatchEnd::Left {
-            return Ok(Some(Ended::Left(Some(batch))));
-        }
+        let batch = self.watch(batch).await?;
         let (all, kept) = (batch.letters.len() as u64, batch.settle().await?);
         let again = (held.returned() - returned).min(kept);
         self.progress.published += kept - again;
         self.progress.dead_lettered += again;
         self.progress.skipped += all - kept;
         self.progress.done += all;
-        Ok(self.interrupted())
+        self.check()
     }
 
     /// Reports how far a batch is until all of it has ended. If the asker leaves or the drain begins, what is not sent is
     /// withdrawn; the drain tells the rest how it ends, the asker's is not waited for here.
-    async fn watch(&mut self, batch: &ReplayBatch) -> BatchEnd {
+    async fn watch(&mut self, batch: ReplayBatch) -> Result<ReplayBatch, Ended> {
         let before = self.progress.done;
         let requests = self.requests;
-        let ended = batch.ended();
-        tokio::pin!(ended);
         let mut is_draining = false;
-        loop {
-            tokio::select! {
-                () = &mut ended => break,
-                () = self.asker.closed() => {
-                    batch.withdraw(&requests.queue);
-                    return BatchEnd::Left;
-                }
-                () = requests.drain.begun(), if !is_draining => {
-                    batch.withdraw(&requests.queue);
-                    is_draining = true;
-                }
-                () = sleep(REPORT) => {
-                    self.progress.done = before + batch.ended_count();
-                    self.note_trouble();
+        let is_left = {
+            let ended = batch.ended();
+            tokio::pin!(ended);
+            loop {
+                tokio::select! {
+                    () = &mut ended => break false,
+                    () = self.asker.closed() => break true,
+                    () = requests.drain.begun(), if !is_draining => {
+                        batch.withdraw(&requests.queue);
+                        is_draining = true;
+                    }
+                    () = sleep(REPORT) => {
+                        self.progress.done = before + batch.ended_count();
+                        self.note_trouble();
+                    }
                 }
             }
+        };
+        if is_left {
+            batch.withdraw(&requests.queue);
+            return Err(Ended::Left(Some(batch)));
         }
         self.progress.done = before;
         self.progress.error = None;
-        BatchEnd::Ended
+        Ok(batch)
     }
 
-    /// Waits until less than half of the buffer is used: new events take precedence. How the request ended, if it did.
-    async fn wait_for_room(&mut self) -> Option<Ended> {
+    /// Waits until less than half of the buffer is used: new events take precedence.
+    async fn wait_for_room(&mut self) -> Result<(), Ended> {
         let requests = self.requests;
         loop {
-            if let Some(ended) = self.interrupted() {
-                return Some(ended);
-            }
+            self.check()?;
             let (events, bytes) = requests.queue.held();
             let limits = requests.queue.limits();
             if events <= limits.events / 2 && bytes <= limits.bytes / 2 {
-                return None;
+                return Ok(());
             }
             self.note_trouble();
             tokio::select! {
@@ -311,14 +306,12 @@ impl RequestWork<'_> {
         }
     }
 
-    /// Whether the request must end here, and how.
-    fn interrupted(&self) -> Option<Ended> {
-        if self.requests.drain.has_begun() {
-            Some(Ended::Stopped)
-        } else if self.asker.is_closed() {
-            Some(Ended::Left(None))
-        } else {
-            None
+    /// Fails if the request must end here.
+    fn check(&self) -> Result<(), Ended> {
+        match (self.requests.drain.has_begun(), self.asker.is_closed()) {
+            (true, _) => Err(Ended::Stopped),
+            (_, true) => Err(Ended::Left(None)),
+            _ => Ok(()),
         }
     }
 
@@ -339,15 +332,6 @@ impl RequestWork<'_> {
     fn report(&self) {
         self.asker.send_replace(self.progress.clone());
     }
-}
-
-/// The end of the wait for a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum BatchEnd {
-    /// All of its events have ended.
-    Ended,
-    /// The asker left before.
-    Left,
 }
 
 /// Letters of a file that are marked in their store, and whose events delivery has.

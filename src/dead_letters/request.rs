@@ -27,7 +27,6 @@ pub(crate) enum StoreKind {
 
 impl StoreKind {
     /// Its directory in the state directory.
-    #[must_use]
     pub(crate) fn directory(self) -> &'static str {
         match self {
             Self::DeadLetters => "dead-letters",
@@ -73,7 +72,6 @@ impl Request {
     }
 
     /// The request as the body that the daemon reads.
-    #[must_use]
     pub(crate) fn json(&self) -> String {
         encode(self)
     }
@@ -126,7 +124,6 @@ pub(crate) struct Progress {
 
 impl Progress {
     /// A request that ended before anything was done.
-    #[must_use]
     pub(crate) fn refused(error: String) -> Self {
         Self { state: RequestState::Failed, error: Some(error), ..Self::default() }
     }
@@ -139,13 +136,11 @@ impl Progress {
     }
 
     /// The progress as `--json` and the socket have it.
-    #[must_use]
     pub(crate) fn json(&self) -> String {
         encode(self)
     }
 
     /// Reads a line that [`Self::json`] wrote.
-    #[must_use]
     pub(crate) fn parse(text: &[u8]) -> Option<Self> {
         decode(text).ok()
     }

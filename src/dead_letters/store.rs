@@ -43,13 +43,11 @@ pub(crate) struct StoreLimits {
 
 impl StoreLimits {
     /// Dead letters: nothing is dropped.
-    #[must_use]
     pub(crate) fn dead_letters(capacity: usize) -> Self {
         Self { capacity: capacity as u64, file: 4 << 20, at_limit: AtLimit::Refuse }
     }
 
     /// Bodies that were not published: small files, for the oldest are dropped as a whole.
-    #[must_use]
     pub(crate) fn invalid(capacity: usize) -> Self {
         let capacity = capacity as u64;
         Self { capacity, file: (capacity / 16).clamp(1, 1 << 20), at_limit: AtLimit::DropOldest }
@@ -69,37 +67,31 @@ pub(crate) struct StoreCounts {
 
 impl StoreCounts {
     /// Letters on disk.
-    #[must_use]
     pub(crate) fn events(&self) -> u64 {
         self.events.load(Ordering::Relaxed)
     }
 
     /// Bytes on disk.
-    #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// The most bytes.
-    #[must_use]
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
     }
 
     /// Letters written since the start.
-    #[must_use]
     pub(crate) fn kept(&self) -> u64 {
         self.kept.load(Ordering::Relaxed)
     }
 
     /// The letters among them whose events were replayed and refused again.
-    #[must_use]
     pub(crate) fn returned(&self) -> u64 {
         self.returned.load(Ordering::Relaxed)
     }
 
     /// Letters that were dropped or could not be kept since the start.
-    #[must_use]
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
@@ -160,7 +152,6 @@ pub(crate) struct NewLetter {
 
 impl NewLetter {
     /// A line that is dropped last, if ever.
-    #[must_use]
     pub(crate) fn new(line: Vec<u8>) -> Self {
         Self { line, returns: false, precedence: Precedence::Last }
     }
@@ -200,7 +191,6 @@ impl SharedStore {
     }
 
     /// Its contents, counted.
-    #[must_use]
     pub(crate) fn held(&self) -> &Arc<StoreCounts> {
         &self.held
     }
@@ -358,7 +348,6 @@ impl Store {
     }
 
     /// Returns the error of the letter that last did not fit, if it still does not.
-    #[must_use]
     pub(crate) fn no_room(&self) -> Option<WriteError> {
         let length = self.too_long?;
         (self.held.bytes() + length as u64 > self.limits.capacity).then(|| self.full(length))
@@ -432,19 +421,16 @@ impl Store {
     }
 
     /// The number of the file that has the lines of the last [`Store::append`].
-    #[must_use]
     pub(crate) fn written_to(&self) -> u64 {
         self.written_to
     }
 
     /// The numbers of the files there are, up to this one, oldest first.
-    #[must_use]
     pub(crate) fn files(&self, up_to: u64) -> Vec<u64> {
         self.counted.range(..=up_to).map(|(number, _)| *number).collect()
     }
 
     /// The path of a file.
-    #[must_use]
     pub(crate) fn path(&self, number: u64) -> PathBuf {
         let open = |precedence: Precedence| {
             self.current[precedence as usize].as_ref().is_some_and(|open| open.number == number)
@@ -508,7 +494,6 @@ impl Store {
 
     /// A letter's line as a number that outlives a rewrite of its file, for [`Store::mark`] and [`Store::remove`]. Equal
     /// lines are one letter.
-    #[must_use]
     pub(super) fn hash(&self, line: &[u8]) -> u64 {
         self.hasher.hash_one(line)
     }

@@ -149,7 +149,6 @@ fn read_known(store: &Store) -> io::Result<(Vec<u64>, KnownBodies)> {
 }
 
 /// Builds an event from a kept body, if it is valid today under this validation: a connection test is not.
-#[must_use]
 pub(crate) fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation) -> Option<Box<Event>> {
     let trust = if origin.verified { Trust::Signed } else { Trust::Unsigned };
     let is_event = matches!(validate(&body, validation, trust), Ok(Valid::Event(_)));

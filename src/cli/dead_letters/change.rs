@@ -22,7 +22,7 @@ use tokio::time::{sleep, sleep_until};
 use crate::cli::dead_letters::daemon::follow;
 use crate::cli::dead_letters::progress::Display;
 use crate::cli::dead_letters::{Chosen, Which};
-use crate::cli::{self, complain};
+use crate::cli::{self, CommandResult, complain, exit};
 
 /// The longest time that another holder of the state directory may have no socket: a daemon that starts or stops, or
 /// a command.
@@ -71,13 +71,13 @@ pub(in crate::cli) struct Drop {
     attended: Attended,
 }
 
-pub(super) fn replay(flags: &Flags, options: &Replay) -> Result<ExitCode, ExitCode> {
+pub(super) fn replay(flags: &Flags, options: &Replay) -> CommandResult {
     let Replay { which, chosen, lenient, as_is, attended } = options;
     let (lenient, as_is, filter) = (*lenient, *as_is, chosen.filter());
     change(flags, &Request { action: Action::Replay, as_is, filter, lenient, store: which.kind() }, attended)
 }
 
-pub(super) fn drop(flags: &Flags, options: &Drop) -> Result<ExitCode, ExitCode> {
+pub(super) fn drop(flags: &Flags, options: &Drop) -> CommandResult {
     let filter = options.chosen.filter();
     if filter.is_empty() != options.all {
         let text = if options.all { "--all and a filter are both given" } else { "say which ones, or --all" };
@@ -89,7 +89,7 @@ pub(super) fn drop(flags: &Flags, options: &Drop) -> Result<ExitCode, ExitCode> 
     change(flags, &request, &options.attended)
 }
 
-fn change(flags: &Flags, request: &Request, attended: &Attended) -> Result<ExitCode, ExitCode> {
+fn change(flags: &Flags, request: &Request, attended: &Attended) -> CommandResult {
     let mut display = Display::new(request.action, attended.json);
     let state = cli::state_directory(flags).inspect_err(|_| display.refused(UNUSABLE))?;
     let runtime = cli::runtime()?;
@@ -111,7 +111,7 @@ fn change(flags: &Flags, request: &Request, attended: &Attended) -> Result<ExitC
     let progress = progress?;
     display.end(&progress);
     let all = progress.state == RequestState::Done && progress.skipped == 0 && progress.dead_lettered == 0;
-    Ok(if all && progress.unreadable == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(all && progress.unreadable == 0))
 }
 
 /// The way a request is carried out.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{SendRequest, handshake};
+use hyper::client::conn::http1::handshake;
 use hyper::header::HOST;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
@@ -13,20 +13,7 @@ use crate::dead_letters::{Progress, Request, RequestState};
 /// Makes the request and passes on its progress, until the daemon ends the answer. Dropped before, it ends the request.
 /// The last progress says how it ended.
 pub(super) async fn follow(stream: UnixStream, request: &Request, progress: watch::Sender<Progress>) {
-    let followed = async {
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(ended)?;
-        let exchange = exchange(sender, request, &progress);
-        tokio::pin!(exchange, connection);
-        tokio::select! {
-            done = &mut exchange => done,
-            closed = &mut connection => match closed {
-                // What has arrived is still read.
-                Ok(()) => exchange.await,
-                Err(error) => Err(ended(error)),
-            },
-        }
-    };
-    let followed = followed.await;
+    let followed = exchange(stream, request, &progress).await;
     // Only the end of the answer says that nothing more comes.
     if progress.borrow().state == RequestState::Running {
         let error = followed.err().unwrap_or_else(|| "the daemon has ended".to_owned());
@@ -34,11 +21,10 @@ pub(super) async fn follow(stream: UnixStream, request: &Request, progress: watc
     }
 }
 
-async fn exchange(
-    mut sender: SendRequest<Full<Bytes>>,
-    request: &Request,
-    progress: &watch::Sender<Progress>,
-) -> Result<(), String> {
+async fn exchange(stream: UnixStream, request: &Request, progress: &watch::Sender<Progress>) -> Result<(), String> {
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await.map_err(ended)?;
+    // Its errors are those of the exchange; it ends with it.
+    tokio::spawn(connection);
     let body = Bytes::from(request.json());
     let head = hyper::Request::post("/dead-letters").header(HOST, "localhost");
     let request = head.body(Full::new(body)).map_err(|error| error.to_string())?;

@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use crate::cli::dead_letters::{Chosen, Which};
-use crate::cli::{self, complain, say};
+use crate::cli::{self, CommandResult, complain, exit, say};
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct List {
@@ -80,7 +80,7 @@ fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -
     Ok(unread)
 }
 
-pub(super) fn list(flags: &Flags, options: &List) -> Result<ExitCode, ExitCode> {
+pub(super) fn list(flags: &Flags, options: &List) -> CommandResult {
     let state = cli::state_directory(flags)?;
     let directory = state.join(options.which.kind().directory());
     let width = width();
@@ -102,7 +102,7 @@ pub(super) fn list(flags: &Flags, options: &List) -> Result<ExitCode, ExitCode> 
     if !options.json {
         say(format_args!("{count} in {}, {bytes} bytes", directory.display()));
     }
-    Ok(if unread.report() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(unread.report()))
 }
 
 fn without_body(line: &[u8]) -> Value {
@@ -123,12 +123,15 @@ fn width() -> usize {
 /// A line of the table, cut at the width.
 fn row(width: usize, [time, reason, event, id, address, text]: [&str; 6]) -> String {
     let line = format!("{time:<20}  {reason:<14}  {event:<20}  {id:<38}  {address:<20}  {text}");
-    // Untrusted input: no control character reaches the terminal.
-    let line = line.trim_end().chars().map(|c| if c.is_control() { ' ' } else { c });
-    line.take(width).collect()
+    shown(line.trim_end()).chars().take(width).collect()
 }
 
-pub(super) fn show(flags: &Flags, options: &Show) -> Result<ExitCode, ExitCode> {
+/// A text without control characters, which must not reach the terminal.
+fn shown(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+pub(super) fn show(flags: &Flags, options: &Show) -> CommandResult {
     let state = cli::state_directory(flags)?;
     let directory = state.join(options.which.kind().directory());
     let filter = Filter { ids: options.ids.clone(), ..Filter::default() };
@@ -157,17 +160,17 @@ pub(super) fn show(flags: &Flags, options: &Show) -> Result<ExitCode, ExitCode> 
             describe(letter);
         }
     }
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(good))
 }
 
 /// The bytes of one body; the same letter kept twice has one.
-fn body(found: &[(Letter, Vec<u8>)], good: bool) -> Result<ExitCode, ExitCode> {
+fn body(found: &[(Letter, Vec<u8>)], good: bool) -> CommandResult {
     let Some((first, _)) = found.first() else { return Err(ExitCode::FAILURE) };
     if found.iter().any(|(letter, _)| letter.body != first.body) {
         return Err(cli::failed("these are several bodies; name one id"));
     }
     cli::print(&first.body);
-    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(exit(good))
 }
 
 fn describe(letter: &Letter) {
@@ -190,16 +193,11 @@ fn describe(letter: &Letter) {
         ("body", format!("{} bytes", letter.body.len())),
     ];
     for (name, value) in fields {
-        let value: String = value.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        say(format_args!("{name:<12} {value}"));
+        say(format_args!("{name:<12} {}", shown(&value)));
     }
     // Whatever a body holds, no control character reaches the terminal.
     let text = String::from_utf8_lossy(&letter.body);
-    let shown: String = text
-        .chars()
-        .map(|c| if c.is_control() && c != '\n' && c != '\t' { char::REPLACEMENT_CHARACTER } else { c })
-        .collect();
-    say(shown);
+    say(text.replace(|c: char| c.is_control() && c != '\n' && c != '\t', "\u{fffd}"));
 }
 
 #[cfg(test)]

@@ -5,34 +5,27 @@ mod daemon;
 mod list;
 mod progress;
 
-use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use crate::dead_letters::{Filter, StoreKind};
 use crate::settings::Flags;
 use clap::{Args, Subcommand};
 
+use crate::cli::{CommandResult, examples};
+
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
     /// List them: time, reason, event, id, address, text; never bodies
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters list --reason too_large --newer-than 1h\n  plextrac-bridge --config bridge.toml dead-letters list --invalid --json"
-    )]
+    #[command(after_help = examples("dead-letters list"))]
     List(list::List),
     /// Show some with everything, bodies included
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters show cm1-4f2a90c1d3e5\n  plextrac-bridge --config bridge.toml dead-letters show cm1-4f2a90c1d3e5 --body > body.json"
-    )]
+    #[command(after_help = examples("dead-letters show"))]
     Show(list::Show),
     /// Publish them again, to the addresses of today's settings; each goes when the broker has stored it
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters replay\n  plextrac-bridge --config bridge.toml dead-letters replay --reason unroutable --older-than 1h\n  plextrac-bridge --config bridge.toml dead-letters replay --invalid --reason malformed --as-is\n\nWith a running daemon on the state directory, the daemon does it; else this command. Either way it ends with this command:\nwhat is not sent by then is kept."
-    )]
+    #[command(after_help = examples("dead-letters replay"))]
     Replay(change::Replay),
     /// Delete them
-    #[command(
-        after_help = "Examples:\n  plextrac-bridge --config bridge.toml dead-letters drop --id cm1-4f2a90c1d3e5\n  plextrac-bridge --config bridge.toml dead-letters drop --older-than 720h\n  plextrac-bridge --config bridge.toml dead-letters drop --invalid --all"
-    )]
+    #[command(after_help = examples("dead-letters drop"))]
     Drop(change::Drop),
 }
 
@@ -79,12 +72,11 @@ impl Chosen {
     }
 }
 
-pub(super) fn run(flags: &Flags, command: &DeadLetters) -> ExitCode {
-    let done = match command {
+pub(super) fn run(flags: &Flags, command: &DeadLetters) -> CommandResult {
+    match command {
         DeadLetters::List(options) => list::list(flags, options),
         DeadLetters::Show(options) => list::show(flags, options),
         DeadLetters::Replay(options) => change::replay(flags, options),
         DeadLetters::Drop(options) => change::drop(flags, options),
-    };
-    done.unwrap_or_else(|code| code)
+    }
 }
