@@ -94,6 +94,8 @@ pub(super) struct Ring {
     looked: usize,
     handed: usize,
     settled: usize,
+    /// The end of the messages of which an earlier attempt may have been stored.
+    uncertain: Sequence,
     undecided: Undecided,
     /// Addresses that get no more messages until they are checked again.
     held_back: HashSet<Arc<str>>,
@@ -370,6 +372,7 @@ impl Ring {
             slot.state = EntryState::Waiting;
             slot.deferred = true;
             self.handed -= 1;
+            self.uncertain = self.uncertain.max(sequence + 1);
             let at = usize::try_from(sequence - self.first).unwrap_or(0);
             self.cursor = self.cursor.min(at);
             self.looked = self.looked.min(at);
@@ -457,6 +460,10 @@ impl Ring {
 
     /// The youngest unsettled message of the same key that an earlier attempt may have stored.
     fn last_perhaps_stored(&self, sequence: Sequence) -> Option<Sequence> {
+        // Asked for each message: the whole ring is searched only after a failure.
+        if sequence + 1 >= self.uncertain {
+            return None;
+        }
         let is_perhaps_stored =
             |slot: &RingEntry| !matches!(slot.state, EntryState::Settled) && (slot.stored || slot.deferred);
         self.younger(sequence).rfind(|(_, slot)| is_perhaps_stored(slot)).map(|(sequence, _)| sequence)
@@ -486,6 +493,7 @@ impl Ring {
             }
         }
         self.handed = 0;
+        self.uncertain = self.end();
         (self.cursor, self.looked) = (0, 0);
         self.held_back.clear();
         self.avoided = None;
