@@ -41,7 +41,17 @@ fn read_status(status: StatusCode, payload: &[u8]) -> AckReply {
     )
 }
 
+/// The place of a message in the usual answer, as the server writes it: `{"stream":"S", "seq":7}`.
+fn usual(payload: &[u8], stream: &str) -> Option<u64> {
+    let rest = payload.strip_prefix(br#"{"stream":""#)?.strip_prefix(stream.as_bytes())?;
+    let number = std::str::from_utf8(rest.strip_prefix(br#"", "seq":"#)?.strip_suffix(b"}")?).ok()?;
+    number.bytes().all(|digit| digit.is_ascii_digit()).then(|| number.parse().ok())?
+}
+
 fn read_payload(payload: &[u8], stream: &str) -> AckReply {
+    if let Some(number) = usual(payload, stream) {
+        return AckReply::Stored(Position { number, repeat: false });
+    }
     // Borrowed texts in one small map: an acknowledgement has three or four keys.
     let Ok(fields) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload) else { return AckReply::Foreign };
     if let Some(error) = fields.get("error") {
@@ -108,6 +118,15 @@ mod tests {
     fn takes_only_the_streams_own_word_as_stored() {
         let stored = |number, repeat| AckReply::Stored(Position { number, repeat });
         assert_eq!(verdict(r#"{"stream":"S","seq":1}"#), stored(1, false));
+        let usual =
+            [(r#"{"stream":"S", "seq":18446744073709551615}"#, u64::MAX), (r#"{"stream":"S", "seq":1}"#, 1)];
+        for (payload, number) in usual {
+            assert_eq!(super::usual(payload.as_bytes(), "S"), Some(number));
+            assert_eq!(verdict(payload), stored(number, false));
+        }
+        for payload in [r#"{"stream":"S", "seq":}"#, r#"{"stream":"S", "seq":+1}"#, r#"{"stream":"ST", "seq":1}"#] {
+            assert_eq!(super::usual(payload.as_bytes(), "S"), None, "{payload}");
+        }
         assert_eq!(verdict(r#"{"stream":"S", "domain":"hub", "seq":7,"duplicate": true}"#), stored(7, true));
         assert_eq!(verdict(r#"{"stream":"S","seq":2,"duplicate":false}"#), stored(2, false));
         assert_eq!(verdict(r#"{"stream":"T","seq":1}"#), AckReply::OtherStream("T".to_owned()));

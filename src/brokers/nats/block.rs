@@ -1,16 +1,26 @@
 //! The header block of one message, and its size as the server counts it.
+//!
+//! The client library makes an entry of a hash map of each header, with three allocations, and then text of all of them. Here
+//! one value carries the text of all: the library writes a value as it is.
 
 use std::borrow::Cow;
 use std::time::SystemTime;
 
-use async_nats::{HeaderMap, HeaderName, HeaderValue};
+use async_nats::header::NATS_MESSAGE_ID;
+use async_nats::{HeaderMap, HeaderValue};
 use percent_encoding::{AsciiSet, CONTROLS, utf8_percent_encode};
+use serde::Deserialize as _;
+use serde::de::IntoDeserializer as _;
+use serde::de::value::{Error, StringDeserializer};
 
 use crate::brokers::Headers;
 use crate::event::Event;
 
-/// `NATS/1.0\r\n` before and an empty line after the headers.
-const FRAME: usize = 12;
+/// `NATS/1.0\r\n`, `Nats-Msg-Id: ` before, two ends of line after the text of all headers.
+const FRAME: usize = 10 + 13 + 4;
+
+/// The length of the text of most blocks.
+const USUAL: usize = 512;
 
 /// As the CloudEvents binding encodes, so that one way of decoding is enough.
 const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%');
@@ -25,22 +35,28 @@ pub(super) struct HeaderText {
 impl HeaderText {
     /// The headers of an event for this stream.
     pub(super) fn new(event: &Event, headers: &Headers, stream: &str) -> Self {
-        let mut block = Self { map: HeaderMap::new(), length: FRAME };
-        block.put("Nats-Msg-Id", &message_id(event));
-        block.put("Nats-Expected-Stream", stream);
-        headers.each(event, |name, value| block.put(name, value));
-        block
+        let mut text = String::with_capacity(USUAL);
+        text.push_str(&plain(&message_id(event)));
+        let mut put = |name: &str, value: &str| {
+            for part in ["\r\n", name, ": ", &plain(value)] {
+                text.push_str(part);
+            }
+        };
+        put("Nats-Expected-Stream", stream);
+        headers.each(event, put);
+        let length = FRAME + text.len();
+        let text: StringDeserializer<Error> = text.into_deserializer();
+        // The one way past the check for an end of line, which no value has here.
+        let value = HeaderValue::deserialize(text).expect("any text is a value");
+        let mut map = HeaderMap::new();
+        map.insert(NATS_MESSAGE_ID, value);
+        Self { map, length }
     }
+}
 
-    fn put(&mut self, name: &str, value: &str) {
-        let value = if value.bytes().any(|byte| byte.is_ascii_control()) { encoded(value) } else { value.into() };
-        let length = name.len() + value.len() + 4;
-        // Names are ours and legal; an end of line, the one thing a value cannot have, is encoded.
-        let (Ok(name), Ok(value)) = (name.parse::<HeaderName>(), value.parse::<HeaderValue>()) else { return };
-        // A name, a colon and a blank, the value, an end of line.
-        self.length += length;
-        self.map.insert(name, value);
-    }
+/// A value without a control character: an end of line would begin another header.
+fn plain(value: &str) -> Cow<'_, str> {
+    if value.bytes().any(|byte| byte.is_ascii_control()) { encoded(value) } else { value.into() }
 }
 
 /// By what the server knows a repeat: the event id. Without a `cuid` two equal events have one id, and the server would
@@ -87,6 +103,12 @@ mod tests {
         HeaderText::new(&event, &headers.with_content_type_also_as("ce-datacontenttype"), "S")
     }
 
+    /// The block as the library writes it.
+    fn text(block: &HeaderText) -> String {
+        let lines = block.map.iter().map(|(name, values)| format!("{name}: {}\r\n", values[0]));
+        format!("NATS/1.0\r\n{}\r\n", lines.collect::<String>())
+    }
+
     #[test]
     fn encodes_ids_that_would_break_the_block() {
         for (cuid, shown) in [
@@ -99,8 +121,9 @@ mod tests {
             ("é\n", "%C3%A9%0A"),
         ] {
             assert_eq!(id(cuid), shown);
-            let block = block(cuid, HeaderStyle::CloudEvents);
-            assert_eq!(block.map.get("Nats-Msg-Id").unwrap().as_str(), format!("{shown}-000000000000"));
+            let block = text(&block(cuid, HeaderStyle::CloudEvents));
+            assert!(block.starts_with(&format!("NATS/1.0\r\nNats-Msg-Id: {shown}-000000000000\r\n")), "{block}");
+            assert_eq!(block.lines().count(), 13, "{block}");
         }
     }
 
@@ -116,21 +139,34 @@ mod tests {
         let headers = Headers::new(HeaderStyle::None, "ce-", "content-type", Encoding::Percent);
         let shown = |micros| {
             let event = Event::new(origin(micros), Box::default(), &Fields::default(), &[0xab; 32]);
-            HeaderText::new(&event, &headers, "S").map.get("Nats-Msg-Id").unwrap().as_str().to_owned()
+            text(&HeaderText::new(&event, &headers, "S"))
         };
-        assert_eq!(shown(5), format!("{}-5", "ab".repeat(16)));
+        assert!(shown(5).contains(&format!("Nats-Msg-Id: {}-5\r\n", "ab".repeat(16))), "{}", shown(5));
         assert_ne!(shown(5), shown(6));
     }
 
     #[test]
-    fn counts_the_block_as_the_server_does() {
+    fn writes_and_counts_the_block_as_the_server_reads_it() {
         let none = block("c", HeaderStyle::None);
-        let text = "NATS/1.0\r\nNats-Msg-Id: c-000000000000\r\nNats-Expected-Stream: S\r\n\r\n";
-        assert_eq!((none.length, none.map.len()), (text.len(), 2));
-        let all = block("c", HeaderStyle::CloudEvents);
-        let lines = |block: &HeaderText| -> usize {
-            block.map.iter().map(|(name, values)| name.to_string().len() + values[0].as_str().len() + 4).sum()
-        };
-        assert_eq!((all.length, all.map.len()), (12 + lines(&all), 11));
+        let expected = "NATS/1.0\r\nNats-Msg-Id: c-000000000000\r\nNats-Expected-Stream: S\r\n\r\n";
+        assert_eq!((text(&none).as_str(), none.length), (expected, expected.len()));
+        let all = block("c\r\nx: y", HeaderStyle::CloudEvents);
+        let lines = text(&all);
+        assert_eq!(all.length, lines.len());
+        let names: Vec<_> = lines.lines().skip(1).filter_map(|line| Some(line.split_once(": ")?.0)).collect();
+        let expected = [
+            "Nats-Msg-Id",
+            "Nats-Expected-Stream",
+            "x-authorization-hmac-256",
+            "ce-specversion",
+            "ce-id",
+            "ce-source",
+            "ce-type",
+            "ce-subject",
+            "ce-time",
+            "content-type",
+            "ce-datacontenttype",
+        ];
+        assert_eq!(names, expected);
     }
 }

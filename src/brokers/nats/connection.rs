@@ -1,5 +1,6 @@
 //! One client of the library is one TCP connection here, with one reply inbox; it never comes back by itself.
 
+use std::fmt::{Display, Write as _};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -25,6 +26,9 @@ const AGAIN: Duration = Duration::from_millis(500);
 
 /// The address given to the library so that its own reconnect fails immediately: port 1 of loopback refuses.
 const NOWHERE: &str = "nats://127.0.0.1:1";
+
+/// The length of the longest token, of a letter and two numbers.
+const LONGEST_TOKEN: usize = 42;
 
 /// One live connection.
 pub(super) struct NatsConnection {
@@ -121,8 +125,16 @@ impl NatsConnection {
     }
 
     /// Gives one message to the library without waiting; the answer comes to the inbox under `token`.
-    pub(super) fn publish(&self, subject: &str, token: &str, headers: Option<HeaderMap>, payload: Bytes) -> Queued {
-        let reply = [self.prefix.as_str(), token].concat();
+    pub(super) fn publish(
+        &self,
+        subject: &str,
+        token: impl Display,
+        headers: Option<HeaderMap>,
+        payload: Bytes,
+    ) -> Queued {
+        let mut reply = String::with_capacity(self.prefix.len() + LONGEST_TOKEN);
+        // Writing into a String cannot fail.
+        let _ = write!(reply, "{}{token}", self.prefix);
         let message = OutboundMessage { subject: subject.into(), reply: Some(reply.into()), payload, headers };
         match unconstrained(self.client.publish_message(message)).now_or_never() {
             Some(Ok(())) => Queued::Yes,

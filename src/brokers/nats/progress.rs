@@ -73,14 +73,14 @@ impl StreamProgress {
 
     /// The stream has the message of this number.
     pub(super) fn stored(&mut self, number: u64, position: Position, into: &mut Vec<(Sequence, Verdict)>) {
-        let now = Instant::now();
         let Some(waiting) = self.outstanding.take(number) else { return };
         into.push((waiting.sequence, Verdict::StoredAt(position)));
         if let Some(gap) = &mut self.gap {
-            gap.heard = now;
+            gap.heard = Instant::now();
             gap.below = gap.below.max(number);
         } else if !position.repeat && self.outstanding.has_gap_below(number) {
             // A repeat is answered at once, before those that the stream has yet to store.
+            let now = Instant::now();
             self.gap = Some(Gap { below: number, seen: now, heard: now });
         }
         if self.gap.is_some_and(|gap| !self.outstanding.has_gap_below(gap.below)) {

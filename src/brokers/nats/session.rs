@@ -239,7 +239,7 @@ impl NatsSession {
                 self.cannot_ask(at, into);
                 continue;
             }
-            match self.connection.publish(&stream.info, &format!("q{at}-{number}"), None, Bytes::new()) {
+            match self.connection.publish(&stream.info, format_args!("q{at}-{number}"), None, Bytes::new()) {
                 Queued::Yes => stream.question.ask(now),
                 // At the next look.
                 Queued::Full => {}
@@ -283,9 +283,9 @@ impl Session for NatsSession {
             return too_large();
         }
         let at = self.place(&message.key);
-        let token = format!("{at}-{}", self.streams[at].outstanding.next());
+        let number = self.streams[at].outstanding.next();
         let body = Bytes::copy_from_slice(&message.event.body);
-        match self.connection.publish(&message.address, &token, Some(block.map), body) {
+        match self.connection.publish(&message.address, format_args!("{at}-{number}"), Some(block.map), body) {
             Queued::Yes => {
                 let subject = Arc::clone(&message.address);
                 let waiting = Unacknowledged { sequence, subject, sent: Instant::now(), other: None };
