@@ -1,6 +1,7 @@
 //! The HTTP client of the commands, and the secret that signs what they send.
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use crate::app::Settings;
@@ -34,15 +35,9 @@ pub(super) struct Signer {
     secret_file: Option<PathBuf>,
 }
 
-/// A secret (none if unsigned), and the URL of the source if the settings have it.
-pub(super) struct Identity {
-    pub(super) secret: Option<Secret>,
-    pub(super) url: Option<String>,
-}
-
 impl Signer {
-    /// Finds the secret.
-    pub(super) fn identity(&self, flags: &Flags) -> Result<Identity, std::process::ExitCode> {
+    /// Finds the secret (none if unsigned), and the URL of the source if the settings have it.
+    pub(super) fn identity(&self, flags: &Flags) -> Result<(Option<Secret>, Option<String>), ExitCode> {
         if let Some(path) = &self.secret_file {
             let text = std::fs::read_to_string(path)
                 .map_err(|error| cli::failed(format_args!("cannot read {}: {error}", path.display())))?;
@@ -51,18 +46,18 @@ impl Signer {
             if let Some(doubt) = doubt {
                 cli::warn(format_args!("{}: {doubt}", path.display()));
             }
-            return Ok(Identity { secret: Some(secret), url: None });
+            return Ok((Some(secret), None));
         }
         let (settings, _) = cli::settings(flags)?;
         let source = source(&settings, self.source.as_deref())?;
         let scheme = if settings.ingress.tls.is_some() { "https" } else { "http" };
         let url = format!("{scheme}://{}{}", local(settings.ingress.listen), source.path);
-        Ok(Identity { secret: source.secrets.first().map(|named| named.secret.clone()), url: Some(url) })
+        Ok((source.secrets.first().map(|named| named.secret.clone()), Some(url)))
     }
 }
 
 /// The source of this name, or the only one.
-pub(super) fn source<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s Source, std::process::ExitCode> {
+pub(super) fn source<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s Source, ExitCode> {
     let source = match name {
         Some(name) => settings.sources.iter().find(|source| *source.name == *name),
         None if settings.sources.len() == 1 => settings.sources.first(),
@@ -108,7 +103,7 @@ pub(super) struct Http(Client<HttpsConnector<HttpConnector>, Full<Bytes>>);
 
 impl Http {
     /// A client for this URL.
-    pub(super) fn new(url: &Uri) -> Result<Self, std::process::ExitCode> {
+    pub(super) fn new(url: &Uri) -> Result<Self, ExitCode> {
         let (builder, provider) = (HttpsConnectorBuilder::new(), rustls::crypto::ring::default_provider());
         let builder = if url.scheme_str() == Some("https") {
             builder
@@ -149,12 +144,7 @@ impl Http {
     }
 }
 
-fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(below) = cause {
-        text = format!("{text}: {below}");
-        cause = below.source();
-    }
-    text
+fn with_causes(error: &(dyn std::error::Error + 'static)) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

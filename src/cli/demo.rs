@@ -2,6 +2,8 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -95,7 +97,7 @@ async fn show(
     done: &Notify,
 ) -> bool {
     let samples = sample::usual();
-    let mut arrivals = Arrivals::default();
+    let mut seen = HashSet::new();
     let mut sent = 0;
     let mut next = Instant::now();
     let mut last_sent = Instant::now();
@@ -115,8 +117,8 @@ async fn show(
             next = Instant::now() + EVERY;
             last_sent = Instant::now();
         }
-        arrivals.print_new(&scratch.events());
-        let all = arrivals.seen.len() as u64 >= sent && sent >= FIRST;
+        print_new(&scratch.events(), &mut seen);
+        let all = seen.len() as u64 >= sent && sent >= FIRST;
         let late = last_sent.elapsed() > ARRIVAL_TIMEOUT;
         if once && (all || late) {
             done.notify_one();
@@ -129,24 +131,17 @@ async fn show(
     }
 }
 
-/// The lines of the files that were printed already.
-#[derive(Default)]
-struct Arrivals {
-    seen: HashSet<String>,
-}
-
-impl Arrivals {
-    fn print_new(&mut self, directory: &Path) {
-        let Ok(entries) = fs::read_dir(directory) else { return };
-        for path in entries.flatten().map(|entry| entry.path()) {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
-                let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
-                let id = line["id"].as_str().unwrap_or_default();
-                if self.seen.insert(id.to_owned()) {
-                    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-                    say(format_args!("arrived   {name:<50} {id}"));
-                }
+/// Prints the lines of the files that were not seen yet.
+fn print_new(directory: &Path, seen: &mut HashSet<String>) {
+    let Ok(entries) = fs::read_dir(directory) else { return };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        for line in text.split_inclusive('\n').filter(|line| line.ends_with('\n')) {
+            let Ok(line) = serde_json::from_str::<serde_json::Value>(line) else { continue };
+            let id = line["id"].as_str().unwrap_or_default();
+            if seen.insert(id.to_owned()) {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                say(format_args!("arrived   {name:<50} {id}"));
             }
         }
     }
@@ -207,20 +202,17 @@ fn quoted(path: &Path) -> String {
     format!("{:?}", path.to_string_lossy())
 }
 
-/// A directory that is removed at the end.
+/// A directory that no other user may read, removed at the end.
 struct TemporaryDirectory {
     path: PathBuf,
 }
 
 impl TemporaryDirectory {
     fn new() -> Result<Self, ExitCode> {
-        use std::os::unix::fs::DirBuilderExt as _;
         let name = format!("plextrac-bridge-demo-{}-{:08x}", std::process::id(), fastrand::u32(..));
         let path = std::env::temp_dir().join(name);
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(|error| cli::failed(format_args!("cannot create {}: {error}", path.display())))?;
+        let created = fs::DirBuilder::new().mode(0o700).create(&path);
+        created.map_err(|error| cli::failed(format_args!("cannot create {}: {error}", path.display())))?;
         Ok(Self { path })
     }
 
@@ -229,8 +221,6 @@ impl TemporaryDirectory {
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), ExitCode> {
-        use std::io::Write as _;
-        use std::os::unix::fs::OpenOptionsExt as _;
         let path = self.path.join(name);
         let file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))

@@ -65,8 +65,8 @@ pub(super) struct SendOptions {
 
 pub(super) fn run(flags: &Flags, options: SendOptions) -> CommandResult {
     let samples = samples(&options);
-    let identity = options.signer.identity(flags)?;
-    let Some(url) = options.url.clone().or(identity.url) else {
+    let (secret, own_url) = options.signer.identity(flags)?;
+    let Some(url) = options.url.clone().or(own_url) else {
         return Err(cli::failed("give the URL to send to, such as http://127.0.0.1:8080/webhooks/plextrac"));
     };
     let url = encoded(&url).map_err(cli::failed)?;
@@ -88,7 +88,7 @@ pub(super) fn run(flags: &Flags, options: SendOptions) -> CommandResult {
     let plan = Rc::new(SendPlan {
         http: Http::new(&url)?,
         url,
-        secret: identity.secret,
+        secret,
         bodies,
         samples,
         count,

@@ -20,7 +20,7 @@ pub(super) struct SignOptions {
 }
 
 pub(super) fn run(flags: &Flags, options: &SignOptions) -> CommandResult {
-    let secret = options.signer.identity(flags)?.secret;
+    let (secret, _) = options.signer.identity(flags)?;
     let secret = secret.ok_or_else(|| cli::failed("the source is unsigned: there is no secret"))?;
     say(sign(&secret, &read(&options.file)?));
     Ok(exit(true))

@@ -13,7 +13,6 @@ mod store;
 
 pub(crate) use control::{ControlSocket, connect, remove_old_requests};
 pub(crate) use filter::Filter;
-pub(crate) use format::NotALetter;
 pub(crate) use letter::Letter;
 pub(crate) use read::{Lines, files};
 pub(crate) use replay::{Requests, Stores};

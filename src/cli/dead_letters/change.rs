@@ -95,17 +95,12 @@ fn change(flags: &Flags, request: &Request, attended: &Attended) -> CommandResul
     let runtime = cli::runtime()?;
     let progress = runtime.block_on(async {
         let mut log = None;
-        match find(flags, &state, request.store, &mut log).await {
-            Ok(found) => Ok(carry_out(found, request, attended.timeout, &mut display).await),
-            Err(Obstacle::Settings(code)) => {
-                display.refused(UNUSABLE);
-                Err(code)
-            }
-            Err(Obstacle::Other(text)) => {
-                display.refused(&text);
-                Err(cli::failed(text))
-            }
-        }
+        let found = find(flags, &state, request.store, &mut log).await;
+        let found = found.map_err(|Obstacle(code, text)| {
+            display.refused(&text);
+            code
+        })?;
+        Ok::<_, ExitCode>(carry_out(found, request, attended.timeout, &mut display).await)
     });
     runtime.shutdown_background();
     let progress = progress?;
@@ -127,12 +122,8 @@ enum Found {
 /// The result where the settings stand in the way.
 const UNUSABLE: &str = "the settings cannot be used; standard error has the reason";
 
-/// The reason why a request is not carried out.
-enum Obstacle {
-    /// The settings, reported already.
-    Settings(ExitCode),
-    Other(String),
-}
+/// The reason why a request is not carried out, which standard error has already, and the exit code.
+struct Obstacle(ExitCode, String);
 
 /// Only a command that does the work itself needs settings.
 async fn find(
@@ -157,7 +148,7 @@ async fn find(
         };
         let settings = match known.take() {
             Some(settings) => settings,
-            None => cli::settings(flags).map_err(Obstacle::Settings)?.0,
+            None => cli::settings(flags).map_err(|code| Obstacle(code, UNUSABLE.to_owned()))?.0,
         };
         if log.is_none() && flags.log_level.is_some() {
             // What stands in the way is in the progress; more than that only where it is asked for.
@@ -168,7 +159,7 @@ async fn find(
             Ok(offline) => return Ok(Found::Offline(Box::new(offline))),
             Err(StartError::State(StateError::Locked(_))) if began.elapsed() < RETRY => sleep(RETRY_INTERVAL).await,
             Err(StartError::State(StateError::Locked(_))) => {
-                return Err(Obstacle::Other(format!(
+                return Err(obstacle(format!(
                     "another plextrac-bridge uses {} and has no control socket ({unreachable}): a daemon whose log says \
                      why, or another command; stop it, or try again",
                     state.display()
@@ -177,17 +168,19 @@ async fn find(
             Err(StartError::State(StateError::Unusable { path, source })) => {
                 return Err(cannot_use(Path::new(&path), &source));
             }
-            Err(error) => return Err(Obstacle::Other(error.to_string())),
+            Err(error) => return Err(obstacle(error.to_string())),
         }
     }
 }
 
 fn cannot_use(path: &Path, error: &io::Error) -> Obstacle {
-    let hint = match error.kind() {
-        ErrorKind::PermissionDenied => "; run this as the daemon's user, or as root",
-        _ => "",
-    };
-    Obstacle::Other(format!("cannot use {}: {error}{hint}", path.display()))
+    let is_denied = error.kind() == ErrorKind::PermissionDenied;
+    let hint = if is_denied { "; run this as the daemon's user, or as root" } else { "" };
+    obstacle(format!("cannot use {}: {error}{hint}", path.display()))
+}
+
+fn obstacle(text: String) -> Obstacle {
+    Obstacle(cli::failed(&text), text)
 }
 
 /// The reason why a request is no longer watched.

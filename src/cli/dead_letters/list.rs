@@ -4,7 +4,7 @@ use std::io::IsTerminal as _;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::dead_letters::{Filter, Letter, Lines, NotALetter, files};
+use crate::dead_letters::{Filter, Letter, Lines, files};
 use crate::settings::Flags;
 use clap::Args;
 use serde_json::{Value, json};
@@ -38,46 +38,31 @@ pub(in crate::cli) struct Show {
     body: bool,
 }
 
-/// The lines that are no letters: their number, and the first of them.
-#[derive(Default)]
-struct NotLetters {
-    count: u64,
-    first: Option<String>,
-}
-
-impl NotLetters {
-    fn note(&mut self, path: &Path, number: usize, why: &NotALetter) {
-        self.count += 1;
-        self.first.get_or_insert_with(|| format!("{} line {number}: {why}", path.display()));
-    }
-
-    /// Says so; whether all could be read.
-    fn report(&self) -> bool {
-        if let Some(first) = &self.first {
-            complain(format_args!("{} lines cannot be read, and are kept; the first: {first}", self.count));
-        }
-        self.count == 0
-    }
-}
-
-/// Calls `see` with each letter that matches, and its line.
-fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -> Result<NotLetters, ExitCode> {
+/// Calls `see` with each letter that matches, and its line; then reports the lines that are no letters. Whether all could
+/// be read.
+fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -> Result<bool, ExitCode> {
     let cannot = |path: &Path| {
         let path = path.display().to_string();
         move |error| cli::failed(format_args!("cannot read {path}: {error}"))
     };
-    let mut unread = NotLetters::default();
+    let (mut unread, mut first) = (0u64, None);
     for (_, path) in files(directory).map_err(cannot(directory))? {
         for (at, line) in Lines::open(&path).map_err(cannot(&path))?.into_iter().flatten().enumerate() {
             let line = line.map_err(cannot(&path))?;
             match Letter::parse(&line) {
                 Ok(letter) if filter.matches(&letter) => see(letter, &line),
                 Ok(_) => {}
-                Err(why) => unread.note(&path, at + 1, &why),
+                Err(why) => {
+                    unread += 1;
+                    first.get_or_insert_with(|| format!("{} line {}: {why}", path.display(), at + 1));
+                }
             }
         }
     }
-    Ok(unread)
+    if let Some(first) = &first {
+        complain(format_args!("{unread} lines cannot be read, and are kept; the first: {first}"));
+    }
+    Ok(first.is_none())
 }
 
 pub(super) fn list(flags: &Flags, options: &List) -> CommandResult {
@@ -85,7 +70,7 @@ pub(super) fn list(flags: &Flags, options: &List) -> CommandResult {
     let directory = state.join(options.which.kind().directory());
     let width = width();
     let (mut count, mut bytes) = (0u64, 0u64);
-    let unread = each(&directory, &options.chosen.filter(), |letter, line| {
+    let is_whole = each(&directory, &options.chosen.filter(), |letter, line| {
         if options.json {
             say(without_body(line));
         } else {
@@ -102,7 +87,7 @@ pub(super) fn list(flags: &Flags, options: &List) -> CommandResult {
     if !options.json {
         say(format_args!("{count} in {}, {bytes} bytes", directory.display()));
     }
-    Ok(exit(unread.report()))
+    Ok(exit(is_whole))
 }
 
 fn without_body(line: &[u8]) -> Value {
@@ -136,8 +121,7 @@ pub(super) fn show(flags: &Flags, options: &Show) -> CommandResult {
     let directory = state.join(options.which.kind().directory());
     let filter = Filter { ids: options.ids.clone(), ..Filter::default() };
     let mut found: Vec<(Letter, Vec<u8>)> = Vec::new();
-    let unread = each(&directory, &filter, |letter, line| found.push((letter, line.to_vec())))?;
-    let mut good = unread.report();
+    let mut good = each(&directory, &filter, |letter, line| found.push((letter, line.to_vec())))?;
     for id in &options.ids {
         if !found.iter().any(|(letter, _)| letter.id == *id) {
             complain(format_args!(
