@@ -70,7 +70,7 @@ fn event(number: usize) -> Box<Event> {
     let Ok(Valid::Event(payload)) = validate(&body, Validation::Lenient, Trust::Signed) else {
         panic!("the payload is valid")
     };
-    let labels = Labels::new(&payload.fields(), &[7; 32]);
+    let labels = Labels::new(&payload, &[7; 32]);
     let boxed = body.clone().into_boxed_slice();
     Box::new(Event::labelled(origin, boxed, labels, Instant::now()))
 }
@@ -83,7 +83,7 @@ fn ingress() -> Vec<Stage> {
     vec![
         stage("verify", move || verifier.verify(&headers, body).expect("it is signed")),
         stage("validate", || match validate(body, Validation::Lenient, Trust::Signed) {
-            Ok(Valid::Event(payload)) => payload.fields().cuid.len(),
+            Ok(Valid::Event(payload)) => payload.cuid.len(),
             _ => panic!("the payload is valid"),
         }),
     ]

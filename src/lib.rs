@@ -21,16 +21,16 @@
 //! | `dead_letters` | the line format, files and limits of both stores; requests about them, their socket, replay and drop | `dead_letters/store.rs`, `dead_letters/replay.rs` |
 //! | `queue` | whether there is room, and the counts, under its one lock; the journal on disk and its writer | `queue/buffer.rs`, `queue/journal/format.rs` |
 //! | `brokers` | the contract of a broker and its four kinds; addresses, keys and headers | `brokers/contract.rs` |
-//! | `status` | nothing: it holds the state that the bridge reports, above all the ledger | `status/ledger.rs` |
+//! | `status` | nothing: it holds the state that the bridge reports, above all the ledger | `status/status.rs`, `status/ledger.rs` |
 //! | `metrics` | the names of all series | `metrics.rs` |
 //! | `event` | the event and the message made of it, how its payload deviates from the documented one, the request that waits for it | `event/event.rs` |
 //! | `settings` | how files, environment and flags are merged, and how a part reads its table | `settings/section.rs` |
-//! | `process` | log, state directory and its lock, systemd, phases of the stop, failpoints | `process/shutdown.rs` |
+//! | `process` | log, state directory and its lock, listening sockets, systemd, phases of the stop, failpoints | `process/shutdown.rs` |
 //!
 //! # The rules
 //! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, it to
-//! `queue`; these to `brokers`, `metrics` and `status`, these to `event`; all may use `settings` and `process`. One
-//! exception: `admin` reads the sources from `ingress`. Ingress never sees brokers; brokers never see ingress, queue,
+//! `queue`; these to `brokers`, `metrics` and `status`, these to `event`; all may use `settings` and `process`. `admin`
+//! reads `status`, `metrics` and the queue alone. Ingress never sees brokers; brokers never see ingress, queue,
 //! delivery or hyper, but for its client in `brokers/oauth.rs`. One owner per crate: rdkafka, lapin and async-nats only
 //! in their broker; figment only in `settings`; prometheus only in `metrics`. A test keeps these rules.
 //!

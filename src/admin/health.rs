@@ -1,39 +1,19 @@
 //! Liveness and readiness: from the heartbeats of the threads and the state of queue and delivery.
 
-use std::sync::Arc;
+use crate::admin::Admin;
+use crate::process::shutdown::Phase;
+use crate::queue::Ack;
+use crate::status::{Snapshot, WaitingAddress};
 
-use crate::process::shutdown::{Drain, Phase};
-use crate::queue::{Ack, Buffer};
-use crate::status::{BrokerStatus, Heartbeat, Snapshot, WaitingAddress, stalled};
-
-/// The parts that health is derived from.
-#[derive(Debug)]
-pub(crate) struct Health {
-    /// The heartbeats of threads that must not stall.
-    pub(crate) heartbeats: Arc<[Heartbeat]>,
-    /// The queue.
-    pub(crate) queue: Arc<Buffer>,
-    /// The view of delivery.
-    pub(crate) view: BrokerStatus,
-    /// The stop.
-    pub(crate) stop: Drain,
-}
-
-impl Health {
-    /// The stalled threads.
-    #[must_use]
-    pub(crate) fn stalled(&self) -> Vec<String> {
-        stalled(&self.heartbeats)
-    }
-
+impl Admin {
     /// The reasons why events cannot be accepted; empty when they can.
     #[must_use]
-    pub(crate) fn unready(&self, snapshot: &Snapshot) -> Vec<String> {
+    pub(super) fn unready(&self, snapshot: &Snapshot) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stop.phase() != Phase::Serving {
             reasons.push("draining: the bridge is stopping".to_owned());
         }
-        let view = self.view.copy();
+        let view = self.status.broker.copy();
         if snapshot.full {
             let most = view.waiting.iter().max_by_key(|waiting| waiting.events);
             let most = most.map_or_else(String::new, |waiting| {

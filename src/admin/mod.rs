@@ -7,6 +7,5 @@ mod server;
 mod settings;
 mod status;
 
-pub(crate) use health::Health;
 pub(crate) use server::{Admin, bind, serve};
 pub(crate) use settings::Settings;

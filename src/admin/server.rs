@@ -1,7 +1,7 @@
 //! The admin server: its own listener, thread and connection limit, so that load cannot fail a probe.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
@@ -18,17 +18,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, Id};
 use tokio_io_timeout::TimeoutStream;
 
-use crate::admin::health::Health;
 use crate::admin::page;
-use crate::dead_letters::StoreCounts;
-use crate::ingress::{Connections, CurrentIngress, take_both_families};
-use crate::metrics::Metrics;
-use crate::status::{Reloads, UnknownPaths};
+use crate::process::listen;
+use crate::process::shutdown::Drain;
+use crate::queue::Buffer;
+use crate::status::Status;
 
 /// Enough for probes, a scraper and some browsers.
 const CONNECTIONS: usize = 64;
@@ -42,26 +40,12 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 /// The state that the admin port shows.
 #[derive(Debug)]
 pub(crate) struct Admin {
-    /// The parts that health is derived from.
-    pub(crate) health: Health,
-    /// All series.
-    pub(crate) metrics: Arc<Metrics>,
-    /// The senders' connections.
-    pub(crate) connections: Arc<Connections>,
-    /// The current ingress.
-    pub(crate) live: Arc<CurrentIngress>,
-    /// The results of reloads of the settings.
-    pub(crate) reloads: Arc<Reloads>,
-    /// The most recent unknown paths.
-    pub(crate) unknown_paths: Arc<UnknownPaths>,
-    /// The size of the dead letters, if there is a state directory.
-    pub(crate) dead_letters: Option<Arc<StoreCounts>>,
-    /// The size of the invalid bodies, if there is a state directory.
-    pub(crate) invalid: Option<Arc<StoreCounts>>,
-    /// `dead_letters.max_bytes`.
-    pub(crate) dead_letters_capacity: u64,
-    /// The broker's name.
-    pub(crate) broker_name: &'static str,
+    /// The state that is reported.
+    pub(crate) status: Arc<Status>,
+    /// The queue.
+    pub(crate) queue: Arc<Buffer>,
+    /// The stop.
+    pub(crate) stop: Drain,
     /// Whether there is a page.
     pub(crate) page: bool,
     /// The names that requests may call the bridge by.
@@ -75,13 +59,7 @@ type Answer = Response<Full<Bytes>>;
 /// # Errors
 /// The address is in use, or does not belong to this machine.
 pub(crate) fn bind(address: SocketAddr) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    take_both_families(&socket, address)?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
+    listen(address, BACKLOG, false)
 }
 
 /// Serves the admin port for ever. Runs in a `LocalSet`.
@@ -100,13 +78,11 @@ pub(crate) async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Resul
         };
         let mut stream = TimeoutStream::new(stream);
         stream.set_write_timeout(Some(TIMEOUT));
-        let (admin, open) = (admin.clone(), open.clone());
-        let number = open.borrow_mut().enter();
-        let entered = open.clone();
+        let (admin, entered) = (admin.clone(), open.clone());
         let task = tokio::task::spawn_local(async move {
-            let asked = open.clone();
-            let service = service_fn(move |request| {
-                asked.borrow_mut().asked(number);
+            let id = tokio::task::id();
+            let service = service_fn(|request| {
+                entered.borrow_mut().asked(id);
                 let answer = admin.answer(&request, is_loopback, started);
                 async move { Ok::<_, std::convert::Infallible>(answer) }
             });
@@ -117,66 +93,32 @@ pub(crate) async fn serve(listener: StdListener, admin: Arc<Admin>) -> io::Resul
                 .serve_connection(TokioIo::new(Box::pin(stream)), service);
             // A failed connection does not concern others.
             let _ = connection.await;
-            open.borrow_mut().leave(number);
+            entered.borrow_mut().leave(id);
         });
-        entered.borrow_mut().closes_by(number, task.abort_handle());
+        open.borrow_mut().enter(task.abort_handle());
     }
 }
 
-/// The open connections: a further one closes the one that has been without a request longest, so that clients that keep
-/// connections cannot fail a probe.
+/// The tasks of the open connections, first the one that has been without a request longest: a further connection closes
+/// it, so that clients that keep connections cannot fail a probe.
 #[derive(Default)]
-struct OpenConnections {
-    next: u64,
-    /// By the order of their last request, or of their begin.
-    order: BTreeMap<u64, OpenConnection>,
-}
-
-struct OpenConnection {
-    number: u64,
-    task: Option<AbortHandle>,
-}
+struct OpenConnections(VecDeque<AbortHandle>);
 
 impl OpenConnections {
-    /// Makes room for a connection and returns its number.
-    fn enter(&mut self) -> u64 {
-        while self.order.len() >= CONNECTIONS {
-            let longest = self.order.pop_first();
-            if let Some(task) = longest.and_then(|(_, open)| open.task) {
-                task.abort();
-            }
+    fn enter(&mut self, task: AbortHandle) {
+        while self.0.len() >= CONNECTIONS {
+            self.0.pop_front().iter().for_each(AbortHandle::abort);
         }
-        let number = self.next();
-        self.order.insert(number, OpenConnection { number, task: None });
-        number
+        self.0.push_back(task);
     }
 
-    fn next(&mut self) -> u64 {
-        self.next += 1;
-        self.next
+    fn leave(&mut self, id: Id) -> Option<AbortHandle> {
+        self.0.iter().position(|task| task.id() == id).and_then(|at| self.0.remove(at))
     }
 
-    fn place(&self, number: u64) -> Option<u64> {
-        self.order.iter().find(|(_, open)| open.number == number).map(|(place, _)| *place)
-    }
-
-    fn closes_by(&mut self, number: u64, task: AbortHandle) {
-        if let Some(open) = self.place(number).and_then(|place| self.order.get_mut(&place)) {
-            open.task = Some(task);
-        }
-    }
-
-    fn asked(&mut self, number: u64) {
-        if let Some(open) = self.place(number).and_then(|place| self.order.remove(&place)) {
-            let place = self.next();
-            self.order.insert(place, open);
-        }
-    }
-
-    fn leave(&mut self, number: u64) {
-        if let Some(place) = self.place(number) {
-            self.order.remove(&place);
-        }
+    fn asked(&mut self, id: Id) {
+        let task = self.leave(id);
+        self.0.extend(task);
     }
 }
 
@@ -186,8 +128,8 @@ impl Admin {
         let mut answer = match request.uri().path() {
             _ if !self.is_meant(request, is_loopback) => misdirected(),
             _ if !is_read => only_reads(),
-            "/livez" => verdict("live", &self.health.stalled()),
-            "/readyz" => verdict("ready", &self.health.unready(&self.health.queue.snapshot())),
+            "/livez" => verdict("live", &self.status.heartbeats.stalled()),
+            "/readyz" => verdict("ready", &self.unready(&self.queue.snapshot())),
             "/metrics" => self.metrics_text(),
             "/status" => self.status_json(started),
             path => self.page_file(path),
@@ -217,17 +159,14 @@ impl Admin {
     }
 
     fn metrics_text(&self) -> Answer {
-        let snapshot = self.health.queue.snapshot();
-        let totals = snapshot.totals();
-        let moment = self.moment(self.health.unready(&snapshot).is_empty());
-        let body = self.metrics.render(&snapshot, &totals, &moment);
+        let snapshot = self.queue.snapshot();
+        let is_ready = self.unready(&snapshot).is_empty();
+        let body = self.status.metrics.render(&snapshot, &self.status, is_ready);
         typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
     }
 
     fn status_json(&self, started: Instant) -> Answer {
-        let snapshot = self.health.queue.snapshot();
-        let totals = snapshot.totals();
-        let body = format!("{:#}\n", self.status(&snapshot, &totals, started));
+        let body = format!("{:#}\n", self.status(&self.queue.snapshot(), started));
         typed(StatusCode::OK, "application/json", body)
     }
 

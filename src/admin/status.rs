@@ -5,38 +5,16 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 
 use crate::admin::Admin;
-use crate::ingress::{Source, Validation};
-use crate::metrics::{Moment, VERSION, revision, unix_seconds};
+use crate::metrics::{VERSION, revision, unix_seconds};
 use crate::status::{
-    DeviatingEvents, EventName, JournalState, Observed, Reason, Reload, Snapshot, SourceBook, Totals, UnknownPath,
-    WaitingAddress,
+    DeviatingEvents, EventName, JournalState, Reason, Reload, Snapshot, SourceBook, SourceStatus, Totals,
+    UnknownPath, WaitingAddress,
 };
 
 impl Admin {
-    /// The values that a scrape adds to the snapshot.
-    pub(super) fn moment(&self, ready: bool) -> Moment {
-        let view = self.health.view.copy();
-        Moment {
-            ready,
-            broker: view.state,
-            addresses_waiting: view.waiting_count,
-            in_flight: view.in_flight,
-            last_published: view.last_published,
-            connections_open: self.connections.open(),
-            connections_capacity: self.connections.capacity(),
-            dead_letters: self
-                .dead_letters
-                .as_ref()
-                .map_or((0, 0, self.dead_letters_capacity), |held| (held.events(), held.bytes(), held.capacity())),
-            certificate_not_after: self.live.now().certificate_not_after(),
-            reloads: self.reloads.counts(),
-            reload_failed: self.reloads.last().is_some_and(|last| last.error.is_some()),
-        }
-    }
-
-    pub(super) fn status(&self, snapshot: &Snapshot, totals: &Totals, started: Instant) -> Value {
-        let reasons = self.health.unready(snapshot);
-        let view = self.health.view.copy();
+    pub(super) fn status(&self, snapshot: &Snapshot, started: Instant) -> Value {
+        let (status, reasons) = (&self.status, self.unready(snapshot));
+        let view = status.broker.copy();
         let error = view.last_error.as_ref().map(|error| {
             json!({
                 "kind": error.kind.name(),
@@ -44,21 +22,20 @@ impl Admin {
                 "timestamp_seconds": unix_seconds(Some(error.at)),
             })
         });
-        let ingress = self.live.now();
+        let (ingress, connections) = (status.ingress.lock().clone(), *status.connections.lock());
         // A source that a reload has just added may be newer than the snapshot.
-        let sources = ingress.endpoints().iter().filter_map(|endpoint| {
-            let book = snapshot.ledger.sources.get(endpoint.number)?;
-            Some(source_status(&endpoint.source, &endpoint.observed, book))
-        });
+        let books = &snapshot.ledger.sources;
+        let sources =
+            ingress.sources.iter().filter_map(|source| Some(of_source(source, books.get(source.number)?)));
         json!({
             "version": VERSION,
             "revision": revision(),
             "uptime_seconds": started.elapsed().as_secs_f64(),
             "time_seconds": unix_seconds(Some(SystemTime::now())),
-            "ack": self.health.queue.mode().ack.name(),
+            "ack": self.queue.mode().ack.name(),
             "ready": reasons.is_empty(),
             "reasons": reasons,
-            "accounting": accounting(totals),
+            "accounting": accounting(&snapshot.totals()),
             "buffer": {
                 "events": snapshot.events,
                 "bytes": snapshot.bytes,
@@ -68,12 +45,12 @@ impl Admin {
                 "oldest_event_timestamp_seconds": unix_seconds(snapshot.oldest),
             },
             "journal": snapshot.journal.as_ref().map(|state| journal(state, view.unreadable.as_deref())),
-            "dead_letters": self.dead_letters.as_ref().map(|held| json!({
+            "dead_letters": status.dead_letters.as_ref().map(|held| json!({
                 "events": held.events(),
                 "bytes": held.bytes(),
                 "capacity_bytes": held.capacity(),
             })),
-            "invalid": self.invalid.as_ref().map(|held| json!({
+            "invalid": status.invalid.as_ref().map(|held| json!({
                 "kept": held.kept(),
                 "dropped": held.dropped(),
                 "events": held.events(),
@@ -81,23 +58,23 @@ impl Admin {
                 "capacity_bytes": held.capacity(),
             })),
             "broker": {
-                "name": self.broker_name,
+                "name": status.broker_name,
                 "location": view.location,
                 "state": view.state.name(),
-                "since_timestamp_seconds": unix_seconds(Some(view.since)),
+                "since_timestamp_seconds": unix_seconds(view.since),
                 "last_error": error,
                 "last_published_timestamp_seconds": unix_seconds(view.last_published),
                 "findings": view.findings,
                 "waiting": view.waiting.iter().map(waiting).collect::<Vec<_>>(),
             },
             "connections": {
-                "open": self.connections.open(),
-                "capacity": self.connections.capacity(),
+                "open": connections.open,
+                "capacity": connections.capacity,
             },
-            "unknown_paths": self.unknown_paths.list().iter().map(unknown_path).collect::<Vec<_>>(),
+            "unknown_paths": status.unknown_paths.list().iter().map(unknown_path).collect::<Vec<_>>(),
             "sources": sources.collect::<Vec<_>>(),
-            "reload": self.reloads.last().as_ref().map(reload),
-            "settings": self.reloads.in_force(),
+            "reload": status.reloads.lock().last.as_ref().map(reload),
+            "settings": status.reloads.lock().in_force,
         })
     }
 }
@@ -177,12 +154,12 @@ fn accounting(totals: &Totals) -> Value {
     })
 }
 
-fn source_status(source: &Source, observed: &Observed, book: &SourceBook) -> Value {
+fn of_source(source: &SourceStatus, book: &SourceBook) -> Value {
     let rejected = Reason::ALL.iter().zip(book.rejected).filter(|(_, count)| *count > 0);
     let rejected = rejected
         .map(|(reason, count)| json!({ "reason": reason.name(), "count": count, "advice": reason.advice() }))
         .collect::<Vec<_>>();
-    let refusals = observed.recent.list().into_iter().map(|refusal| {
+    let refusals = source.observed.recent.list().into_iter().map(|refusal| {
         json!({
             "reason": refusal.reason.name(),
             "status": refusal.status,
@@ -195,7 +172,7 @@ fn source_status(source: &Source, observed: &Observed, book: &SourceBook) -> Val
         })
     });
     // The book also has secrets that are no longer in the settings.
-    let is_used = |id: &str| source.secrets.iter().any(|secret| *secret.id == *id);
+    let is_used = |id: &str| source.secrets.iter().any(|used| **used == *id);
     let secrets = book.secrets.iter().filter(|secret| is_used(&secret.id)).map(|secret| {
         json!({
             "id": &*secret.id,
@@ -206,11 +183,8 @@ fn source_status(source: &Source, observed: &Observed, book: &SourceBook) -> Val
     json!({
         "name": &*source.name,
         "path": source.path,
-        "signed": source.is_signed(),
-        "validation": match source.validation {
-            Validation::Strict => "strict",
-            Validation::Lenient => "lenient",
-        },
+        "signed": !source.secrets.is_empty(),
+        "validation": source.validation,
         "received": book.received,
         "accepted": book.accepted,
         "duplicate": book.duplicate,
@@ -221,7 +195,7 @@ fn source_status(source: &Source, observed: &Observed, book: &SourceBook) -> Val
             "timestamp_seconds": unix_seconds(Some(at)),
         })),
         "recent_refusals": refusals.collect::<Vec<_>>(),
-        "deviations": observed.deviating.list().iter().map(deviation).collect::<Vec<_>>(),
+        "deviations": source.observed.deviating.list().iter().map(deviation).collect::<Vec<_>>(),
         "secrets": secrets.collect::<Vec<_>>(),
     })
 }

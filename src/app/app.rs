@@ -19,13 +19,12 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::admin::{self, Admin, Health};
+use crate::admin::{self, Admin};
 use crate::app::Settings;
 use crate::app::offline::{open_stores, rebuild_with};
 use crate::app::reload::{Reloader, Reloading};
 use crate::app::threads::{Runtimes, joined, thread};
 use crate::app::{journal, memory, open_files};
-use crate::brokers::Broker;
 use crate::dead_letters::{ControlSocket, Requests, Stores, remove_old_requests};
 use crate::delivery::{self, BacklogReader, Delivery, Successor};
 use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
@@ -37,7 +36,7 @@ use crate::process::systemd::{self, Passed};
 use crate::queue::Buffer;
 use crate::queue::journal::{OpenError, Opened, Writer};
 use crate::settings::to_json;
-use crate::status::{BrokerStatus, Heartbeat, Ledger, Reloads, Totals, UnknownPaths, stalled};
+use crate::status::{Ledger, Status, Totals};
 
 /// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -157,7 +156,7 @@ fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartEr
 impl App {
     /// The address of the ingress.
     pub(crate) fn ingress_address(&self) -> SocketAddr {
-        self.listeners.address()
+        self.listeners.address
     }
 
     /// The address of the admin port, if it is on.
@@ -175,65 +174,79 @@ impl App {
     /// # Errors
     /// A thread cannot be created.
     pub(crate) async fn run(self, mut signals: impl Signals) -> Result<RunSummary, StartError> {
+        let mut running = self.start()?;
+        let SharedParts { queue, status, .. } = running.parts.clone();
+        tokio::spawn(logs::report_left_out());
+        tokio::spawn(memory::keep_low(queue.clone(), status.clone()));
+        systemd::notify(systemd::ServiceState::Ready);
+        tokio::spawn(systemd::feed_watchdog(move || status.heartbeats.stalled()));
+        let failed = tokio::select! {
+            () = signals.next() => false,
+            () = queue.failed() => true,
+            never = running.reloader.run() => match never {},
+        };
+        Ok(running.stop(signals, failed).await)
+    }
+
+    /// Starts all threads.
+    fn start(self) -> Result<RunningApp, StartError> {
         let Self { settings, listeners, admin, state, reloading } = self;
-        let threads = settings.ingress.threads;
         open_files::raise();
         memory::give_back_large();
         // All of them before the first connection is accepted: many connections could leave no descriptor for the last
         // one.
-        let mut runtimes = Runtimes::new(threads + 1 + usize::from(admin.is_some()))?;
+        let mut runtimes = Runtimes::new(settings.ingress.threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
-        let (parts, kept) = SharedParts::new(&settings, stop, state);
-        let StateParts { letters, control, backlog, writer, lock } = kept;
-        let start = |letters: &Stores| Invalids::start(letters.invalid.clone(), parts.metrics.clone());
-        let invalids = letters.as_ref().map(start).transpose()?.map(Arc::new);
-        let live = parts.live(&settings, invalids.clone());
         let broker = settings.broker.broker(&settings.terms());
-        let delivering = Heartbeat::new("the delivery task");
-        let writing = Heartbeat::new("the journal's writer");
-        let accepting: Vec<_> =
-            (0..threads).map(|number| Heartbeat::new(&format!("ingress thread {number}"))).collect();
-        let journal = writer.iter().map(|_| writing.clone());
-        let heartbeats: Arc<[Heartbeat]> =
-            accepting.iter().cloned().chain([delivering.clone()]).chain(journal).collect();
+        let (parts, kept) = SharedParts::new(&settings, broker.name(), stop, state)?;
+        let StateParts { letters, control, backlog, writer, lock } = kept;
         if let Some(listener) = admin {
-            let admin = Arc::new(parts.admin(&settings, &live, heartbeats.clone(), &*broker, letters.as_ref()));
+            let admin = Arc::new(parts.admin(&settings.admin));
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
-        let journal = writer.map(|writer| journal::write(&parts, writer, writing)).transpose()?;
+        let journal = writer.map(|writer| journal::write(&parts, writer)).transpose()?;
         let work = delivery::Parts {
             broker,
             successor: parts.successor.clone(),
             queue: parts.queue.clone(),
-            metrics: parts.metrics.clone(),
-            view: parts.view.clone(),
+            metrics: parts.status.metrics.clone(),
+            view: parts.status.broker.clone(),
             settings: settings.publish,
             store: letters.as_ref().map(|letters| letters.dead_letters.clone()),
             backlog,
             drain: parts.stop.clone(),
         };
-        let requests = letters.as_ref().map(|letters| parts.requests(letters, live.clone()));
-        let delivery = parts.start_delivery(runtimes.next()?, delivering, work, control.zip(requests))?;
-        let serving = parts.start_ingress(&mut runtimes, listeners, &live, accepting)?;
+        let requests = letters.map(|letters| parts.requests(letters));
+        let delivery = parts.start_delivery(runtimes.next()?, work, control.zip(requests))?;
+        let serving = parts.start_ingress(&mut runtimes, listeners)?;
         journal::recall(&parts.known, &settings)?;
-        let queue = &parts.queue;
-        let mut reloader = Reloader::new(reloading, settings, &parts, live);
-        tokio::spawn(logs::report_left_out());
-        tokio::spawn(memory::keep_low(queue.clone(), parts.connections.clone()));
-        systemd::notify(systemd::ServiceState::Ready);
-        tokio::spawn(systemd::feed_watchdog(move || stalled(&heartbeats)));
-        let failed = tokio::select! {
-            () = signals.next() => false,
-            () = queue.failed() => true,
-            never = reloader.run() => match never {},
-        };
-        let settings = reloader.settings();
-        let shutdown = settings.shutdown;
-        stop_in_order(&mut signals, &stopper, shutdown, queue, serving, delivery, journal).await;
+        let reloader = Reloader::new(reloading, settings, parts.clone());
+        Ok(RunningApp { parts, reloader, stopper, serving, delivery, journal, lock })
+    }
+}
+
+/// The bridge while it serves.
+struct RunningApp {
+    parts: SharedParts,
+    reloader: Reloader,
+    stopper: Stopper,
+    serving: Vec<JoinHandle<io::Result<()>>>,
+    delivery: JoinHandle<usize>,
+    journal: Option<JoinHandle<()>>,
+    /// Held as long as this process uses the state directory.
+    lock: Option<File>,
+}
+
+impl RunningApp {
+    /// Stops all parts; `failed` if the journal did.
+    async fn stop(self, mut signals: impl Signals, failed: bool) -> RunSummary {
+        let Self { parts, reloader, stopper, serving, delivery, journal, lock } = self;
+        let (queue, settings) = (&parts.queue, reloader.settings());
+        stop_in_order(&mut signals, &stopper, settings.shutdown, queue, serving, delivery, journal).await;
         // Events that an ingress thread enqueued in the last moment of a hurried stop.
         queue.lose_waiting();
-        if let Some(invalids) = invalids {
+        if let Some(invalids) = parts.invalids.clone() {
             let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
         }
         if failed && journal::is_missing(settings) {
@@ -242,7 +255,7 @@ impl App {
         let snapshot = queue.snapshot();
         drop(lock);
         let failure = || snapshot.journal.as_ref().and_then(|journal| journal.failed.clone());
-        Ok(RunSummary { totals: snapshot.totals(), failed: failed.then(failure).flatten() })
+        RunSummary { totals: snapshot.totals(), failed: failed.then(failure).flatten() }
     }
 }
 
@@ -257,61 +270,76 @@ struct StateParts {
 }
 
 /// The parts that several threads share.
+#[derive(Clone)]
 pub(super) struct SharedParts {
     pub(super) queue: Arc<Buffer>,
-    pub(super) metrics: Arc<Metrics>,
+    pub(super) status: Arc<Status>,
     pub(super) connections: Arc<Connections>,
-    pub(super) reloads: Arc<Reloads>,
-    pub(super) unknown_paths: Arc<UnknownPaths>,
     pub(super) known: Arc<Deduplication>,
+    pub(super) live: Arc<CurrentIngress>,
     pub(super) successor: Arc<Successor>,
-    pub(super) view: BrokerStatus,
-    pub(super) stop: Drain,
+    invalids: Option<Arc<Invalids>>,
+    stop: Drain,
 }
 
 impl SharedParts {
-    fn new(settings: &Settings, stop: Drain, state: Option<StateContents>) -> (Self, StateParts) {
+    fn new(
+        settings: &Settings,
+        broker_name: &'static str,
+        stop: Drain,
+        state: Option<StateContents>,
+    ) -> io::Result<(Self, StateParts)> {
+        let metrics = Arc::new(Metrics::new(settings.mode.ack.name()));
         let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::default());
-        let mut kept = StateParts::default();
+        let (mut kept, mut invalids) = (StateParts::default(), None);
         if let Some(StateContents { letters, control, journal, lock }) = state {
             let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
             queue = queue.with_journal(layout, recovered, damaged);
-            let backlog = BacklogReader::new(reader, ingress::rebuild);
+            invalids = Some(Arc::new(Invalids::start(letters.invalid.clone(), metrics.clone())?));
             kept = StateParts {
                 letters: Some(letters),
                 control,
-                backlog: Some(backlog),
+                backlog: Some(BacklogReader::new(reader, ingress::rebuild)),
                 writer: Some(writer),
                 lock: Some(lock),
             };
         }
-        let parts = Self {
+        let status = Arc::new(Status {
+            metrics,
+            broker_name,
+            dead_letters: kept.letters.as_ref().map(|letters| letters.dead_letters.held().clone()),
+            dead_letters_capacity: settings.dead_letters.bytes as u64,
+            invalid: kept.letters.as_ref().map(|letters| letters.invalid.held().clone()),
+            ..Status::default()
+        });
+        status.reloads.lock().in_force = to_json(settings.fingerprint.effective());
+        let shared = ingress::Shared {
             queue: Arc::new(queue),
-            metrics: Arc::new(Metrics::new(settings.mode.ack.name())),
-            connections: Arc::new(Connections::new(settings.ingress.max_connections)),
-            reloads: Arc::default(),
-            unknown_paths: Arc::default(),
+            status: status.clone(),
             known: Arc::new(Deduplication::new(settings.deduplication)),
+            invalids: invalids.clone(),
+        };
+        let parts = Self {
+            queue: shared.queue.clone(),
+            connections: Arc::new(Connections::new(settings.ingress.max_connections, status.clone())),
+            status,
+            known: shared.known.clone(),
+            live: CurrentIngress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes),
             successor: Arc::default(),
-            view: BrokerStatus::default(),
+            invalids,
             stop,
         };
-        parts.reloads.set_in_force(to_json(settings.fingerprint.effective()));
-        (parts, kept)
+        Ok((parts, kept))
     }
 
     /// Requests about dead letters, which validate bodies as the sources are configured at that time.
-    fn requests(&self, letters: &Stores, live: Arc<CurrentIngress>) -> Arc<Requests> {
-        let validation_of = move |name: &str| {
-            let ingress = live.now();
-            let endpoint = ingress.endpoints().iter().find(|endpoint| *endpoint.source.name == *name);
-            endpoint.map(|endpoint| endpoint.source.validation)
-        };
+    fn requests(&self, stores: Stores) -> Arc<Requests> {
+        let live = self.live.clone();
         Arc::new(Requests {
-            stores: letters.clone(),
-            rebuild: rebuild_with(validation_of),
+            stores,
+            rebuild: rebuild_with(move |source| live.now().validation_of(source)),
             queue: self.queue.clone(),
-            view: self.view.clone(),
+            view: self.status.broker.clone(),
             drain: self.stop.clone(),
             turn: Mutex::default(),
         })
@@ -321,11 +349,10 @@ impl SharedParts {
     fn start_delivery(
         &self,
         runtime: Runtime,
-        heartbeat: Heartbeat,
         work: delivery::Parts,
         control: Option<(ControlSocket, Arc<Requests>)>,
     ) -> io::Result<JoinHandle<usize>> {
-        let stop = self.stop.clone();
+        let (stop, heartbeat) = (self.stop.clone(), self.status.heartbeats.add("the delivery task"));
         thread("delivery", runtime, Some(heartbeat), move || async move {
             let serving = control.map(|(control, requests)| tokio::spawn(control.serve(requests, stop)));
             let lost = Delivery::new(work).run().await;
@@ -343,13 +370,12 @@ impl SharedParts {
         &self,
         runtimes: &mut Runtimes,
         listeners: Listeners,
-        live: &Arc<CurrentIngress>,
-        heartbeats: Vec<Heartbeat>,
     ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
-        let unreadable = Arc::new(ingress::Unreadable::new(self.metrics.clone()));
+        let unreadable = Arc::new(ingress::Unreadable::new(self.status.clone()));
         let mut serving = Vec::new();
-        for (socket, heartbeat) in listeners.into_sockets().into_iter().zip(heartbeats) {
-            let (live, connections, stop) = (live.clone(), self.connections.clone(), self.stop.clone());
+        for (number, socket) in listeners.sockets.into_iter().enumerate() {
+            let heartbeat = self.status.heartbeats.add(&format!("ingress thread {number}"));
+            let Self { live, connections, stop, .. } = self.clone();
             let unreadable = unreadable.clone();
             let serve = move || ingress::serve(socket, live, connections, unreadable, stop);
             serving.push(thread("ingress", runtimes.next()?, Some(heartbeat), serve)?);
@@ -357,44 +383,14 @@ impl SharedParts {
         Ok(serving)
     }
 
-    fn admin(
-        &self,
-        settings: &Settings,
-        live: &Arc<CurrentIngress>,
-        heartbeats: Arc<[Heartbeat]>,
-        broker: &dyn Broker,
-        letters: Option<&Stores>,
-    ) -> Admin {
+    fn admin(&self, settings: &admin::Settings) -> Admin {
         Admin {
-            health: Health {
-                heartbeats,
-                queue: self.queue.clone(),
-                view: self.view.clone(),
-                stop: self.stop.clone(),
-            },
-            metrics: self.metrics.clone(),
-            connections: self.connections.clone(),
-            live: live.clone(),
-            reloads: self.reloads.clone(),
-            unknown_paths: self.unknown_paths.clone(),
-            dead_letters: letters.map(|letters| letters.dead_letters.held().clone()),
-            invalid: letters.map(|letters| letters.invalid.held().clone()),
-            dead_letters_capacity: settings.dead_letters.bytes as u64,
-            broker_name: broker.name(),
-            page: settings.admin.page,
-            hosts: settings.admin.hosts.clone(),
-        }
-    }
-
-    fn live(&self, settings: &Settings, invalids: Option<Arc<Invalids>>) -> Arc<CurrentIngress> {
-        let shared = ingress::Shared {
+            status: self.status.clone(),
             queue: self.queue.clone(),
-            metrics: self.metrics.clone(),
-            unknown: self.unknown_paths.clone(),
-            known: self.known.clone(),
-            invalids,
-        };
-        CurrentIngress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes)
+            stop: self.stop.clone(),
+            page: settings.page,
+            hosts: settings.hosts.clone(),
+        }
     }
 }
 

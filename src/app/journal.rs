@@ -12,7 +12,6 @@ use crate::event::Origin;
 use crate::ingress::{self, Deduplication};
 use crate::queue::journal::{self, OpenError, Opened, Writer};
 use crate::queue::{Ack, Journaling};
-use crate::status::Heartbeat;
 
 /// The name of its directory in the state directory.
 const DIRECTORY: &str = "journal";
@@ -58,8 +57,9 @@ fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
 }
 
 /// Starts the journal's writer.
-pub(super) fn write(parts: &SharedParts, writer: Writer, heartbeat: Heartbeat) -> io::Result<JoinHandle<()>> {
-    let journaling = Journaling::new(parts.queue.clone(), writer, parts.metrics.clone(), heartbeat);
+pub(super) fn write(parts: &SharedParts, writer: Writer) -> io::Result<JoinHandle<()>> {
+    let (status, heartbeat) = (&parts.status, parts.status.heartbeats.add("the journal's writer"));
+    let journaling = Journaling::new(parts.queue.clone(), writer, status.metrics.clone(), heartbeat);
     std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
 }
 

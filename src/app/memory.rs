@@ -7,8 +7,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::ingress::{Connections, LARGE_BODY};
+use crate::ingress::LARGE_BODY;
 use crate::queue::Buffer;
+use crate::status::Status;
 
 /// The interval between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -64,13 +65,13 @@ impl MemoryWatch {
 }
 
 /// Checks once a second, for ever.
-pub(super) async fn keep_low(queue: Arc<Buffer>, connections: Arc<Connections>) {
+pub(super) async fn keep_low(queue: Arc<Buffer>, status: Arc<Status>) {
     let (mut of_events, mut of_connections) = (MemoryWatch::default(), MemoryWatch::default());
     loop {
         tokio::time::sleep(CHECK_INTERVAL).await;
         let (_, bytes) = queue.held();
         // Closed connections free as much memory, even if no event arrived.
-        let of_connections = of_connections.check(connections.open() * CONNECTION, 0);
+        let of_connections = of_connections.check(status.connections.lock().open * CONNECTION, 0);
         if of_events.check(bytes, queue.received()) || of_connections {
             trim();
         }

@@ -6,17 +6,18 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use parking_lot::MutexGuard;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
 use crate::app::Settings;
 use crate::app::app::SharedParts;
 use crate::delivery::Change;
-use crate::ingress::{self, CurrentIngress};
+use crate::ingress;
 use crate::process::logs::Level;
 use crate::process::systemd;
 use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError, to_json};
-use crate::status::Reload;
+use crate::status::{Reload, Reloads};
 
 /// The keys that a reload changes beside the table of the broker; a name that ends in a dot is a whole table. Everything
 /// else needs a restart.
@@ -57,7 +58,7 @@ pub(crate) struct Reloading {
 }
 
 /// Performs reloads, as long as the bridge serves.
-pub(super) struct Reloader<'p> {
+pub(super) struct Reloader {
     config: Option<Reloading>,
     /// The settings in force.
     settings: Settings,
@@ -66,26 +67,23 @@ pub(super) struct Reloader<'p> {
     watch: FileWatch,
     /// A secret or a certificate changed, and its reload failed: it is retried at each check.
     retry_pending: bool,
-    live: Arc<CurrentIngress>,
-    parts: &'p SharedParts,
+    parts: SharedParts,
 }
 
-impl<'p> Reloader<'p> {
-    pub(super) fn new(
-        reloading: Option<Reloading>,
-        settings: Settings,
-        parts: &'p SharedParts,
-        live: Arc<CurrentIngress>,
-    ) -> Self {
+impl Reloader {
+    pub(super) fn new(reloading: Option<Reloading>, settings: Settings, parts: SharedParts) -> Self {
         Self {
             config: reloading,
             start: settings.fingerprint.clone(),
             watch: settings.fingerprint.watch(),
             retry_pending: false,
             settings,
-            live,
             parts,
         }
+    }
+
+    fn reloads(&self) -> MutexGuard<'_, Reloads> {
+        self.parts.status.reloads.lock()
     }
 
     /// The settings in force.
@@ -127,7 +125,7 @@ impl<'p> Reloader<'p> {
                 }
                 Err(error)
                     if is_news
-                        || self.parts.reloads.last().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
+                        || self.reloads().last.as_ref().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
                 {
                     self.reject(error);
                 }
@@ -154,9 +152,10 @@ impl<'p> Reloader<'p> {
     /// Leaves everything as it is, and records the error.
     fn reject(&self, error: String) {
         tracing::error!("the settings were not reloaded, the old ones stay: {error}");
-        let (changed, needs_restart) =
-            (Vec::new(), self.parts.reloads.last().map_or_else(Vec::new, |last| last.needs_restart));
-        self.parts.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
+        let mut reloads = self.reloads();
+        let (changed, last) = (Vec::new(), reloads.last.take());
+        let needs_restart = last.map_or_else(Vec::new, |last| last.needs_restart);
+        reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
     }
 
     /// Applies the settings that may change.
@@ -185,10 +184,10 @@ impl<'p> Reloader<'p> {
         self.parts.queue.limit(settings.buffer);
         self.parts.known.limit(settings.deduplication);
         self.parts.connections.limit(settings.ingress.max_connections);
-        self.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
+        self.parts.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
         level.set(settings.log.level);
         self.watch = settings.fingerprint.watch();
-        self.parts.reloads.set_in_force(to_json(settings.fingerprint.effective()));
+        self.reloads().in_force = to_json(settings.fingerprint.effective());
         findings.log();
         let names = |keys: &[String]| if keys.is_empty() { "nothing".to_owned() } else { keys.join(", ") };
         tracing::info!(changed = names(&changed), "reloaded the settings");
@@ -198,7 +197,7 @@ impl<'p> Reloader<'p> {
                 "some settings keep their old values until the bridge is restarted"
             );
         }
-        self.parts.reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
+        self.reloads().note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
     }
 
     /// The settings in force, with those that may change taken from the new reading.

@@ -138,7 +138,7 @@ mod tests {
     use super::*;
     use crate::event::{ContentType, Deviation, Field, Fields, Origin};
 
-    fn fields() -> Fields<'static> {
+    fn fields() -> Fields<&'static str> {
         Fields { cuid: "c", ..Fields::default() }
     }
 
@@ -189,7 +189,7 @@ mod tests {
     }
 
     /// The value of a header, if the event of these fields has it.
-    fn value(fields: &Fields<'_>, encoding: Encoding, name: &str) -> Option<String> {
+    fn value(fields: &Fields<&str>, encoding: Encoding, name: &str) -> Option<String> {
         let headers = Headers::new(HeaderStyle::CloudEvents, "ce_", "content-type", encoding);
         let event = Event::new(origin(), Box::default(), fields, &[0; 32]);
         headers.list(&event).into_iter().find(|(known, _)| known == name).map(|(_, value)| value)
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn names_an_event_without_a_name_unknown_and_leaves_an_empty_subject_out() {
-        let plain = |fields: &Fields<'_>, name| value(fields, Encoding::Plain, name);
+        let plain = |fields: &Fields<&str>, name| value(fields, Encoding::Plain, name);
         assert_eq!(plain(&fields(), "ce_type").unwrap(), "com.plextrac.unknown");
         assert_eq!(plain(&fields(), "ce_subject"), None);
         let (target, kind) = (Fields { target_cuid: "x", ..fields() }, Fields { target_type: "t", ..fields() });
@@ -223,7 +223,7 @@ mod tests {
     #[test]
     fn cuts_values_at_a_kilobyte_between_characters() {
         let long = "é".repeat(900);
-        let fields = Fields { event: &long, target_type: &long, target_cuid: &long, ..fields() };
+        let fields = Fields::<&str> { event: &long, target_type: &long, target_cuid: &long, ..fields() };
         // 13 bytes of `com.plextrac.`: an odd number.
         assert_eq!(value(&fields, Encoding::Plain, "ce_type").unwrap().len(), 1023);
         assert_eq!(value(&fields, Encoding::Plain, "ce_subject").unwrap(), long[..1024]);

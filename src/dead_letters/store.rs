@@ -13,13 +13,14 @@ use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, MutexGuard};
 
 use crate::dead_letters::read::{self, Lines};
 use crate::process::failpoint;
 use crate::process::state_directory::{create_directory, give_to_the_owner, sync_directory};
+use crate::status::StoreCounts;
 
 /// The rule for a letter that does not fit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,54 +52,6 @@ impl StoreLimits {
     pub(crate) fn invalid(capacity: usize) -> Self {
         let capacity = capacity as u64;
         Self { capacity, file: (capacity / 16).clamp(1, 1 << 20), at_limit: AtLimit::DropOldest }
-    }
-}
-
-/// The contents of a store, and the fate of letters since the start, counted for metrics and `/status`.
-#[derive(Debug, Default)]
-pub(crate) struct StoreCounts {
-    events: AtomicU64,
-    bytes: AtomicU64,
-    capacity: u64,
-    kept: AtomicU64,
-    returned: AtomicU64,
-    dropped: AtomicU64,
-}
-
-impl StoreCounts {
-    /// Letters on disk.
-    pub(crate) fn events(&self) -> u64 {
-        self.events.load(Ordering::Relaxed)
-    }
-
-    /// Bytes on disk.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// The most bytes.
-    pub(crate) fn capacity(&self) -> u64 {
-        self.capacity
-    }
-
-    /// Letters written since the start.
-    pub(crate) fn kept(&self) -> u64 {
-        self.kept.load(Ordering::Relaxed)
-    }
-
-    /// The letters among them whose events were replayed and refused again.
-    pub(crate) fn returned(&self) -> u64 {
-        self.returned.load(Ordering::Relaxed)
-    }
-
-    /// Letters that were dropped or could not be kept since the start.
-    pub(crate) fn dropped(&self) -> u64 {
-        self.dropped.load(Ordering::Relaxed)
-    }
-
-    /// Counts letters that could not be kept.
-    pub(crate) fn drop_some(&self, count: u64) {
-        self.dropped.fetch_add(count, Ordering::Relaxed);
     }
 }
 

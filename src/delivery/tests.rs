@@ -22,7 +22,7 @@ use crate::event::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
 use crate::process::shutdown::{self, Phase};
 use crate::queue::{Ack, Buffer, Mode};
-use crate::status::{BrokerStatus, Ledger, Limits, Loss, RefusalReason, SourceBook, Totals};
+use crate::status::{BrokerStatus, Ledger, Limits, Loss, RefusalReason, SourceBook, Status, Totals};
 
 /// The broker's reaction to the next message, once its script has a step for it.
 #[derive(Clone, Copy, Debug)]
@@ -310,7 +310,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
             traceparent: None,
             received: SystemTime::UNIX_EPOCH,
         };
-        let fields = Fields { cuid: name, event: key, ..Fields::default() };
+        let fields = Fields::<&str> { cuid: name, event: key, ..Fields::default() };
         let event = Box::new(Event::new(origin, Box::default(), &fields, &[0; 32]));
         assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
     }
@@ -348,7 +348,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
     });
     let snapshot = queue.snapshot();
     let totals = snapshot.totals();
-    let text = metrics.render(&snapshot, &totals, &crate::metrics::Moment::default());
+    let text = metrics.render(&snapshot, &Status::default(), false);
     let out_of_order = !text.contains("plextrac_bridge_publish_out_of_order_total 0");
     let world = std::mem::take(&mut *world.lock());
     RunResult { world, totals, ledger: snapshot.ledger, out_of_order, took, _directory: directory }

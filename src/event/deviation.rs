@@ -2,75 +2,44 @@
 
 use std::fmt;
 
-/// A field that the vendor documents, or that its webhooks are known to have.
-///
-/// Source: the vendor's page on webhook payloads; `flawId` is another name for `findingId`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Field {
-    /// Identifies the webhook request.
-    Cuid,
-    /// Names the person who caused the event.
-    ActorCuid,
-    /// Names the event.
-    Event,
-    /// Names the one entity concerned.
-    TargetCuid,
-    /// Names the entities concerned, in place of `targetCuid`.
-    TargetCuids,
-    /// Names the kind of entity.
-    TargetType,
-    /// Holds free text.
-    Text,
-    /// Optional number of the client.
-    ClientId,
-    /// Optional number of the report.
-    ReportId,
-    /// Optional number of the finding.
-    FindingId,
-    /// The older name of `findingId`.
-    FlawId,
-    /// Optional number of the assessment.
-    AssessmentId,
+use crate::settings::named;
+
+named! {
+    /// A field that the vendor documents, or that its webhooks are known to have.
+    ///
+    /// Source: the vendor's page on webhook payloads; `flawId` is another name for `findingId`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub(crate) enum Field {
+        /// Identifies the webhook request.
+        Cuid = "cuid",
+        /// Names the person who caused the event.
+        ActorCuid = "actorCuid",
+        /// Names the event.
+        Event = "event",
+        /// Names the one entity concerned.
+        TargetCuid = "targetCuid",
+        /// Names the entities concerned, in place of `targetCuid`.
+        TargetCuids = "targetCuids",
+        /// Names the kind of entity.
+        TargetType = "targetType",
+        /// Holds free text.
+        Text = "text",
+        /// Optional number of the client.
+        ClientId = "clientId",
+        /// Optional number of the report.
+        ReportId = "reportId",
+        /// Optional number of the finding.
+        FindingId = "findingId",
+        /// The older name of `findingId`.
+        FlawId = "flawId",
+        /// Optional number of the assessment.
+        AssessmentId = "assessmentId",
+    }
 }
 
 impl Field {
     /// The number of fields.
     pub(crate) const COUNT: usize = Self::ALL.len();
-
-    /// All fields, in their documented order.
-    pub(crate) const ALL: [Self; 12] = [
-        Self::Cuid,
-        Self::ActorCuid,
-        Self::Event,
-        Self::TargetCuid,
-        Self::TargetCuids,
-        Self::TargetType,
-        Self::Text,
-        Self::ClientId,
-        Self::ReportId,
-        Self::FindingId,
-        Self::FlawId,
-        Self::AssessmentId,
-    ];
-
-    /// The name in the payload.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Cuid => "cuid",
-            Self::ActorCuid => "actorCuid",
-            Self::Event => "event",
-            Self::TargetCuid => "targetCuid",
-            Self::TargetCuids => "targetCuids",
-            Self::TargetType => "targetType",
-            Self::Text => "text",
-            Self::ClientId => "clientId",
-            Self::ReportId => "reportId",
-            Self::FindingId => "findingId",
-            Self::FlawId => "flawId",
-            Self::AssessmentId => "assessmentId",
-        }
-    }
 
     /// The field with this name.
     #[must_use]
@@ -93,47 +62,31 @@ impl Field {
     }
 }
 
-/// The ways in which a field departs from what is documented.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Deviation {
-    /// A required field is absent: `cuid`, `actorCuid`, `event`, `targetType`, `text`, or, named `targetCuid`, both
-    /// `targetCuid` and `targetCuids`.
-    Missing,
-    /// It is `null`.
-    Null,
-    /// It has another type.
-    Type,
-    /// It is an empty text or list. `text` may be empty.
-    Empty,
-    /// It occurs twice; the last one counts.
-    Duplicate,
-    /// `targetCuids` occurs beside `targetCuid`, neither of them `null`.
-    BothTargets,
-    /// It has a lone surrogate. `text` may have one.
-    Surrogate,
+named! {
+    /// The ways in which a field departs from what is documented.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub(crate) enum Deviation {
+        /// A required field is absent: `cuid`, `actorCuid`, `event`, `targetType`, `text`, or, named `targetCuid`, both
+        /// `targetCuid` and `targetCuids`.
+        Missing = "missing",
+        /// It is `null`.
+        Null = "null",
+        /// It has another type.
+        Type = "type",
+        /// It is an empty text or list. `text` may be empty.
+        Empty = "empty",
+        /// It occurs twice; the last one counts.
+        Duplicate = "duplicate",
+        /// `targetCuids` occurs beside `targetCuid`, neither of them `null`.
+        BothTargets = "both_targets",
+        /// It has a lone surrogate. `text` may have one.
+        Surrogate = "surrogate",
+    }
 }
 
 impl Deviation {
     /// The number of kinds.
     pub(crate) const COUNT: usize = Self::ALL.len();
-
-    /// All kinds.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Missing, Self::Null, Self::Type, Self::Empty, Self::Duplicate, Self::BothTargets, Self::Surrogate];
-
-    /// The name in metrics, `/status` and headers.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Missing => "missing",
-            Self::Null => "null",
-            Self::Type => "type",
-            Self::Empty => "empty",
-            Self::Duplicate => "duplicate",
-            Self::BothTargets => "both_targets",
-            Self::Surrogate => "surrogate",
-        }
-    }
 
     /// The words that follow the name of the field in a sentence.
     #[must_use]

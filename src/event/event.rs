@@ -18,26 +18,26 @@ const LONGEST_FIELD: usize = 1024;
 /// The decoded fields of a payload that templates and headers need; an absent field is empty.
 ///
 /// Source: the vendor's page on webhook payloads.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Fields<'a> {
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Fields<S> {
     /// The unique identifier of the webhook request.
-    pub(crate) cuid: &'a str,
+    pub(crate) cuid: S,
     /// The user who triggered it.
-    pub(crate) actor_cuid: &'a str,
+    pub(crate) actor_cuid: S,
     /// The name of the event.
-    pub(crate) event: &'a str,
+    pub(crate) event: S,
     /// The one entity concerned, or the first of several.
-    pub(crate) target_cuid: &'a str,
+    pub(crate) target_cuid: S,
     /// The kind of entity.
-    pub(crate) target_type: &'a str,
+    pub(crate) target_type: S,
     /// The client's number.
-    pub(crate) client_id: &'a str,
+    pub(crate) client_id: S,
     /// The report's number.
-    pub(crate) report_id: &'a str,
+    pub(crate) report_id: S,
     /// The finding's number.
-    pub(crate) finding_id: &'a str,
+    pub(crate) finding_id: S,
     /// The assessment's number.
-    pub(crate) assessment_id: &'a str,
+    pub(crate) assessment_id: S,
     /// The departures from the documented payload.
     pub(crate) deviations: Deviations,
     /// The content type of the body.
@@ -114,19 +114,19 @@ impl Labels {
     /// Copies the fields, each up to its kept length; `digest` is the verified MAC of the body, or its SHA-256 if
     /// unsigned.
     #[must_use]
-    pub(crate) fn new(fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
-        let cuid = cut(fields.cuid, LONGEST_FIELD);
+    pub(crate) fn new<S: AsRef<str>>(fields: &Fields<S>, digest: &[u8; 32]) -> Self {
+        let cuid = cut(fields.cuid.as_ref(), LONGEST_FIELD);
         let others = [
-            fields.event,
-            fields.target_type,
-            fields.actor_cuid,
-            fields.target_cuid,
-            fields.client_id,
-            fields.report_id,
-            fields.finding_id,
-            fields.assessment_id,
+            &fields.event,
+            &fields.target_type,
+            &fields.actor_cuid,
+            &fields.target_cuid,
+            &fields.client_id,
+            &fields.report_id,
+            &fields.finding_id,
+            &fields.assessment_id,
         ]
-        .map(|field| cut(field, LONGEST_FIELD));
+        .map(|field| cut(field.as_ref(), LONGEST_FIELD));
         let length = 32 + cuid.len() + others.iter().map(|field| field.len()).sum::<usize>();
         let mut text = String::with_capacity(length);
         let mut ends = [0; 10];
@@ -147,8 +147,7 @@ impl Labels {
             text.push_str(field);
             *slot = end(&text);
         }
-        let Fields { deviations, content_type, .. } = *fields;
-        Self { text: text.into_boxed_str(), ends, deviations, content_type }
+        Self { text: text.into_boxed_str(), ends, deviations: fields.deviations, content_type: fields.content_type }
     }
 
     /// The event id: `<cuid>-<first 12 hex of the digest>`, or its first 32 hex if there is no `cuid`.
@@ -177,7 +176,7 @@ pub(crate) struct Event {
 impl Event {
     /// Builds an event; `digest` is the verified MAC of the body, or its SHA-256 if unsigned.
     #[cfg(test)]
-    pub(crate) fn new(origin: Origin, body: Box<[u8]>, fields: &Fields<'_>, digest: &[u8; 32]) -> Self {
+    pub(crate) fn new(origin: Origin, body: Box<[u8]>, fields: &Fields<&str>, digest: &[u8; 32]) -> Self {
         Self::labelled(origin, body, Labels::new(fields, digest), Instant::now())
     }
 
@@ -344,7 +343,7 @@ mod tests {
     #[test]
     fn keeps_a_kilobyte_of_a_field_and_cuts_between_characters() {
         let long = "x".to_owned() + &"é".repeat(100_000);
-        let fields = Fields {
+        let fields = Fields::<&str> {
             event: &long,
             target_type: &long,
             actor_cuid: &long,

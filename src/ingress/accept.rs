@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
@@ -16,6 +16,7 @@ use crate::ingress::connection_task::{ConnectionTask, Thread};
 use crate::ingress::connections::Connections;
 use crate::ingress::current::{CurrentIngress, ThreadView};
 use crate::ingress::not_http::Unreadable;
+use crate::process::listen;
 use crate::process::logs::Throttle;
 use crate::process::shutdown::{Drain, Phase};
 
@@ -29,8 +30,10 @@ const RESOURCE_PAUSE: Duration = Duration::from_millis(100);
 /// share one queue.
 #[derive(Debug)]
 pub(crate) struct Listeners {
-    sockets: Vec<StdListener>,
-    address: SocketAddr,
+    /// One per thread.
+    pub(crate) sockets: Vec<StdListener>,
+    /// The address they listen on.
+    pub(crate) address: SocketAddr,
 }
 
 impl Listeners {
@@ -39,12 +42,10 @@ impl Listeners {
     /// # Errors
     /// The address is in use, or does not belong to this machine.
     pub(crate) fn bind(address: SocketAddr, count: usize) -> io::Result<Self> {
-        // With SO_REUSEPORT on the first socket, a second program of this user could silently share the port.
-        let first = bind(address, Sharing::Alone)?;
-        let address = first.local_addr()?;
-        let mut sockets = vec![first];
+        let mut sockets = vec![bind(address, true)?];
+        let address = sockets[0].local_addr()?;
         for _ in 1..count {
-            sockets.push(bind(address, Sharing::Among)?);
+            sockets.push(bind(address, false)?);
         }
         Ok(Self { sockets, address })
     }
@@ -62,50 +63,13 @@ impl Listeners {
         }
         Ok(Self { sockets, address })
     }
-
-    /// The address the sockets listen on.
-    #[must_use]
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// The sockets, one per thread.
-    #[must_use]
-    pub(crate) fn into_sockets(self) -> Vec<StdListener> {
-        self.sockets
-    }
 }
 
-/// The sockets that may listen on the same address when this one is bound.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Sharing {
-    /// None; sockets bound later may share the address.
-    Alone,
-    /// Other sockets of this program.
-    Among,
-}
-
-/// Lets a socket on `[::]` accept IPv4 as well, whatever the system's default is.
-///
-/// # Errors
-/// The socket does not support the option.
-pub(crate) fn take_both_families(socket: &Socket, address: SocketAddr) -> io::Result<()> {
-    if address.is_ipv6() && address.ip().is_unspecified() {
-        socket.set_only_v6(false)?;
-    }
-    Ok(())
-}
-
-fn bind(address: SocketAddr, sharing: Sharing) -> io::Result<StdListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    take_both_families(&socket, address)?;
-    socket.set_reuse_address(true)?;
-    socket.set_reuse_port(sharing == Sharing::Among)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(BACKLOG)?;
-    socket.set_reuse_port(true)?;
-    Ok(socket.into())
+fn bind(address: SocketAddr, is_first: bool) -> io::Result<StdListener> {
+    // With SO_REUSEPORT on the first socket, a second program of this user could silently share the port.
+    let socket = listen(address, BACKLOG, !is_first)?;
+    SockRef::from(&socket).set_reuse_port(true)?;
+    Ok(socket)
 }
 
 /// Serves one listening socket until the stop reaches [`Phase::Closing`]; then finishes the requests that have begun,
@@ -217,7 +181,7 @@ mod tests {
     #[test]
     fn gives_an_address_to_one_program_only_however_many_ask_at_once() {
         for _ in 0..20 {
-            let free = Listeners::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 2).unwrap().address();
+            let free = Listeners::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 2).unwrap().address;
             let start = Barrier::new(4);
             let bound: Vec<_> = thread::scope(|scope| {
                 let ask = || {
@@ -234,22 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn takes_both_families_on_the_wildcard_whatever_the_default() {
-        let socket = Socket::new(Domain::IPV6, Type::STREAM, None).unwrap();
-        socket.set_only_v6(true).unwrap();
-        take_both_families(&socket, "[::1]:0".parse().unwrap()).unwrap();
-        assert!(socket.only_v6().unwrap(), "an address of one family");
-        take_both_families(&socket, "[::]:0".parse().unwrap()).unwrap();
-        assert!(!socket.only_v6().unwrap());
-    }
-
-    #[test]
     fn spreads_connections_over_its_sockets() {
         let listeners = Listeners::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 2).unwrap();
-        let address = listeners.address();
+        let address = listeners.address;
         let clients: Vec<_> = (0..64).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
         let taken: Vec<usize> = listeners
-            .into_sockets()
+            .sockets
             .iter()
             .map(|socket| std::iter::repeat_with(|| socket.accept()).take_while(Result::is_ok).count())
             .collect();

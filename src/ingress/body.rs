@@ -10,6 +10,9 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
 use tokio::time::{Instant, timeout_at};
 
+use crate::ingress::reply::Rejection;
+use crate::status::Reason;
+
 /// The time spent on reading and discarding the body after an answer that was given before the body was read. Otherwise
 /// a sender that is still writing would see a reset instead of the answer.
 const DISCARD: Duration = Duration::from_secs(1);
@@ -27,6 +30,7 @@ const MAPPING: usize = 16;
 /// The number of bytes that all bodies being read may take together.
 #[derive(Debug)]
 pub(super) struct Budget {
+    size: usize,
     free: AtomicUsize,
 }
 
@@ -39,7 +43,12 @@ pub(super) struct Share {
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { free: AtomicUsize::new(bytes) })
+        Arc::new(Self { size: bytes, free: AtomicUsize::new(bytes) })
+    }
+
+    /// This budget, or a new one if it has another size.
+    pub(super) fn resized(self: &Arc<Self>, bytes: usize) -> Arc<Self> {
+        if self.size == bytes { self.clone() } else { Self::new(bytes) }
     }
 
     fn take(&self, bytes: usize) -> bool {
@@ -49,10 +58,11 @@ impl Budget {
 
 impl Share {
     /// Makes the share as large as `bytes`.
-    fn grow(&mut self, bytes: usize) -> Result<(), BodyError> {
+    fn grow(&mut self, bytes: usize) -> Result<(), Rejection> {
         if bytes > self.bytes {
             if !self.budget.take(bytes - self.bytes) {
-                return Err(BodyError::NoBudget);
+                let text = "too many bodies are being read at the moment; try again later";
+                return Err(Rejection::new(Reason::BufferFull, text));
             }
             self.bytes = bytes;
         }
@@ -64,18 +74,6 @@ impl Drop for Share {
     fn drop(&mut self) {
         self.budget.free.fetch_add(self.bytes, Ordering::AcqRel);
     }
-}
-
-/// The reason why there is no body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BodyError {
-    TooLarge,
-    TooSlow,
-    NoBudget,
-    /// The chunked framing is broken.
-    Malformed,
-    /// The sender disconnected.
-    Left,
 }
 
 /// The part of a body that is kept.
@@ -91,6 +89,16 @@ pub(super) fn is_too_large(body: &Incoming, most: usize) -> bool {
     body.size_hint().lower() > most as u64
 }
 
+/// The rejection of a body above the limit.
+pub(super) fn too_large(most: usize) -> Rejection {
+    Rejection::new(Reason::TooLarge, format!("the body is larger than {most} bytes"))
+}
+
+/// The rejection of a request whose sender disconnected.
+pub(super) fn disconnected() -> Rejection {
+    Rejection::new(Reason::Disconnected, "the sender disconnected before its request was complete")
+}
+
 /// Reads the whole body into a buffer of its exact size.
 ///
 /// hyper's own `Bytes` would keep its whole read buffer alive, eight times the memory of small bodies.
@@ -100,9 +108,9 @@ pub(super) async fn read(
     most: usize,
     longest: Duration,
     budget: &Arc<Budget>,
-) -> Result<(Box<[u8]>, Share), BodyError> {
+) -> Result<(Box<[u8]>, Share), Rejection> {
     let mut deadline = None;
-    let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| BodyError::TooLarge)?;
+    let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| too_large(most))?;
     // Only memory that is used is charged, and that grows with what arrives: an announced length alone takes nothing
     // from other requests.
     let mut share = Share { budget: budget.clone(), bytes: 0 };
@@ -114,7 +122,8 @@ pub(super) async fn read(
             polled
         } else {
             let deadline = *deadline.get_or_insert_with(|| Instant::now() + longest);
-            timeout_at(deadline, body.frame()).await.map_err(|_| BodyError::TooSlow)?
+            let too_slow = |_| Rejection::new(Reason::Timeout, "the body arrived too slowly");
+            timeout_at(deadline, body.frame()).await.map_err(too_slow)?
         };
         let frame = match polled {
             None => return Ok((bytes.into_boxed_slice(), share)),
@@ -125,7 +134,7 @@ pub(super) async fn read(
         let Ok(data) = frame.into_data() else { continue };
         length += data.len();
         if length > most {
-            return Err(BodyError::TooLarge);
+            return Err(too_large(most));
         }
         if keep == Keep::Nothing {
             continue;
@@ -159,11 +168,13 @@ fn filled(length: usize) -> usize {
 }
 
 /// hyper reports broken framing as invalid input or data, a closed connection as anything else.
-fn broken(error: &hyper::Error) -> BodyError {
+fn broken(error: &hyper::Error) -> Rejection {
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
     match cause.map(io::Error::kind) {
-        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => BodyError::Malformed,
-        _ => BodyError::Left,
+        Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => {
+            Rejection::new(Reason::Malformed, "the chunks of the body are malformed")
+        }
+        _ => disconnected(),
     }
 }
 
@@ -195,12 +206,11 @@ mod tests {
     fn gives_its_share_back() {
         let budget = Budget::new(10);
         let mut share = Share { budget: budget.clone(), bytes: 0 };
-        assert_eq!(share.grow(8), Ok(()));
-        assert_eq!(share.grow(4), Ok(()));
-        assert_eq!(share.grow(11), Err(BodyError::NoBudget));
+        assert!(share.grow(8).is_ok() && share.grow(4).is_ok());
+        assert_eq!(share.grow(11).unwrap_err().reason, Reason::BufferFull);
         let mut second = Share { budget: budget.clone(), bytes: 0 };
-        assert_eq!(second.grow(3), Err(BodyError::NoBudget));
+        assert!(second.grow(3).is_err());
         drop(share);
-        assert_eq!(second.grow(10), Ok(()));
+        assert!(second.grow(10).is_ok());
     }
 }

@@ -55,7 +55,7 @@ impl Socket {
     }
 
     /// Whether the peer has closed the connection, or at least its side of it.
-    fn is_closed_by_peer(&self) -> bool {
+    pub(super) fn is_closed_by_peer(&self) -> bool {
         let stream = self.0.stream.borrow();
         let ready = stream.ready(Interest::READABLE).now_or_never();
         ready.is_some_and(|ready| ready.is_ok_and(Ready::is_read_closed))
@@ -147,15 +147,15 @@ pub(super) enum RequestPhase {
 /// The state of one connection. All on one thread, except its slot.
 #[derive(Debug)]
 pub(super) struct Connection {
-    socket: Socket,
+    pub(super) socket: Socket,
     slot: Arc<ConnectionSlot>,
-    phase: Cell<RequestPhase>,
+    pub(super) phase: Cell<RequestPhase>,
     /// The start of the idle time, or of the request.
-    since: Cell<Instant>,
-    /// The first bytes of the last request.
-    first: Cell<[u8; FIRST]>,
+    pub(super) since: Cell<Instant>,
+    /// The first bytes of the last request, padded with zeros.
+    pub(super) first: Cell<[u8; FIRST]>,
     /// No byte of a request has arrived yet.
-    is_silent: Cell<bool>,
+    pub(super) is_silent: Cell<bool>,
     is_verified: Cell<bool>,
     /// The rest of a refused body is being discarded: its bytes do not start a request.
     is_discarding: Cell<bool>,
@@ -173,34 +173,6 @@ impl Connection {
             is_verified: Cell::new(false),
             is_discarding: Cell::new(false),
         }
-    }
-
-    pub(super) fn socket(&self) -> &Socket {
-        &self.socket
-    }
-
-    pub(super) fn phase(&self) -> RequestPhase {
-        self.phase.get()
-    }
-
-    /// The start of the idle time, or of the request.
-    pub(super) fn since(&self) -> Instant {
-        self.since.get()
-    }
-
-    /// Whether no byte of a request has arrived yet.
-    pub(super) fn is_silent(&self) -> bool {
-        self.is_silent.get()
-    }
-
-    /// The first bytes of the last request, padded with zeros.
-    pub(super) fn first(&self) -> [u8; FIRST] {
-        self.first.get()
-    }
-
-    /// Whether the peer has closed the connection, or at least its side of it.
-    pub(super) fn peer_has_closed(&self) -> bool {
-        self.socket.is_closed_by_peer()
     }
 
     /// Notes that a request was genuine: the connection becomes one of the last to be replaced.
@@ -363,58 +335,58 @@ mod tests {
 
     #[tokio::test]
     async fn follows_a_request_from_its_first_byte_to_its_answer() {
-        let place = Arc::new(Connections::new(1)).admit().await;
+        let place = Arc::new(Connections::new(1, Arc::default())).admit().await;
         let (mut sender, stream) = pair().await;
-        let connection = connection(stream, place.slot());
-        let mut stream = ObservedStream::new(connection.socket().clone(), connection.clone());
+        let connection = connection(stream, &place.slot);
+        let mut stream = ObservedStream::new(connection.socket.clone(), connection.clone());
         let mut buffer = [0; 8];
-        assert_eq!((connection.phase(), connection.is_silent()), (RequestPhase::Idle, true));
+        assert_eq!((connection.phase.get(), connection.is_silent.get()), (RequestPhase::Idle, true));
         sender.write_all(b"a").await.unwrap();
         stream.read_exact(&mut buffer[..1]).await.unwrap();
-        assert_eq!((connection.phase(), connection.is_silent()), (RequestPhase::Head, false));
-        let first = connection.since();
+        assert_eq!((connection.phase.get(), connection.is_silent.get()), (RequestPhase::Head, false));
+        let first = connection.since.get();
         sender.write_all(b"b").await.unwrap();
         stream.read_exact(&mut buffer[..1]).await.unwrap();
-        assert_eq!(connection.since(), first, "the same request");
+        assert_eq!(connection.since.get(), first, "the same request");
         assert_eq!(connection.begin_request(), first);
         connection.answered();
-        assert_eq!(connection.phase(), RequestPhase::Answer, "it is not written yet");
+        assert_eq!(connection.phase.get(), RequestPhase::Answer, "it is not written yet");
         assert!(stream.read_exact(&mut buffer[..1]).now_or_never().is_none());
-        assert_eq!(connection.phase(), RequestPhase::Idle);
+        assert_eq!(connection.phase.get(), RequestPhase::Idle);
         sender.write_all(b"c").await.unwrap();
         stream.read_exact(&mut buffer[..1]).await.unwrap();
-        assert_eq!(connection.phase(), RequestPhase::Head);
-        assert!(connection.since() > first, "another request");
-        assert_eq!(connection.first()[..2], [b'c', 0]);
+        assert_eq!(connection.phase.get(), RequestPhase::Head);
+        assert!(connection.since.get() > first, "another request");
+        assert_eq!(connection.first.get()[..2], [b'c', 0]);
     }
 
     #[tokio::test]
     async fn takes_no_discarded_byte_for_the_begin_of_a_request() {
-        let place = Arc::new(Connections::new(1)).admit().await;
+        let place = Arc::new(Connections::new(1, Arc::default())).admit().await;
         let (mut sender, stream) = pair().await;
-        let connection = connection(stream, place.slot());
-        let mut stream = ObservedStream::new(connection.socket().clone(), connection.clone());
+        let connection = connection(stream, &place.slot);
+        let mut stream = ObservedStream::new(connection.socket.clone(), connection.clone());
         connection.begin_request();
         let discarding = connection.discarding();
         connection.answered();
         sender.write_all(b"rest").await.unwrap();
         stream.read_exact(&mut [0; 4]).await.unwrap();
-        assert_eq!(connection.phase(), RequestPhase::Answer);
+        assert_eq!(connection.phase.get(), RequestPhase::Answer);
         drop(discarding);
-        assert_eq!(connection.phase(), RequestPhase::Idle);
+        assert_eq!(connection.phase.get(), RequestPhase::Idle);
     }
 
     #[tokio::test]
     async fn sees_that_the_peer_has_closed() {
-        let place = Arc::new(Connections::new(1)).admit().await;
+        let place = Arc::new(Connections::new(1, Arc::default())).admit().await;
         let (mut sender, stream) = pair().await;
-        let connection = connection(stream, place.slot());
+        let connection = connection(stream, &place.slot);
         sender.write_all(b"a").await.unwrap();
-        connection.socket().clone().read_exact(&mut [0]).await.unwrap();
-        assert!(!connection.peer_has_closed());
+        connection.socket.clone().read_exact(&mut [0]).await.unwrap();
+        assert!(!connection.socket.is_closed_by_peer());
         drop(sender);
         for _ in 0..100 {
-            if connection.peer_has_closed() {
+            if connection.socket.is_closed_by_peer() {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
-use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -15,7 +14,6 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use hyper_util::server::graceful::GracefulConnection;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -80,40 +78,6 @@ struct Timeouts {
     idle: Duration,
 }
 
-/// A stage of a connection: the wait for its first head, or the exchange of requests and answers.
-trait Stage {
-    type Output;
-
-    fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output>;
-
-    /// Ends the stage: at once where no request is under way, else behind the answer.
-    fn close(self: Pin<&mut Self>);
-}
-
-impl<S: AsyncRead + Unpin> Stage for FirstHead<'_, S> {
-    type Output = io::Result<Option<Vec<u8>>>;
-
-    fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.get_mut().poll_head(context)
-    }
-
-    fn close(self: Pin<&mut Self>) {
-        FirstHead::close(self.get_mut());
-    }
-}
-
-impl<C: GracefulConnection> Stage for C {
-    type Output = C::Output;
-
-    fn poll_stage(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        self.poll(context)
-    }
-
-    fn close(self: Pin<&mut Self>) {
-        self.graceful_shutdown();
-    }
-}
-
 /// The end of a stage of a connection.
 enum End<O> {
     /// By itself, or by whichever side closed the connection.
@@ -158,16 +122,16 @@ impl ConnectionTask {
     }
 
     async fn serve(self, socket: Socket, timeouts: Timeouts) {
-        let connection = Rc::new(Connection::new(socket.clone(), self.place.slot().clone()));
+        let connection = Rc::new(Connection::new(socket.clone(), self.place.slot.clone()));
         self.serve_until_drained(socket, &connection, None, timeouts).await;
-        self.linger(connection.socket()).await;
+        self.linger(&connection.socket).await;
     }
 
     async fn serve_over_tls(self, socket: Socket, tls: ServerTls, timeouts: Timeouts) {
         let Some(stream) = self.handshake(&socket, &tls, timeouts).await else { return };
-        let connection = Rc::new(Connection::new(socket, self.place.slot().clone()));
+        let connection = Rc::new(Connection::new(socket, self.place.slot.clone()));
         self.serve_until_drained(stream, &connection, Some(&tls), timeouts).await;
-        self.linger(connection.socket()).await;
+        self.linger(&connection.socket).await;
     }
 
     /// Performs the TLS handshake; one in progress when a stop begins gets as much time as a first byte.
@@ -194,8 +158,8 @@ impl ConnectionTask {
     /// Waits until another connection needs the permit of this one.
     async fn claimed(&self) {
         poll_fn(|context| {
-            self.place.slot().register(context.waker());
-            if self.place.slot().is_claimed() { Poll::Ready(()) } else { Poll::Pending }
+            self.place.slot.register(context.waker());
+            if self.place.slot.is_claimed() { Poll::Ready(()) } else { Poll::Pending }
         })
         .await;
     }
@@ -212,10 +176,13 @@ impl ConnectionTask {
     {
         let peer = self.peer;
         let mut stream = ObservedStream::new(stream, connection.clone());
-        let armed = connection.since() + timeouts.head;
+        let armed = connection.since.get() + timeouts.head;
         let mut timer = Timer { sleep: pin!(tokio::time::sleep_until(armed.into())), armed: Some(armed) };
-        let first = pin!(FirstHead::new(&mut stream));
-        match self.run(first, connection, timeouts, &mut timer).await {
+        let mut first = FirstHead::new(&mut stream);
+        let wait = |context: &mut Context<'_>, is_closing| {
+            if is_closing { Poll::Ready(Ok(None)) } else { first.poll_head(context) }
+        };
+        match self.run(wait, connection, timeouts, &mut timer).await {
             End::Ended(Ok(Some(head))) => stream.read_again(head),
             End::Ended(Ok(None)) => return,
             End::Ended(Err(error)) => return tracing::debug!(%peer, "a connection ended: {error}"),
@@ -226,7 +193,7 @@ impl ConnectionTask {
             End::Ended(Ok(())) => {}
             End::Ended(Err(error)) if error.is_parse() => {
                 let too_large = error.is_parse_too_large();
-                self.thread.unreadable.head(peer, &connection.first(), too_large);
+                self.thread.unreadable.head(peer, &connection.first.get(), too_large);
             }
             End::Ended(Err(error)) => tracing::debug!(%peer, "a connection ended: {error}"),
             End::TooSlow => too_slow(peer),
@@ -275,23 +242,32 @@ impl ConnectionTask {
             .header_read_timeout(None)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let served = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
-        self.run(served, connection, timeouts, timer).await
+        let mut served = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
+        let mut is_told = false;
+        let serve = |context: &mut Context<'_>, is_closing| {
+            // At once where no request is under way, else behind the answer.
+            if is_closing && !std::mem::replace(&mut is_told, true) {
+                served.as_mut().graceful_shutdown();
+            }
+            served.as_mut().poll(context)
+        };
+        self.run(serve, connection, timeouts, timer).await
     }
 
-    /// Runs a stage to its end, or until the connection is to be closed and that has ended it.
-    async fn run<G: Stage>(
+    /// Runs a stage of the connection (the wait for its first head, or the exchange of requests and answers) to its end, or
+    /// until the connection is to be closed, which the stage is told, and that has ended it.
+    async fn run<O>(
         &self,
-        mut stage: Pin<&mut G>,
+        mut stage: impl FnMut(&mut Context<'_>, bool) -> Poll<O>,
         connection: &Connection,
         timeouts: Timeouts,
         timer: &mut Timer<'_>,
-    ) -> End<G::Output> {
+    ) -> End<O> {
         let mut is_closing = false;
         poll_fn(|context| {
-            self.place.slot().register(context.waker());
+            self.place.slot.register(context.waker());
             loop {
-                if let Poll::Ready(ended) = stage.as_mut().poll_stage(context) {
+                if let Poll::Ready(ended) = stage(context, is_closing) {
                     return Poll::Ready(End::Ended(ended));
                 }
                 if is_closing {
@@ -302,15 +278,14 @@ impl ConnectionTask {
                     Due::Now => {}
                     Due::At(at) => ready!(timer.poll_until(at, context)),
                 }
-                if connection.phase() == RequestPhase::Head {
+                if connection.phase.get() == RequestPhase::Head {
                     return Poll::Ready(End::TooSlow);
                 }
                 // The last check: a request that has arrived is answered.
-                if connection.socket().has_unread() {
+                if connection.socket.has_unread() {
                     connection.begin_head();
                 } else {
                     is_closing = true;
-                    stage.as_mut().close();
                 }
             }
         })
@@ -318,18 +293,18 @@ impl ConnectionTask {
     }
 
     fn due(&self, connection: &Connection, timeouts: Timeouts) -> Due {
-        let since = connection.since();
-        match connection.phase() {
+        let since = connection.since.get();
+        match connection.phase.get() {
             RequestPhase::Request | RequestPhase::Answer => Due::Never,
             RequestPhase::Head => Due::At(since + timeouts.head),
-            RequestPhase::Idle if self.place.slot().is_claimed() => Due::Now,
+            RequestPhase::Idle if self.place.slot.is_claimed() => Due::Now,
             RequestPhase::Idle => match self.thread.closing.get() {
                 // A connection that has just been accepted may still send its first request.
-                Some(closing) if connection.is_silent() => {
+                Some(closing) if connection.is_silent.get() => {
                     Due::At((closing + FIRST_BYTE).min(since + timeouts.head))
                 }
                 Some(_) => Due::Now,
-                None if connection.is_silent() => Due::At(since + timeouts.head),
+                None if connection.is_silent.get() => Due::At(since + timeouts.head),
                 None => Due::At(since + timeouts.idle),
             },
         }
@@ -339,7 +314,7 @@ impl ConnectionTask {
     /// first.
     async fn linger(self, socket: &Socket) {
         socket.close_write();
-        let is_claimed = self.place.slot().is_claimed();
+        let is_claimed = self.place.slot.is_claimed();
         let Self { thread, place, drain, .. } = self;
         let place = if is_claimed {
             drop(place);
@@ -349,13 +324,13 @@ impl ConnectionTask {
             thread.replaced.set(thread.replaced.get() + 1);
             None
         } else {
-            place.slot().lingering();
+            place.slot.lingering();
             Some(place)
         };
         let peers_end = poll_fn(|context| {
             if let Some(place) = &place {
-                place.slot().register(context.waker());
-                if place.slot().is_claimed() {
+                place.slot.register(context.waker());
+                if place.slot.is_claimed() {
                     return Poll::Ready(());
                 }
             }

@@ -15,6 +15,8 @@ use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::status::Status;
+
 /// The pause between two searches for an idle connection while a new one waits.
 const SEARCH_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -28,8 +30,7 @@ static START: LazyLock<Instant> = LazyLock::new(Instant::now);
 #[derive(Debug)]
 pub(crate) struct Connections {
     permits: Arc<Semaphore>,
-    capacity: AtomicUsize,
-    open: AtomicUsize,
+    status: Arc<Status>,
     slots: Mutex<Vec<Arc<ConnectionSlot>>>,
 }
 
@@ -118,14 +119,8 @@ impl ConnectionSlot {
 #[derive(Debug)]
 pub(super) struct Admission {
     connections: Arc<Connections>,
-    slot: Arc<ConnectionSlot>,
+    pub(super) slot: Arc<ConnectionSlot>,
     _permit: Option<OwnedSemaphorePermit>,
-}
-
-impl Admission {
-    pub(super) fn slot(&self) -> &Arc<ConnectionSlot> {
-        &self.slot
-    }
 }
 
 impl Drop for Admission {
@@ -136,32 +131,16 @@ impl Drop for Admission {
         if let Some(moved) = slots.get(at) {
             moved.at.store(at, Ordering::Relaxed);
         }
-        self.connections.open.fetch_sub(1, Ordering::Relaxed);
+        self.connections.status.connections.lock().open -= 1;
     }
 }
 
 impl Connections {
     /// Creates this number of permits.
     #[must_use]
-    pub(crate) fn new(capacity: usize) -> Self {
-        Self {
-            permits: Arc::new(Semaphore::new(capacity)),
-            capacity: AtomicUsize::new(capacity),
-            open: AtomicUsize::new(0),
-            slots: Mutex::default(),
-        }
-    }
-
-    /// The number of open connections.
-    #[must_use]
-    pub(crate) fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    /// The number of permits.
-    #[must_use]
-    pub(crate) fn capacity(&self) -> usize {
-        self.capacity.load(Ordering::Relaxed)
+    pub(crate) fn new(capacity: usize, status: Arc<Status>) -> Self {
+        status.connections.lock().capacity = capacity;
+        Self { permits: Arc::new(Semaphore::new(capacity)), status, slots: Mutex::default() }
     }
 
     /// Changes the number of permits. Existing connections are kept; new ones wait until enough have ended or were
@@ -170,7 +149,7 @@ impl Connections {
     /// # Panics
     /// Never: the semaphore is not closed.
     pub(crate) fn limit(&self, capacity: usize) {
-        let before = self.capacity.swap(capacity, Ordering::Relaxed);
+        let before = std::mem::replace(&mut self.status.connections.lock().capacity, capacity);
         self.permits.add_permits(capacity.saturating_sub(before));
         let fewer = u32::try_from(before.saturating_sub(capacity)).unwrap_or(u32::MAX);
         let permits = self.permits.clone();
@@ -207,7 +186,7 @@ impl Connections {
         slot.at.store(slots.len(), Ordering::Relaxed);
         slots.push(slot.clone());
         drop(slots);
-        self.open.fetch_add(1, Ordering::Relaxed);
+        self.status.connections.lock().open += 1;
         Admission { connections: self.clone(), slot, _permit: permit }
     }
 
@@ -237,9 +216,9 @@ mod tests {
 
     #[tokio::test]
     async fn takes_other_limits_while_connections_are_open() {
-        let connections = Arc::new(Connections::new(1));
+        let connections = Arc::new(Connections::new(1, Arc::default()));
         let busy = |place: Admission| {
-            place.slot().busy();
+            place.slot.busy();
             place
         };
         let first = busy(connections.admit().await);
@@ -248,7 +227,8 @@ mod tests {
         let others = [busy(connections.admit().await), busy(connections.admit().await)];
         connections.limit(1);
         tokio::task::yield_now().await;
-        assert_eq!((connections.open(), connections.capacity()), (3, 1), "they stay");
+        let counts = *connections.status.connections.lock();
+        assert_eq!((counts.open, counts.capacity), (3, 1), "they stay");
         drop(others);
         tokio::task::yield_now().await;
         assert!(connections.admit().now_or_never().is_none(), "still one");
@@ -258,7 +238,7 @@ mod tests {
 
     #[tokio::test]
     async fn claims_unverified_connections_first_and_never_one_under_a_request() {
-        let connections = Arc::new(Connections::new(8));
+        let connections = Arc::new(Connections::new(8, Arc::default()));
         let mut places = Vec::new();
         for _ in 0..6 {
             places.push(connections.admit().await);
@@ -266,13 +246,13 @@ mod tests {
         let now = Instant::now() + Duration::from_mins(1);
         // The clock starts with the first slot: times count from there.
         let ago = |seconds| now.checked_sub(Duration::from_secs(seconds)).unwrap_or(now);
-        places[0].slot().busy();
-        places[1].slot().idle(true, *START);
-        places[2].slot().idle(false, ago(1));
-        places[3].slot().idle(false, ago(2));
-        places[4].slot().lingering();
-        places[5].slot().idle(true, now);
-        let claimed = || (0..6).filter(|at| places[*at].slot().is_claimed()).collect::<Vec<_>>();
+        places[0].slot.busy();
+        places[1].slot.idle(true, *START);
+        places[2].slot.idle(false, ago(1));
+        places[3].slot.idle(false, ago(2));
+        places[4].slot.lingering();
+        places[5].slot.idle(true, now);
+        let claimed = || (0..6).filter(|at| places[*at].slot.is_claimed()).collect::<Vec<_>>();
         for expected in [&[4][..], &[3, 4], &[2, 3, 4], &[2, 3, 4]] {
             connections.claim_idlest();
             assert_eq!(claimed(), expected, "the verified ones have not been idle for long");
@@ -281,7 +261,7 @@ mod tests {
 
     #[tokio::test]
     async fn keeps_its_list_in_order() {
-        let connections = Arc::new(Connections::new(8));
+        let connections = Arc::new(Connections::new(8, Arc::default()));
         let mut places = Vec::new();
         for _ in 0..5 {
             places.push(connections.admit().await);
@@ -291,7 +271,7 @@ mod tests {
             for (at, slot) in connections.slots.lock().iter().enumerate() {
                 assert_eq!(slot.at.load(Ordering::Relaxed), at);
             }
-            assert_eq!(connections.open(), places.len());
+            assert_eq!(connections.status.connections.lock().open, places.len());
         }
     }
 }

@@ -5,12 +5,11 @@
 //!
 //! Length: half of it is the tests of one small table.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use hashbrown::HashTable;
 use parking_lot::Mutex;
 
 use crate::event::{Outcome, Waiter};
@@ -41,7 +40,7 @@ impl Settings {
 }
 
 /// The key of a request. 16 bytes suffice: only someone with the secret could search for a collision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Key {
     digest: [u8; 16],
     source: u16,
@@ -55,46 +54,35 @@ impl Key {
         half.copy_from_slice(&digest[..16]);
         Self { digest: half, source: u16::try_from(source).unwrap_or(u16::MAX) }
     }
-
-    /// A digest is as good as random, but a sender of unsigned bodies can choose some of its bits: the seed prevents it
-    /// from filling one bucket of the table.
-    fn hash(&self, seed: u64) -> u64 {
-        let half = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| self.digest[at + byte]));
-        let product = u128::from(half(0) ^ seed) * u128::from((half(8) ^ u64::from(self.source)) | 1);
-        let bytes = product.to_le_bytes();
-        let part = |at: usize| u64::from_le_bytes(std::array::from_fn(|byte| bytes[at + byte]));
-        part(0) ^ part(8)
-    }
 }
 
-/// One request: 32 bytes, and some 8 for its number in the table. 100,000 of them take 4 to 6 MB; those whose waiter
-/// has not been released yet take some 100 bytes more.
-#[derive(Clone, Debug)]
+/// A request that counts. 100,000 of them take some 9 MB; those whose waiter has not been released yet take some 100 bytes
+/// more each.
+#[derive(Debug)]
 struct RecentRequest {
-    key: Key,
+    /// Its number, in the order of acceptance.
+    number: u32,
     /// The time of acceptance, in ticks.
     since: u32,
     /// Present until the outcome is known.
     waiter: Option<Arc<Waiter>>,
 }
 
-/// The entries in order of age, and an index from key to entry.
+/// The requests in order of age, and those among them that count.
 #[derive(Debug)]
 struct Table {
     window: Duration,
     max_entries: usize,
     /// The zero of the ticks: one window before the start, because older requests are not restored.
     begin: Instant,
-    /// The entries, oldest first, numbered consecutively.
-    entries: VecDeque<RecentRequest>,
-    /// The number of the oldest entry.
+    /// The requests with their times, oldest first, numbered consecutively.
+    entries: VecDeque<(Key, u32)>,
+    /// The number of the oldest.
     first: u32,
-    /// The number from which on entries may have a waiter; older entries have released theirs.
-    pending: u32,
-    /// The numbers of the entries that count. The others have an outcome other than kept, and are removed when they are
-    /// the oldest.
-    known: HashTable<u32>,
-    seed: u64,
+    /// The oldest requests have released their waiter; so many are these.
+    released: usize,
+    /// The others have an outcome other than kept.
+    known: HashMap<Key, RecentRequest>,
 }
 
 /// Whether a request is known.
@@ -162,7 +150,7 @@ impl Deduplication {
         }
         let enqueued = enqueue();
         if let Ok(waiter) = &enqueued {
-            table.enter(RecentRequest { key: *key, since: now, waiter: waiter.clone() });
+            table.enter(*key, now, waiter.clone());
         }
         Ok(enqueued)
     }
@@ -177,7 +165,7 @@ impl Deduplication {
                 break;
             }
             if table.find(&key).is_none() {
-                table.restore(RecentRequest { key, since: now.saturating_sub(ticks(age)), waiter: None });
+                table.restore(key, now.saturating_sub(ticks(age)));
             }
         }
     }
@@ -196,9 +184,8 @@ impl Table {
             begin: now.checked_sub(window).unwrap_or(now),
             entries: VecDeque::new(),
             first: 0,
-            pending: 0,
-            known: HashTable::new(),
-            seed: fastrand::u64(..),
+            released: 0,
+            known: HashMap::new(),
         }
     }
 
@@ -210,107 +197,74 @@ impl Table {
         TICK * now.saturating_sub(since) < self.window
     }
 
-    /// The number of the entry that counts for this key.
-    fn find(&self, key: &Key) -> Option<u32> {
-        let (entries, first) = (&self.entries, self.first);
-        self.known.find(key.hash(self.seed), |number| at(entries, first, *number).key == *key).copied()
-    }
-
-    fn forget(&mut self, number: u32) {
-        let hash = at(&self.entries, self.first, number).key.hash(self.seed);
-        if let Ok(found) = self.known.find_entry(hash, |known| *known == number) {
-            found.remove();
+    /// The request with this key that counts, without its waiter once that has an outcome.
+    fn find(&mut self, key: &Key) -> Option<&RecentRequest> {
+        let request = self.known.get_mut(key)?;
+        match request.waiter.as_ref().and_then(|waiter| waiter.outcome()) {
+            None => {}
+            Some(Outcome::Kept) => request.waiter = None,
+            Some(Outcome::Failed | Outcome::Withdrawn) => drop(self.known.remove(key)),
         }
+        self.known.get(key)
     }
 
     fn look_up(&mut self, key: &Key, now: u32) -> Option<Known> {
-        let number = self.find(key)?;
-        let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
-        if let Some(waiter) = entry.waiter.as_ref().filter(|waiter| waiter.outcome().is_none()) {
+        let RecentRequest { since, waiter, .. } = self.find(key)?;
+        if let Some(waiter) = waiter {
             return Some(Known::Pending(waiter.clone()));
         }
-        if !self.release(number) {
-            return None;
-        }
-        let since = at(&self.entries, self.first, number).since;
+        let since = *since;
         self.is_recent(since, now).then(|| Known::Recorded(TICK * now.saturating_sub(since)))
     }
 
-    /// Releases the waiter of an entry, if it has an outcome; false if the entry no longer counts, because the outcome
-    /// is not kept.
-    fn release(&mut self, number: u32) -> bool {
-        let entry = &mut self.entries[number.wrapping_sub(self.first) as usize];
-        match entry.waiter.as_ref().and_then(|waiter| waiter.outcome()) {
-            None => return true,
-            Some(Outcome::Kept) => entry.waiter = None,
-            Some(Outcome::Failed | Outcome::Withdrawn) => {
-                entry.waiter = None;
-                self.forget(number);
-                return false;
-            }
-        }
-        true
-    }
-
-    /// Releases the waiters of the oldest entries that still have one, as far as they have an outcome: only a few, so
+    /// Releases the waiters of the oldest requests that still have one, as far as they have an outcome: only a few, so
     /// that no request waits for many.
     fn release_some(&mut self) {
         for _ in 0..RELEASED_AT_ONCE {
-            let at = self.pending.wrapping_sub(self.first) as usize;
-            let Some(entry) = self.entries.get(at) else { break };
-            if entry.waiter.as_ref().is_some_and(|waiter| waiter.outcome().is_none()) {
+            let Some((key, _)) = self.entries.get(self.released).copied() else { break };
+            let number = self.number(self.released);
+            if self.find(&key).is_some_and(|request| request.number == number && request.waiter.is_some()) {
                 break;
             }
-            self.release(self.pending);
-            self.pending = self.pending.wrapping_add(1);
+            self.released += 1;
         }
     }
 
-    /// Adds the youngest entry; its key is not known, or no longer.
-    fn enter(&mut self, entry: RecentRequest) {
-        if let Some(number) = self.find(&entry.key) {
-            self.forget(number);
-        }
-        let now = entry.since;
-        let number = self.first.wrapping_add(u32::try_from(self.entries.len()).unwrap_or(u32::MAX));
-        self.insert(number, &entry.key);
-        self.entries.push_back(entry);
-        while self.entries.len() > self.max_entries
-            || self.entries.front().is_some_and(|oldest| !self.is_recent(oldest.since, now))
+    /// The number of the request at this place.
+    fn number(&self, at: usize) -> u32 {
+        self.first.wrapping_add(u32::try_from(at).unwrap_or(u32::MAX))
+    }
+
+    /// Adds the youngest request; its key is not known, or no longer.
+    fn enter(&mut self, key: Key, since: u32, waiter: Option<Arc<Waiter>>) {
+        let number = self.number(self.entries.len());
+        self.known.insert(key, RecentRequest { number, since, waiter });
+        self.entries.push_back((key, since));
+        while let Some((oldest, then)) = self.entries.front()
+            && (self.entries.len() > self.max_entries || !self.is_recent(*then, since))
         {
-            self.forget(self.first);
-            self.entries.pop_front();
-            if self.pending == self.first {
-                self.pending = self.pending.wrapping_add(1);
+            // A later request with the same key stays.
+            if self.known.get(oldest).is_some_and(|request| request.number == self.first) {
+                self.known.remove(oldest);
             }
-            self.first = self.first.wrapping_add(1);
+            self.entries.pop_front();
+            (self.first, self.released) = (self.number(1), self.released.saturating_sub(1));
         }
         self.release_some();
         if self.entries.len() < self.entries.capacity() / 4 && self.entries.capacity() > 4096 {
             // After a burst: an idle table need not keep its capacity.
-            let (few, entries, first, seed) = (self.entries.len() * 2, &mut self.entries, self.first, self.seed);
-            entries.shrink_to(few);
-            self.known.shrink_to(few, |number| at(entries, first, *number).key.hash(seed));
+            let few = self.entries.len() * 2;
+            self.entries.shrink_to(few);
+            self.known.shrink_to(few);
         }
     }
 
-    /// Adds the oldest entry.
-    fn restore(&mut self, entry: RecentRequest) {
-        self.first = self.first.wrapping_sub(1);
-        let key = entry.key;
-        self.entries.push_front(entry);
-        self.insert(self.first, &key);
+    /// Adds the oldest request.
+    fn restore(&mut self, key: Key, since: u32) {
+        (self.first, self.released) = (self.first.wrapping_sub(1), self.released + 1);
+        self.known.insert(key, RecentRequest { number: self.first, since, waiter: None });
+        self.entries.push_front((key, since));
     }
-
-    fn insert(&mut self, number: u32, key: &Key) {
-        let (entries, first, seed) = (&self.entries, self.first, self.seed);
-        self.known.insert_unique(key.hash(seed), number, |number| at(entries, first, *number).key.hash(seed));
-    }
-}
-
-/// The entry with this number.
-fn at(entries: &VecDeque<RecentRequest>, first: u32, number: u32) -> &RecentRequest {
-    &entries[number.wrapping_sub(first) as usize]
 }
 
 #[cfg(test)]
@@ -401,7 +355,7 @@ mod tests {
         let known = deduplication(20);
         {
             let mut table = known.table.lock();
-            (table.first, table.pending) = (u32::MAX - 50, u32::MAX - 50);
+            table.first = u32::MAX - 50;
         }
         for _ in 0..2_000 {
             let number = random.u8(..60);
@@ -438,14 +392,9 @@ mod tests {
             complete_all([(waiter, outcome)]);
         }
         let table = known.table.lock();
-        let held = table.entries.iter().filter(|entry| entry.waiter.is_some()).count();
+        let held = table.known.values().filter(|request| request.waiter.is_some()).count();
         assert!(held <= 1, "{held} waiters are held, which nothing will read");
         assert_eq!(table.known.len(), 90, "those that failed do not count");
-    }
-
-    #[test]
-    fn takes_32_bytes_an_entry() {
-        assert_eq!(size_of::<RecentRequest>(), 32);
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::time::{Instant, SystemTime};
 
 use hyper::header::{HeaderMap, HeaderValue};
 
-use crate::event::{Event, Labels, Origin};
-use crate::ingress::handle::{Rejection, invalid, not_genuine, too_large};
+use crate::event::{Event, Labels};
+use crate::ingress::body::too_large;
+use crate::ingress::handle::not_genuine;
+use crate::ingress::reply::Rejection;
 use crate::ingress::settings::Source;
-use crate::ingress::validate::{Invalid, Trust, Valid, validate};
+use crate::ingress::validate::{Valid, validate};
 use crate::ingress::verify::{HEADER, Verifier};
 use crate::status::KeptReason;
 
@@ -44,17 +46,10 @@ pub(crate) fn explain(source: &Source, max_body: usize, signature: Option<&str>,
     let Some(verified) = Verifier::new(&source.secrets).verify(&headers, body) else {
         return rejected(not_genuine(), None);
     };
-    let trust = if source.is_signed() { Trust::Signed } else { Trust::Unsigned };
-    match validate(body, source.validation, trust) {
+    match validate(body, source.validation, source.trust()) {
         Ok(Valid::Event(payload)) => {
-            let origin = Origin {
-                source: source.name.clone(),
-                signature: verified.signature,
-                verified: source.is_signed(),
-                traceparent: None,
-                received: SystemTime::now(),
-            };
-            let labels = Labels::new(&payload.fields(), &verified.digest);
+            let origin = source.origin(&verified, None, SystemTime::now());
+            let labels = Labels::new(&payload, &verified.digest);
             Explanation::Event(
                 Box::new(Event::labelled(origin, body.into(), labels, Instant::now())),
                 verified.secret,
@@ -62,16 +57,12 @@ pub(crate) fn explain(source: &Source, max_body: usize, signature: Option<&str>,
         }
         Ok(Valid::Probe(what)) => Explanation::Probe(what, verified.secret),
         Err(problem) => {
-            let kept = match problem {
-                Invalid::Malformed(_) => KeptReason::Malformed,
-                Invalid::Undocumented(_) => KeptReason::Invalid,
-            };
-            rejected(invalid(problem), Some(kept).filter(|_| source.is_signed()))
+            let (kept, _) = problem.kept();
+            rejected(problem.into(), Some(kept).filter(|_| source.is_signed()))
         }
     }
 }
 
-fn rejected(rejection: Rejection, kept: Option<KeptReason>) -> Explanation {
-    let Rejection { reason, problem } = rejection;
-    Explanation::Rejected { status: problem.status.as_u16(), reason: reason.name(), detail: problem.detail, kept }
+fn rejected(Rejection { reason, detail }: Rejection, kept: Option<KeptReason>) -> Explanation {
+    Explanation::Rejected { status: reason.answer().0.as_u16(), reason: reason.name(), detail, kept }
 }

@@ -14,20 +14,22 @@ use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 
 use crate::event::{Event, Labels, Origin, Outcome, Waiter, WakeList};
-use crate::ingress::body::{self, BodyError, Budget, Keep};
+use crate::ingress::body::{self, Budget, Keep};
 use crate::ingress::client::client;
 use crate::ingress::connection::Connection;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
-use crate::ingress::reply::{self, Problem, Reply};
-use crate::ingress::settings::{Settings, Source};
+use crate::ingress::reply::{self, Rejection, Reply};
+use crate::ingress::settings::{Settings, Source, Validation};
 use crate::ingress::tls::ServerTls;
-use crate::ingress::validate::{Invalid, Trust, Valid, read_any, validate};
+use crate::ingress::validate::{Valid, read_any, validate};
 use crate::ingress::verify::{self, Verified, Verifier};
-use crate::metrics::{Metrics, SourceMetrics};
+use crate::metrics::SourceMetrics;
 use crate::process::logs::Throttle;
 use crate::queue::{Ack, Buffer, NotTaken};
-use crate::status::{Decision, KeptReason, Observed, Reason, RecentRefusal, RequestKind, UnknownPaths, meant};
+use crate::status::{
+    Decision, IngressStatus, KeptReason, Observed, Reason, RecentRefusal, RequestKind, SourceStatus, Status, meant,
+};
 
 /// A duplicate that arrives later than this is logged: the sender's own repeats have ended by then.
 const LATE: Duration = Duration::from_mins(5);
@@ -37,10 +39,8 @@ const LATE: Duration = Duration::from_mins(5);
 pub(crate) struct Shared {
     /// The queue that receives events.
     pub(crate) queue: Arc<Buffer>,
-    /// The counters beside the ledger.
-    pub(crate) metrics: Arc<Metrics>,
-    /// The most recent unknown paths.
-    pub(crate) unknown: Arc<UnknownPaths>,
+    /// The state that is reported.
+    pub(crate) status: Arc<Status>,
     /// The requests that were accepted already.
     pub(crate) known: Arc<Deduplication>,
     /// The store of signed bodies that are not published.
@@ -48,17 +48,30 @@ pub(crate) struct Shared {
 }
 
 /// One source, ready to serve.
-pub(crate) struct Endpoint {
+struct Endpoint {
+    source: Source,
     /// The number of its book in the ledger.
-    pub(crate) number: usize,
-    /// The settings of the source.
-    pub(crate) source: Source,
-    /// The observations about the source.
-    pub(crate) observed: Arc<Observed>,
+    number: usize,
+    observed: Arc<Observed>,
     /// The numbers of its secrets in the book.
     secrets: Vec<usize>,
     verifier: Verifier,
     metrics: SourceMetrics,
+}
+
+impl Endpoint {
+    /// The report about it.
+    fn status(&self) -> SourceStatus {
+        let Source { name, path, secrets, validation } = &self.source;
+        SourceStatus {
+            number: self.number,
+            name: name.clone(),
+            path: path.clone(),
+            validation: validation.name(),
+            secrets: secrets.iter().map(|secret| secret.id.clone()).collect(),
+            observed: self.observed.clone(),
+        }
+    }
 }
 
 /// The sender of a request.
@@ -76,72 +89,40 @@ pub(super) struct Sender<'s> {
 pub(crate) struct Ingress {
     pub(super) settings: Settings,
     endpoints: Vec<Endpoint>,
-    shared: Shared,
-    budget: Arc<Budget>,
-    read_budget: usize,
+    pub(super) shared: Shared,
+    pub(super) budget: Arc<Budget>,
     late: Throttle,
 }
 
-/// A request that was not accepted: the answer, and the reason it is counted under.
-pub(super) struct Rejection {
-    pub(super) reason: Reason,
-    pub(super) problem: Problem,
-}
-
-fn refuse(reason: Reason, status: StatusCode, title: &'static str, detail: impl Into<String>) -> Rejection {
-    Rejection { reason, problem: Problem::new(status, title, detail) }
-}
-
 impl Ingress {
-    pub(super) fn new(settings: Settings, sources: &[Source], shared: Shared, read_budget: usize) -> Self {
-        let fresh = |_: &Source| Arc::default();
-        Self::with(settings, sources, shared, (read_budget, Budget::new(read_budget)), fresh)
-    }
-
-    /// Builds the same with other settings; observations about a source are kept by its name.
-    pub(super) fn renewed(&self, settings: Settings, sources: &[Source], read_budget: usize) -> Self {
-        let is_same = read_budget == self.read_budget;
-        let budget = if is_same { self.budget.clone() } else { Budget::new(read_budget) };
-        let observed = |source: &Source| {
-            let known = self.endpoints.iter().find(|endpoint| endpoint.source.name == source.name);
-            known.map(|endpoint| endpoint.observed.clone()).unwrap_or_default()
-        };
-        Self::with(settings, sources, self.shared.clone(), (read_budget, budget), observed)
-    }
-
-    fn with(
-        settings: Settings,
-        sources: &[Source],
-        shared: Shared,
-        (read_budget, budget): (usize, Arc<Budget>),
-        observed: impl Fn(&Source) -> Arc<Observed>,
-    ) -> Self {
+    pub(super) fn new(settings: Settings, sources: &[Source], shared: Shared, budget: Arc<Budget>) -> Self {
+        let status = &shared.status;
         let endpoints = sources.iter().map(|source| {
             let ids = || source.secrets.iter().map(|secret| secret.id.clone());
             let (number, secrets) = shared.queue.enter(&source.name, ids());
             Endpoint {
                 number,
                 verifier: Verifier::new(&source.secrets),
-                metrics: shared.metrics.source(&source.name, ids()),
-                observed: observed(source),
+                metrics: status.metrics.source(&source.name),
+                observed: status.observed(&source.name),
                 source: source.clone(),
                 secrets,
             }
         });
+        let endpoints: Vec<Endpoint> = endpoints.collect();
+        *status.ingress.lock() = IngressStatus {
+            sources: endpoints.iter().map(Endpoint::status).collect(),
+            certificate_not_after: settings.tls.as_ref().map(ServerTls::not_after),
+        };
         let late = Throttle::new("late duplicates", 1, Duration::from_secs(1));
-        Self { endpoints: endpoints.collect(), settings, shared, budget, read_budget, late }
+        Self { settings, endpoints, shared, budget, late }
     }
 
-    /// The sources.
+    /// The validation of the source with this name, if there is one.
     #[must_use]
-    pub(crate) fn endpoints(&self) -> &[Endpoint] {
-        &self.endpoints
-    }
-
-    /// The time at which the server's certificate expires, if there is one.
-    #[must_use]
-    pub(crate) fn certificate_not_after(&self) -> Option<SystemTime> {
-        self.settings.tls.as_ref().map(ServerTls::not_after)
+    pub(crate) fn validation_of(&self, source: &str) -> Option<Validation> {
+        let endpoint = self.endpoints.iter().find(|endpoint| *endpoint.source.name == *source);
+        endpoint.map(|endpoint| endpoint.source.validation)
     }
 
     /// Answers one request.
@@ -154,17 +135,16 @@ impl Ingress {
             discard(&head.headers, body, sender.connection);
             return reply;
         };
-        let headers = &head.headers;
         let received = SystemTime::now();
-        let kind = RequestKind::of(&head.method);
         let mut guard =
-            Guard { ingress: self, endpoint, sender, headers, received, secret: None, decided: false, kind };
-        let reply = match guard.decide(&head, &mut body).await {
+            Guard { ingress: self, endpoint, sender, head: &head, received, secret: None, decided: false };
+        let reply = match guard.decide(&mut body).await {
             Ok(reply) => reply,
-            Err(refusal) => {
-                let reply = guard.refused(&refusal);
+            Err(rejection) => {
+                let reason = rejection.reason;
+                let reply = guard.refused(rejection);
                 discard(&head.headers, body, sender.connection);
-                if refusal.reason == Reason::Disconnected {
+                if reason == Reason::Disconnected {
                     // The sender is not there to receive the answer.
                     return reply;
                 }
@@ -176,11 +156,11 @@ impl Ingress {
     }
 
     fn unknown_path(&self, path: &str, client: &str) -> Reply {
-        self.shared.metrics.unknown_path();
+        self.shared.status.metrics.unknown_path();
         let id = reply::request_id();
         let paths = self.endpoints.iter().map(|endpoint| endpoint.source.path.as_str());
-        self.shared.unknown.note(path, meant(path, paths), client, &id);
-        Problem::new(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path").reply(&id)
+        self.shared.status.unknown_paths.note(path, meant(path, paths), client, &id);
+        reply::problem(StatusCode::NOT_FOUND, "Not Found", "no webhook source has this path", &id)
     }
 }
 
@@ -189,38 +169,31 @@ struct Guard<'i> {
     ingress: &'i Ingress,
     endpoint: &'i Endpoint,
     sender: &'i Sender<'i>,
-    headers: &'i HeaderMap,
+    head: &'i Parts,
     /// The time of arrival.
     received: SystemTime,
     secret: Option<usize>,
     decided: bool,
-    kind: RequestKind,
 }
 
 impl Guard<'_> {
-    async fn decide(&mut self, head: &Parts, body: &mut Incoming) -> Result<Reply, Rejection> {
-        let settings = &self.ingress.settings;
+    async fn decide(&mut self, body: &mut Incoming) -> Result<Reply, Rejection> {
+        let (settings, head) = (&self.ingress.settings, self.head);
         if head.method != Method::POST {
-            let text = "webhooks are sent with POST";
-            return Err(refuse(Reason::Method, StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed", text));
+            return Err(Rejection::new(Reason::Method, "webhooks are sent with POST"));
         }
         if body::is_too_large(body, settings.max_body) {
-            return Err(too_large(settings.max_body));
+            return Err(body::too_large(settings.max_body));
         }
         if !is_identity(&head.headers) {
             let text = "the body must arrive as it was signed, without a Content-Encoding";
-            return Err(refuse(
-                Reason::Encoding,
-                StatusCode::UNSUPPORTED_MEDIA_TYPE,
-                "Unsupported Media Type",
-                text,
-            ));
+            return Err(Rejection::new(Reason::Encoding, text));
         }
         // A request that cannot be genuine is read to its end for the sake of the answer, but not kept in memory.
         let keep = if self.endpoint.verifier.may_verify(&head.headers) { Keep::All } else { Keep::Nothing };
-        let read = body::read(body, keep, settings.max_body, settings.body_timeout, &self.ingress.budget).await;
+        let read = body::read(body, keep, settings.max_body, settings.body_timeout, &self.ingress.budget);
         // Bodies that wait for the disk are still charged, so the budget limits them too.
-        let (bytes, _share) = read.map_err(|unread| unreadable(unread, settings.max_body))?;
+        let (bytes, _share) = read.await?;
         let now = Instant::now();
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
             return Err(not_genuine());
@@ -233,30 +206,20 @@ impl Guard<'_> {
             return self.duplicate(known).await;
         }
         let source = &self.endpoint.source;
-        let trust = if source.is_signed() { Trust::Signed } else { Trust::Unsigned };
-        let labels = match validate(&bytes, source.validation, trust) {
-            Ok(Valid::Event(payload)) => Labels::new(&payload.fields(), &verified.digest),
+        let labels = match validate(&bytes, source.validation, source.trust()) {
+            Ok(Valid::Event(payload)) => Labels::new(&payload, &verified.digest),
             Ok(Valid::Probe(what)) => return Ok(self.probe(what, &verified, &bytes)),
             Err(problem) => {
-                let (reason, text) = match &problem {
-                    Invalid::Malformed(text) => (KeptReason::Malformed, text),
-                    Invalid::Undocumented(text) => (KeptReason::Invalid, text),
-                };
+                let (reason, text) = problem.kept();
                 self.keep(reason, text, &verified, &bytes);
-                return Err(invalid(problem));
+                return Err(problem.into());
             }
         };
         self.enqueue(&key, Box::new(Event::labelled(self.origin(&verified), bytes, labels, now))).await
     }
 
     fn origin(&self, verified: &Verified) -> Origin {
-        Origin {
-            source: self.endpoint.source.name.clone(),
-            signature: verified.signature,
-            verified: self.endpoint.source.is_signed(),
-            traceparent: traceparent(self.headers),
-            received: self.received,
-        }
+        self.endpoint.source.origin(verified, traceparent(&self.head.headers), self.received)
     }
 
     /// Answers a connection test.
@@ -306,7 +269,7 @@ impl Guard<'_> {
         };
         self.decided = true;
         let waiter = enqueued.map_err(|refused| not_enqueued(&refused))?;
-        deviating.accepted(place, &deviations, &self.endpoint.source.name, &ingress.shared.metrics);
+        deviating.accepted(place, &deviations, &self.endpoint.source.name, &ingress.shared.status.metrics);
         let reply = match waiter {
             None => Ok(reply::ok(reply::ACCEPTED)),
             Some(waiter) => self.wait(&waiter, reply::ACCEPTED).await,
@@ -323,7 +286,7 @@ impl Guard<'_> {
         if *age > LATE && self.ingress.late.admits() {
             tracing::info!(
                 source = &*self.endpoint.source.name,
-                id = Labels::new(&read_any(body).fields(), digest).id(),
+                id = Labels::new(&read_any(body), digest).id(),
                 age_seconds = age.as_secs(),
                 "a duplicate arrived late: answered 200, not published again"
             );
@@ -353,13 +316,15 @@ impl Guard<'_> {
             // confirmation may arrive late. If the sender has closed the connection, do not withdraw the event: the 503
             // would have no receiver.
             Err(_)
-                if answer == reply::ACCEPTED && !self.sender.connection.peer_has_closed() && waiter.withdraw() =>
+                if answer == reply::ACCEPTED
+                    && !self.sender.connection.socket.is_closed_by_peer()
+                    && waiter.withdraw() =>
             {
                 "the broker did not take the event in time; try again later"
             }
             Err(_) => "the broker did not confirm the event in time; try again later",
         };
-        Err(unavailable(Reason::Unavailable, text))
+        Err(Rejection::new(Reason::Unavailable, text))
     }
 
     fn count(&mut self, decision: Decision) {
@@ -369,30 +334,24 @@ impl Guard<'_> {
         }
     }
 
-    fn refused(&mut self, refusal: &Rejection) -> Reply {
-        self.count(Decision::Rejected(refusal.reason));
+    fn refused(&mut self, rejection: Rejection) -> Reply {
+        self.count(Decision::Rejected(rejection.reason));
         let request_id = reply::request_id();
-        let reply = refusal.problem.reply(&request_id);
-        self.note(refusal.reason, reply.status().as_u16(), refusal.problem.detail.clone(), request_id);
+        let reply = rejection.reply(&request_id);
+        self.note(rejection, reply.status().as_u16(), request_id);
         reply
     }
 
-    fn note(&self, reason: Reason, status: u16, detail: String, request_id: String) {
-        let refusal = RecentRefusal {
-            reason,
-            status,
-            detail,
-            request_id,
-            peer: self.client(),
-            count: 1,
-            at: SystemTime::now(),
-        };
-        self.endpoint.observed.recent.note(&self.endpoint.source.name, refusal, self.kind);
+    fn note(&self, Rejection { reason, detail }: Rejection, status: u16, request_id: String) {
+        let (peer, at) = (self.client(), SystemTime::now());
+        let refusal = RecentRefusal { reason, status, detail, request_id, peer, count: 1, at };
+        let Endpoint { source, observed, .. } = self.endpoint;
+        observed.recent.note(&source.name, refusal, RequestKind::of(&self.head.method));
     }
 
     /// The client, as far as it is known.
     fn client(&self) -> String {
-        client(self.sender.peer, &self.ingress.settings.trusted_proxies, self.headers)
+        client(self.sender.peer, &self.ingress.settings.trusted_proxies, &self.head.headers)
     }
 }
 
@@ -400,14 +359,9 @@ impl Drop for Guard<'_> {
     fn drop(&mut self) {
         if !self.decided {
             self.count(Decision::Rejected(Reason::Disconnected));
-            let text = "the sender disconnected before its request was complete";
-            self.note(Reason::Disconnected, 0, text.to_owned(), reply::request_id());
+            self.note(body::disconnected(), 0, reply::request_id());
         }
     }
-}
-
-fn unavailable(reason: Reason, text: &str) -> Rejection {
-    refuse(reason, StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable", text)
 }
 
 fn not_enqueued(refused: &NotTaken) -> Rejection {
@@ -419,50 +373,11 @@ fn not_enqueued(refused: &NotTaken) -> Rejection {
         NotTaken::Away => "the broker is away; try again later",
         NotTaken::Draining => "the bridge is stopping; try again later",
     };
-    unavailable(refused.reason(), text)
+    Rejection::new(refused.reason(), text)
 }
 
 pub(super) fn not_genuine() -> Rejection {
-    let text = "the request is not signed with a secret of this source";
-    refuse(Reason::Signature, StatusCode::UNAUTHORIZED, "Unauthorized", text)
-}
-
-pub(super) fn too_large(most: usize) -> Rejection {
-    let text = format!("the body is larger than {most} bytes");
-    refuse(Reason::TooLarge, StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large", text)
-}
-
-fn unreadable(unread: BodyError, most: usize) -> Rejection {
-    match unread {
-        BodyError::TooLarge => too_large(most),
-        BodyError::TooSlow => {
-            refuse(Reason::Timeout, StatusCode::REQUEST_TIMEOUT, "Request Timeout", "the body arrived too slowly")
-        }
-        BodyError::NoBudget => {
-            unavailable(Reason::BufferFull, "too many bodies are being read at the moment; try again later")
-        }
-        BodyError::Malformed => refuse(
-            Reason::Malformed,
-            StatusCode::BAD_REQUEST,
-            "Bad Request",
-            "the chunks of the body are malformed",
-        ),
-        BodyError::Left => {
-            let text = "the sender disconnected before its request was complete";
-            refuse(Reason::Disconnected, StatusCode::BAD_REQUEST, "Bad Request", text)
-        }
-    }
-}
-
-pub(super) fn invalid(invalid: Invalid) -> Rejection {
-    match invalid {
-        Invalid::Malformed(text) => {
-            refuse(Reason::Malformed, StatusCode::BAD_REQUEST, "Bad Request", format!("not JSON: {text}"))
-        }
-        Invalid::Undocumented(text) => {
-            refuse(Reason::Invalid, StatusCode::UNPROCESSABLE_ENTITY, "Unprocessable Content", text)
-        }
-    }
+    Rejection::new(Reason::Signature, "the request is not signed with a secret of this source")
 }
 
 /// Rebuilds an event from what the journal or a letter kept: a [`crate::event::Rebuild`]. Whatever the body is, its
@@ -470,14 +385,14 @@ pub(super) fn invalid(invalid: Invalid) -> Rejection {
 #[must_use]
 pub(crate) fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
     let digest = verify::digest(origin.signature.as_ref().filter(|_| origin.verified), &body);
-    let labels = Labels::new(&read_any(&body).fields(), &digest);
+    let labels = Labels::new(&read_any(&body), &digest);
     Box::new(Event::labelled(origin, body, labels, Instant::now()))
 }
 
 /// Whether an accepted body has a `cuid`, by which consumers recognise repeats.
 #[must_use]
 pub(crate) fn has_cuid(body: &[u8]) -> bool {
-    !read_any(body).fields().cuid.is_empty()
+    !read_any(body).cuid.is_empty()
 }
 
 /// Whether the body arrives as it was signed, without a content encoding.

@@ -77,20 +77,16 @@ fn has_empty_line(bytes: &[u8]) -> bool {
 pub(super) struct FirstHead<'s, S> {
     stream: &'s mut ObservedStream<S>,
     head: Head,
-    is_closing: bool,
 }
 
 impl<'s, S: AsyncRead + Unpin> FirstHead<'s, S> {
     pub(super) fn new(stream: &'s mut ObservedStream<S>) -> Self {
-        Self { stream, head: Head::default(), is_closing: false }
+        Self { stream, head: Head::default() }
     }
 
     /// Reads until hyper can decide on the answer, and returns the bytes; none if the connection has ended before its
-    /// first byte, or must be closed.
+    /// first byte.
     pub(super) fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Vec<u8>>>> {
-        if self.is_closing {
-            return Poll::Ready(Ok(None));
-        }
         let mut space = [const { MaybeUninit::uninit() }; READ];
         loop {
             let most = READ.min(HEAD_BYTES - self.head.bytes.len());
@@ -108,11 +104,6 @@ impl<'s, S: AsyncRead + Unpin> FirstHead<'s, S> {
                 return Poll::Ready(Ok(Some(mem::take(&mut self.head.bytes))));
             }
         }
-    }
-
-    /// Ends the wait.
-    pub(super) fn close(&mut self) {
-        self.is_closing = true;
     }
 }
 

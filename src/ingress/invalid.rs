@@ -129,7 +129,7 @@ impl Invalids {
 
 /// The letter of a body, with the id that it has if it is published.
 fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) -> Letter {
-    let labels = Labels::new(&read_any(body).fields(), mac);
+    let labels = Labels::new(&read_any(body), mac);
     Letter::new(&Event::labelled(origin, body.into(), labels, Instant::now()), reason.name(), text)
 }
 

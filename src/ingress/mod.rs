@@ -19,7 +19,7 @@ mod tls;
 pub(crate) mod validate;
 mod verify;
 
-pub(crate) use accept::{Listeners, serve, take_both_families};
+pub(crate) use accept::{Listeners, serve};
 pub(crate) use body::LARGE as LARGE_BODY;
 pub(crate) use connections::Connections;
 pub(crate) use current::CurrentIngress;

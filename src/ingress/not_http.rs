@@ -6,21 +6,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::metrics::Metrics;
 use crate::process::logs::Throttle;
+use crate::status::Status;
+
+const PROXY: &str = "it begins with a PROXY protocol header: turn that off in the proxy in front \
+                     (`ingress.trusted_proxies` reads X-Forwarded-For instead)";
 
 /// The first bytes of other protocols, with advice to the operator.
 const OTHERS: [(&[u8], &str); 4] = [
-    (
-        b"PROXY ",
-        "it begins with a PROXY protocol header: turn that off in the proxy in front (`ingress.trusted_proxies` reads \
-         X-Forwarded-For instead)",
-    ),
-    (
-        b"\r\n\r\n\0\r\nQUIT\n",
-        "it begins with a PROXY protocol header: turn that off in the proxy in front (`ingress.trusted_proxies` reads \
-         X-Forwarded-For instead)",
-    ),
+    (b"PROXY ", PROXY),
+    (b"\r\n\r\n\0\r\nQUIT\n", PROXY),
     (
         b"\x16\x03",
         "it begins with a TLS handshake, and this port speaks plain HTTP: use a URL with http://, or set [ingress.tls]",
@@ -32,18 +27,18 @@ const OTHERS: [(&[u8], &str); 4] = [
 /// scanners cause many.
 #[derive(Debug)]
 pub(crate) struct Unreadable {
-    metrics: Arc<Metrics>,
+    status: Arc<Status>,
     heads: Throttle,
     handshakes: Throttle,
 }
 
 impl Unreadable {
-    /// Counts in these metrics.
+    /// Counts in the metrics of this status.
     #[must_use]
-    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
+    pub(crate) fn new(status: Arc<Status>) -> Self {
         let throttle = |kind| Throttle::new(kind, 1, Duration::from_secs(1));
         Self {
-            metrics,
+            status,
             heads: throttle("requests that cannot be read"),
             handshakes: throttle("failed TLS handshakes"),
         }
@@ -52,7 +47,7 @@ impl Unreadable {
     /// Notes a head that is not HTTP/1.1, or too large. hyper has answered it, except an HTTP/2 preface, for which it
     /// only closes the connection.
     pub(super) fn head(&self, peer: SocketAddr, first: &[u8], is_too_large: bool) {
-        self.metrics.unreadable(if is_too_large { "431" } else { "400" });
+        self.status.metrics.unreadable(if is_too_large { "431" } else { "400" });
         if !self.heads.admits() {
             return;
         }

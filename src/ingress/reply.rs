@@ -5,46 +5,53 @@ use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderValue, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 
+use crate::status::Reason;
+
 /// The answer to a request.
 pub(super) type Reply = Response<Full<Bytes>>;
 
 /// Soon enough for a sender that repeats, late enough for a broker that restarts.
 const RETRY_AFTER_SECONDS: &str = "1";
 
-/// A reason why there is no 200, as the sender reads it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Problem {
-    pub(super) status: StatusCode,
-    pub(super) title: &'static str,
+/// A request that is not accepted: the reason it is counted under, and the detail of the answer.
+#[derive(Debug)]
+pub(super) struct Rejection {
+    pub(super) reason: Reason,
     pub(super) detail: String,
 }
 
-impl Problem {
-    pub(super) fn new(status: StatusCode, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { status, title, detail: detail.into() }
+impl Rejection {
+    pub(super) fn new(reason: Reason, detail: impl Into<String>) -> Self {
+        Self { reason, detail: detail.into() }
     }
 
     /// Builds the answer; `id` is also in the log line.
     pub(super) fn reply(&self, id: &str) -> Reply {
-        let document = serde_json::json!({
-            "type": "about:blank",
-            "title": self.title,
-            "status": self.status.as_u16(),
-            "detail": self.detail,
-            "request_id": id,
-        });
-        let mut reply = Response::new(Full::new(Bytes::from(document.to_string())));
-        *reply.status_mut() = self.status;
-        let headers = reply.headers_mut();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self.status == StatusCode::METHOD_NOT_ALLOWED {
-            headers.insert(ALLOW, HeaderValue::from_static("POST"));
-        }
-        if self.status == StatusCode::SERVICE_UNAVAILABLE {
-            headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
-        }
-        reply
+        let (status, title) = self.reason.answer();
+        problem(status, title, &self.detail, id)
     }
+}
+
+/// Builds a problem document.
+pub(super) fn problem(status: StatusCode, title: &str, detail: &str, id: &str) -> Reply {
+    let document = serde_json::json!({
+        "type": "about:blank",
+        "title": title,
+        "status": status.as_u16(),
+        "detail": detail,
+        "request_id": id,
+    });
+    let mut reply = Response::new(Full::new(Bytes::from(document.to_string())));
+    *reply.status_mut() = status;
+    let headers = reply.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        headers.insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static(RETRY_AFTER_SECONDS));
+    }
+    reply
 }
 
 /// Builds a 200 with this body.

@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
 use serde_json::json;
 
+use crate::event::Origin;
 use crate::ingress::tls::ServerTls;
-use crate::settings::{Secret, Section};
+use crate::ingress::validate::Trust;
+use crate::ingress::verify::Verified;
+use crate::settings::{Secret, Section, named};
 
 /// The largest `ingress.max_body`: positions in a body are 32 bits.
 const LARGEST_BODY: usize = 1 << 30;
@@ -94,13 +97,15 @@ fn read_tls(section: &mut Section<'_>) -> Option<ServerTls> {
     tls
 }
 
-/// The strictness of payload validation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Validation {
-    /// Only the documented payload is accepted.
-    Strict,
-    /// Every signed object is accepted; fields that cannot be used count as absent.
-    Lenient,
+named! {
+    /// The strictness of payload validation.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Validation {
+        /// Only the documented payload is accepted.
+        Strict = "strict",
+        /// Every signed object is accepted; fields that cannot be used count as absent.
+        Lenient = "lenient",
+    }
 }
 
 /// A secret and its id.
@@ -130,6 +135,26 @@ impl Source {
     #[must_use]
     pub(crate) fn is_signed(&self) -> bool {
         !self.secrets.is_empty()
+    }
+
+    pub(super) fn trust(&self) -> Trust {
+        if self.is_signed() { Trust::Signed } else { Trust::Unsigned }
+    }
+
+    /// The origin of an event from this source.
+    pub(super) fn origin(
+        &self,
+        verified: &Verified,
+        traceparent: Option<Box<str>>,
+        received: SystemTime,
+    ) -> Origin {
+        Origin {
+            source: self.name.clone(),
+            signature: verified.signature,
+            verified: self.is_signed(),
+            traceparent,
+            received,
+        }
     }
 }
 
@@ -187,7 +212,7 @@ pub(crate) fn read_source(name: &str, section: &mut Section<'_>) -> Source {
         section.problem("secret", text);
     }
     let validation =
-        section.choice("validation", &[("strict", Validation::Strict), ("lenient", Validation::Lenient)]);
+        section.choice("validation", &Validation::ALL.map(|validation| (validation.name(), validation)));
     Source { name: name.into(), path, secrets, validation }
 }
 

@@ -44,11 +44,7 @@ impl ServerTls {
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("ring has suites of both protocol versions");
-        let builder = match clients? {
-            Clients::Anybody => builder.with_no_client_auth(),
-            Clients::Known(verifier) => builder.with_client_cert_verifier(verifier),
-        };
-        match builder.with_single_cert(chain, key) {
+        match builder.with_client_cert_verifier(clients?).with_single_cert(chain, key) {
             Ok(mut config) => {
                 config.alpn_protocols = vec![b"http/1.1".to_vec()];
                 Some(Self { config: Arc::new(config), not_after })
@@ -87,13 +83,6 @@ impl ServerTls {
     pub(super) fn acceptor(&self) -> TlsAcceptor {
         self.config.clone().into()
     }
-}
-
-/// The clients that may connect.
-enum Clients {
-    Anybody,
-    /// Only clients with a certificate from these authorities.
-    Known(Arc<dyn ClientCertVerifier>),
 }
 
 type Chain = Vec<CertificateDer<'static>>;
@@ -214,11 +203,12 @@ fn read_key(section: &mut Section<'_>) -> Option<(PathBuf, PrivateKeyDer<'static
     None
 }
 
-fn read_clients(section: &mut Section<'_>) -> Option<Clients> {
+/// The clients that may connect: all, or those with a certificate from one of the authorities.
+fn read_clients(section: &mut Section<'_>) -> Option<Arc<dyn ClientCertVerifier>> {
     const KEY: &str = "client_ca_file";
     if section.is_blank(KEY) {
         section.path(KEY);
-        return Some(Clients::Anybody);
+        return Some(WebPkiClientVerifier::no_client_auth());
     }
     let (path, content) = section.file(KEY)?;
     let mut roots = RootCertStore::empty();
@@ -233,7 +223,7 @@ fn read_clients(section: &mut Section<'_>) -> Option<Clients> {
     }
     let provider = Arc::new(ring::default_provider());
     match WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build() {
-        Ok(verifier) => Some(Clients::Known(verifier)),
+        Ok(verifier) => Some(verifier),
         Err(error) => {
             unusable(section, &error);
             None

@@ -9,11 +9,13 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{Deserializer as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::event::{ContentType, Deviation, Deviations, Field, Fields};
+use crate::ingress::reply::Rejection;
 use crate::ingress::settings::Validation;
+use crate::status::{KeptReason, Reason};
 
 /// The longest `cuid`; a longer one counts as absent. An AMQP `message_id` has at most 255 bytes, and the event id adds
 /// 13.
@@ -50,46 +52,34 @@ pub(crate) enum Invalid {
     Undocumented(String),
 }
 
-/// The decoded fields; a field that is absent or unusable is empty.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Payload<'a> {
-    cuid: Cow<'a, str>,
-    actor_cuid: Cow<'a, str>,
-    event: Cow<'a, str>,
-    target_cuid: Cow<'a, str>,
-    target_type: Cow<'a, str>,
-    client_id: Cow<'a, str>,
-    report_id: Cow<'a, str>,
-    finding_id: Cow<'a, str>,
-    assessment_id: Cow<'a, str>,
-    deviations: Deviations,
-    content_type: ContentType,
-}
-
-impl Payload<'_> {
-    /// The fields as templates and headers need them.
-    #[must_use]
-    pub(crate) fn fields(&self) -> Fields<'_> {
-        Fields {
-            cuid: &self.cuid,
-            actor_cuid: &self.actor_cuid,
-            event: &self.event,
-            target_cuid: &self.target_cuid,
-            target_type: &self.target_type,
-            client_id: &self.client_id,
-            report_id: &self.report_id,
-            finding_id: &self.finding_id,
-            assessment_id: &self.assessment_id,
-            deviations: self.deviations,
-            content_type: self.content_type,
+impl Invalid {
+    /// The reason and the text with which a signed body is kept.
+    pub(super) fn kept(&self) -> (KeptReason, &str) {
+        match self {
+            Self::Malformed(text) => (KeptReason::Malformed, text),
+            Self::Undocumented(text) => (KeptReason::Invalid, text),
         }
     }
+}
 
-    /// Whether the payload names an event or an entity: an unsigned object needs at least that.
-    fn says_something(&self) -> bool {
-        let ids = [&self.cuid, &self.target_cuid, &self.client_id, &self.report_id, &self.finding_id];
-        !self.event.is_empty() || !self.assessment_id.is_empty() || ids.iter().any(|id| !id.is_empty())
+impl From<Invalid> for Rejection {
+    fn from(invalid: Invalid) -> Self {
+        match invalid {
+            Invalid::Malformed(text) => Self::new(Reason::Malformed, format!("not JSON: {text}")),
+            Invalid::Undocumented(text) => Self::new(Reason::Invalid, text),
+        }
     }
+}
+
+/// The decoded fields; a field that is absent or unusable is empty.
+pub(crate) type Payload<'a> = Fields<Cow<'a, str>>;
+
+/// Whether a payload names an event or an entity: an unsigned object needs at least that.
+fn says_something(payload: &Payload<'_>) -> bool {
+    let Fields { event, cuid, target_cuid, client_id, report_id, finding_id, assessment_id, .. } = payload;
+    [event, cuid, target_cuid, client_id, report_id, finding_id, assessment_id]
+        .iter()
+        .any(|field| !field.is_empty())
 }
 
 /// Validates a body.
@@ -98,7 +88,7 @@ impl Payload<'_> {
 /// The problem, worded for the sender and the log.
 pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Valid<'_>, Invalid> {
     let found = match parse(body).map_err(Invalid::Malformed)? {
-        Parsed::Object(found) if found.is_empty => return Ok(Valid::Probe("an object without fields")),
+        Parsed::Object(found) if found.count == 0 => return Ok(Valid::Probe("an object without fields")),
         Parsed::Object(found) => found,
         Parsed::Other(what) => return Ok(Valid::Probe(what)),
     };
@@ -108,7 +98,7 @@ pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Res
     {
         return Err(Invalid::Undocumented(problem));
     }
-    if trust == Trust::Unsigned && !payload.says_something() {
+    if trust == Trust::Unsigned && !says_something(&payload) {
         let text = "neither `event` nor any documented id can be used; a source without signatures requires one";
         return Err(Invalid::Undocumented(text.to_owned()));
     }
@@ -143,7 +133,9 @@ fn parse(body: &[u8]) -> Result<Parsed<'_>, String> {
     }
     let value = text.trim_ascii_start();
     if value.starts_with('{') {
-        return serde_json::from_str(text).map(Parsed::Object).map_err(|error| error.to_string());
+        let mut found = RawFields::default();
+        each(text, |key, value| found.add(key, value)).map_err(|error| error.to_string())?;
+        return Ok(Parsed::Object(found));
     }
     serde_json::from_str::<IgnoredAny>(text).map_err(|error| error.to_string())?;
     Ok(Parsed::Other(kind(value)))
@@ -180,15 +172,28 @@ fn string(raw: &RawValue) -> Result<Cow<'_, str>, Deviation> {
 }
 
 /// The known fields as raw text, the last of each, and what was noted while finding them.
+#[derive(Default)]
 struct RawFields<'a> {
     raw: [Option<&'a RawValue>; Field::COUNT],
     /// The fields that were given more than once.
     repeated: Deviations,
     has_odd_key: bool,
-    is_empty: bool,
+    /// The number of fields, known or not.
+    count: usize,
 }
 
 impl<'a> RawFields<'a> {
+    fn add(&mut self, key: Option<&'a RawValue>, value: &'a RawValue) {
+        self.count += 1;
+        match key.map_or(Ok(None), known) {
+            Ok(Some(field)) if self.raw[field as usize].replace(value).is_some() => {
+                self.repeated.note(field, Deviation::Duplicate);
+            }
+            Ok(_) => {}
+            Err(_) => self.has_odd_key = true,
+        }
+    }
+
     fn read(&self) -> Payload<'a> {
         let mut reading = FieldReader { raw: &self.raw, deviations: self.repeated };
         let cuid = reading.required(Field::Cuid);
@@ -320,15 +325,17 @@ impl<'a> FieldReader<'a, '_> {
             self.deviations.note(Field::TargetCuids, deviation);
             return Cow::Borrowed("");
         }
+        let mut first = None;
         // It was scanned as JSON already.
-        let Ok(Items { first, deviations }) = serde_json::from_str(raw.get()) else { return Cow::Borrowed("") };
-        for deviation in deviations.into_iter().flatten() {
-            self.deviations.note(Field::TargetCuids, deviation);
-        }
-        if first.is_none() {
+        let _ = each(raw.get(), |_, item| match string(item) {
+            Ok(text) if text.is_empty() => self.deviations.note(Field::TargetCuids, Deviation::Empty),
+            Ok(text) => first = first.take().or(Some(text)),
+            Err(deviation) => self.deviations.note(Field::TargetCuids, deviation),
+        });
+        first.unwrap_or_else(|| {
             self.deviations.note(Field::TargetCuids, Deviation::Empty);
-        }
-        first.unwrap_or_default()
+            Cow::Borrowed("")
+        })
     }
 
     /// Checks `text`, which is never decoded: it may be empty, and may have a lone surrogate.
@@ -343,80 +350,34 @@ impl<'a> FieldReader<'a, '_> {
     }
 }
 
-/// The items of a list of strings: the first usable one, and how others depart from a string.
-struct Items<'a> {
-    first: Option<Cow<'a, str>>,
-    deviations: [Option<Deviation>; Deviation::COUNT],
-}
+/// Gives every item of a list, or every value of an object behind its key, to a function, in one pass. As raw text: a
+/// lone surrogate is valid JSON, in a key, too.
+fn each<'a>(text: &'a str, visit: impl FnMut(Option<&'a RawValue>, &'a RawValue)) -> serde_json::Result<()> {
+    struct Each<F>(F);
+    impl<'a, F: FnMut(Option<&'a RawValue>, &'a RawValue)> Visitor<'a> for Each<F> {
+        type Value = ();
 
-impl<'de: 'a, 'a> Deserialize<'de> for Items<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct AnyList;
-        impl<'de> Visitor<'de> for AnyList {
-            type Value = Items<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list")
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Items<'de>, A::Error> {
-                let mut items = Items { first: None, deviations: [None; Deviation::COUNT] };
-                while let Some(raw) = list.next_element::<&'de RawValue>()? {
-                    let wrong = match string(raw) {
-                        Ok(text) if text.is_empty() => Deviation::Empty,
-                        Ok(text) => {
-                            items.first.get_or_insert(text);
-                            continue;
-                        }
-                        Err(deviation) => deviation,
-                    };
-                    items.deviations[wrong as usize] = Some(wrong);
-                }
-                Ok(items)
-            }
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("a list or an object")
         }
-        deserializer.deserialize_seq(AnyList)
-    }
-}
 
-impl<'de: 'a, 'a> Deserialize<'de> for RawFields<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = RawFields<'de>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
+        fn visit_seq<A: SeqAccess<'a>>(mut self, mut list: A) -> Result<(), A::Error> {
+            while let Some(item) = list.next_element()? {
+                self.0(None, item);
             }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawFields<'de>, A::Error> {
-                let mut found = RawFields {
-                    raw: [None; Field::COUNT],
-                    repeated: Deviations::default(),
-                    has_odd_key: false,
-                    is_empty: true,
-                };
-                // Keys as raw text too: a lone surrogate in a key is valid JSON.
-                while let Some(key) = map.next_key::<&'de RawValue>()? {
-                    found.is_empty = false;
-                    match known(key) {
-                        Ok(Some(field)) => {
-                            let value = map.next_value()?;
-                            if found.raw[field as usize].replace(value).is_some() {
-                                found.repeated.note(field, Deviation::Duplicate);
-                            }
-                        }
-                        other => {
-                            found.has_odd_key |= other.is_err();
-                            map.next_value::<IgnoredAny>()?;
-                        }
-                    }
-                }
-                Ok(found)
-            }
+            Ok(())
         }
-        deserializer.deserialize_map(Object)
+
+        fn visit_map<A: MapAccess<'a>>(mut self, mut map: A) -> Result<(), A::Error> {
+            while let Some((key, value)) = map.next_entry()? {
+                self.0(Some(key), value);
+            }
+            Ok(())
+        }
     }
+    let mut text = serde_json::Deserializer::from_str(text);
+    text.deserialize_any(Each(visit))?;
+    text.end()
 }
 
 /// The known field that a key names, also if it is written with escapes; an error if it has a lone surrogate.
@@ -444,6 +405,22 @@ mod tests {
         }
     }
 
+    fn plain<'p>(payload: &'p Payload<'_>) -> Fields<&'p str> {
+        Fields {
+            cuid: &payload.cuid,
+            actor_cuid: &payload.actor_cuid,
+            event: &payload.event,
+            target_cuid: &payload.target_cuid,
+            target_type: &payload.target_type,
+            client_id: &payload.client_id,
+            report_id: &payload.report_id,
+            finding_id: &payload.finding_id,
+            assessment_id: &payload.assessment_id,
+            deviations: payload.deviations,
+            content_type: payload.content_type,
+        }
+    }
+
     fn undocumented(body: &str) -> String {
         match strict(body) {
             Err(Invalid::Undocumented(text)) => text,
@@ -462,7 +439,7 @@ mod tests {
         for validation in [Validation::Strict, Validation::Lenient] {
             let valid = validate(GOOD.as_bytes(), validation, Trust::Signed);
             let Ok(Valid::Event(payload)) = valid else { panic!("no event: {valid:?}") };
-            let fields = payload.fields();
+            let fields = plain(&payload);
             assert_eq!(
                 (fields.cuid, fields.actor_cuid, fields.event, fields.target_cuid, fields.target_type),
                 ("c", "a", "E", "t", "report")
@@ -477,7 +454,7 @@ mod tests {
         let body = r#" {"cuid":"\u00e9","actorCuid":"a","\u0065vent":"\ud83d\ude00","targetCuids":["x\n","y"],
             "targetType":"report","text":"\ud800","extra":[1e999,{"cuid":5}]} "#;
         let Ok(Valid::Event(payload)) = strict(body) else { panic!("no event") };
-        let fields = payload.fields();
+        let fields = plain(&payload);
         assert_eq!((fields.cuid, fields.event, fields.target_cuid), ("é", "😀", "x\n"));
         assert!(fields.deviations.is_empty(), "{}", fields.deviations);
     }
@@ -617,7 +594,7 @@ mod tests {
             (good_with(r#""x""#, r#""x","\ud800":1,"new":[]"#), "c", "E", "t", ""),
         ] {
             let payload = lenient(&body);
-            let fields = payload.fields();
+            let fields = plain(&payload);
             assert_eq!((fields.cuid, fields.event, fields.target_cuid), (cuid, event, target), "{body}");
             assert_eq!(fields.deviations.to_string(), deviations, "{body}");
         }
@@ -626,7 +603,7 @@ mod tests {
     #[test]
     fn reads_ids_that_are_numbers_or_strings_and_the_older_name_of_one() {
         let payload = lenient(r#"{"clientId":7,"reportId":"12","flawId":-3.5e2,"assessmentId":true}"#);
-        let fields = payload.fields();
+        let fields = plain(&payload);
         assert_eq!(
             (fields.client_id, fields.report_id, fields.finding_id, fields.assessment_id),
             ("7", "12", "-3.5e2", "")

@@ -7,36 +7,106 @@
 //! how long the pass takes. `error@3+` applies to every pass from the third on. `journal.unreadable=8192` makes the
 //! block with this byte of each segment unreadable.
 
+#[cfg(test)]
+use std::cell::RefCell;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{LazyLock, OnceLock};
 use std::time::Duration;
 
-#[cfg(any(test, feature = "failpoints"))]
-pub(crate) use set::{addresses, every, pass, unreadable};
+struct Point {
+    name: String,
+    action: String,
+    at: u64,
+    and_later: bool,
+    passed: AtomicU64,
+}
+
+/// Whether failpoints can be set; without, nothing of the following is left in the program.
+const CAN_BE_SET: bool = cfg!(any(test, feature = "failpoints"));
+
+static POINTS: LazyLock<Vec<Point>> = LazyLock::new(|| {
+    let text = std::env::var("PLEXTRAC_BRIDGE_FAILPOINTS").unwrap_or_default();
+    text.split(',').filter_map(parse).collect()
+});
+
+#[cfg(test)]
+thread_local! {
+    /// The bytes that a unit test made unreadable for its own thread.
+    static UNREADABLE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    /// The failpoints that a unit test set for its own thread, with the error of each.
+    static HERE: RefCell<Vec<(&'static str, io::ErrorKind)>> = const { RefCell::new(Vec::new()) };
+}
+
+fn parse(part: &str) -> Option<Point> {
+    let (name, action) = part.split_once('=')?;
+    let (action, at) = action.split_once('@').unwrap_or((action, "1"));
+    let and_later = at.ends_with('+');
+    let at = at.trim_end_matches('+').parse().ok()?;
+    Some(Point { name: name.into(), action: action.into(), at, and_later, passed: AtomicU64::new(0) })
+}
+
+fn points(name: &str) -> impl Iterator<Item = &'static Point> {
+    static WARNED: OnceLock<()> = OnceLock::new();
+    let points = if CAN_BE_SET { &POINTS[..] } else { &[] };
+    points.iter().filter(move |point| point.name == name).inspect(|_| {
+        WARNED.get_or_init(|| tracing::warn!("failpoints are set: this is a test"));
+    })
+}
+
+/// Makes these failpoints fail on this thread until they are set again.
+#[cfg(test)]
+pub(crate) fn set_here(points: &[(&'static str, io::ErrorKind)]) {
+    HERE.with_borrow_mut(|here| *here = points.to_vec());
+}
+
+/// Makes the blocks with these bytes unreadable on this thread until they are set again.
+#[cfg(test)]
+pub(crate) fn set_unreadable_here(bytes: &[u64]) {
+    UNREADABLE.with_borrow_mut(|here| *here = bytes.to_vec());
+}
 
 /// The interval of a repeated action, unless a test overrides it: `reload.look=50ms`.
-#[cfg(not(any(test, feature = "failpoints")))]
-#[inline]
 #[must_use]
-pub(crate) fn every(_name: &str, usual: Duration) -> Duration {
-    usual
+pub(crate) fn every(name: &str, usual: Duration) -> Duration {
+    points(name).find_map(|point| humantime::parse_duration(&point.action).ok()).unwrap_or(usual)
 }
 
 /// The addresses of every name, where a test sets them: `dial.resolve=127.0.0.9+127.0.0.1`.
-#[cfg(not(any(test, feature = "failpoints")))]
-#[inline]
 #[must_use]
-pub(crate) fn addresses(_name: &str) -> Option<Vec<std::net::IpAddr>> {
-    None
+pub(crate) fn addresses(name: &str) -> Option<Vec<std::net::IpAddr>> {
+    points(name).find_map(|point| point.action.split('+').map(|address| address.parse().ok()).collect())
 }
 
 /// Passes a failpoint.
 ///
 /// # Errors
 /// The error that the test set.
-#[cfg(not(any(test, feature = "failpoints")))]
-#[inline]
-#[expect(clippy::unnecessary_wraps, reason = "a test can make it fail")]
-pub(crate) fn pass(_name: &str) -> io::Result<()> {
+pub(crate) fn pass(name: &str) -> io::Result<()> {
+    #[cfg(test)]
+    if let Some(kind) =
+        HERE.with_borrow(|here| here.iter().find(|(point, _)| *point == name).map(|(_, kind)| *kind))
+    {
+        return Err(kind.into());
+    }
+    for point in points(name) {
+        let passed = point.passed.fetch_add(1, Ordering::Relaxed) + 1;
+        if passed != point.at && !(point.and_later && passed > point.at) {
+            continue;
+        }
+        match point.action.as_str() {
+            "kill" => std::process::abort(),
+            "hang" => loop {
+                std::thread::park();
+            },
+            "full" => return Err(io::ErrorKind::StorageFull.into()),
+            "invalid" => return Err(rustix::io::Errno::INVAL.into()),
+            action => match humantime::parse_duration(action) {
+                Ok(time) => std::thread::sleep(time),
+                Err(_) => return Err(io::Error::other(format!("the failpoint {name}"))),
+            },
+        }
+    }
     Ok(())
 }
 
@@ -44,120 +114,11 @@ pub(crate) fn pass(_name: &str) -> io::Result<()> {
 ///
 /// # Errors
 /// EIO if the test made one of these bytes unreadable.
-#[cfg(not(any(test, feature = "failpoints")))]
-#[inline]
-#[expect(clippy::unnecessary_wraps, reason = "a test can make it fail")]
-pub(crate) fn unreadable(_name: &str, _from: u64, _to: u64) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(any(test, feature = "failpoints"))]
-mod set {
-    use std::cell::RefCell;
-    use std::sync::atomic::{AtomicU64, Ordering};
-    use std::sync::{LazyLock, OnceLock};
-
-    use super::{Duration, io};
-
-    struct Point {
-        name: String,
-        action: String,
-        at: u64,
-        and_later: bool,
-        passed: AtomicU64,
-    }
-
-    static POINTS: LazyLock<Vec<Point>> = LazyLock::new(|| {
-        let text = std::env::var("PLEXTRAC_BRIDGE_FAILPOINTS").unwrap_or_default();
-        text.split(',').filter_map(parse).collect()
-    });
-
-    thread_local! {
-        /// The bytes that a unit test made unreadable for its own thread.
-        static UNREADABLE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
-        /// The failpoints that a unit test set for its own thread, with the error of each.
-        static HERE: RefCell<Vec<(&'static str, io::ErrorKind)>> = const { RefCell::new(Vec::new()) };
-    }
-
-    fn parse(part: &str) -> Option<Point> {
-        let (name, action) = part.split_once('=')?;
-        let (action, at) = action.split_once('@').unwrap_or((action, "1"));
-        let and_later = at.ends_with('+');
-        let at = at.trim_end_matches('+').parse().ok()?;
-        Some(Point { name: name.into(), action: action.into(), at, and_later, passed: AtomicU64::new(0) })
-    }
-
-    fn points(name: &str) -> impl Iterator<Item = &'static Point> {
-        static WARNED: OnceLock<()> = OnceLock::new();
-        POINTS.iter().filter(move |point| point.name == name).inspect(|_| {
-            WARNED.get_or_init(|| tracing::warn!("failpoints are set: this is a test"));
-        })
-    }
-
-    /// Makes these failpoints fail on this thread until they are set again.
+pub(crate) fn unreadable(name: &str, from: u64, to: u64) -> io::Result<()> {
+    let is_hit = |point: &Point| point.action.parse().is_ok_and(|byte: u64| (from..to).contains(&byte));
     #[cfg(test)]
-    pub(crate) fn set_here(points: &[(&'static str, io::ErrorKind)]) {
-        HERE.with_borrow_mut(|here| *here = points.to_vec());
+    if UNREADABLE.with_borrow(|here| here.iter().any(|byte| (from..to).contains(byte))) {
+        return Err(rustix::io::Errno::IO.into());
     }
-
-    /// Makes the blocks with these bytes unreadable on this thread until they are set again.
-    #[cfg(test)]
-    pub(crate) fn set_unreadable_here(bytes: &[u64]) {
-        UNREADABLE.with_borrow_mut(|here| *here = bytes.to_vec());
-    }
-
-    /// The interval of a repeated action, unless a test overrides it: `reload.look=50ms`.
-    #[must_use]
-    pub(crate) fn every(name: &str, usual: Duration) -> Duration {
-        points(name).find_map(|point| humantime::parse_duration(&point.action).ok()).unwrap_or(usual)
-    }
-
-    /// The addresses of every name, where a test sets them: `dial.resolve=127.0.0.9+127.0.0.1`.
-    #[must_use]
-    pub(crate) fn addresses(name: &str) -> Option<Vec<std::net::IpAddr>> {
-        points(name).find_map(|point| point.action.split('+').map(|address| address.parse().ok()).collect())
-    }
-
-    /// Passes a failpoint.
-    ///
-    /// # Errors
-    /// The error that the test set.
-    pub(crate) fn pass(name: &str) -> io::Result<()> {
-        let here = HERE.with_borrow(|here| here.iter().find(|(point, _)| *point == name).map(|(_, kind)| *kind));
-        if let Some(kind) = here {
-            return Err(kind.into());
-        }
-        for point in points(name) {
-            let passed = point.passed.fetch_add(1, Ordering::Relaxed) + 1;
-            if passed != point.at && !(point.and_later && passed > point.at) {
-                continue;
-            }
-            match point.action.as_str() {
-                "kill" => std::process::abort(),
-                "hang" => loop {
-                    std::thread::park();
-                },
-                "full" => return Err(io::ErrorKind::StorageFull.into()),
-                "invalid" => return Err(rustix::io::Errno::INVAL.into()),
-                action => match humantime::parse_duration(action) {
-                    Ok(time) => std::thread::sleep(time),
-                    Err(_) => return Err(io::Error::other(format!("the failpoint {name}"))),
-                },
-            }
-        }
-        Ok(())
-    }
-
-    /// Passes a read of the bytes `from..to` of a file.
-    ///
-    /// # Errors
-    /// EIO if the test made one of these bytes unreadable.
-    pub(crate) fn unreadable(name: &str, from: u64, to: u64) -> io::Result<()> {
-        let is_hit = |point: &Point| point.action.parse().is_ok_and(|byte: u64| (from..to).contains(&byte));
-        let is_here = || UNREADABLE.with_borrow(|here| here.iter().any(|byte| (from..to).contains(byte)));
-        if points(name).any(is_hit) || is_here() { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
-    }
+    if points(name).any(is_hit) { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }
 }
-
-#[cfg(test)]
-pub(crate) use set::{set_here, set_unreadable_here};

@@ -225,20 +225,12 @@ static DROPPED: OnceLock<ErrorCounter> = OnceLock::new();
 /// The interval at which the log says what it left out.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The time from which on something left out is reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ReportTime {
-    /// Once the period is over in which it happened.
-    AfterThePeriod,
-    AtOnce,
-}
-
 /// Reports for ever what was left out, at the end of each period.
 pub(crate) async fn report_left_out() {
     let mut dropped = 0;
     loop {
         tokio::time::sleep(REPORT_INTERVAL).await;
-        report(ReportTime::AfterThePeriod);
+        report(false);
         let now = DROPPED.get().map_or(0, ErrorCounter::dropped_lines);
         if now > dropped {
             tracing::warn!(
@@ -252,14 +244,15 @@ pub(crate) async fn report_left_out() {
 
 /// Reports what was left out so far: nothing else follows.
 pub(crate) fn report_all_left_out() {
-    report(ReportTime::AtOnce);
+    report(true);
 }
 
-fn report(due: ReportTime) {
+/// Reports what was left out in periods that are over, or `at_once` in the current ones, too.
+fn report(at_once: bool) {
     let mut throttles = THROTTLES.lock();
     throttles.retain(|throttle| throttle.strong_count() > 0);
     let throttles: Vec<_> = throttles.iter().filter_map(Weak::upgrade).collect();
-    for (kind, left_out) in throttles.iter().filter_map(|throttle| throttle.due(due)) {
+    for (kind, left_out) in throttles.iter().filter_map(|throttle| throttle.due(at_once)) {
         tracing::warn!(left_out, "left out more lines of this kind: {kind}");
     }
 }
@@ -304,9 +297,9 @@ impl Limit {
     }
 
     /// The kind and number of lines left out that are to be reported now.
-    fn due(&self, due: ReportTime) -> Option<(&'static str, u64)> {
+    fn due(&self, at_once: bool) -> Option<(&'static str, u64)> {
         let mut state = self.state.lock();
-        let is_due = due == ReportTime::AtOnce || state.start.elapsed() >= self.period;
+        let is_due = at_once || state.start.elapsed() >= self.period;
         (is_due && state.left_out > 0).then(|| (self.kind, std::mem::take(&mut state.left_out)))
     }
 }
@@ -379,12 +372,12 @@ mod tests {
         let throttle = Throttle::new("tests", 1, Duration::from_hours(1));
         assert_eq!([throttle.left_out(), throttle.left_out()], [Some(0), None]);
         assert!(!throttle.admits());
-        assert_eq!(throttle.0.due(ReportTime::AfterThePeriod), None, "the period is not over");
-        assert_eq!(throttle.0.due(ReportTime::AtOnce), Some(("tests", 2)));
-        assert_eq!(throttle.0.due(ReportTime::AtOnce), None, "it is reported");
+        assert_eq!(throttle.0.due(false), None, "the period is not over");
+        assert_eq!(throttle.0.due(true), Some(("tests", 2)));
+        assert_eq!(throttle.0.due(true), None, "it is reported");
         let throttle = Throttle::new("tests", 0, Duration::ZERO);
         assert!(!throttle.admits());
-        assert_eq!(throttle.0.due(ReportTime::AfterThePeriod), Some(("tests", 1)));
+        assert_eq!(throttle.0.due(false), Some(("tests", 1)));
         let limit = Limit {
             kind: "tests",
             most: 1,

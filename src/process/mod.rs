@@ -1,7 +1,10 @@
 //! The process around the parts: log, state directory, systemd, the stop, and the faults that tests inject.
 
 pub(crate) mod failpoint;
+mod listen;
 pub(crate) mod logs;
 pub(crate) mod shutdown;
 pub(crate) mod state_directory;
 pub(crate) mod systemd;
+
+pub(crate) use listen::listen;

@@ -56,12 +56,12 @@ pub(crate) struct WaitingAddress {
 }
 
 /// A copy of the state.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct BrokerSnapshot {
     /// The state of the connection.
     pub(crate) state: ConnectionState,
     /// The time since which it has been in this state.
-    pub(crate) since: SystemTime,
+    pub(crate) since: Option<SystemTime>,
     /// The location of the broker, without secrets.
     pub(crate) location: String,
     /// The last error.
@@ -88,19 +88,8 @@ pub(crate) struct BrokerStatus(Arc<Mutex<BrokerSnapshot>>);
 
 impl Default for BrokerStatus {
     fn default() -> Self {
-        Self(Arc::new(Mutex::new(BrokerSnapshot {
-            state: ConnectionState::Connecting,
-            since: SystemTime::now(),
-            location: String::new(),
-            last_error: None,
-            findings: Vec::new(),
-            in_flight: 0,
-            waiting: Vec::new(),
-            waiting_count: 0,
-            last_published: None,
-            blocked: None,
-            unreadable: None,
-        })))
+        let view = BrokerSnapshot { since: Some(SystemTime::now()), ..BrokerSnapshot::default() };
+        Self(Arc::new(Mutex::new(view)))
     }
 }
 
@@ -119,7 +108,7 @@ impl BrokerStatus {
         self.change(|view| {
             if view.state != state {
                 view.state = state;
-                view.since = SystemTime::now();
+                view.since = Some(SystemTime::now());
             }
         });
     }

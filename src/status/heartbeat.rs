@@ -4,16 +4,32 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 /// The interval between two ticks.
 const EVERY: Duration = Duration::from_secs(1);
 
 /// The time without a tick after which a thread counts as stalled.
 const STALLED_AFTER: Duration = Duration::from_secs(10);
 
-/// The stalled threads; empty as long as the bridge is alive.
-#[must_use]
-pub(crate) fn stalled(heartbeats: &[Heartbeat]) -> Vec<String> {
-    heartbeats.iter().filter_map(Heartbeat::problem).collect()
+/// The heartbeats of the threads that must not stall.
+#[derive(Debug, Default)]
+pub(crate) struct Heartbeats(Mutex<Vec<Heartbeat>>);
+
+impl Heartbeats {
+    /// Adds the heartbeat of a thread.
+    #[must_use]
+    pub(crate) fn add(&self, name: &str) -> Heartbeat {
+        let heartbeat = Heartbeat::new(name);
+        self.0.lock().push(heartbeat.clone());
+        heartbeat
+    }
+
+    /// The stalled threads; empty as long as the bridge is alive.
+    #[must_use]
+    pub(crate) fn stalled(&self) -> Vec<String> {
+        self.0.lock().iter().filter_map(Heartbeat::problem).collect()
+    }
 }
 
 /// The heartbeat of one thread.

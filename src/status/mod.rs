@@ -1,5 +1,5 @@
-//! The state that the bridge reports through admin and metrics: counts, the broker, refusals, deviations, reloads,
-//! heartbeats.
+//! The state that the bridge reports through admin and metrics: counts, the broker, the sources, refusals, deviations,
+//! reloads, heartbeats.
 
 mod broker;
 mod deviating;
@@ -9,10 +9,12 @@ mod observed;
 mod reasons;
 mod refusals;
 mod reloads;
+mod status;
+mod stores;
 
-pub(crate) use broker::{BrokerStatus, ConnectionState, WaitingAddress};
+pub(crate) use broker::{BrokerSnapshot, BrokerStatus, ConnectionState, WaitingAddress};
 pub(crate) use deviating::{DeviatingEvents, EventName};
-pub(crate) use heartbeat::{Heartbeat, stalled};
+pub(crate) use heartbeat::{Heartbeat, Heartbeats};
 pub(crate) use ledger::{
     JournalState, Ledger, Limits, MOST_EVENTS, MOST_PAIRS, PairBook, Snapshot, SourceBook, Totals,
 };
@@ -20,3 +22,5 @@ pub(crate) use observed::Observed;
 pub(crate) use reasons::{Decision, ErrorKind, KeptReason, Loss, Reason, RefusalReason};
 pub(crate) use refusals::{RecentRefusal, RequestKind, UnknownPath, UnknownPaths, meant};
 pub(crate) use reloads::{Reload, Reloads};
+pub(crate) use status::{IngressStatus, SourceStatus, Status};
+pub(crate) use stores::StoreCounts;

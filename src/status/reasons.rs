@@ -1,63 +1,53 @@
 //! The reasons and decisions of the accounting: refused requests, lost events, refused messages.
 
-/// The reason why a request was refused: the `reason` of `events_rejected_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum Reason {
-    /// Missing, doubled or wrong signature.
-    Signature,
-    /// Not one JSON value in UTF-8.
-    Malformed,
-    /// JSON, but not the documented payload.
-    Invalid,
-    /// Body above `ingress.max_body`.
-    TooLarge,
-    /// The body arrived too slowly.
-    Timeout,
-    /// A Content-Encoding other than identity.
-    Encoding,
-    /// Not POST.
-    Method,
-    /// The sender disconnected before it had an answer.
-    Disconnected,
-    /// Buffer or read budget full.
-    BufferFull,
-    /// The bridge is stopping.
-    Draining,
-    /// Disk failure, or the broker unreachable in a mode that needs it.
-    Unavailable,
+use hyper::StatusCode;
+
+use crate::settings::named;
+
+named! {
+    /// The reason why a request was refused: the `reason` of `events_rejected_total`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub(crate) enum Reason {
+        /// Missing, doubled or wrong signature.
+        Signature = "signature",
+        /// Not one JSON value in UTF-8.
+        Malformed = "malformed",
+        /// JSON, but not the documented payload.
+        Invalid = "invalid",
+        /// Body above `ingress.max_body`.
+        TooLarge = "too_large",
+        /// The body arrived too slowly.
+        Timeout = "timeout",
+        /// A Content-Encoding other than identity.
+        Encoding = "encoding",
+        /// Not POST.
+        Method = "method",
+        /// The sender disconnected before it had an answer.
+        Disconnected = "disconnected",
+        /// Buffer or read budget full.
+        BufferFull = "buffer_full",
+        /// The bridge is stopping.
+        Draining = "draining",
+        /// Disk failure, or the broker unreachable in a mode that needs it.
+        Unavailable = "unavailable",
+    }
 }
 
 impl Reason {
-    /// All reasons, in the order of the counters.
-    pub(crate) const ALL: [Self; 11] = [
-        Self::Signature,
-        Self::Malformed,
-        Self::Invalid,
-        Self::TooLarge,
-        Self::Timeout,
-        Self::Encoding,
-        Self::Method,
-        Self::Disconnected,
-        Self::BufferFull,
-        Self::Draining,
-        Self::Unavailable,
-    ];
-
-    /// The name in metrics and `/status`.
+    /// The status of the answer, and its title in the problem document.
     #[must_use]
-    pub(crate) fn name(self) -> &'static str {
+    pub(crate) fn answer(self) -> (StatusCode, &'static str) {
         match self {
-            Self::Signature => "signature",
-            Self::Malformed => "malformed",
-            Self::Invalid => "invalid",
-            Self::TooLarge => "too_large",
-            Self::Timeout => "timeout",
-            Self::Encoding => "encoding",
-            Self::Method => "method",
-            Self::Disconnected => "disconnected",
-            Self::BufferFull => "buffer_full",
-            Self::Draining => "draining",
-            Self::Unavailable => "unavailable",
+            Self::Signature => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+            Self::Malformed | Self::Disconnected => (StatusCode::BAD_REQUEST, "Bad Request"),
+            Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "Unprocessable Content"),
+            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large"),
+            Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "Request Timeout"),
+            Self::Encoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type"),
+            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+            Self::BufferFull | Self::Draining | Self::Unavailable => {
+                (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
+            }
         }
     }
 
@@ -93,29 +83,16 @@ impl Reason {
     }
 }
 
-/// The reason why a signed body is kept instead of published: the `reason` of `invalid_kept_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) enum KeptReason {
-    /// JSON, but not what its source accepts.
-    Invalid,
-    /// Not one JSON value in UTF-8.
-    Malformed,
-    /// A connection test.
-    Probe,
-}
-
-impl KeptReason {
-    /// All reasons, for metrics.
-    pub(crate) const ALL: [Self; 3] = [Self::Invalid, Self::Malformed, Self::Probe];
-
-    /// The name in letters and metrics.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Invalid => "invalid",
-            Self::Malformed => "malformed",
-            Self::Probe => "probe",
-        }
+named! {
+    /// The reason why a signed body is kept instead of published: the `reason` of `invalid_kept_total`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+    pub(crate) enum KeptReason {
+        /// JSON, but not what its source accepts.
+        Invalid = "invalid",
+        /// Not one JSON value in UTF-8.
+        Malformed = "malformed",
+        /// A connection test.
+        Probe = "probe",
     }
 }
 
@@ -145,97 +122,51 @@ impl Decision {
     }
 }
 
-/// The reason why a broker will never take this message as it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum RefusalReason {
-    /// Larger than the broker accepts.
-    TooLarge,
-    /// The address exists but leads to no queue or stream, or cannot be a legal address.
-    Unroutable,
-    /// The topic or exchange does not exist.
-    NoDestination,
-    /// These credentials may not publish there.
-    NotAuthorised,
-    /// Any other cause that a repeat would not fix.
-    Other,
-}
-
-impl RefusalReason {
-    /// All reasons, for metrics.
-    pub(crate) const ALL: [Self; 5] =
-        [Self::TooLarge, Self::Unroutable, Self::NoDestination, Self::NotAuthorised, Self::Other];
-
-    /// The name in dead letters and metrics.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::TooLarge => "too_large",
-            Self::Unroutable => "unroutable",
-            Self::NoDestination => "no_destination",
-            Self::NotAuthorised => "not_authorised",
-            Self::Other => "other",
-        }
+named! {
+    /// The reason why a broker will never take this message as it is.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub(crate) enum RefusalReason {
+        /// Larger than the broker accepts.
+        TooLarge = "too_large",
+        /// The address exists but leads to no queue or stream, or cannot be a legal address.
+        Unroutable = "unroutable",
+        /// The topic or exchange does not exist.
+        NoDestination = "no_destination",
+        /// These credentials may not publish there.
+        NotAuthorised = "not_authorised",
+        /// Any other cause that a repeat would not fix.
+        Other = "other",
     }
 }
 
-/// The reason why an accepted event was lost: the `reason` of `events_lost_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Loss {
-    /// Not delivered before the exit.
-    Exit,
-    /// Refused by the broker, without a state directory for a dead letter.
-    Refused,
-    /// Damaged in the journal.
-    Damaged,
-}
-
-impl Loss {
-    /// All reasons, in the order of the counters.
-    pub(crate) const ALL: [Self; 3] = [Self::Exit, Self::Refused, Self::Damaged];
-
-    /// The name in metrics.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Exit => "exit",
-            Self::Refused => "refused",
-            Self::Damaged => "damaged",
-        }
+named! {
+    /// The reason why an accepted event was lost: the `reason` of `events_lost_total`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Loss {
+        /// Not delivered before the exit.
+        Exit = "exit",
+        /// Refused by the broker, without a state directory for a dead letter.
+        Refused = "refused",
+        /// Damaged in the journal.
+        Damaged = "damaged",
     }
 }
 
-/// The kinds of `broker_errors_total`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum ErrorKind {
-    /// No connection: refused, no such host, missing topology.
-    Connect,
-    /// The credentials are wrong.
-    Authentication,
-    /// The TLS handshake failed.
-    Tls,
-    /// A live session ended.
-    Lost,
-    /// A message was refused for good.
-    Refused,
-    /// A message was refused for now.
-    NotNow,
-}
-
-impl ErrorKind {
-    /// All kinds, for metrics.
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Connect, Self::Authentication, Self::Tls, Self::Lost, Self::Refused, Self::NotNow];
-
-    /// The name in metrics and `/status`.
-    #[must_use]
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Connect => "connect",
-            Self::Authentication => "authentication",
-            Self::Tls => "tls",
-            Self::Lost => "lost",
-            Self::Refused => "refused",
-            Self::NotNow => "not_now",
-        }
+named! {
+    /// The kinds of `broker_errors_total`.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+    pub(crate) enum ErrorKind {
+        /// No connection: refused, no such host, missing topology.
+        Connect = "connect",
+        /// The credentials are wrong.
+        Authentication = "authentication",
+        /// The TLS handshake failed.
+        Tls = "tls",
+        /// A live session ended.
+        Lost = "lost",
+        /// A message was refused for good.
+        Refused = "refused",
+        /// A message was refused for now.
+        NotNow = "not_now",
     }
 }

@@ -2,7 +2,6 @@
 
 use std::time::SystemTime;
 
-use parking_lot::Mutex;
 use serde_json::Value;
 
 /// The last reload. Keys, never values.
@@ -18,51 +17,23 @@ pub(crate) struct Reload {
     pub(crate) error: Option<String>,
 }
 
+/// The settings in force, and all reloads since the start.
 #[derive(Debug, Default)]
-struct ReloadCounts {
-    last: Option<Reload>,
-    good: u64,
-    bad: u64,
-    in_force: Value,
+pub(crate) struct Reloads {
+    /// The last reload.
+    pub(crate) last: Option<Reload>,
+    /// The number of successful reloads.
+    pub(crate) good: u64,
+    /// The number of failed reloads.
+    pub(crate) bad: u64,
+    /// The settings in force, with the origin of each.
+    pub(crate) in_force: Value,
 }
-
-/// All reloads since the start.
-#[derive(Debug, Default)]
-pub(crate) struct Reloads(Mutex<ReloadCounts>);
 
 impl Reloads {
     /// Records a reload.
-    pub(crate) fn note(&self, reload: Reload) {
-        let mut state = self.0.lock();
-        if reload.error.is_some() {
-            state.bad += 1;
-        } else {
-            state.good += 1;
-        }
-        state.last = Some(reload);
-    }
-
-    /// Records the settings in force, with the origin of each.
-    pub(crate) fn set_in_force(&self, settings: Value) {
-        self.0.lock().in_force = settings;
-    }
-
-    /// The settings in force.
-    #[must_use]
-    pub(crate) fn in_force(&self) -> Value {
-        self.0.lock().in_force.clone()
-    }
-
-    /// The last reload.
-    #[must_use]
-    pub(crate) fn last(&self) -> Option<Reload> {
-        self.0.lock().last.clone()
-    }
-
-    /// The numbers of successful and failed reloads.
-    #[must_use]
-    pub(crate) fn counts(&self) -> (u64, u64) {
-        let state = self.0.lock();
-        (state.good, state.bad)
+    pub(crate) fn note(&mut self, reload: Reload) {
+        *(if reload.error.is_some() { &mut self.bad } else { &mut self.good }) += 1;
+        self.last = Some(reload);
     }
 }

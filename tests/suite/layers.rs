@@ -89,10 +89,7 @@ fn allowed(part: &str) -> &'static [&'static str] {
     match part {
         "ingress" => &["dead_letters", "queue", "metrics", "status", "event", "settings", "process"],
         "delivery" => &["dead_letters", "queue", "brokers", "metrics", "status", "event", "settings", "process"],
-        // It reads what ingress offers of its sources.
-        "admin" => {
-            &["ingress", "dead_letters", "queue", "brokers", "metrics", "status", "event", "settings", "process"]
-        }
+        "admin" => &["queue", "metrics", "status", "settings", "process"],
         // Replays go into the queue.
         "dead_letters" => &["queue", "metrics", "status", "event", "settings", "process"],
         "queue" | "brokers" => &["metrics", "status", "event", "settings", "process"],
