@@ -31,7 +31,6 @@ const CODES: [u16; 9] = [200, 400, 401, 405, 408, 413, 415, 422, 503];
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// The commit it was built from, if the build recorded it.
-#[must_use]
 pub(crate) fn revision() -> &'static str {
     option_env!("PLEXTRAC_BRIDGE_REVISION").unwrap_or("unknown")
 }
@@ -231,7 +230,6 @@ impl Metrics {
     ///
     /// # Panics
     /// If two series have the same name: a test creates one.
-    #[must_use]
     pub(crate) fn new(ack: &str) -> Self {
         let registry = Registry::new();
         let process = prometheus::process_collector::ProcessCollector::for_self();
@@ -309,7 +307,6 @@ impl Metrics {
     }
 
     /// The series that one source's requests use, looked up once; they exist from now on.
-    #[must_use]
     pub(crate) fn source(&self, source: &str) -> SourceMetrics {
         SourceMetrics {
             duration: self.request_duration.with_label_values(&[source]),
@@ -368,7 +365,6 @@ impl Metrics {
     }
 
     /// All series as text, at this moment.
-    #[must_use]
     pub(crate) fn render(&self, now: &Snapshot, status: &Status, ready: bool) -> String {
         // Two concurrent scrapes must not both add the same difference.
         let _one = self.scrape.lock();
@@ -404,7 +400,6 @@ impl SourceMetrics {
 }
 
 /// A wall-clock time as Prometheus writes it; 0 for none.
-#[must_use]
 pub(crate) fn unix_seconds(time: Option<SystemTime>) -> f64 {
     time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
 }

@@ -7,7 +7,6 @@ use crate::status::{Snapshot, WaitingAddress};
 
 impl Admin {
     /// The reasons why events cannot be accepted; empty when they can.
-    #[must_use]
     pub(super) fn unready(&self, snapshot: &Snapshot) -> Vec<String> {
         let mut reasons = Vec::new();
         if self.stop.phase() != Phase::Serving {

@@ -22,7 +22,8 @@ impl Admin {
                 "timestamp_seconds": unix_seconds(Some(error.at)),
             })
         });
-        let (ingress, connections) = (status.ingress.lock().clone(), *status.connections.lock());
+        let ingress = status.ingress.lock().clone();
+        let connections = *status.connections.lock();
         // A source that a reload has just added may be newer than the snapshot.
         let books = &snapshot.ledger.sources;
         let sources =

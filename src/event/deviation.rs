@@ -42,7 +42,6 @@ impl Field {
     pub(crate) const COUNT: usize = Self::ALL.len();
 
     /// The field with this name.
-    #[must_use]
     pub(crate) fn named(name: &str) -> Option<Self> {
         Some(match name {
             "cuid" => Self::Cuid,
@@ -89,7 +88,6 @@ impl Deviation {
     pub(crate) const COUNT: usize = Self::ALL.len();
 
     /// The words that follow the name of the field in a sentence.
-    #[must_use]
     pub(crate) fn phrase(self) -> &'static str {
         match self {
             Self::Missing => "is missing",
@@ -114,13 +112,11 @@ impl Deviations {
     }
 
     /// Whether there are none.
-    #[must_use]
     pub(crate) fn is_empty(&self) -> bool {
         self.0 == [0; Deviation::COUNT]
     }
 
     /// Whether this departure is among them.
-    #[must_use]
     pub(crate) fn has(&self, field: Field, deviation: Deviation) -> bool {
         self.0[deviation as usize] & (1 << field as u16) != 0
     }

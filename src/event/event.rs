@@ -56,7 +56,6 @@ pub(crate) enum ContentType {
 
 impl ContentType {
     /// The media type.
-    #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Json => "application/json",
@@ -66,7 +65,6 @@ impl ContentType {
 }
 
 /// The longest beginning of a text that has at most this many bytes and ends between two characters.
-#[must_use]
 pub(crate) fn cut(text: &str, most: usize) -> &str {
     &text[..text.floor_char_boundary(most)]
 }
@@ -113,7 +111,6 @@ pub(crate) struct Labels {
 impl Labels {
     /// Copies the fields, each up to its kept length; `digest` is the verified MAC of the body, or its SHA-256 if
     /// unsigned.
-    #[must_use]
     pub(crate) fn new<S: AsRef<str>>(fields: &Fields<S>, digest: &[u8; 32]) -> Self {
         let cuid = cut(fields.cuid.as_ref(), LONGEST_FIELD);
         let others = [
@@ -151,7 +148,6 @@ impl Labels {
     }
 
     /// The event id: `<cuid>-<first 12 hex of the digest>`, or its first 32 hex if there is no `cuid`.
-    #[must_use]
     pub(crate) fn id(&self) -> &str {
         &self.text[..usize::from(self.ends[1])]
     }
@@ -181,7 +177,6 @@ impl Event {
     }
 
     /// Builds an event from existing labels, which borrow nothing of the body; `accepted` is about now.
-    #[must_use]
     pub(crate) fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels, accepted: Instant) -> Self {
         Self { origin, body, accepted, kept: Kept::Memory, waiter: None, labels }
     }
@@ -192,86 +187,72 @@ impl Event {
     }
 
     /// The event id: `<cuid>-<first 12 hex of the digest>`, or its first 32 hex if there is no `cuid`.
-    #[must_use]
     pub(crate) fn id(&self) -> &str {
         self.labels.id()
     }
 
     /// The payload's `cuid`, empty if absent.
-    #[must_use]
     pub(crate) fn cuid(&self) -> &str {
         &self.labels.text[..usize::from(self.labels.ends[0])]
     }
 
     /// The payload's `event`, empty if absent.
-    #[must_use]
     pub(crate) fn event(&self) -> &str {
         self.part(2)
     }
 
     /// The payload's `targetType`, empty if absent.
-    #[must_use]
     pub(crate) fn target_type(&self) -> &str {
         self.part(3)
     }
 
     /// The payload's `actorCuid`, empty if absent.
-    #[must_use]
     pub(crate) fn actor_cuid(&self) -> &str {
         self.part(4)
     }
 
     /// The payload's `targetCuid` or the first of its `targetCuids`, empty if absent.
-    #[must_use]
     pub(crate) fn target_cuid(&self) -> &str {
         self.part(5)
     }
 
     /// The payload's `clientId`, empty if absent.
-    #[must_use]
     pub(crate) fn client_id(&self) -> &str {
         self.part(6)
     }
 
     /// The payload's `reportId`, empty if absent.
-    #[must_use]
     pub(crate) fn report_id(&self) -> &str {
         self.part(7)
     }
 
     /// The payload's `findingId` or `flawId`, empty if absent.
-    #[must_use]
     pub(crate) fn finding_id(&self) -> &str {
         self.part(8)
     }
 
     /// The payload's `assessmentId`, empty if absent.
-    #[must_use]
     pub(crate) fn assessment_id(&self) -> &str {
         self.part(9)
     }
 
     /// The departures from the documented payload.
-    #[must_use]
     pub(crate) fn deviations(&self) -> &Deviations {
         &self.labels.deviations
     }
 
     /// The content type of the body.
-    #[must_use]
     pub(crate) fn content_type(&self) -> ContentType {
         self.labels.content_type
     }
 
     /// The signature as received, as text.
-    #[must_use]
     pub(crate) fn signature(&self) -> Option<&str> {
         let digits = self.origin.signature.as_ref()?;
         std::str::from_utf8(digits).ok()
     }
 
     /// The bytes it uses of `buffer.max_bytes`.
-    #[must_use]
     pub(crate) fn cost(&self) -> usize {
         self.body.len() + EVENT_OVERHEAD
     }

@@ -15,7 +15,6 @@ pub(crate) fn push_safe(text: &mut String, value: &str) {
 }
 
 /// A value in its address form.
-#[must_use]
 pub(crate) fn safe(value: &str) -> String {
     let mut text = String::new();
     push_safe(&mut text, value);

@@ -36,13 +36,11 @@ pub(crate) struct Waiter {
 
 impl Waiter {
     /// Creates a waiter for a request on the thread of this list; without a list, it is woken directly.
-    #[must_use]
     pub(crate) fn new(wakes: Option<Arc<WakeList>>) -> Arc<Self> {
         Arc::new(Self { state: AtomicU8::new(WAITING), wakes, ended: Notify::new() })
     }
 
     /// Notes that the event was passed to the broker's client; false if it was withdrawn before.
-    #[must_use]
     pub(crate) fn send(&self) -> bool {
         let sent = self.state.compare_exchange(WAITING, SENT, Ordering::AcqRel, Ordering::Acquire);
         sent != Err(WITHDRAWN)
@@ -54,7 +52,6 @@ impl Waiter {
     }
 
     /// Withdraws the event; false if it was sent, or has an outcome.
-    #[must_use]
     pub(crate) fn withdraw(&self) -> bool {
         let withdrawn =
             self.state.compare_exchange(WAITING, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok();
@@ -65,13 +62,11 @@ impl Waiter {
     }
 
     /// Whether it was withdrawn.
-    #[must_use]
     pub(crate) fn is_withdrawn(&self) -> bool {
         self.state.load(Ordering::Acquire) == WITHDRAWN
     }
 
     /// The outcome, if there is one.
-    #[must_use]
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         match self.state.load(Ordering::Acquire) {
             KEPT => Some(Outcome::Kept),

@@ -131,13 +131,13 @@ impl Drop for Admission {
         if let Some(moved) = slots.get(at) {
             moved.at.store(at, Ordering::Relaxed);
         }
+        drop(slots);
         self.connections.status.connections.lock().open -= 1;
     }
 }
 
 impl Connections {
     /// Creates this number of permits.
-    #[must_use]
     pub(crate) fn new(capacity: usize, status: Arc<Status>) -> Self {
         status.connections.lock().capacity = capacity;
         Self { permits: Arc::new(Semaphore::new(capacity)), status, slots: Mutex::default() }

@@ -15,13 +15,11 @@ pub(crate) struct CurrentIngress(ArcSwap<Ingress>);
 
 impl CurrentIngress {
     /// An ingress for these sources; `read_budget` bounds the bodies being read, in bytes.
-    #[must_use]
     pub(crate) fn new(settings: Settings, sources: &[Source], shared: Shared, read_budget: usize) -> Arc<Self> {
         Arc::new(Self(ArcSwap::from_pointee(Ingress::new(settings, sources, shared, Budget::new(read_budget)))))
     }
 
     /// The ingress at this moment.
-    #[must_use]
     pub(crate) fn now(&self) -> Arc<Ingress> {
         self.0.load_full()
     }

@@ -48,7 +48,6 @@ pub(crate) struct Key {
 
 impl Key {
     /// The key for the source with this number and the verified MAC of the body (its SHA-256 if unsigned).
-    #[must_use]
     pub(crate) fn new(source: usize, digest: &[u8; 32]) -> Self {
         let mut half = [0; 16];
         half.copy_from_slice(&digest[..16]);
@@ -104,7 +103,6 @@ pub(crate) struct Deduplication {
 
 impl Deduplication {
     /// Creates an empty table.
-    #[must_use]
     pub(crate) fn new(settings: Settings) -> Self {
         Self { table: Mutex::new(Table::new(settings)), on: AtomicBool::new(!settings.window.is_zero()) }
     }
@@ -117,7 +115,6 @@ impl Deduplication {
     }
 
     /// Whether deduplication is turned on.
-    #[must_use]
     pub(crate) fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }

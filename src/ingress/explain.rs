@@ -34,7 +34,6 @@ pub(crate) enum Explanation {
 }
 
 /// Decides about a body that arrives at a source with this signature; duplicates are not known here.
-#[must_use]
 pub(crate) fn explain(source: &Source, max_body: usize, signature: Option<&str>, body: &[u8]) -> Explanation {
     if body.len() > max_body {
         return rejected(too_large(max_body), None);

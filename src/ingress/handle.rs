@@ -119,7 +119,6 @@ impl Ingress {
     }
 
     /// The validation of the source with this name, if there is one.
-    #[must_use]
     pub(crate) fn validation_of(&self, source: &str) -> Option<Validation> {
         let endpoint = self.endpoints.iter().find(|endpoint| *endpoint.source.name == *source);
         endpoint.map(|endpoint| endpoint.source.validation)
@@ -382,7 +381,6 @@ pub(super) fn not_genuine() -> Rejection {
 
 /// Rebuilds an event from what the journal or a letter kept: a [`crate::event::Rebuild`]. Whatever the body is, its
 /// fields are read as they were at acceptance, so that the event id is the same.
-#[must_use]
 pub(crate) fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
     let digest = verify::digest(origin.signature.as_ref().filter(|_| origin.verified), &body);
     let labels = Labels::new(&read_any(&body), &digest);
@@ -390,7 +388,6 @@ pub(crate) fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
 }
 
 /// Whether an accepted body has a `cuid`, by which consumers recognise repeats.
-#[must_use]
 pub(crate) fn has_cuid(body: &[u8]) -> bool {
     !read_any(body).cuid.is_empty()
 }

@@ -34,7 +34,6 @@ pub(crate) struct Unreadable {
 
 impl Unreadable {
     /// Counts in the metrics of this status.
-    #[must_use]
     pub(crate) fn new(status: Arc<Status>) -> Self {
         let throttle = |kind| Throttle::new(kind, 1, Duration::from_secs(1));
         Self {

@@ -132,7 +132,6 @@ pub(crate) struct Source {
 
 impl Source {
     /// Whether a signature is required.
-    #[must_use]
     pub(crate) fn is_signed(&self) -> bool {
         !self.secrets.is_empty()
     }
@@ -159,7 +158,6 @@ impl Source {
 }
 
 /// Whether a source may have this name.
-#[must_use]
 pub(crate) fn is_source_name(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_lowercase())
         && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')

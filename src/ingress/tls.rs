@@ -65,7 +65,6 @@ impl ServerTls {
     }
 
     /// The time at which the server's certificate expires.
-    #[must_use]
     pub(crate) fn not_after(&self) -> SystemTime {
         self.not_after
     }

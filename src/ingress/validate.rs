@@ -106,7 +106,6 @@ pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Res
 }
 
 /// Reads any body in the most lenient way, as far as possible: once accepted or kept, it is an event.
-#[must_use]
 pub(crate) fn read_any(body: &[u8]) -> Payload<'_> {
     match parse(body) {
         Ok(Parsed::Object(found)) => found.read(),

@@ -67,13 +67,11 @@ pub(crate) fn set_unreadable_here(bytes: &[u64]) {
 }
 
 /// The interval of a repeated action, unless a test overrides it: `reload.look=50ms`.
-#[must_use]
 pub(crate) fn every(name: &str, usual: Duration) -> Duration {
     points(name).find_map(|point| humantime::parse_duration(&point.action).ok()).unwrap_or(usual)
 }
 
 /// The addresses of every name, where a test sets them: `dial.resolve=127.0.0.9+127.0.0.1`.
-#[must_use]
 pub(crate) fn addresses(name: &str) -> Option<Vec<std::net::IpAddr>> {
     points(name).find_map(|point| point.action.split('+').map(|address| address.parse().ok()).collect())
 }

@@ -106,7 +106,6 @@ impl MakeWriter<'_> for LogGate {
 
 impl Log {
     /// A handle that changes the level.
-    #[must_use]
     pub(crate) fn level(&self) -> Level {
         self.level.clone()
     }
@@ -306,7 +305,6 @@ impl Limit {
 
 impl Throttle {
     /// Admits at most `most` lines of this kind per `period`.
-    #[must_use]
     pub(crate) fn new(kind: &'static str, most: u32, period: Duration) -> Self {
         let state = Mutex::new(Period { start: Instant::now(), count: 0, left_out: 0 });
         let limit = Arc::new(Limit { kind, most, period, state });

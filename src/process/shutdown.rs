@@ -50,7 +50,6 @@ pub(crate) struct Stopper(watch::Sender<Stop>);
 pub(crate) struct Drain(watch::Receiver<Stop>);
 
 /// Creates both ends.
-#[must_use]
 pub(crate) fn channel() -> (Stopper, Drain) {
     let (sender, receiver) = watch::channel(Stop { phase: Phase::Serving, deadline: None });
     (Stopper(sender), Drain(receiver))
@@ -68,7 +67,6 @@ impl Stopper {
     }
 
     /// The time since the deadline has passed.
-    #[must_use]
     pub(crate) fn overdue(&self) -> Duration {
         self.0.borrow().deadline.map_or(Duration::ZERO, |deadline| deadline.elapsed())
     }
@@ -76,13 +74,11 @@ impl Stopper {
 
 impl Drain {
     /// The current phase.
-    #[must_use]
     pub(crate) fn phase(&self) -> Phase {
         self.0.borrow().phase
     }
 
     /// Whether no more requests arrive.
-    #[must_use]
     pub(crate) fn has_begun(&self) -> bool {
         self.phase() == Phase::Draining
     }
@@ -122,7 +118,6 @@ impl Drain {
     }
 
     /// The time left; none if there is no deadline.
-    #[must_use]
     pub(crate) fn remaining(&self) -> Option<Duration> {
         let deadline = self.0.borrow().deadline?;
         Some(deadline.saturating_duration_since(Instant::now()))

@@ -94,7 +94,6 @@ pub(crate) fn create_directory(directory: &Path) -> io::Result<()> {
 }
 
 /// The reason why a start could not write the directory, or what it finds there; asks the system and changes nothing.
-#[must_use]
 pub(crate) fn obstacle(directory: &Path) -> Option<String> {
     const CONTENTS: [&str; 4] = ["lock", "journal", "dead-letters", "invalid"];
     let advice = "give it to the daemon's user, or run this as that user";

@@ -21,7 +21,6 @@ pub(crate) enum ConnectionState {
 
 impl ConnectionState {
     /// The name in `/status`.
-    #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Connecting => "connecting",
@@ -95,7 +94,6 @@ impl Default for BrokerStatus {
 
 impl BrokerStatus {
     /// A copy of the state.
-    #[must_use]
     pub(crate) fn copy(&self) -> BrokerSnapshot {
         self.0.lock().clone()
     }

@@ -68,7 +68,6 @@ pub(crate) enum EventName {
 
 impl DeviatingEvents {
     /// The departure as a sentence.
-    #[must_use]
     pub(crate) fn text(&self) -> String {
         let events = match &self.event {
             EventName::Named(name) => format!("`{name}`"),
@@ -143,7 +142,6 @@ impl Deviating {
     }
 
     /// All counts since the start.
-    #[must_use]
     pub(crate) fn list(&self) -> Vec<DeviatingEvents> {
         let seen = self.seen.lock();
         let listed = seen.counts.iter().map(|((field, deviation, place), count)| DeviatingEvents {

@@ -18,7 +18,6 @@ pub(crate) struct Heartbeats(Mutex<Vec<Heartbeat>>);
 
 impl Heartbeats {
     /// Adds the heartbeat of a thread.
-    #[must_use]
     pub(crate) fn add(&self, name: &str) -> Heartbeat {
         let heartbeat = Heartbeat::new(name);
         self.0.lock().push(heartbeat.clone());
@@ -26,7 +25,6 @@ impl Heartbeats {
     }
 
     /// The stalled threads; empty as long as the bridge is alive.
-    #[must_use]
     pub(crate) fn stalled(&self) -> Vec<String> {
         self.0.lock().iter().filter_map(Heartbeat::problem).collect()
     }
@@ -45,7 +43,6 @@ pub(crate) struct Heartbeat {
 
 impl Heartbeat {
     /// A heartbeat that has just ticked.
-    #[must_use]
     pub(crate) fn new(name: &str) -> Self {
         Self { name: name.into(), start: Instant::now(), last: Arc::default(), paused: Arc::default() }
     }

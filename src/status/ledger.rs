@@ -49,7 +49,6 @@ pub(crate) struct SourceBook {
 
 impl SourceBook {
     /// Creates an empty book.
-    #[must_use]
     pub(crate) fn new(name: Arc<str>, secrets: impl IntoIterator<Item = Arc<str>>) -> Self {
         let secrets = secrets.into_iter().map(|id| SecretUse { id, matched: 0, last: None }).collect();
         Self { name, received: 0, accepted: 0, duplicate: 0, probe: 0, rejected: [0; 11], last: None, secrets }
@@ -90,7 +89,6 @@ pub(crate) struct Ledger {
 
 impl Ledger {
     /// Creates empty books for these sources.
-    #[must_use]
     pub(crate) fn new(sources: Vec<SourceBook>) -> Self {
         Self { sources, ..Self::default() }
     }
@@ -144,13 +142,11 @@ impl Ledger {
     }
 
     /// The number of decided requests of all sources.
-    #[must_use]
     pub(crate) fn received(&self) -> u64 {
         self.sources.iter().map(|book| book.received).sum()
     }
 
     /// The totals, with the events held at this moment.
-    #[must_use]
     pub(crate) fn totals(&self, held: u64) -> Totals {
         let mut totals = Totals {
             recovered: self.recovered,
@@ -204,7 +200,6 @@ pub(crate) struct Totals {
 
 impl Totals {
     /// The number of events by which the two equations fail: 0, unless there is a defect.
-    #[must_use]
     pub(crate) fn mismatch(&self) -> u64 {
         let decided = self.accepted + self.duplicate + self.probe + self.rejected;
         let entered = self.accepted + self.recovered + self.replayed;
@@ -247,7 +242,6 @@ pub(crate) struct Snapshot {
 
 impl Snapshot {
     /// The two sums.
-    #[must_use]
     pub(crate) fn totals(&self) -> Totals {
         self.ledger.totals(self.held)
     }

@@ -35,7 +35,6 @@ named! {
 
 impl Reason {
     /// The status of the answer, and its title in the problem document.
-    #[must_use]
     pub(crate) fn answer(self) -> (StatusCode, &'static str) {
         match self {
             Self::Signature => (StatusCode::UNAUTHORIZED, "Unauthorized"),
@@ -52,7 +51,6 @@ impl Reason {
     }
 
     /// The advice to the operator, for `/status` and the page.
-    #[must_use]
     pub(crate) fn advice(self) -> &'static str {
         match self {
             Self::Signature => {
@@ -111,7 +109,6 @@ pub(crate) enum Decision {
 
 impl Decision {
     /// The name in `/status`.
-    #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Accepted => "accepted",

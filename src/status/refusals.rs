@@ -125,7 +125,6 @@ impl Recent {
     }
 
     /// The last refusals, newest first.
-    #[must_use]
     pub(crate) fn list(&self) -> Vec<RecentRefusal> {
         let list = self.list.lock();
         let mut all: Vec<RecentRefusal> = list.sent.iter().chain(&list.read).cloned().collect();
@@ -189,7 +188,6 @@ impl UnknownPaths {
     }
 
     /// The last paths, newest first.
-    #[must_use]
     pub(crate) fn list(&self) -> Vec<UnknownPath> {
         self.list.lock().iter().cloned().collect()
     }

@@ -15,37 +15,31 @@ pub(crate) struct StoreCounts {
 
 impl StoreCounts {
     /// Letters on disk.
-    #[must_use]
     pub(crate) fn events(&self) -> u64 {
         self.events.load(Ordering::Relaxed)
     }
 
     /// Bytes on disk.
-    #[must_use]
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
     /// The most bytes.
-    #[must_use]
     pub(crate) fn capacity(&self) -> u64 {
         self.capacity
     }
 
     /// Letters written since the start.
-    #[must_use]
     pub(crate) fn kept(&self) -> u64 {
         self.kept.load(Ordering::Relaxed)
     }
 
     /// The letters among them whose events were replayed and refused again.
-    #[must_use]
     pub(crate) fn returned(&self) -> u64 {
         self.returned.load(Ordering::Relaxed)
     }
 
     /// Letters that were dropped or could not be kept since the start.
-    #[must_use]
     pub(crate) fn dropped(&self) -> u64 {
         self.dropped.load(Ordering::Relaxed)
     }
