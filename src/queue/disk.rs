@@ -67,6 +67,8 @@ pub(super) enum NewestEvents {
 pub(super) struct Disk {
     pub(super) layout: SegmentAllocator,
     pub(super) incoming: Vec<Incoming>,
+    /// The number of events in the last batch.
+    pub(super) batch: usize,
     /// The cost of all events being written: in `incoming`, and with the writer.
     pub(super) unsynced_bytes: usize,
     /// The time at which the oldest event with the writer was accepted, until the writer is done with all of them.
@@ -89,6 +91,9 @@ pub(super) struct Disk {
     pub(super) events: usize,
     /// The watermark changed since the writer noted it.
     pub(super) moved: bool,
+    /// The watermark that the writer was given last, and when.
+    pub(super) noted: u64,
+    pub(super) noted_at: Option<Instant>,
     /// The segments that the writer has to delete.
     pub(super) surplus: Vec<u32>,
     pub(super) tail: NewestEvents,
@@ -118,6 +123,7 @@ impl Disk {
         Self {
             layout,
             incoming: Vec::new(),
+            batch: 0,
             unsynced_bytes: 0,
             writing_since: None,
             writing: Writing::Busy,
@@ -129,6 +135,8 @@ impl Disk {
             renewing: 0,
             events: usize::try_from(count).unwrap_or(usize::MAX),
             moved: false,
+            noted: recovered.start,
+            noted_at: None,
             surplus: Vec::new(),
             tail: if count == 0 { NewestEvents::InMemory } else { NewestEvents::OnDisk },
             full,
