@@ -12,7 +12,7 @@ use hyper::HeaderMap;
 use sha2::Sha256;
 
 use crate::app::load_from;
-use crate::brokers::{Broker, Encoding, HeaderStyle, Headers};
+use crate::brokers::{Encoding, HeaderStyle, Headers, Router};
 use crate::event::{Event, Labels, Origin};
 use crate::ingress::validate::{Trust, Valid, validate};
 use crate::ingress::{NamedSecret, Validation, Verifier};
@@ -89,7 +89,7 @@ fn ingress() -> Vec<Stage> {
     ]
 }
 
-fn broker(directory: &Path) -> Box<dyn Broker> {
+fn router(directory: &Path) -> Router {
     let file = directory.join("bridge.toml");
     let text =
         format!("[sources.plextrac]\nsecret = \"{SECRET}\"\n[broker.kafka]\nbootstrap_servers = \"localhost:1\"\n");
@@ -98,14 +98,14 @@ fn broker(directory: &Path) -> Box<dyn Broker> {
     let (settings, _) = Layers::read(&flags, Vec::new())
         .and_then(|layers| load_from(layers, None))
         .expect("the settings are sound");
-    settings.broker.broker(&settings.terms())
+    settings.broker.router().clone()
 }
 
 fn address(directory: &Path) -> [Stage; 2] {
-    let (mut broker, routed, sent) = (broker(directory), event(1), event(1));
+    let (mut router, first, sent) = (router(directory), event(1), event(1));
     let headers = Headers::new(HeaderStyle::CloudEvents, "ce_", "content-type", Encoding::Plain);
     [
-        stage("address and key", move || broker.address(&routed).expect("it has one")),
+        stage("address and key", move || router.route(&first, || 0).expect("it has one")),
         stage("headers", move || {
             let mut bytes = 0;
             headers.each(&sent, |name, value| bytes += name.len() + value.len());

@@ -12,7 +12,7 @@ use tokio::task::spawn_blocking;
 
 use crate::app::Settings;
 use crate::app::app::SharedParts;
-use crate::delivery::Change;
+use crate::delivery::{Change, RoutedBroker};
 use crate::ingress;
 use crate::process::logs::Level;
 use crate::process::systemd;
@@ -179,7 +179,8 @@ impl Reloader {
         if changed.iter().any(is_broker) {
             let change =
                 if changed.iter().any(|key| routing.contains(key)) { Change::Routes } else { Change::Connection };
-            self.parts.successor.put(settings.broker.broker(&settings.terms()), change);
+            let (broker, router) = (settings.broker.broker(&settings.terms()), settings.broker.router().clone());
+            self.parts.successor.put(RoutedBroker { broker, router }, change);
         }
         self.parts.queue.limit(settings.buffer);
         self.parts.known.limit(settings.deduplication);

@@ -3,13 +3,12 @@
 //! A *session* is one live connection. Order, retry, back-off, dead letters and settling belong to the delivery
 //! task alone; a session only hands over and reports what the broker said.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::brokers::{HeaderStyle, Headers};
-use crate::event::{Event, Message};
+use crate::brokers::HeaderStyle;
+use crate::event::Message;
 pub(crate) use crate::status::{ErrorKind, RefusalReason};
 
 /// Names one message of the delivery ring; rises by one per message, never used twice in a process.
@@ -192,7 +191,7 @@ pub(crate) enum Finding {
     Missing(String),
 }
 
-/// One broker, as the settings describe it; makes sessions. It lives until a reload has changed its routes.
+/// One broker, as the settings describe it; makes sessions. It lives until a reload has changed its table.
 #[async_trait]
 pub(crate) trait Broker: Send {
     /// The name of its settings table: `kafka`, `rabbitmq`, `nats`, `file`.
@@ -200,21 +199,6 @@ pub(crate) trait Broker: Send {
 
     /// The broker's location, without secrets, for log and `/status`.
     fn location(&self) -> String;
-
-    /// Renders address and key of an event. `Err`: there is no legal address for it.
-    ///
-    /// # Errors
-    /// A refusal, where the broker could never take such an address.
-    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal>;
-
-    /// Whether a key has a place of its own at the broker, so that one can be full while others take everything: then it
-    /// is part of where a message goes.
-    fn has_keyed_addresses(&self) -> bool {
-        false
-    }
-
-    /// The headers as this broker names them, for dead letters.
-    fn headers(&self) -> &Headers;
 
     /// Makes one session: connects, and declares or checks the topology. Gives up by itself within some seconds;
     /// may be dropped at any time. Findings other than `Good` are logged by the caller when they change.

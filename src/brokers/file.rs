@@ -16,10 +16,10 @@ use base64::prelude::BASE64_STANDARD;
 use tokio::task::JoinHandle;
 
 use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, RefusalReason, Router, Sent, Sequence,
-    Session, SessionError, TemplateNames, Terms, Verdict,
+    Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Router, Sent, Sequence, Session,
+    SessionError, TemplateNames, Terms, Verdict,
 };
-use crate::event::{Event, Message};
+use crate::event::Message;
 use crate::process::failpoint;
 use crate::process::state_directory::sync_directory;
 use crate::settings::Section;
@@ -47,6 +47,11 @@ impl Settings {
             PathBuf::new()
         });
         Self { directory, created_before: None, router: Router::read(section, SHAPE) }
+    }
+
+    /// The names of its headers.
+    pub(crate) fn headers(style: HeaderStyle) -> Headers {
+        Headers::new(style, "ce_", "content-type", Encoding::Plain)
     }
 
     /// Notes the directory that a start creates before it connects.
@@ -77,8 +82,7 @@ impl File {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
-        Self { settings: settings.clone(), headers }
+        Self { settings: settings.clone(), headers: Settings::headers(terms.headers) }
     }
 
     fn create(&self) -> Result<(), ConnectError> {
@@ -103,16 +107,6 @@ impl Broker for File {
 
     fn location(&self) -> String {
         self.settings.directory.display().to_string()
-    }
-
-    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        failpoint::pass("file.address")
-            .map_err(|error| Refusal::event(RefusalReason::Unroutable, format!("no address: {error}")))?;
-        self.settings.router.address(event)
-    }
-
-    fn headers(&self) -> &Headers {
-        &self.headers
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
@@ -313,8 +307,8 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::brokers::HeaderStyle;
-    use crate::event::{Fields, Origin};
+    use crate::brokers::Routed;
+    use crate::event::{Event, Fields, Origin};
     use crate::settings::testing;
 
     fn terms() -> Terms {
@@ -337,7 +331,7 @@ mod tests {
         };
         let fields = Fields { event: "E", target_type: "t", ..Fields::default() };
         let event = Event::new(origin, body.as_bytes().into(), &fields, &[0; 32]);
-        let (address, key) = broker.address(&event).unwrap();
+        let Routed { address, key, .. } = broker.settings.router.route(&event, || 0).unwrap();
         Message { event: Box::new(event), address, key }
     }
 

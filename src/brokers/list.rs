@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::brokers::{Broker, Terms};
+use crate::brokers::{Broker, HeaderStyle, Headers, Router, Terms};
 use crate::settings::Section;
 
 macro_rules! brokers {
@@ -30,18 +30,30 @@ macro_rules! brokers {
             }
 
             /// The name of the table.
-            fn name(&self) -> &'static str {
+            pub(crate) fn name(&self) -> &'static str {
                 match self {
                     $($(#[cfg(feature = $feature)])? Self::$broker(_) => $name,)*
+                }
+            }
+
+            /// Its routes.
+            pub(crate) fn router(&self) -> &Router {
+                match self {
+                    $($(#[cfg(feature = $feature)])? Self::$broker(settings) => &settings.router,)*
+                }
+            }
+
+            /// The names of its headers.
+            pub(crate) fn headers(&self, style: HeaderStyle) -> Headers {
+                match self {
+                    $($(#[cfg(feature = $feature)])? Self::$broker(_) => super::$module::Settings::headers(style),)*
                 }
             }
 
             /// The keys that say where events go.
             #[must_use]
             pub(crate) fn routing_keys(&self) -> Vec<String> {
-                let keys = match self {
-                    $($(#[cfg(feature = $feature)])? Self::$broker(settings) => settings.router.keys(),)*
-                };
+                let keys = self.router().keys();
                 let more: &[&str] = match self {
                     #[cfg(feature = "nats")]
                     Self::Nats(_) => &["stream_subjects"],

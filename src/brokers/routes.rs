@@ -57,7 +57,18 @@ impl Route {
     }
 }
 
-/// All routes of a broker; the last one takes everything.
+/// The destination of an event.
+#[derive(Clone, Debug)]
+pub(crate) struct Routed {
+    /// The address.
+    pub(crate) address: Arc<str>,
+    /// The key; empty where there is none.
+    pub(crate) key: Arc<str>,
+    /// The number that the caller gave its pair of event and target type.
+    pub(crate) pair: u16,
+}
+
+/// All routes of a broker; the last one takes everything. A reload replaces it as a whole.
 #[derive(Clone, Debug)]
 pub(crate) struct Router {
     routes: Vec<Route>,
@@ -73,6 +84,7 @@ type Cache = HashMap<Box<str>, HashMap<Box<str>, HashMap<Box<str>, Cached>>>;
 struct Cached {
     address: Arc<str>,
     key: CachedKey,
+    pair: u16,
 }
 
 #[derive(Clone, Debug)]
@@ -117,24 +129,51 @@ impl Router {
         &self.routes
     }
 
+    /// The route of everything that no other takes.
+    pub(crate) fn main(&self) -> &Route {
+        &self.routes[self.routes.len() - 1]
+    }
+
+    /// That route, then all of them.
+    pub(crate) fn main_first(&self) -> impl Iterator<Item = &Route> {
+        std::iter::once(self.main()).chain(&self.routes)
+    }
+
+    /// The addresses without a placeholder, each once, that of the main route first.
+    pub(crate) fn literals(&self) -> Vec<&str> {
+        let mut literals = Vec::new();
+        for literal in self.main_first().filter_map(|route| route.address.literal()) {
+            if !literals.contains(&literal) {
+                literals.push(literal);
+            }
+        }
+        literals
+    }
+
+    /// Whether a key has a place of its own at the broker, a queue or a stream, which can be missing or full while others
+    /// take everything: then it is part of where a message goes.
+    pub(crate) fn has_keyed_addresses(&self) -> bool {
+        self.shape.key.is_some_and(|(_, kind)| kind != TemplateKind::Key)
+    }
+
     /// The keys that it is read from, in the broker's table.
     #[must_use]
     pub(crate) fn keys(&self) -> Vec<&'static str> {
         [self.shape.address, "routes"].into_iter().chain(self.shape.key.map(|(name, _)| name)).collect()
     }
 
-    /// Address and key of an event.
+    /// The destination of an event. `pair` numbers its pair of event and target type, once for each that is remembered.
     ///
     /// # Errors
     /// The rendered address or key is not legal for this broker.
-    pub(crate) fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
+    pub(crate) fn route(&mut self, event: &Event, pair: impl FnOnce() -> u16) -> Result<Routed, Refusal> {
         let by_event = self.cache.get(&*event.origin.source).and_then(|events| events.get(event.event()));
         if let Some(cached) = by_event.and_then(|types| types.get(event.target_type())) {
             let key = match &cached.key {
                 CachedKey::Same(key) => key.clone(),
                 CachedKey::RenderedBy(route) => self.key(*route, event)?,
             };
-            return Ok((cached.address.clone(), key));
+            return Ok(Routed { address: cached.address.clone(), key, pair: cached.pair });
         }
         let at = self.routes.iter().position(|route| route.takes(event)).unwrap_or(self.routes.len() - 1);
         let route = &self.routes[at];
@@ -143,14 +182,15 @@ impl Router {
         let address: Arc<str> = address.into();
         let cacheable = route.key.as_ref().is_none_or(Template::is_cacheable);
         let key = self.key(at, event)?;
+        let pair = pair();
         if self.cached < CACHED {
             self.cached += 1;
             let cached = if cacheable { CachedKey::Same(key.clone()) } else { CachedKey::RenderedBy(at) };
             let by_event = self.cache.entry((&*event.origin.source).into()).or_default();
             let by_type = by_event.entry(event.event().into()).or_default();
-            by_type.insert(event.target_type().into(), Cached { address: address.clone(), key: cached });
+            by_type.insert(event.target_type().into(), Cached { address: address.clone(), key: cached, pair });
         }
-        Ok((address, key))
+        Ok(Routed { address, key, pair })
     }
 
     fn key(&self, route: usize, event: &Event) -> Result<Arc<str>, Refusal> {
@@ -158,6 +198,27 @@ impl Router {
         let key = template.render(event);
         (self.shape.key_legal)(&key).map_err(|text| Refusal::event(RefusalReason::Unroutable, text))?;
         Ok(key.into())
+    }
+}
+
+#[cfg(test)]
+impl Router {
+    /// The one route of these templates.
+    pub(crate) fn of(address: &str, key: &str) -> Self {
+        let template = |kind, text| Template::parse(kind, text).unwrap();
+        let route = Route {
+            event: None,
+            target_type: None,
+            address: template(TemplateKind::Address, address),
+            key: Some(template(TemplateKind::Key, key)),
+        };
+        let shape = TemplateNames {
+            address: "address",
+            key: Some(("key", TemplateKind::Key)),
+            address_legal: |_| Ok(()),
+            key_legal: |_| Ok(()),
+        };
+        Self { routes: vec![route], shape, cache: HashMap::new(), cached: 0 }
     }
 }
 

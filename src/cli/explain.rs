@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::app::Settings;
-use crate::brokers::Broker;
+use crate::brokers::{Routed, Router};
 use crate::event::Event;
 use crate::ingress::{Explanation, Source, explain};
 use crate::settings::Flags;
@@ -33,11 +33,11 @@ pub(super) struct ExplainOptions {
 pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> CommandResult {
     let (settings, _) = cli::settings(flags)?;
     let source = client::source(&settings, options.source.as_deref())?;
-    let mut broker = settings.broker.broker(&settings.terms());
+    let mut router = settings.broker.router().clone();
     let mut are_all_good = true;
     for path in &options.files {
         let body = read(path)?;
-        let explained = explain_body(&settings, source, &mut *broker, options.signature.as_deref(), &body);
+        let explained = explain_body(&settings, source, &mut router, options.signature.as_deref(), &body);
         are_all_good &= explained["status"] == 200 && explained["dead_letter"].is_null();
         if options.json {
             say(&explained);
@@ -51,7 +51,7 @@ pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> CommandResult {
 fn explain_body(
     settings: &Settings,
     source: &Source,
-    broker: &mut dyn Broker,
+    router: &mut Router,
     given: Option<&str>,
     body: &[u8],
 ) -> Value {
@@ -61,7 +61,7 @@ fn explain_body(
     let keeps = |reason: &'static str| settings.state_directory.is_some().then_some(reason);
     let mut explained = match explain(source, settings.ingress.max_body, signature.as_deref(), body) {
         Explanation::Event(event, secret) => {
-            let mut explained = explain_event(broker, &event);
+            let mut explained = explain_event(settings, router, &event);
             explained["secret"] = json!(id(secret));
             explained
         }
@@ -80,17 +80,22 @@ fn explain_body(
 }
 
 /// The facts about the message that is published.
-fn explain_event(broker: &mut dyn Broker, event: &Event) -> Value {
+fn explain_event(settings: &Settings, router: &mut Router, event: &Event) -> Value {
     let deviations = event.deviations().to_string();
     let deviations: Vec<&str> = deviations.split(',').filter(|part| !part.is_empty()).collect();
-    let headers = broker.headers().list(event).into_iter().map(|(name, value)| (name, Value::from(value)));
+    let headers = settings
+        .broker
+        .headers(settings.publish.headers)
+        .list(event)
+        .into_iter()
+        .map(|(name, value)| (name, Value::from(value)));
     let headers = Value::Object(headers.collect());
     let mut explained = json!({
         "status": 200, "answer": "accepted", "deviations": deviations, "id": event.id(), "event": event.event(),
-        "target_type": event.target_type(), "broker": broker.name(), "headers": headers,
+        "target_type": event.target_type(), "broker": settings.broker.name(), "headers": headers,
     });
-    match broker.address(event) {
-        Ok((address, key)) => {
+    match router.route(event, || 0) {
+        Ok(Routed { address, key, .. }) => {
             explained["address"] = json!(&*address);
             explained["key"] = json!(&*key);
         }

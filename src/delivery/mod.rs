@@ -21,4 +21,4 @@ mod window;
 pub(crate) use backlog::BacklogReader;
 pub(crate) use publish::{Delivery, Parts};
 pub(crate) use settings::{DeadLetterLimit, Settings};
-pub(crate) use successor::{Change, Successor};
+pub(crate) use successor::{Change, RoutedBroker, Successor};

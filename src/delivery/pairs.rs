@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 
+use crate::brokers::{Refusal, RefusalReason, Routed, Router};
 use crate::event::{Event, push_safe};
+use crate::process::failpoint;
 use crate::queue::Buffer;
 use crate::status::MOST_PAIRS;
 
@@ -17,6 +19,13 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
+    /// The destination of an event, and the number of its pair.
+    pub(super) fn route(&mut self, event: &Event, router: &mut Router, queue: &Buffer) -> Result<Routed, Refusal> {
+        failpoint::pass("publish.address")
+            .map_err(|error| Refusal::event(RefusalReason::Unroutable, format!("no address: {error}")))?;
+        router.route(event, || self.number(event, queue))
+    }
+
     /// The number of an event's pair; new ones are added to the ledger, beyond the first hundred all are `other`.
     pub(super) fn number(&mut self, event: &Event, queue: &Buffer) -> u16 {
         self.scratch.clear();

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use crate::brokers::{
-    Broker, Cause, ConnectError, ErrorKind, Finding, Refusal, RefusalReason, Refused, Sent, Sequence, Session,
-    SessionError, Verdict,
+    Broker, Cause, ConnectError, ErrorKind, Finding, Headers, Refusal, RefusalReason, Refused, Routed, Router,
+    Sent, Sequence, Session, SessionError, Verdict,
 };
 use crate::dead_letters::SharedStore;
 use crate::delivery::backlog::BacklogReader;
@@ -60,7 +60,11 @@ const NOT_IN_USE: &str = "the reloaded settings of the broker are not in use, th
 pub(crate) struct Parts {
     /// The broker that receives events.
     pub(crate) broker: Box<dyn Broker>,
-    /// The broker that replaces it after a reload.
+    /// Its routes.
+    pub(crate) router: Router,
+    /// The names of its headers, for dead letters.
+    pub(crate) headers: Headers,
+    /// The slot for the broker and the routes that replace these after a reload.
     pub(crate) successor: Arc<Successor>,
     /// The queue that supplies events.
     pub(crate) queue: Arc<Buffer>,
@@ -81,6 +85,8 @@ pub(crate) struct Parts {
 /// The delivery task.
 pub(crate) struct Delivery {
     broker: Box<dyn Broker>,
+    /// The routes by which it is connected.
+    router: Router,
     successor: Arc<Successor>,
     queue: Arc<Buffer>,
     metrics: Arc<Metrics>,
@@ -115,13 +121,15 @@ impl Delivery {
     /// A delivery task; nothing is connected yet.
     #[must_use]
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { broker, successor, queue, metrics, view, settings, store, backlog, drain } = parts;
-        let settler = Settler::new(store, broker.headers().clone());
+        let Parts { broker, router, headers, successor, queue, metrics, view, settings, store, backlog, drain } =
+            parts;
+        let settler = Settler::new(store, headers);
         let pace = Pace::new(queue.awaits_broker());
-        let ring = Ring::new(broker.has_keyed_addresses());
+        let ring = Ring::new(router.has_keyed_addresses());
         view.change(|view| view.location = broker.location());
         Self {
             broker,
+            router,
             successor,
             queue,
             metrics,
@@ -159,7 +167,7 @@ impl Delivery {
             let (drain, interrupted, successor) = (self.drain.clone(), self.interrupted(), self.successor.clone());
             let connected = tokio::select! {
                 biased;
-                connected = self.takeover.connect(&mut self.broker) => connected,
+                connected = self.takeover.connect(&mut self.broker, &mut self.router) => connected,
                 () = drain.deadline() => break,
                 () = interrupted => continue,
                 () = successor.come() => continue,
@@ -213,7 +221,7 @@ impl Delivery {
     fn succeed(&mut self) {
         if let Some((successor, _)) = self.successor.take() {
             self.takeover.give_up();
-            self.broker = successor;
+            (self.broker, self.router) = (successor.broker, successor.router);
             self.view.change(|view| view.location = self.broker.location());
             tracing::info!(broker = self.broker.name(), "connecting with the settings that were reloaded");
         }
@@ -341,8 +349,9 @@ impl Delivery {
             }
         }
         self.view.change(|view| (view.findings, view.location) = (texts, self.broker.location()));
-        let broker = &mut self.broker;
-        self.ring.reroute(|event| broker.address(event).ok());
+        let Self { router, pairs, queue, ring, .. } = self;
+        let mut route = |event: &Event| pairs.route(event, router, queue).ok();
+        ring.reroute(|event| route(event).map(|Routed { address, key, .. }| (address, key)));
         self.note_connection(ConnectionState::Connected);
         self.away = false;
         tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
@@ -684,10 +693,10 @@ impl Delivery {
             return Taken::Nothing;
         }
         while let Some(event) = self.taken.pop_front() {
-            let pair = self.pairs.number(&event, &self.queue);
-            match self.broker.address(&event) {
-                Ok((address, key)) => self.ring.push(Message { event, address, key }, pair),
+            match self.pairs.route(&event, &mut self.router, &self.queue) {
+                Ok(Routed { address, key, pair }) => self.ring.push(Message { event, address, key }, pair),
                 Err(refusal) => {
+                    let pair = self.pairs.number(&event, &self.queue);
                     let sequence = self.ring.end();
                     self.ring.push(Message { event, address: "".into(), key: "".into() }, pair);
                     self.refuse(sequence, refusal);

@@ -1,5 +1,5 @@
-//! The successor: the broker that a reload puts in place of the current one. It connects while the old session is
-//! in use, which remains if that fails.
+//! The successor: the broker and the routes that a reload puts in place of the current ones. It connects while the old
+//! session is in use, which remains with its routes if that fails.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +8,19 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
-use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Session};
+use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Router, Session};
 use crate::delivery::backoff::Backoff;
 
 /// The time that a connected successor waits for messages in flight.
 const HANDOVER: Duration = Duration::from_secs(10);
+
+/// A broker, and the routes of the same settings.
+pub(crate) struct RoutedBroker {
+    /// The broker, which connects.
+    pub(crate) broker: Box<dyn Broker>,
+    /// The routes of the same settings.
+    pub(crate) router: Router,
+}
 
 /// The part of the broker that a reload has changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,13 +34,13 @@ pub(crate) enum Change {
 /// The slot in which it waits for the delivery task.
 #[derive(Default)]
 pub(crate) struct Successor {
-    pending: Mutex<Option<(Box<dyn Broker>, Change)>>,
+    pending: Mutex<Option<(RoutedBroker, Change)>>,
     came: Notify,
 }
 
 impl Successor {
     /// Replaces the pending broker, if any, by the same broker with other settings.
-    pub(crate) fn put(&self, broker: Box<dyn Broker>, change: Change) {
+    pub(crate) fn put(&self, broker: RoutedBroker, change: Change) {
         let mut pending = self.pending.lock();
         let routes = pending.as_ref().is_some_and(|(_, change)| *change == Change::Routes);
         *pending = Some((broker, if routes { Change::Routes } else { change }));
@@ -46,7 +54,7 @@ impl Successor {
     }
 
     /// Takes the pending broker.
-    pub(super) fn take(&self) -> Option<(Box<dyn Broker>, Change)> {
+    pub(super) fn take(&self) -> Option<(RoutedBroker, Change)> {
         self.pending.lock().take()
     }
 
@@ -62,13 +70,13 @@ impl Successor {
 pub(super) type Connected = (Box<dyn Session>, Vec<Finding>);
 
 /// An attempt of the successor to connect; ended when dropped.
-struct Attempt(JoinHandle<(Box<dyn Broker>, Result<Connected, ConnectError>)>);
+struct Attempt(JoinHandle<(RoutedBroker, Result<Connected, ConnectError>)>);
 
 impl Attempt {
-    fn begin(mut broker: Box<dyn Broker>) -> Self {
+    fn begin(mut next: RoutedBroker) -> Self {
         Self(tokio::spawn(async move {
-            let connected = broker.connect().await;
-            (broker, connected)
+            let connected = next.broker.connect().await;
+            (next, connected)
         }))
     }
 }
@@ -86,9 +94,9 @@ enum TakeoverStage {
     None,
     Connecting(Attempt),
     /// It could not connect, and tries again at this time.
-    Failed(Box<dyn Broker>, tokio::time::Instant),
+    Failed(RoutedBroker, tokio::time::Instant),
     /// It is connected since this time, and the messages in flight on the old session are waited for.
-    Ready(Box<dyn Broker>, Connected, Instant),
+    Ready(RoutedBroker, Connected, Instant),
 }
 
 /// The progress of a successor.
@@ -108,7 +116,7 @@ impl Takeover {
     }
 
     /// Lets this broker connect, in place of the successor before it.
-    pub(super) fn begin(&mut self, broker: Box<dyn Broker>, change: Change) {
+    pub(super) fn begin(&mut self, broker: RoutedBroker, change: Change) {
         let is_first = !matches!(self.stage, TakeoverStage::Failed(..));
         self.holds = change == Change::Routes || (self.holds && is_first);
         self.stage = TakeoverStage::Connecting(Attempt::begin(broker));
@@ -159,9 +167,13 @@ impl Takeover {
         None
     }
 
-    /// Connects where there is no session: the successor, which then is `broker`, and in turn with it the broker before
+    /// Connects where there is no session: the successor, which then is in use, and in turn with it the broker before
     /// it. May be dropped at any time.
-    pub(super) async fn connect(&mut self, broker: &mut Box<dyn Broker>) -> Result<Connected, ConnectError> {
+    pub(super) async fn connect(
+        &mut self,
+        broker: &mut Box<dyn Broker>,
+        router: &mut Router,
+    ) -> Result<Connected, ConnectError> {
         if matches!(self.stage, TakeoverStage::Failed(..)) {
             self.old_is_next = !self.old_is_next;
             if !self.old_is_next {
@@ -175,7 +187,7 @@ impl Takeover {
         }
         match std::mem::take(&mut self.stage) {
             TakeoverStage::Ready(successor, connected, _) => {
-                *broker = successor;
+                (*broker, *router) = (successor.broker, successor.router);
                 Ok(connected)
             }
             stage => {

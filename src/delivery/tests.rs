@@ -13,11 +13,11 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 
 use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Refusal, Refused, Sent, Sequence,
-    Session, SessionError, Verdict,
+    Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Refusal, Refused, Router, Sent,
+    Sequence, Session, SessionError, Verdict,
 };
 use crate::dead_letters::{SharedStore, StoreLimits};
-use crate::delivery::{Change, Delivery, Parts, Settings, Successor};
+use crate::delivery::{Change, Delivery, Parts, RoutedBroker, Settings, Successor};
 use crate::event::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
 use crate::process::shutdown::{self, Phase};
@@ -87,21 +87,26 @@ struct World {
 
 struct Scripted {
     world: Arc<Mutex<World>>,
-    headers: Headers,
     address: String,
 }
 
 impl Scripted {
-    fn new(world: &Arc<Mutex<World>>, reroutes: usize) -> Box<Self> {
-        let headers = Headers::new(HeaderStyle::None, "", "", Encoding::Plain);
-        Box::new(Self { world: world.clone(), headers, address: format!("address {reroutes}") })
+    fn new(world: &Arc<Mutex<World>>, reroutes: usize) -> Self {
+        Self { world: world.clone(), address: format!("address {reroutes}") }
     }
 }
 
 impl World {
     fn reroute(&mut self, world: &Arc<Mutex<Self>>) {
         self.reroutes += 1;
-        self.successor.put(Scripted::new(world, self.reroutes), Change::Routes);
+        let (broker, router) = (Box::new(Scripted::new(world, self.reroutes)), self.router());
+        self.successor.put(RoutedBroker { broker, router }, Change::Routes);
+    }
+
+    /// All events to one address, or each to its own where some addresses refuse.
+    fn router(&self) -> Router {
+        let has_many = self.refusing.keys().any(|name| !name.starts_with("address"));
+        Router::of(&if has_many { "{event}".to_owned() } else { format!("address {}", self.reroutes) }, "{event}")
     }
 
     fn refusing_at(&mut self, address: &str) -> Option<&mut (Refused, usize)> {
@@ -134,16 +139,6 @@ impl Broker for Scripted {
 
     fn location(&self) -> String {
         "nowhere".to_owned()
-    }
-
-    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        let has_many = self.world.lock().refusing.keys().any(|name| !name.starts_with("address"));
-        let address = if has_many { event.event() } else { &self.address };
-        Ok((address.into(), event.event().into()))
-    }
-
-    fn headers(&self) -> &Headers {
-        &self.headers
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
@@ -315,7 +310,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         assert!(queue.enqueue(0, None, event, &Arc::default()).unwrap().is_none());
     }
     let metrics = Arc::new(Metrics::new("buffered"));
-    let (successor, world_refuse_after) = (world.successor.clone(), world.refuse_after);
+    let (router, successor, world_refuse_after) = (world.router(), world.successor.clone(), world.refuse_after);
     let world = Arc::new(Mutex::new(world));
     let settings = Settings {
         max_in_flight,
@@ -331,7 +326,9 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
     stopper.enter(Phase::Draining);
     stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
     let delivery = Delivery::new(Parts {
-        broker: Scripted::new(&world, 0),
+        broker: Box::new(Scripted::new(&world, 0)),
+        router,
+        headers: Headers::new(HeaderStyle::None, "", "", Encoding::Plain),
         successor,
         queue: queue.clone(),
         metrics: metrics.clone(),

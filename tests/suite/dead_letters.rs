@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::support::{Daemon, Payload, Program, SECRET, Setup, Table, request_once, said, sign};
 
 /// Where the file broker says that there is no address for an event.
-pub(crate) const REFUSE: &str = "file.address=error@1+";
+pub(crate) const REFUSE: &str = "publish.address=error@1+";
 
 /// A bridge that refuses every event, or none, in the same directories.
 pub(crate) struct Pair {

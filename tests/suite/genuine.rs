@@ -198,7 +198,7 @@ fn names_the_same_departures_after_a_restart_from_the_journal() {
 
 #[test]
 fn says_how_a_dead_letter_departs() {
-    let setup = Setup::on_files().failpoints("file.address=error@1+");
+    let setup = Setup::on_files().failpoints("publish.address=error@1+");
     let daemon = setup.start();
     assert_eq!(request_once(&daemon, EXAMPLE.as_bytes(), &[]).status, 200);
     daemon.wait_until("it is a dead letter", Duration::from_mins(1), |status| {

@@ -78,7 +78,7 @@ fn logs_each_step_of_an_event_at_debug() {
         let [line] = lines.as_slice() else { panic!("{message}: {lines:?}") };
         assert!(line["id"].as_str().is_some_and(|id| id.starts_with("cuid-1-")), "{line}");
     }
-    let daemon = setup.failpoints("file.address=error").start();
+    let daemon = setup.failpoints("publish.address=error").start();
     assert_eq!(request_once(&daemon, refused, &[]).status, 200);
     daemon.wait_for_line("the refusal", |line| {
         line["message"] == "refused an event" && line["id"].as_str().is_some_and(|id| id.starts_with("cuid-2-"))

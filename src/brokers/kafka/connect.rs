@@ -16,14 +16,13 @@ use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics, deleted};
 use crate::brokers::oauth::Tokens;
 use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session,
-    Terms, Topology,
+    Broker, ConnectError, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session, Terms,
+    Topology,
 };
-use crate::event::Event;
 
 /// The broker.
 pub(crate) struct Kafka {
-    settings: Settings,
+    pub(super) settings: Settings,
     terms: Terms,
     headers: Headers,
     seen: SeenTopics,
@@ -38,11 +37,10 @@ impl Kafka {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        let headers = Headers::new(terms.headers, "ce_", "content-type", Encoding::Plain);
         Self {
             settings: settings.clone(),
             terms: terms.clone(),
-            headers,
+            headers: Settings::headers(terms.headers),
             seen: SeenTopics::default(),
             tokens: settings.security.oauth.as_ref().map(Tokens::new),
             stuck_after: STUCK,
@@ -204,14 +202,6 @@ impl Broker for Kafka {
 
     fn location(&self) -> String {
         self.settings.bootstrap_servers.clone()
-    }
-
-    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        self.settings.router.address(event)
-    }
-
-    fn headers(&self) -> &Headers {
-        &self.headers
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {

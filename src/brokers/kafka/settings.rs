@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::brokers::kafka::properties;
 use crate::brokers::kafka::security::Security;
 use crate::brokers::template::TemplateKind;
-use crate::brokers::{Router, TemplateNames, Topology};
+use crate::brokers::{Encoding, HeaderStyle, Headers, Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section};
 
 /// The settings of `[broker.kafka]`.
@@ -61,6 +61,11 @@ impl Settings {
         settings
     }
 
+    /// The names of its headers.
+    pub(crate) fn headers(style: HeaderStyle) -> Headers {
+        Headers::new(style, "ce_", "content-type", Encoding::Plain)
+    }
+
     /// Host and port of each server.
     pub(super) fn hosts(&self) -> Vec<(String, u16)> {
         let parts = self.bootstrap_servers.split(',').filter_map(|server| server.trim().rsplit_once(':'));
@@ -70,18 +75,12 @@ impl Settings {
 
     /// The topic of everything that no route takes.
     pub(super) fn main_topic(&self) -> Option<&str> {
-        self.router.routes().last().and_then(|route| route.address().literal())
+        self.router.main().address().literal()
     }
 
     /// The topics that are named without a placeholder, the main one first, each once.
     pub(super) fn literal_topics(&self) -> Vec<Arc<str>> {
-        let mut topics: Vec<Arc<str>> = Vec::new();
-        for literal in self.router.routes().iter().rev().filter_map(|route| route.address().literal()) {
-            if !topics.iter().any(|topic| **topic == *literal) {
-                topics.push(literal.into());
-            }
-        }
-        topics
+        self.router.literals().into_iter().map(Arc::from).collect()
     }
 
     /// Whether a topic is known only when its first event comes.

@@ -8,8 +8,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
 use crate::brokers::kafka::{Kafka, Settings};
 use crate::brokers::{
-    Broker as _, Cause, ErrorKind, Finding, HeaderStyle, Refusal, RefusalReason, Refused, Sent, Sequence, Session,
-    Terms, Verdict,
+    Broker as _, Cause, ErrorKind, Finding, HeaderStyle, Refusal, RefusalReason, Refused, Routed, Sent, Sequence,
+    Session, Terms, Verdict,
 };
 use crate::event::{Event, Fields, Message, Origin};
 use crate::settings::testing;
@@ -38,7 +38,7 @@ pub(super) fn message(broker: &mut Kafka, event: &str, body: &[u8]) -> Message {
     let fields =
         Fields { cuid: "c1", event, target_type: "t", actor_cuid: "a", target_cuid: "x", ..Fields::default() };
     let event = Event::new(origin, body.into(), &fields, &[0; 32]);
-    let (address, key) = broker.address(&event).unwrap();
+    let Routed { address, key, .. } = broker.settings.router.route(&event, || 0).unwrap();
     Message { event: Box::new(event), address, key }
 }
 

@@ -1,7 +1,5 @@
 //! The broker: what `[broker.nats]` describes, and how a session of it comes about.
 
-use std::sync::Arc;
-
 use async_trait::async_trait;
 
 use super::connection::NatsConnection;
@@ -12,10 +10,7 @@ use super::settings::{Settings, StreamPlan};
 use super::stream;
 use super::topology::{self, KnownStream};
 use crate::brokers::dial as addresses;
-use crate::brokers::{
-    Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, Session, Terms, Topology,
-};
-use crate::event::Event;
+use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Headers, Session, Terms, Topology};
 
 /// NATS JetStream.
 #[derive(Debug)]
@@ -30,9 +25,7 @@ impl Nats {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        // The binding has the attribute as a header of its own; `content-type` is what consumers knew first.
-        let headers = Headers::new(terms.headers, "ce-", "content-type", Encoding::Percent)
-            .with_content_type_also_as("ce-datacontenttype");
+        let headers = Settings::headers(terms.headers);
         Self { settings: settings.clone(), terms: terms.clone(), headers, turn: ServerTurn::default() }
     }
 
@@ -128,19 +121,6 @@ impl Broker for Nats {
 
     fn location(&self) -> String {
         self.settings.location()
-    }
-
-    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        self.settings.router.address(event)
-    }
-
-    /// One stream of several can be missing or full.
-    fn has_keyed_addresses(&self) -> bool {
-        true
-    }
-
-    fn headers(&self) -> &Headers {
-        &self.headers
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {

@@ -12,7 +12,7 @@ use url::Url;
 use super::login::{Login, login};
 use super::subjects;
 use crate::brokers::template::{Template, TemplateKind};
-use crate::brokers::{Route, Router, TemplateNames, Topology};
+use crate::brokers::{Encoding, HeaderStyle, Headers, Route, Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
 
 /// The port where a URL names none.
@@ -69,6 +69,13 @@ const SHAPE: TemplateNames = TemplateNames {
 };
 
 impl Settings {
+    /// The names of its headers. The binding has the content type as a header of its own; `content-type` is what consumers
+    /// knew first.
+    pub(crate) fn headers(style: HeaderStyle) -> Headers {
+        Headers::new(style, "ce-", "content-type", Encoding::Percent)
+            .with_content_type_also_as("ce-datacontenttype")
+    }
+
     /// Reads `[broker.nats]`.
     pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let (servers, found) = servers(section);
@@ -225,7 +232,7 @@ fn streams(section: &mut Section<'_>, router: &Router, topology: Topology) -> Ve
     let name = |route: &Route| route.key().and_then(Template::literal).unwrap_or_default().to_owned();
     let mut plans: Vec<StreamPlan> = Vec::new();
     // The last route is the one for everything else.
-    for route in router.routes().last().into_iter().chain(router.routes()) {
+    for route in router.main_first() {
         let name = name(route);
         let template = route.address().clone();
         match plans.iter_mut().find(|plan| plan.name == name) {

@@ -15,8 +15,7 @@ use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, describe, open_channel
 use crate::brokers::rabbitmq::memory::ExchangeMemory;
 use crate::brokers::rabbitmq::session::RabbitmqSession;
 use crate::brokers::rabbitmq::topology::Exchanges;
-use crate::brokers::{Broker, ConnectError, Encoding, ErrorKind, Finding, Headers, Refusal, Session, Terms};
-use crate::event::Event;
+use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Headers, Session, Terms};
 
 /// A connection whose channel alone died: a new channel on it takes 1 ms, a new connection 100 times that with TLS.
 #[derive(Clone, Debug, Default)]
@@ -51,7 +50,7 @@ impl Rabbitmq {
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         Self {
             settings: settings.clone(),
-            headers: Headers::new(terms.headers, "cloudEvents_", "content-type", Encoding::Plain),
+            headers: Settings::headers(terms.headers),
             plan: Arc::new(Exchanges::new(settings)),
             known: Arc::default(),
             kept: IdleConnection::default(),
@@ -92,19 +91,6 @@ impl Broker for Rabbitmq {
 
     fn location(&self) -> String {
         self.settings.location()
-    }
-
-    fn address(&mut self, event: &Event) -> Result<(Arc<str>, Arc<str>), Refusal> {
-        self.settings.router.address(event)
-    }
-
-    /// One queue of several that are bound to an exchange can be full.
-    fn has_keyed_addresses(&self) -> bool {
-        true
-    }
-
-    fn headers(&self) -> &Headers {
-        &self.headers
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {

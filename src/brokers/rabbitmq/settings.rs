@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::brokers::oauth::OAuthSettings;
 use crate::brokers::rabbitmq::uri::{has_no_password, has_user, parse, uris};
 use crate::brokers::template::TemplateKind;
-use crate::brokers::{Router, TemplateNames, Topology};
+use crate::brokers::{Encoding, HeaderStyle, Headers, Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
 use lapin::uri::{AMQPScheme, AMQPUri};
 
@@ -117,6 +117,11 @@ impl Settings {
         uris.into_iter().map(|uri| (uri.authority.host, uri.authority.port)).collect()
     }
 
+    /// The names of its headers.
+    pub(crate) fn headers(style: HeaderStyle) -> Headers {
+        Headers::new(style, "cloudEvents_", "content-type", Encoding::Plain)
+    }
+
     /// The URIs without user, password and query.
     pub(super) fn location(&self) -> String {
         self.uris.iter().map(|uri| redact(uri.reveal())).collect::<Vec<_>>().join(", ")
@@ -129,18 +134,13 @@ impl Settings {
 
     /// The exchange of everything that no route takes.
     pub(super) fn main_exchange(&self) -> &str {
-        self.router.routes().last().and_then(|route| route.address().literal()).unwrap_or_default()
+        self.router.main().address().literal().unwrap_or_default()
     }
 
     /// The exchanges of the routes, each once, the main one not among them.
     pub(super) fn route_exchanges(&self) -> Vec<String> {
-        let mut names: Vec<String> = Vec::new();
-        for name in self.router.routes().iter().filter_map(|route| route.address().literal()) {
-            if name != self.main_exchange() && !names.iter().any(|known| known == name) {
-                names.push(name.to_owned());
-            }
-        }
-        names
+        let literals = self.router.literals().into_iter();
+        literals.filter(|name| *name != self.main_exchange()).map(str::to_owned).collect()
     }
 }
 
