@@ -24,7 +24,7 @@
 //! | `status` | nothing: it holds the state that the bridge reports, above all the ledger | `status/status.rs`, `status/ledger.rs` |
 //! | `metrics` | the names of all series | `metrics.rs` |
 //! | `event` | the event and the message made of it, how its payload deviates from the documented one, the request that waits for it | `event/event.rs` |
-//! | `settings` | how files, environment and flags are merged, and how a part reads its table | `settings/section.rs` |
+//! | `settings` | how files, environment and flags are merged, and how a part reads its table | `settings/load.rs`, `settings/section.rs` |
 //! | `process` | log, state directory and its lock, listening sockets, systemd, phases of the stop, failpoints | `process/shutdown.rs` |
 //!
 //! # The rules

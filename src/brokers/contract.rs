@@ -9,6 +9,7 @@ use async_trait::async_trait;
 
 use crate::brokers::HeaderStyle;
 use crate::event::Message;
+use crate::settings::Section;
 pub(crate) use crate::status::{ErrorKind, RefusalReason};
 
 /// Names one message of the delivery ring; rises by one per message, never used twice in a process.
@@ -38,6 +39,13 @@ pub(crate) enum Topology {
     Check,
     /// Neither.
     Ignore,
+}
+
+impl Topology {
+    /// Reads the key `topology` of a broker's table.
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
+        section.choice("topology", &[("declare", Self::Declare), ("check", Self::Check), ("ignore", Self::Ignore)])
+    }
 }
 
 /// The subject of a refusal. Only delivery decides what follows from it.

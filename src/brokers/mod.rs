@@ -7,6 +7,8 @@ mod headers;
 #[cfg(feature = "kafka")]
 mod kafka;
 mod list;
+#[cfg(any(feature = "kafka", feature = "rabbitmq"))]
+mod look;
 #[cfg(feature = "nats")]
 mod nats;
 #[cfg(any(feature = "kafka", feature = "rabbitmq"))]
@@ -15,6 +17,8 @@ mod oauth;
 mod rabbitmq;
 mod routes;
 mod template;
+#[cfg(any(feature = "kafka", feature = "rabbitmq", feature = "nats"))]
+mod tls;
 
 pub(crate) use contract::*;
 pub(crate) use headers::*;

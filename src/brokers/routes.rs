@@ -123,12 +123,6 @@ impl Router {
         Self { routes, shape, cache: HashMap::new(), cached: 0 }
     }
 
-    /// The routes in their order; the last is the one for everything else.
-    #[must_use]
-    pub(crate) fn routes(&self) -> &[Route] {
-        &self.routes
-    }
-
     /// The route of everything that no other takes.
     pub(crate) fn main(&self) -> &Route {
         &self.routes[self.routes.len() - 1]
@@ -148,6 +142,11 @@ impl Router {
             }
         }
         literals
+    }
+
+    /// Whether an address is known only when its first event arrives.
+    pub(crate) fn has_placeholders(&self) -> bool {
+        self.routes.iter().any(|route| route.address.literal().is_none())
     }
 
     /// Whether a key has a place of its own at the broker, a queue or a stream, which can be missing or full while others

@@ -17,39 +17,31 @@ pub(crate) enum TemplateKind {
     Name,
 }
 
-/// The value that replaces a placeholder.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Placeholder {
-    Event,
-    TargetType,
-    Source,
-    Cuid,
-    ActorCuid,
-    TargetCuid,
-    ClientId,
-    ReportId,
-    FindingId,
-    AssessmentId,
-}
+/// A placeholder, and the value that replaces it.
+type Placeholder = (&'static str, fn(&Event) -> &str);
 
-/// The placeholders; addresses know the first three.
-const FIELDS: [(&str, Placeholder); 10] = [
-    ("event", Placeholder::Event),
-    ("targetType", Placeholder::TargetType),
-    ("source", Placeholder::Source),
-    ("cuid", Placeholder::Cuid),
-    ("actorCuid", Placeholder::ActorCuid),
-    ("targetCuid", Placeholder::TargetCuid),
-    ("clientId", Placeholder::ClientId),
-    ("reportId", Placeholder::ReportId),
-    ("findingId", Placeholder::FindingId),
-    ("assessmentId", Placeholder::AssessmentId),
+/// The placeholders; addresses know the first three, which are all that a cached text depends on.
+const PLACEHOLDERS: [Placeholder; 10] = [
+    ("event", Event::event),
+    ("targetType", Event::target_type),
+    ("source", |event| &event.origin.source),
+    ("cuid", Event::cuid),
+    ("actorCuid", Event::actor_cuid),
+    ("targetCuid", Event::target_cuid),
+    ("clientId", Event::client_id),
+    ("reportId", Event::report_id),
+    ("findingId", Event::finding_id),
+    ("assessmentId", Event::assessment_id),
 ];
+
+/// The number of placeholders that addresses know.
+const OF_ADDRESSES: usize = 3;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Part {
     Literal(String),
-    Placeholder(Placeholder),
+    /// By its place in [`PLACEHOLDERS`].
+    Placeholder(usize),
 }
 
 /// A parsed template.
@@ -59,55 +51,37 @@ pub(crate) struct Template {
     parts: Vec<Part>,
 }
 
-/// The error in a template.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum TemplateError {
-    /// A brace without its partner.
-    #[error("a brace without its partner at character {0}; placeholders look like {{event}}")]
-    Brace(usize),
-    /// A name between braces that means nothing here.
-    #[error("unknown placeholder {{{name}}}{hint}; known here: {known}")]
-    Unknown {
-        /// The text as written.
-        name: String,
-        /// The nearest right name, if one is near.
-        hint: String,
-        /// All right names.
-        known: String,
-    },
-    /// Nothing at all.
-    #[error("empty")]
-    Empty,
-}
-
 impl Template {
     /// Parses a template of this kind.
     ///
     /// # Errors
     /// Unbalanced braces, unknown placeholders, or nothing at all.
-    pub(crate) fn parse(kind: TemplateKind, text: &str) -> Result<Self, TemplateError> {
+    pub(crate) fn parse(kind: TemplateKind, text: &str) -> Result<Self, String> {
         if kind == TemplateKind::Name {
             return Ok(Self { kind, parts: vec![Part::Literal(text.to_owned())] });
         }
         if text.is_empty() {
-            return Err(TemplateError::Empty);
+            return Err("empty".to_owned());
         }
         let mut parts = Vec::new();
         let mut rest = text;
         while !rest.is_empty() {
-            let at = text[..text.len() - rest.len()].chars().count() + 1;
+            let brace = || {
+                let at = text[..text.len() - rest.len()].chars().count() + 1;
+                format!("a brace without its partner at character {at}; placeholders look like {{event}}")
+            };
             match rest.find(['{', '}']) {
                 None => {
                     parts.push(Part::Literal(rest.to_owned()));
                     rest = "";
                 }
                 Some(0) => {
-                    let inside = rest.strip_prefix('{').ok_or(TemplateError::Brace(at))?;
-                    let end = inside.find(['{', '}']).ok_or(TemplateError::Brace(at))?;
+                    let inside = rest.strip_prefix('{').ok_or_else(brace)?;
+                    let end = inside.find(['{', '}']).ok_or_else(brace)?;
                     if inside.as_bytes()[end] == b'{' {
-                        return Err(TemplateError::Brace(at));
+                        return Err(brace());
                     }
-                    parts.push(Part::Placeholder(field(kind, &inside[..end])?));
+                    parts.push(Part::Placeholder(placeholder(kind, &inside[..end])?));
                     rest = &inside[end + 1..];
                 }
                 Some(start) => {
@@ -132,24 +106,10 @@ impl Template {
         for part in &self.parts {
             match part {
                 Part::Literal(literal) => text.push_str(literal),
-                Part::Placeholder(field) => {
-                    let value = match field {
-                        Placeholder::Event => event.event(),
-                        Placeholder::TargetType => event.target_type(),
-                        Placeholder::Source => &event.origin.source,
-                        Placeholder::Cuid => event.cuid(),
-                        Placeholder::ActorCuid => event.actor_cuid(),
-                        Placeholder::TargetCuid => event.target_cuid(),
-                        Placeholder::ClientId => event.client_id(),
-                        Placeholder::ReportId => event.report_id(),
-                        Placeholder::FindingId => event.finding_id(),
-                        Placeholder::AssessmentId => event.assessment_id(),
-                    };
-                    match self.kind {
-                        TemplateKind::Address => push_safe(&mut text, value),
-                        TemplateKind::Key | TemplateKind::Name => text.push_str(value),
-                    }
-                }
+                Part::Placeholder(at) => match (self.kind, PLACEHOLDERS[*at].1(event)) {
+                    (TemplateKind::Address, value) => push_safe(&mut text, value),
+                    (TemplateKind::Key | TemplateKind::Name, value) => text.push_str(value),
+                },
             }
         }
         text
@@ -158,12 +118,7 @@ impl Template {
     /// Whether the rendered text depends on nothing but source, event and target type, so that it can be cached.
     #[must_use]
     pub(crate) fn is_cacheable(&self) -> bool {
-        self.parts.iter().all(|part| match part {
-            Part::Literal(_) => true,
-            Part::Placeholder(field) => {
-                matches!(field, Placeholder::Event | Placeholder::TargetType | Placeholder::Source)
-            }
-        })
+        self.parts.iter().all(|part| !matches!(part, Part::Placeholder(at) if *at >= OF_ADDRESSES))
     }
 
     /// The text, if there is no placeholder in it.
@@ -199,13 +154,13 @@ impl Template {
     }
 }
 
-fn field(kind: TemplateKind, name: &str) -> Result<Placeholder, TemplateError> {
+fn placeholder(kind: TemplateKind, name: &str) -> Result<usize, String> {
     let known = match kind {
-        TemplateKind::Address => &FIELDS[..3],
-        TemplateKind::Key | TemplateKind::Name => &FIELDS[..],
+        TemplateKind::Address => &PLACEHOLDERS[..OF_ADDRESSES],
+        TemplateKind::Key | TemplateKind::Name => &PLACEHOLDERS[..],
     };
-    if let Some((_, field)) = known.iter().find(|(known, _)| *known == name) {
-        return Ok(*field);
+    if let Some(at) = known.iter().position(|(known, _)| *known == name) {
+        return Ok(at);
     }
     let lower = name.to_lowercase().replace('_', "");
     let near = known
@@ -213,11 +168,9 @@ fn field(kind: TemplateKind, name: &str) -> Result<Placeholder, TemplateError> {
         .map(|(known, _)| (strsim::damerau_levenshtein(&known.to_lowercase(), &lower), *known))
         .min()
         .filter(|(distance, _)| *distance <= 2);
-    Err(TemplateError::Unknown {
-        name: name.to_owned(),
-        hint: near.map(|(_, near)| format!(", did you mean {{{near}}}?")).unwrap_or_default(),
-        known: known.iter().map(|(name, _)| format!("{{{name}}}")).collect::<Vec<_>>().join(" "),
-    })
+    let hint = near.map(|(_, near)| format!(", did you mean {{{near}}}?")).unwrap_or_default();
+    let known: Vec<String> = known.iter().map(|(name, _)| format!("{{{name}}}")).collect();
+    Err(format!("unknown placeholder {{{name}}}{hint}; known here: {}", known.join(" ")))
 }
 
 #[cfg(test)]
@@ -274,7 +227,7 @@ mod tests {
 
     #[test]
     fn names_the_nearest_placeholder() {
-        let error = Template::parse(TemplateKind::Address, "{target_type}").unwrap_err().to_string();
+        let error = Template::parse(TemplateKind::Address, "{target_type}").unwrap_err();
         assert_eq!(
             error,
             "unknown placeholder {target_type}, did you mean {targetType}?; known here: {event} {targetType} {source}"
@@ -285,9 +238,10 @@ mod tests {
     #[test]
     fn refuses_braces_without_a_partner() {
         for text in ["{", "}", "a{event", "a}b", "{ev{event}}", "{event}}"] {
-            assert!(matches!(Template::parse(TemplateKind::Key, text), Err(TemplateError::Brace(_))), "{text}");
+            let error = Template::parse(TemplateKind::Key, text).unwrap_err();
+            assert!(error.starts_with("a brace without its partner at character "), "{text}: {error}");
         }
-        assert_eq!(Template::parse(TemplateKind::Key, ""), Err(TemplateError::Empty));
+        assert_eq!(Template::parse(TemplateKind::Key, ""), Err("empty".to_owned()));
     }
 
     #[test]

@@ -1,7 +1,7 @@
-//! `config/default.toml`, compiled in: the only place of defaults. Also knows which of its tables are templates.
+//! `config/default.toml`, compiled in: the only place of defaults; and tables as layers.
 
 use figment::providers::{Format as _, Toml};
-use figment::value::{Dict, Map};
+use figment::value::{Dict, Map, Value};
 use figment::{Error, Metadata, Profile, Provider};
 
 /// The text of the reference.
@@ -16,33 +16,19 @@ pub(super) fn table() -> Dict {
     data.remove(&Profile::Default).unwrap_or_default()
 }
 
-/// The defaults of a table given by its path: `["broker", "kafka"]`.
-#[cfg(test)]
-pub(super) fn template(path: &[&str]) -> Option<Dict> {
-    let mut table = table();
-    for key in path {
-        match table.remove(*key) {
-            Some(figment::value::Value::Dict(_, below)) => table = below,
-            _ => return None,
-        }
-    }
-    Some(table)
-}
-
-/// Every key of the reference, dotted.
-pub(super) fn keys() -> Vec<String> {
-    fn below(path: &str, table: &Dict, keys: &mut Vec<String>) {
+/// Every value of a table by its dotted key; an empty table is one.
+pub(super) fn leaves(table: &Dict) -> Vec<(String, &Value)> {
+    fn below<'t>(path: &str, table: &'t Dict, leaves: &mut Vec<(String, &'t Value)>) {
         for (key, value) in table {
-            let dotted = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
             match value {
-                figment::value::Value::Dict(_, table) if !table.is_empty() => below(&dotted, table, keys),
-                _ => keys.push(dotted),
+                Value::Dict(_, table) if !table.is_empty() => below(&format!("{path}{key}."), table, leaves),
+                value => leaves.push((format!("{path}{key}"), value)),
             }
         }
     }
-    let mut keys = Vec::new();
-    below("", &table(), &mut keys);
-    keys
+    let mut leaves = Vec::new();
+    below("", table, &mut leaves);
+    leaves
 }
 
 /// The name of this layer, which tells a default from a value that a user wrote.

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use figment::value::{Dict, Tag, Value};
+use figment::value::{Dict, Value};
 use serde_json::json;
 
+use crate::settings::defaults::leaves;
+use crate::settings::reading::{Reading, Schemas};
 use crate::settings::redact;
-use crate::settings::schema::Schemas;
-use crate::settings::section::Reading;
 
 /// A value in force, and its origin.
 #[derive(Clone, Debug)]
@@ -27,26 +27,15 @@ pub(crate) fn to_json(settings: &EffectiveSettings) -> serde_json::Value {
     settings.iter().map(|(key, setting)| (key.clone(), shown(setting))).collect()
 }
 
-impl Reading {
-    /// The values of a table that was read.
-    pub(super) fn effective(&self, table: &Dict) -> EffectiveSettings {
-        let mut settings = BTreeMap::new();
-        self.add(&self.schemas.borrow(), "", table, &mut settings);
-        settings
-    }
-
-    fn add(&self, schemas: &Schemas, path: &str, table: &Dict, into: &mut EffectiveSettings) {
-        for (key, value) in table {
-            let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-            match value {
-                Value::Dict(_, below) if !below.is_empty() => self.add(schemas, &path, below, into),
-                value => {
-                    let origin = self.origin(&path, value.tag()).unwrap_or_else(|| "default".to_owned());
-                    into.insert(path.clone(), Effective { value: shown(schemas, &path, value), origin });
-                }
-            }
-        }
-    }
+/// The values of a table that was read.
+pub(super) fn effective(reading: &Reading, table: &Dict) -> EffectiveSettings {
+    let schemas = reading.schemas.borrow();
+    let setting = |(path, value): (String, &Value)| {
+        let origin = reading.origin(&path, value.tag()).unwrap_or_else(|| "default".to_owned());
+        let value = shown(&schemas, &path, value);
+        (path, Effective { value, origin })
+    };
+    leaves(table).into_iter().map(setting).collect()
 }
 
 /// A value without secrets: of a key that is one, or that no part knows, nothing; of a URL neither user nor query.
@@ -70,20 +59,5 @@ fn shown_item(schemas: &Schemas, path: &str, item: &Value) -> serde_json::Value 
             .map(|(key, value)| (key.clone(), shown(schemas, &format!("{path}[0].{key}"), value)))
             .collect(),
         item => shown(schemas, path, item),
-    }
-}
-
-impl Reading {
-    /// The origin of a value, for the operator; none if it is a default.
-    pub(super) fn origin(&self, dotted: &str, tag: Tag) -> Option<String> {
-        use crate::settings::{defaults, environment};
-        let metadata = self.figment.get_metadata(tag)?;
-        match (metadata.name.as_ref(), &metadata.source) {
-            (defaults::NAME, _) => None,
-            (defaults::FLAGS, _) => Some(format!("--{}", dotted.replace('.', "-"))),
-            (environment::NAME, _) => Some(format!("environment variable {}", environment::variable(dotted))),
-            (_, Some(figment::Source::File(path))) => Some(path.display().to_string()),
-            _ => None,
-        }
     }
 }

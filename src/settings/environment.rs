@@ -5,8 +5,8 @@
 use figment::value::{Dict, Map, Tag, Value};
 use figment::{Error, Metadata, Profile, Provider};
 
-use crate::settings::section::nearest;
-use crate::settings::{SettingsError, defaults};
+use crate::settings::defaults;
+use crate::settings::problems::{SettingsError, nearest};
 
 /// The layer's name in figment's metadata.
 pub(super) const NAME: &str = "environment";
@@ -70,11 +70,12 @@ fn meant(name: &str) -> Option<String> {
     }
     let rest = rest.trim_start_matches('_');
     let plain = rest.to_lowercase().replace("__", "_");
-    if let Some(key) = defaults::keys().into_iter().find(|key| key.replace('.', "_") == plain) {
-        return Some(variable(&key));
+    let defaults = defaults::table();
+    if let Some((key, _)) = defaults::leaves(&defaults).iter().find(|(key, _)| key.replace('.', "_") == plain) {
+        return Some(variable(key));
     }
     if let Some((top, below)) = rest.split_once("__") {
-        let (top, defaults) = (top.to_lowercase(), defaults::table());
+        let top = top.to_lowercase();
         let table = nearest(&top, defaults.keys().map(String::as_str))?;
         return Some(format!("{PREFIX}{}__{below}", table.to_uppercase()));
     }

@@ -8,23 +8,9 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Value};
 use sha2::{Digest as _, Sha256};
 
+use crate::settings::defaults::leaves;
 use crate::settings::effective::{Effective, EffectiveSettings};
-
-/// A file that was read, and the SHA-256 of its content.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct FileDigest {
-    path: PathBuf,
-    digest: [u8; 32],
-}
-
-impl FileDigest {
-    pub(super) fn of(path: &Path, bytes: &[u8]) -> Self {
-        Self { path: path.to_owned(), digest: Sha256::digest(bytes).into() }
-    }
-}
-
-/// The files that were read, by the key that names them.
-pub(super) type FileDigests = BTreeMap<String, FileDigest>;
+use crate::settings::reading::FileDigests;
 
 /// One reading of all settings.
 #[derive(Clone, Default)]
@@ -42,9 +28,7 @@ impl fmt::Debug for Fingerprint {
 
 impl Fingerprint {
     pub(super) fn new(table: &Dict, files: FileDigests, effective: EffectiveSettings) -> Self {
-        let mut values = BTreeMap::new();
-        flatten("", table, &mut values);
-        Self { values, files, effective }
+        Self { values: given(table), files, effective }
     }
 
     /// The settings in force.
@@ -110,19 +94,16 @@ impl FileWatch {
     }
 }
 
-/// Flattens tables to dotted keys. Empty values count as absent.
-pub(super) fn flatten(path: &str, table: &Dict, into: &mut BTreeMap<String, Value>) {
-    for (key, value) in table {
-        let key = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-        match value {
-            Value::Dict(_, below) => flatten(&key, below, into),
-            Value::String(_, text) if text.is_empty() => {}
-            Value::Array(_, items) if items.is_empty() => {}
-            value => {
-                into.insert(key, value.clone());
-            }
-        }
-    }
+/// The values of a table by their dotted keys. Empty ones count as absent.
+pub(super) fn given(table: &Dict) -> BTreeMap<String, Value> {
+    let is_given = |value: &Value| match value {
+        Value::Dict(..) => false,
+        Value::String(_, text) => !text.is_empty(),
+        Value::Array(_, items) => !items.is_empty(),
+        _ => true,
+    };
+    let given = leaves(table).into_iter().filter(|(_, value)| is_given(value));
+    given.map(|(key, value)| (key, value.clone())).collect()
 }
 
 #[cfg(test)]
@@ -131,6 +112,7 @@ mod tests {
     use figment::providers::{Format as _, Toml};
 
     use super::*;
+    use crate::settings::reading::FileDigest;
 
     fn written(toml: &str, files: &[(&str, &str, &str)]) -> Fingerprint {
         let table = Toml::string(toml).data().unwrap().remove(&figment::Profile::Default).unwrap_or_default();

@@ -5,13 +5,16 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use figment::providers::{Format as _, Toml};
-use figment::value::{Dict, Map, Value};
+use figment::value::{Dict, Map, Tag, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
 use crate::settings::defaults::{self, Layer};
+use crate::settings::effective::effective;
 use crate::settings::environment::{self, Environment, misspelt, variable};
-use crate::settings::fingerprint::{Fingerprint, flatten};
-use crate::settings::section::{Problems, Reading, Section};
+use crate::settings::fingerprint::{Fingerprint, given};
+use crate::settings::problems::{Problems, SettingsError};
+use crate::settings::reading::Reading;
+use crate::settings::section::Section;
 
 /// The file that is read, if it exists, when neither `--config` nor a variable names one.
 pub(crate) const DEFAULT_FILE: &str = "/etc/plextrac-bridge/config.toml";
@@ -26,11 +29,6 @@ pub(crate) struct Flags {
     /// `--log-format`.
     pub(crate) log_format: Option<String>,
 }
-
-/// All problems of the settings.
-#[derive(Debug, thiserror::Error)]
-#[error("{}", .0.join("\n"))]
-pub(crate) struct SettingsError(pub(crate) Vec<String>);
 
 /// The findings of a reading of the settings that are no errors.
 #[derive(Clone, Debug, Default)]
@@ -137,10 +135,7 @@ impl Layers {
     fn overridden(&self) -> Vec<String> {
         let Some(file) = &self.file else { return Vec::new() };
         let table = |data: Result<Map<Profile, Dict>, figment::Error>| {
-            let mut values = std::collections::BTreeMap::new();
-            let data = data.unwrap_or_default();
-            flatten("", data.get(&Profile::Default).unwrap_or(&Dict::new()), &mut values);
-            values
+            given(data.unwrap_or_default().get(&Profile::Default).unwrap_or(&Dict::new()))
         };
         let (written, set) = (table(file.data()), table(Environment(self.variables.clone()).data()));
         let overridden = set.keys().filter(|key| written.contains_key(*key));
@@ -156,13 +151,8 @@ impl Readable {
     /// The text of a key: `["admin", "listen"]`; none if it is empty.
     pub(crate) fn text(&self, path: &[&str]) -> Option<String> {
         let text = |table: &Dict| {
-            let (last, tables) = path.split_last()?;
-            let mut table = table;
-            for name in tables {
-                let Value::Dict(_, below) = table.get(*name)? else { return None };
-                table = below;
-            }
-            table.get(*last)?.as_str().map(str::to_owned)
+            let table = Value::Dict(Tag::Default, table.clone());
+            table.find(&path.join("."))?.into_string()
         };
         self.0.iter().rev().find_map(text).filter(|text| !text.is_empty())
     }
@@ -274,7 +264,7 @@ pub(crate) fn load_layers<T>(
         errors.insert(0, format!("no settings file was read: {named}"));
     }
     let Some(settings) = settings.filter(|_| errors.is_empty()) else { return Err(SettingsError(errors)) };
-    let fingerprint = Fingerprint::new(&merged, reading.files.take(), reading.effective(&merged));
+    let fingerprint = Fingerprint::new(&merged, reading.files.take(), effective(&reading, &merged));
     let texts = [(&layers.defaults, "defaults"), (&layers.file, "settings")];
     let texts = texts.into_iter().filter_map(|(file, what)| Some((file.as_ref()?.path.clone(), what.to_owned())));
     let files = texts.chain(fingerprint.files().map(|(key, path)| (path.to_owned(), format!("`{key}`")))).collect();

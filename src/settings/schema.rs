@@ -3,21 +3,38 @@
 
 use std::collections::BTreeMap;
 
-use figment::value::Value as Default;
+use figment::value::{Tag, Value as Default};
 use serde_json::{Value, json};
 
 use crate::settings::defaults;
-use crate::settings::section::{Reading, Section};
+use crate::settings::reading::Reading;
+use crate::settings::section::Section;
 
-/// The JSON Schema noted for each key, by its dotted path; `[0]` follows the name of a list of tables.
-pub(super) type Schemas = BTreeMap<String, Value>;
+impl Section<'_> {
+    /// Notes the kind of a key, unless it is noted already.
+    pub(super) fn note(&self, key: &str, schema: impl FnOnce() -> Value) {
+        self.reading.schemas.borrow_mut().entry(self.dotted(key)).or_insert_with(schema);
+    }
+
+    /// Notes a kind that has a name.
+    pub(super) fn note_kind(&self, key: &str, name: &str) {
+        self.note(key, || json!({ "$ref": format!("#/$defs/{name}") }));
+    }
+
+    /// Adds to the description of a key, or of the table itself if the key is empty. The kind of a key is noted when it
+    /// is first read.
+    pub(crate) fn describe(&self, key: &str, schema: Value) {
+        let path = if key.is_empty() { self.path.clone() } else { self.dotted(key) };
+        merge(self.reading.schemas.borrow_mut().entry(path).or_default(), schema);
+    }
+}
 
 /// Returns the JSON Schema of all that `read` reads.
 pub(crate) fn describe(read: impl FnOnce(Section<'_>)) -> Value {
     let defaults = defaults::table();
     let reading = Reading { is_description: true, ..Reading::default() };
     read(Section::top(&reading, defaults.clone()));
-    let meanings = meanings();
+    let (defaults, meanings) = (Default::Dict(Tag::Default, defaults), meanings());
     let mut schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of plextrac-bridge, as TOML",
@@ -38,10 +55,8 @@ pub(crate) fn describe(read: impl FnOnce(Section<'_>)) -> Value {
         if let Some(meaning) = meanings.get(&path) {
             place["description"] = json!(meaning);
         }
-        let default = path.split('.').try_fold(Default::from(defaults.clone()), |table, name| {
-            table.as_dict().and_then(|table| table.get(name).cloned())
-        });
-        if let Some(default) = default.filter(|default| default.as_dict().is_none_or(BTreeMap::is_empty)) {
+        let default = defaults.find_ref(&path).filter(|default| default.as_dict().is_none_or(BTreeMap::is_empty));
+        if let Some(default) = default {
             place["default"] = json!(default);
         }
     }
@@ -58,7 +73,7 @@ fn below<'s>(table: &'s mut Value, name: &str) -> &'s mut Value {
 }
 
 /// Adds what one schema says to another.
-pub(super) fn merge(into: &mut Value, from: Value) {
+fn merge(into: &mut Value, from: Value) {
     match (into, from) {
         (Value::Object(into), Value::Object(from)) => {
             from.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));

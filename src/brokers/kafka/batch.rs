@@ -75,7 +75,7 @@ impl TopicBatches {
         let mut closed = 0;
         for number in self.open.drain(..) {
             if let Some(batch) = self.batches.get_mut(usize::from(number)) {
-                batch.close();
+                batch.closed = batch.messages > 0;
                 closed += batch.messages;
             }
         }
@@ -87,14 +87,17 @@ impl TopicBatches {
         self.messages = self.messages.saturating_sub(1);
         let Some(batch) = self.batches.get_mut(usize::from(number)) else { return false };
         let is_alone = batch.size == 1;
-        batch.answered(1);
+        batch.messages = batch.messages.saturating_sub(1);
+        if batch.messages == 0 {
+            *batch = ClientBatch::default();
+        }
         is_alone
     }
 
     /// Whether another message of this topic can go along.
     pub(super) fn takes(&self, topic: &str) -> bool {
         let batch = self.numbers.get(topic).and_then(|number| self.batches.get(usize::from(*number)));
-        batch.is_none_or(ClientBatch::takes_more)
+        batch.is_none_or(|batch| !batch.closed)
     }
 
     /// The topics that have not answered a whole batch for so long.
@@ -136,24 +139,6 @@ impl ClientBatch {
             && self.since.is_some_and(|since| since.elapsed() > LINGER / 2);
         self.closed |= is_late || self.bytes >= BYTES || self.messages >= MESSAGES;
     }
-
-    /// Nothing more joins it, until it is answered.
-    fn close(&mut self) {
-        self.closed = self.messages > 0;
-    }
-
-    /// Notes so many verdicts.
-    fn answered(&mut self, messages: usize) {
-        self.messages = self.messages.saturating_sub(messages);
-        if self.messages == 0 {
-            *self = Self::default();
-        }
-    }
-
-    /// Whether another message can go with it.
-    fn takes_more(&self) -> bool {
-        !self.closed
-    }
 }
 
 #[cfg(test)]
@@ -161,29 +146,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn takes_nothing_until_all_of_it_is_answered() {
-        let mut batch = ClientBatch::default();
-        batch.close();
-        assert!(batch.takes_more(), "an empty one has nothing to wait for");
-        batch.add(100);
-        batch.add(100);
-        assert!(batch.takes_more());
-        batch.close();
-        assert!(!batch.takes_more());
-        batch.answered(1);
-        assert!(!batch.takes_more() && batch.messages == 1);
-        batch.answered(1);
-        assert!(batch.takes_more());
-    }
-
-    #[test]
     fn topics_do_not_wait_for_each_other() {
         let mut batches = TopicBatches::default();
         let (a, b): (Arc<str>, Arc<str>) = ("a".into(), "b".into());
         let (first, second) = (batches.number(&a), batches.number(&b));
         assert_eq!((batches.number(&a), first != second), (first, true));
+        assert_eq!(batches.close(), 0, "an empty one has nothing to wait for");
         batches.add(first, 1);
         batches.add(first, 1);
+        assert!(batches.takes("a"));
         assert_eq!((batches.close(), batches.close()), (2, 0));
         assert!(!batches.takes("a") && batches.takes("b") && batches.takes("new"));
         batches.add(second, 1);
@@ -199,17 +170,17 @@ mod tests {
     fn is_full_by_bytes_and_by_messages() {
         let mut batch = ClientBatch::default();
         batch.add(BYTES - 1);
-        assert!(batch.takes_more());
+        assert!(!batch.closed);
         batch.add(1);
-        assert!(!batch.takes_more());
-        batch.answered(2);
+        assert!(batch.closed);
+        batch = ClientBatch::default();
         for _ in 1..MESSAGES {
             batch.since = None;
             batch.add(0);
         }
-        assert!(batch.takes_more());
+        assert!(!batch.closed);
         batch.add(0);
-        assert!(!batch.takes_more());
+        assert!(batch.closed);
     }
 
     #[test]
@@ -220,8 +191,8 @@ mod tests {
         for _ in 1..BETWEEN_LOOKS {
             batch.add(1);
         }
-        assert!(batch.takes_more());
+        assert!(!batch.closed);
         batch.add(1);
-        assert!(!batch.takes_more());
+        assert!(batch.closed);
     }
 }

@@ -1,6 +1,5 @@
 //! The broker: makes sessions, and says clearly what stands in the way of one.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,15 +8,14 @@ use rdkafka::config::ClientConfig;
 
 use crate::brokers::dial;
 use crate::brokers::kafka::client::Client;
-use crate::brokers::kafka::properties;
 use crate::brokers::kafka::record::BATCH_SIZE;
-use crate::brokers::kafka::session::{FEW, KafkaSession, SessionLimits, Topic};
+use crate::brokers::kafka::session::{FEW, KafkaSession, SessionLimits};
 use crate::brokers::kafka::settings::Settings;
+use crate::brokers::kafka::topics::SessionTopics;
 use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics, deleted};
 use crate::brokers::oauth::Tokens;
 use crate::brokers::{
-    Broker, ConnectError, ErrorKind, Finding, Headers, LARGEST_HEADERS, Refusal, RefusalReason, Session, Terms,
-    Topology,
+    Broker, ConnectError, ErrorKind, Finding, Headers, LARGEST_HEADERS, Session, Terms, Topology,
 };
 
 /// The broker.
@@ -42,19 +40,19 @@ impl Kafka {
             terms: terms.clone(),
             headers: Settings::headers(terms.headers),
             seen: SeenTopics::default(),
-            tokens: settings.security.oauth.as_ref().map(Tokens::new),
+            tokens: settings.client.security.oauth.as_ref().map(Tokens::new),
             stuck_after: STUCK,
         }
     }
 
     fn surveyor(&self) -> TopicAdmin {
         TopicAdmin {
-            config: properties::producer(&self.settings, &self.terms, None),
+            config: self.settings.client.producer(&self.terms, None),
             topology: self.settings.topology,
             partitions: self.settings.partitions,
             replication_factor: self.settings.replication_factor,
-            literals: self.settings.literal_topics(),
-            main: self.settings.main_topic().map(Arc::from),
+            literals: self.settings.router.literals().into_iter().map(Arc::from).collect(),
+            main: self.settings.router.main().address().literal().map(Arc::from),
             seen: self.seen.clone(),
             tokens: self.tokens.clone(),
         }
@@ -70,8 +68,8 @@ impl Kafka {
         match created {
             Ok(Ok(client)) => Ok(Arc::new(client)),
             Ok(Err(error)) => {
-                let kind = if self.settings.security.is_tls() { ErrorKind::Tls } else { ErrorKind::Connect };
-                Err(ConnectError::new(kind, properties::refusal(&self.settings, &error)))
+                let kind = if self.settings.client.security.is_tls() { ErrorKind::Tls } else { ErrorKind::Connect };
+                Err(ConnectError::new(kind, self.settings.client.refusal(&error)))
             }
             Err(_) => Err(ConnectError::new(ErrorKind::Connect, "librdkafka's client could not be created")),
         }
@@ -88,76 +86,62 @@ impl Kafka {
             }
             _ => "cannot reach Kafka; check `bootstrap_servers` and `security_protocol`",
         };
-        let servers = &self.settings.bootstrap_servers;
+        let servers = &self.settings.client.servers;
         ConnectError::new(error.kind, format!("{what} (bootstrap_servers {servers}): {}", error.text))
     }
 
-    /// The problem with the topics that the settings name, if it makes a session useless.
-    fn obstacle(&self, surveyor: &TopicAdmin, survey: &Topics) -> Option<ConnectError> {
-        let main = surveyor.main.as_ref();
-        let error = |text| Some(ConnectError::new(ErrorKind::Connect, text));
-        for name in &surveyor.literals {
-            let needed = main == Some(name);
-            match survey.standing.get(name) {
-                Some(TopicState::Missing) if needed && self.settings.topology == Topology::Check => {
-                    return error(format!(
-                        "the topic {name} does not exist, or these credentials may not see it; \
-                         create it, or set topology = \"declare\""
-                    ));
-                }
-                Some(TopicState::NotCreated(why) | TopicState::NotYet(why)) if needed => {
-                    return error(format!(
-                        "the topic {name} does not exist and cannot be created ({why}); create it, or let \
-                         these credentials"
-                    ));
-                }
-                Some(TopicState::Deleted) if needed => return error(deleted(name)),
-                Some(TopicState::Hidden) if needed => {
-                    return error(format!(
-                        "the topic {name} exists, but these credentials may not write to it; give them the right to"
-                    ));
-                }
-                _ => {}
-            }
-        }
-        None
+    /// The problem with the main topic, if it makes a session useless.
+    fn obstacle(&self, survey: &Topics) -> Option<ConnectError> {
+        let name = self.settings.router.main().address().literal()?;
+        let text = match survey.standing.get(name)? {
+            TopicState::Missing if self.settings.topology == Topology::Check => format!(
+                "the topic {name} does not exist, or these credentials may not see it; create it, or set topology = \
+                 \"declare\""
+            ),
+            TopicState::NotCreated(why) | TopicState::NotYet(why) => format!(
+                "the topic {name} does not exist and cannot be created ({why}); create it, or let these credentials"
+            ),
+            TopicState::Deleted => deleted(name),
+            TopicState::Hidden => format!(
+                "the topic {name} exists, but these credentials may not write to it; give them the right to"
+            ),
+            TopicState::Exists(_) | TopicState::Missing => return None,
+        };
+        Some(ConnectError::new(ErrorKind::Connect, text))
     }
 
-    fn findings(&self, surveyor: &TopicAdmin, survey: &Topics) -> Vec<Finding> {
-        let mut findings = Vec::new();
-        for name in &surveyor.literals {
-            findings.push(match survey.standing.get(name) {
-                Some(TopicState::Exists(Some(limit))) if *limit < self.terms.max_body + LARGEST_HEADERS => {
-                    Finding::Warning(format!(
-                        "the topic {name} takes at most {limit} bytes (max.message.bytes), less than ingress.max_body \
-                         ({}) with key and headers; larger events become dead letters",
-                        self.terms.max_body
-                    ))
-                }
-                Some(TopicState::Exists(limit)) => {
-                    let made = if survey.created.contains(name) { "was created" } else { "exists" };
-                    let partitions = survey.partitions.get(&**name);
-                    let partitions = partitions.map(|count| format!(", partitions: {count}")).unwrap_or_default();
-                    let limit = limit.map(|limit| format!(", at most {limit} bytes")).unwrap_or_default();
-                    Finding::Good(format!("the topic {name} {made}{partitions}{limit}"))
-                }
-                Some(TopicState::NotCreated(why) | TopicState::NotYet(why)) => {
-                    Finding::Missing(format!("the topic {name} does not exist and cannot be created: {why}"))
-                }
-                Some(TopicState::Deleted) => Finding::Missing(deleted(name)),
-                Some(TopicState::Hidden) => Finding::Warning(format!(
-                    "the topic {name} exists, but these credentials may not write to it; its events \
-                     become dead letters"
+    fn findings(&self, survey: &Topics) -> Vec<Finding> {
+        let finding = |name: &str| match survey.standing.get(name) {
+            Some(TopicState::Exists(Some(limit))) if *limit < self.terms.max_body + LARGEST_HEADERS => {
+                Finding::Warning(format!(
+                    "the topic {name} takes at most {limit} bytes (max.message.bytes), less than ingress.max_body \
+                     ({}) with key and headers; larger events become dead letters",
+                    self.terms.max_body
+                ))
+            }
+            Some(TopicState::Exists(limit)) => {
+                let made =
+                    if survey.created.iter().any(|created| **created == *name) { "was created" } else { "exists" };
+                let partitions = survey.partitions.get(name);
+                let partitions = partitions.map(|count| format!(", partitions: {count}")).unwrap_or_default();
+                let limit = limit.map(|limit| format!(", at most {limit} bytes")).unwrap_or_default();
+                Finding::Good(format!("the topic {name} {made}{partitions}{limit}"))
+            }
+            Some(TopicState::NotCreated(why) | TopicState::NotYet(why)) => {
+                Finding::Missing(format!("the topic {name} does not exist and cannot be created: {why}"))
+            }
+            Some(TopicState::Deleted) => Finding::Missing(deleted(name)),
+            Some(TopicState::Hidden) => Finding::Warning(format!(
+                "the topic {name} exists, but these credentials may not write to it; its events become dead letters"
+            )),
+            Some(TopicState::Missing) | None => match self.settings.topology {
+                Topology::Declare => Finding::Good(format!("the topic {name} will be created at start")),
+                Topology::Check | Topology::Ignore => Finding::Missing(format!(
+                    "the topic {name} does not exist, or these credentials may not see it"
                 )),
-                Some(TopicState::Missing) | None => match self.settings.topology {
-                    Topology::Declare => Finding::Good(format!("the topic {name} will be created at start")),
-                    Topology::Check | Topology::Ignore => Finding::Missing(format!(
-                        "the topic {name} does not exist, or these credentials may not see it"
-                    )),
-                },
-            });
-        }
-        findings
+            },
+        };
+        self.settings.router.literals().into_iter().map(finding).collect()
     }
 }
 
@@ -175,25 +159,6 @@ fn collisions(names: &[&str], all: &[&str]) -> Vec<Finding> {
     findings
 }
 
-/// The topics that the settings name, as a session begins; any other is asked about when its first message arrives.
-fn topics(survey: &Topics, topology: Topology) -> HashMap<Arc<str>, Topic> {
-    let topics = survey.standing.iter().filter_map(|(name, standing)| {
-        let topic = match standing {
-            TopicState::Exists(limit) => Topic::Open(*limit),
-            TopicState::Hidden => Topic::Open(None),
-            TopicState::Missing if topology == Topology::Check => {
-                let text = format!("the topic {name} does not exist");
-                Topic::Closed(Refusal::wrong(RefusalReason::NoDestination, text))
-            }
-            TopicState::Missing | TopicState::Deleted | TopicState::NotCreated(_) | TopicState::NotYet(_) => {
-                return None;
-            }
-        };
-        Some((name.clone(), topic))
-    });
-    topics.collect()
-}
-
 #[async_trait]
 impl Broker for Kafka {
     fn name(&self) -> &'static str {
@@ -201,40 +166,40 @@ impl Broker for Kafka {
     }
 
     fn location(&self) -> String {
-        self.settings.bootstrap_servers.clone()
+        self.settings.client.servers.clone()
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
         let surveyor = self.surveyor();
         let small = |limit: Option<usize>| limit.filter(|limit| *limit < BATCH_SIZE);
         let mut batch = small(surveyor.smallest_limit());
-        let mut client = self.create(properties::producer(&self.settings, &self.terms, batch)).await?;
+        let mut client = self.create(self.settings.client.producer(&self.terms, batch)).await?;
         let survey = surveyor.survey(&client, &surveyor.literals, Purpose::Connect).await;
         let survey = survey.map_err(|error| self.advise(&error))?;
-        if let Some(obstacle) = self.obstacle(&surveyor, &survey) {
+        if let Some(obstacle) = self.obstacle(&survey) {
             return Err(obstacle);
         }
         if small(surveyor.smallest_limit()) != batch {
             batch = small(surveyor.smallest_limit());
-            client = self.create(properties::producer(&self.settings, &self.terms, batch)).await?;
+            client = self.create(self.settings.client.producer(&self.terms, batch)).await?;
         }
         let findings = match self.settings.topology {
             Topology::Ignore => Vec::new(),
-            Topology::Declare | Topology::Check => self.findings(&surveyor, &survey),
+            Topology::Declare | Topology::Check => self.findings(&survey),
         };
-        let topics = topics(&survey, self.settings.topology);
         let limits = SessionLimits {
             batch_size: batch.unwrap_or(BATCH_SIZE),
-            compressed: properties::compresses(&self.settings),
-            renders: self.settings.has_rendered_topics(),
+            compressed: self.settings.client.compresses(),
+            renders: self.settings.router.has_placeholders(),
             stuck_after: self.stuck_after,
-            most_at_once: match properties::has_own_linger(&self.settings) {
+            most_at_once: match self.settings.client.has_own_linger() {
                 true => 0,
                 false if self.terms.awaited => usize::MAX,
                 false => FEW,
             },
         };
-        let session = KafkaSession::new(client, surveyor, self.headers.clone(), topics, limits);
+        let session =
+            KafkaSession::new(client, self.headers.clone(), SessionTopics::new(surveyor, &survey), limits);
         Ok((Box::new(session), findings))
     }
 
@@ -245,14 +210,14 @@ impl Broker for Kafka {
         let survey = survey.map_err(|error| self.advise(&error))?;
         let mut findings = vec![Finding::Good(format!(
             "Kafka answers at {}, brokers: {}",
-            self.settings.bootstrap_servers, survey.brokers
+            self.settings.client.servers, survey.brokers
         ))];
-        findings.extend(self.findings(&surveyor, &survey));
+        findings.extend(self.findings(&survey));
         let there = survey.partitions.keys().map(String::as_str);
         let names: Vec<&str> = surveyor.literals.iter().map(|name| &**name).collect();
         findings.extend(collisions(&names, &there.chain(names.iter().copied()).collect::<Vec<_>>()));
-        findings.extend(dial::silent(&self.settings.hosts()).await);
-        if self.settings.has_rendered_topics() {
+        findings.extend(dial::silent(&self.settings.client.hosts()).await);
+        if self.settings.router.has_placeholders() {
             let text = match self.settings.topology {
                 Topology::Declare => "topics with placeholders are created when their first event comes",
                 Topology::Check => "topics with placeholders are looked for when their first event comes",

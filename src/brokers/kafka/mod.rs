@@ -1,16 +1,15 @@
 //! Kafka, by an idempotent producer that keeps order and retries by itself; the only user of rdkafka.
 //!
-//! `settings` and `properties` read and check, `client` is one producer with what it reports, `topology` looks for
-//! and creates topics, `record` knows sizes and `times` the times of records, `connect` makes sessions, `session` hands
-//! over and judges by the table in `codes`, `batch` says how much at once, `questions` asks before a topic counts as
-//! missing, `silence` looks why a topic gives no answer.
+//! `settings`, `security` and `properties` read and check, `client` is one producer with what it reports, `topology` looks
+//! for and creates topics, `record` knows sizes and `times` the times of records, `connect` makes sessions, `session` hands
+//! over and judges by the table in `codes`, `batch` says how much at once, `topics` asks before a topic counts as missing,
+//! `silence` looks why a topic gives no answer.
 
 mod batch;
 mod client;
 mod codes;
 mod connect;
 mod properties;
-mod questions;
 mod record;
 mod security;
 mod session;
@@ -19,6 +18,7 @@ mod silence;
 #[cfg(test)]
 mod tests;
 mod times;
+mod topics;
 mod topology;
 
 pub(crate) use connect::Kafka;

@@ -1,36 +1,24 @@
-//! One session: hands messages over, judges what comes back, and asks before it believes that a topic is missing. It
-//! holds no message itself.
+//! One session: hands messages to a producer, judges its reports, and asks the cluster about a topic before it reports
+//! that topic as missing. It holds no message itself.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use rdkafka::error::RDKafkaErrorCode as Code;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::brokers::kafka::batch::{LINGER, TopicBatches};
 use crate::brokers::kafka::client::{Client, DeliveryReport};
 use crate::brokers::kafka::codes::refusal;
-use crate::brokers::kafka::questions::Asked;
 use crate::brokers::kafka::record::Extras;
-use crate::brokers::kafka::silence::Silence;
+use crate::brokers::kafka::silence::{FoundReasons, Silence};
 use crate::brokers::kafka::times::RecordTimes;
-use crate::brokers::kafka::topology::TopicAdmin;
+use crate::brokers::kafka::topics::{SessionTopics, TopicAnswer};
 use crate::brokers::{
-    ConnectError, Headers, Refusal, RefusalReason, Refused, Sent, Sequence, Session, SessionError, Topology,
-    Verdict,
+    ConnectError, Headers, Refusal, RefusalReason, Refused, Sent, Sequence, Session, SessionError, Verdict,
 };
 use crate::event::Message;
-
-/// The state of a topic.
-pub(super) enum Topic {
-    /// It takes messages; its limit, where it is known.
-    Open(Option<usize>),
-    /// It takes none, as far as the cluster has said; it is asked about again.
-    Closed(Refusal),
-}
 
 /// The limits of a session.
 #[derive(Clone, Copy)]
@@ -44,22 +32,15 @@ pub(super) struct SessionLimits {
 
 /// One producer, from connect to close.
 pub(super) struct KafkaSession {
-    pub(super) client: Arc<Client>,
-    pub(super) surveyor: TopicAdmin,
-    pub(super) headers: Headers,
-    pub(super) topics: HashMap<Arc<str>, Topic>,
-    pub(super) limits: SessionLimits,
-    /// Closed topics that are to be asked about.
-    pub(super) questions: Vec<Arc<str>>,
-    pub(super) asking: Option<JoinHandle<Asked>>,
-    pub(super) asked: Option<Instant>,
-    /// A topic was found that had been closed.
-    pub(super) has_changed: bool,
-    pub(super) failure: Option<SessionError>,
+    client: Arc<Client>,
+    headers: Headers,
+    topics: SessionTopics,
+    limits: SessionLimits,
+    failure: Option<SessionError>,
     /// The messages that librdkafka has.
-    pub(super) batches: TopicBatches,
-    pub(super) silence: Silence,
-    pub(super) times: RecordTimes,
+    batches: TopicBatches,
+    silence: Silence,
+    times: RecordTimes,
     /// librdkafka sends at once what it has, and nothing joins.
     is_sending_at_once: bool,
 }
@@ -70,81 +51,28 @@ pub(super) const FEW: usize = 16;
 /// The wait for the rest of a batch's verdicts after the first: one look for several partitions.
 const GATHER: Duration = Duration::from_millis(1);
 
-pub(super) type Verdicts = Vec<(Sequence, Verdict)>;
+type Verdicts = Vec<(Sequence, Verdict)>;
 
 impl KafkaSession {
-    pub(super) fn new(
-        client: Arc<Client>,
-        surveyor: TopicAdmin,
-        headers: Headers,
-        topics: HashMap<Arc<str>, Topic>,
-        limits: SessionLimits,
-    ) -> Self {
-        let (questions, asking, asked, has_changed, failure) = (Vec::new(), None, None, false, None);
+    pub(super) fn new(client: Arc<Client>, headers: Headers, topics: SessionTopics, limits: SessionLimits) -> Self {
         Self {
             client,
-            surveyor,
             headers,
             topics,
             limits,
-            questions,
-            asking,
-            asked,
-            has_changed,
-            failure,
+            failure: None,
             batches: TopicBatches::default(),
-            silence: Silence::default(),
+            silence: Silence::new(limits.stuck_after),
             times: RecordTimes::default(),
             is_sending_at_once: false,
         }
     }
 
-    /// The reason why nothing is sent to this topic now; a new one is asked about first.
-    fn closed(&mut self, name: &Arc<str>) -> Option<Refusal> {
-        let refusal = match self.topics.get(name) {
-            Some(Topic::Open(_)) => return None,
-            Some(Topic::Closed(_)) | None if self.surveyor.topology == Topology::Ignore => {
-                self.topics.insert(name.clone(), Topic::Open(None));
-                return None;
-            }
-            Some(Topic::Closed(refusal)) => refusal.clone(),
-            None => Refusal::unable(format!("the topic {name} is looked for")),
-        };
-        self.close_topic(name.clone(), refusal.clone());
-        self.ask_about(name);
-        Some(refusal)
-    }
-
-    pub(super) fn ask_about(&mut self, name: &Arc<str>) {
-        if !self.questions.contains(name) {
-            self.questions.push(name.clone());
-        }
-    }
-
-    /// The client knows no such topic, and a broker that has just started may not either: the cluster is asked.
-    fn unknown(&mut self, name: Arc<str>, code: Code) -> Refusal {
-        if self.surveyor.topology == Topology::Ignore {
-            return Refusal::wrong(
-                RefusalReason::NoDestination,
-                format!("the topic {name} does not exist: {code}"),
-            );
-        }
-        let refusal = Refusal::unable(format!("topic {name}: {code}; it is looked for"));
-        self.ask_about(&name);
-        self.close_topic(name, refusal.clone());
-        refusal
-    }
-
-    /// The refusal of a record of this size by its topic; known only of an uncompressed size.
-    fn too_large(&self, name: &str, size: usize) -> Option<Refusal> {
-        match self.topics.get(name) {
-            Some(Topic::Open(Some(limit))) if !self.limits.compressed && size > *limit => {
-                let text =
-                    format!("{size} bytes as a record, more than the {limit} of topic {name} (max.message.bytes)");
-                Some(Refusal::event(RefusalReason::TooLarge, text))
-            }
-            _ => None,
-        }
+    /// Notes what the looks at the cluster have found.
+    fn note(&mut self, answer: Option<TopicAnswer>, found: Option<FoundReasons>) {
+        let lost = answer.and_then(|answer| self.topics.answered(answer, self.limits.batch_size));
+        let stuck = found.and_then(|found| self.silence.found(&found, &self.batches));
+        self.failure = self.failure.take().or(lost).or(stuck);
     }
 
     /// The meaning of librdkafka's own refusal to take a message.
@@ -154,7 +82,7 @@ impl KafkaSession {
         }
         match code {
             Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => {
-                Sent::Refused(self.unknown(topic.clone(), code))
+                Sent::Refused(self.topics.unknown(topic.clone(), code))
             }
             Code::QueueFull => Sent::RetryLater("the queue of the client library is full".to_owned()),
             code => Sent::Refused(refusal(code, topic)),
@@ -178,7 +106,7 @@ impl KafkaSession {
         let refusal = match code {
             Code::PurgeQueue | Code::PurgeInflight => return,
             Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => {
-                self.unknown(topic.into(), code)
+                self.topics.unknown(topic.into(), code)
             }
             Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => match self.refuse_large(&topic, size) {
                 Ok(refusal) => refusal,
@@ -203,19 +131,11 @@ impl KafkaSession {
         into.push((sequence, Verdict::Refused(refusal)));
     }
 
-    /// Whether a topic takes more before a verdict comes.
-    fn takes_topic(&self, name: &str) -> bool {
-        self.batches.takes(name)
-    }
-
     /// The broker refuses whole batches: a message is to blame only if it was alone in its batch.
     fn refuse_large(&self, topic: &str, size: usize) -> Result<Refusal, SessionError> {
         let text = format!("{size} bytes as a record, too large for the topic {topic}");
         let refusal = Refusal::event(RefusalReason::TooLarge, text);
-        let limit = match self.topics.get(topic) {
-            Some(Topic::Open(limit)) => *limit,
-            _ => None,
-        };
+        let limit = self.topics.known_limit(topic);
         if size > limit.unwrap_or(usize::MAX).min(self.limits.batch_size) {
             return Ok(refusal);
         }
@@ -230,13 +150,18 @@ impl Session for KafkaSession {
             return Sent::Lost(failure.clone());
         }
         let name = &message.address;
-        if let Some(refusal) = self.closed(name) {
-            return Sent::Refused(refusal);
-        }
+        let limit = match self.topics.limit(name) {
+            Ok(limit) => limit,
+            Err(refusal) => return Sent::Refused(refusal),
+        };
         let mut extras = Extras::new(&self.headers, message);
         extras.timestamp = self.times.of(sequence, name, extras.timestamp);
-        if let Some(refusal) = self.too_large(name, extras.size) {
-            return Sent::Refused(refusal);
+        // The broker's size is known only of an uncompressed record.
+        if let Some(limit) = limit.filter(|limit| !self.limits.compressed && extras.size > *limit) {
+            let size = extras.size;
+            let text =
+                format!("{size} bytes as a record, more than the {limit} of topic {name} (max.message.bytes)");
+            return Sent::Refused(Refusal::event(RefusalReason::TooLarge, text));
         }
         let number = self.batches.number(name);
         let sent = self.client.send((sequence, number), name, &message.key, &message.event.body, &mut extras);
@@ -252,11 +177,11 @@ impl Session for KafkaSession {
         if self.is_sending_at_once {
             return false;
         }
-        self.limits.renders || self.surveyor.literals.iter().any(|name| self.takes_topic(name))
+        self.limits.renders || self.topics.admin.literals.iter().any(|name| self.batches.takes(name))
     }
 
     fn takes(&self, message: &Message) -> bool {
-        self.takes_topic(&message.address)
+        self.batches.takes(&message.address)
     }
 
     fn reason(&self, address: &str) -> Option<String> {
@@ -274,7 +199,7 @@ impl Session for KafkaSession {
     }
 
     fn has_changed(&mut self) -> bool {
-        std::mem::take(&mut self.has_changed)
+        std::mem::take(&mut self.topics.has_changed)
     }
 
     async fn verdicts(&mut self, into: &mut Verdicts) -> Result<(), SessionError> {
@@ -282,18 +207,16 @@ impl Session for KafkaSession {
         let client = self.client.clone();
         let reports = client.reports();
         loop {
-            // Before anything is taken: dropped here, this future has lost nothing.
-            if self.asking.as_ref().is_some_and(JoinHandle::is_finished) {
-                self.hear().await;
-            }
-            let looks = self.look_at_silence().await;
+            let (answer, found) = (self.topics.look.found_now(), self.silence.look.found_now());
+            self.note(answer, found);
             for (sequence, number, outcome) in reports.take() {
                 let is_alone = self.batches.answered(number);
                 self.judge(sequence, outcome, is_alone, into);
             }
-            let due = [self.ask(), looks].into_iter().flatten().min();
+            let looks = self.silence.ask(&self.batches, &self.topics.admin);
+            let due = [self.topics.ask(&self.client), looks].into_iter().flatten().min();
             let takes_more = std::mem::replace(&mut self.is_sending_at_once, reports.is_sending_at_once());
-            if into.len() > before || self.has_changed || (takes_more && !self.is_sending_at_once) {
+            if into.len() > before || self.topics.has_changed || (takes_more && !self.is_sending_at_once) {
                 return Ok(());
             }
             if self.client.fatal_reported() && self.failure.is_none() {
@@ -308,7 +231,8 @@ impl Session for KafkaSession {
                         tokio::time::sleep(GATHER).await;
                     }
                 }
-                () = self.hear() => {}
+                answer = self.topics.look.found() => self.note(Some(answer), None),
+                found = self.silence.look.found() => self.note(None, Some(found)),
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
             }
         }
@@ -319,9 +243,6 @@ impl Session for KafkaSession {
     }
 
     async fn close(mut self: Box<Self>, patience: Duration, into: &mut Verdicts) {
-        if let Some(asking) = self.asking.take() {
-            asking.abort();
-        }
         let client = self.client.clone();
         // A panic in there leaves everything unsettled, which is what the caller assumes.
         let _ = tokio::task::spawn_blocking(move || client.finish(patience)).await;

@@ -1,24 +1,18 @@
 //! The settings of `[broker.kafka]`: read, and checked as far as that goes without a broker.
 
-use std::sync::Arc;
-
-use crate::brokers::kafka::properties;
-use crate::brokers::kafka::security::Security;
+use crate::brokers::kafka::properties::ClientSettings;
 use crate::brokers::template::TemplateKind;
 use crate::brokers::{Encoding, HeaderStyle, Headers, Router, TemplateNames, Topology};
-use crate::settings::{Secret, Section};
+use crate::settings::Section;
 
 /// The settings of `[broker.kafka]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    pub(super) bootstrap_servers: String,
+    pub(super) client: ClientSettings,
     pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
     pub(super) partitions: i32,
     pub(super) replication_factor: i32,
-    pub(super) security: Security,
-    /// Other librdkafka properties, of the table and of the file; the values count as secrets.
-    pub(super) properties: Vec<(String, Secret)>,
 }
 
 const SHAPE: TemplateNames = TemplateNames {
@@ -28,81 +22,23 @@ const SHAPE: TemplateNames = TemplateNames {
     key_legal: |_| Ok(()),
 };
 
-const TOPOLOGIES: [(&str, Topology); 3] =
-    [("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)];
-
 impl Settings {
     /// Reads `[broker.kafka]`.
     pub(crate) fn read(section: &mut Section<'_>) -> Self {
-        let bootstrap_servers = section.text("bootstrap_servers");
-        if let Err(text) = legal_servers(&bootstrap_servers) {
-            section.problem("bootstrap_servers", text);
-        }
-        let mut settings = Self {
-            bootstrap_servers,
+        Self {
+            client: ClientSettings::read(section),
             router: Router::read(section, SHAPE),
-            topology: section.choice("topology", &TOPOLOGIES),
+            topology: Topology::read(section),
             partitions: positive_or_default(section, "partitions", i64::from(i32::MAX)),
             // Kafka's protocol has 16 bits for it.
             replication_factor: positive_or_default(section, "replication_factor", i64::from(i16::MAX)),
-            security: Security::read(section),
-            properties: section.free("properties"),
-        };
-        let from_file = file_of_properties(section);
-        for name in from_file.iter().map(|(name, _)| name) {
-            if settings.properties.iter().any(|(other, _)| other == name) {
-                section.problem("properties_file", format_args!("{name} is among `properties` too; keep one"));
-            }
         }
-        settings.properties.extend(from_file);
-        for (key, problem) in properties::problems(&settings) {
-            section.problem(&key, problem);
-        }
-        settings
     }
 
     /// The names of its headers.
     pub(crate) fn headers(style: HeaderStyle) -> Headers {
         Headers::new(style, "ce_", "content-type", Encoding::Plain)
     }
-
-    /// Host and port of each server.
-    pub(super) fn hosts(&self) -> Vec<(String, u16)> {
-        let parts = self.bootstrap_servers.split(',').filter_map(|server| server.trim().rsplit_once(':'));
-        let host = |name: &str| name.trim_start_matches('[').trim_end_matches(']').to_owned();
-        parts.filter_map(|(name, port)| Some((host(name), port.parse().ok()?))).collect()
-    }
-
-    /// The topic of everything that no route takes.
-    pub(super) fn main_topic(&self) -> Option<&str> {
-        self.router.main().address().literal()
-    }
-
-    /// The topics that are named without a placeholder, the main one first, each once.
-    pub(super) fn literal_topics(&self) -> Vec<Arc<str>> {
-        self.router.literals().into_iter().map(Arc::from).collect()
-    }
-
-    /// Whether a topic is known only when its first event comes.
-    pub(super) fn has_rendered_topics(&self) -> bool {
-        self.router.routes().iter().any(|route| route.address().literal().is_none())
-    }
-}
-
-/// The lines `name=value` of a file, as other clients of librdkafka read it; `#` begins a comment.
-fn file_of_properties(section: &mut Section<'_>) -> Vec<(String, Secret)> {
-    let Some(text) = section.secret_in_file("properties_file") else { return Vec::new() };
-    let mut properties: Vec<(String, Secret)> = Vec::new();
-    for (number, line) in text.reveal().lines().map(str::trim).enumerate() {
-        if line.is_empty() || line.starts_with('#') {
-            continue;
-        }
-        match line.split_once('=') {
-            Some((name, value)) => properties.push((name.trim_end().to_owned(), Secret::new(value.trim_start()))),
-            None => section.problem("properties_file", format_args!("line {} is not `name=value`", number + 1)),
-        }
-    }
-    properties
 }
 
 fn positive_or_default(section: &mut Section<'_>, key: &str, most: i64) -> i32 {
@@ -111,22 +47,6 @@ fn positive_or_default(section: &mut Section<'_>, key: &str, most: i64) -> i32 {
         section.problem(key, "expected -1 (the cluster's default) or a number from 1, found 0");
     }
     i32::try_from(number).unwrap_or(-1)
-}
-
-fn legal_servers(servers: &str) -> Result<(), String> {
-    if servers.trim().is_empty() {
-        return Err("empty; name at least one broker as host:port".to_owned());
-    }
-    for server in servers.split(',').map(str::trim) {
-        let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
-        if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
-            return Err(format!("{server:?} is not host:port; several are written \"a:9092,b:9092\""));
-        }
-        if server.contains("://") || server.contains('@') {
-            return Err("expected host:port without a scheme or a user".to_owned());
-        }
-    }
-    Ok(())
 }
 
 /// Kafka's rule: `Topic.validate` in its clients.
@@ -156,7 +76,7 @@ mod tests {
     fn takes_the_defaults_and_a_full_example() {
         let (settings, problems) = testing::read(&["broker", "kafka"], "", Settings::read);
         assert!(problems.errors.is_empty() && problems.warnings.is_empty(), "{problems:?}");
-        assert_eq!(settings.main_topic(), Some("plextrac-events"));
+        assert_eq!(settings.router.main().address().literal(), Some("plextrac-events"));
         let toml = "
             bootstrap_servers = \"a:9092, [::1]:9093\"
             topic = \"p.{event}\"
@@ -174,9 +94,9 @@ mod tests {
             topic = \"reports\"";
         let (settings, problems) = testing::read(&["broker", "kafka"], toml, Settings::read);
         assert!(problems.errors.is_empty(), "{problems:?}");
-        assert_eq!(settings.main_topic(), None);
-        assert_eq!(settings.literal_topics(), ["reports".into()]);
-        assert!(settings.has_rendered_topics());
+        assert_eq!(settings.router.main().address().literal(), None);
+        assert_eq!(settings.router.literals(), ["reports"]);
+        assert!(settings.router.has_placeholders());
         assert!(!format!("{settings:?}").contains("hunter2") && !format!("{settings:?}").contains("zstd"));
     }
 
@@ -248,7 +168,7 @@ mod tests {
         let (settings, problems) = testing::read(&["broker", "kafka"], &toml, Settings::read);
         assert!(problems.errors.is_empty(), "{problems:?}");
         let pairs: Vec<_> =
-            settings.properties.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
+            settings.client.properties.iter().map(|(name, value)| (name.as_str(), value.reveal())).collect();
         assert_eq!(pairs, [("linger.ms", "7"), ("client.rack", "a=b")]);
         std::fs::write(file.path(), "secret-value\nacks=1\nlinger.ms=secret-value").unwrap();
         assert_eq!(
@@ -267,10 +187,11 @@ mod tests {
     #[test]
     fn asks_for_certificate_and_key_together() {
         let file = tempfile::NamedTempFile::new().unwrap();
-        let toml = format!("security_protocol = \"ssl\"\ncertificate_file = {:?}", file.path());
-        let errors = errors(&toml);
-        assert_eq!(errors[0], "`key_file`: empty, but certificate_file is given; they go together");
-        assert!(errors[1].starts_with("`certificate_file`: librdkafka refuses the settings: "), "{errors:?}");
+        let toml = format!("security_protocol = \"ssl\"\ncertificate_file = {:?}\n", file.path());
+        assert_eq!(errors(&toml), ["`certificate_file`: given without `key_file`"]);
+        let errors = errors(&format!("{toml}key_file = {:?}", file.path()));
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with("`certificate_file`: librdkafka refuses the settings: "), "{errors:?}");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use crate::brokers::kafka::client::{Client, Quiet, give_token};
 use crate::brokers::oauth::Tokens;
-use crate::brokers::{ConnectError, ErrorKind, Topology};
+use crate::brokers::{ConnectError, ErrorKind, Refusal, RefusalReason, Topology};
 
 /// A broker that is there answers within milliseconds; over a slow line, with TLS, within one or two seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -46,6 +46,24 @@ pub(super) enum TopicState {
     Hidden,
 }
 
+impl TopicState {
+    /// The limit of a topic that takes messages, where it is known, or why it takes none.
+    pub(super) fn limit(&self, name: &str) -> Result<Option<usize>, Refusal> {
+        let missing = |why: &str| format!("the topic {name} does not exist{why}");
+        let wrong = |why: &str| Err(Refusal::wrong(RefusalReason::NoDestination, missing(why)));
+        match self {
+            Self::Exists(limit) => Ok(*limit),
+            Self::Hidden => Ok(None),
+            Self::Deleted => Err(Refusal::unable(deleted(name))),
+            Self::NotYet(why) => {
+                Err(Refusal::unable(missing(&format!(" and cannot be created at the moment: {why}"))))
+            }
+            Self::NotCreated(why) => wrong(&format!(" and cannot be created: {why}")),
+            Self::Missing => wrong(""),
+        }
+    }
+}
+
 /// The answer to a survey.
 #[derive(Debug)]
 pub(super) struct Topics {
@@ -55,12 +73,6 @@ pub(super) struct Topics {
     pub(super) created: Vec<Arc<str>>,
     /// The main topic is not there.
     pub(super) gone: Option<Arc<str>>,
-}
-
-impl Topics {
-    fn has(&self, name: &Arc<str>) -> bool {
-        matches!(self.standing.get(name), Some(TopicState::Exists(_)))
-    }
 }
 
 /// The permissions of a survey.
@@ -85,15 +97,6 @@ pub(super) struct SeenTopic {
 
 /// Topics that were seen to exist; lives as long as the broker.
 pub(super) type SeenTopics = Arc<Mutex<HashMap<Arc<str>, SeenTopic>>>;
-
-/// Whether a topic can answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum TopicHealth {
-    /// Nothing is known to be wrong.
-    Good,
-    /// It cannot, and this is why.
-    Unable(String),
-}
 
 /// The text about a topic that was deleted.
 pub(super) fn deleted(name: &str) -> String {
@@ -131,35 +134,32 @@ impl TopicAdmin {
         purpose: Purpose,
     ) -> Result<Topics, ConnectError> {
         let (brokers, partitions) = list(client).await?;
-        let gone = self.gone(&partitions);
+        let gone = self.main.clone().filter(|name| !partitions.contains_key(&**name));
         let mut survey = Topics { brokers, partitions, standing: HashMap::new(), created: Vec::new(), gone };
-        for name in names {
-            let exists = survey.partitions.contains_key(&**name);
-            let standing = if exists { TopicState::Exists(None) } else { TopicState::Missing };
-            survey.standing.insert(name.clone(), standing);
-        }
         if survey.gone.is_some() && purpose == Purpose::Question {
             return Ok(survey);
         }
         let creates = self.topology == Topology::Declare && purpose != Purpose::Look;
-        let mut missing: Vec<Arc<str>> = names.iter().filter(|name| !survey.has(name)).cloned().collect();
-        if creates {
-            missing.retain(|name| {
-                let is_awaited = self.is_awaited(name);
-                if is_awaited {
-                    survey.standing.insert(name.clone(), TopicState::Deleted);
-                }
-                !is_awaited
-            });
+        let (mut existing, mut missing) = (Vec::new(), Vec::new());
+        for name in names {
+            let state = if survey.partitions.contains_key(&**name) {
+                existing.push(name.clone());
+                TopicState::Exists(None)
+            } else if creates && self.is_awaited(name) {
+                TopicState::Deleted
+            } else {
+                missing.push(name.clone());
+                TopicState::Missing
+            };
+            survey.standing.insert(name.clone(), state);
         }
-        let nothing_to_do = missing.len() == names.len() && !creates;
-        if names.is_empty() || nothing_to_do {
+        if existing.is_empty() && (missing.is_empty() || !creates) {
             return Ok(survey);
         }
         let admin = ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await?;
         if creates && !missing.is_empty() {
             for (name, outcome) in admin.create(self, &missing).await? {
-                let standing = match outcome {
+                let state = match outcome {
                     Ok(()) => {
                         survey.created.push(name.clone());
                         TopicState::Exists(None)
@@ -167,17 +167,19 @@ impl TopicAdmin {
                     Err(RDKafkaErrorCode::TopicAlreadyExists) => {
                         // Another client was faster, or it was there and we may not see it.
                         survey.partitions = list(client).await?.1;
-                        let seen = survey.partitions.contains_key(&*name);
-                        if seen { TopicState::Exists(None) } else { TopicState::Hidden }
+                        let is_seen = survey.partitions.contains_key(&*name);
+                        if is_seen { TopicState::Exists(None) } else { TopicState::Hidden }
                     }
                     Err(code) if is_final(code) => TopicState::NotCreated(code.to_string()),
                     Err(code) => TopicState::NotYet(code.to_string()),
                 };
-                survey.standing.insert(name, standing);
+                if state == TopicState::Exists(None) {
+                    existing.push(name.clone());
+                }
+                survey.standing.insert(name, state);
             }
         }
-        let existing: Vec<Arc<str>> = names.iter().filter(|name| survey.has(name)).cloned().collect();
-        let limits = admin.limits(&existing).await;
+        let limits = admin.numbers(&existing, "max.message.bytes").await;
         let mut seen = self.seen.lock();
         for name in existing {
             let limit = limits.get(&*name).copied();
@@ -195,8 +197,8 @@ impl TopicAdmin {
         seen.missing.get_or_insert_with(Instant::now).elapsed() < RETURNS
     }
 
-    /// Looks with a client of its own why these topics give no answer.
-    pub(super) async fn look(&self, names: &[Arc<str>]) -> Result<HashMap<Arc<str>, TopicHealth>, ConnectError> {
+    /// Looks with a client of its own why these topics give no answer; none for one that has all it needs.
+    pub(super) async fn look(&self, names: &[Arc<str>]) -> Result<HashMap<Arc<str>, Option<String>>, ConnectError> {
         let admin = Arc::new(ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await?);
         let asking = admin.clone();
         let ask = tokio::task::spawn_blocking(move || asking.client().inner().fetch_metadata(None, PATIENCE));
@@ -209,19 +211,12 @@ impl TopicAdmin {
         let health = names.iter().map(|name| {
             let topic = metadata.topics().iter().find(|topic| *topic.name() == **name);
             let partitions = topic.map_or(&[][..], |topic| topic.partitions());
-            let why = if partitions.is_empty() {
-                Some("the topic does not exist".to_owned())
-            } else {
-                partitions.iter().find_map(|partition| unable(partition, needed.get(&**name).copied()))
-            };
-            (name.clone(), why.map_or(TopicHealth::Good, TopicHealth::Unable))
+            let needed = needed.get(&**name).copied();
+            let why = partitions.iter().find_map(|partition| unable(partition, needed));
+            let missing = || partitions.is_empty().then(|| "the topic does not exist".to_owned());
+            (name.clone(), why.or_else(missing))
         });
         Ok(health.collect())
-    }
-
-    /// The main topic, if it is missing.
-    fn gone(&self, there: &HashMap<String, usize>) -> Option<Arc<str>> {
-        self.main.clone().filter(|name| !there.contains_key(&**name))
     }
 }
 
@@ -314,11 +309,6 @@ impl ClosingAdmin {
             Err((name, code)) => (name.into(), Err(code)),
         });
         Ok(results.collect())
-    }
-
-    /// `max.message.bytes` of topics.
-    async fn limits(&self, names: &[Arc<str>]) -> HashMap<String, usize> {
-        self.numbers(names, "max.message.bytes").await
     }
 
     /// A setting of topics; of those we may not ask about there is none.

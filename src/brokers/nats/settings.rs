@@ -2,7 +2,6 @@
 //!
 //! Length: half of it are its tests.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use percent_encoding::percent_decode_str;
@@ -12,6 +11,7 @@ use url::Url;
 use super::login::{Login, login};
 use super::subjects;
 use crate::brokers::template::{Template, TemplateKind};
+use crate::brokers::tls::TlsFiles;
 use crate::brokers::{Encoding, HeaderStyle, Headers, Route, Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
 
@@ -27,7 +27,7 @@ pub(crate) struct Settings {
     /// Without user and password; `nats` or `tls`, with a host.
     pub(super) servers: Vec<Url>,
     pub(super) login: Login,
-    pub(super) tls: NatsTls,
+    pub(super) tls: TlsFiles,
     /// TLS before the server's first word, for servers that wait for it.
     pub(super) tls_first: bool,
     pub(in crate::brokers) router: Router,
@@ -52,14 +52,6 @@ pub(super) struct StreamPlan {
     pub(super) subjects: Vec<String>,
 }
 
-/// The files of TLS.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct NatsTls {
-    pub(super) ca: Option<PathBuf>,
-    /// Certificate and key.
-    pub(super) client: Option<(PathBuf, PathBuf)>,
-}
-
 /// The stream takes the place of a key: one of several can refuse what another one takes.
 const SHAPE: TemplateNames = TemplateNames {
     address: "subject",
@@ -80,14 +72,11 @@ impl Settings {
     pub(crate) fn read(section: &mut Section<'_>) -> Self {
         let (servers, found) = servers(section);
         let login = login(section, found);
-        let tls = tls(section);
+        let tls = TlsFiles::read(section);
         let tls_first = section.flag("tls_first");
         let (api, inbox_prefix) = (api(section), inbox_prefix(section));
         let router = Router::read(section, SHAPE);
-        let topology = section.choice(
-            "topology",
-            &[("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)],
-        );
+        let topology = Topology::read(section);
         let streams = streams(section, &router, topology);
         let stream_replicas = section.integer("stream_replicas", 1, 5);
         let duplicate_window = section.duration("duplicate_window");
@@ -208,22 +197,6 @@ fn inbox_prefix(section: &mut Section<'_>) -> String {
         section.problem("inbox_prefix", wrong);
     }
     prefix
-}
-
-fn tls(section: &mut Section<'_>) -> NatsTls {
-    let ca = section.readable_file("ca_file");
-    let certificate = section.readable_file("certificate_file");
-    let key = section.readable_file("key_file");
-    if let Some(path) = &key {
-        section.warn_if_world_readable("key_file", path);
-    }
-    let given = |section: &mut Section<'_>, name| section.path(name).is_some();
-    match (given(section, "certificate_file"), given(section, "key_file")) {
-        (true, false) => section.problem("certificate_file", "given without `key_file`"),
-        (false, true) => section.problem("key_file", "given without `certificate_file`"),
-        _ => {}
-    }
-    NatsTls { ca, client: certificate.zip(key) }
 }
 
 /// The streams of the routes, each with the subjects that it is given: those of the settings for the main one, else those

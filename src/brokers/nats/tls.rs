@@ -1,16 +1,14 @@
 //! TLS to one address of a name: what is trusted, and a certificate that is checked for the name.
 
-use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
 
-use super::settings::NatsTls;
+use crate::brokers::tls::TlsFiles;
 
 /// Checks as rustls does by itself, but for this name whatever the connection was opened to.
 #[derive(Debug)]
@@ -55,12 +53,10 @@ impl ServerCertVerifier for Named {
 }
 
 /// The configuration of a client of the host of this name.
-pub(super) fn config(tls: &NatsTls, name: &str) -> Result<ClientConfig, String> {
+pub(super) fn config(tls: &TlsFiles, name: &str) -> Result<ClientConfig, String> {
     let mut roots = RootCertStore::empty();
-    match &tls.ca {
-        Some(path) => roots.add_parsable_certificates(certificates("ca_file", path)?),
-        None => roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs),
-    };
+    let authorities = tls.authorities()?;
+    roots.add_parsable_certificates(authorities.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs));
     let name = ServerName::try_from(name.to_owned()).map_err(|error| format!("{name}: {error}"))?;
     let provider = Arc::new(ring::default_provider());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
@@ -71,19 +67,10 @@ pub(super) fn config(tls: &NatsTls, name: &str) -> Result<ClientConfig, String> 
         .map_err(|error| error.to_string())?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Named { verifier, name }));
-    match &tls.client {
+    match tls.identity()? {
         None => Ok(builder.with_no_client_auth()),
-        Some((certificate, key)) => {
-            let chain = certificates("certificate_file", certificate)?;
-            let key = PrivateKeyDer::from_pem_file(key)
-                .map_err(|error| format!("`key_file`: no PEM key in {}: {error}", key.display()))?;
+        Some((chain, key)) => {
             builder.with_client_auth_cert(chain, key).map_err(|error| format!("`certificate_file`: {error}"))
         }
     }
-}
-
-fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect)
-        .map_err(|error| format!("`{key}`: cannot read {}: {error}", path.display()))
 }

@@ -1,11 +1,30 @@
-//! Judges the end of a channel: its subject, and what is remembered of it.
+//! Judges the end of a channel by a table of AMQP's reply codes: its subject, and what is remembered of it.
 
 use std::time::Instant;
 
 use crate::brokers::rabbitmq::connection::describe;
-use crate::brokers::rabbitmq::memory::{ExchangeDoubt, ExchangeMemory};
-use crate::brokers::rabbitmq::reply_codes::kind;
+use crate::brokers::rabbitmq::memory::ExchangeMemory;
 use crate::brokers::{Refusal, RefusalReason, Refused, SessionError};
+
+/// Returns the kind of a reply code. One that is not known refuses no event.
+fn kind(code: u16) -> Refused {
+    match code {
+        // content-too-large
+        311 => Refused::Event(RefusalReason::TooLarge),
+        // precondition-failed: to a publish it is RabbitMQ's answer to a body above its limit, or to a property that it
+        // does not take.
+        406 => Refused::Event(RefusalReason::Other),
+        // no-route, access-refused, not-found
+        312 => Refused::AddressWrong(RefusalReason::Unroutable),
+        403 => Refused::AddressWrong(RefusalReason::NotAuthorised),
+        404 => Refused::AddressWrong(RefusalReason::NoDestination),
+        // no-consumers, resource-locked
+        313 | 405 => Refused::AddressUnable,
+        // connection-forced, invalid-path, frame-error, syntax-error, command-invalid, channel-error, unexpected-frame,
+        // resource-error, not-allowed, not-implemented, internal-error: 320, 402, 501-506, 530, 540, 541.
+        _ => Refused::Broker,
+    }
+}
 
 /// The subject of the error that ended a channel. What it says of an exchange, a routing key or the largest size is
 /// remembered.
@@ -27,9 +46,7 @@ pub(super) fn refusal(error: &lapin::Error, memory: &mut ExchangeMemory) -> Refu
         }
         Refused::AddressWrong(reason) => {
             if let Some((exchange, key)) = place(&text) {
-                let is_missing = reason == RefusalReason::NoDestination;
-                let doubt = if is_missing { ExchangeDoubt::Missing } else { ExchangeDoubt::Forbidden };
-                memory.doubt(exchange, key, doubt);
+                memory.doubt(exchange, key, reason);
             }
         }
         Refused::AddressUnable | Refused::Broker => {}
@@ -72,7 +89,6 @@ mod tests {
 
     use super::*;
     use crate::brokers::Cause;
-    use crate::brokers::rabbitmq::memory::ExchangeDecision;
 
     fn error(code: u16, text: &str) -> lapin::Error {
         lapin::ErrorKind::ProtocolError(AMQPError::from_id(code, text.into()).unwrap()).into()
@@ -111,7 +127,7 @@ mod tests {
         let mut memory = ExchangeMemory::default();
         let loss = judge(&error(406, text), &mut memory);
         assert_eq!(loss.suspect, Cause::Message(Refusal::event(RefusalReason::TooLarge, text)));
-        let is_refused = |size| memory.decide("x", "k", size, Instant::now()) != ExchangeDecision::Open;
+        let is_refused = |size| memory.too_large(size, Instant::now()).is_some();
         assert!(!is_refused(512) && is_refused(513));
     }
 
@@ -120,6 +136,43 @@ mod tests {
         for code in [320, 405, 501, 502, 503, 504, 505, 506, 530, 540, 541] {
             let loss = judge(&error(code, "no more of this"), &mut ExchangeMemory::default());
             assert_eq!(loss, SessionError::lost("no more of this"), "{code}");
+        }
+    }
+
+    /// Every constant of the specification.
+    const CODES: [(u16, &str, Refused); 19] = [
+        (311, "content-too-large", Refused::Event(RefusalReason::TooLarge)),
+        (312, "no-route", Refused::AddressWrong(RefusalReason::Unroutable)),
+        (313, "no-consumers", Refused::AddressUnable),
+        (320, "connection-forced", Refused::Broker),
+        (402, "invalid-path", Refused::Broker),
+        (403, "access-refused", Refused::AddressWrong(RefusalReason::NotAuthorised)),
+        (404, "not-found", Refused::AddressWrong(RefusalReason::NoDestination)),
+        (405, "resource-locked", Refused::AddressUnable),
+        (406, "precondition-failed", Refused::Event(RefusalReason::Other)),
+        (501, "frame-error", Refused::Broker),
+        (502, "syntax-error", Refused::Broker),
+        (503, "command-invalid", Refused::Broker),
+        (504, "channel-error", Refused::Broker),
+        (505, "unexpected-frame", Refused::Broker),
+        (506, "resource-error", Refused::Broker),
+        (530, "not-allowed", Refused::Broker),
+        (540, "not-implemented", Refused::Broker),
+        (541, "internal-error", Refused::Broker),
+        (200, "reply-success", Refused::Broker),
+    ];
+
+    #[test]
+    fn knows_every_reply_code_of_the_specification() {
+        for (code, name, expected) in CODES {
+            assert_eq!(kind(code), expected, "{code} {name}");
+        }
+    }
+
+    #[test]
+    fn refuses_no_event_for_a_code_that_is_not_known() {
+        for code in (0..=u16::MAX).filter(|code| !CODES.iter().any(|(known, ..)| known == code)) {
+            assert_eq!(kind(code), Refused::Broker, "{code}");
         }
     }
 }

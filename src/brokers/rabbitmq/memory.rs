@@ -2,7 +2,10 @@
 //! broker has named.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::brokers::{Refusal, RefusalReason};
 
@@ -12,41 +15,25 @@ const REMEMBERED: Duration = Duration::from_secs(5);
 /// The exchanges remembered; one forgotten costs another channel.
 const MOST: usize = 1024;
 
-/// The reason to try an exchange with one message, on a channel of its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ExchangeDoubt {
-    /// It did not exist.
-    Missing,
-    /// These credentials may not publish to it, or not with this routing key.
-    Forbidden,
-}
-
-/// The decision about a message.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum ExchangeDecision {
-    Open,
-    /// It is sent on a channel of its own, which may end.
-    Try,
-    Refuse(Refusal),
-}
+/// The memory of a broker, which outlives its sessions.
+pub(super) type SharedMemory = Arc<Mutex<ExchangeMemory>>;
 
 /// The memory of all exchanges of a broker.
 #[derive(Debug, Default)]
 pub(super) struct ExchangeMemory {
-    /// By exchange, with the routing key where the doubt is about that only.
-    doubts: HashMap<(Box<str>, Option<Box<str>>), ExchangeDoubt>,
+    /// The reasons to send to an exchange one message at a time, each on a channel of its own: missing, or these
+    /// credentials may not publish to it. By exchange, with the routing key where the doubt is about that only.
+    doubts: HashMap<(Box<str>, Option<Box<str>>), RefusalReason>,
     /// RabbitMQ's `max_message_size`, known only once it has refused a message, and when that was.
     largest: Option<(usize, Instant)>,
 }
 
 impl ExchangeMemory {
-    pub(super) fn decide(&self, exchange: &str, key: &str, size: usize, now: Instant) -> ExchangeDecision {
-        let limit = self.largest.filter(|(largest, since)| size > *largest && now < *since + REMEMBERED);
-        if let Some((largest, _)) = limit {
-            let text = format!("the body is {size} bytes, more than the broker's max_message_size of {largest}");
-            return ExchangeDecision::Refuse(Refusal::event(RefusalReason::TooLarge, text));
-        }
-        if self.is_doubted(exchange, key) { ExchangeDecision::Try } else { ExchangeDecision::Open }
+    /// The refusal of a body that is larger than the broker has said a moment ago that it takes.
+    pub(super) fn too_large(&self, size: usize, now: Instant) -> Option<Refusal> {
+        let (largest, _) = self.largest.filter(|(largest, since)| size > *largest && now < *since + REMEMBERED)?;
+        let text = format!("the body is {size} bytes, more than the broker's max_message_size of {largest}");
+        Some(Refusal::event(RefusalReason::TooLarge, text))
     }
 
     /// Whether messages of this exchange and key are sent alone.
@@ -56,20 +43,20 @@ impl ExchangeMemory {
     }
 
     pub(super) fn is_missing(&self, exchange: &str) -> bool {
-        self.doubts.get(&(exchange.into(), None)) == Some(&ExchangeDoubt::Missing)
+        self.doubts.get(&(exchange.into(), None)) == Some(&RefusalReason::NoDestination)
     }
 
     /// The exchange, or this key of it, has ended a channel.
-    pub(super) fn doubt(&mut self, exchange: &str, key: Option<&str>, doubt: ExchangeDoubt) {
+    pub(super) fn doubt(&mut self, exchange: &str, key: Option<&str>, why: RefusalReason) {
         if self.doubts.len() >= MOST {
             self.doubts.clear();
         }
-        self.doubts.insert((exchange.into(), key.map(Into::into)), doubt);
+        self.doubts.insert((exchange.into(), key.map(Into::into)), why);
     }
 
     /// The exchange exists. That says nothing of permissions.
     pub(super) fn saw(&mut self, exchange: &str) {
-        self.doubts.retain(|(name, _), doubt| **name != *exchange || *doubt != ExchangeDoubt::Missing);
+        self.doubts.retain(|(name, _), why| **name != *exchange || *why != RefusalReason::NoDestination);
     }
 
     /// The exchange took a message with this key.
@@ -93,36 +80,26 @@ impl ExchangeMemory {
 mod tests {
     use super::*;
 
-    fn decide(memory: &ExchangeMemory, exchange: &str, key: &str) -> ExchangeDecision {
-        memory.decide(exchange, key, 1, Instant::now())
-    }
-
     #[test]
     fn tries_what_was_missing_until_it_is_seen() {
         let mut memory = ExchangeMemory::default();
-        assert_eq!(decide(&memory, "x", "k"), ExchangeDecision::Open);
-        memory.doubt("x", None, ExchangeDoubt::Missing);
+        assert!(!memory.is_doubted("x", "k"));
+        memory.doubt("x", None, RefusalReason::NoDestination);
         assert!(memory.is_missing("x") && !memory.is_missing("y"));
-        assert_eq!(
-            [decide(&memory, "x", "k"), decide(&memory, "y", "k")],
-            [ExchangeDecision::Try, ExchangeDecision::Open]
-        );
+        assert!(memory.is_doubted("x", "k") && !memory.is_doubted("y", "k"));
         memory.saw("x");
-        assert_eq!(decide(&memory, "x", "k"), ExchangeDecision::Open);
+        assert!(!memory.is_doubted("x", "k"));
     }
 
     #[test]
     fn tries_what_was_forbidden_until_it_takes_a_message_even_if_it_is_seen() {
         let mut memory = ExchangeMemory::default();
-        memory.doubt("x", Some("k"), ExchangeDoubt::Forbidden);
+        memory.doubt("x", Some("k"), RefusalReason::NotAuthorised);
         memory.saw("x");
         memory.took("x", "other");
-        assert_eq!(
-            [decide(&memory, "x", "k"), decide(&memory, "x", "other")],
-            [ExchangeDecision::Try, ExchangeDecision::Open]
-        );
+        assert!(memory.is_doubted("x", "k") && !memory.is_doubted("x", "other"));
         memory.took("x", "k");
-        assert_eq!(decide(&memory, "x", "k"), ExchangeDecision::Open);
+        assert!(!memory.is_doubted("x", "k"));
     }
 
     #[test]
@@ -130,13 +107,13 @@ mod tests {
         let now = Instant::now();
         let mut memory = ExchangeMemory::default();
         memory.limit(100, now);
-        assert_eq!(memory.decide("x", "k", 100, now), ExchangeDecision::Open);
+        assert_eq!(memory.too_large(100, now), None);
         let text = "the body is 101 bytes, more than the broker's max_message_size of 100";
         let refusal = Refusal::event(RefusalReason::TooLarge, text);
-        assert_eq!(memory.decide("x", "k", 101, now + REMEMBERED / 2), ExchangeDecision::Refuse(refusal));
-        assert_eq!(memory.decide("x", "k", 101, now + REMEMBERED), ExchangeDecision::Open);
+        assert_eq!(memory.too_large(101, now + REMEMBERED / 2), Some(refusal));
+        assert_eq!(memory.too_large(101, now + REMEMBERED), None);
         memory.limit(100, now);
         memory.forget_limit();
-        assert_eq!(memory.decide("x", "k", 101, now), ExchangeDecision::Open);
+        assert_eq!(memory.too_large(101, now), None);
     }
 }

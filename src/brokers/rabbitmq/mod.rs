@@ -6,7 +6,6 @@ mod loss;
 mod memory;
 mod publication;
 mod questions;
-mod reply_codes;
 mod returns;
 mod session;
 mod settings;

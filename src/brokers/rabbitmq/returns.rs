@@ -25,6 +25,17 @@ pub(super) enum Judgement {
     Nacked,
 }
 
+impl ConfirmOutcome {
+    /// The outcome of the message, which was returned or not.
+    pub(super) fn judge(self, is_returned: bool) -> Judgement {
+        match self {
+            Self::Nack => Judgement::Nacked,
+            Self::Ack if is_returned => Judgement::Returned,
+            Self::Ack => Judgement::Stored,
+        }
+    }
+}
+
 /// A message in flight: its place in the order of sending, its id, and what its owner wants back.
 #[derive(Debug)]
 pub(super) struct SentMessage<T> {
@@ -150,12 +161,7 @@ impl<T> Returns<T> {
             }
             None => false,
         };
-        let judgement = match held.outcome {
-            ConfirmOutcome::Nack => Judgement::Nacked,
-            ConfirmOutcome::Ack if returned => Judgement::Returned,
-            ConfirmOutcome::Ack => Judgement::Stored,
-        };
-        judge(held.sent.owner, judgement);
+        judge(held.sent.owner, held.outcome.judge(returned));
     }
 }
 

@@ -4,7 +4,6 @@
 //! Length: whatever a channel can say of a message, and what follows from each, is only understood together.
 
 use std::collections::{HashSet, VecDeque};
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,13 +13,11 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt as _, StreamExt as _};
 use lapin::message::BasicReturnMessage;
 use lapin::{Channel, Confirmation};
-use parking_lot::Mutex;
 use tokio::time::{sleep_until, timeout, timeout_at};
 
-use crate::brokers::rabbitmq::broker::IdleConnection;
-use crate::brokers::rabbitmq::connection::{ATTEMPT, Link, News, describe, open_channel};
+use crate::brokers::rabbitmq::connection::{ATTEMPT, IdleConnection, Link, describe, open_channel};
 use crate::brokers::rabbitmq::loss;
-use crate::brokers::rabbitmq::memory::{ExchangeDecision, ExchangeMemory};
+use crate::brokers::rabbitmq::memory::SharedMemory;
 use crate::brokers::rabbitmq::publication::Publication;
 use crate::brokers::rabbitmq::questions::Questions;
 use crate::brokers::rabbitmq::returns::{ConfirmOutcome, Judgement, Returns, SentMessage};
@@ -60,7 +57,7 @@ pub(super) struct RabbitmqSession {
     channel: Channel,
     headers: Headers,
     plan: Arc<Exchanges>,
-    known: Arc<Mutex<ExchangeMemory>>,
+    known: SharedMemory,
     kept: IdleConnection,
     confirms: FuturesUnordered<BoxFuture<'static, Confirmed>>,
     returns: Returns<Owner>,
@@ -84,19 +81,13 @@ pub(super) struct RabbitmqSession {
     alarms_ended: u64,
 }
 
-impl fmt::Debug for RabbitmqSession {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RabbitmqSession").field("unconfirmed", &self.confirms.len()).finish_non_exhaustive()
-    }
-}
-
 impl RabbitmqSession {
     pub(super) fn new(
         link: Link,
         channel: Channel,
         headers: Headers,
         plan: Arc<Exchanges>,
-        known: Arc<Mutex<ExchangeMemory>>,
+        known: SharedMemory,
         kept: IdleConnection,
     ) -> Self {
         Self {
@@ -119,6 +110,16 @@ impl RabbitmqSession {
             stuck: false,
             alarms_ended: 0,
         }
+    }
+
+    fn lost(&mut self, text: impl Into<String>) {
+        self.loss = Some(SessionError::lost(text));
+    }
+
+    /// The connection is not to be used again.
+    fn lost_with_connection(&mut self, text: impl Into<String>) {
+        self.lost(text);
+        self.stuck = true;
     }
 
     fn publish(&mut self, owner: Owner, id: &str, publication: Publication) {
@@ -203,14 +204,10 @@ impl RabbitmqSession {
                     Err(loss) => return self.loss = Some(loss),
                 };
                 self.known.lock().took(&place.0, &place.1);
-                let judgement = match outcome {
-                    ConfirmOutcome::Nack => Judgement::Nacked,
-                    ConfirmOutcome::Ack if returned => Judgement::Returned,
-                    ConfirmOutcome::Ack => {
-                        self.is_outdated |= self.nacked.remove(&place);
-                        Judgement::Stored
-                    }
-                };
+                let judgement = outcome.judge(returned);
+                if judgement == Judgement::Stored {
+                    self.is_outdated |= self.nacked.remove(&place);
+                }
                 self.judged(owner, judgement);
             }
             Some(Err(error)) if is_of_broker(&error) && self.link.is_alive() => {
@@ -219,12 +216,9 @@ impl RabbitmqSession {
             }
             Some(Err(error)) => {
                 let text = self.link.fault().unwrap_or_else(|| describe(&error));
-                self.loss = Some(SessionError::lost(text));
+                self.lost(text);
             }
-            None => {
-                self.loss = Some(SessionError::lost("the broker does not answer"));
-                self.stuck = true;
-            }
+            None => self.lost_with_connection("the broker does not answer"),
         }
     }
 
@@ -240,8 +234,7 @@ impl RabbitmqSession {
         }
         // Without the broker's words it is the connection that has ended, and the connection knows why.
         if let (false, Some(text)) = (is_of_broker(&error), self.link.fault()) {
-            self.loss = Some(SessionError::lost(text));
-            return;
+            return self.lost(text);
         }
         self.loss = Some(loss::judge(&error, &mut self.known.lock()));
     }
@@ -262,7 +255,7 @@ impl RabbitmqSession {
         }
         let connection = self.link.connection.clone();
         if let Some(Some(gone)) = self.questions.answer(&connection, &self.plan).now_or_never() {
-            self.loss = Some(SessionError::lost(gone));
+            self.lost(gone);
         }
         while let Some(Some(tried)) = self.tries.next().now_or_never() {
             self.tried(tried);
@@ -276,8 +269,7 @@ impl RabbitmqSession {
             // The event that reported this may already have been consumed by `blocked()`, or have arrived before the
             // library knew.
             let text = self.link.fault().unwrap_or_else(|| "the connection ended".to_owned());
-            self.loss = Some(SessionError::lost(text));
-            return;
+            return self.lost(text);
         }
         if (self.is_outdated || !self.nacked.is_empty()) && !blocked && self.confirms.is_empty() {
             return self.renew_channel().await;
@@ -300,20 +292,13 @@ impl RabbitmqSession {
                     self.lose(error).await;
                 }
             }
-            news = link.news() => {
-                if let News::Lost(text) = news {
-                    self.loss = Some(SessionError::lost(text));
-                }
-            }
+            fault = link.news() => self.loss = fault.map(SessionError::lost),
             Some(tried) = tries.next(), if !tries.is_empty() => self.tried(tried),
-            gone = questions.answer(connection, plan), if !blocked => {
-                self.loss = gone.map(SessionError::lost);
-            }
+            gone = questions.answer(connection, plan), if !blocked => self.loss = gone.map(SessionError::lost),
             () = sleep_until(doubtful.unwrap_or(since).into()), if doubtful.is_some() => questions.doubt(),
             () = sleep_until((since + SILENCE).into()), if waiting.is_some() => {
                 let text = format!("no confirm for {} s on a living connection", SILENCE.as_secs());
-                self.loss = Some(SessionError::lost(text));
-                self.stuck = true;
+                self.lost_with_connection(text);
             }
         }
     }
@@ -329,13 +314,9 @@ impl RabbitmqSession {
                 self.has_changed = true;
             }
             Ok(Err(error)) => {
-                let text = format!("cannot open a new channel after a nack: {}", describe(&error));
-                self.loss = Some(SessionError::lost(text));
+                self.lost(format!("cannot open a new channel after a nack: {}", describe(&error)));
             }
-            Err(_) => {
-                self.loss = Some(SessionError::lost("the broker does not answer"));
-                self.stuck = true;
-            }
+            Err(_) => self.lost_with_connection("the broker does not answer"),
         }
     }
 
@@ -367,11 +348,12 @@ impl Session for RabbitmqSession {
             return Sent::RetryLater(format!("the broker has blocked the connection: {reason}"));
         }
         let (exchange, key) = (&message.address, &message.key);
-        let size = message.event.body.len();
-        let decision = self.known.lock().decide(exchange, key, size, Instant::now());
-        if let ExchangeDecision::Refuse(refusal) = decision {
+        let known = self.known.lock();
+        let is_doubted = known.is_doubted(exchange, key);
+        if let Some(refusal) = known.too_large(message.event.body.len(), Instant::now()) {
             return Sent::Refused(refusal);
         }
+        drop(known);
         let frame_max = usize::try_from(self.link.connection.configuration().frame_max()).unwrap_or(usize::MAX);
         let publication = match Publication::new(message, &self.headers, frame_max) {
             Ok(publication) => publication,
@@ -379,7 +361,7 @@ impl Session for RabbitmqSession {
         };
         let owner = Owner { sequence, exchange: exchange.clone(), key: key.clone() };
         let has_nacked = !self.nacked.is_empty() && self.nacked.contains(&(exchange.clone(), key.clone()));
-        if decision == ExchangeDecision::Try || has_nacked {
+        if is_doubted || has_nacked {
             self.later.push_back((owner, publication));
         } else {
             self.publish(owner, message.event.id(), publication);

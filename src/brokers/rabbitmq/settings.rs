@@ -1,10 +1,9 @@
 //! The settings of `[broker.rabbitmq]`, and the URI read with what we add to it.
 
-use std::path::PathBuf;
-
 use crate::brokers::oauth::OAuthSettings;
 use crate::brokers::rabbitmq::uri::{has_no_password, has_user, parse, uris};
 use crate::brokers::template::TemplateKind;
+use crate::brokers::tls::TlsFiles;
 use crate::brokers::{Encoding, HeaderStyle, Headers, Router, TemplateNames, Topology};
 use crate::settings::{Secret, Section, redact};
 use lapin::uri::{AMQPScheme, AMQPUri};
@@ -34,9 +33,7 @@ pub(crate) struct Settings {
     pub(in crate::brokers) router: Router,
     pub(super) topology: Topology,
     pub(super) queue: Option<String>,
-    pub(super) ca_file: Option<PathBuf>,
-    /// Certificate chain and key, for client certificates.
-    pub(super) identity: Option<(PathBuf, PathBuf)>,
+    pub(super) tls: TlsFiles,
 }
 
 const SHAPE: TemplateNames = TemplateNames {
@@ -57,25 +54,19 @@ impl Settings {
         }
         let router = Router::read(section, SHAPE);
         refuse_placeholders(section, &router);
-        let words = [("declare", Topology::Declare), ("check", Topology::Check), ("ignore", Topology::Ignore)];
-        let topology = section.choice("topology", &words);
+        let topology = Topology::read(section);
         let queue = Some(section.text("queue")).filter(|queue| !queue.is_empty());
         if let Some(Err(problem)) = queue.as_deref().map(|queue| short("the queue's name", queue)) {
             section.problem("queue", problem);
         }
-        let ca_file = section.readable_file("ca_file");
-        let identity = identity(section);
+        let tls = TlsFiles::read(section);
         let is_plain = |uri: &Secret| parse(uri.reveal()).is_ok_and(|uri| uri.scheme == AMQPScheme::AMQP);
         if uris.iter().any(is_plain) {
             let name = if key == "uris" { "one of `uris`" } else { "`uri`" };
-            for key in ["ca_file", "certificate_file", "key_file"] {
-                if section.path(key).is_some() {
-                    let text = format_args!("is for TLS, but {name} starts with amqp://; write amqps://");
-                    section.problem(key, text);
-                }
-            }
+            let text = format!("is for TLS, but {name} starts with amqp://; write amqps://");
+            TlsFiles::refuse(section, &text);
         }
-        let oauth = OAuthSettings::read(section, ca_file.as_deref());
+        let oauth = OAuthSettings::read(section, tls.ca.as_deref());
         if oauth.is_some() {
             if !username.is_empty() || password.is_some() {
                 let given = if username.is_empty() { "password" } else { "username" };
@@ -85,7 +76,7 @@ impl Settings {
                 section.problem(key, "has a user in it, but a token is given in its place; remove one of them");
             }
         }
-        Self { uris, username, password, oauth, router, topology, queue, ca_file, identity }
+        Self { uris, username, password, oauth, router, topology, queue, tls }
     }
 
     /// The URIs with the user and password of the settings, and with our heartbeat and frame size, where none are given.
@@ -131,17 +122,6 @@ impl Settings {
     pub(super) fn location_of(&self, host: usize) -> String {
         self.uris.get(host).map(|uri| redact(uri.reveal())).unwrap_or_default()
     }
-
-    /// The exchange of everything that no route takes.
-    pub(super) fn main_exchange(&self) -> &str {
-        self.router.main().address().literal().unwrap_or_default()
-    }
-
-    /// The exchanges of the routes, each once, the main one not among them.
-    pub(super) fn route_exchanges(&self) -> Vec<String> {
-        let literals = self.router.literals().into_iter();
-        literals.filter(|name| *name != self.main_exchange()).map(str::to_owned).collect()
-    }
 }
 
 fn short(what: &str, text: &str) -> Result<(), String> {
@@ -154,27 +134,11 @@ fn short(what: &str, text: &str) -> Result<(), String> {
 /// The exchanges must be known at start: they are declared and checked, and the loss of each is recognised.
 fn refuse_placeholders(section: &mut Section<'_>, router: &Router) {
     const TEXT: &str = "an exchange is named literally, without placeholders; use `routes` for more than one";
-    let Some((main, others)) = router.routes().split_last() else { return };
-    if main.address().literal().is_none() {
+    if router.main().address().literal().is_none() {
         section.problem("exchange", TEXT);
-    } else if others.iter().any(|route| route.address().literal().is_none()) {
+    } else if router.has_placeholders() {
         section.problem("routes", TEXT);
     }
-}
-
-fn identity(section: &mut Section<'_>) -> Option<(PathBuf, PathBuf)> {
-    let given = [section.path("certificate_file").is_some(), section.path("key_file").is_some()];
-    match given {
-        [true, false] => section.problem("certificate_file", "given without `key_file`"),
-        [false, true] => section.problem("key_file", "given without `certificate_file`"),
-        _ => {}
-    }
-    let certificate = section.readable_file("certificate_file");
-    let key = section.readable_file("key_file");
-    if let Some(key) = &key {
-        section.warn_if_world_readable("key_file", key);
-    }
-    certificate.zip(key)
 }
 
 #[cfg(test)]
@@ -192,7 +156,7 @@ mod tests {
         let (settings, errors) = read("");
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(settings.location(), "amqp://localhost:5672/%2f");
-        assert_eq!(settings.main_exchange(), "plextrac");
+        assert_eq!(settings.router.main().address().literal(), Some("plextrac"));
         assert_eq!(settings.queue.as_deref(), Some("plextrac-events"));
         assert_eq!(settings.topology, Topology::Declare);
         let uri = &settings.uris(None).unwrap()[0];
@@ -300,7 +264,7 @@ mod tests {
         let route = |exchange: &str| format!("[[routes]]\nevent = \"E\"\nexchange = \"{exchange}\"\n");
         let (settings, errors) = read(&(route("a") + &route("plextrac") + &route("a") + &route("b")));
         assert!(errors.is_empty(), "{errors:?}");
-        assert_eq!(settings.route_exchanges(), ["a", "b"]);
+        assert_eq!(settings.router.literals(), ["plextrac", "a", "b"]);
         let text = "an exchange is named literally, without placeholders; use `routes` for more than one";
         assert_eq!(read("exchange = \"x.{event}\"").1, [format!("`exchange`: {text}")]);
         assert_eq!(read(&route("{event}")).1, [format!("`routes`: {text}")]);
@@ -332,6 +296,6 @@ mod tests {
         assert_eq!(errors, ["`ca_file`: is for TLS, but `uri` starts with amqp://; write amqps://"]);
         let (settings, errors) =
             read(&format!("uri = \"amqps://h/\"\ncertificate_file = {path:?}\nkey_file = {path:?}"));
-        assert!(errors.is_empty() && settings.identity.is_some(), "{errors:?}");
+        assert!(errors.is_empty() && settings.tls.client.is_some(), "{errors:?}");
     }
 }

@@ -2,13 +2,12 @@
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
-use lapin::{Channel, Connection, ExchangeKind};
-use parking_lot::Mutex;
+use lapin::{Channel, Connection, ExchangeKind, Queue};
 
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::describe;
-use crate::brokers::rabbitmq::memory::{ExchangeDoubt, ExchangeMemory};
-use crate::brokers::{ConnectError, ErrorKind, Finding, Topology};
+use crate::brokers::rabbitmq::memory::SharedMemory;
+use crate::brokers::{ConnectError, ErrorKind, Finding, RefusalReason, Topology};
 
 /// The queue takes everything that its topic exchange gets.
 const EVERYTHING: &str = "#";
@@ -21,15 +20,6 @@ pub(super) struct Exchanges {
     others: Vec<String>,
     queue: Option<String>,
     location: String,
-}
-
-/// The result of a second look, after a message was returned.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum ExchangeLook {
-    /// All is there; with `declare` the queue is bound again.
-    Stands,
-    /// Something is missing, or the broker cannot say.
-    Gone(String),
 }
 
 #[derive(Clone, Copy)]
@@ -49,10 +39,12 @@ impl std::fmt::Display for Thing<'_> {
 
 impl Exchanges {
     pub(super) fn new(settings: &Settings) -> Self {
+        let main = settings.router.main().address().literal().unwrap_or_default();
+        let others = settings.router.literals().into_iter().filter(|name| *name != main);
         Self {
             mode: settings.topology,
-            main: settings.main_exchange().to_owned(),
-            others: settings.route_exchanges(),
+            main: main.to_owned(),
+            others: others.map(str::to_owned).collect(),
             queue: settings.queue.clone(),
             location: settings.location(),
         }
@@ -63,38 +55,45 @@ impl Exchanges {
         self.mode != Topology::Ignore && self.queue.is_some()
     }
 
+    fn queue(&self) -> Option<Thing<'_>> {
+        self.queue.as_deref().map(Thing::Queue)
+    }
+
+    /// The things that no session can do without: the main exchange, and the queue.
+    fn needed(&self) -> impl Iterator<Item = Thing<'_>> {
+        std::iter::once(Thing::Exchange(&self.main)).chain(self.queue())
+    }
+
+    fn exchanges(&self) -> impl Iterator<Item = &String> {
+        std::iter::once(&self.main).chain(&self.others)
+    }
+
     /// Makes or checks what the settings say, at connect.
     pub(super) async fn establish(
         &self,
         connection: &Connection,
-        known: &Mutex<ExchangeMemory>,
+        known: &SharedMemory,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut scratch = TemporaryChannel { connection, channel: None };
-        let main = Thing::Exchange(&self.main);
         match self.mode {
-            Topology::Declare => self.declare(&mut scratch, known).await,
-            Topology::Check => {
-                let queue = self.queue.as_deref().map(Thing::Queue);
-                for thing in [Some(main), queue].into_iter().flatten() {
-                    self.require(&mut scratch, thing).await?;
-                }
-                known.lock().saw(&self.main);
-                let mut findings = Vec::from_iter(self.type_of(&mut scratch, &self.main).await?);
-                findings.extend(self.check_others(&mut scratch, known).await?);
-                Ok(findings)
-            }
+            Topology::Declare => return self.declare(&mut scratch, known).await,
+            Topology::Check => return self.check(&mut scratch, known).await,
             // Not looked at, unless a message has shown that it is missing: without it nothing can be sent.
             Topology::Ignore if known.lock().is_missing(&self.main) => {
-                self.require(&mut scratch, main).await?;
+                self.require(&mut scratch, Thing::Exchange(&self.main)).await?;
                 known.lock().saw(&self.main);
-                Ok(Vec::new())
             }
-            Topology::Ignore => Ok(Vec::new()),
+            Topology::Ignore => {}
         }
+        Ok(Vec::new())
+    }
+
+    async fn exists(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {
+        scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))
     }
 
     async fn require(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<(), ConnectError> {
-        if scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))? {
+        if self.exists(scratch, thing).await? {
             return Ok(());
         }
         let text = format!(
@@ -104,19 +103,22 @@ impl Exchanges {
         Err(ConnectError::new(ErrorKind::Connect, text))
     }
 
-    async fn check_others(
+    async fn check(
         &self,
         scratch: &mut TemporaryChannel<'_>,
-        known: &Mutex<ExchangeMemory>,
+        known: &SharedMemory,
     ) -> Result<Vec<Finding>, ConnectError> {
+        for thing in self.needed() {
+            self.require(scratch, thing).await?;
+        }
         let mut findings = Vec::new();
-        for name in &self.others {
+        for name in self.exchanges() {
             let exchange = Thing::Exchange(name);
-            if scratch.has(exchange).await.map_err(|error| self.failed("look at", exchange, &error))? {
+            if *name == self.main || self.exists(scratch, exchange).await? {
                 known.lock().saw(name);
                 findings.extend(self.type_of(scratch, name).await?);
             } else {
-                known.lock().doubt(name, None, ExchangeDoubt::Missing);
+                known.lock().doubt(name, None, RefusalReason::NoDestination);
                 let text = format!("{exchange} of a route does not exist; its events go to the dead letters");
                 findings.push(Finding::Missing(text));
             }
@@ -127,11 +129,11 @@ impl Exchanges {
     async fn declare(
         &self,
         scratch: &mut TemporaryChannel<'_>,
-        known: &Mutex<ExchangeMemory>,
+        known: &SharedMemory,
     ) -> Result<Vec<Finding>, ConnectError> {
         let mut made = false;
         let mut findings = Vec::new();
-        for name in std::iter::once(&self.main).chain(&self.others) {
+        for name in self.exchanges() {
             if self.make(scratch, Thing::Exchange(name)).await? {
                 made = true;
             } else {
@@ -142,7 +144,7 @@ impl Exchanges {
         let Some(queue) = self.queue.as_deref() else { return Ok(findings) };
         made |= self.make(scratch, Thing::Queue(queue)).await?;
         match scratch.bind(queue, &self.main).await {
-            Ok(()) => Ok(findings),
+            Ok(()) => {}
             // Rights to publish only: who made exchange and queue will have bound them too.
             Err(error) if is(&error, 403) && !made => {
                 let text = format!(
@@ -152,89 +154,82 @@ impl Exchanges {
                     describe(&error)
                 );
                 findings.push(Finding::Warning(text));
-                Ok(findings)
             }
-            Err(error) => Err(self.failed("bind", Thing::Queue(queue), &error)),
+            Err(error) => return Err(self.failed("bind", Thing::Queue(queue), &error)),
         }
+        Ok(findings)
     }
 
-    /// A finding about an exchange that exists and is no topic exchange.
+    /// A finding about an exchange that exists and is no topic exchange. Only a declaration that is not passive is answered
+    /// with the type, and that needs a permission: without it nothing is known.
     async fn type_of(
         &self,
         scratch: &mut TemporaryChannel<'_>,
         name: &str,
     ) -> Result<Option<Finding>, ConnectError> {
-        let other = scratch.other_type(name).await;
-        let other = other.map_err(|error| self.failed("look at", Thing::Exchange(name), &error))?;
-        Ok(other.map(|other| wrong_type(name, &other)))
+        match scratch.declare(Thing::Exchange(name), false).await {
+            Ok(_) => Ok(None),
+            Err(error) if is(&error, 406) => {
+                Ok(other_type(&describe(&error)).map(|other| wrong_type(name, &other)))
+            }
+            Err(error) if is(&error, 403) => Ok(None),
+            Err(error) => Err(self.failed("look at", Thing::Exchange(name), &error)),
+        }
     }
 
     /// Makes a thing if it is not there; true where it was not.
     async fn make(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {
-        if scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))? {
+        if self.exists(scratch, thing).await? {
             return Ok(false);
         }
-        scratch.make(thing).await.map_err(|error| self.failed("create", thing, &error))?;
-        Ok(true)
+        let made = scratch.declare(thing, false).await;
+        made.map(|_| true).map_err(|error| self.failed("create", thing, &error))
     }
 
     fn failed(&self, what: &str, thing: Thing<'_>, error: &lapin::Error) -> ConnectError {
-        let hint = match error.kind() {
-            lapin::ErrorKind::ProtocolError(error) if error.get_id() == 403 => {
-                "; grant the permission, or create it and set topology = \"check\" in [broker.rabbitmq]"
-            }
-            _ => "",
+        let hint = if is(error, 403) {
+            "; grant the permission, or create it and set topology = \"check\" in [broker.rabbitmq]"
+        } else {
+            ""
         };
         let text = format!("cannot {what} {thing} at {}: {}{hint}", self.location, describe(error));
         ConnectError::new(ErrorKind::Connect, text)
     }
 
-    /// A second look at main exchange and queue; with `declare` it binds them again.
-    pub(super) async fn look(&self, connection: &Connection) -> ExchangeLook {
+    /// A second look at main exchange and queue; with `declare` it binds them again. `Err`: something is missing, or the
+    /// broker cannot say.
+    pub(super) async fn look(&self, connection: &Connection) -> Result<(), String> {
         let mut scratch = TemporaryChannel { connection, channel: None };
-        let queue = self.queue.as_deref();
-        for thing in [Some(Thing::Exchange(&self.main)), queue.map(Thing::Queue)].into_iter().flatten() {
+        for thing in self.needed() {
             match scratch.has(thing).await {
                 Ok(true) => {}
-                Ok(false) => return ExchangeLook::Gone(format!("{thing} does not exist any more")),
-                Err(error) => return ExchangeLook::Gone(format!("cannot look at {thing}: {}", describe(&error))),
+                Ok(false) => return Err(format!("{thing} does not exist any more")),
+                Err(error) => return Err(format!("cannot look at {thing}: {}", describe(&error))),
             }
         }
-        if let (Topology::Declare, Some(queue)) = (self.mode, queue) {
-            match scratch.bind(queue, &self.main).await {
-                Err(error) if !is(&error, 403) => {
-                    return ExchangeLook::Gone(format!(
-                        "cannot bind {}: {}",
-                        Thing::Queue(queue),
-                        describe(&error)
-                    ));
-                }
-                _ => {}
-            }
+        if let (Topology::Declare, Some(queue)) = (self.mode, &self.queue)
+            && let Err(error) = scratch.bind(queue, &self.main).await
+            && !is(&error, 403)
+        {
+            return Err(format!("cannot bind {}: {}", Thing::Queue(queue), describe(&error)));
         }
-        ExchangeLook::Stands
+        Ok(())
     }
 
     /// Describes what exists and what would be created, for a person; changes nothing.
     pub(super) async fn inspect(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
         let mut scratch = TemporaryChannel { connection, channel: None };
-        let exchanges = std::iter::once(&self.main).chain(&self.others).map(|name| Thing::Exchange(name));
-        let queue = self.queue.as_deref().filter(|_| self.mode != Topology::Ignore).map(Thing::Queue);
+        let queue = self.queue().filter(|_| self.mode != Topology::Ignore);
         let mut findings = Vec::new();
-        for thing in exchanges.chain(queue) {
-            let there = scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))?;
-            let other = match thing {
-                Thing::Exchange(name) if there && self.mode != Topology::Ignore => {
-                    self.type_of(&mut scratch, name).await?
-                }
-                _ => None,
-            };
-            findings.push(match (there, self.mode) {
-                (true, Topology::Declare) if let Thing::Queue(name) = thing => match scratch.unread(name).await {
-                    Some(messages) => unread(name, messages),
-                    None => Finding::Good(format!("{thing} exists")),
+        for thing in self.exchanges().map(|name| Thing::Exchange(name)).chain(queue) {
+            let exists = Finding::Good(format!("{thing} exists"));
+            findings.push(match (self.exists(&mut scratch, thing).await?, self.mode) {
+                (true, Topology::Ignore) => exists,
+                (true, mode) => match thing {
+                    Thing::Exchange(name) => self.type_of(&mut scratch, name).await?.unwrap_or(exists),
+                    Thing::Queue(_) if mode == Topology::Declare => scratch.unread(thing).await.unwrap_or(exists),
+                    Thing::Queue(_) => exists,
                 },
-                (true, _) => other.unwrap_or_else(|| Finding::Good(format!("{thing} exists"))),
                 (false, Topology::Declare) => Finding::Good(format!("{thing} will be created at start")),
                 (false, _) => Finding::Missing(format!("{thing} does not exist")),
             });
@@ -263,20 +258,30 @@ impl TemporaryChannel<'_> {
         Ok(channel)
     }
 
-    async fn has(&mut self, thing: Thing<'_>) -> Result<bool, lapin::Error> {
+    /// Declares a thing as we would make it, or, if `passive`, only asks for it; a queue answers with its counts.
+    async fn declare(&mut self, thing: Thing<'_>, passive: bool) -> Result<Option<Queue>, lapin::Error> {
         let channel = self.channel().await?;
-        let found = match thing {
+        let (durable, mut arguments) = (!passive, FieldTable::default());
+        match thing {
             Thing::Exchange(name) => {
-                let options = ExchangeDeclareOptions { passive: true, ..Default::default() };
-                channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default()).await
+                let options = ExchangeDeclareOptions { passive, durable, ..Default::default() };
+                let kind = ExchangeKind::Topic;
+                channel.exchange_declare(short(name)?, kind, options, arguments).await.map(|()| None)
             }
             Thing::Queue(name) => {
-                let options = QueueDeclareOptions { passive: true, ..Default::default() };
-                channel.queue_declare(short(name)?, options, FieldTable::default()).await.map(|_| ())
+                let options = QueueDeclareOptions { passive, durable, ..Default::default() };
+                if !passive {
+                    let quorum = AMQPValue::LongString(LongString::from("quorum"));
+                    arguments.insert(ShortString::from("x-queue-type"), quorum);
+                }
+                channel.queue_declare(short(name)?, options, arguments).await.map(Some)
             }
-        };
-        match found {
-            Ok(()) => Ok(true),
+        }
+    }
+
+    async fn has(&mut self, thing: Thing<'_>) -> Result<bool, lapin::Error> {
+        match self.declare(thing, true).await {
+            Ok(_) => Ok(true),
             // Also 404: a queue whose node is down. That one is there, and the broker cannot say more.
             Err(error) if is(&error, 404) => {
                 let said = describe(&error);
@@ -288,40 +293,14 @@ impl TemporaryChannel<'_> {
         }
     }
 
-    /// The number of messages in a queue that has no consumer.
-    async fn unread(&mut self, name: &str) -> Option<u32> {
-        let channel = self.channel().await.ok()?;
-        let options = QueueDeclareOptions { passive: true, ..Default::default() };
-        let queue = channel.queue_declare(short(name).ok()?, options, FieldTable::default()).await.ok()?;
-        (queue.consumer_count() == 0).then(|| queue.message_count())
-    }
-
-    /// The type of an exchange that exists, where it is not the one that we would make. Only a declaration that is not
-    /// passive is answered with it, and that needs a permission: without it nothing is known.
-    async fn other_type(&mut self, name: &str) -> Result<Option<String>, lapin::Error> {
-        match self.make(Thing::Exchange(name)).await {
-            Ok(()) => Ok(None),
-            Err(error) if is(&error, 406) => Ok(other_type(&describe(&error))),
-            Err(error) if is(&error, 403) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn make(&mut self, thing: Thing<'_>) -> Result<(), lapin::Error> {
-        let channel = self.channel().await?;
-        match thing {
-            Thing::Exchange(name) => {
-                let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-                channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, FieldTable::default()).await
-            }
-            Thing::Queue(name) => {
-                let options = QueueDeclareOptions { durable: true, ..Default::default() };
-                let mut arguments = FieldTable::default();
-                let quorum = AMQPValue::LongString(LongString::from("quorum"));
-                arguments.insert(ShortString::from("x-queue-type"), quorum);
-                channel.queue_declare(short(name)?, options, arguments).await.map(|_| ())
-            }
-        }
+    /// A finding about a queue that has no consumer.
+    async fn unread(&mut self, thing: Thing<'_>) -> Option<Finding> {
+        let queue = self.declare(thing, true).await.ok()?.filter(|queue| queue.consumer_count() == 0)?;
+        Some(Finding::Warning(format!(
+            "{thing} has {} messages and no consumer: it grows until something reads it; read it, limit it by a policy, or \
+             set queue = \"\" and bind queues of your own",
+            queue.message_count()
+        )))
     }
 
     async fn bind(&mut self, queue: &str, exchange: &str) -> Result<(), lapin::Error> {
@@ -341,13 +320,6 @@ fn other_type(text: &str) -> Option<String> {
     let (_, rest) = text.split_once("inequivalent arg 'type' for exchange")?;
     let (_, current) = rest.rsplit_once("but current is '")?;
     Some(current.split_once('\'')?.0.to_owned())
-}
-
-fn unread(name: &str, messages: u32) -> Finding {
-    Finding::Warning(format!(
-        "the queue `{name}` has {messages} messages and no consumer: it grows until something reads it; read it, limit it \
-         by a policy, or set queue = \"\" and bind queues of your own"
-    ))
 }
 
 fn wrong_type(name: &str, other: &str) -> Finding {

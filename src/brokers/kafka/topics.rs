@@ -1,0 +1,138 @@
+//! The topics as a session knows them. A missing one is first a question: when it is asked, and what follows from the
+//! answer.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::error::RDKafkaErrorCode as Code;
+use tokio::time::Instant;
+
+use crate::brokers::kafka::client::Client;
+use crate::brokers::kafka::topology::{Purpose, TopicAdmin, Topics};
+use crate::brokers::look::TopologyLook;
+use crate::brokers::{ConnectError, Refusal, RefusalReason, SessionError, Topology};
+
+/// The cluster is asked about topics at most this often.
+const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
+
+/// A sender of thousands of event names must not fill the memory with topics that are missing.
+const REMEMBERED: usize = 1024;
+
+/// The limit of a topic that takes messages, where it is known; or why it takes none, as far as the cluster has said.
+pub(super) type TopicLimit = Result<Option<usize>, Refusal>;
+
+/// The topics asked about, and the answer.
+pub(super) type TopicAnswer = (Vec<Arc<str>>, Result<Topics, ConnectError>);
+
+/// The topics of a session.
+pub(super) struct SessionTopics {
+    pub(super) admin: TopicAdmin,
+    topics: HashMap<Arc<str>, TopicLimit>,
+    /// Topics that are to be asked about.
+    questions: Vec<Arc<str>>,
+    pub(super) look: TopologyLook<TopicAnswer>,
+    /// A topic was found that had been closed.
+    pub(super) has_changed: bool,
+}
+
+impl SessionTopics {
+    /// Begins with what a survey found; any other topic is asked about when its first message arrives.
+    pub(super) fn new(admin: TopicAdmin, survey: &Topics) -> Self {
+        let topics = survey.standing.iter().map(|(name, state)| (name.clone(), state.limit(name))).collect();
+        Self { admin, topics, questions: Vec::new(), look: TopologyLook::default(), has_changed: false }
+    }
+
+    /// The limit of this topic, or the reason why nothing is sent to it now: then it is asked about again.
+    pub(super) fn limit(&mut self, name: &Arc<str>) -> TopicLimit {
+        let refusal = match self.topics.get(name) {
+            Some(Ok(limit)) => return Ok(*limit),
+            _ if self.admin.topology == Topology::Ignore => {
+                self.topics.insert(name.clone(), Ok(None));
+                return Ok(None);
+            }
+            Some(Err(refusal)) => refusal.clone(),
+            None => Refusal::unable(format!("the topic {name} is looked for")),
+        };
+        self.doubt(name.clone(), &refusal);
+        Err(refusal)
+    }
+
+    /// The limit of a topic that has taken messages.
+    pub(super) fn known_limit(&self, name: &str) -> Option<usize> {
+        self.topics.get(name).and_then(|topic| *topic.as_ref().ok()?)
+    }
+
+    /// The client knows no such topic, and a broker that has just started may not either: the cluster is asked.
+    pub(super) fn unknown(&mut self, name: Arc<str>, code: Code) -> Refusal {
+        if self.admin.topology == Topology::Ignore {
+            let text = format!("the topic {name} does not exist: {code}");
+            return Refusal::wrong(RefusalReason::NoDestination, text);
+        }
+        let refusal = Refusal::unable(format!("topic {name}: {code}; it is looked for"));
+        self.doubt(name, &refusal);
+        refusal
+    }
+
+    /// Keeps messages from this topic until the cluster says otherwise, and asks about it.
+    fn doubt(&mut self, name: Arc<str>, refusal: &Refusal) {
+        if !self.questions.contains(&name) {
+            self.questions.push(name.clone());
+        }
+        self.close(name, refusal.clone());
+    }
+
+    fn close(&mut self, name: Arc<str>, refusal: Refusal) {
+        if self.topics.len() >= REMEMBERED {
+            self.topics.retain(|_, topic| topic.is_ok());
+        }
+        self.topics.insert(name, Err(refusal));
+    }
+
+    /// Starts a question if there is one and it is time; says when it will be time.
+    pub(super) fn ask(&mut self, client: &Arc<Client>) -> Option<Instant> {
+        let now = Instant::now();
+        let next = self.look.next(now, BETWEEN_QUESTIONS)?;
+        if self.questions.is_empty() && client.reports().away().is_none() {
+            return None;
+        }
+        if next > now {
+            return Some(next);
+        }
+        let names = std::mem::take(&mut self.questions);
+        let (admin, client) = (self.admin.clone(), client.clone());
+        self.look.begin(async move {
+            let survey = admin.survey(&client, &names, Purpose::Question).await;
+            (names, survey)
+        });
+        None
+    }
+
+    /// Notes an answer; returns why the session is lost, if it is. `batch_size` is that of its client.
+    pub(super) fn answered(&mut self, (names, answer): TopicAnswer, batch_size: usize) -> Option<SessionError> {
+        let Ok(survey) = answer else {
+            // Where the brokers are away, the session says so; what waits for its topic goes on waiting.
+            self.questions.extend(names);
+            return None;
+        };
+        // Without names it was only asked whether the brokers are back; one that starts may not know its topics.
+        if let Some(gone) = survey.gone.filter(|_| !names.is_empty()) {
+            return Some(SessionError::lost(format!("the topic {gone} does not exist any more")));
+        }
+        let mut lost = None;
+        for name in names {
+            match survey.standing.get(&name).map(|state| state.limit(&name)) {
+                Some(Ok(limit)) => {
+                    if limit.is_some_and(|limit| limit < batch_size) {
+                        let text = format!("the topic {name} asks for smaller batches; connecting again");
+                        lost = Some(SessionError::lost(text));
+                    }
+                    self.has_changed |= matches!(self.topics.insert(name, Ok(limit)), Some(Err(_)));
+                }
+                Some(Err(refusal)) => self.close(name, refusal),
+                None => {}
+            }
+        }
+        lost
+    }
+}

@@ -1,0 +1,71 @@
+//! The files of TLS as each network broker reads them: checked with the settings, read again at each connect, so that
+//! renewed ones are taken.
+
+use std::path::{Path, PathBuf};
+
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::settings::Section;
+
+const KEYS: [&str; 3] = ["ca_file", "certificate_file", "key_file"];
+
+/// The files of TLS.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::brokers) struct TlsFiles {
+    /// The authorities to trust, and no others.
+    pub(in crate::brokers) ca: Option<PathBuf>,
+    /// The client's certificate with its chain, and its key.
+    pub(in crate::brokers) client: Option<(PathBuf, PathBuf)>,
+}
+
+/// A chain of certificates, with the key of the first.
+pub(in crate::brokers) type ClientIdentity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+impl TlsFiles {
+    /// Reads the three keys of a broker's table.
+    pub(in crate::brokers) fn read(section: &mut Section<'_>) -> Self {
+        let [ca, certificate, key] = KEYS.map(|name| section.readable_file(name));
+        if let Some(path) = &key {
+            section.warn_if_world_readable("key_file", path);
+        }
+        for [name, other] in [["certificate_file", "key_file"], ["key_file", "certificate_file"]] {
+            if !section.is_blank(name) && section.is_blank(other) {
+                section.problem(name, format_args!("given without `{other}`"));
+            }
+        }
+        Self { ca, client: certificate.zip(key) }
+    }
+
+    /// Adds this problem to each key that is given, where the connection has no TLS.
+    pub(in crate::brokers) fn refuse(section: &mut Section<'_>, text: &str) {
+        for name in KEYS.into_iter().filter(|name| !section.is_blank(name)).collect::<Vec<_>>() {
+            section.problem(name, text);
+        }
+    }
+
+    /// Reads the authorities.
+    pub(in crate::brokers) fn authorities(&self) -> Result<Option<Vec<CertificateDer<'static>>>, String> {
+        self.ca.as_deref().map(|path| certificates("ca_file", path)).transpose()
+    }
+
+    /// Reads the client's certificate and key.
+    pub(in crate::brokers) fn identity(&self) -> Result<Option<ClientIdentity>, String> {
+        let Some((certificate, key)) = &self.client else { return Ok(None) };
+        let chain = certificates("certificate_file", certificate)?;
+        let key = PrivateKeyDer::from_pem_file(key)
+            .map_err(|error| format!("`key_file`: no PEM key in {}: {error}", key.display()))?;
+        Ok(Some((chain, key)))
+    }
+}
+
+/// The certificates of a file, which this key of the settings names.
+pub(in crate::brokers) fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let list: Vec<_> = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect)
+        .map_err(|error| format!("`{key}`: cannot read {}: {error}", path.display()))?;
+    if list.is_empty() {
+        return Err(format!("`{key}`: no PEM certificate in {}", path.display()));
+    }
+    Ok(list)
+}
