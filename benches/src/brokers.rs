@@ -51,7 +51,8 @@ pub const TOPIC: &str = "plextrac-events";
 /// See [`TOPIC`].
 pub const EXCHANGE: &str = "plextrac";
 const QUEUE: &str = "plextrac-events";
-const STREAM: &str = "PLEXTRAC";
+/// See [`TOPIC`].
+pub const STREAM: &str = "PLEXTRAC";
 
 /// Requests of one message each that Kafka takes before anything is measured: a JVM compiles what runs often, for its
 /// first minutes, and would do it on the cores that are measured.

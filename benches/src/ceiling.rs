@@ -5,10 +5,11 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 use async_nats::HeaderMap;
+use async_nats::header::{NATS_EXPECTED_STREAM, NATS_MESSAGE_ID};
 use async_nats::jetstream::context::PublishAckFuture;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use lapin::types::{AMQPValue, FieldTable, LongString};
@@ -19,7 +20,7 @@ use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, ThreadedProducer};
 use serde::Serialize;
 
-use crate::brokers::{Brokers, EXCHANGE, Kind, TOPIC};
+use crate::brokers::{Brokers, EXCHANGE, Kind, STREAM, TOPIC};
 use crate::measure::own_cpu;
 
 /// Lone messages, one every [`INTERVAL`].
@@ -245,6 +246,8 @@ impl Client for Rabbitmq<'_> {
 struct Nats<'b> {
     brokers: &'b Brokers,
     headers: HeaderMap,
+    /// The number of the next message, which the server knows a repeat by; no other run begins with it.
+    next: u128,
     unconfirmed: VecDeque<PublishAckFuture>,
 }
 
@@ -254,7 +257,9 @@ impl<'b> Nats<'b> {
         for (name, value) in HEADERS {
             headers.insert(format!("ce-{name}"), value);
         }
-        Self { brokers, headers, unconfirmed: VecDeque::new() }
+        headers.insert(NATS_EXPECTED_STREAM, STREAM);
+        let next = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        Self { brokers, headers, next, unconfirmed: VecDeque::new() }
     }
 
     fn wait(&mut self, most: usize) -> Result<()> {
@@ -269,7 +274,9 @@ impl<'b> Nats<'b> {
 impl Client for Nats<'_> {
     fn send(&mut self, body: &[u8]) -> Result<()> {
         self.wait(IN_FLIGHT - 1)?;
-        let (subject, headers) = (format!("plextrac.{KEY}"), self.headers.clone());
+        let (subject, mut headers) = (format!("plextrac.{KEY}"), self.headers.clone());
+        headers.insert(NATS_MESSAGE_ID, format!("cm00000000000000000000000000-{}", self.next));
+        self.next += 1;
         let publish = self.brokers.nats()?.publish_with_headers(subject, headers, body.to_vec().into());
         self.unconfirmed.push_back(self.brokers.runtime().block_on(publish)?);
         Ok(())

@@ -364,7 +364,7 @@ impl Disk {
     }
 
     /// Whether more events are about to arrive that can be in one batch with those that have.
-    fn gathers(&self) -> bool {
+    pub(super) fn gathers(&self) -> bool {
         let arrived = self.incoming.len();
         arrived > 0 && arrived < self.batch && self.batch >= MANY && self.writing != Writing::Closing
     }

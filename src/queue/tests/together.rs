@@ -126,6 +126,29 @@ fn event(number: usize) -> Box<Event> {
 }
 
 #[test]
+fn a_batch_waits_for_more_where_the_last_was_large_and_it_is_smaller() {
+    let directory = tempfile::tempdir().unwrap();
+    let settings = journal::Settings { max_bytes: 4 * 8192, segment_bytes: 8192 };
+    let Opened { layout, recovered, damaged, .. } = journal::open(directory.path(), &settings).unwrap();
+    let mode = Mode { ack: Ack::Journaled, timeout: Duration::from_secs(4) };
+    let ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
+    let buffer = Buffer::new(mode, Limits { events: 100, bytes: 1 << 20 }, ledger);
+    let buffer = buffer.with_journal(layout, recovered, damaged);
+    let arrive = |count| {
+        for number in 0..count {
+            buffer.enqueue(0, None, event(number), &Arc::default()).unwrap();
+        }
+    };
+    for (last, arrived, gathers) in [(8, 3, true), (8, 8, false), (8, 0, false), (3, 1, false)] {
+        arrive(last);
+        drop(buffer.work_now());
+        arrive(arrived);
+        assert_eq!(buffer.lock().disk.as_ref().unwrap().gathers(), gathers, "{arrived} after {last}");
+        drop(buffer.work_now());
+    }
+}
+
+#[test]
 fn comes_back_from_disk_in_order_when_memory_was_full() {
     let directory = tempfile::tempdir().unwrap();
     let mut queue = Queue::open(Ack::Journaled, directory.path());
