@@ -49,8 +49,8 @@ impl Scrape<'_> {
         self.now.journal.as_ref().map_or(0, number)
     }
 
-    fn dead_letters(&self, number: fn(&StoreCounts) -> u64) -> u64 {
-        self.status.dead_letters.as_ref().map_or(0, |held| number(held))
+    fn dead_letters(&self) -> StoreCounts {
+        self.status.dead_letters.as_ref().map_or_else(StoreCounts::default, |held| *held.lock())
     }
 }
 
@@ -175,8 +175,8 @@ const GAUGES: [GaugeRow; 22] = [
     ("journal_capacity_bytes", "journal.max_bytes; 0 where there is none.", |at| {
         at.journal(|journal| journal.capacity) as f64
     }),
-    ("dead_letters_events", "Dead letters on disk.", |at| at.dead_letters(StoreCounts::events) as f64),
-    ("dead_letters_bytes", "Bytes of the dead letters on disk.", |at| at.dead_letters(StoreCounts::bytes) as f64),
+    ("dead_letters_events", "Dead letters on disk.", |at| at.dead_letters().events as f64),
+    ("dead_letters_bytes", "Bytes of the dead letters on disk.", |at| at.dead_letters().bytes as f64),
     ("dead_letters_capacity_bytes", "dead_letters.max_bytes.", |at| at.status.dead_letters_capacity as f64),
     ("config_last_reload_successful", "1 if the last load of the settings was good.", |at| {
         f64::from(at.status.reloads.lock().last.as_ref().is_none_or(|last| last.error.is_none()))

@@ -46,17 +46,17 @@ impl Admin {
                 "oldest_event_timestamp_seconds": unix_seconds(snapshot.oldest),
             },
             "journal": snapshot.journal.as_ref().map(|state| journal(state, view.unreadable.as_deref())),
-            "dead_letters": status.dead_letters.as_ref().map(|held| json!({
-                "events": held.events(),
-                "bytes": held.bytes(),
-                "capacity_bytes": held.capacity(),
+            "dead_letters": status.dead_letters.as_ref().map(|held| held.lock()).map(|held| json!({
+                "events": held.events,
+                "bytes": held.bytes,
+                "capacity_bytes": held.capacity,
             })),
-            "invalid": status.invalid.as_ref().map(|held| json!({
-                "kept": held.kept(),
-                "dropped": held.dropped(),
-                "events": held.events(),
-                "bytes": held.bytes(),
-                "capacity_bytes": held.capacity(),
+            "invalid": status.invalid.as_ref().map(|held| held.lock()).map(|held| json!({
+                "kept": held.kept,
+                "dropped": held.dropped,
+                "events": held.events,
+                "bytes": held.bytes,
+                "capacity_bytes": held.capacity,
             })),
             "broker": {
                 "name": status.broker_name,

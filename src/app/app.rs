@@ -309,9 +309,9 @@ impl SharedParts {
         let status = Arc::new(Status {
             metrics,
             broker_name,
-            dead_letters: kept.letters.as_ref().map(|letters| letters.dead_letters.held().clone()),
+            dead_letters: kept.letters.as_ref().map(|letters| letters.dead_letters.held.clone()),
             dead_letters_capacity: settings.dead_letters.bytes as u64,
-            invalid: kept.letters.as_ref().map(|letters| letters.invalid.held().clone()),
+            invalid: kept.letters.as_ref().map(|letters| letters.invalid.held.clone()),
             ..Status::default()
         });
         status.reloads.lock().in_force = to_json(settings.fingerprint.effective());

@@ -13,7 +13,6 @@ use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use parking_lot::{Mutex, MutexGuard};
 
@@ -130,7 +129,8 @@ struct FileContent {
 #[derive(Clone, Debug)]
 pub(crate) struct SharedStore {
     store: Arc<Mutex<Store>>,
-    held: Arc<StoreCounts>,
+    /// Locked for a moment only, unlike the store.
+    pub(crate) held: Arc<Mutex<StoreCounts>>,
 }
 
 impl SharedStore {
@@ -140,12 +140,12 @@ impl SharedStore {
     /// The directory cannot be created or read.
     pub(crate) fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
         let store = Store::open(directory, limits)?;
-        Ok(Self { held: store.held(), store: Arc::new(Mutex::new(store)) })
+        Ok(Self { held: store.held.clone(), store: Arc::new(Mutex::new(store)) })
     }
 
     /// Its contents, counted.
-    pub(crate) fn held(&self) -> &Arc<StoreCounts> {
-        &self.held
+    pub(crate) fn held(&self) -> StoreCounts {
+        *self.held.lock()
     }
 
     /// The store, for file operations on a thread that may block.
@@ -172,7 +172,7 @@ impl SharedStore {
 pub(crate) struct Store {
     directory: PathBuf,
     limits: StoreLimits,
-    held: Arc<StoreCounts>,
+    held: Arc<Mutex<StoreCounts>>,
     /// The files in use, by [`Precedence`].
     current: [Option<Open>; 2],
     /// The highest number of a file.
@@ -191,7 +191,7 @@ pub(crate) struct Store {
 impl Store {
     fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
         create(directory)?;
-        let held = Arc::new(StoreCounts { capacity: limits.capacity, ..StoreCounts::default() });
+        let held = Arc::new(Mutex::new(StoreCounts { capacity: limits.capacity, ..StoreCounts::default() }));
         let directory = directory.to_owned();
         let mut store = Self {
             directory,
@@ -223,10 +223,6 @@ impl Store {
         Ok(store)
     }
 
-    fn held(&self) -> Arc<StoreCounts> {
-        self.held.clone()
-    }
-
     /// Counts what is on disk; the operator may have moved files away. A file whose length is known is not read again.
     fn measure(&mut self) -> io::Result<()> {
         let mut counted = BTreeMap::new();
@@ -245,9 +241,14 @@ impl Store {
         Ok(())
     }
 
+    fn held(&self) -> StoreCounts {
+        *self.held.lock()
+    }
+
     fn recount(&self) {
-        self.held.events.store(self.counted.values().map(|content| content.lines).sum(), Ordering::Relaxed);
-        self.held.bytes.store(self.counted.values().map(|content| content.bytes).sum(), Ordering::Relaxed);
+        let mut held = self.held.lock();
+        held.events = self.counted.values().map(|content| content.lines).sum();
+        held.bytes = self.counted.values().map(|content| content.bytes).sum();
     }
 
     /// Appends as many of the lines, from the first on and of its precedence, as fit, and syncs them; says how many.
@@ -259,11 +260,11 @@ impl Store {
         let alike = entries.iter().take_while(|entry| entry.precedence == precedence).count();
         let entries = &entries[..alike];
         let all: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
-        if self.held.bytes() + all > self.limits.capacity {
+        if self.held().bytes + all > self.limits.capacity {
             self.measure().map_err(|source| self.disk(source))?;
             self.make_room(all, precedence).map_err(|source| self.disk(source))?;
         }
-        let mut free = self.limits.capacity.saturating_sub(self.held.bytes());
+        let mut free = self.limits.capacity.saturating_sub(self.held().bytes);
         let fits = |entry: &&NewLetter| {
             let rest = free.checked_sub(entry.line.len() as u64);
             free = rest.unwrap_or(if entry.returns { free } else { 0 });
@@ -289,21 +290,21 @@ impl Store {
         content.lines += count as u64;
         content.bytes += bytes;
         self.recount();
-        self.held.kept.fetch_add(count as u64, Ordering::Relaxed);
+        self.held.lock().kept += count as u64;
         let returned = entries.iter().filter(|entry| entry.returns).count();
-        self.held.returned.fetch_add(returned as u64, Ordering::Relaxed);
+        self.held.lock().returned += returned as u64;
         Ok(count)
     }
 
     fn full(&self, length: usize) -> WriteError {
-        let (bytes, directory) = (self.held.bytes(), self.directory.display().to_string());
+        let (bytes, directory) = (self.held().bytes, self.directory.display().to_string());
         WriteError::Full { length, bytes, capacity: self.limits.capacity, directory }
     }
 
     /// Returns the error of the letter that last did not fit, if it still does not.
     pub(crate) fn no_room(&self) -> Option<WriteError> {
         let length = self.too_long?;
-        (self.held.bytes() + length as u64 > self.limits.capacity).then(|| self.full(length))
+        (self.held().bytes + length as u64 > self.limits.capacity).then(|| self.full(length))
     }
 
     /// Drops whole files until this many bytes fit, or as many as may be: those that go first, then, for lines that go
@@ -312,7 +313,7 @@ impl Store {
         if self.limits.at_limit == AtLimit::Refuse {
             return Ok(());
         }
-        while self.held.bytes() + bytes > self.limits.capacity {
+        while self.held().bytes + bytes > self.limits.capacity {
             let oldest = |wanted: Precedence| {
                 self.counted.iter().find(|(_, content)| content.precedence == wanted).map(|(at, _)| *at)
             };
@@ -323,7 +324,7 @@ impl Store {
             remove(&self.path(number))?;
             let lines = self.counted.remove(&number).map_or(0, |content| content.lines);
             self.recount();
-            self.held.drop_some(lines);
+            self.held.lock().dropped += lines;
         }
         Ok(())
     }
@@ -548,7 +549,7 @@ mod tests {
     }
 
     fn counts(store: &Store) -> (u64, u64) {
-        (store.held().events(), store.held().bytes())
+        (store.held().events, store.held().bytes)
     }
 
     fn lines(store: &Store, number: u64) -> Vec<String> {
@@ -595,7 +596,7 @@ mod tests {
         let mut returning = entries(&["9876543210", "x"]);
         returning[0].returns = true;
         assert_eq!(store.append(&returning).unwrap(), 1, "the other one must wait");
-        assert_eq!((store.held().returned(), store.held().kept()), (1, 2));
+        assert_eq!((store.held().returned, store.held().kept), (1, 2));
     }
 
     #[test]
@@ -691,7 +692,7 @@ mod tests {
         let mut store = Store::open(directory.path(), limits).unwrap();
         store.append(&entries(&["444444444", "5"])).unwrap();
         assert_eq!(
-            (kept(&store), store.held().dropped()),
+            (kept(&store), store.held().dropped),
             (["1", "2", "3", "444444444", "5"].map(str::to_owned).to_vec(), 3)
         );
         assert!(matches!(store.append(&first(&["too long for it"])), Err(WriteError::Full { .. })));
@@ -713,10 +714,10 @@ mod tests {
         for line in ["1", "2", "3", "4", "5", "6", "7", "8"] {
             store.append(&entries(&[line])).unwrap();
         }
-        assert_eq!((counts(&store), store.held().dropped()), ((8, 16), 0));
+        assert_eq!((counts(&store), store.held().dropped), ((8, 16), 0));
         assert_eq!(store.append(&entries(&["9", "10"])).unwrap(), 2);
         assert_eq!(store.append(&entries(&["11"])).unwrap(), 1);
-        assert_eq!((store.held().dropped(), store.files(99)), (3, vec![2, 3, 4]));
+        assert_eq!((store.held().dropped, store.files(99)), (3, vec![2, 3, 4]));
         assert!(matches!(store.append(&entries(&["a line that never fits"])), Err(WriteError::Full { .. })));
     }
 }

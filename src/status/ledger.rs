@@ -27,7 +27,7 @@ pub(crate) struct SecretUse {
 }
 
 /// The book of one source.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct SourceBook {
     /// The name of the source.
     pub(crate) name: Arc<str>,
@@ -51,7 +51,7 @@ impl SourceBook {
     /// Creates an empty book.
     pub(crate) fn new(name: Arc<str>, secrets: impl IntoIterator<Item = Arc<str>>) -> Self {
         let secrets = secrets.into_iter().map(|id| SecretUse { id, matched: 0, last: None }).collect();
-        Self { name, received: 0, accepted: 0, duplicate: 0, probe: 0, rejected: [0; 11], last: None, secrets }
+        Self { name, secrets, ..Self::default() }
     }
 }
 

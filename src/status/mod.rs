@@ -10,7 +10,6 @@ mod reasons;
 mod refusals;
 mod reloads;
 mod status;
-mod stores;
 
 pub(crate) use broker::{BrokerSnapshot, BrokerStatus, ConnectionState, WaitingAddress};
 pub(crate) use deviating::{DeviatingEvents, EventName};
@@ -22,5 +21,4 @@ pub(crate) use observed::Observed;
 pub(crate) use reasons::{Decision, ErrorKind, KeptReason, Loss, Reason, RefusalReason};
 pub(crate) use refusals::{RecentRefusal, RequestKind, UnknownPath, UnknownPaths, meant};
 pub(crate) use reloads::{Reload, Reloads};
-pub(crate) use status::{IngressStatus, SourceStatus, Status};
-pub(crate) use stores::StoreCounts;
+pub(crate) use status::{IngressStatus, SourceStatus, Status, StoreCounts};

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 
 use crate::metrics::Metrics;
-use crate::status::{BrokerStatus, Heartbeats, Observed, Reloads, StoreCounts, UnknownPaths};
+use crate::status::{BrokerStatus, Heartbeats, Observed, Reloads, UnknownPaths};
 
 /// The state that the bridge reports, beside what the queue counts under its lock.
 #[derive(Debug, Default)]
@@ -28,11 +28,11 @@ pub(crate) struct Status {
     /// The broker, as delivery sees it.
     pub(crate) broker: BrokerStatus,
     /// The dead letters, if there is a state directory.
-    pub(crate) dead_letters: Option<Arc<StoreCounts>>,
+    pub(crate) dead_letters: Option<Arc<Mutex<StoreCounts>>>,
     /// `dead_letters.max_bytes`.
     pub(crate) dead_letters_capacity: u64,
     /// The bodies kept as invalid, if there is a state directory.
-    pub(crate) invalid: Option<Arc<StoreCounts>>,
+    pub(crate) invalid: Option<Arc<Mutex<StoreCounts>>>,
 }
 
 impl Status {
@@ -51,6 +51,23 @@ pub(crate) struct ConnectionCounts {
     pub(crate) open: usize,
     /// `ingress.max_connections`.
     pub(crate) capacity: usize,
+}
+
+/// The contents of a store of letters, and the fate of letters since the start.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct StoreCounts {
+    /// Letters on disk.
+    pub(crate) events: u64,
+    /// Bytes on disk.
+    pub(crate) bytes: u64,
+    /// The most bytes.
+    pub(crate) capacity: u64,
+    /// Letters written since the start.
+    pub(crate) kept: u64,
+    /// The letters among them whose events were replayed and refused again.
+    pub(crate) returned: u64,
+    /// Letters that were dropped or could not be kept since the start.
+    pub(crate) dropped: u64,
 }
 
 /// The settings of the ingress that are reported.
