@@ -228,8 +228,8 @@ impl RequestWork<'_> {
             return self.check();
         }
         // Refused again, an event becomes a dead letter whichever store it came from.
-        let held = &self.requests.stores.dead_letters;
-        let returned = held.held().returned;
+        let dead_letters = &self.requests.stores.dead_letters;
+        let returned = dead_letters.held().returned;
         let (mut letters, mut replayed) = (Vec::new(), Vec::new());
         for (hash, mut event) in events {
             let waiter = Waiter::new(None);
@@ -246,7 +246,7 @@ impl RequestWork<'_> {
         }
         let batch = self.watch(batch).await?;
         let (all, kept) = (batch.letters.len() as u64, batch.settle().await?);
-        let again = (held.held().returned - returned).min(kept);
+        let again = (dead_letters.held().returned - returned).min(kept);
         self.progress.published += kept - again;
         self.progress.dead_lettered += again;
         self.progress.skipped += all - kept;

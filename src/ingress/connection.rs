@@ -35,15 +35,6 @@ struct SharedSocket {
     has_heard: Cell<bool>,
 }
 
-/// The result of reading and discarding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Discarded {
-    /// No more bytes at the moment.
-    Pending,
-    /// The peer has closed its side, or an error occurred.
-    End,
-}
-
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {
         Self(Rc::new(SharedSocket { stream: RefCell::new(stream), has_heard: Cell::new(false) }))
@@ -74,19 +65,20 @@ impl Socket {
         let _ = SockRef::from(&*self.0.stream.borrow()).shutdown(std::net::Shutdown::Write);
     }
 
-    /// Reads and discards what has arrived.
-    pub(super) fn poll_discard(&self, context: &mut Context<'_>) -> Poll<Discarded> {
+    /// Reads and discards until the peer has closed its side, or an error occurs.
+    pub(super) fn poll_discard(&self, context: &mut Context<'_>) -> Poll<()> {
         let mut buffer = [0; 4096];
         // Other tasks of this thread run after this many reads.
         for _ in 0..16 {
             let mut read = ReadBuf::new(&mut buffer);
             match Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(context, &mut read) {
                 Poll::Ready(Ok(())) if !read.filled().is_empty() => {}
-                Poll::Ready(_) => return Poll::Ready(Discarded::End),
+                Poll::Ready(_) => return Poll::Ready(()),
                 Poll::Pending => return Poll::Pending,
             }
         }
-        Poll::Ready(Discarded::Pending)
+        context.waker().wake_by_ref();
+        Poll::Pending
     }
 }
 

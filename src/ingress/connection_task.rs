@@ -22,7 +22,7 @@ use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::event::WakeList;
-use crate::ingress::connection::{Connection, Discarded, ObservedStream, RequestPhase, Socket};
+use crate::ingress::connection::{Connection, ObservedStream, RequestPhase, Socket};
 use crate::ingress::connections::Admission;
 use crate::ingress::current::ThreadView;
 use crate::ingress::handle::Sender;
@@ -76,14 +76,6 @@ enum Due {
 struct Timeouts {
     head: Duration,
     idle: Duration,
-}
-
-/// The end of a stage of a connection.
-enum End<O> {
-    /// By itself, or by whichever side closed the connection.
-    Ended(O),
-    /// The head of a request took too long.
-    TooSlow,
 }
 
 /// The one timer of a connection, moved only where an earlier end is due: requests that follow each other move none.
@@ -183,20 +175,20 @@ impl ConnectionTask {
             if is_closing { Poll::Ready(Ok(None)) } else { first.poll_head(context) }
         };
         match self.run(wait, connection, timeouts, &mut timer).await {
-            End::Ended(Ok(Some(head))) => stream.read_again(head),
-            End::Ended(Ok(None)) => return,
-            End::Ended(Err(error)) => return tracing::debug!(%peer, "a connection ended: {error}"),
-            End::TooSlow => return too_slow(peer),
+            Some(Ok(Some(head))) => stream.read_again(head),
+            Some(Ok(None)) => return,
+            Some(Err(error)) => return tracing::debug!(%peer, "a connection ended: {error}"),
+            None => return too_slow(peer),
         }
         // Boxed: a connection takes the memory for hyper only now.
         match Box::pin(self.serve_requests(stream, connection, tls, timeouts, &mut timer)).await {
-            End::Ended(Ok(())) => {}
-            End::Ended(Err(error)) if error.is_parse() => {
+            Some(Ok(())) => {}
+            Some(Err(error)) if error.is_parse() => {
                 let too_large = error.is_parse_too_large();
                 self.thread.unreadable.head(peer, &connection.first.get(), too_large);
             }
-            End::Ended(Err(error)) => tracing::debug!(%peer, "a connection ended: {error}"),
-            End::TooSlow => too_slow(peer),
+            Some(Err(error)) => tracing::debug!(%peer, "a connection ended: {error}"),
+            None => too_slow(peer),
         }
     }
 
@@ -207,7 +199,7 @@ impl ConnectionTask {
         tls: Option<&ServerTls>,
         timeouts: Timeouts,
         timer: &mut Timer<'_>,
-    ) -> End<Result<(), hyper::Error>>
+    ) -> Option<Result<(), hyper::Error>>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
@@ -255,20 +247,20 @@ impl ConnectionTask {
     }
 
     /// Runs a stage of the connection (the wait for its first head, or the exchange of requests and answers) to its end, or
-    /// until the connection is to be closed, which the stage is told, and that has ended it.
+    /// until the connection is to be closed, which the stage is told, and that has ended it; none if a head took too long.
     async fn run<O>(
         &self,
         mut stage: impl FnMut(&mut Context<'_>, bool) -> Poll<O>,
         connection: &Connection,
         timeouts: Timeouts,
         timer: &mut Timer<'_>,
-    ) -> End<O> {
+    ) -> Option<O> {
         let mut is_closing = false;
         poll_fn(|context| {
             self.place.slot.register(context.waker());
             loop {
                 if let Poll::Ready(ended) = stage(context, is_closing) {
-                    return Poll::Ready(End::Ended(ended));
+                    return Poll::Ready(Some(ended));
                 }
                 if is_closing {
                     return Poll::Pending;
@@ -279,7 +271,7 @@ impl ConnectionTask {
                     Due::At(at) => ready!(timer.poll_until(at, context)),
                 }
                 if connection.phase.get() == RequestPhase::Head {
-                    return Poll::Ready(End::TooSlow);
+                    return Poll::Ready(None);
                 }
                 // The last check: a request that has arrived is answered.
                 if connection.socket.has_unread() {
@@ -334,14 +326,7 @@ impl ConnectionTask {
                     return Poll::Ready(());
                 }
             }
-            match socket.poll_discard(context) {
-                Poll::Ready(Discarded::End) => Poll::Ready(()),
-                Poll::Ready(Discarded::Pending) => {
-                    context.waker().wake_by_ref();
-                    Poll::Pending
-                }
-                Poll::Pending => Poll::Pending,
-            }
+            socket.poll_discard(context)
         });
         let _ = tokio::time::timeout(LINGER, peers_end).await;
         if place.is_none() {

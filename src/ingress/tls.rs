@@ -71,11 +71,7 @@ impl ServerTls {
 
     /// Whether both come from the same reading: connections of one are then as good as those of the other.
     pub(super) fn is_same(one: Option<&Self>, other: Option<&Self>) -> bool {
-        match (one, other) {
-            (None, None) => true,
-            (Some(one), Some(other)) => Arc::ptr_eq(&one.config, &other.config),
-            _ => false,
-        }
+        one.map(|tls| Arc::as_ptr(&tls.config)) == other.map(|tls| Arc::as_ptr(&tls.config))
     }
 
     /// The acceptor for handshakes.
@@ -211,21 +207,13 @@ fn read_clients(section: &mut Section<'_>) -> Option<Arc<dyn ClientCertVerifier>
     }
     let (path, content) = section.file(KEY)?;
     let mut roots = RootCertStore::empty();
-    let unusable = |section: &mut Section<'_>, error: &dyn fmt::Display| {
+    let mut certificates = certificates(section, KEY, &path, &content)?.into_iter();
+    let added = certificates.try_for_each(|certificate| roots.add(certificate)).map_err(|error| error.to_string());
+    let provider = Arc::new(ring::default_provider());
+    let builder = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+    let verifier = added.and_then(|()| builder.build().map_err(|error| error.to_string()));
+    let unusable = |error: String| {
         section.problem(KEY, format_args!("{}: a certificate in it cannot be used: {error}", path.display()));
     };
-    for certificate in certificates(section, KEY, &path, &content)? {
-        if let Err(error) = roots.add(certificate) {
-            unusable(section, &error);
-            return None;
-        }
-    }
-    let provider = Arc::new(ring::default_provider());
-    match WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build() {
-        Ok(verifier) => Some(verifier),
-        Err(error) => {
-            unusable(section, &error);
-            None
-        }
-    }
+    verifier.map_err(unusable).ok()
 }
