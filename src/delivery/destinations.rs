@@ -2,152 +2,26 @@
 //!
 //! An address is *asking* while the answer to one of its messages decides what becomes of it, *parked* after a refusal,
 //! and *open* while it catches up, in its own order. What is asking or parked does not count as in flight.
+//! Most of what waits and is in the journal is *unloaded*: memory has the sequences alone.
 //!
 //! Length: the states of an address and each step between them are only understood together.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::fmt;
-use std::sync::Arc;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::brokers::{Refusal, Refused, Sequence};
-use crate::delivery::backoff::Backoff;
+use crate::brokers::{Refusal, Sequence};
+use crate::delivery::address_queue::{
+    Address, AddressQueue, AddressRefusal, AddressState, LOADED, Parked, Turn, UnloadedMessage, WaitingMessages,
+};
 use crate::delivery::ring::{EntryState, RingEntry};
 use crate::event::{Event, Kept, Message};
+use crate::queue::journal::Record;
 
 /// The addresses that are remembered as wrong although nothing waits for them.
 const REMEMBERED: usize = 1024;
 
-/// The place that a message goes to, as delivery tells places apart: the address, with the key where each key has its own place.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Address {
-    name: Arc<str>,
-    key: Option<Arc<str>>,
-}
-
-impl Address {
-    pub(super) fn new(name: &Arc<str>, key: Option<&Arc<str>>) -> Self {
-        Self { name: name.clone(), key: key.cloned() }
-    }
-
-    /// The address as the broker knows it.
-    pub(super) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Whether messages of this address and key go here.
-    pub(super) fn is(&self, name: &Arc<str>, key: &Arc<str>) -> bool {
-        let same = |one: &Arc<str>, other: &Arc<str>| Arc::ptr_eq(one, other) || **one == **other;
-        same(&self.name, name) && self.key.as_ref().is_none_or(|own| same(own, key))
-    }
-}
-
-impl fmt::Display for Address {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.key {
-            Some(key) => write!(f, "{} ({key})", self.name),
-            None => write!(f, "{}", self.name),
-        }
-    }
-}
-
-/// The state of an address.
-#[derive(Debug, Default)]
-enum AddressState {
-    /// Catches up.
-    #[default]
-    Open,
-    /// Gets no more until this message is answered: a try, or one that has no answer for long.
-    Asking(Sequence, Option<Parked>),
-    /// Refuses what it gets; its oldest message is tried from time to time.
-    Parked(Parked),
-}
-
-/// A refusal that stands until a message is stored.
-#[derive(Debug)]
-struct Parked {
-    refusal: Refusal,
-    /// The time since which it has been refused in this way.
-    since: tokio::time::Instant,
-    next_try: tokio::time::Instant,
-    backoff: Backoff,
-    /// The number of times that its oldest message was nacked.
-    nacks: u32,
-}
-
-impl Parked {
-    fn is_wrong(&self) -> bool {
-        matches!(self.refusal.kind, Refused::AddressWrong(_))
-    }
-
-    /// Takes the next step of the back-off.
-    fn step(&mut self, now: tokio::time::Instant) {
-        self.next_try = now + self.backoff.after_nacks(self.nacks);
-    }
-}
-
-/// A refusal as it concerns an address.
-pub(super) struct AddressRefusal {
-    pub(super) refusal: Refusal,
-    /// Other queues of this address may have stored the message: it is tried less often.
-    pub(super) is_nacked: bool,
-    /// The waits of an address that is parked now.
-    pub(super) backoff: Backoff,
-    pub(super) now: tokio::time::Instant,
-}
-
-/// The messages that wait at one address.
-pub(super) struct WaitingMessages<'d> {
-    pub(super) address: &'d Address,
-    pub(super) messages: usize,
-    pub(super) since: Instant,
-    pub(super) reason: &'d str,
-}
-
-/// The time at which the next message of an address may be sent.
-enum Turn {
-    Now,
-    At(tokio::time::Instant),
-    /// Not before an answer, or a message.
-    None,
-}
-
-/// One address with its messages.
-#[derive(Debug, Default)]
-struct AddressQueue {
-    state: AddressState,
-    entries: BTreeMap<Sequence, RingEntry>,
-    waiting: BTreeSet<Sequence>,
-    handed: usize,
-    /// After a refusal: so many messages it gets at once; doubled by each that is stored.
-    allowance: Option<usize>,
-    /// It is among those remembered although nothing waits.
-    is_remembered: bool,
-}
-
-impl AddressQueue {
-    fn is_open(&self) -> bool {
-        matches!(self.state, AddressState::Open)
-    }
-
-    /// Whether it has got what it may have after a refusal. A message that was nacked is sent alone.
-    fn is_used_up(&self) -> bool {
-        let next = self.waiting.first().and_then(|sequence| self.entries.get(sequence));
-        let is_nacked = next.is_some_and(|entry| entry.nacks > 0);
-        self.allowance.is_some_and(|most| self.handed >= most) || (is_nacked && self.handed > 0)
-    }
-
-    /// The time at which the next message may be sent.
-    fn turn(&self) -> Turn {
-        match &self.state {
-            _ if self.waiting.is_empty() => Turn::None,
-            AddressState::Open if self.is_used_up() => Turn::None,
-            AddressState::Open => Turn::Now,
-            AddressState::Parked(parked) if self.handed == 0 => Turn::At(parked.next_try),
-            AddressState::Asking(..) | AddressState::Parked(_) => Turn::None,
-        }
-    }
-}
+/// The messages that are read back at once while memory is short.
+const FEW: usize = 16;
 
 /// All addresses of which messages are apart, or which are known to be wrong.
 #[derive(Debug, Default)]
@@ -162,12 +36,26 @@ pub(super) struct Destinations {
     remembered: VecDeque<Address>,
     /// Nothing may be sent before this time, unless something changes.
     quiet_until: Option<tokio::time::Instant>,
+    /// The most bytes that events take here before all but the first of each address are unloaded; none: nothing is kept
+    /// by a journal.
+    memory: Option<usize>,
+    /// Nothing more is unloaded.
+    is_stopping: bool,
+    /// The bytes that they take.
+    loaded: usize,
+    /// The unloaded events, and about the size of their records.
+    unloaded: usize,
+    unloaded_bytes: u64,
+    /// The number and the bytes of those unloaded since this was last asked for.
+    freed: (usize, usize),
+    /// Unloaded events whose address is to be rendered anew, because the routes have changed.
+    unrendered: BTreeMap<Sequence, UnloadedMessage>,
 }
 
 impl Destinations {
     /// The number of messages.
     pub(super) fn len(&self) -> usize {
-        self.places.len()
+        self.places.len() + self.unloaded
     }
 
     /// The number of messages in flight at addresses that are not open.
@@ -190,6 +78,11 @@ impl Destinations {
         self.queues.contains_key(address)
     }
 
+    /// Whether messages of this address are here.
+    pub(super) fn waits(&self, address: &Address) -> bool {
+        self.queues.get(address).is_some_and(|queue| !queue.is_empty())
+    }
+
     /// Whether this message is here.
     pub(super) fn holds(&self, sequence: Sequence) -> bool {
         !self.places.is_empty() && self.places.contains_key(&sequence)
@@ -203,18 +96,70 @@ impl Destinations {
     /// The oldest message of those that catch up: everything below it is settled or waits for its address.
     pub(super) fn begin(&self) -> Option<Sequence> {
         let open = self.queues.values().filter(|queue| queue.is_open());
-        open.filter_map(|queue| queue.entries.keys().next().copied()).min()
+        open.filter_map(AddressQueue::first).min()
     }
 
     /// The receipt of the oldest message.
     pub(super) fn oldest(&self) -> Option<SystemTime> {
-        let messages = self.queues.values().filter_map(|queue| queue.entries.values().next()?.message.as_ref());
-        messages.map(|message| message.event.origin.received).min()
+        let loaded = self.queues.values().filter_map(|queue| queue.entries.values().next()?.message.as_ref());
+        let unloaded = self.queues.values().filter(|queue| !queue.unloaded.is_empty());
+        let unloaded = unloaded.filter_map(|queue| queue.unloaded_since);
+        loaded.map(|message| message.event.origin.received).chain(unloaded).min()
     }
 
     /// Takes a message of an address that is here.
     pub(super) fn insert(&mut self, sequence: Sequence, address: &Address, entry: RingEntry) {
+        let (unloads, is_short) = (self.unloads(), self.is_short());
+        let queue = self.queues.entry(address.clone()).or_default();
+        let is_left = unloads && entry.is_new() && queue.leaves_to_journal(sequence, is_short);
+        match entry.to_unload().filter(|_| is_left) {
+            Some((message, event)) => self.unload(sequence, address, message, event),
+            None => self.hold(sequence, address, entry),
+        }
+    }
+
+    fn unloads(&self) -> bool {
+        self.memory.is_some() && !self.is_stopping
+    }
+
+    /// Leaves an event to the journal alone.
+    fn unload(&mut self, sequence: Sequence, address: &Address, message: UnloadedMessage, event: &Event) {
+        let queue = self.queues.entry(address.clone()).or_default();
+        let received = event.origin.received;
+        queue.unloaded_since = Some(queue.unloaded_since.map_or(received, |since| since.min(received)));
+        queue.unloaded.insert(sequence, message);
+        self.unloaded += 1;
+        self.unloaded_bytes += Record::of(event).length();
+        self.freed = (self.freed.0 + 1, self.freed.1 + event.cost());
+    }
+
+    /// Leaves the events to the journal that are more than needed in memory.
+    pub(super) fn unload_excess(&mut self) {
+        if !self.unloads() {
+            return;
+        }
+        let is_short = self.is_short();
+        let excess = self.queues.values().flat_map(|queue| queue.excess(is_short)).collect::<Vec<_>>();
+        for sequence in excess.into_iter().rev() {
+            let entry = self.find(sequence).and_then(|queue| {
+                queue.entries.get(&sequence)?.to_unload()?;
+                queue.waiting.remove(&sequence);
+                queue.entries.remove(&sequence)
+            });
+            if let Some(entry) = entry
+                && let Some(address) = self.places.remove(&sequence)
+                && let Some((message, event)) = entry.to_unload()
+            {
+                self.loaded -= entry.cost();
+                self.unload(sequence, &address, message, event);
+            }
+        }
+    }
+
+    /// Takes a message, and keeps it in memory.
+    fn hold(&mut self, sequence: Sequence, address: &Address, entry: RingEntry) {
         self.quiet_until = None;
+        self.loaded += entry.cost();
         let queue = self.queues.entry(address.clone()).or_default();
         if matches!(entry.state, EntryState::Waiting) {
             queue.waiting.insert(sequence);
@@ -308,8 +253,7 @@ impl Destinations {
                     later = Some(later.map_or(at, |later| later.min(at)));
                 }
                 Turn::Now | Turn::At(_) if !is_held_back(address) => {
-                    let first = queue.waiting.first().copied();
-                    found = found.into_iter().chain(first).min();
+                    found = found.into_iter().chain(queue.sendable().next()).min();
                 }
                 Turn::Now | Turn::At(_) | Turn::None => {}
             }
@@ -421,6 +365,7 @@ impl Destinations {
             queue.allowance = queue.allowance.map(|most| most.saturating_mul(2));
         }
         let mut entry = queue.entries.remove(&sequence)?;
+        let cost = entry.cost();
         entry.stored |= stored;
         let is_same_key = |other: &RingEntry| other.key == entry.key;
         if stored {
@@ -429,6 +374,7 @@ impl Destinations {
             }
         }
         entry.overtaken |= queue.entries.range(sequence..).any(|(_, other)| other.stored && is_same_key(other));
+        self.loaded -= cost;
         let address = self.places.remove(&sequence)?;
         self.decide(&address, sequence, stored);
         self.forget_if_idle(&address);
@@ -437,7 +383,7 @@ impl Destinations {
 
     /// Forgets an address without messages, unless it is known to be wrong.
     fn forget_if_idle(&mut self, address: &Address) {
-        let Some(queue) = self.queues.get_mut(address).filter(|queue| queue.entries.is_empty()) else { return };
+        let Some(queue) = self.queues.get_mut(address).filter(|queue| queue.is_empty()) else { return };
         if !matches!(&queue.state, AddressState::Parked(parked) if parked.is_wrong()) {
             self.queues.remove(address);
             return;
@@ -450,7 +396,7 @@ impl Destinations {
             && let Some(queue) = self.queues.get_mut(&oldest)
         {
             queue.is_remembered = false;
-            if queue.entries.is_empty() {
+            if queue.is_empty() {
                 self.queues.remove(&oldest);
             }
         }
@@ -510,7 +456,8 @@ impl Destinations {
                 let event = queue.entries.get(*sequence).and_then(|entry| entry.message.as_ref());
                 is_late.is_some_and(|is_late| event.is_some_and(|message| is_late(&message.event)))
             };
-            let late = queue.waiting.iter().filter(|sequence| is_over || is_late(sequence));
+            let end = queue.unloaded.keys().next().copied().unwrap_or(Sequence::MAX);
+            let late = queue.waiting.iter().filter(|sequence| (is_over && **sequence < end) || is_late(sequence));
             overdue.extend(late.map(|sequence| (*sequence, parked.refusal.clone())));
         }
         overdue
@@ -520,35 +467,120 @@ impl Destinations {
     pub(super) fn is_kept(&self) -> bool {
         let is_kept =
             |entry: &RingEntry| entry.message.as_ref().is_none_or(|message| message.event.kept != Kept::Memory);
-        let mut queues = self.queues.values().filter(|queue| !queue.entries.is_empty());
+        let mut queues = self.queues.values().filter(|queue| !queue.is_empty());
         queues.all(|queue| !queue.is_open() && queue.entries.values().all(is_kept))
     }
 
     /// The messages that wait at parked addresses.
     pub(super) fn parked(&self) -> impl Iterator<Item = WaitingMessages<'_>> {
         let now = (tokio::time::Instant::now(), Instant::now());
-        self.queues.iter().filter(|(_, queue)| !queue.entries.is_empty()).filter_map(move |(address, queue)| {
+        self.queues.iter().filter(|(_, queue)| !queue.is_empty()).filter_map(move |(address, queue)| {
             let (AddressState::Parked(parked) | AddressState::Asking(_, Some(parked))) = &queue.state else {
                 return None;
             };
             let age = now.0.duration_since(parked.since);
             let since = now.1.checked_sub(age).unwrap_or(now.1);
-            let (messages, reason) = (queue.entries.len(), &*parked.refusal.text);
+            let (messages, reason) = (queue.len(), &*parked.refusal.text);
             Some(WaitingMessages { address, messages, since, reason })
         })
     }
 
-    /// The size of all events that wait here.
-    pub(super) fn bytes(&self) -> u64 {
+    /// The size of the records of all events that wait here.
+    pub(super) fn record_bytes(&self) -> u64 {
         let messages = self.entries().filter_map(|(_, entry)| entry.message.as_ref());
-        messages.map(|message| message.event.cost() as u64).sum()
+        messages.map(|message| Record::of(&message.event).length()).sum::<u64>() + self.unloaded_bytes
     }
 
-    /// The events that wait here, oldest first.
-    pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
-        let mut all: Vec<_> = self.entries().collect();
-        all.sort_unstable_by_key(|(sequence, _)| *sequence);
-        all.into_iter().filter_map(|(_, entry)| entry.message.as_ref()).map(|message| &*message.event)
+    /// Sets the most bytes that events take here before they are unloaded; none: they stay. At the stop no more are.
+    pub(super) fn set_memory(&mut self, memory: Option<usize>, is_stopping: bool) {
+        (self.memory, self.is_stopping) = (memory, is_stopping);
+    }
+
+    fn is_short(&self) -> bool {
+        self.memory.is_some_and(|most| self.loaded >= most)
+    }
+
+    /// The number and the bytes of the events that were unloaded since the last call.
+    pub(super) fn take_freed(&mut self) -> (usize, usize) {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// The next unloaded events to be read back, all of one address.
+    pub(super) fn to_load(&self) -> Vec<(Sequence, u64)> {
+        if self.unloaded == self.unrendered.len() {
+            return Vec::new();
+        }
+        let is_short = self.is_short();
+        let wanting = self.queues.values().filter(|queue| queue.wants_loading(is_short));
+        let next = wanting.min_by_key(|queue| (!queue.is_open(), queue.unloaded.keys().next().copied()));
+        next.map_or_else(Vec::new, |queue| first_of(&queue.unloaded, if is_short { FEW } else { LOADED }))
+    }
+
+    /// The next events whose address is to be rendered anew.
+    pub(super) fn to_render(&self) -> Vec<(Sequence, u64)> {
+        first_of(&self.unrendered, LOADED)
+    }
+
+    /// The number of unloaded events, and of those whose address is to be rendered anew.
+    pub(super) fn unloaded(&self) -> (usize, usize) {
+        (self.unloaded, self.unrendered.len())
+    }
+
+    /// Takes an event that was read back.
+    pub(super) fn load(&mut self, sequence: Sequence, address: &Address, entry: RingEntry) {
+        if let Some(message) = &entry.message {
+            self.unloaded_bytes = self.unloaded_bytes.saturating_sub(Record::of(&message.event).length());
+        }
+        self.hold(sequence, address, entry);
+    }
+
+    /// Leaves an event at this address to the journal, after its address was rendered anew.
+    pub(super) fn rendered(&mut self, sequence: Sequence, address: &Address, received: SystemTime) {
+        let Some(message) = self.unrendered.remove(&sequence) else { return };
+        self.quiet_until = None;
+        let queue = self.queues.entry(address.clone()).or_default();
+        queue.unloaded.insert(sequence, message);
+        queue.unloaded_since = Some(queue.unloaded_since.map_or(received, |since| since.min(received)));
+    }
+
+    /// Takes an unloaded message out, because it is in memory or lost; none where it is not unloaded. `received` is its
+    /// receipt, before which none of the others was received.
+    pub(super) fn take_unloaded(
+        &mut self,
+        sequence: Sequence,
+        received: Option<SystemTime>,
+    ) -> Option<UnloadedMessage> {
+        let mut found = self.unrendered.remove(&sequence);
+        if let Some(queue) = self.queues.values_mut().find(|queue| queue.unloaded.contains_key(&sequence)) {
+            found = queue.unloaded.remove(&sequence);
+            queue.unloaded_since = received.or(queue.unloaded_since);
+        }
+        self.unloaded -= usize::from(found.is_some());
+        if self.unloaded == 0 {
+            self.unloaded_bytes = 0;
+        }
+        found
+    }
+
+    /// The sequence of the unloaded event with this record.
+    pub(super) fn unloaded_as(&self, name: u64) -> Option<Sequence> {
+        let all = self.queues.values().flat_map(|queue| &queue.unloaded).chain(&self.unrendered);
+        all.filter(|(_, message)| message.name == name).map(|(sequence, _)| *sequence).next()
+    }
+
+    /// Has the addresses of all unloaded events rendered anew.
+    pub(super) fn render_unloaded(&mut self) {
+        for queue in self.queues.values_mut() {
+            self.unrendered.append(&mut queue.unloaded);
+            queue.unloaded_since = None;
+        }
+    }
+
+    /// Forgets the addresses that nothing waits for.
+    pub(super) fn forget_idle(&mut self) {
+        for address in self.queues.keys().cloned().collect::<Vec<_>>() {
+            self.forget_if_idle(&address);
+        }
     }
 
     /// The messages that the broker has for certain not, oldest first: each was refused, or not sent.
@@ -573,4 +605,9 @@ impl Destinations {
         all.sort_unstable_by_key(|(sequence, _)| **sequence);
         all.into_iter().filter_map(|(_, entry)| entry.message.as_mut())
     }
+}
+
+/// The first of these, at most so many.
+fn first_of(unloaded: &BTreeMap<Sequence, UnloadedMessage>, most: usize) -> Vec<(Sequence, u64)> {
+    unloaded.iter().take(most).map(|(sequence, message)| (*sequence, message.name)).collect()
 }

@@ -1,12 +1,16 @@
 //! Delivery, from the queue to the broker: publish (the ring), settle, dead letters.
 
+mod address_queue;
 mod backlog;
 mod backoff;
+mod connection;
 mod destinations;
+mod disk_read;
 mod order;
 mod pace;
 mod pairs;
 mod publish;
+mod refusals;
 mod rejections;
 mod ring;
 mod settings;
@@ -15,6 +19,7 @@ mod spill;
 mod successor;
 #[cfg(test)]
 mod tests;
+mod unloaded;
 mod watch;
 mod window;
 

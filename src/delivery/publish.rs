@@ -1,10 +1,10 @@
 //! Publish: the one task that owns order, retry, back-off and settling.
 //!
 //! It takes events from the queue into the [`Ring`], hands them to the session oldest first, and settles them on the
-//! broker's verdicts. The consequences of a refusal of each kind, of a missing answer and of a lost session are decided
-//! only here.
+//! broker's verdicts. What follows from a refusal is decided in [`super::refusals`], from a connection in
+//! [`super::connection`], from a missing answer here.
 //!
-//! Length: all these decisions are in one place, because they are best understood side by side.
+//! Length: one task, whose steps are best understood side by side.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -13,13 +13,11 @@ use std::time::{Duration, Instant};
 use tokio::time::{sleep, timeout};
 
 use crate::brokers::{
-    Broker, Cause, ConnectError, ErrorKind, Finding, Headers, Refusal, RefusalReason, Refused, Routed, Router,
-    Sent, Sequence, Session, SessionError, Verdict,
+    Broker, ErrorKind, Headers, Refusal, Refused, Routed, Router, Sent, Sequence, Session, SessionError, Verdict,
 };
 use crate::dead_letters::SharedStore;
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
-use crate::delivery::destinations::AddressRefusal;
 use crate::delivery::pace::Pace;
 use crate::delivery::pairs::Pairs;
 use crate::delivery::rejections::Rejections;
@@ -28,13 +26,14 @@ use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::spill::{self, Spill, Unsettled};
 use crate::delivery::successor::{Successor, Takeover};
-use crate::delivery::watch::Watch;
+use crate::delivery::unloaded::{BETWEEN_RENEWALS, UnloadedReader, next_portion};
+use crate::delivery::watch::{EndedWait, Watch};
 use crate::delivery::window::Window;
-use crate::event::{Event, Kept, Message};
+use crate::event::{Event, Message};
 use crate::metrics::Metrics;
 use crate::process::logs::Throttle;
 use crate::process::shutdown::Drain;
-use crate::queue::{Backlog, BrokerState, Buffer, Taken};
+use crate::queue::{Backlog, Buffer, Taken};
 use crate::status::{BrokerStatus, ConnectionState};
 
 /// The time for which verdicts of a lost session are awaited: purging at once would turn every message in flight into a
@@ -42,19 +41,10 @@ use crate::status::{BrokerStatus, ConnectionState};
 const COLLECT: Duration = Duration::from_secs(1);
 
 /// The most room that the events already taken from the queue make at once; a batch shares one lock.
-const BATCH: usize = 256;
-
-/// The number of bytes of records that are written again at once.
-const RENEWED: usize = 4 << 20;
-
-/// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
-const BETWEEN_RENEWALS: Duration = Duration::from_millis(100);
+pub(super) const BATCH: usize = 256;
 
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The begin of the finding that says why a successor is not in use.
-const NOT_IN_USE: &str = "the reloaded settings of the broker are not in use, the old connection stays";
 
 /// The parts of the delivery task.
 pub(crate) struct Parts {
@@ -84,45 +74,46 @@ pub(crate) struct Parts {
 
 /// The delivery task.
 pub(crate) struct Delivery {
-    broker: Box<dyn Broker>,
+    pub(super) broker: Box<dyn Broker>,
     /// The routes by which it is connected.
-    router: Router,
-    successor: Arc<Successor>,
-    queue: Arc<Buffer>,
-    metrics: Arc<Metrics>,
-    view: BrokerStatus,
-    settings: Settings,
-    drain: Drain,
-    backlog: Option<BacklogReader>,
-    ring: Ring,
-    taken: VecDeque<Box<Event>>,
-    verdicts: Vec<(Sequence, Verdict)>,
-    settler: Settler,
-    pairs: Pairs,
-    window: Window,
-    backoff: Backoff,
-    not_now: Throttle,
-    pace: Pace,
+    pub(super) router: Router,
+    pub(super) successor: Arc<Successor>,
+    pub(super) queue: Arc<Buffer>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) view: BrokerStatus,
+    pub(super) settings: Settings,
+    pub(super) drain: Drain,
+    pub(super) backlog: Option<BacklogReader>,
+    pub(super) ring: Ring,
+    pub(super) taken: VecDeque<Box<Event>>,
+    pub(super) verdicts: Vec<(Sequence, Verdict)>,
+    pub(super) settler: Settler,
+    pub(super) pairs: Pairs,
+    pub(super) window: Window,
+    pub(super) backoff: Backoff,
+    pub(super) not_now: Throttle,
+    pub(super) pace: Pace,
     /// A session exists, but its brokers do not answer.
-    away: bool,
+    pub(super) away: bool,
     /// The messages without an answer.
-    watch: Watch,
+    pub(super) watch: Watch,
     /// The addresses that the broker rejects because of its own state.
-    rejections: Rejections,
-    /// The last look for records to be written again.
-    renewed: Option<tokio::time::Instant>,
+    pub(super) rejections: Rejections,
+    /// The reads of what the journal alone keeps.
+    pub(super) unloaded: Option<UnloadedReader>,
     /// The progress of a successor.
-    takeover: Takeover,
+    pub(super) takeover: Takeover,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
-    spill: Spill,
+    pub(super) spill: Spill,
 }
 
 impl Delivery {
     /// A delivery task; nothing is connected yet.
     #[must_use]
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { broker, router, headers, successor, queue, metrics, view, settings, store, backlog, drain } =
+        let Parts { broker, router, headers, successor, queue, metrics, view, settings, store, mut backlog, drain } =
             parts;
+        let lookup = backlog.as_mut().and_then(BacklogReader::lookup);
         let settler = Settler::new(store, headers);
         let pace = Pace::new(queue.awaits_broker());
         let ring = Ring::new(router.has_keyed_addresses());
@@ -148,7 +139,7 @@ impl Delivery {
             away: false,
             watch: Watch::default(),
             rejections: Rejections::default(),
-            renewed: None,
+            unloaded: lookup.map(|(lookup, rebuild)| UnloadedReader::new(lookup, rebuild)),
             takeover: Takeover::new(Backoff::new(settings.retry_min, settings.retry_max)),
             spill: Spill::NotBegun,
             settings,
@@ -207,45 +198,15 @@ impl Delivery {
         let (interrupted, successor) = (self.interrupted(), self.successor.clone());
         tokio::pin!(interrupted);
         loop {
+            self.begin_portion();
             tokio::select! {
                 () = tokio::time::sleep_until(until) => return,
                 () = &mut interrupted => return,
                 () = successor.come() => return,
                 () = self.settler.news() => self.settle(),
+                read = next_portion(&mut self.unloaded, &self.view) => self.take_portion(read),
+                () = sleep(BETWEEN_RENEWALS), if !self.ring.destinations.is_empty() => {}
             }
-        }
-    }
-
-    /// Replaces the broker by its successor, if there is one and no session to keep. Messages in the ring keep their
-    /// addresses.
-    fn succeed(&mut self) {
-        if let Some((successor, _)) = self.successor.take() {
-            self.takeover.give_up();
-            (self.broker, self.router) = (successor.broker, successor.router);
-            self.view.change(|view| view.location = self.broker.location());
-            tracing::info!(broker = self.broker.name(), "connecting with the settings that were reloaded");
-        }
-    }
-
-    /// Lets a successor connect beside the session.
-    fn begin_takeover(&mut self) {
-        if let Some((successor, change)) = self.successor.take() {
-            tracing::info!(broker = self.broker.name(), "connecting with the settings that were reloaded");
-            self.takeover.begin(successor, change);
-        }
-    }
-
-    /// Reports that the successor could not connect, in the log once for each reason.
-    fn note_takeover(&self, error: &ConnectError) {
-        let text = format!("{NOT_IN_USE}: {}", error.text);
-        self.metrics.broker_error(error.kind);
-        self.view.error(error.kind, &text);
-        if !self.view.copy().findings.contains(&text) {
-            tracing::error!(broker = self.broker.name(), kind = error.kind.name(), "{text}");
-            self.view.change(|view| {
-                view.findings.retain(|finding| !finding.starts_with(NOT_IN_USE));
-                view.findings.push(text);
-            });
         }
     }
 
@@ -262,6 +223,7 @@ impl Delivery {
 
     /// Settles messages with a verdict, without waiting for a disk.
     fn settle(&mut self) {
+        self.note_unloaded();
         if self.settler.settle(&self.ring, &self.queue, &self.view) {
             self.ring.try_at_once();
         }
@@ -325,55 +287,6 @@ impl Delivery {
         }
     }
 
-    /// Notes the state of the connection, also for the queue.
-    fn note_connection(&self, state: ConnectionState) {
-        self.view.state(state);
-        self.queue.note_broker(if state == ConnectionState::Connected {
-            BrokerState::Reachable
-        } else {
-            BrokerState::Unreachable
-        });
-    }
-
-    fn connected(&mut self, findings: &[Finding]) {
-        let texts: Vec<String> = findings
-            .iter()
-            .filter_map(|finding| match finding {
-                Finding::Good(_) => None,
-                Finding::Warning(text) | Finding::Missing(text) => Some(text.clone()),
-            })
-            .collect();
-        if self.view.copy().findings != texts {
-            for text in &texts {
-                tracing::warn!(broker = self.broker.name(), "{text}");
-            }
-        }
-        self.view.change(|view| (view.findings, view.location) = (texts, self.broker.location()));
-        let Self { router, pairs, queue, ring, .. } = self;
-        let mut route = |event: &Event| pairs.route(event, router, queue).ok();
-        ring.reroute(|event| route(event).map(|Routed { address, key, .. }| (address, key)));
-        self.note_connection(ConnectionState::Connected);
-        self.away = false;
-        tracing::info!(broker = self.broker.name(), location = self.broker.location(), "connected");
-    }
-
-    /// Logs why there is no session, once per reason; the last two are known, because two brokers may take turns.
-    fn not_connected(&mut self, error: &ConnectError, reported: &mut Vec<String>) {
-        self.metrics.broker_error(error.kind);
-        self.view.error(error.kind, &error.text);
-        if reported.contains(&error.text) {
-            return;
-        }
-        reported.truncate(1);
-        reported.insert(0, error.text.clone());
-        let (broker, kind, text) = (self.broker.name(), error.kind.name(), &error.text);
-        if error.kind == ErrorKind::NotNow {
-            tracing::warn!(broker, "the broker rejects messages temporarily, backing off: {text}");
-        } else {
-            tracing::error!(broker, kind, "no connection to the broker, trying again: {text}");
-        }
-    }
-
     /// Uses one session until it is lost, everything is delivered, or another broker takes over.
     async fn deliver(&mut self, mut session: Box<dyn Session>) {
         let ended = loop {
@@ -384,7 +297,7 @@ impl Delivery {
             self.settle();
             let going = match pumped {
                 Ok(backlog) => {
-                    self.renew();
+                    self.begin_portion();
                     self.look(&*session);
                     self.watch(&*session);
                     self.wait(&mut *session, backlog).await
@@ -427,31 +340,6 @@ impl Delivery {
         self.pace.begin(tokio::time::Instant::now());
     }
 
-    /// Notes when the brokers become unreachable or reachable again, for client libraries that reconnect by themselves.
-    fn look(&mut self, session: &dyn Session) {
-        match session.away() {
-            Some(error) if !self.away => {
-                self.away = true;
-                self.metrics.broker_error(error.kind);
-                self.view.error(error.kind, &error.text);
-                self.note_connection(ConnectionState::Connecting);
-                tracing::error!(
-                    broker = self.broker.name(),
-                    kind = error.kind.name(),
-                    "the broker is away, its client tries again: {}",
-                    error.text
-                );
-            }
-            Some(error) => self.view.error(error.kind, &error.text),
-            None if self.away => {
-                self.away = false;
-                self.note_connection(ConnectionState::Connected);
-                tracing::info!(broker = self.broker.name(), "connected again");
-            }
-            None => {}
-        }
-    }
-
     /// Keeps an address without an answer from stopping the others, and reports what waits.
     fn watch(&mut self, session: &dyn Session) {
         let now = Instant::now();
@@ -460,6 +348,7 @@ impl Delivery {
         }
         self.sweep_ring();
         self.refuse_overdue(true);
+        self.ring.destinations.unload_excess();
         let unanswered = self.ring.unanswered();
         let most = self.settings.max_in_flight;
         let is_full = self.ring.handed() >= self.window.most(most) || self.ring.span() >= most;
@@ -482,48 +371,12 @@ impl Delivery {
             self.view.error(ErrorKind::NotNow, text);
             tracing::warn!(broker = self.broker.name(), "events wait: {text}");
         }
-        for (address, lasted) in &look.ended {
-            let seconds = lasted.as_secs();
-            tracing::warn!(broker = self.broker.name(), %address, seconds, "events are confirmed again");
-        }
-    }
-
-    /// Has old records of events that wait for their address written again, so that their segments can be reused.
-    fn renew(&mut self) {
-        let now = tokio::time::Instant::now();
-        if self.renewed.is_some_and(|renewed| now < renewed + BETWEEN_RENEWALS) {
-            return;
-        }
-        self.renewed = Some(now);
-        let held = self.ring.parked_bytes();
-        if held > 0 && self.queue.wants_renewal(held) {
-            self.queue.renew(self.ring.parked_events(), held, RENEWED);
-        }
-    }
-
-    /// Notes that the session is lost, and finds the message that caused it, if there is one.
-    fn lost(&mut self, lost: SessionError, alone: Option<Sequence>) {
-        self.metrics.broker_error(lost.kind);
-        self.view.error(lost.kind, &lost.text);
-        tracing::warn!(
-            broker = self.broker.name(),
-            in_flight = self.ring.in_flight(),
-            "lost the session: {}",
-            lost.text
-        );
-        match lost.suspect {
-            Cause::Message(refusal) => {
-                if let Some(culprit) = alone {
-                    // Alone in flight, it closed the session.
-                    self.refused(culprit, refusal, false);
-                    self.window = Window::Open;
-                } else {
-                    self.window = Window::one(&self.ring, true);
-                }
-                self.backoff.reset();
-            }
-            Cause::Network => {
-                self.window = self.window.after_loss();
+        for EndedWait { address, lasted, is_confirmed } in &look.ended {
+            let (broker, seconds) = (self.broker.name(), lasted.as_secs());
+            if *is_confirmed {
+                tracing::warn!(broker, %address, seconds, "events are confirmed again");
+            } else {
+                tracing::warn!(broker, %address, seconds, "no event waits any more: they were refused, or withdrawn");
             }
         }
     }
@@ -600,81 +453,10 @@ impl Delivery {
         }
     }
 
-    fn shut(&mut self, reason: &str) {
+    pub(super) fn shut(&mut self, reason: &str) {
         self.note_not_now(reason);
         if !self.window.is_shut() {
             self.window = Window::Shut { again: tokio::time::Instant::now() + self.backoff.next() };
-        }
-    }
-
-    /// Decides what follows from a refusal of each kind.
-    fn refused(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
-        match refusal.kind {
-            Refused::Event(_) if self.settler.is_blocked() => {
-                let text = format!("dead letters have no room for an event that is refused: {}", refusal.text);
-                self.park(sequence, Refusal::unable(text), false);
-            }
-            Refused::Event(_) => self.refuse(sequence, refusal),
-            Refused::AddressWrong(_) | Refused::AddressUnable => self.park(sequence, refusal, is_nacked),
-            Refused::Broker => self.rejected(sequence, &refusal),
-        }
-    }
-
-    /// Parks the address of a message; the others do not wait for it.
-    fn park(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
-        self.metrics.broker_error(ErrorKind::NotNow);
-        self.view.error(ErrorKind::NotNow, &refusal.text);
-        self.ring.unsend(sequence);
-        let backoff = Backoff::new(self.settings.retry_min, self.settings.retry_max);
-        let now = tokio::time::Instant::now();
-        self.ring.park(sequence, AddressRefusal { refusal, is_nacked, backoff, now });
-    }
-
-    /// Waits, because the broker takes nothing; an address that it rejects while others are stored is wrong.
-    fn rejected(&mut self, sequence: Sequence, refusal: &Refusal) {
-        let Some(address) = self.ring.address_of(sequence) else { return };
-        if self.rejections.rejected(&address) {
-            let text = format!("{}; others are stored meanwhile", refusal.text);
-            return self.park(sequence, Refusal::wrong(RefusalReason::Other, text), false);
-        }
-        self.ring.unsend(sequence);
-        self.ring.retry(sequence);
-        self.ring.avoid(address);
-        self.shut(&refusal.text);
-    }
-
-    /// Makes dead letters of what has waited too long at a wrong address. `all`: of each event whose own time is over, too:
-    /// a replayed one, and one whose sender needs an answer soon.
-    fn refuse_overdue(&mut self, all: bool) {
-        if self.settler.is_blocked() {
-            return;
-        }
-        let half = self.settings.timeout / 2;
-        let is_late = |event: &Event| {
-            let is_awaited = event.waiter.as_ref().is_some_and(|waiter| waiter.outcome().is_none());
-            event.kept == Kept::DeadLetter || (is_awaited && event.accepted.elapsed() >= half)
-        };
-        let is_late: &dyn Fn(&Event) -> bool = &is_late;
-        for (sequence, refusal) in self.ring.overdue(self.settings.refuse_after, all.then_some(is_late)) {
-            self.refuse(sequence, refusal);
-        }
-    }
-
-    fn note_not_now(&mut self, reason: &str) {
-        self.metrics.broker_error(ErrorKind::NotNow);
-        self.view.error(ErrorKind::NotNow, reason);
-        self.note_connection(ConnectionState::Waiting);
-        if self.not_now.admits() {
-            tracing::warn!(
-                broker = self.broker.name(),
-                "the broker rejects messages temporarily, backing off: {reason}"
-            );
-        }
-    }
-
-    fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {
-        if let Some(taken) = self.ring.take(sequence, false) {
-            self.settler.refused(taken, refusal, &self.metrics);
         }
     }
 
@@ -688,8 +470,9 @@ impl Delivery {
         if self.taken.is_empty() {
             found = self.queue.take(room, &mut self.taken);
         }
-        // Checked after they were taken, so that events accepted since the reload are not sent to an old address.
-        if self.successor.waits() || self.takeover.holds() {
+        // Checked after they were taken, so that events accepted since the reload are not sent to an old address, and
+        // follow those that are given another one.
+        if self.successor.waits() || self.takeover.holds() || self.ring.destinations.unloaded().1 > 0 {
             return Taken::Nothing;
         }
         while let Some(event) = self.taken.pop_front() {
@@ -703,6 +486,7 @@ impl Delivery {
                 }
             }
         }
+        self.note_unloaded();
         found
     }
 
@@ -733,6 +517,10 @@ impl Delivery {
             outcome = session.verdicts(&mut self.verdicts) => outcome,
             () = self.queue.ready(), if takes_more => Ok(()),
             () = reading => Ok(()),
+            read = next_portion(&mut self.unloaded, &self.view) => {
+                self.take_portion(read);
+                Ok(())
+            }
             () = self.successor.come() => Ok(()),
             failed = self.takeover.news() => {
                 if let Some(error) = failed {

@@ -2,7 +2,7 @@
 //!
 //! If others are stored in between, again and again, the address is at fault.
 
-use crate::delivery::destinations::Address;
+use crate::delivery::address_queue::Address;
 
 /// So often an address is rejected, with others stored after each time, before it is taken for wrong.
 const MOST: u32 = 3;

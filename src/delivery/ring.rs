@@ -2,16 +2,17 @@
 //!
 //! Pure bookkeeping; [`super::publish`] decides when to send and what follows from a verdict.
 //!
-//! Length: half of it is its tests.
+//! Length: one structure, of which every part needs the others.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::brokers::{Position, Refusal, Sequence};
-use crate::delivery::destinations::{Address, AddressRefusal, Destinations, WaitingMessages};
+use crate::delivery::address_queue::{Address, AddressRefusal, UnloadedMessage, WaitingMessages};
+use crate::delivery::destinations::Destinations;
 use crate::delivery::order::Undecided;
-use crate::event::{Event, Message};
+use crate::event::{Event, Kept, Message};
 
 #[derive(Debug)]
 pub(super) enum EntryState {
@@ -48,6 +49,33 @@ impl RingEntry {
         let state = if message.is_some() { EntryState::Waiting } else { EntryState::Settled };
         let (attempts, deferred, nacks, stored, place, overtaken) = (0, false, 0, false, None, false);
         Self { state, message, address, key, pair, attempts, deferred, nacks, stored, place, overtaken }
+    }
+
+    /// Whether it was never sent.
+    pub(super) fn is_new(&self) -> bool {
+        self.attempts + self.nacks == 0 && !self.deferred
+    }
+
+    /// The part that stays in memory if the journal alone keeps its event, and the event; none where the broker may have it, where
+    /// its order is to be counted, or where only memory keeps it.
+    pub(super) fn to_unload(&self) -> Option<(UnloadedMessage, &Event)> {
+        let event = &self.message.as_ref()?.event;
+        let is_free = matches!(self.state, EntryState::Waiting) && !self.stored && !self.overtaken;
+        let Kept::Journal(name) = event.kept else { return None };
+        let unloaded = UnloadedMessage { name, attempts: self.attempts, nacks: self.nacks };
+        (is_free && event.waiter.is_none()).then_some((unloaded, event))
+    }
+
+    /// The entry of a message that was read back.
+    fn loaded(message: Message, pair: u16, unloaded: UnloadedMessage) -> Self {
+        let (address, key) = (message.address.clone(), message.key.clone());
+        let UnloadedMessage { attempts, nacks, .. } = unloaded;
+        Self { attempts, nacks, deferred: attempts > 0, ..Self::new(Some(message), address, key, pair) }
+    }
+
+    /// The memory that its event takes.
+    pub(super) fn cost(&self) -> usize {
+        self.message.as_ref().map_or(0, |message| message.event.cost())
     }
 
     /// The gap that takes its place when it leaves.
@@ -103,7 +131,8 @@ pub(super) struct Ring {
     avoided: Option<Address>,
     /// Each key is an address of its own.
     is_keyed: bool,
-    destinations: Destinations,
+    /// The messages that are apart.
+    pub(super) destinations: Destinations,
 }
 
 impl Ring {
@@ -312,19 +341,46 @@ impl Ring {
             if let Some(entry) = self.destinations.take(sequence, false)
                 && let Some(Message { event, .. }) = entry.message
             {
-                self.push(Message { event, address, key }, entry.pair);
+                let to = self.join(&address, &key);
+                let entry = RingEntry::new(
+                    Some(Message { event, address: address.clone(), key: key.clone() }),
+                    address,
+                    key,
+                    entry.pair,
+                );
+                self.destinations.insert(sequence, &to, entry);
             }
         }
     }
 
-    /// The size of all events that wait for their address.
-    pub(super) fn parked_bytes(&self) -> u64 {
-        self.destinations.bytes()
+    /// Sets an address apart for a message that is apart and older than some of those in the ring.
+    fn join(&mut self, name: &Arc<str>, key: &Arc<str>) -> Address {
+        let address = self.address(name, key);
+        if !self.destinations.has(&address) {
+            self.set_apart(&address);
+        }
+        address
     }
 
-    /// The events that wait for their address, oldest first.
-    pub(super) fn parked_events(&self) -> impl Iterator<Item = &Event> {
-        self.destinations.events()
+    /// Notes the address of an unloaded event, rendered anew.
+    pub(super) fn rendered(&mut self, sequence: Sequence, name: &Arc<str>, key: &Arc<str>, received: SystemTime) {
+        let address = self.join(name, key);
+        self.destinations.rendered(sequence, &address, received);
+    }
+
+    /// Takes back an unloaded event that was read; false where it is not unloaded any more.
+    pub(super) fn load(&mut self, sequence: Sequence, message: Message, pair: u16) -> bool {
+        let unloaded = self.destinations.take_unloaded(sequence, Some(message.event.origin.received));
+        let Some(unloaded) = unloaded else { return false };
+        let address = self.join(&message.address, &message.key);
+        self.destinations.load(sequence, &address, RingEntry::loaded(message, pair, unloaded));
+        true
+    }
+
+    /// Whether messages of this address are unsettled.
+    pub(super) fn has(&self, address: &Address) -> bool {
+        let is_its = |slot: &RingEntry| slot.message.is_some() && address.is(&slot.address, &slot.key);
+        self.destinations.waits(address) || self.slots.iter().any(is_its)
     }
 
     /// The time of the next try of an address that is parked.
@@ -530,274 +586,4 @@ impl Ring {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use std::collections::HashSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::event::{Event, Fields, Origin};
-
-    fn now() -> tokio::time::Instant {
-        tokio::time::Instant::now()
-    }
-
-    pub(in crate::delivery) fn address(name: &str) -> Address {
-        Address::new(&name.into(), None)
-    }
-
-    fn message(key: &str) -> Message {
-        let origin = Origin {
-            source: "a".into(),
-            signature: None,
-            verified: false,
-            traceparent: None,
-            received: SystemTime::UNIX_EPOCH,
-        };
-        let event = Event::new(origin, Box::default(), &Fields::default(), &[0; 32]);
-        Message { event: Box::new(event), address: "topic".into(), key: key.into() }
-    }
-
-    pub(in crate::delivery) fn message_to(address: &str) -> Message {
-        Message { address: address.into(), ..message("k") }
-    }
-
-    fn ring(count: usize) -> Ring {
-        let mut ring = Ring::default();
-        for _ in 0..count {
-            ring.push(message("k"), 0);
-        }
-        ring
-    }
-
-    fn hand_all(ring: &mut Ring) -> Vec<Sequence> {
-        let mut order = Vec::new();
-        while let Some((sequence, _, _)) = ring.next(Some(now())) {
-            ring.hand(sequence, Instant::now());
-            order.push(sequence);
-        }
-        order
-    }
-
-    #[test]
-    fn sends_again_in_order_after_a_lost_session_and_nothing_that_was_stored() {
-        let mut ring = ring(5);
-        assert_eq!(hand_all(&mut ring), [0, 1, 2, 3, 4]);
-        ring.take(1, true).unwrap();
-        ring.take(3, true).unwrap();
-        ring.rewind();
-        assert_eq!(ring.handed(), 0);
-        assert_eq!(hand_all(&mut ring), [0, 2, 4]);
-        assert_eq!((ring.span(), ring.unsettled()), (5, 3));
-    }
-
-    #[test]
-    fn sends_the_deferred_first_and_sees_that_a_younger_one_overtook_it() {
-        let mut ring = ring(3);
-        hand_all(&mut ring);
-        ring.retry(0);
-        assert!(!ring.take(1, true).unwrap().overtaken);
-        ring.retry(2);
-        assert_eq!(ring.next(Some(now())).unwrap().0, 0);
-        hand_all(&mut ring);
-        assert!(ring.take(0, true).unwrap().overtaken);
-        assert!(!ring.take(2, true).unwrap().overtaken);
-        assert_eq!((ring.span(), ring.begin()), (0, 3));
-    }
-
-    fn at(number: u64) -> Position {
-        Position { number, repeat: false }
-    }
-
-    fn again(number: u64) -> Position {
-        Position { number, repeat: true }
-    }
-
-    #[test]
-    fn knows_by_their_places_which_one_overtook() {
-        let mut ring = ring(4);
-        hand_all(&mut ring);
-        assert!(!ring.take_at(2, at(7)).unwrap().overtaken, "sent once, in order");
-        for sequence in [0, 1, 3] {
-            ring.retry(sequence);
-        }
-        hand_all(&mut ring);
-        assert!(
-            !ring.take_at(0, again(5)).unwrap().overtaken,
-            "stored by the first attempt, only its answer was lost"
-        );
-        assert!(ring.take_at(1, at(8)).unwrap().overtaken);
-        let last = ring.take_at(3, at(9)).unwrap();
-        assert_eq!((last.overtaken, last.overtook, ring.span()), (false, 0, 0));
-    }
-
-    #[test]
-    fn learns_later_that_one_was_overtaken_by_another_whose_answer_was_lost() {
-        let mut ring = ring(3);
-        hand_all(&mut ring);
-        ring.rewind();
-        hand_all(&mut ring);
-        let first = ring.take_at(0, at(9)).unwrap();
-        assert_eq!((first.overtaken, first.overtook), (false, 0), "not known yet");
-        assert_eq!(ring.take_at(1, again(5)).unwrap().overtook, 1, "it was before the first");
-        assert_eq!(ring.take_at(2, again(6)).unwrap().overtook, 0, "counted once");
-        ring.push(message("k"), 0);
-        hand_all(&mut ring);
-        assert_eq!(ring.take_at(3, again(1)).unwrap().overtook, 0, "forgotten with those it was about");
-    }
-
-    #[test]
-    fn a_message_of_another_key_overtakes_nothing() {
-        let mut ring = Ring::default();
-        ring.push(message("a"), 0);
-        ring.push(message("b"), 0);
-        hand_all(&mut ring);
-        ring.retry(0);
-        ring.take(1, true).unwrap();
-        hand_all(&mut ring);
-        assert!(!ring.take(0, true).unwrap().overtaken);
-    }
-
-    #[test]
-    fn knows_what_its_sender_took_back_before_it_was_sent() {
-        let mut ring = Ring::default();
-        let sequences: Vec<_> = (0..3).map(|_| crate::event::Waiter::new(None)).collect();
-        for sequence in &sequences {
-            let mut message = message("k");
-            message.event.waiter = Some(sequence.clone());
-            ring.push(message, 0);
-        }
-        assert!(sequences[0].send() && !sequences[0].withdraw());
-        ring.hand(0, Instant::now());
-        assert!(sequences[2].withdraw());
-        assert_eq!(ring.withdrawn(), [2]);
-        ring.take(2, false).unwrap();
-        assert_eq!((ring.withdrawn(), ring.unsettled()), (vec![], 2));
-    }
-
-    #[test]
-    fn lets_others_pass_an_address_that_takes_no_more() {
-        let mut ring = Ring::default();
-        for address in ["a", "b", "a", "b"] {
-            ring.push(message_to(address), 0);
-        }
-        ring.hold_back("a".into());
-        assert_eq!(hand_all(&mut ring), [1, 3]);
-        ring.push(message_to("a"), 0);
-        assert!(ring.next(Some(now())).is_none());
-        ring.look_again();
-        assert_eq!(hand_all(&mut ring), [0, 2, 4]);
-    }
-
-    #[test]
-    fn counts_a_stalled_address_neither_in_flight_nor_in_its_span() {
-        let mut ring = Ring::default();
-        for address in ["a", "a", "b", "a"] {
-            ring.push(message_to(address), 0);
-        }
-        for sequence in 0..3 {
-            ring.hand(sequence, Instant::now());
-        }
-        ring.stall(&address("a"), 0);
-        assert_eq!((ring.handed(), ring.in_flight(), ring.span(), ring.unsettled()), (1, 3, 2, 4));
-        assert!(ring.take(2, true).is_some());
-        ring.push(message_to("a"), 0);
-        ring.push(message_to("b"), 0);
-        assert_eq!((ring.span(), ring.unsettled(), ring.begin()), (1, 5, 5));
-        assert_eq!(hand_all(&mut ring), [5]);
-        // Not the one that is waited for.
-        assert!(ring.take(1, true).is_some());
-        assert!(ring.next(Some(now())).is_none() && ring.is_closed(&address("a")));
-        assert!(ring.take(0, true).is_some());
-        assert_eq!((ring.handed(), ring.in_flight(), ring.begin()), (1, 1, 3));
-        assert_eq!(hand_all(&mut ring), [3, 4]);
-        assert!(ring.take(4, true).is_some() && ring.take(3, true).is_some() && ring.take(5, true).is_some());
-        assert_eq!((ring.handed(), ring.in_flight(), ring.span(), ring.unsettled()), (0, 0, 0, 0));
-    }
-
-    #[test]
-    fn sees_at_a_stalled_address_too_that_a_younger_one_overtook() {
-        let mut ring = ring(3);
-        hand_all(&mut ring);
-        ring.stall(&address("topic"), 0);
-        ring.retry(0);
-        assert!(!ring.take(1, true).unwrap().overtaken);
-        assert_eq!(hand_all(&mut ring), [0]);
-        assert!(ring.take(0, true).unwrap().overtaken);
-        assert!(!ring.take(2, true).unwrap().overtaken);
-    }
-
-    #[test]
-    fn knows_no_sequence_twice() {
-        let mut ring = ring(2);
-        hand_all(&mut ring);
-        assert!(ring.take(0, true).is_some());
-        assert!(ring.take(0, true).is_none());
-        assert!(ring.take(7, true).is_none());
-        ring.retry(0);
-        assert_eq!(ring.handed(), 1);
-    }
-
-    const ADDRESSES: [&str; 3] = ["a", "b", "c"];
-
-    impl Ring {
-        fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
-            (self.first..).zip(&self.slots).chain(self.destinations.entries())
-        }
-    }
-
-    proptest! {
-        /// For any mix of verdicts, stalled addresses and lost sessions: handed-over counts agree, an address is sent oldest
-        /// first, nothing stored is sent again, and in the end everything is settled.
-        #[test]
-        fn settles_everything_in_the_end(steps in proptest::collection::vec((0u8..8, 0usize..20), 1..200)) {
-            let mut ring = Ring::default();
-            let mut outstanding: Vec<Sequence> = Vec::new();
-            let mut stored = HashSet::new();
-            let mut pushed = 0u64;
-            for (step, at) in steps {
-                match step {
-                    0 | 5 => { ring.push(message_to(ADDRESSES[at % 3]), 0); pushed += 1; }
-                    6 => {
-                        ring.look_again();
-                        ring.hold_back(ADDRESSES[at % 3].into());
-                    }
-                    7 if !outstanding.is_empty() => {
-                        let unanswered = ring.unanswered();
-                        if let Some(seen) = unanswered.get(&address(ADDRESSES[at % 3])) {
-                            ring.stall(&address(ADDRESSES[at % 3]), seen.oldest);
-                        }
-                    }
-                    1 => {
-                        let addresses: Vec<_> = ring.entries().map(|(sequence, entry)| (sequence, entry.address.clone())).collect();
-                        let address = |sequence| addresses.iter().find(|(other, _)| *other == sequence).map(|(_, address)| address.clone());
-                        let order = hand_all(&mut ring);
-                        for name in ADDRESSES {
-                            let of = order.iter().filter(|sequence| address(**sequence).as_deref() == Some(name));
-                            prop_assert!(of.is_sorted());
-                        }
-                        prop_assert!(order.iter().all(|sequence| !stored.contains(sequence)));
-                        outstanding.extend(order);
-                    }
-                    2 if !outstanding.is_empty() => {
-                        let sequence = outstanding.swap_remove(at % outstanding.len());
-                        prop_assert!(ring.take(sequence, true).is_some());
-                        stored.insert(sequence);
-                    }
-                    3 if !outstanding.is_empty() => ring.retry(outstanding.swap_remove(at % outstanding.len())),
-                    4 => { ring.rewind(); outstanding.clear(); }
-                    _ => {}
-                }
-                prop_assert_eq!(ring.in_flight(), outstanding.len());
-                prop_assert!(ring.handed() <= outstanding.len());
-                prop_assert_eq!(ring.unanswered().values().map(|seen| seen.messages).sum::<usize>(), outstanding.len());
-                prop_assert_eq!(ring.unsettled() as u64, pushed - stored.len() as u64);
-            }
-            ring.rewind();
-            for sequence in hand_all(&mut ring) {
-                prop_assert!(ring.take(sequence, true).is_some());
-            }
-            prop_assert_eq!(ring.span(), 0);
-        }
-    }
-}
+pub(super) mod tests;

@@ -106,26 +106,36 @@ pub(super) struct Takeover {
     holds: bool,
     /// Without a session the successor and the old broker take turns.
     old_is_next: bool,
+    /// The successor has other routes than those by which addresses were rendered.
+    has_other_routes: bool,
     backoff: Backoff,
 }
 
 impl Takeover {
     /// No successor; one that cannot connect tries again after these times.
     pub(super) fn new(backoff: Backoff) -> Self {
-        Self { stage: TakeoverStage::None, holds: false, old_is_next: false, backoff }
+        Self { stage: TakeoverStage::None, holds: false, old_is_next: false, has_other_routes: false, backoff }
     }
 
     /// Lets this broker connect, in place of the successor before it.
     pub(super) fn begin(&mut self, broker: RoutedBroker, change: Change) {
         let is_first = !matches!(self.stage, TakeoverStage::Failed(..));
         self.holds = change == Change::Routes || (self.holds && is_first);
+        self.has_other_routes |= change == Change::Routes;
         self.stage = TakeoverStage::Connecting(Attempt::begin(broker));
         self.backoff.reset();
     }
 
-    /// Forgets the successor.
-    pub(super) fn give_up(&mut self) {
+    /// Forgets the successor, because another one is in use at once.
+    pub(super) fn give_up(&mut self, change: Change) {
         (self.stage, self.holds) = (TakeoverStage::None, false);
+        self.has_other_routes |= change == Change::Routes;
+    }
+
+    /// Whether a successor is in use, since the last call, whose routes are others than those before.
+    pub(super) fn takes_other_routes(&mut self) -> bool {
+        let is_in_use = matches!(self.stage, TakeoverStage::None);
+        is_in_use && std::mem::take(&mut self.has_other_routes)
     }
 
     /// Whether new events wait for it.

@@ -85,6 +85,8 @@ struct World {
     tries: Vec<tokio::time::Instant>,
 }
 
+mod parked;
+
 struct Scripted {
     world: Arc<Mutex<World>>,
     address: String,

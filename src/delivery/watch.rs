@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::delivery::destinations::Address;
+use crate::delivery::address_queue::Address;
 use crate::delivery::ring::{Ring, UnansweredMessages};
 use crate::event::Message;
 use crate::status::WaitingAddress;
@@ -33,8 +33,8 @@ pub(super) struct Watch {
     last: Option<(Address, Instant)>,
     /// The time at which any other was last confirmed.
     others: Option<Instant>,
-    /// The addresses that the log names, since when they wait.
-    logged: HashMap<Address, Instant>,
+    /// The addresses that the log names.
+    logged: HashMap<Address, LoggedWait>,
     /// Those of them that were confirmed, and when; for a while they are not named again.
     over: HashMap<Address, Instant>,
 }
@@ -50,8 +50,24 @@ pub(super) struct Look {
     pub(super) is_silent: bool,
     /// The lines to log: waiting that begins.
     pub(super) begun: Vec<String>,
-    /// Waiting that has ended: the address and the duration.
-    pub(super) ended: Vec<(Address, Duration)>,
+    /// Waiting that has ended.
+    pub(super) ended: Vec<EndedWait>,
+}
+
+/// An address that the log names.
+#[derive(Clone, Copy, Debug)]
+struct LoggedWait {
+    since: Instant,
+    /// Nothing waits for it since this time, although none was confirmed: it was refused, or withdrawn.
+    gone: Option<Instant>,
+}
+
+/// The end of waiting at one address.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct EndedWait {
+    pub(super) address: Address,
+    pub(super) lasted: Duration,
+    pub(super) is_confirmed: bool,
 }
 
 /// The messages that wait for one address.
@@ -139,24 +155,25 @@ impl Watch {
             ..Look::default()
         };
         self.is_silent = look.is_silent;
-        self.logged.retain(|address, since| {
-            let is_over = self.over.contains_key(address);
-            if is_over {
-                look.ended.push((address.clone(), now.saturating_duration_since(*since)));
+        let over = &self.over;
+        self.logged.retain(|address, logged| {
+            let is_confirmed = over.contains_key(address);
+            logged.gone = if ring.has(address) { None } else { logged.gone.or(Some(now)) };
+            // Where each new one is refused at once, it does not begin again each time.
+            let is_gone = logged.gone.is_some_and(|at| now.saturating_duration_since(at) >= SHOWN);
+            if is_confirmed || is_gone {
+                let lasted = logged.gone.unwrap_or(now).saturating_duration_since(logged.since);
+                look.ended.push(EndedWait { address: address.clone(), lasted, is_confirmed });
             }
-            !is_over
+            !is_confirmed && !is_gone
         });
-        if self.logged.len() >= LISTED {
-            // Settled without a confirmation: refused, or withdrawn.
-            self.logged.retain(|address, _| late.iter().any(|waiting| waiting.address == *address));
-        }
         for waiting in late.into_iter().take(LISTED) {
             let WaitingSince { address, messages, since, reason: known } = waiting;
             let age = now.saturating_duration_since(since);
             let found = known.or_else(|| reason(address.name()));
             let is_due = found.is_some() || age >= LOGGED;
             if is_due && self.logged.len() < LISTED && !self.logged.contains_key(&address) {
-                self.logged.insert(address.clone(), since);
+                self.logged.insert(address.clone(), LoggedWait { since, gone: None });
                 let why = found.as_deref().map(|why| format!(": {why}")).unwrap_or_default();
                 look.begun
                     .push(format!("nothing is stored for {} s of what goes to {address}{why}", age.as_secs()));
@@ -228,11 +245,31 @@ mod tests {
         confirm(&mut watch, "b", at(6));
         let look = watch.look(at(9), &ring, |_| None);
         assert!(look.begun.is_empty() && look.ended.is_empty() && !look.is_silent);
-        let look = watch.look(at(10), &Ring::default(), |_| None);
+        let mut lost = ring;
+        lost.rewind();
+        let look = watch.look(at(16), &lost, |_| None);
         assert!(look.ended.is_empty(), "its session was lost");
-        confirm(&mut watch, "a", at(12));
-        let look = watch.look(at(12), &out("a", 2, at(1)), |_| Some("why".to_owned()));
+        confirm(&mut watch, "a", at(20));
+        let look = watch.look(at(20), &out("a", 2, at(1)), |_| Some("why".to_owned()));
         assert!(look.count == 0 && look.begun.is_empty());
-        assert_eq!(look.ended, [(address("a"), Duration::from_secs(12))]);
+        let lasted = Duration::from_secs(20);
+        assert_eq!(look.ended, [EndedWait { address: address("a"), lasted, is_confirmed: true }]);
+    }
+
+    #[test]
+    fn logs_the_end_too_where_nothing_waits_any_more_because_it_was_refused() {
+        let start = Instant::now();
+        let at = |seconds: u64| start + Duration::from_secs(seconds);
+        let ring = out("a", 3, at(0));
+        let mut watch = Watch::default();
+        assert_eq!(watch.look(at(5), &ring, |_| Some("why".to_owned())).begun.len(), 1);
+        let none = Ring::default();
+        assert!(watch.look(at(60), &none, |_| None).ended.is_empty());
+        assert!(watch.look(at(62), &ring, |_| None).begun.is_empty(), "another one, refused at once");
+        assert!(watch.look(at(63), &none, |_| None).ended.is_empty());
+        let look = watch.look(at(68), &none, |_| None);
+        let lasted = Duration::from_secs(63);
+        assert_eq!(look.ended, [EndedWait { address: address("a"), lasted, is_confirmed: false }]);
+        assert!(watch.look(at(90), &none, |_| None).ended.is_empty(), "once");
     }
 }

@@ -244,7 +244,9 @@ impl Buffer {
         if disk.unsynced_bytes > 0 && disk.unsynced_bytes + event.cost() > state.limits.bytes {
             return Err(NotTaken::DiskBehind);
         }
-        let Some(place) = disk.reserve(Record::of(&event).length()) else {
+        let length = Record::of(&event).length();
+        let fits = disk.parked_bytes == 0 || disk.layout.leaves_room_for_copies(length);
+        let Some(place) = Some(length).filter(|_| fits).and_then(|length| disk.reserve(length)) else {
             if let Some(text) = &disk.no_space {
                 disk.short = true;
                 return Err(NotTaken::Disk(text.clone()));
@@ -418,7 +420,7 @@ impl Buffer {
         }
     }
 
-    fn is_below_the_mark(state: &QueueState) -> bool {
+    pub(super) fn is_below_the_mark(state: &QueueState) -> bool {
         // An empty queue always counts as below, however small the limit is.
         let mark = |limit: usize| (limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100).max(1);
         let is_below = |held: usize, limit: usize| held < mark(limit);

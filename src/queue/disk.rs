@@ -14,6 +14,9 @@ use crate::queue::journal::{Place, SegmentAllocator};
 /// The interval at which the writer retries to create a segment after the disk had no room for one.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Marks a record whose event is settled.
+const SETTLED: u64 = u64::MAX;
+
 /// An event that is being written to the journal.
 #[derive(Debug)]
 pub(super) struct Incoming {
@@ -31,6 +34,15 @@ pub(super) enum AppendReason {
     Spill { waiter: Option<Arc<Waiter>> },
     /// A copy of the record of this sequence, whose event delivery holds for long.
     Renew { old: u64 },
+}
+
+/// A record whose event delivery has taken and not settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct UnsettledRecord {
+    /// The sequence under which delivery knows the event: that of its first record.
+    pub(crate) name: u64,
+    /// The sequence of its record.
+    pub(crate) sequence: u64,
 }
 
 /// The part of the journal that delivery has to read next.
@@ -79,12 +91,15 @@ pub(super) struct Disk {
     /// The sequence that delivery takes next. At a stop it exceeds `synced`: delivery holds the originals of the copies
     /// being written.
     pub(super) cursor: u64,
-    /// The sequences that delivery took and has not settled, in order; true once settled out of order.
-    outstanding: VecDeque<(u64, bool)>,
-    /// The copies of records that delivery has not reached, and will pass, because it holds their events; true once settled.
-    copies: BTreeMap<u64, bool>,
+    /// The records that delivery took and has not settled, in order of their sequences, with the sequence under which
+    /// delivery knows the event of each; [`SETTLED`] once settled out of order.
+    outstanding: VecDeque<(u64, u64)>,
+    /// The copies of records that delivery has not reached, and will pass, because it has their events; the same numbers.
+    copies: BTreeMap<u64, u64>,
     /// The sequence under which an event is kept now, by that under which delivery knows it.
     renewed: HashMap<u64, u64>,
+    /// The size of the records of events that wait for their address: room for copies of these is left.
+    pub(super) parked_bytes: u64,
     /// The number of copies being written.
     pub(super) renewing: usize,
     /// The number of unsettled events: synced, and at a stop also those being written.
@@ -132,6 +147,7 @@ impl Disk {
             outstanding: VecDeque::new(),
             copies: BTreeMap::new(),
             renewed: HashMap::new(),
+            parked_bytes: 0,
             renewing: 0,
             events: usize::try_from(count).unwrap_or(usize::MAX),
             moved: false,
@@ -211,7 +227,7 @@ impl Disk {
     pub(super) fn take(&mut self, sequence: u64) {
         self.pass_copies(sequence);
         debug_assert!(self.outstanding.back().is_none_or(|(last, _)| *last < sequence));
-        self.outstanding.push_back((sequence, false));
+        self.outstanding.push_back((sequence, sequence));
         self.cursor = sequence + 1;
         if self.cursor >= self.synced {
             // Caught up: events accepted next are kept in memory again.
@@ -251,15 +267,15 @@ impl Disk {
     /// Notes that the record of this sequence is not needed any more; false if it was noted before, none if delivery does
     /// not hold it.
     fn release(&mut self, sequence: u64) -> Option<bool> {
-        let settled = match self.outstanding.binary_search_by_key(&sequence, |(sequence, _)| *sequence) {
+        let name = match self.outstanding.binary_search_by_key(&sequence, |(sequence, _)| *sequence) {
             Ok(at) => &mut self.outstanding[at].1,
             Err(_) => self.copies.get_mut(&sequence)?,
         };
-        Some(!std::mem::replace(settled, true))
+        Some(std::mem::replace(name, SETTLED) != SETTLED)
     }
 
     fn drop_settled(&mut self) {
-        while self.outstanding.front().is_some_and(|(_, settled)| *settled) {
+        while self.outstanding.front().is_some_and(|(_, name)| *name == SETTLED) {
             self.outstanding.pop_front();
         }
         self.advance();
@@ -267,12 +283,12 @@ impl Disk {
 
     /// Passes the copies below this sequence: delivery holds their events already.
     fn pass_copies(&mut self, below: u64) {
-        while let Some((copy, settled)) = self.copies.first_key_value().map(|(copy, settled)| (*copy, *settled))
+        while let Some((copy, name)) = self.copies.first_key_value().map(|(copy, name)| (*copy, *name))
             && copy < below
         {
             self.copies.remove(&copy);
-            if !settled {
-                self.outstanding.push_back((copy, false));
+            if name != SETTLED {
+                self.outstanding.push_back((copy, name));
             }
             self.cursor = self.cursor.max(copy + 1);
         }
@@ -293,12 +309,17 @@ impl Disk {
         self.copies.range(self.cursor..).next().map(|(copy, _)| *copy)
     }
 
-    /// The sequence below which records are renewed, if there are any: delivery holds their events for so long that they
-    /// are several segments behind, and keep these from being used again. `held` is the size of all that it holds so.
-    pub(super) fn renew_below(&self, held: u64) -> Option<u64> {
-        let below = self.layout.begin_of_recent(held)?;
-        let is_behind = self.outstanding.front().is_some_and(|(sequence, _)| *sequence < below);
-        (is_behind && self.renewing == 0 && self.failed.is_none() && self.no_space.is_none()).then_some(below)
+    /// The oldest records to be written again, at most so many: delivery has their events for so long that they are several
+    /// segments behind, and keep these from being used again.
+    pub(super) fn old_records(&self, most: usize) -> Vec<UnsettledRecord> {
+        let is_possible = self.failed.is_none() && self.no_space.is_none();
+        let Some(below) = self.layout.begin_of_recent(self.parked_bytes, self.cursor).filter(|_| is_possible)
+        else {
+            return Vec::new();
+        };
+        let old = self.outstanding.iter().take_while(|(sequence, _)| *sequence < below);
+        let old = old.filter(|(_, name)| *name != SETTLED).take(most);
+        old.map(|(sequence, name)| UnsettledRecord { name: *name, sequence: *sequence }).collect()
     }
 
     /// The sequence under which an event is kept now.
@@ -306,9 +327,16 @@ impl Disk {
         self.renewed.get(&sequence).copied().unwrap_or(sequence)
     }
 
-    /// Notes that a copy of a record gets this place.
-    pub(super) fn copies_to(&mut self, sequence: u64) {
-        self.copies.insert(sequence, false);
+    /// Whether this is the record of an event that is not settled.
+    pub(super) fn is_current(&self, record: UnsettledRecord) -> bool {
+        let at = self.outstanding.binary_search_by_key(&record.sequence, |(sequence, _)| *sequence);
+        let name = at.map_or_else(|_| self.copies.get(&record.sequence), |at| Some(&self.outstanding[at].1));
+        self.kept_as(record.name) == record.sequence && name == Some(&record.name)
+    }
+
+    /// Notes that a copy of the record of this event gets this place.
+    pub(super) fn copies_to(&mut self, sequence: u64, name: u64) {
+        self.copies.insert(sequence, name);
         self.renewing += 1;
     }
 

@@ -4,7 +4,7 @@ mod buffer;
 mod disk;
 pub(crate) mod journal;
 mod mode;
-mod renew;
+mod parked;
 mod settlement;
 mod stop;
 #[cfg(test)]
@@ -12,7 +12,7 @@ mod tests;
 mod writer;
 
 pub(crate) use buffer::{BrokerState, Buffer, Taken, limits};
-pub(crate) use disk::Backlog;
+pub(crate) use disk::{Backlog, UnsettledRecord};
 pub(crate) use mode::{Ack, Mode, NotTaken};
 pub(crate) use settlement::Settlement;
 pub(crate) use stop::SpillResult;

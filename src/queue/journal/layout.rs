@@ -177,17 +177,24 @@ impl SegmentAllocator {
             && self.making.is_none()
     }
 
-    /// The first sequence of the recent segments: the active one and those before it that events may be kept in while they
-    /// wait. The more bytes wait, the more segments, so that copies of them never are most of what is written; none if there
-    /// is no older segment, or if so much waits that copies would gain nothing.
-    pub(crate) fn begin_of_recent(&self, waiting: u64) -> Option<u64> {
-        let segments = self.max / self.segment.max(1);
-        if waiting > self.max / 2 {
+    /// The first sequence of the recent segments: that of the record of this sequence, which is delivered next, and those
+    /// before it that events may be kept in while they wait. The more bytes of records wait, the more segments, so that
+    /// copies of them never are most of what is written; none if there is no older segment, or if a copy of all that waits
+    /// would free less than a quarter of its size.
+    pub(crate) fn begin_of_recent(&self, waiting: u64, cursor: u64) -> Option<u64> {
+        let segment = self.segment.max(1);
+        let behind = (2 + 2 * waiting / segment).min((self.max / segment).saturating_sub(3)).max(1);
+        let reached = self.used.partition_point(|used| used.first <= cursor);
+        if reached as u64 * segment < segment + waiting + waiting / 4 {
             return None;
         }
-        let behind = (2 + 2 * waiting / self.segment.max(1)).min(segments.saturating_sub(3)).max(1);
-        let oldest = self.used.len().checked_sub(usize::try_from(behind).ok()? + 1)?;
+        let oldest = reached.checked_sub(usize::try_from(behind).ok()? + 1)?;
         self.used.get(oldest).filter(|_| oldest > 0).map(|recent| recent.first)
+    }
+
+    /// Whether a record of this length leaves room for a segment of copies, where there are enough segments.
+    pub(crate) fn leaves_room_for_copies(&self, length: u64) -> bool {
+        self.max / self.segment.max(1) < 4 || self.available() >= length + room(self.segment)
     }
 
     /// The number of bytes of records that still fit within the limit.

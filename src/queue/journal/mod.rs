@@ -5,6 +5,7 @@
 mod files;
 mod format;
 mod layout;
+mod lookup;
 mod open;
 mod reader;
 mod recent;
@@ -18,6 +19,7 @@ mod writer;
 
 pub(crate) use files::is_unreadable;
 pub(crate) use layout::{Place, SegmentAllocator};
+pub(crate) use lookup::{FoundRecords, RecordLookup};
 pub(crate) use open::{OpenError, Opened, open};
 pub(crate) use reader::{Batch, Reader};
 pub(crate) use recent::recent;

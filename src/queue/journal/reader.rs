@@ -5,6 +5,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::queue::journal::files::{self, UnreadableSegment};
+use crate::queue::journal::lookup::RecordLookup;
 use crate::queue::journal::record::Stored;
 use crate::queue::journal::records::{Item, Records, UnreadableBlocks, describe};
 
@@ -61,6 +62,11 @@ pub(crate) struct Reader {
 impl Reader {
     pub(super) fn new(directory: PathBuf) -> Self {
         Self { directory, ..Self::default() }
+    }
+
+    /// A search for single records of the same journal.
+    pub(crate) fn lookup(&self) -> RecordLookup {
+        RecordLookup::new(self.directory.clone())
     }
 
     /// Skips unreadable blocks in the next call of [`Reader::read`]: the records in them are damaged.

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::event::{Event, Fields, Kept, Origin, Outcome, Waiter};
 use crate::metrics::Metrics;
-use crate::queue::journal::{self, Opened, Reader};
+use crate::queue::journal::{self, Opened, Reader, Record};
 use crate::queue::{Ack, Buffer, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
 use crate::status::{Heartbeat, Ledger, Limits, SourceBook};
 
@@ -290,15 +290,26 @@ fn delivers_after_the_stop_has_begun_what_stood_behind_one_that_was_withdrawn() 
     queue.close();
 }
 
+/// Writes old records again, as delivery does: it reads them first.
+fn renew(queue: &Queue, waiting: u64) {
+    let Some(old) = queue.buffer.old_records(waiting, 100) else { return };
+    let sequences: Vec<u64> = old.iter().map(|record| record.sequence).collect();
+    let found = queue.reader.lookup().find(&sequences, 1 << 20).unwrap().records;
+    assert_eq!(found.len(), old.len());
+    queue.buffer.renew(found.into_iter().zip(&old).map(|(stored, record)| {
+        let mut event = event(stored.body.len());
+        event.kept = Kept::Journal(record.name);
+        event
+    }));
+}
+
 /// Accepts and settles so many events of this size, while delivery holds others.
 fn pass(queue: &mut Queue, held: &VecDeque<Box<Event>>, count: usize, size: usize) {
-    let bytes = held.iter().map(|event| event.cost() as u64).sum();
+    let bytes = held.iter().map(|event| Record::of(event).length()).sum();
     for _ in 0..count {
         queue.accept(size);
         assert_eq!(queue.drain(), [size], "each once");
-        if queue.buffer.wants_renewal(bytes) {
-            queue.buffer.renew(held.iter().map(|event| &**event), bytes, 1 << 20);
-        }
+        renew(queue, bytes);
     }
 }
 

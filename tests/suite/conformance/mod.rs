@@ -28,5 +28,6 @@ mod end;
 mod faults;
 mod modes;
 mod outage;
+mod parked;
 mod refusal;
 mod topology;

@@ -396,3 +396,16 @@ fn a_stop_does_not_wait_for_a_full_subject() {
     daemon.wait_until_empty();
     Oracle { sent: &sent, delivered: &rig.read(0), dead: &[], out_of_order: 0 }.judge();
 }
+
+#[test]
+fn a_full_subject_with_more_than_the_buffer_holds_stops_nobody() {
+    let rig = Nats::new("more_than_the_buffer_holds");
+    let order = |what: &str, config| {
+        let subjects = [format!("{}.>", rig.name)];
+        admin(&rig.order(&json!({"do": what, "subjects": subjects, "config": config})));
+    };
+    order("create", json!({"max_msgs_per_subject": 300, "discard": "new", "discard_new_per_subject": true}));
+    super::parked::stops_nobody(&rig, &rig.table(), || {
+        order("update", json!({"max_msgs_per_subject": -1, "discard": "old", "discard_new_per_subject": false}));
+    });
+}

@@ -390,3 +390,18 @@ fn connects_to_the_hosts_of_a_cluster_that_answer() {
     let status = daemon.wait_until_empty();
     assert_eq!(judge(&rig, &setup, &sent, &status, 0), 0);
 }
+
+#[test]
+fn a_full_queue_with_more_than_the_buffer_holds_stops_nobody() {
+    let rig = Rabbitmq::new("more_than_the_buffer_holds");
+    rig.create();
+    let full = format!("{}-full", rig.name);
+    let arguments = json!({"x-queue-type": "classic", "x-max-length": 2, "x-overflow": "reject-publish"});
+    let order = json!({
+        "do": "create", "exchange": rig.name, "queue": full, "arguments": arguments, "binding": "Trapped.*",
+    });
+    admin(&rig.order(&order));
+    super::parked::stops_nobody(&rig, &rig.table(), || {
+        admin(&rig.order(&json!({"do": "delete", "queue": full})));
+    });
+}

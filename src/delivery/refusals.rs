@@ -1,0 +1,68 @@
+//! The consequences of a refusal of each kind: a dead letter, an address that is parked, or a window that shuts.
+
+use crate::brokers::{ErrorKind, Refusal, RefusalReason, Refused, Sequence};
+use crate::delivery::address_queue::AddressRefusal;
+use crate::delivery::backoff::Backoff;
+use crate::delivery::publish::Delivery;
+use crate::event::{Event, Kept};
+
+impl Delivery {
+    /// Decides what follows from a refusal of each kind.
+    pub(super) fn refused(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
+        match refusal.kind {
+            Refused::Event(_) if self.settler.is_blocked() => {
+                let text = format!("dead letters have no room for an event that is refused: {}", refusal.text);
+                self.park(sequence, Refusal::unable(text), false);
+            }
+            Refused::Event(_) => self.refuse(sequence, refusal),
+            Refused::AddressWrong(_) | Refused::AddressUnable => self.park(sequence, refusal, is_nacked),
+            Refused::Broker => self.rejected(sequence, &refusal),
+        }
+    }
+
+    /// Parks the address of a message; the others do not wait for it.
+    pub(super) fn park(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
+        self.metrics.broker_error(ErrorKind::NotNow);
+        self.view.error(ErrorKind::NotNow, &refusal.text);
+        self.ring.unsend(sequence);
+        let backoff = Backoff::new(self.settings.retry_min, self.settings.retry_max);
+        let now = tokio::time::Instant::now();
+        self.ring.park(sequence, AddressRefusal { refusal, is_nacked, backoff, now });
+    }
+
+    /// Waits, because the broker takes nothing; an address that it rejects while others are stored is wrong.
+    pub(super) fn rejected(&mut self, sequence: Sequence, refusal: &Refusal) {
+        let Some(address) = self.ring.address_of(sequence) else { return };
+        if self.rejections.rejected(&address) {
+            let text = format!("{}; others are stored meanwhile", refusal.text);
+            return self.park(sequence, Refusal::wrong(RefusalReason::Other, text), false);
+        }
+        self.ring.unsend(sequence);
+        self.ring.retry(sequence);
+        self.ring.avoid(address);
+        self.shut(&refusal.text);
+    }
+
+    /// Makes dead letters of what has waited too long at a wrong address. `all`: of each event whose own time is over, too:
+    /// a replayed one, and one whose sender needs an answer soon.
+    pub(super) fn refuse_overdue(&mut self, all: bool) {
+        if self.settler.is_blocked() {
+            return;
+        }
+        let half = self.settings.timeout / 2;
+        let is_late = |event: &Event| {
+            let is_awaited = event.waiter.as_ref().is_some_and(|waiter| waiter.outcome().is_none());
+            event.kept == Kept::DeadLetter || (is_awaited && event.accepted.elapsed() >= half)
+        };
+        let is_late: &dyn Fn(&Event) -> bool = &is_late;
+        for (sequence, refusal) in self.ring.overdue(self.settings.refuse_after, all.then_some(is_late)) {
+            self.refuse(sequence, refusal);
+        }
+    }
+
+    pub(super) fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {
+        if let Some(taken) = self.ring.take(sequence, false) {
+            self.settler.refused(taken, refusal, &self.metrics);
+        }
+    }
+}

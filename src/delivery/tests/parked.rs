@@ -1,0 +1,269 @@
+//! Delivery with a journal, an address that takes nothing, and more events for it than memory has room for.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::thread::JoinHandle;
+
+use super::*;
+use crate::delivery::BacklogReader;
+use crate::process::shutdown::Stopper;
+use crate::queue::Journaling;
+use crate::queue::journal::{self, Opened};
+use crate::status::{Heartbeat, Snapshot};
+
+const LIMITS: Limits = Limits { events: 100_000, bytes: 64 << 10 };
+
+/// The size of each body: of 400 events the buffer holds a quarter.
+const BODY: usize = 128;
+
+/// A bridge without an ingress, on a directory.
+struct Bridge {
+    queue: Arc<Buffer>,
+    world: Arc<Mutex<World>>,
+    stopper: Stopper,
+    delivery: Option<Delivery>,
+    writer: Option<JoinHandle<()>>,
+    next: usize,
+}
+
+impl Bridge {
+    fn open(directory: &Path, world: World, segments: u64) -> Self {
+        let settings = journal::Settings { max_bytes: segments * (16 << 10), segment_bytes: 16 << 10 };
+        let Opened { layout, writer, reader, recovered, damaged, .. } =
+            journal::open(&directory.join("journal"), &settings).unwrap();
+        let mode = Mode { ack: Ack::Journaled, timeout: Duration::from_secs(4) };
+        let ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
+        let queue = Arc::new(Buffer::new(mode, LIMITS, ledger).with_journal(layout, recovered, damaged));
+        let metrics = Arc::new(Metrics::new("journaled"));
+        let journaling = Journaling::new(queue.clone(), writer, metrics.clone(), Heartbeat::new("the writer"));
+        let writer = Some(std::thread::spawn(move || journaling.run()));
+        let (stopper, drain) = shutdown::channel();
+        let store = SharedStore::open(directory, StoreLimits::dead_letters(1 << 20)).unwrap();
+        let (router, refuse_after) = (world.router(), world.refuse_after);
+        let successor = world.successor.clone();
+        let world = Arc::new(Mutex::new(world));
+        let settings = Settings {
+            max_in_flight: 100,
+            timeout: Duration::from_secs(4),
+            retry_min: Duration::from_millis(100),
+            retry_max: Duration::from_secs(2),
+            refuse_after,
+            headers: HeaderStyle::None,
+        };
+        let delivery = Delivery::new(Parts {
+            broker: Box::new(Scripted::new(&world, 0)),
+            router,
+            headers: Headers::new(HeaderStyle::None, "", "", Encoding::Plain),
+            successor,
+            queue: queue.clone(),
+            metrics,
+            view: BrokerStatus::default(),
+            settings,
+            store: Some(store),
+            backlog: Some(BacklogReader::new(reader, rebuild)),
+            drain,
+        });
+        Self { queue, world, stopper, delivery: Some(delivery), writer, next: 0 }
+    }
+
+    /// Has the journal accept so many events, of these keys in turn.
+    fn accept(&mut self, count: usize, keys: &[&str]) {
+        for at in 0..count {
+            let body = format!("n{}. {} ", self.next, keys[at % keys.len()]);
+            self.next += 1;
+            let event = rebuild(origin(), format!("{body:BODY$}").into_bytes().into());
+            let waiter = self.queue.enqueue(0, None, event, &Arc::default());
+            let waiter = waiter.unwrap_or_else(|refused| panic!("{at}: {refused:?}, {:?}", self.queue.snapshot()));
+            let waiter = waiter.unwrap();
+            while waiter.outcome().is_none() {
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Delivers while this happens, then stops; returns the number of events lost at the exit.
+    fn deliver(&mut self, happens: impl AsyncFnOnce(&mut Self)) -> usize {
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let delivery = self.delivery.take().unwrap();
+        let lost = runtime.block_on(async {
+            let happens = async {
+                happens(self).await;
+                self.check();
+                self.queue.drain();
+                self.stopper.enter(Phase::Draining);
+                self.stopper.deadline(std::time::Instant::now() + Duration::from_secs(30));
+            };
+            tokio::join!(delivery.run(), happens).0
+        });
+        self.check();
+        self.queue.close_journal();
+        self.writer.take().unwrap().join().unwrap();
+        lost
+    }
+
+    /// Waits until this is so.
+    async fn until(&self, is_so: impl Fn(&Snapshot) -> bool) {
+        for _ in 0..100_000 {
+            if is_so(&self.check()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        panic!("never: {:?}", self.check().totals());
+    }
+
+    fn check(&self) -> Snapshot {
+        let snapshot = self.queue.snapshot();
+        assert_eq!(snapshot.totals().mismatch(), 0);
+        assert!(snapshot.bytes <= LIMITS.bytes + (8 << 10), "{} bytes in memory", snapshot.bytes);
+        snapshot
+    }
+
+    /// The address `k0` takes everything from now on.
+    fn unblock(&self) {
+        self.world.lock().refusing.values_mut().for_each(|(_, left)| *left = 0);
+    }
+
+    /// The numbers of the events that were stored at this address, in order.
+    fn stored(&self, at: &str) -> Vec<usize> {
+        let world = self.world.lock();
+        let stored = world.stored.iter().zip(&world.addresses).filter(|(_, address)| *address == at);
+        stored.map(|(id, _)| id[1..id.find('.').unwrap()].parse().unwrap()).collect()
+    }
+}
+
+fn origin() -> Origin {
+    Origin { source: "a".into(), signature: None, verified: false, traceparent: None, received: SystemTime::now() }
+}
+
+fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
+    let text = String::from_utf8(body.to_vec()).unwrap();
+    let mut words = text.split(' ');
+    let fields = Fields::<&str> { cuid: words.next().unwrap(), event: words.next().unwrap(), ..Fields::default() };
+    Box::new(Event::new(origin, body, &fields, &[0; 32]))
+}
+
+fn unable() -> World {
+    refusing(Refused::AddressUnable, usize::MAX, Duration::from_mins(1))
+}
+
+fn every_second(range: std::ops::Range<usize>) -> Vec<usize> {
+    range.step_by(2).collect()
+}
+
+fn published(count: u64) -> impl Fn(&Snapshot) -> bool {
+    move |snapshot| snapshot.totals().published == count
+}
+
+#[test]
+fn others_flow_however_much_waits_for_one_address_and_all_of_it_arrives_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 100);
+    bridge.accept(1000, &["k0", "k1"]);
+    let lost = bridge.deliver(async |bridge| {
+        bridge.until(published(500)).await;
+        tokio::time::sleep(Duration::from_mins(2)).await;
+        let snapshot = bridge.check();
+        assert!(snapshot.events <= 300, "{} events in memory", snapshot.events);
+        assert_eq!((snapshot.totals().held, snapshot.totals().dead_lettered), (500, 0));
+        bridge.accept(100, &["k0", "k1"]);
+        bridge.until(published(550)).await;
+        bridge.unblock();
+        bridge.until(published(1100)).await;
+    });
+    let snapshot = bridge.check();
+    assert_eq!((lost, snapshot.totals().held, snapshot.events, snapshot.bytes), (0, 0, 0, 0));
+    assert_eq!(bridge.stored("k0"), every_second(0..1100));
+    assert_eq!(bridge.stored("k1"), every_second(1..1100));
+}
+
+#[test]
+fn what_the_journal_alone_keeps_becomes_dead_letters_in_time_at_a_wrong_address() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = refusing(MISSING, usize::MAX, Duration::from_mins(1));
+    let mut bridge = Bridge::open(directory.path(), world, 100);
+    bridge.accept(1000, &["k0", "k1"]);
+    let lost = bridge.deliver(async |bridge| {
+        bridge.until(published(500)).await;
+        assert_eq!(bridge.check().totals().dead_lettered, 0, "before their time");
+        bridge.until(|snapshot| snapshot.totals().dead_lettered == 500).await;
+    });
+    let snapshot = bridge.check();
+    assert_eq!((lost, snapshot.totals().held, snapshot.events, snapshot.bytes), (0, 0, 0, 0));
+}
+
+#[test]
+fn a_stop_keeps_what_waits_and_a_start_delivers_it_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 100);
+    bridge.accept(1000, &["k0", "k1"]);
+    let lost = bridge.deliver(async |bridge| bridge.until(published(500)).await);
+    assert_eq!((lost, bridge.check().totals().held), (0, 500));
+    let mut again = Bridge::open(directory.path(), unable(), 100);
+    again.next = bridge.next;
+    let lost = again.deliver(async |bridge| {
+        bridge.accept(100, &["k0", "k1"]);
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        bridge.unblock();
+        bridge.until(|snapshot| snapshot.totals().held == 0).await;
+    });
+    assert_eq!((lost, again.check().totals().dead_lettered), (0, 0));
+    assert_eq!(again.stored("k0"), every_second(0..1100));
+}
+
+#[test]
+fn other_routes_take_what_the_journal_alone_keeps_before_anything_newer() {
+    let directory = tempfile::tempdir().unwrap();
+    let refusing = HashMap::from([("address 0", (Refused::AddressUnable, usize::MAX))]);
+    let mut bridge = Bridge::open(directory.path(), World { refusing, ..World::default() }, 100);
+    bridge.accept(500, &["k0"]);
+    let lost = bridge.deliver(async |bridge| {
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        assert!(bridge.check().events < 300);
+        bridge.world.lock().reroute(&bridge.world);
+        bridge.accept(100, &["k0"]);
+        bridge.until(published(600)).await;
+    });
+    assert_eq!((lost, bridge.check().totals().held), (0, 0));
+    assert_eq!(bridge.stored("address 1"), (0..600).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_journal_turns_over_while_events_wait_and_none_is_sent_twice() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 24);
+    bridge.accept(400, &["k0"]);
+    let lost = bridge.deliver(async |bridge| {
+        // Three times as much as the journal has room for.
+        for round in 1..=700 {
+            bridge.accept(10, &["k1"]);
+            bridge.until(published(10 * round)).await;
+        }
+        assert_eq!(bridge.check().totals().held, 400);
+        bridge.unblock();
+        bridge.until(published(7_400)).await;
+    });
+    let snapshot = bridge.check();
+    assert_eq!((lost, snapshot.totals().held, snapshot.events, snapshot.bytes), (0, 0, 0, 0));
+    assert_eq!(bridge.stored("k0"), (0..400).collect::<Vec<_>>());
+    assert_eq!(bridge.stored("k1"), (400..7_400).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_damaged_record_of_an_event_that_waits_is_counted_and_no_other_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 100);
+    bridge.accept(800, &["k0"]);
+    let lost = bridge.deliver(async |bridge| {
+        tokio::time::sleep(Duration::from_mins(1)).await;
+        let segment = directory.path().join("journal/00000006.segment");
+        let bytes = std::fs::read(&segment).unwrap();
+        let at = bytes.windows(5).position(|text| text == b". k0 ").unwrap() as u64;
+        std::fs::OpenOptions::new().write(true).open(&segment).unwrap().write_all_at(b"!", at).unwrap();
+        bridge.unblock();
+        bridge.until(|snapshot| snapshot.totals().held == 0).await;
+    });
+    let snapshot = bridge.check();
+    assert_eq!((lost, snapshot.ledger.lost[Loss::Damaged as usize], snapshot.totals().published), (0, 1, 799));
+}

@@ -1,0 +1,238 @@
+//! Events that wait for their address and that the journal alone keeps: they are read back in portions when their turn
+//! comes, to give them another address after a reload, and to write their records again.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::brokers::{Routed, Sequence};
+use crate::delivery::backlog::restored;
+use crate::delivery::disk_read::DiskReads;
+use crate::delivery::publish::{BATCH, Delivery};
+use crate::event::{EVENT_OVERHEAD, Event, Kept, Message, Rebuild};
+use crate::queue::UnsettledRecord;
+use crate::queue::journal::{FoundRecords, RecordLookup};
+use crate::status::BrokerStatus;
+
+/// The most bytes of bodies that are read at once.
+const PORTION: usize = 1 << 20;
+
+/// The most bytes of events that are written again at once.
+const RENEWED: usize = 4 << 20;
+
+/// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
+pub(super) const BETWEEN_RENEWALS: Duration = Duration::from_millis(100);
+
+/// The share of the buffer that events may take while they wait for their address; copies of records may take half of it.
+const SHARE: usize = 4;
+
+/// The purpose of a read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ReadPurpose {
+    /// The events are sent, or become dead letters.
+    Load,
+    /// Their addresses are rendered by other routes.
+    Render,
+    /// Their records are written again.
+    Renew,
+}
+
+/// A read in progress, or its result.
+#[derive(Debug)]
+struct PortionRead {
+    purpose: ReadPurpose,
+    records: Vec<UnsettledRecord>,
+    /// The most bytes of bodies.
+    bytes: usize,
+    /// The events, by the sequences under which delivery knows their records, with their sequences in the ring.
+    places: HashMap<u64, Sequence>,
+}
+
+/// The events of a portion that were read back.
+#[derive(Debug)]
+pub(super) struct ReadPortion {
+    portion: PortionRead,
+    events: VecDeque<Box<Event>>,
+    missing: Vec<UnsettledRecord>,
+}
+
+/// Reads events back, one portion at a time.
+pub(super) struct UnloadedReader {
+    reads: DiskReads<RecordLookup, FoundRecords>,
+    rebuild: Rebuild,
+    current: Option<PortionRead>,
+    /// The last portion was to be written again: others are next.
+    has_renewed: bool,
+    /// There was nothing to be written again at this time.
+    looked: Option<Instant>,
+}
+
+impl UnloadedReader {
+    pub(super) fn new(lookup: RecordLookup, rebuild: Rebuild) -> Self {
+        Self {
+            reads: DiskReads::new(lookup, RecordLookup::skip_unreadable),
+            rebuild,
+            current: None,
+            has_renewed: false,
+            looked: None,
+        }
+    }
+
+    /// Resolves when a portion has been read. Cancel-safe.
+    pub(super) async fn next(&mut self, view: &BrokerStatus) -> ReadPortion {
+        let Some(portion) = &self.current else { return std::future::pending().await };
+        let sequences: Vec<u64> = portion.records.iter().map(|record| record.sequence).collect();
+        let bytes = portion.bytes;
+        let found = self.reads.run(view, move |lookup| lookup.find(&sequences, bytes)).await;
+        let Some(portion) = self.current.take() else { return std::future::pending().await };
+        let mut stored = found.records.into_iter().peekable();
+        let (mut events, mut missing) = (VecDeque::new(), Vec::new());
+        for record in &portion.records[..found.looked] {
+            match stored.next_if(|stored| stored.sequence == record.sequence) {
+                Some(stored) => events.push_back(restored(stored, record.name, self.rebuild)),
+                None => missing.push(*record),
+            }
+        }
+        ReadPortion { portion, events, missing }
+    }
+}
+
+/// The next portion that a reader has read; without one it is never there.
+pub(super) async fn next_portion(reader: &mut Option<UnloadedReader>, view: &BrokerStatus) -> ReadPortion {
+    match reader {
+        Some(reader) => reader.next(view).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Delivery {
+    /// Notes in the queue what was unloaded, and how much may be in memory.
+    pub(super) fn note_unloaded(&mut self) {
+        let memory = self.unloaded.is_some().then(|| self.queue.limits().bytes / SHARE);
+        self.ring.destinations.set_memory(memory, self.drain.has_begun());
+        let (events, bytes) = self.ring.destinations.take_freed();
+        if events > 0 {
+            self.queue.unload(events, bytes);
+        }
+    }
+
+    /// Begins to read what is wanted next, if nothing is being read.
+    pub(super) fn begin_portion(&mut self) {
+        let Some(reader) = self.unloaded.as_ref().filter(|reader| reader.current.is_none()) else { return };
+        let portion = if reader.has_renewed {
+            self.wanted_portion().or_else(|| self.old_portion())
+        } else {
+            self.old_portion().or_else(|| self.wanted_portion())
+        };
+        if let Some(reader) = &mut self.unloaded {
+            let is_renewal = |portion: &PortionRead| portion.purpose == ReadPurpose::Renew;
+            reader.has_renewed = portion.as_ref().is_some_and(is_renewal);
+            reader.current = portion;
+        }
+    }
+
+    /// The old records that are to be written again; if there were none a moment ago, there are none.
+    fn old_portion(&mut self) -> Option<PortionRead> {
+        let (reader, now) = (self.unloaded.as_mut()?, Instant::now());
+        if reader.looked.is_some_and(|looked| now < looked + BETWEEN_RENEWALS) {
+            return None;
+        }
+        let most = (self.queue.limits().bytes / SHARE / 2).min(RENEWED);
+        let waiting = self.ring.destinations.record_bytes();
+        let records = self.queue.old_records(waiting, (most / EVENT_OVERHEAD).max(1))?;
+        reader.looked = records.is_empty().then_some(now);
+        let places = HashMap::new();
+        (!records.is_empty()).then_some(PortionRead { purpose: ReadPurpose::Renew, records, bytes: most, places })
+    }
+
+    fn wanted_portion(&mut self) -> Option<PortionRead> {
+        let (purpose, mut wanted) = match self.ring.destinations.to_render() {
+            // Refused ones that are not written yet would fill the memory.
+            none if none.is_empty() && (self.settler.refused_count() >= BATCH || self.settler.is_blocked()) => {
+                return None;
+            }
+            none if none.is_empty() => (ReadPurpose::Load, self.ring.destinations.to_load()),
+            unrendered => (ReadPurpose::Render, unrendered),
+        };
+        let bytes = (self.queue.limits().bytes / SHARE).min(PORTION);
+        wanted.truncate((bytes / EVENT_OVERHEAD).max(1));
+        if wanted.is_empty() {
+            return None;
+        }
+        let records = self.queue.records(wanted.iter().map(|(_, name)| *name));
+        let places = wanted.into_iter().map(|(sequence, name)| (name, sequence)).collect();
+        Some(PortionRead { purpose, records, bytes, places })
+    }
+
+    /// Uses a portion that has been read.
+    pub(super) fn take_portion(&mut self, read: ReadPortion) {
+        let ReadPortion { portion, mut events, missing } = read;
+        let damaged = self.queue.damaged(missing);
+        if portion.purpose == ReadPurpose::Renew {
+            events.extend(damaged.iter().filter_map(|record| self.in_memory(record.name)));
+            self.queue.renew(events.into_iter());
+        } else {
+            events.make_contiguous().sort_unstable_by_key(|event| place_of(event, &portion.places));
+            for event in events {
+                if let Some(sequence) = place_of(&event, &portion.places) {
+                    self.take_read(sequence, event, portion.purpose);
+                }
+            }
+        }
+        self.lose_damaged(&damaged);
+        self.ring.destinations.forget_idle();
+    }
+
+    fn take_read(&mut self, sequence: Sequence, event: Box<Event>, purpose: ReadPurpose) {
+        match self.pairs.route(&event, &mut self.router, &self.queue) {
+            Ok(Routed { address, key, .. }) if purpose == ReadPurpose::Render => {
+                self.ring.rendered(sequence, &address, &key, event.origin.received);
+            }
+            Ok(Routed { address, key, pair }) => {
+                self.load(sequence, Message { event, address, key }, pair);
+            }
+            Err(refusal) => {
+                let pair = self.pairs.number(&event, &self.queue);
+                if self.load(sequence, Message { event, address: "".into(), key: "".into() }, pair) {
+                    self.refuse(sequence, refusal);
+                }
+            }
+        }
+    }
+
+    fn load(&mut self, sequence: Sequence, message: Message, pair: u16) -> bool {
+        let cost = message.event.cost();
+        let is_loaded = self.ring.load(sequence, message, pair);
+        if is_loaded {
+            self.queue.load(cost);
+        }
+        is_loaded
+    }
+
+    /// A copy of an event in memory whose record is damaged.
+    fn in_memory(&mut self, name: u64) -> Option<Box<Event>> {
+        let held = self.settler.refused_events().chain(self.ring.events()).map(|event| &*event);
+        let mut held = held.chain(self.taken.iter().map(|event| &**event));
+        held.find(|event| event.kept == Kept::Journal(name)).map(|event| Box::new(event.clone()))
+    }
+
+    /// Counts as lost what only damaged records kept.
+    fn lose_damaged(&mut self, damaged: &[UnsettledRecord]) {
+        for record in damaged {
+            let Some(sequence) = self.ring.destinations.unloaded_as(record.name) else { continue };
+            self.ring.destinations.take_unloaded(sequence, None);
+            self.queue.lose_damaged(&[record.name]);
+            if let Some(reader) = &mut self.unloaded {
+                reader
+                    .reads
+                    .report(&format!("record {} is damaged, whose event waits for its address", record.sequence));
+            }
+        }
+    }
+}
+
+fn place_of(event: &Event, places: &HashMap<u64, Sequence>) -> Option<Sequence> {
+    let Kept::Journal(name) = event.kept else { return None };
+    places.get(&name).copied()
+}

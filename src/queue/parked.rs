@@ -1,0 +1,93 @@
+//! Events that wait for their address: the journal alone keeps most of them, and their records are written again in time.
+//!
+//! Left where it is, such a record would keep its segment, and all segments after it, from being used again, and a start
+//! after a crash would read everything from there on once more. The copy is made before the old segment is free.
+
+use crate::event::{Event, Kept};
+use crate::queue::Buffer;
+use crate::queue::disk::{AppendReason, Incoming, UnsettledRecord};
+use crate::queue::journal::Record;
+use crate::status::Loss;
+
+impl Buffer {
+    /// Frees the room in memory of so many events: delivery has them no more, and reads them back later.
+    pub(crate) fn unload(&self, events: usize, bytes: usize) {
+        let mut state = self.lock();
+        state.taken -= events;
+        state.bytes -= bytes;
+        state.taken_bytes -= bytes;
+        state.full &= !Self::is_below_the_mark(&state);
+        drop(state);
+        // More may be read from the journal now.
+        self.ready.notify_one();
+    }
+
+    /// The records of events by the sequences under which delivery knows them, in the order of the journal.
+    pub(crate) fn records(&self, names: impl Iterator<Item = u64>) -> Vec<UnsettledRecord> {
+        let state = self.lock();
+        let Some(disk) = &state.disk else { return Vec::new() };
+        let mut records: Vec<_> =
+            names.map(|name| UnsettledRecord { name, sequence: disk.kept_as(name) }).collect();
+        records.sort_unstable_by_key(|record| record.sequence);
+        records
+    }
+
+    /// Notes an event of this cost that delivery read back.
+    pub(crate) fn load(&self, cost: usize) {
+        let mut state = self.lock();
+        state.taken += 1;
+        state.bytes += cost;
+        state.taken_bytes += cost;
+    }
+
+    /// Those of these records, which were not found, whose events are not settled: they are damaged.
+    pub(crate) fn damaged(&self, mut missing: Vec<UnsettledRecord>) -> Vec<UnsettledRecord> {
+        let state = self.lock();
+        missing.retain(|record| state.disk.as_ref().is_some_and(|disk| disk.is_current(*record)));
+        missing
+    }
+
+    /// Counts events as lost that only these damaged records kept.
+    pub(crate) fn lose_damaged(&self, names: &[u64]) {
+        let mut state = self.lock();
+        let state = &mut *state;
+        let Some(disk) = &mut state.disk else { return };
+        disk.settle(names);
+        disk.damaged += names.len() as u64;
+        state.ledger.lost[Loss::Damaged as usize] += names.len() as u64;
+        if disk.wakes_writer() {
+            self.work.notify_one();
+        }
+    }
+
+    /// The oldest records, at most so many, that are to be written again; `waiting` is the size of the records of all that
+    /// waits for its address. None while others are being written.
+    pub(crate) fn old_records(&self, waiting: u64, most: usize) -> Option<Vec<UnsettledRecord>> {
+        let mut state = self.lock();
+        let is_draining = state.draining;
+        let disk = state.disk.as_mut().filter(|disk| !is_draining && disk.renewing == 0)?;
+        disk.parked_bytes = waiting;
+        Some(if waiting > 0 { disk.old_records(most) } else { Vec::new() })
+    }
+
+    /// Appends these events again, of which the sequence under which delivery knows them is noted. Of what is settled by
+    /// now, or has no room, no copy is made.
+    pub(crate) fn renew(&self, events: impl Iterator<Item = Box<Event>>) {
+        let mut state = self.lock();
+        let is_draining = state.draining;
+        let Some(disk) = state.disk.as_mut().filter(|_| !is_draining) else { return };
+        for mut event in events {
+            let Kept::Journal(name) = event.kept else { continue };
+            if !disk.is_current(UnsettledRecord { name, sequence: disk.kept_as(name) }) {
+                continue;
+            }
+            let Some(place) = disk.reserve(Record::of(&event).length()) else { break };
+            disk.copies_to(place.sequence, name);
+            (event.kept, event.waiter) = (Kept::Journal(place.sequence), None);
+            disk.send(Incoming { place, event, entry: AppendReason::Renew { old: name } });
+        }
+        if disk.renewing > 0 && disk.wakes_writer() {
+            self.work.notify_one();
+        }
+    }
+}
