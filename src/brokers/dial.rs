@@ -85,6 +85,11 @@ pub(in crate::brokers) async fn silent(hosts: &[(String, u16)]) -> Vec<Finding> 
     findings
 }
 
+/// An error of TLS without the seconds since a certificate expired: each attempt would be a new reason.
+pub(in crate::brokers) fn without_time(text: &str) -> &str {
+    text.split(": verification time").next().unwrap_or(text)
+}
+
 /// The turn of the next attempt: it starts behind the host that was reached, or one further where none was.
 pub(in crate::brokers) fn next(turn: usize, hosts: usize, reached: Option<usize>) -> usize {
     let steps = reached.map_or(0, |host| (host + hosts - turn % hosts) % hosts);
@@ -138,6 +143,19 @@ mod tests {
         assert_eq!(*tried.lock(), ["10.0.0.3", "10.0.0.1", "10.0.0.2"], "from the host whose turn it is");
         let refused = |last| format!("10.0.0.{last}:1: connection refused");
         assert_eq!(failures, [refused(1), refused(2), refused(3), "x: unknown name".to_owned()]);
+    }
+
+    #[test]
+    fn reads_alike_each_time_that_an_expired_certificate_is_refused() {
+        use rustls::CertificateError::ExpiredContext;
+        use rustls::pki_types::UnixTime;
+        let text = |now| {
+            let (time, not_after) = [now, 5].map(|at| UnixTime::since_unix_epoch(Duration::from_secs(at))).into();
+            rustls::Error::InvalidCertificate(ExpiredContext { time, not_after }).to_string()
+        };
+        assert_ne!(text(7), text(8));
+        assert_eq!(without_time(&text(7)), "invalid peer certificate: certificate expired");
+        assert_eq!(without_time("else"), "else");
     }
 
     #[test]

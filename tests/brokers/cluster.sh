@@ -8,10 +8,12 @@
 #
 # BROKERS_HOME            state and logs: $BROKERS_HOME/cluster/<broker>/<1|2|3>/, each with the pid of its node
 # KAFKA_CLUSTER_PORT      first of 9 consecutive ports: PLAINTEXT of each node, SASL_PLAINTEXT (SCRAM), controllers (9192)
-# RABBITMQ_CLUSTER_PORT   first of 7: AMQP of each, Erlang distribution of each, the nodes' epmd            (5772)
+# RABBITMQ_CLUSTER_PORT   first of 10: AMQP of each, Erlang distribution of each, the nodes' epmd, AMQPS   (5772)
 # NATS_CLUSTER_PORT       first of 9: clients of each, routes of each, monitoring of each                   (4322)
 #                         each may be `auto`: free ports, kept for the life of that BROKERS_HOME
 # BROKERS_OWNER_PID       kill what is started here as soon as that process has ended (a test runner, say)
+# CLUSTER_TLS             directory with ca.crt, and N.pem (key and certificate) of each node: clients come over TLS, too, and
+#                         show a certificate of that authority (Kafka: on the SASL ports, over TLS only)
 # KAFKA_CLUSTER_HEAP      192m, of each node
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -128,7 +130,7 @@ controller.listener.names=CONTROLLER
 listeners=PLAINTEXT://127.0.0.1:$((PORT + $1 - 1)),SASL_PLAINTEXT://127.0.0.1:$((PORT + $1 + 2)),CONTROLLER://127.0.0.1:$((PORT + $1 + 5))
 advertised.listeners=PLAINTEXT://127.0.0.1:$((PORT + $1 - 1)),SASL_PLAINTEXT://127.0.0.1:$((PORT + $1 + 2))
 inter.broker.listener.name=PLAINTEXT
-listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:SASL_PLAINTEXT,CONTROLLER:PLAINTEXT
+listener.security.protocol.map=PLAINTEXT:PLAINTEXT,SASL_PLAINTEXT:$(kafka_clients),CONTROLLER:PLAINTEXT
 sasl.enabled.mechanisms=SCRAM-SHA-256
 listener.name.sasl_plaintext.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 # Clients log in again this often, so that an old password ends.
@@ -152,7 +154,15 @@ group.initial.rebalance.delay.ms=0
 broker.session.timeout.ms=3000
 broker.heartbeat.interval.ms=500
 END
+    [ -z "${CLUSTER_TLS:-}" ] || cat <<END
+listener.name.sasl_plaintext.ssl.keystore.type=PEM
+listener.name.sasl_plaintext.ssl.keystore.location=$CLUSTER_TLS/$1.pem
+listener.name.sasl_plaintext.ssl.truststore.type=PEM
+listener.name.sasl_plaintext.ssl.truststore.location=$CLUSTER_TLS/ca.crt
+listener.name.sasl_plaintext.ssl.client.auth=required
+END
 }
+kafka_clients() { [ -n "${CLUSTER_TLS:-}" ] && echo SASL_SSL || echo SASL_PLAINTEXT; }
 kafka_spawn() { # NODE
     spawn "$STATE/pid" "$LOG" "${JVM[@]}" -Dlog4j2.configurationFile="$STATE/log4j2.properties" \
         -Xms64m -Xmx"${KAFKA_CLUSTER_HEAP:-192m}" kafka.Kafka "$STATE/server.properties"
@@ -169,7 +179,7 @@ kafka_facts() {
 rabbitmq_prepare() {
     local n node
     [ -x /usr/lib/rabbitmq/bin/rabbitmq-server ] || die "RabbitMQ is not installed: run install.sh"
-    PORT=$(first_port "${RABBITMQ_CLUSTER_PORT:-}" 5772 7)
+    PORT=$(first_port "${RABBITMQ_CLUSTER_PORT:-}" 5772 10)
     for n in "${NODES[@]}"; do
         node=$HOME_OF/$n
         mkdir -p "$node"
@@ -191,6 +201,14 @@ disk_free_limit.absolute = 50MB
 log.console = true
 log.console.level = warning
 log.file = false
+END
+        [ -z "${CLUSTER_TLS:-}" ] || cat >>"$node/rabbitmq.conf" <<END
+listeners.ssl.1 = 127.0.0.1:$((PORT + n + 6))
+ssl_options.cacertfile = $CLUSTER_TLS/ca.crt
+ssl_options.certfile = $CLUSTER_TLS/$n.pem
+ssl_options.keyfile = $CLUSTER_TLS/$n.pem
+ssl_options.verify = verify_peer
+ssl_options.fail_if_no_peer_cert = true
 END
         # Everything the server and its tools need to know of this node.
         cat >"$node/env" <<END
@@ -220,6 +238,8 @@ rabbitmq_ready() ( # NODE: the AMQP 0-9-1 greeting, answered by a method frame (
         [ "$byte" = $'\1' ]
 )
 rabbitmq_facts() {
+    [ -z "${CLUSTER_TLS:-}" ] ||
+        echo "RABBITMQ_CLUSTER_TLS_URLS=$(addresses $((PORT + 7)) "amqps://" /%%2f)"
     echo "RABBITMQ_CLUSTER_URLS=$(addresses "$PORT" "amqp://$USER_NAME:$USER_PASS@" /%%2f)"
     echo "RABBITMQ_CLUSTER_DISTRIBUTION=$(addresses $((PORT + 3)))"
 }
@@ -248,6 +268,10 @@ include 'users.conf'
 no_auth_user: anonymous
 authorization { users: \$USERS }
 cluster { name: cluster, listen: 127.0.0.1:$((PORT + n + 2)), routes: [$routes] }
+END
+        [ -z "${CLUSTER_TLS:-}" ] || cat >>"$node/nats.conf" <<END
+allow_non_tls: true
+tls { cert_file: "$CLUSTER_TLS/$n.pem", key_file: "$CLUSTER_TLS/$n.pem", ca_file: "$CLUSTER_TLS/ca.crt", verify: true }
 END
     done
 }

@@ -1,8 +1,9 @@
 //! One producer of librdkafka: what its thread reports (verdicts, the state of the connection), and its slow end.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -77,6 +78,10 @@ pub(super) struct Reports {
     /// Told when credentials or certificates were refused, for a connect that waits.
     pub(super) refused: Notify,
     health: Mutex<ClientHealth>,
+    /// The number of brokers of the cluster, as it was last told.
+    pub(super) brokers: AtomicUsize,
+    /// The brokers of which it was said that they alone refuse.
+    refused_alone: Mutex<BTreeSet<String>>,
     has_error: AtomicBool,
     fatal: AtomicBool,
     sending_at_once: AtomicBool,
@@ -90,6 +95,8 @@ struct ClientHealth {
     reason: Option<ConnectError>,
     /// One broker of several may go without harm.
     away: bool,
+    /// The brokers that refused credentials or certificates since the last success.
+    refusing: BTreeSet<String>,
 }
 
 impl Reports {
@@ -125,7 +132,7 @@ impl Reports {
         }
     }
 
-    fn note_error(&self, code: RDKafkaErrorCode, text: &str) {
+    pub(super) fn note_error(&self, code: RDKafkaErrorCode, text: &str) {
         let kind = match code {
             RDKafkaErrorCode::Authentication => ErrorKind::Authentication,
             RDKafkaErrorCode::SSL => ErrorKind::Tls,
@@ -138,7 +145,19 @@ impl Reports {
         let text = text.split(" (after ").next().unwrap_or(text);
         let mut health = self.health.lock();
         let before = health.away;
-        health.away |= kind != ErrorKind::Connect || code == RDKafkaErrorCode::AllBrokersDown;
+        if kind != ErrorKind::Connect {
+            let broker = broker(text);
+            health.refusing.insert(broker.to_owned());
+            health.away |= health.refusing.len() >= self.brokers.load(Ordering::Relaxed);
+            if !health.away && self.refused_alone.lock().insert(broker.to_owned()) {
+                tracing::warn!(
+                    broker = "kafka",
+                    kind = kind.name(),
+                    "{broker} refuses, the others are used: {text}"
+                );
+            }
+        }
+        health.away |= code == RDKafkaErrorCode::AllBrokersDown;
         let keep = match &health.reason {
             // A refusal is followed only by the report that no broker is connected; "brokers are down" never says why.
             Some(reason) => {
@@ -224,6 +243,12 @@ impl ProducerContext for Reports {
     }
 }
 
+/// The broker in `sasl_ssl://host:9093/1: SSL handshake failed: ..`, without its number.
+fn broker(text: &str) -> &str {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    rest.split(['/', ' ']).next().unwrap_or(rest)
+}
+
 fn size(message: &BorrowedMessage<'_>) -> usize {
     let mut size = Size::new(message.key().unwrap_or_default(), message.payload().unwrap_or_default());
     for header in message.headers().into_iter().flat_map(rdkafka::message::Headers::iter) {
@@ -277,6 +302,11 @@ impl Client {
         self.0.as_ref().expect("the producer is there until drop")
     }
 
+    /// The client as librdkafka knows it, which lives as long as this one.
+    pub(super) fn native(&self) -> *mut rdkafka::types::RDKafka {
+        self.producer().client().native_ptr()
+    }
+
     pub(super) fn reports(&self) -> &Reports {
         self.producer().client().context()
     }
@@ -285,6 +315,7 @@ impl Client {
     pub(super) fn metadata(&self, timeout: Duration) -> KafkaResult<Metadata> {
         let metadata = self.producer().client().fetch_metadata(None, timeout)?;
         self.reports().note_success();
+        self.reports().brokers.store(metadata.brokers().len(), Ordering::Relaxed);
         Ok(metadata)
     }
 

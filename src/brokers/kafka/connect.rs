@@ -9,6 +9,7 @@ use rdkafka::config::ClientConfig;
 use crate::brokers::dial;
 use crate::brokers::kafka::client::Client;
 use crate::brokers::kafka::record::BATCH_SIZE;
+use crate::brokers::kafka::rights;
 use crate::brokers::kafka::session::{FEW, KafkaSession, SessionLimits};
 use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topics::SessionTopics;
@@ -213,6 +214,7 @@ impl Broker for Kafka {
             self.settings.client.servers, survey.brokers
         ))];
         findings.extend(self.findings(&survey));
+        findings.extend(rights::lacking(&client, &surveyor, &self.settings).await);
         let there = survey.partitions.keys().map(String::as_str);
         let names: Vec<&str> = surveyor.literals.iter().map(|name| &**name).collect();
         findings.extend(collisions(&names, &there.chain(names.iter().copied()).collect::<Vec<_>>()));

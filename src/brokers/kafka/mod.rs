@@ -3,7 +3,8 @@
 //! `settings`, `security` and `properties` read and check, `client` is one producer with what it reports, `topology` looks
 //! for and creates topics, `record` knows sizes and `times` the times of records, `connect` makes sessions, `session` hands
 //! over and judges by the table in `codes`, `batch` says how much at once, `topics` asks before a topic counts as missing,
-//! `silence` looks why a topic gives no answer.
+//! `silence` looks why a topic gives no answer, `rights` what a login may
+//! not do.
 
 mod batch;
 mod client;
@@ -11,6 +12,7 @@ mod codes;
 mod connect;
 mod properties;
 mod record;
+mod rights;
 mod security;
 mod session;
 mod settings;

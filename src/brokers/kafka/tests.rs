@@ -1,11 +1,14 @@
 //! Sessions against librdkafka's own mock of a cluster: what a broker says, and what becomes of it.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
+use crate::brokers::kafka::client::Reports;
 use crate::brokers::kafka::{Kafka, Settings};
 use crate::brokers::{
     Broker as _, Cause, ErrorKind, Finding, HeaderStyle, Refusal, RefusalReason, Refused, Routed, Sent, Sequence,
@@ -241,4 +244,30 @@ async fn replaces_a_client_that_gives_no_answer_although_its_topic_could() {
     };
     let lost = tokio::time::timeout(Duration::from_mins(1), lost).await.unwrap();
     assert!(lost.text.ends_with("connecting with a new client"), "{lost:?}");
+}
+
+#[test]
+fn one_broker_of_three_that_refuses_a_certificate_is_not_the_cluster() {
+    let reports = Reports::default();
+    reports.brokers.store(3, Ordering::Relaxed);
+    let refuse = |node: &str| {
+        let text = format!(
+            "ssl://node{node}:9093/{node}: SSL handshake failed: certificate expired (after 3ms in state SSL_HANDSHAKE)"
+        );
+        reports.note_error(RDKafkaErrorCode::SSL, &text);
+    };
+    for node in ["1", "1", "2"] {
+        refuse(node);
+        assert_eq!(reports.away(), None);
+    }
+    reports.note_success();
+    refuse("3");
+    assert_eq!(reports.away(), None, "a success in between");
+    refuse("1");
+    refuse("2");
+    assert_eq!(reports.away().map(|error| error.kind), Some(ErrorKind::Tls));
+    reports.note_success();
+    reports.brokers.store(1, Ordering::Relaxed);
+    refuse("1");
+    assert!(reports.away().is_some(), "the only one");
 }

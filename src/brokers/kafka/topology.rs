@@ -158,7 +158,7 @@ impl TopicAdmin {
         }
         let admin = ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await?;
         if creates && !missing.is_empty() {
-            for (name, outcome) in admin.create(self, &missing).await? {
+            for (name, outcome) in admin.create(self, &missing, &options(PATIENCE)).await? {
                 let state = match outcome {
                     Ok(()) => {
                         survey.created.push(name.clone());
@@ -188,6 +188,25 @@ impl TopicAdmin {
         }
         drop(seen);
         Ok(survey)
+    }
+
+    /// Those of these missing topics that would be created at start, if these credentials might. Creates nothing.
+    pub(super) async fn uncreatable(&self, names: &[Arc<str>]) -> Vec<Arc<str>> {
+        if self.topology != Topology::Declare || names.is_empty() {
+            return Vec::new();
+        }
+        let Ok(admin) = ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await else {
+            return Vec::new();
+        };
+        let validation = options(PATIENCE).validate_only(true);
+        let outcomes = admin.create(self, names, &validation).await.unwrap_or_default();
+        let forbidden = outcomes.into_iter().filter(|(_, outcome)| {
+            matches!(
+                outcome,
+                Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
+            )
+        });
+        forbidden.map(|(name, _)| name).collect()
     }
 
     /// Whether a missing topic was there before, and is left alone for a while.
@@ -294,11 +313,12 @@ impl ClosingAdmin {
         &self,
         surveyor: &TopicAdmin,
         names: &[Arc<str>],
+        options: &AdminOptions,
     ) -> Result<Vec<(Arc<str>, Result<(), RDKafkaErrorCode>)>, ConnectError> {
         let topic =
             |name| NewTopic::new(name, surveyor.partitions, TopicReplication::Fixed(surveyor.replication_factor));
         let topics: Vec<NewTopic<'_>> = names.iter().map(|name| topic(&**name)).collect();
-        let answer = self.client().create_topics(&topics, &options(PATIENCE)).await;
+        let answer = self.client().create_topics(&topics, options).await;
         let results = answer.map_err(|error| {
             let code = error.rdkafka_error_code().map(|code| code.to_string()).unwrap_or_default();
             let list = names.join(", ");

@@ -39,7 +39,8 @@ impl Nats {
         &self,
         connection: &mut NatsConnection,
     ) -> Result<(Vec<KnownStream>, Vec<Finding>), ConnectError> {
-        let (mut all, mut findings) = (Vec::new(), Vec::new());
+        let mut all = Vec::new();
+        let mut findings: Vec<Finding> = connection.refusing().collect();
         for plan in &self.settings.streams {
             let established = topology::establish(connection, &self.settings, plan).await;
             let (known, finding) = self.tolerate(connection, plan, established)?;
@@ -140,6 +141,7 @@ impl Broker for Nats {
         let mut connection = self.dial().await?;
         let version = &connection.server().version;
         let mut findings = vec![Finding::Good(format!("nats-server {version} at {}", connection.at()))];
+        findings.extend(connection.refusing());
         let mut missing = Vec::new();
         for plan in &self.settings.streams {
             let looked = topology::look(&mut connection, &self.settings, plan).await;

@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::dial::ServerTurn;
 use super::events::{Events, Violation};
-use crate::brokers::{ConnectError, ErrorKind};
+use crate::brokers::{ConnectError, ErrorKind, Finding};
 
 /// For one answer of JetStream while connecting.
 const REQUEST: Duration = Duration::from_secs(3);
@@ -41,6 +41,8 @@ pub(super) struct NatsConnection {
     at: String,
     /// Subjects that were refused while something else was asked.
     forbidden: Vec<String>,
+    /// The reasons of the servers before it that refused certificates or credentials.
+    refusals: Vec<String>,
     turn: ServerTurn,
     /// Its place in the list of servers.
     place: usize,
@@ -89,9 +91,20 @@ impl NatsConnection {
             server,
             at,
             forbidden: Vec::new(),
+            refusals: Vec::new(),
             turn,
             place,
         })
+    }
+
+    /// The same after these refusals of other servers.
+    pub(super) fn after(self, refusals: Vec<String>) -> Self {
+        Self { refusals, ..self }
+    }
+
+    /// The findings about servers that refuse what this one takes.
+    pub(super) fn refusing(&self) -> impl Iterator<Item = Finding> {
+        self.refusals.iter().map(|text| Finding::Warning(format!("{text}; the other servers are used")))
     }
 
     /// This server leads nowhere at the moment: the next attempt starts with the one after it.

@@ -66,7 +66,10 @@ pub(super) async fn dial(
         let share = left / u32::try_from(servers.len() - tried).unwrap_or(u32::MAX);
         turn.set(place);
         match timeout(share, open(settings, server, window, (turn, attempt))).await {
-            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Ok(connection)) => {
+                let refusing = failures.into_iter().filter(|failure| failure.kind != ErrorKind::Connect);
+                return Ok(connection.after(refusing.map(|failure| failure.text).collect()));
+            }
             Ok(Err(error)) => failures.push(error),
             Err(_) => {
                 let text = format!("{}: no answer within {:.1} s", redact(server.as_str()), share.as_secs_f32());
@@ -205,6 +208,7 @@ fn explain(error: &async_nats::ConnectError, tls: bool) -> (ErrorKind, String) {
 }
 
 fn tls_text(cause: &str) -> String {
+    let cause = dial::without_time(cause);
     format!("TLS failed: {cause}; check ca_file, the host name in the URL, certificate_file and key_file")
 }
 

@@ -1,11 +1,12 @@
-//! The rights that a login lacks, found without storing anything: messages that no stream accepts.
+//! The rights that a login lacks, as the server tells it, or by messages that no stream accepts.
 
 use async_nats::HeaderMap;
 use bytes::Bytes;
+use serde_json::Value;
 
 use super::connection::{NatsConnection, Unanswered};
 use super::settings::{Settings, StreamPlan};
-use super::stream;
+use super::{stream, subjects};
 use crate::brokers::Finding;
 use crate::brokers::template::Template;
 
@@ -24,9 +25,6 @@ pub(super) async fn lacking(
     settings: &Settings,
     missing: &[&StreamPlan],
 ) -> Vec<Finding> {
-    if is_unrestricted(connection).await {
-        return Vec::new();
-    }
     let mut wanted: Vec<Wanted> = Vec::new();
     for template in settings.streams.iter().flat_map(|plan| &plan.templates) {
         let new = wanted_by(template);
@@ -38,18 +36,23 @@ pub(super) async fn lacking(
         let subject = stream::create_subject(&settings.api, &plan.name);
         wanted.push((subject.clone(), subject));
     }
-    for (subject, _) in &wanted {
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Stream", NO_STREAM);
-        // Not an event, and not a request to create anything.
-        connection.publish(subject, "rights", Some(headers), Bytes::from_static(b"{}"));
+    match connection.ask(OWN_PERMISSIONS, Vec::new()).await {
+        Ok(answer) => wanted.retain(|(_, pattern)| !may_publish(&answer.payload, pattern)),
+        Err(Unanswered::Forbidden) => {
+            for (subject, _) in &wanted {
+                let mut headers = HeaderMap::new();
+                headers.insert("Nats-Expected-Stream", NO_STREAM);
+                // Not an event, and not a request to create anything.
+                connection.publish(subject, "rights", Some(headers), Bytes::from_static(b"{}"));
+            }
+            // It is refused again, behind everything that is refused before it.
+            if !matches!(connection.ask(OWN_PERMISSIONS, Vec::new()).await, Err(Unanswered::Forbidden)) {
+                return Vec::new();
+            }
+            wanted.retain(|(subject, _)| connection.forbidden().contains(subject));
+        }
+        Err(Unanswered::Silence(_)) => return Vec::new(),
     }
-    // Its answer comes after what the server says to those before it.
-    let info = stream::info_subject(&settings.api, &settings.main().name);
-    if let Err(Unanswered::Silence(error)) = connection.ask(&info, Vec::new()).await {
-        return vec![Finding::Warning(format!("nothing is known of the permissions: {error}"))];
-    }
-    wanted.retain(|(subject, _)| connection.forbidden().contains(subject));
     let finding = |(subject, pattern): Wanted| {
         let text = format!("{} lacks the permission to publish to {pattern}", settings.login.who());
         // Of several subjects some may be permitted.
@@ -58,12 +61,16 @@ pub(super) async fn lacking(
     wanted.into_iter().map(finding).collect()
 }
 
-/// Whether the server says that these credentials have no limits; older servers, and stricter ones, say nothing.
-async fn is_unrestricted(connection: &mut NatsConnection) -> bool {
-    let Ok(answer) = connection.ask(OWN_PERMISSIONS, Vec::new()).await else { return false };
-    let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap_or_default();
-    let data = answer.get("data");
-    data.is_some_and(|data| data.get("permissions").is_none_or(|permissions| permissions.get("publish").is_none()))
+/// Whether a server that was asked permits every subject of a pattern. Without limits, and before 2.10, it names none.
+fn may_publish(answer: &[u8], pattern: &str) -> bool {
+    let answer: Value = serde_json::from_slice(answer).unwrap_or_default();
+    let named = |kind: &str| -> Option<Vec<&str>> {
+        let list = answer.pointer(&format!("/data/permissions/publish/{kind}"))?.as_array()?;
+        Some(list.iter().filter_map(Value::as_str).collect())
+    };
+    let is_allowed =
+        named("allow").is_none_or(|list| list.iter().any(|allowed| subjects::covers(allowed, pattern)));
+    is_allowed && !named("deny").unwrap_or_default().iter().any(|denied| subjects::overlap(denied, pattern))
 }
 
 /// A subject of the template, and the pattern of all of them.
@@ -84,5 +91,16 @@ mod tests {
         let wanted = |text: &str| wanted_by(&Template::parse(TemplateKind::Address, text).unwrap());
         assert_eq!(wanted("a.{event}.b{source}"), ("a._.b_".to_owned(), "a.*.*".to_owned()));
         assert_eq!(wanted("a.b"), ("a.b".to_owned(), "a.b".to_owned()));
+    }
+
+    #[test]
+    fn reads_what_a_server_permits() {
+        let limits = br#"{"data":{"permissions":{"publish":{"allow":["a.>","b"],"deny":["a.x.*"]}}}}"#;
+        for (pattern, permitted) in [("a.*.*", false), ("a.b", true), ("a.*", true), ("b", true), ("c", false)] {
+            assert_eq!(may_publish(limits, pattern), permitted, "{pattern}");
+        }
+        for none in [&b"{}"[..], b"", br#"{"data":{"permissions":{"subscribe":{"allow":["_INBOX.>"]}}}}"#] {
+            assert!(may_publish(none, "a"));
+        }
     }
 }

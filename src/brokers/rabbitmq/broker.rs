@@ -12,6 +12,7 @@ use crate::brokers::oauth::Tokens;
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, IdleConnection, Link, describe, open_channel};
 use crate::brokers::rabbitmq::memory::SharedMemory;
+use crate::brokers::rabbitmq::rights;
 use crate::brokers::rabbitmq::session::RabbitmqSession;
 use crate::brokers::rabbitmq::topology::Exchanges;
 use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Headers, Session, Terms};
@@ -95,10 +96,23 @@ impl Broker for Rabbitmq {
     }
 
     async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
-        let (link, _channel) = self.link().await?;
+        let mut refusing = Vec::new();
+        let (link, _channel) = loop {
+            match self.link().await {
+                Ok(linked) => break linked,
+                Err(error) if refusing.len() + 1 < self.settings.hosts().len() => {
+                    refusing.push(Finding::Warning(format!("{error}; the other nodes are used")));
+                }
+                Err(error) => return Err(error),
+            }
+        };
         let mut findings = vec![Finding::Good(format!("{} answers and takes the credentials", link.location))];
+        findings.extend(refusing);
         let inspected = timeout(ATTEMPT, self.plan.inspect(&link.connection)).await;
         findings.extend(inspected.unwrap_or_else(|_| Err(self.silent()))?);
+        if let Ok(lacking) = timeout(ATTEMPT, rights::lacking(&link.connection, &self.settings)).await {
+            findings.extend(lacking);
+        }
         link.close(ATTEMPT).await;
         findings.extend(dial::silent(&self.settings.hosts()).await);
         Ok(findings)

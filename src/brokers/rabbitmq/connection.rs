@@ -231,7 +231,7 @@ async fn connect(
 ) -> (Option<usize>, Result<Connection, ConnectFailure>) {
     let runtime = match lapin::runtime::default_runtime() {
         Ok(runtime) => runtime,
-        Err(error) => return (None, Err(explain(&error, ""))),
+        Err(error) => return (None, Err(explain(&error, "", false))),
     };
     let hosts: Vec<_> = uris.iter().map(|uri| (uri.authority.host.clone(), uri.authority.port)).collect();
     let open = |address: SocketAddr| {
@@ -256,12 +256,13 @@ async fn connect(
     };
     let properties = ConnectionProperties::default().with_connection_name(LongString::from("plextrac-bridge"));
     let user = uris[host].authority.userinfo.username.clone();
+    let is_tls = uris[host].scheme == AMQPScheme::AMQPS;
     let connecting = Connection::connector(uris[host].clone(), runtime, secure, properties);
     let Ok(connected) = timeout(ATTEMPT, connecting).await else {
         let text = format!("no answer within {} s; is this an AMQP port?", ATTEMPT.as_secs());
         return (Some(host), Err((ErrorKind::Connect, text)));
     };
-    (Some(host), connected.map_err(|error| explain(&error, &user)))
+    (Some(host), connected.map_err(|error| explain(&error, &user, is_tls)))
 }
 
 fn failed_in_tls(error: &io::Error) -> bool {
@@ -269,10 +270,19 @@ fn failed_in_tls(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<TlsError>() || error.is::<rustls::Error>())
 }
 
+/// Whether the connection was cut: what a broker that refuses a client's certificate says may be lost by that, and this
+/// is all that is seen of it. It says why where it refuses a login.
+fn was_cut(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof)
+}
+
 /// The reason why there is no connection, and what to do about it.
-fn explain(error: &lapin::Error, user: &str) -> ConnectFailure {
+fn explain(error: &lapin::Error, user: &str, is_tls: bool) -> ConnectFailure {
     match error.kind() {
-        lapin::ErrorKind::IOError(error) if failed_in_tls(error) => {
+        lapin::ErrorKind::IOError(error) if failed_in_tls(error) || (is_tls && was_cut(error)) => {
+            let error = error.to_string();
+            let error = dial::without_time(&error);
             let text = format!(
                 "the TLS handshake failed: {error}; check `ca_file`, `certificate_file`, the port and the host's name"
             );
@@ -307,5 +317,23 @@ pub(super) fn describe(error: &lapin::Error) -> String {
         lapin::ErrorKind::IOError(error) => format!("the connection failed: {error}"),
         lapin::ErrorKind::MissingHeartbeatError => "the broker has been silent for too long".to_owned(),
         _ => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_a_connection_that_is_cut_in_a_tls_handshake_for_a_refused_certificate() {
+        for kind in [io::ErrorKind::ConnectionReset, io::ErrorKind::UnexpectedEof, io::ErrorKind::ConnectionRefused]
+        {
+            let is_cut = kind != io::ErrorKind::ConnectionRefused;
+            for is_tls in [true, false] {
+                let (found, text) = explain(&lapin::Error::from(io::Error::from(kind)), "u", is_tls);
+                let expected = if is_tls && is_cut { ErrorKind::Tls } else { ErrorKind::Connect };
+                assert_eq!(found, expected, "{text}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ mod memory;
 mod publication;
 mod questions;
 mod returns;
+mod rights;
 mod session;
 mod settings;
 mod topology;

@@ -53,8 +53,9 @@ impl Rig for Kafka {
         Fault::OneEvent(Moment::FollowersPaused),
     ];
 
-    fn start() -> Self {
-        let nodes = Nodes::start(Kind::Kafka);
+    const KIND: Kind = Kind::Kafka;
+
+    fn on(nodes: Nodes) -> Self {
         let bootstrap = nodes.fact("KAFKA_CLUSTER_BOOTSTRAP").join(",");
         Self { operator: Operator::start(&json!({"broker": "kafka", "bootstrap": bootstrap})), nodes }
     }
@@ -84,6 +85,10 @@ impl Rig for Kafka {
             .text("sasl_mechanism", "SCRAM-SHA-256")
             .text("username", user)
             .text("password_file", file.display().to_string())
+    }
+
+    fn over_tls(&self, table: Table, _user: &str, _file: &Path) -> Table {
+        table.text("security_protocol", "sasl_ssl")
     }
 
     fn order(&self, place: &str, at_least: u64) -> Value {

@@ -21,6 +21,9 @@ mod plan;
 // One fault under load, and the verdict.
 mod row;
 
+// One node with a bad certificate.
+mod certificates;
+
 // Every fault, at length.
 mod matrix;
 

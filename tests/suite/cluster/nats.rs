@@ -50,8 +50,9 @@ impl Rig for Nats {
         Fault::OneEvent(Moment::FollowersPaused),
     ];
 
-    fn start() -> Self {
-        let nodes = Nodes::start(Kind::Nats);
+    const KIND: Kind = Kind::Nats;
+
+    fn on(nodes: Nodes) -> Self {
         let fact = |name: &str| nodes.fact(&format!("NATS_CLUSTER_{name}"));
         let operator = Operator::start(&json!({
             "broker": "nats",
@@ -80,6 +81,11 @@ impl Rig for Nats {
 
     fn table_with_login(&self, place: &str, user: &str, file: &Path) -> Table {
         self.table(place).text("username", user).text("password_file", file.display().to_string())
+    }
+
+    fn over_tls(&self, table: Table, _user: &str, _file: &Path) -> Table {
+        let urls: Vec<String> = self.urls().iter().map(|url| url.replace("nats://", "tls://")).collect();
+        table.raw("servers", json!(urls).to_string())
     }
 
     fn order(&self, place: &str, _at_least: u64) -> Value {

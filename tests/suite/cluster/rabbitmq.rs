@@ -53,8 +53,9 @@ impl Rig for Rabbitmq {
         Fault::OneEvent(Moment::FollowersPaused),
     ];
 
-    fn start() -> Self {
-        let nodes = Nodes::start(Kind::Rabbitmq);
+    const KIND: Kind = Kind::Rabbitmq;
+
+    fn on(nodes: Nodes) -> Self {
         let urls = nodes.fact("RABBITMQ_CLUSTER_URLS");
         let port = |url: &String| url.rsplit_once(':').and_then(|(_, rest)| rest.split('/').next()?.parse().ok());
         let ports = urls.iter().map(|url| port(url).unwrap_or_else(|| panic!("no port in {url}"))).collect();
@@ -81,6 +82,12 @@ impl Rig for Rabbitmq {
 
     fn table_with_login(&self, place: &str, _user: &str, file: &Path) -> Table {
         self.table(place).without("uri").text("uri_file", file.display().to_string())
+    }
+
+    fn over_tls(&self, table: Table, user: &str, file: &Path) -> Table {
+        let uris = json!(self.nodes.fact("RABBITMQ_CLUSTER_TLS_URLS")).to_string();
+        let table = table.without("uri_file").raw("uris", uris);
+        table.text("username", user).text("password_file", file.display().to_string())
     }
 
     fn login(&self, user: &str, password: &str) -> String {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::fault::Fault;
-use crate::support::{Delivered, Node, Nodes, Operator, Table, read, unique};
+use crate::support::{Delivered, Kind, Node, Nodes, Operator, Table, read, unique};
 
 /// One of the two addresses of a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,8 +37,16 @@ pub(super) trait Rig: Sized {
     /// Every fault that this broker can have.
     const ALL: &'static [Fault];
 
+    /// The kind of its nodes.
+    const KIND: Kind;
+
     /// Starts the nodes.
-    fn start() -> Self;
+    fn start() -> Self {
+        Self::on(Nodes::start(Self::KIND))
+    }
+
+    /// The cluster of these nodes.
+    fn on(nodes: Nodes) -> Self;
 
     /// The nodes.
     fn nodes(&self) -> &Nodes;
@@ -51,6 +59,9 @@ pub(super) trait Rig: Sized {
 
     /// The same as this user, whose password, or what carries it, is in a file.
     fn table_with_login(&self, place: &str, user: &str, file: &Path) -> Table;
+
+    /// Settings with a login, made over for nodes that take clients over TLS.
+    fn over_tls(&self, table: Table, user: &str, file: &Path) -> Table;
 
     /// The content of that file.
     fn login(&self, _user: &str, password: &str) -> String {

@@ -2,6 +2,8 @@
 
 mod check;
 mod nats;
+mod own;
+mod rights;
 mod rotation;
 mod silent;
 mod streams;

@@ -1,176 +1,92 @@
-//! Client certificates renewed on disk under load, the old ones then refused; settings of the broker that are wrong.
+//! Client certificates and passwords renewed on disk under load, the old ones then refused; settings of the broker that are
+//! wrong.
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use super::own::{Files, Own, connects_again};
 use crate::support::{
-    Authority, Broker, Daemon, Kind, LIMIT, Load, Oracle, Pair, Payload, Running, Setup, Table, cache, ports, read,
-    request_once, unique, wait_until,
+    Authority, Broker, Kind, LIMIT, Pair, Payload, Setup, Table, admin, cache, ports, request_once, said, unique,
 };
 
-/// Events a second.
-const RATE: u64 = 500;
-
-/// The window of the bridge, and with it the most repeats that one loss may cause.
-const WINDOW: usize = 200;
-
-/// A broker that wants a certificate of an authority in this file.
-struct Strict {
-    broker: Broker,
-    kind: Kind,
-    name: String,
-    directory: tempfile::TempDir,
-}
-
-impl Strict {
-    fn start(kind: Kind, test: &str, trusted: &[&Authority]) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let file = directory.path().join("trusted.pem");
-        trust(&file, trusted);
-        let file = file.display();
+/// Starts a broker that wants a certificate of an authority in the file `trusted.pem`.
+fn strict(kind: Kind, test: &str, authorities: &[&Authority]) -> Own {
+    Own::start(kind, test, |files| {
+        let file = trust(files, authorities);
         let tls = cache().join("brokers/dist/tls");
         let tls = tls.display();
-        let (key, lines, count) = match kind {
+        match kind {
             Kind::Kafka => {
                 let listener = "listener.name.ssl.ssl";
                 let lines = format!(
                     "{listener}.client.auth=required\n{listener}.truststore.type=PEM\n{listener}.truststore.location={file}"
                 );
-                ("KAFKA_PROPERTIES", lines, 4)
+                vec![("KAFKA_PROPERTIES", lines)]
             }
             Kind::Rabbitmq => {
                 let lines = format!("ssl_options.cacertfile = {file}\nssl_options.fail_if_no_peer_cert = true");
-                ("RABBITMQ_CONF", lines, 4)
+                vec![("RABBITMQ_CONF", lines)]
             }
             Kind::Nats => {
                 let lines = format!(
                     "tls {{ cert_file: \"{tls}/localhost.crt\", key_file: \"{tls}/localhost.key\", ca_file: \"{file}\", \
                      verify: true }}"
                 );
-                ("NATS_CONF", lines, 2)
+                vec![("NATS_CONF", lines)]
             }
-        };
-        let broker = Broker::start(kind, ports(count), &[(key, lines)]);
-        Self { broker, kind, name: unique(test), directory }
-    }
-
-    /// The settings, with a pair that is or will be in the directory.
-    fn table(&self) -> Table {
-        let fact = |name| self.broker.fact(name);
-        let (table, ca) = match self.kind {
-            Kind::Kafka => (
-                Table::new("kafka")
-                    .text("bootstrap_servers", fact("KAFKA_SSL_BOOTSTRAP").replace("127.0.0.1", "localhost"))
-                    .text("security_protocol", "ssl")
-                    .text("topic", &self.name)
-                    .text("key", "{targetCuid}"),
-                fact("KAFKA_CA"),
-            ),
-            Kind::Rabbitmq => (
-                Table::new("rabbitmq")
-                    .text("uri", fact("RABBITMQ_TLS_URL"))
-                    .text("exchange", &self.name)
-                    .text("queue", &self.name),
-                fact("RABBITMQ_CA"),
-            ),
-            Kind::Nats => (
-                Table::new("nats")
-                    .raw("servers", json!([fact("NATS_TLS_URL")]).to_string())
-                    .text("stream", &self.name)
-                    .text("subject", format!("{}.{{event}}", self.name)),
-                fact("NATS_CA"),
-            ),
-        };
-        let file = |name: &str| self.directory.path().join(name).display().to_string();
-        table.text("ca_file", ca).text("certificate_file", file("client.crt")).text("key_file", file("client.key"))
-    }
-
-    fn setup(&self) -> Setup {
-        Setup::new(&self.table()).raw("publish.max_in_flight", WINDOW.to_string()).failpoints("reload.look=50ms")
-    }
-
-    /// Replaces the pair on disk, each file as a whole.
-    fn renew(&self, pair: &Pair) {
-        let new = self.directory.path().join("new");
-        fs::create_dir_all(&new).expect("the directory can be written");
-        let (certificate, key) = pair.write(&new, "client");
-        for file in [certificate, key] {
-            let name = file.file_name().expect("it has a name").to_owned();
-            fs::rename(&file, self.directory.path().join(name)).expect("the directory can be written");
         }
-    }
-
-    /// Ends every connection, and from then on takes certificates of this authority only.
-    fn restart_trusting(&self, authority: &Authority) {
-        self.broker.kill();
-        trust(&self.directory.path().join("trusted.pem"), &[authority]);
-        self.broker.up();
-    }
-
-    fn stored(&self, at_least: u64) -> Vec<crate::support::Delivered> {
-        let fact = |name| self.broker.fact(name);
-        read(&match self.kind {
-            Kind::Kafka => json!({"broker": "kafka", "bootstrap": fact("KAFKA_BOOTSTRAP"), "prefix": self.name}),
-            Kind::Rabbitmq => json!({"broker": "rabbitmq", "url": fact("RABBITMQ_URL"), "queues": [self.name],
-                "at_least": at_least}),
-            Kind::Nats => json!({"broker": "nats", "url": fact("NATS_TLS_URL"), "stream": self.name,
-                "ca": fact("NATS_CA"), "certificate": self.file("client.crt"), "key": self.file("client.key")}),
-        })
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
+    })
 }
 
-fn trust(file: &Path, authorities: &[&Authority]) {
-    let own = cache().join("brokers/dist/tls/ca.crt");
-    let mut text = fs::read_to_string(own).expect("the brokers are installed");
+/// The settings, with a pair that is or will be in the directory.
+fn over_tls(own: &Own) -> Table {
+    let fact = |name| own.broker.fact(name);
+    let (table, ca) = match own.kind {
+        Kind::Kafka => {
+            let servers = fact("KAFKA_SSL_BOOTSTRAP").replace("127.0.0.1", "localhost");
+            (own.table().text("bootstrap_servers", servers).text("security_protocol", "ssl"), fact("KAFKA_CA"))
+        }
+        Kind::Rabbitmq => (own.table().text("uri", fact("RABBITMQ_TLS_URL")), fact("RABBITMQ_CA")),
+        Kind::Nats => (own.table().raw("servers", json!([fact("NATS_TLS_URL")]).to_string()), fact("NATS_CA")),
+    };
+    let file = |name| own.files().text(name);
+    table.text("ca_file", ca).text("certificate_file", file("client.crt")).text("key_file", file("client.key"))
+}
+
+fn renew(own: &Own, pair: &Pair) {
+    own.files().write("client.crt", &pair.certificate);
+    own.files().write("client.key", &pair.key);
+}
+
+fn trust(files: &Files<'_>, authorities: &[&Authority]) -> String {
+    let brokers = cache().join("brokers/dist/tls/ca.crt");
+    let mut text = fs::read_to_string(brokers).expect("the brokers are installed");
     text.extend(authorities.iter().map(|authority| authority.certificate()));
-    fs::write(file, text).expect("the directory can be written");
-}
-
-fn flows(daemon: &Daemon, running: &Running) {
-    let before = daemon.status().count("published");
-    daemon.wait_until("events flow", LIMIT, |status| status.count("published") > before + RATE);
-    assert!(!running.is_over());
+    files.write("trusted.pem", &text)
 }
 
 fn renews_its_certificate_under_load(kind: Kind, test: &str) {
     let (old, new) = (Authority::new(), Authority::new());
-    let strict = Strict::start(kind, test, &[&old, &new]);
-    strict.renew(&old.issue());
-    let setup = strict.setup();
-    let daemon = setup.start();
-    daemon.wait_until("it connects", LIMIT, |status| status.text("/broker/state") == "connected");
-    let load = Load { events: u64::MAX, rate: RATE, connections: 4, keys: 4, ..Load::default() };
-    let running = load.start(&daemon.ingress);
-    flows(&daemon, &running);
-    let connected = || {
-        let lines = daemon.log();
-        lines.lines().filter(|line| line.contains("\"connected\"")).count()
+    let own = strict(kind, test, &[&old, &new]);
+    renew(&own, &old.issue());
+    let reader = match kind {
+        Kind::Nats => json!({"url": own.broker.fact("NATS_TLS_URL"), "ca": own.broker.fact("NATS_CA"),
+            "certificate": own.files().text("client.crt"), "key": own.files().text("client.key")}),
+        Kind::Kafka | Kind::Rabbitmq => json!({}),
     };
-    let before = connected();
-    strict.renew(&new.issue());
-    let since = || daemon.status().0["broker"]["since_timestamp_seconds"].clone();
-    let connected_since = since();
-    wait_until("it connects with the new pair", LIMIT, || connected() > before);
-    assert_eq!(since(), connected_since, "the state does not flap");
-    flows(&daemon, &running);
-    assert!(!daemon.log().contains("lost the session"), "no session is lost by it: {}", daemon.log());
-    strict.restart_trusting(&new);
-    flows(&daemon, &running);
-    let sent = running.end().all_accepted();
-    let status = daemon.wait_until_empty();
-    assert_eq!((status.count("dead_lettered"), status.count("lost")), (0, 0));
-    let late = daemon.metric("publish_out_of_order_total", &[]);
-    let delivered = strict.stored(sent.accepted());
-    let oracle = Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: late };
-    let repeats = oracle.judge();
-    assert!(repeats <= WINDOW, "{repeats} repeats");
-    let stopped = daemon.stop();
+    let (stopped, _) = own.renews(&Own::setup(&over_tls(&own)), &reader, |daemon, flows| {
+        let since = || daemon.status().0["broker"]["since_timestamp_seconds"].clone();
+        let connected_since = since();
+        connects_again(daemon, || renew(&own, &new.issue()));
+        assert_eq!(since(), connected_since, "the state does not flap");
+        flows();
+        assert!(!daemon.log().contains("lost the session"), "no session is lost by it: {}", daemon.log());
+        // Ends every connection, and from then on takes certificates of the new authority only.
+        own.broker.kill();
+        trust(&own.files(), &[&new]);
+        own.broker.up();
+    });
     assert!(!stopped.log.contains("PRIVATE KEY"), "a key is in the log");
 }
 
@@ -189,16 +105,160 @@ fn nats_takes_a_renewed_client_certificate_under_load() {
     renews_its_certificate_under_load(Kind::Nats, "renewed_nats");
 }
 
+/// The way in which a broker knows the user of the test.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Login {
+    Password,
+    /// NATS alone: a word without a user.
+    Token,
+}
+
+const OLD: &str = "first-4711";
+const NEW: &str = "second-4712";
+
+/// A broker with a user `rotating` beside those that it has anyway.
+struct Users {
+    own: Own,
+    login: Login,
+}
+
+impl Users {
+    fn start(kind: Kind, login: Login, test: &str) -> Self {
+        let own = Own::start(kind, test, |files| match kind {
+            Kind::Kafka => {
+                let scram = "listener.name.sasl_plaintext.scram-sha-256.connections.max.reauth.ms=2000";
+                vec![("KAFKA_PROPERTIES", scram.to_owned())]
+            }
+            Kind::Rabbitmq => Vec::new(),
+            Kind::Nats => {
+                let file = files.write("users.conf", &Self::in_nats(login, OLD));
+                // The server takes it as relative to its own directory.
+                let include = format!("include '{}{file}'", "../".repeat(20));
+                let lines = match login {
+                    Login::Password => "authorization { users: $USERS }",
+                    Login::Token => "no_auth_user: \"\"\nauthorization { token: $TOKEN }",
+                };
+                vec![("NATS_CONF", format!("{include}\n{lines}"))]
+            }
+        });
+        let users = Self { own, login };
+        if kind == Kind::Rabbitmq {
+            users.own.broker.rabbitmqctl(&["add_user", "rotating", OLD]);
+            users.own.broker.rabbitmqctl(&["set_permissions", "-p", "/", "rotating", ".*", ".*", ".*"]);
+        }
+        if kind == Kind::Kafka {
+            users.set(OLD);
+        }
+        users.own.files().write("login", OLD);
+        users
+    }
+
+    fn in_nats(login: Login, password: &str) -> String {
+        match login {
+            Login::Password => format!(
+                "USERS: [ {{ user: anonymous, password: anonymous }}, {{ user: rotating, password: {password:?} }} ]\n"
+            ),
+            Login::Token => format!("TOKEN: {password:?}\n"),
+        }
+    }
+
+    /// Gives the user this password.
+    fn set(&self, password: &str) {
+        let broker = &self.own.broker;
+        match self.own.kind {
+            Kind::Kafka => {
+                admin(&json!({"broker": "kafka", "do": "password", "user": "rotating", "password": password,
+                "bootstrap": broker.fact("KAFKA_SSL_BOOTSTRAP").replace("127.0.0.1", "localhost"),
+                "ca": broker.fact("KAFKA_CA")}));
+            }
+            Kind::Rabbitmq => broker.rabbitmqctl(&["change_password", "rotating", password]),
+            Kind::Nats => {
+                self.own.files().write("users.conf", &Self::in_nats(self.login, password));
+                broker.signal("HUP");
+            }
+        }
+    }
+
+    /// The settings, with this file for the password.
+    fn table(&self, file: &str) -> Table {
+        let fact = |name| self.own.broker.fact(name);
+        let table = match self.own.kind {
+            Kind::Kafka => self
+                .own
+                .table()
+                .text("bootstrap_servers", fact("KAFKA_SASL_BOOTSTRAP"))
+                .text("security_protocol", "sasl_plaintext")
+                .text("sasl_mechanism", "SCRAM-SHA-256"),
+            Kind::Rabbitmq => {
+                self.own.table().text("uri", fact("RABBITMQ_URL").replace("bridge:bridge-secret@", ""))
+            }
+            Kind::Nats => self.own.table().raw("servers", json!([fact("NATS_URL")]).to_string()),
+        };
+        match self.login {
+            Login::Password => table.text("username", "rotating").text("password_file", file),
+            Login::Token => table.text("token_file", file),
+        }
+    }
+}
+
+fn renews_its_password_under_load(kind: Kind, login: Login, test: &str) {
+    let users = Users::start(kind, login, test);
+    let files = users.own.files();
+    let reader = match login {
+        Login::Token => {
+            json!({"url": users.own.broker.fact("NATS_URL").replace("nats://", &format!("nats://{NEW}@"))})
+        }
+        Login::Password => json!({}),
+    };
+    let setup = Own::setup(&users.table(&files.text("login")));
+    let (stopped, _) = users.own.renews(&setup, &reader, |daemon, flows| {
+        users.set(NEW);
+        connects_again(daemon, || drop(files.write("login", NEW)));
+        flows();
+        if kind == Kind::Rabbitmq {
+            // It leaves connections alone whose password was right when they came.
+            connects_again(daemon, || {
+                users.own.broker.rabbitmqctl(&["close_all_user_connections", "rotating", "renewed"]);
+            });
+        }
+        let old = Setup::new(&users.table(&files.write("old", OLD))).run(&["check", "--connect"]);
+        assert_eq!(old.status.code(), Some(1), "the old one is refused: {}", said(&old));
+    });
+    for secret in [OLD, NEW] {
+        assert!(!stopped.log.contains(secret), "a password is in the log");
+    }
+}
+
+#[test]
+fn kafka_takes_a_renewed_password_under_load() {
+    renews_its_password_under_load(Kind::Kafka, Login::Password, "password_kafka");
+}
+
+#[test]
+fn rabbitmq_takes_a_renewed_password_under_load() {
+    renews_its_password_under_load(Kind::Rabbitmq, Login::Password, "password_rabbitmq");
+}
+
+#[test]
+fn nats_takes_a_renewed_password_under_load() {
+    renews_its_password_under_load(Kind::Nats, Login::Password, "password_nats");
+}
+
+#[test]
+fn nats_takes_a_renewed_token_under_load() {
+    renews_its_password_under_load(Kind::Nats, Login::Token, "token_nats");
+}
+
 fn says_tls_until_the_expired_certificate_is_renewed(kind: Kind, test: &str) {
     let authority = Authority::new();
-    let strict = Strict::start(kind, test, &[&authority]);
-    strict.renew(&authority.issue_until(2020));
-    let daemon = strict.setup().start();
+    let own = strict(kind, test, &[&authority]);
+    renew(&own, &authority.issue_until(2020));
+    let daemon = Own::setup(&over_tls(&own)).start();
     let status =
         daemon.wait_until("the reason is shown", LIMIT, |status| status.text("/broker/last_error/kind") == "tls");
     assert_ne!(status.text("/broker/state"), "connected");
     assert_eq!(request_once(&daemon, &Payload::new("cuid-1").body(), &[]).status, 200);
-    strict.renew(&authority.issue());
+    renew(&own, &authority.issue());
     let status = daemon.wait_until_empty();
     assert_eq!((status.count("published"), status.text("/broker/state")), (1, "connected"));
 }

@@ -1,90 +1,51 @@
 //! Logins with tokens of an OAuth 2.0 endpoint, on brokers that check them by a key: renewed under load, refused, renewed
 //! secrets.
 
-use std::fs;
-use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{
-    Broker, Daemon, Delivered, Kind, LIMIT, Load, Oracle, Payload, Setup, Table, TokenServer, ports, read,
-    request_once, unique,
-};
+use super::own::Own;
+use crate::support::{Kind, LIMIT, Payload, Table, TokenServer, request_once};
 
 /// The life of a token: some are renewed within a test.
 const LIFE: Duration = Duration::from_secs(6);
 
-const RATE: u64 = 500;
-
-/// A broker that checks the tokens of this server.
+/// A broker that checks the tokens of a server.
 struct Checking {
-    broker: Broker,
-    kind: Kind,
-    name: String,
+    own: Own,
     tokens: TokenServer,
-    directory: tempfile::TempDir,
 }
 
 impl Checking {
     fn start(kind: Kind, test: &str, life: Duration) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory can be made");
         let tokens = TokenServer::start(life);
-        let file = |name: &str, content: String| {
-            let path = directory.path().join(name);
-            fs::write(&path, content).expect("the directory can be written");
-            path.display().to_string()
-        };
-        let asked = match kind {
-            Kind::Kafka => kafka(&file("keys.json", tokens.key_set())),
-            Kind::Rabbitmq => rabbitmq(&file("key.pem", tokens.public_key())),
+        let own = Own::start(kind, test, |files| match kind {
+            Kind::Kafka => kafka(&files.write("keys.json", &tokens.key_set())),
+            Kind::Rabbitmq => rabbitmq(&files.write("key.pem", &tokens.public_key())),
             Kind::Nats => unreachable!("NATS has no such login"),
-        };
-        let asked: Vec<(&str, String)> = asked.into_iter().collect();
-        let broker = Broker::start(kind, ports(4), &asked);
-        let checking = Self { broker, kind, name: unique(test), tokens, directory };
-        checking.keep_secret("client-secret-1");
-        checking
+        });
+        own.files().write("secret", "client-secret-1");
+        Self { own, tokens }
     }
 
-    fn keep_secret(&self, secret: &str) {
-        let (new, file) = (self.directory.path().join("new"), self.secret_file());
-        fs::write(&new, secret).expect("the directory can be written");
-        fs::rename(&new, file).expect("the directory can be written");
-    }
-
-    fn secret_file(&self) -> String {
-        self.directory.path().join("secret").display().to_string()
-    }
-
-    fn setup(&self) -> Setup {
-        let table = match self.kind {
-            Kind::Kafka => Table::new("kafka")
-                .text("bootstrap_servers", self.broker.fact("KAFKA_SASL_BOOTSTRAP"))
+    fn table(&self) -> Table {
+        let fact = |name| self.own.broker.fact(name);
+        let table = match self.own.kind {
+            Kind::Kafka => self
+                .own
+                .table()
+                .text("bootstrap_servers", fact("KAFKA_SASL_BOOTSTRAP"))
                 .text("security_protocol", "sasl_plaintext")
-                .text("sasl_mechanism", "OAUTHBEARER")
-                .text("topic", &self.name)
-                .text("key", "{targetCuid}"),
+                .text("sasl_mechanism", "OAUTHBEARER"),
             Kind::Rabbitmq | Kind::Nats => {
-                let uri = self.broker.fact("RABBITMQ_URL").replace("bridge:bridge-secret@", "");
-                Table::new("rabbitmq").text("uri", uri).text("exchange", &self.name).text("queue", &self.name)
+                self.own.table().text("uri", fact("RABBITMQ_URL").replace("bridge:bridge-secret@", ""))
             }
         };
-        let table = table
+        table
             .text("oauth_token_endpoint", self.tokens.url())
             .text("oauth_client_id", "bridge")
-            .text("oauth_client_secret_file", self.secret_file());
-        Setup::new(&table).failpoints("reload.look=50ms").level("trace")
-    }
-
-    fn stored(&self, at_least: u64) -> Vec<Delivered> {
-        let fact = |name| self.broker.fact(name);
-        read(&match self.kind {
-            Kind::Kafka => json!({"broker": "kafka", "bootstrap": fact("KAFKA_BOOTSTRAP"), "prefix": self.name}),
-            _ => {
-                json!({"broker": "rabbitmq", "url": fact("RABBITMQ_URL"), "queues": [self.name], "at_least": at_least})
-            }
-        })
+            .text("oauth_client_secret_file", self.own.files().text("secret"))
     }
 }
 
@@ -115,25 +76,14 @@ fn rabbitmq(key: &str) -> Vec<(&'static str, String)> {
     vec![("RABBITMQ_CONF", lines), ("RABBITMQ_PLUGINS", "rabbitmq_auth_backend_oauth2".to_owned())]
 }
 
-fn connected(daemon: &Daemon) {
-    daemon.wait_until("it connects", LIMIT, |status| status.text("/broker/state") == "connected");
-}
-
+/// A token that has ended is refused, so each renewed one is in use before.
 fn renews_its_token_under_load(kind: Kind, test: &str) {
     let checking = Checking::start(kind, test, LIFE);
-    let daemon = checking.setup().start();
-    connected(&daemon);
-    let load = Load { events: u64::MAX, rate: RATE, connections: 4, keys: 4, ..Load::default() };
-    let running = load.start(&daemon.ingress);
-    daemon.wait_until("tokens are renewed", LIMIT, |_| checking.tokens.given() >= 5);
-    let before = daemon.status().count("published");
-    daemon.wait_until("events flow", LIMIT, |status| status.count("published") > before + RATE);
-    let sent = running.end().all_accepted();
-    let status = daemon.wait_until_empty();
-    assert_eq!((status.count("dead_lettered"), status.count("lost")), (0, 0));
-    let delivered = checking.stored(sent.accepted());
-    assert_eq!(Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: 0 }.judge(), 0, "repeats");
-    let stopped = daemon.stop();
+    let setup = Own::setup(&checking.table()).level("trace");
+    let (stopped, repeats) = checking.own.renews(&setup, &json!({}), |daemon, _| {
+        daemon.wait_until("tokens are renewed", LIMIT, |_| checking.tokens.given() >= 5);
+    });
+    assert_eq!(repeats, 0);
     assert!(!stopped.log.contains("lost the session"), "a renewed token costs no session");
     shows_no_secret(&stopped.log);
 }
@@ -159,8 +109,7 @@ fn rabbitmq_renews_its_token_under_load() {
 fn says_why_a_token_does_not_log_in(kind: Kind, test: &str) {
     let checking = Checking::start(kind, test, Duration::from_hours(1));
     checking.tokens.change(|grants| grants.forged = true);
-    let setup = checking.setup();
-    let daemon = setup.start();
+    let daemon = Own::setup(&checking.table()).level("trace").start();
     let reason = |what: &str, text: &str| {
         let status = daemon.wait_until(what, LIMIT, |status| status.text("/broker/last_error/text").contains(text));
         assert_eq!(status.text("/broker/last_error/kind"), "authentication", "{}", status.0["broker"]);
@@ -175,12 +124,11 @@ fn says_why_a_token_does_not_log_in(kind: Kind, test: &str) {
     });
     assert_eq!(request_once(&daemon, &Payload::new("cuid-1").body(), &[]).status, 200);
     // The same secret again: what was fetched before is forgotten.
-    checking.keep_secret("client-secret-0");
+    checking.own.files().write("secret", "client-secret-0");
     reason("the endpoint refuses the secret", "invalid_client");
-    checking.keep_secret("client-secret-2");
+    checking.own.files().write("secret", "client-secret-2");
     let status = daemon.wait_until_empty();
     assert_eq!((status.count("published"), status.text("/broker/state")), (1, "connected"));
-    assert!(Path::new(&checking.secret_file()).exists());
     let stopped = daemon.stop();
     shows_no_secret(&stopped.log);
 }

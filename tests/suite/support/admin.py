@@ -30,10 +30,16 @@ def kafka(order):
         until(False)
     elif order["do"] == "partitions":
         print(json.dumps(len(admin.list_topics(timeout=30).topics[order["topic"]].partitions)))
-    elif order["do"] == "deny":
+    elif order["do"] in ("deny", "allow"):
         rule = AclBinding(ResourceType.TOPIC, order["topic"], ResourcePatternType.LITERAL, "User:" + order["user"], "*",
-                          AclOperation.WRITE, AclPermissionType.DENY)
+                          AclOperation[order.get("operation", "WRITE")], AclPermissionType[order["do"].upper()])
         admin.create_acls([rule])[rule].result(30)
+    elif order["do"] == "password":
+        from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScramCredentialUpsertion
+
+        info = ScramCredentialInfo(ScramMechanism.SCRAM_SHA_256, 4096)
+        change = UserScramCredentialUpsertion(order["user"], info, order["password"].encode())
+        admin.alter_user_scram_credentials([change])[order["user"]].result(30)
     elif order["do"] == "publish":
         from confluent_kafka import Producer
 

@@ -118,7 +118,8 @@ impl Broker {
         assert!(done.status.success(), "rabbitmqctl {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    fn signal(&self, signal: &str) {
+    /// Sends it a signal.
+    pub(crate) fn signal(&self, signal: &str) {
         let pid = self.fact(&format!("{}_PID", self.kind.name().to_uppercase()));
         let done = Command::new("kill").args(["-s", signal, &pid]).status();
         assert!(done.expect("kill can be run").success(), "no process {pid} to send SIG{signal}");

@@ -23,14 +23,25 @@ pub(crate) struct Nodes {
     kind: Kind,
     home: PathBuf,
     port: u16,
+    /// The directory of certificates, where clients come over TLS.
+    certificates: Option<PathBuf>,
     facts: HashMap<String, String>,
 }
 
 impl Nodes {
     /// Starts them; returns once each answers.
     pub(crate) fn start(kind: Kind) -> Self {
+        Self::start_with(kind, None)
+    }
+
+    /// Starts them with the certificates of this directory, and clients come over TLS with one of the same authority.
+    pub(crate) fn start_over_tls(kind: Kind, certificates: &Path) -> Self {
+        Self::start_with(kind, Some(certificates.to_owned()))
+    }
+
+    fn start_with(kind: Kind, certificates: Option<PathBuf>) -> Self {
         // As many as the widest of them needs.
-        let mut nodes = Self { kind, home: home(), port: ports(9), facts: HashMap::new() };
+        let mut nodes = Self { kind, home: home(), port: ports(10), certificates, facts: HashMap::new() };
         nodes.facts = nodes.script(&["up"]);
         nodes
     }
@@ -118,6 +129,7 @@ impl Nodes {
             .env("BROKERS_HOME", &self.home)
             .env("BROKERS_OWNER_PID", std::process::id().to_string())
             .env(port, self.port.to_string())
+            .envs(self.certificates.iter().map(|directory| ("CLUSTER_TLS", directory)))
             .stdin(Stdio::null())
             .output();
         let done = done.expect("cluster.sh can be run");
