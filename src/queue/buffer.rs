@@ -369,6 +369,7 @@ impl Buffer {
         if state.oldest_taken.is_none() {
             state.oldest_taken = events.front().map(|event| event.origin.received);
         }
+        self.note_room(state);
     }
 
     /// Takes events rebuilt from letters; false once delivery has ended. No limit refuses them, because they are few at
@@ -384,6 +385,7 @@ impl Buffer {
         state.unjournaled += events.len();
         state.bytes += events.iter().map(|event| event.cost()).sum::<usize>();
         state.replays.extend(events);
+        self.note_room(&mut state);
         drop(state);
         self.ready.notify_one();
         true
@@ -425,6 +427,12 @@ impl Buffer {
         let mark = |limit: usize| (limit / 100 * READY_BELOW + limit % 100 * READY_BELOW / 100).max(1);
         let is_below = |held: usize, limit: usize| held < mark(limit);
         is_below(state.in_memory(), state.limits.events) && is_below(state.bytes, state.limits.bytes)
+    }
+
+    /// Notes that nothing more has room, whatever filled it. `journaled` refuses nothing for that.
+    pub(super) fn note_room(&self, state: &mut QueueState) {
+        let is_reached = state.in_memory() >= state.limits.events || state.bytes >= state.limits.bytes;
+        state.full |= is_reached && self.mode.ack != Ack::Journaled;
     }
 
     /// Notes whether the broker takes events.
@@ -484,10 +492,8 @@ impl Buffer {
     pub(crate) fn limit(&self, limits: Limits) {
         let mut state = self.lock();
         state.limits = limits;
-        // `journaled` refuses nothing for a full buffer.
-        let is_refusing = self.mode.ack != Ack::Journaled;
-        let is_reached = is_refusing && (state.in_memory() >= limits.events || state.bytes >= limits.bytes);
-        state.full = is_reached || (state.full && !Self::is_below_the_mark(&state));
+        state.full &= !Self::is_below_the_mark(&state);
+        self.note_room(&mut state);
         drop(state);
         // More may be read from the journal now.
         self.ready.notify_one();

@@ -38,6 +38,7 @@ impl Buffer {
         state.taken += 1;
         state.bytes += cost;
         state.taken_bytes += cost;
+        self.note_room(&mut state);
     }
 
     /// Those of these records, which were not found, whose events are not settled: they are damaged.

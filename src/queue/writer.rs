@@ -1,5 +1,7 @@
 //! The journal's one writer thread: group commit. It writes everything that arrived while it synced the previous batch,
 //! with one write and one fdatasync, and then completes all their waiters at once.
+//!
+//! Length: a step of the thread is chosen, carried out and judged here, and each part changes with the others.
 
 use std::io;
 use std::sync::Arc;

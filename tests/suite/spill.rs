@@ -34,6 +34,21 @@ fn keeps_what_is_not_settled_for_the_next_start() {
 }
 
 #[test]
+fn is_unready_from_the_start_if_what_a_stop_left_fills_the_buffer() {
+    let setup = Setup::on_missing_files().raw("buffer.max_events", "50").text("shutdown.grace", "300ms");
+    let daemon = setup.start();
+    load(50).send(&daemon.ingress).all_accepted();
+    assert_eq!(daemon.stop().code, Some(0));
+    let daemon = setup.start();
+    let readiness = || daemon.get("/readyz").text();
+    // No request has met the full buffer.
+    wait_until("what was left is read back", LIMIT, || readiness().contains("buffer full: 50 of 50 events"));
+    setup.bring_the_broker_back();
+    daemon.wait_until_empty();
+    assert_eq!(readiness(), "ready\n");
+}
+
+#[test]
 fn loses_what_is_not_settled_without_a_state_directory_and_says_so() {
     let setup = Setup::on_missing_files().without_state().text("shutdown.grace", "300ms");
     let daemon = setup.start();
