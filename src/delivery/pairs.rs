@@ -33,7 +33,7 @@ impl Pairs {
         let split = self.scratch.len();
         push_safe(&mut self.scratch, event.target_type());
         // The split is part of the name: "a" + "bc" is not "ab" + "c".
-        self.scratch.push(char::from(u8::try_from(split).unwrap_or(u8::MAX)));
+        self.scratch.push(char::from(u8::try_from(split).expect("a safe value has at most 64 bytes")));
         if let Some(number) = self.numbers.get(self.scratch.as_str()) {
             return *number;
         }

@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::event::{Event, Kept, Waiter, WakeList};
 use crate::queue::disk::{AppendReason, Backlog, Disk, Incoming};
-use crate::queue::journal::{Record, SegmentAllocator};
+use crate::queue::journal::{Record, SegmentAllocator, index};
 use crate::queue::{Ack, Mode, NotTaken, Settlement};
 use crate::settings::Section;
 use crate::status::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
@@ -99,6 +99,16 @@ impl QueueState {
             !is_withdrawn
         });
         self.replays = replays;
+    }
+
+    /// Everything accepted and not settled.
+    fn held(&self) -> u64 {
+        (self.unjournaled + self.disk.as_ref().map_or(0, |disk| disk.events)) as u64
+    }
+
+    /// Checks the two equations of the accounting, in builds for tests.
+    pub(super) fn check_balance(&self) {
+        debug_assert_eq!(self.ledger.totals(self.held()).mismatch(), 0, "an event is counted twice, or not at all");
     }
 
     fn has_room(&self, cost: usize) -> bool {
@@ -362,7 +372,8 @@ impl Buffer {
             state.taken_bytes += event.cost();
         }
         disk.skip_to(next);
-        disk.events -= usize::try_from(damaged).unwrap_or(usize::MAX).min(disk.events);
+        debug_assert!(damaged <= disk.events as u64, "more records are damaged than there are");
+        disk.events = disk.events.saturating_sub(index(damaged));
         disk.damaged += damaged;
         state.ledger.lost[Loss::Damaged as usize] += damaged;
         state.taken += events.len();
@@ -417,6 +428,7 @@ impl Buffer {
                 self.work.notify_one();
             }
         }
+        state.check_balance();
         if Self::is_below_the_mark(&state) {
             state.full = false;
         }
@@ -466,7 +478,7 @@ impl Buffer {
         let number = state.ledger.pairs.len();
         let book = PairBook { event: event.to_owned(), target_type: target_type.to_owned(), published: 0 };
         state.ledger.pairs.push(book);
-        u16::try_from(number).unwrap_or(u16::MAX)
+        u16::try_from(number).expect("pairs are bounded")
     }
 
     /// The number of events in memory, and their cost in bytes.
@@ -532,7 +544,7 @@ impl Buffer {
             ledger: state.ledger.clone(),
             events: state.in_memory(),
             bytes: state.bytes,
-            held: (state.unjournaled + journal.as_ref().map_or(0, |journal| journal.events)) as u64,
+            held: state.held(),
             limits: state.limits,
             oldest: state.oldest_taken.or_else(|| state.waiting.front().map(|event| event.origin.received)),
             full: state.full,

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::{Event, Kept, Waiter};
-use crate::queue::journal::{Place, SegmentAllocator};
+use crate::queue::journal::{Place, SegmentAllocator, index};
 
 /// The interval at which the writer retries to create a segment after the disk had no room for one.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -149,7 +149,7 @@ impl Disk {
             renewed: HashMap::new(),
             parked_bytes: 0,
             renewing: 0,
-            events: usize::try_from(count).unwrap_or(usize::MAX),
+            events: index(count),
             moved: false,
             noted: recovered.start,
             noted_at: None,

@@ -93,6 +93,7 @@ impl Buffer {
             *last = Some(waiter.clone());
         }
         disk.wakes_writer();
+        state.check_balance();
         self.work.notify_one();
         SpillResult::Waits(waiter)
     }
@@ -113,6 +114,7 @@ impl Buffer {
             }
         }
         disk.forget_unsynced();
+        state.check_balance();
     }
 
     /// Counts all waiting events that nothing else keeps as lost at exit; the rest is held. Their waiters are

@@ -116,6 +116,7 @@ impl Ledger {
 
     /// Counts the decision about a request that arrived at this time, and the secret that matched.
     pub(crate) fn decide(&mut self, source: usize, secret: Option<usize>, decision: Decision, at: SystemTime) {
+        debug_assert!(source < self.sources.len(), "a source without a book");
         let Some(book) = self.sources.get_mut(source) else { return };
         book.received += 1;
         book.last = Some((decision, at));

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use crate::process::{failpoint, state_directory};
-use crate::queue::journal::format::{BLOCK_LENGTH, HeaderBlock};
+use crate::queue::journal::format::{BLOCK_LENGTH, HeaderBlock, index};
 
 const SUFFIX: &str = ".segment";
 /// The size of the pieces in which zeros are written.
@@ -119,12 +119,17 @@ pub(super) fn read_some(file: &File, buffer: &mut [u8], from: u64) -> io::Result
     Ok(length)
 }
 
+/// The length of the next piece of a range, which may be empty.
+fn piece_length(from: u64, to: u64) -> usize {
+    index(to.saturating_sub(from).min(PIECE as u64))
+}
+
 /// Writes zeros.
 pub(super) fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let piece = vec![0; usize::try_from(to.saturating_sub(from)).unwrap_or(PIECE).min(PIECE)];
+    let piece = vec![0; piece_length(from, to)];
     let mut offset = from;
     while offset < to {
-        let length = usize::try_from(to - offset).unwrap_or(PIECE).min(PIECE);
+        let length = piece_length(offset, to);
         file.write_all_at(&piece[..length], offset)?;
         offset += length as u64;
     }
@@ -134,9 +139,9 @@ pub(super) fn zero(file: &File, from: u64, to: u64) -> io::Result<()> {
 /// Rewrites bytes of a file in place, so that a later sync makes them safe whatever happened to earlier syncs.
 pub(super) fn write_again(file: &File, range: Range<u64>) -> io::Result<()> {
     let mut offset = range.start;
-    let mut piece = vec![0; usize::try_from(range.end.saturating_sub(offset)).unwrap_or(PIECE).min(PIECE)];
+    let mut piece = vec![0; piece_length(offset, range.end)];
     while offset < range.end {
-        let length = usize::try_from(range.end - offset).unwrap_or(PIECE).min(PIECE);
+        let length = piece_length(offset, range.end);
         let read = read_some(file, &mut piece[..length], offset)?;
         if read == 0 {
             break;

@@ -24,6 +24,11 @@ const SLOTS: [usize; 2] = [1024, 1536];
 const COPY_BYTES: usize = 44;
 const SLOT_BYTES: usize = 20;
 
+/// A number of bytes or events as an index: addresses have 64 bits.
+pub(crate) fn index(number: u64) -> usize {
+    usize::try_from(number).expect("addresses have 64 bits")
+}
+
 /// The room for records in a segment of this size.
 pub(super) fn room(segment: u64) -> u64 {
     segment.saturating_sub(HEADER_BYTES + MARK_BYTES)
@@ -67,7 +72,7 @@ impl Header {
             block[at..at + COPY_BYTES].copy_from_slice(&self.copy());
         }
         let (at, bytes) = slot.place(self.salt);
-        block[usize::try_from(at).unwrap_or(0)..][..SLOT_BYTES].copy_from_slice(&bytes);
+        block[at..at + SLOT_BYTES].copy_from_slice(&bytes);
         block
     }
 }
@@ -82,13 +87,13 @@ pub(super) struct WatermarkSlot {
 
 impl WatermarkSlot {
     /// The offset of the slot, and its bytes.
-    pub(super) fn place(&self, salt: u64) -> (u64, [u8; SLOT_BYTES]) {
+    pub(super) fn place(&self, salt: u64) -> (usize, [u8; SLOT_BYTES]) {
         let mut bytes = [0; SLOT_BYTES];
         bytes[..8].copy_from_slice(&self.counter.to_le_bytes());
         bytes[8..16].copy_from_slice(&self.watermark.to_le_bytes());
         let sum = salted(&bytes[..16], salt);
         bytes[16..].copy_from_slice(&sum.to_le_bytes());
-        (if self.counter.is_multiple_of(2) { SLOTS[0] } else { SLOTS[1] } as u64, bytes)
+        (SLOTS[index(self.counter % 2)], bytes)
     }
 }
 

@@ -18,6 +18,7 @@ mod verify;
 mod writer;
 
 pub(crate) use files::is_unreadable;
+pub(crate) use format::index;
 pub(crate) use layout::{Place, SegmentAllocator};
 pub(crate) use lookup::{FoundRecords, RecordLookup};
 pub(crate) use open::{OpenError, Opened, open};

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::process::state_directory;
 use crate::queue::journal::files::{self, Fill, Segment};
-use crate::queue::journal::format::{Header, MARK_BYTES, Mark, VERSION};
+use crate::queue::journal::format::{BLOCK, Header, MARK_BYTES, Mark, VERSION, index};
 use crate::queue::journal::layout::{SegmentAllocator, Used};
 use crate::queue::journal::reader::Reader;
 use crate::queue::journal::records::{Item, Records};
@@ -187,7 +187,7 @@ fn repair_header(directory: &Path, segment: &Segment, header: &Header) -> io::Re
     let path = files::path(directory, segment.number);
     let block = header.block(&segment.block.slot.unwrap_or_default());
     // A truncated file does not grow: its size is counted.
-    let length = usize::try_from(segment.length).unwrap_or(usize::MAX).min(block.len());
+    let length = index(segment.length.min(BLOCK));
     let write = || {
         let file = OpenOptions::new().write(true).open(&path)?;
         file.write_all_at(&block[..length], 0)?;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::event::{Event, Origin};
-use crate::queue::journal::format::{ALIGNMENT, Mark};
+use crate::queue::journal::format::{ALIGNMENT, Mark, index};
 
 /// The length of the fixed part: received time, flags, two lengths.
 const FIXED: usize = 16;
@@ -75,7 +75,8 @@ impl Record<'_> {
     /// Appends the record with this sequence.
     pub(super) fn encode(&self, sequence: u64, salt: u64, into: &mut Vec<u8>) {
         // A body is at most 1 GiB (`ingress.max_body` is checked).
-        let length = u32::try_from(self.payload()).unwrap_or(Mark::END - 1);
+        let length = u32::try_from(self.payload()).unwrap_or(Mark::END);
+        debug_assert!(length < Mark::END, "a body of more than 4 GiB");
         let (mark, sum) = Mark { length, sequence }.encode(salt);
         let start = into.len();
         into.extend_from_slice(&mark);
@@ -97,7 +98,7 @@ impl Record<'_> {
         into.extend_from_slice(self.body);
         let sum = crc32c::crc32c_append(sum, &into[from..]);
         into.extend_from_slice(&sum.to_le_bytes());
-        into.resize(start + (into.len() - start).next_multiple_of(usize::try_from(ALIGNMENT).unwrap_or(8)), 0);
+        into.resize(start + (into.len() - start).next_multiple_of(index(ALIGNMENT)), 0);
     }
 }
 

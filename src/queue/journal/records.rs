@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use crate::event::Origin;
 use crate::queue::journal::files::{self, Segment, is_unreadable, read_some};
-use crate::queue::journal::format::{ALIGNMENT, BLOCK_LENGTH, HEADER_BYTES, Header, HeaderBlock, MARK_BYTES, Mark};
+use crate::queue::journal::format::{
+    ALIGNMENT, BLOCK_LENGTH, HEADER_BYTES, Header, HeaderBlock, MARK_BYTES, Mark, index,
+};
 use crate::queue::journal::record::Names;
 
 /// The number of bytes read at once: large enough that a system call costs nothing per record, small beside the bodies
@@ -246,7 +248,7 @@ impl Records {
         let held = self.start..self.start + self.buffer.len() as u64;
         if offset < held.start || offset + length > held.end {
             let wanted = length.max(CHUNK as u64).min(self.length - offset);
-            self.buffer.resize(usize::try_from(wanted).map_err(io::Error::other)?, 0);
+            self.buffer.resize(index(wanted), 0);
             self.start = offset;
             let read = match read_some(&self.file, &mut self.buffer, offset) {
                 Err(error) if is_unreadable(&error) && self.unreadable == UnreadableBlocks::Skip => {
@@ -259,9 +261,8 @@ impl Records {
                 return Ok(None);
             }
         }
-        let from = usize::try_from(offset - self.start).map_err(io::Error::other)?;
-        let length = usize::try_from(length).map_err(io::Error::other)?;
-        Ok(Some(from..from + length))
+        let from = index(offset - self.start);
+        Ok(Some(from..from + index(length)))
     }
 
     /// Fills the buffer block by block, with zeros for each unreadable block. If no block can be read, not even that of
@@ -274,7 +275,7 @@ impl Records {
         while done < self.buffer.len() {
             let at = offset + done as u64;
             let block = at - at % BLOCK_LENGTH as u64;
-            let end = usize::try_from(block + BLOCK_LENGTH as u64 - offset).map_err(io::Error::other)?;
+            let end = index(block + BLOCK_LENGTH as u64 - offset);
             let piece = done..end.min(self.buffer.len());
             match read_some(&self.file, &mut self.buffer[piece.clone()], at) {
                 Ok(read) if read < piece.len() => return Ok(done + read),

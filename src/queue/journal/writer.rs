@@ -212,7 +212,7 @@ impl Active {
         }
         let slot = WatermarkSlot { counter: self.slot.counter + 1, watermark };
         let (offset, bytes) = slot.place(self.salt);
-        self.file.write_all_at(&bytes, offset)?;
+        self.file.write_all_at(&bytes, offset as u64)?;
         self.slot = slot;
         Ok(())
     }
