@@ -184,7 +184,13 @@ impl Delivery {
                 () = drain.deadline() => break,
             }
         }
-        if !self.is_finished() {
+        if self.is_finished() {
+            let drain = self.drain.clone();
+            tokio::select! {
+                () = self.gather_records() => {}
+                () = drain.deadline() => {}
+            }
+        } else {
             self.finish().await;
         }
         let held = self.settler.refused_events().chain(self.ring.events()).map(|event| &*event);
@@ -222,7 +228,7 @@ impl Delivery {
     }
 
     /// Settles messages with a verdict, without waiting for a disk.
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         self.note_unloaded();
         if self.settler.settle(&self.ring, &self.queue, &self.view) {
             self.ring.try_at_once();

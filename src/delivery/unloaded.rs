@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::brokers::{Routed, Sequence};
 use crate::delivery::backlog::restored;
@@ -20,6 +20,10 @@ const PORTION: usize = 1 << 20;
 
 /// The most bytes of events that are written again at once.
 const RENEWED: usize = 4 << 20;
+
+/// The number of events that are written again at once at the stop, and the most bytes of them.
+const GATHERED: usize = 256;
+const GATHERED_BYTES: usize = 16 << 20;
 
 /// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
 pub(super) const BETWEEN_RENEWALS: Duration = Duration::from_millis(100);
@@ -171,6 +175,7 @@ impl Delivery {
         let damaged = self.queue.damaged(missing);
         if portion.purpose == ReadPurpose::Renew {
             events.extend(damaged.iter().filter_map(|record| self.in_memory(record.name)));
+            events.make_contiguous().sort_unstable_by_key(|event| event.kept);
             self.queue.renew(events.into_iter());
         } else {
             events.make_contiguous().sort_unstable_by_key(|event| place_of(event, &portion.places));
@@ -182,6 +187,41 @@ impl Delivery {
         }
         self.lose_damaged(&damaged);
         self.ring.destinations.forget_idle();
+    }
+
+    /// Writes the records of all that waits for its address again, at the end of a stop: the next start begins with them, in
+    /// their order, and sends nothing of what is settled between them. Where that is not possible, all stays as it is.
+    pub(super) async fn gather_records(&mut self) {
+        self.settle();
+        let Some(reader) = self.unloaded.as_ref() else { return };
+        if reader.current.is_some() {
+            let read = next_portion(&mut self.unloaded, &self.view).await;
+            self.take_portion(read);
+        }
+        self.wait_for_copies().await;
+        let records = self.queue.gather(self.ring.destinations.record_bytes());
+        for portion in records.chunks(GATHERED) {
+            let mut ascending = portion.to_vec();
+            ascending.sort_unstable_by_key(|record| record.sequence);
+            if let Some(reader) = &mut self.unloaded {
+                let (purpose, bytes, places) = (ReadPurpose::Renew, GATHERED_BYTES, HashMap::new());
+                reader.current = Some(PortionRead { purpose, records: ascending, bytes, places });
+            }
+            let read = next_portion(&mut self.unloaded, &self.view).await;
+            if read.events.len() + read.missing.len() < portion.len() {
+                return;
+            }
+            self.take_portion(read);
+            self.wait_for_copies().await;
+        }
+        self.queue.has_gathered(&records);
+    }
+
+    async fn wait_for_copies(&self) {
+        while self.queue.is_renewing() {
+            // If they cannot be written, nothing else is said.
+            let _ = timeout(BETWEEN_RENEWALS, self.queue.ready()).await;
+        }
     }
 
     fn take_read(&mut self, sequence: Sequence, event: Box<Event>, purpose: ReadPurpose) {

@@ -85,7 +85,7 @@ pub(crate) struct Origin {
 }
 
 /// The place that keeps an event if this process ends before it is settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kept {
     /// No place: it is in memory only.
     Memory,

@@ -106,6 +106,8 @@ pub(super) struct Disk {
     pub(super) events: usize,
     /// The watermark changed since the writer noted it.
     pub(super) moved: bool,
+    /// The watermark stays at this sequence while all that is left at the stop is written again.
+    pub(super) fixed: Option<u64>,
     /// The watermark that the writer was given last, and when.
     pub(super) noted: u64,
     pub(super) noted_at: Option<Instant>,
@@ -151,6 +153,7 @@ impl Disk {
             renewing: 0,
             events: index(count),
             moved: false,
+            fixed: None,
             noted: recovered.start,
             noted_at: None,
             surplus: Vec::new(),
@@ -220,7 +223,19 @@ impl Disk {
     /// The oldest unsettled sequence, as far as the disk knows. An event settled before it is synced counts only
     /// afterwards, because its sequence is reused if it cannot be written.
     pub(super) fn watermark(&self) -> u64 {
-        self.outstanding.front().map_or(self.cursor, |(sequence, _)| *sequence).min(self.synced)
+        let oldest = self.outstanding.front().map_or(self.cursor, |(sequence, _)| *sequence);
+        self.fixed.unwrap_or(oldest.min(self.synced))
+    }
+
+    /// The records of all that is not settled, in the order of its events, if what is settled stands between them, or they
+    /// stand in another order.
+    pub(super) fn scattered_records(&self) -> Vec<UnsettledRecord> {
+        let all = self.outstanding.iter().copied().chain(self.copies.iter().map(|(copy, name)| (*copy, *name)));
+        let unsettled = all.clone().filter(|(_, name)| *name != SETTLED);
+        let mut records: Vec<_> = unsettled.map(|(sequence, name)| UnsettledRecord { name, sequence }).collect();
+        let is_scattered = records.len() < all.count() || !records.is_sorted_by_key(|record| record.name);
+        records.sort_unstable_by_key(|record| record.name);
+        if is_scattered { records } else { Vec::new() }
     }
 
     /// Notes that delivery took this sequence.

@@ -1,11 +1,12 @@
 //! Events that wait for their address: the journal alone keeps most of them, and their records are written again in time.
 //!
 //! Left where it is, such a record would keep its segment, and all segments after it, from being used again, and a start
-//! after a crash would read everything from there on once more. The copy is made before the old segment is free.
+//! after a crash would read everything from there on once more. The copy is made before the old segment is free. At a stop
+//! all that waits is written again, so that the next start reads nothing else.
 
 use crate::event::{Event, Kept};
 use crate::queue::Buffer;
-use crate::queue::disk::{AppendReason, Incoming, UnsettledRecord};
+use crate::queue::disk::{AppendReason, Disk, Incoming, UnsettledRecord};
 use crate::queue::journal::Record;
 use crate::status::Loss;
 
@@ -71,12 +72,40 @@ impl Buffer {
         Some(if waiting > 0 { disk.old_records(most) } else { Vec::new() })
     }
 
+    /// The records of all that is left at a stop, in the order of the events, if the next start would send what is settled
+    /// between them once more, or would find them in another order; `size` is that of all of them, and must have room. Until
+    /// [`Buffer::has_gathered`] the old ones count.
+    pub(crate) fn gather(&self, size: u64) -> Vec<UnsettledRecord> {
+        let mut state = self.lock();
+        let is_possible = |disk: &&mut Disk| disk.failed.is_none() && disk.layout.available() > size;
+        let Some(disk) = state.disk.as_mut().filter(is_possible) else { return Vec::new() };
+        let records = disk.scattered_records();
+        disk.fixed = (!records.is_empty()).then(|| disk.watermark());
+        records
+    }
+
+    /// Whether copies are being written.
+    pub(crate) fn is_renewing(&self) -> bool {
+        self.lock().disk.as_ref().is_some_and(|disk| disk.renewing > 0)
+    }
+
+    /// Has the copies count in place of these records, if each has one.
+    pub(crate) fn has_gathered(&self, records: &[UnsettledRecord]) {
+        let mut state = self.lock();
+        let Some(disk) = &mut state.disk else { return };
+        if !records.iter().any(|record| disk.is_current(*record)) {
+            disk.fixed = None;
+            disk.advance();
+        }
+    }
+
     /// Appends these events again, of which the sequence under which delivery knows them is noted. Of what is settled by
     /// now, or has no room, no copy is made.
     pub(crate) fn renew(&self, events: impl Iterator<Item = Box<Event>>) {
         let mut state = self.lock();
         let is_draining = state.draining;
-        let Some(disk) = state.disk.as_mut().filter(|_| !is_draining) else { return };
+        let is_wanted = |disk: &&mut Disk| !is_draining || disk.fixed.is_some();
+        let Some(disk) = state.disk.as_mut().filter(is_wanted) else { return };
         for mut event in events {
             let Kept::Journal(name) = event.kept else { continue };
             if !disk.is_current(UnsettledRecord { name, sequence: disk.kept_as(name) }) {

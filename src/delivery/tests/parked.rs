@@ -83,8 +83,14 @@ impl Bridge {
 
     /// Delivers while this happens, then stops; returns the number of events lost at the exit.
     fn deliver(&mut self, happens: impl AsyncFnOnce(&mut Self)) -> usize {
+        self.deliver_at(true, happens)
+    }
+
+    /// The same, in a time that passes by itself whenever nothing but time is waited for, or in real time: only there the end
+    /// waits for the thread of the writer.
+    fn deliver_at(&mut self, is_paused: bool, happens: impl AsyncFnOnce(&mut Self)) -> usize {
         let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(is_paused).build().unwrap();
         let delivery = self.delivery.take().unwrap();
         let lost = runtime.block_on(async {
             let happens = async {
@@ -198,7 +204,7 @@ fn a_stop_keeps_what_waits_and_a_start_delivers_it_in_order() {
     let directory = tempfile::tempdir().unwrap();
     let mut bridge = Bridge::open(directory.path(), unable(), 100);
     bridge.accept(1000, &["k0", "k1"]);
-    let lost = bridge.deliver(async |bridge| bridge.until(published(500)).await);
+    let lost = bridge.deliver_at(false, async |bridge| bridge.until(published(500)).await);
     assert_eq!((lost, bridge.check().totals().held), (0, 500));
     let mut again = Bridge::open(directory.path(), unable(), 100);
     again.next = bridge.next;
@@ -210,6 +216,25 @@ fn a_stop_keeps_what_waits_and_a_start_delivers_it_in_order() {
     });
     assert_eq!((lost, again.check().totals().dead_lettered), (0, 0));
     assert_eq!(again.stored("k0"), every_second(0..1100));
+}
+
+#[test]
+fn a_stop_leaves_only_what_waits_and_in_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 100);
+    bridge.accept(800, &["k0", "k1"]);
+    let lost = bridge.deliver_at(false, async |bridge| bridge.until(published(400)).await);
+    assert_eq!((lost, bridge.check().totals().held), (0, 400));
+    for _ in 0..2 {
+        let mut again = Bridge::open(directory.path(), unable(), 100);
+        assert_eq!(again.check().totals().recovered, 400, "the others were settled");
+        let lost = again.deliver_at(false, async |_| ());
+        assert_eq!((lost, again.check().totals().held), (0, 400));
+    }
+    let mut third = Bridge::open(directory.path(), unable(), 100);
+    third.unblock();
+    let lost = third.deliver(async |bridge| bridge.until(published(400)).await);
+    assert_eq!((lost, third.stored("k0"), third.stored("k1")), (0, every_second(0..800), Vec::new()));
 }
 
 #[test]

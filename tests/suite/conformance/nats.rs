@@ -1,4 +1,6 @@
 //! NATS JetStream in the conformance suite: subjects, streams, permissions, the server's own deduplication.
+//!
+//! Length: the cases that all brokers share are listed here, beside those of this one.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};

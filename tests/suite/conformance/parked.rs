@@ -40,6 +40,8 @@ pub(super) fn stops_nobody(rig: &impl Rig, table: &Table, relieve: impl FnOnce()
     let stopped = daemon.stop();
     assert_eq!((stopped.code, stopped.count("lost")), (Some(0), 0));
     let daemon = setup.start();
+    let recovered = daemon.status().count("recovered");
+    assert_eq!(recovered, stopped.count("held"), "what was settled between them is not sent again");
     let third = others_flow(&daemon, "third");
     let shown = |status: &Status| status.0.pointer("/broker/waiting/0/events").and_then(Value::as_u64);
     let is_shown = |status: &Status| shown(status).is_some_and(|events| events > WAITING / 2);

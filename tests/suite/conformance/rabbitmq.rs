@@ -1,4 +1,6 @@
 //! RabbitMQ in the conformance suite: topic exchanges, quorum queues, returns, alarms.
+//!
+//! Length: the cases that all brokers share are listed here, beside those of this one.
 
 use std::net::{SocketAddr, TcpStream};
 use std::sync::OnceLock;
