@@ -185,11 +185,7 @@ impl Delivery {
             }
         }
         if self.is_finished() {
-            let drain = self.drain.clone();
-            tokio::select! {
-                () = self.gather_records() => {}
-                () = drain.deadline() => {}
-            }
+            let _ = timeout(spill::LAST, self.gather_records()).await;
         } else {
             self.finish().await;
         }

@@ -21,9 +21,12 @@ const PORTION: usize = 1 << 20;
 /// The most bytes of events that are written again at once.
 const RENEWED: usize = 4 << 20;
 
-/// The number of events that are written again at once at the stop, and the most bytes of them.
-const GATHERED: usize = 256;
-const GATHERED_BYTES: usize = 16 << 20;
+/// The most bytes of records that are written again at the stop: it would take too long, and what is interrupted has been written
+/// twice.
+const GATHERED: u64 = 16 << 20;
+
+/// The number of them that are written at once.
+const GATHERED_AT_ONCE: usize = 256;
 
 /// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
 pub(super) const BETWEEN_RENEWALS: Duration = Duration::from_millis(100);
@@ -199,18 +202,16 @@ impl Delivery {
             self.take_portion(read);
         }
         self.wait_for_copies().await;
-        let records = self.queue.gather(self.ring.destinations.record_bytes());
-        for portion in records.chunks(GATHERED) {
+        let size = self.ring.destinations.record_bytes();
+        let records = if size <= GATHERED { self.queue.gather(size) } else { Vec::new() };
+        for portion in records.chunks(GATHERED_AT_ONCE) {
             let mut ascending = portion.to_vec();
             ascending.sort_unstable_by_key(|record| record.sequence);
             if let Some(reader) = &mut self.unloaded {
-                let (purpose, bytes, places) = (ReadPurpose::Renew, GATHERED_BYTES, HashMap::new());
+                let (purpose, bytes, places) = (ReadPurpose::Renew, usize::MAX, HashMap::new());
                 reader.current = Some(PortionRead { purpose, records: ascending, bytes, places });
             }
             let read = next_portion(&mut self.unloaded, &self.view).await;
-            if read.events.len() + read.missing.len() < portion.len() {
-                return;
-            }
             self.take_portion(read);
             self.wait_for_copies().await;
         }
