@@ -199,8 +199,8 @@ fn inbox_prefix(section: &mut Section<'_>) -> String {
     prefix
 }
 
-/// The streams of the routes, each with the subjects that it is given: those of the settings for the main one, else those
-/// of its templates.
+/// The streams of the routes, each with its subjects: the main one takes them from the settings, the others from the
+/// templates of their routes.
 fn streams(section: &mut Section<'_>, router: &Router, topology: Topology) -> Vec<StreamPlan> {
     let name = |route: &Route| route.key().and_then(Template::literal).unwrap_or_default().to_owned();
     let mut plans: Vec<StreamPlan> = Vec::new();
