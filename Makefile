@@ -21,6 +21,7 @@ CLUSTER ?=
 FAULTS ?=
 TIMES ?= 50
 ROUNDS ?= 3
+AGAINST ?=
 # The oldest C library that packages run on; zig has the symbols of each.
 GLIBC ?= 2.28
 PACKAGE_TARGET := $(shell uname -m)-unknown-linux-gnu
@@ -50,10 +51,10 @@ generated: ## writes what is generated from the program: the schemas and the pag
 lint: setup fmt clippy features files ## the checks alone: format, clippy, dependencies, scripts, Dockerfile, Compose, unit, Helm chart, alerts, dashboard, workflows, words
 
 .PHONY: bench
-bench: setup-brokers ## measures the bridge beside bare hyper on real brokers, in ROUNDS (3) alternating rounds
+bench: setup-brokers ## measures the bridge beside bare hyper on real brokers, in ROUNDS (3) alternating rounds; with AGAINST=FILE beside another build of the bridge
 	$(call step,bench: cargo build --release --workspace)
 	@$(CARGO) build --release --locked --workspace
-	@./target/release/plextrac-bridge-bench run --rounds $(ROUNDS)
+	@./target/release/plextrac-bridge-bench run --rounds $(ROUNDS) $(if $(AGAINST),--against $(AGAINST))
 
 .PHONY: bench-scale
 bench-scale: setup-brokers ## how cost and memory grow with connections, bodies, sources, routes, cores and events buffered

@@ -33,6 +33,8 @@ pub enum Program {
     Baseline(Work),
     /// The bridge.
     Bridge {
+        /// Which build of it.
+        build: PathBuf,
         /// The table of its broker.
         broker: Kind,
         /// `ack`.
@@ -152,9 +154,9 @@ impl Candidate {
     }
 
     /// Starts it and waits until it is ready.
-    pub fn start(&self, bridge: &Path, brokers: &Brokers) -> Result<Running> {
+    pub fn start(&self, brokers: &Brokers) -> Result<Running> {
         let home = tempfile::tempdir()?;
-        let (mut command, address, ready) = self.command(bridge, brokers, home.path())?;
+        let (mut command, address, ready) = self.command(brokers, home.path())?;
         let log = home.path().join(LOG);
         let began = Instant::now();
         let process = Process::start(&mut command, &log)?;
@@ -166,7 +168,7 @@ impl Candidate {
         Ok(Running { process, address, admin, started_in: began.elapsed(), home })
     }
 
-    fn command(&self, bridge: &Path, brokers: &Brokers, home: &Path) -> Result<(Command, SocketAddr, Ready)> {
+    fn command(&self, brokers: &Brokers, home: &Path) -> Result<(Command, SocketAddr, Ready)> {
         let address = SocketAddr::from(([127, 0, 0, 1], port()?));
         Ok(match &self.program {
             Program::Baseline(work) => {
@@ -175,12 +177,12 @@ impl Candidate {
                 command.arg(if *work == Work::Bare { "bare" } else { "checked" });
                 (command, address, Ready::Listens)
             }
-            Program::Bridge { broker, ack, headers, tweak } => {
+            Program::Bridge { build, broker, ack, headers, tweak } => {
                 let admin = SocketAddr::from(([127, 0, 0, 1], next_port(address.port())?));
                 let file = settings(home, address, admin, &brokers.table(*broker)?, (ack, headers), tweak)?;
-                let mut command = Command::new(if tweak.one_core { Path::new("taskset") } else { bridge });
+                let mut command = Command::new(if tweak.one_core { Path::new("taskset") } else { build });
                 if tweak.one_core {
-                    command.args(["--cpu-list", "0"]).arg(bridge);
+                    command.args(["--cpu-list", "0"]).arg(build);
                 }
                 command.arg("--config").arg(file).arg("serve");
                 (command, address, Ready::Answers(admin))

@@ -12,6 +12,7 @@ mod process;
 mod report;
 mod scale;
 
+use std::iter;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -23,7 +24,7 @@ use crate::baseline::Work;
 use crate::brokers::{Brokers, Kind};
 use crate::candidate::{Candidate, Depth, Program, Tweak};
 use crate::measure::Size;
-use crate::report::Results;
+use crate::report::{OTHER_BUILD, Results};
 
 /// Measures plextrac-bridge.
 #[derive(Parser)]
@@ -47,6 +48,9 @@ struct Run {
     /// The bridge.
     #[arg(long, default_value = "target/release/plextrac-bridge")]
     bridge: PathBuf,
+    /// Another build of the bridge, measured beside this one: what a change costs or gains.
+    #[arg(long)]
+    against: Option<PathBuf>,
     /// Other programs.
     #[arg(long, default_value = "benches/peers.toml")]
     peers: PathBuf,
@@ -108,11 +112,12 @@ fn candidates(asked: &Run) -> Result<Vec<Candidate>> {
     ] {
         for broker in Kind::ALL {
             let name = format!("{} {ack}{}", broker.name(), if headers == "none" { ", no headers" } else { "" });
-            all.push(Candidate {
-                name,
-                program: Program::Bridge { broker, ack, headers, tweak: Tweak::default() },
-                depth,
-            });
+            let other = asked.against.as_ref().map(|build| (format!("{name}{OTHER_BUILD}"), build));
+            for (name, build) in iter::once((name, &asked.bridge)).chain(other) {
+                let tweak = Tweak::default();
+                let program = Program::Bridge { build: build.clone(), broker, ack, headers, tweak };
+                all.push(Candidate { name, program, depth });
+            }
         }
     }
     all.extend(candidate::peers(&asked.peers)?.into_iter().map(|peer| Candidate {
@@ -153,7 +158,7 @@ fn run(asked: &Run) -> Result<()> {
         rate: asked.rate,
         seconds: asked.seconds,
     };
-    let reference = Candidate::reference().start(&asked.bridge, &brokers)?;
+    let reference = Candidate::reference().start(&brokers)?;
     let (mut results, began) = (Results::new(size), Instant::now());
     for round in 0..asked.rounds {
         // Each round begins elsewhere: nobody always comes after the same one.
@@ -161,7 +166,7 @@ fn run(asked: &Run) -> Result<()> {
         for (number, candidate) in candidates[start..].iter().chain(&candidates[..start]).enumerate() {
             let batch = format!("{:02}{round:02}{number:02}", std::process::id() % 100);
             let beside = (candidate.name != candidate::REFERENCE).then_some(&reference);
-            let life = measure::life(candidate, &batch, size, &asked.bridge, &brokers, beside)?;
+            let life = measure::life(candidate, &batch, size, &brokers, beside)?;
             eprintln!(
                 "{:>4} s  round {}  {:<34}{:>7.1} us/event{:>9.0}/s accepted{:>9.0}/s delivered",
                 began.elapsed().as_secs(),

@@ -1,7 +1,6 @@
 //! One life of one candidate: start, idle memory, load, latency, and the same with the broker away; the reference
 //! beside it, each time just before or after, since the machine changes from minute to minute.
 
-use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -161,7 +160,6 @@ pub fn life(
     candidate: &Candidate,
     batch: &str,
     size: Size,
-    bridge: &Path,
     brokers: &Brokers,
     reference: Option<&Running>,
 ) -> Result<Life> {
@@ -169,7 +167,7 @@ pub fn life(
         // Not there before the first start.
         let _ = brokers.empty(kind);
     }
-    let running = candidate.start(bridge, brokers)?;
+    let running = candidate.start(brokers)?;
     let measured = of_running(&running, candidate, batch, size, brokers, reference);
     let measured = measured.with_context(|| format!("{}, which printed: {}", candidate.name, running.log()))?;
     running.process.stop()?;

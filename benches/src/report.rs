@@ -12,6 +12,9 @@ use crate::candidate::REFERENCE;
 use crate::ceiling::Ceiling;
 use crate::measure::{Life, Size};
 
+/// What follows the name of a candidate that is run by the other build.
+pub const OTHER_BUILD: &str = ", other build";
+
 /// All rounds of all candidates, in the order of the first round.
 pub struct Results {
     size: Size,
@@ -59,6 +62,11 @@ impl Spread {
         let median =
             if values.len() % 2 == 1 { values[middle] } else { f64::midpoint(values[middle - 1], values[middle]) };
         Some(Self { median, low, high })
+    }
+
+    /// Whether the medians are farther apart than the values of either.
+    fn differs_from(self, other: Self) -> bool {
+        (self.median - other.median).abs() > (self.high - self.low).max(other.high - other.low)
     }
 
     fn times(self, factor: f64) -> Self {
@@ -152,6 +160,7 @@ impl Results {
         self.fixed(&mut text);
         self.lone(&mut text);
         self.memory(&mut text);
+        self.builds(&mut text);
         self.goals(&mut text);
         text
     }
@@ -261,6 +270,44 @@ impl Results {
         text.push('\n');
     }
 
+    /// Both builds of the bridge, where there are two.
+    fn builds(&self, text: &mut String) {
+        let pairs: Vec<_> = self
+            .sorted()
+            .into_iter()
+            .filter_map(|this| Some((this, self.row(&format!("{}{OTHER_BUILD}", this.name))?)))
+            .collect();
+        if pairs.is_empty() {
+            return;
+        }
+        text.push_str(
+            "### This build and the other\n\n| | figure | this | other | the medians differ by |\n|---|---|---|---|---|\n",
+        );
+        let figures: [(&str, Figure); 5] = [
+            ("CPU, x", |life| Some(life.cpu / life.beside.as_ref()?.cpu)),
+            ("200s, x", |life| Some(life.accepted_rate / life.beside.as_ref()?.accepted_rate)),
+            ("p50 at the fixed rate, us", |life| Some(life.fixed.p50)),
+            ("lone event answered, p50 us", |life| Some(life.lone.p50)),
+            ("peak memory, MiB", |life| Some(life.peak_mib)),
+        ];
+        for (this, other) in pairs {
+            for (what, figure) in figures {
+                let of = |row: &Row| Spread::of(row.rounds.iter().filter_map(figure));
+                let Some((here, there)) = of(this).zip(of(other)) else { continue };
+                let _ = writeln!(
+                    text,
+                    "| {} | {what} | {} | {} | {:+.0} %, {} |",
+                    this.name,
+                    here.text(2),
+                    there.text(2),
+                    (here.median / there.median - 1.0) * 100.0,
+                    if here.differs_from(there) { "more than the range" } else { "within the range" },
+                );
+            }
+        }
+        text.push('\n');
+    }
+
     fn goals(&self, text: &mut String) {
         text.push_str("### Goals\n\n| goal | limit | measured | |\n|---|---|---|---|\n");
         let cpu: Figure = |life| Some(life.cpu);
@@ -345,6 +392,7 @@ impl Results {
         let rows: Vec<(&Row, Spread)> = self
             .sorted()
             .into_iter()
+            .filter(|row| !row.name.ends_with(OTHER_BUILD))
             .filter_map(|row| Some((row, Spread::of(row.rounds.iter().map(|life| life.cpu))?)))
             .collect();
         let most = rows.iter().map(|(_, spread)| spread.high).fold(1.0, f64::max);
@@ -405,5 +453,7 @@ mod tests {
         assert_eq!(spread, Spread { median: 2.5, low: 1.0, high: 10.0 });
         assert_eq!(spread.text(1), "2.5 (1.0-10.0)");
         assert_eq!(Spread::of([]), None);
+        assert!(!spread.differs_from(Spread { median: 11.0, low: 11.0, high: 11.0 }));
+        assert!(spread.differs_from(Spread { median: 12.0, low: 12.0, high: 12.0 }));
     }
 }

@@ -91,12 +91,13 @@ pub fn run(bridge: &Path) -> Result<String> {
     let home = tempfile::tempdir()?;
     eprintln!("starting nats");
     let (brokers, began) = (Brokers::start(&[Kind::Nats], home.path())?, Instant::now());
-    let reference = Candidate::reference().start(bridge, &brokers)?;
+    let reference = Candidate::reference().start(&brokers)?;
     let mut text = String::new();
     let mut number = 0;
     let mut measure = |what: &str, case: &Case, depth: Depth| -> Result<Life> {
         number += 1;
         let program = Program::Bridge {
+            build: bridge.to_owned(),
             broker: Kind::Nats,
             ack: "buffered",
             headers: "cloudevents",
@@ -106,7 +107,7 @@ pub fn run(bridge: &Path) -> Result<String> {
         let batch = format!("{:02}{number:04}", std::process::id() % 100);
         // What is buffered is compared with nothing.
         let beside = (depth == Depth::Load).then_some(&reference);
-        let life = measure::life(&candidate, &batch, case.size, bridge, &brokers, beside)?;
+        let life = measure::life(&candidate, &batch, case.size, &brokers, beside)?;
         eprintln!(
             "{:>4} s  {:<40}{:>7.1} us/event{:>9.0}/s accepted",
             began.elapsed().as_secs(),
