@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::brokers::{Refusal, Refused, Sequence};
 use crate::delivery::backoff::Backoff;
-use crate::delivery::ring::RingEntry;
+use crate::delivery::ring::{EntryState, RingEntry};
 
 /// The messages of an address that are kept in memory, if the journal keeps the others.
 pub(super) const LOADED: usize = 256;
@@ -101,8 +101,7 @@ pub(super) struct WaitingMessages<'d> {
 /// The part of a message that stays in memory while the journal alone keeps its event.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct UnloadedMessage {
-    /// The sequence in the journal under which delivery knows the event.
-    pub(super) name: u64,
+    pub(super) sequence: Sequence,
     pub(super) attempts: u32,
     pub(super) nacks: u32,
 }
@@ -120,14 +119,14 @@ pub(super) enum Turn {
 pub(super) struct AddressQueue {
     pub(super) state: AddressState,
     pub(super) entries: BTreeMap<Sequence, RingEntry>,
+    /// Those of them that the session does not have.
     pub(super) waiting: BTreeSet<Sequence>,
-    pub(super) handed: usize,
     /// After a refusal: so many messages it gets at once; doubled by each that is stored.
     pub(super) allowance: Option<usize>,
     /// It is among those remembered although nothing waits.
     pub(super) is_remembered: bool,
-    /// The messages whose events the journal alone keeps.
-    pub(super) unloaded: BTreeMap<Sequence, UnloadedMessage>,
+    /// The messages whose events the journal alone keeps, by the numbers of these, which rise as their sequences do.
+    pub(super) unloaded: BTreeMap<u64, UnloadedMessage>,
     /// None of them was received before.
     pub(super) unloaded_since: Option<SystemTime>,
 }
@@ -147,18 +146,152 @@ impl AddressQueue {
 
     /// The oldest message.
     pub(super) fn first(&self) -> Option<Sequence> {
-        self.entries.keys().next().into_iter().chain(self.unloaded.keys().next()).min().copied()
+        self.entries.keys().next().copied().into_iter().chain(self.first_unloaded()).min()
+    }
+
+    pub(super) fn first_unloaded(&self) -> Option<Sequence> {
+        self.unloaded.values().next().map(|message| message.sequence)
+    }
+
+    /// The number of messages that the session has.
+    pub(super) fn handed(&self) -> usize {
+        self.entries.len() - self.waiting.len()
+    }
+
+    /// The number of those of them that count as in flight.
+    pub(super) fn counted(&self) -> usize {
+        if self.is_open() { self.handed() } else { 0 }
+    }
+
+    pub(super) fn insert(&mut self, sequence: Sequence, entry: RingEntry) {
+        if matches!(entry.state, EntryState::Waiting) {
+            self.waiting.insert(sequence);
+        }
+        self.entries.insert(sequence, entry);
+    }
+
+    /// Leaves the event of this number to the journal.
+    pub(super) fn unload(&mut self, number: u64, message: UnloadedMessage, received: SystemTime) {
+        self.unloaded.insert(number, message);
+        self.unloaded_since = Some(self.unloaded_since.map_or(received, |since| since.min(received)));
+    }
+
+    pub(super) fn remove(&mut self, sequence: Sequence) -> Option<RingEntry> {
+        self.waiting.remove(&sequence);
+        self.entries.remove(&sequence)
+    }
+
+    /// Notes that the session has the message.
+    pub(super) fn hand(&mut self, sequence: Sequence, now: Instant) {
+        self.waiting.remove(&sequence);
+        if let Some(entry) = self.entries.get_mut(&sequence) {
+            entry.state = EntryState::Sent(now);
+            entry.attempts += 1;
+        }
+        self.state = match std::mem::take(&mut self.state) {
+            AddressState::Parked(parked) => AddressState::Asking(sequence, Some(parked)),
+            state => state,
+        };
+    }
+
+    /// Puts a message back among those to be sent.
+    pub(super) fn defer(&mut self, sequence: Sequence) {
+        let is_sent = |entry: &&mut RingEntry| matches!(entry.state, EntryState::Sent(_));
+        if let Some(entry) = self.entries.get_mut(&sequence).filter(is_sent) {
+            (entry.state, entry.deferred) = (EntryState::Waiting, true);
+            self.waiting.insert(sequence);
+        }
+    }
+
+    /// Parks the address because this message was refused. Of messages that were sent together only the first takes a step
+    /// of the back-off.
+    pub(super) fn park(&mut self, sequence: Sequence, refused: AddressRefusal) {
+        let AddressRefusal { refusal, is_nacked, backoff, now } = refused;
+        let (before, is_step) = match std::mem::take(&mut self.state) {
+            AddressState::Open => (None, true),
+            AddressState::Asking(asked, before) => {
+                let is_step = asked == sequence || before.is_none();
+                (before, is_step)
+            }
+            // A try that was refused before it was sent, or an answer to a message sent before the address was parked.
+            AddressState::Parked(before) => {
+                let is_step = before.next_try <= now;
+                (Some(before), is_step)
+            }
+        };
+        let mut parked = match before {
+            Some(before) if before.refusal.kind == refusal.kind => Parked { refusal, ..before },
+            Some(before) => Parked { refusal, since: now, ..before },
+            None => Parked { refusal, since: now, next_try: now, backoff, nacks: 0 },
+        };
+        let nacks = self.entries.get_mut(&sequence).map_or(0, |entry| {
+            entry.nacks += u32::from(is_nacked);
+            entry.nacks
+        });
+        if is_step {
+            parked.nacks = nacks;
+            parked.step(now);
+        }
+        self.state = AddressState::Parked(parked);
+        self.allowance = Some(1);
+    }
+
+    /// Decides the state after the message that it waited for has left without a refusal.
+    pub(super) fn decide(&mut self, sequence: Sequence, is_stored: bool) {
+        let now = tokio::time::Instant::now();
+        self.state = match std::mem::take(&mut self.state) {
+            AddressState::Asking(asked, None) if asked == sequence => AddressState::Open,
+            AddressState::Asking(asked, Some(_)) if asked == sequence && is_stored => AddressState::Open,
+            AddressState::Asking(asked, Some(mut before)) if asked == sequence => {
+                before.step(now);
+                AddressState::Parked(before)
+            }
+            // It takes something: the clock starts anew, and the oldest is tried at once.
+            AddressState::Parked(before) if is_stored => {
+                AddressState::Parked(Parked { since: now, next_try: before.next_try.min(now), ..before })
+            }
+            state => state,
+        };
+    }
+
+    /// Takes a message out because it is stored, refused or withdrawn.
+    pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<RingEntry> {
+        let mut entry = self.remove(sequence)?;
+        entry.stored |= stored;
+        let is_same_key = |other: &RingEntry| other.key == entry.key;
+        if stored {
+            self.allowance = self.allowance.map(|most| most.saturating_mul(2));
+            for (_, older) in self.entries.range_mut(..sequence).filter(|(_, older)| is_same_key(older)) {
+                older.overtaken = true;
+            }
+        }
+        entry.overtaken |= self.entries.range(sequence..).any(|(_, other)| other.stored && is_same_key(other));
+        self.decide(sequence, stored);
+        Some(entry)
+    }
+
+    /// The session is lost: everything is to be sent again.
+    pub(super) fn rewind(&mut self) {
+        self.waiting = self.entries.keys().copied().collect();
+        for entry in self.entries.values_mut().filter(|entry| matches!(entry.state, EntryState::Sent(_))) {
+            (entry.state, entry.stored) = (EntryState::Waiting, true);
+        }
+        self.state = match std::mem::take(&mut self.state) {
+            AddressState::Asking(_, Some(parked)) => AddressState::Parked(parked),
+            AddressState::Asking(_, None) => AddressState::Open,
+            state => state,
+        };
     }
 
     /// The messages that may be sent, oldest first: those after an unloaded one wait for it.
     pub(super) fn sendable(&self) -> impl Iterator<Item = Sequence> {
-        let end = self.unloaded.keys().next().copied();
+        let end = self.first_unloaded();
         self.waiting.iter().copied().take_while(move |sequence| end.is_none_or(|end| *sequence < end))
     }
 
     /// Whether a new message is left to the journal: as many as are needed are loaded, all of them older.
     pub(super) fn leaves_to_journal(&self, sequence: Sequence, is_memory_short: bool) -> bool {
-        let follows = self.unloaded.keys().next().is_some_and(|first| *first < sequence);
+        let follows = self.first_unloaded().is_some_and(|first| first < sequence);
         follows || self.waiting.len() >= LOADED || (is_memory_short && !self.waiting.is_empty())
     }
 
@@ -166,7 +299,7 @@ impl AddressQueue {
     /// with the session, their order is not known.
     pub(super) fn excess(&self, is_memory_short: bool) -> Vec<Sequence> {
         let most = if is_memory_short { 1 } else { LOADED };
-        if self.waiting.len() <= most || self.handed > 0 {
+        if self.waiting.len() <= most || self.handed() > 0 {
             return Vec::new();
         }
         self.waiting.iter().skip(most).copied().collect()
@@ -182,7 +315,7 @@ impl AddressQueue {
     fn is_used_up(&self) -> bool {
         let next = self.waiting.first().and_then(|sequence| self.entries.get(sequence));
         let is_nacked = next.is_some_and(|entry| entry.nacks > 0);
-        self.allowance.is_some_and(|most| self.handed >= most) || (is_nacked && self.handed > 0)
+        self.allowance.is_some_and(|most| self.handed() >= most) || (is_nacked && self.handed() > 0)
     }
 
     /// The time at which the next message may be sent.
@@ -191,7 +324,7 @@ impl AddressQueue {
             _ if self.sendable().next().is_none() => Turn::None,
             AddressState::Open if self.is_used_up() => Turn::None,
             AddressState::Open => Turn::Now,
-            AddressState::Parked(parked) if self.handed == 0 => Turn::At(parked.next_try),
+            AddressState::Parked(parked) if self.handed() == 0 => Turn::At(parked.next_try),
             AddressState::Asking(..) | AddressState::Parked(_) => Turn::None,
         }
     }

@@ -3,39 +3,32 @@
 use std::collections::VecDeque;
 
 use crate::delivery::disk_read::DiskReads;
+use crate::delivery::unloaded::UnloadedReader;
 use crate::event::{Event, Kept, Rebuild};
-use crate::queue::journal::{Batch, Reader, RecordLookup, Stored};
+use crate::queue::journal::{Batch, Reader, Stored};
 use crate::queue::{Backlog, Buffer};
 use crate::status::BrokerStatus;
 
 /// The journal as delivery reads it.
 #[derive(Debug)]
 pub(crate) struct BacklogReader {
-    reads: DiskReads<Reader, Read>,
-    lookup: Option<RecordLookup>,
+    /// Each with the events of its records.
+    reads: DiskReads<(Batch, VecDeque<Box<Event>>)>,
+    /// For what waits for its address.
+    another: Reader,
     rebuild: Rebuild,
-}
-
-/// The result of one read: sound events, the number of damaged records, the sequence to continue with.
-#[derive(Debug)]
-struct Read {
-    events: VecDeque<Box<Event>>,
-    damaged: u64,
-    next: u64,
-    findings: Vec<String>,
 }
 
 impl BacklogReader {
     /// Reads with this reader; `rebuild` turns records into events.
     #[must_use]
     pub(crate) fn new(reader: Reader, rebuild: Rebuild) -> Self {
-        let lookup = Some(reader.lookup());
-        Self { reads: DiskReads::new(reader, Reader::skip_unreadable), lookup, rebuild }
+        Self { another: reader.another(), reads: DiskReads::new(reader), rebuild }
     }
 
-    /// The search for single records of the same journal, the first time; and what turns records into events.
-    pub(super) fn lookup(&mut self) -> Option<(RecordLookup, Rebuild)> {
-        Some((self.lookup.take()?, self.rebuild))
+    /// The reads of what waits for its address, of the same journal.
+    pub(super) fn unloaded(&self) -> UnloadedReader {
+        UnloadedReader::new(self.another.another(), self.rebuild)
     }
 
     /// Reads up to `most` events of the backlog to the end of `into`, and notes them in the queue. Records that stay
@@ -48,32 +41,25 @@ impl BacklogReader {
         view: &BrokerStatus,
         into: &mut VecDeque<Box<Event>>,
     ) {
-        let (wanted, rebuild) = (backlog.clone(), self.rebuild);
+        let (Backlog { sequences, bytes }, rebuild) = (backlog.clone(), self.rebuild);
         let read = move |reader: &mut Reader| {
-            let batch = reader.read(wanted.sequences.start, wanted.sequences.end, most, wanted.bytes);
-            batch.map(|batch| put_together(batch, rebuild))
+            let mut batch = reader.read(sequences.start, sequences.end, most, bytes)?;
+            let records = std::mem::take(&mut batch.records).into_iter();
+            let events = records.map(|stored| restored(stored.sequence, stored, rebuild)).collect();
+            Ok((batch, events))
         };
-        let mut read = self.reads.run(view, read).await;
-        for finding in &read.findings {
+        let (batch, mut events) = self.reads.run(view, read).await;
+        for finding in &batch.findings {
             self.reads.report(finding);
         }
-        queue.read_back(&read.events, read.damaged, read.next);
-        into.append(&mut read.events);
+        queue.read_back(&events, batch.damaged, batch.next);
+        into.append(&mut events);
     }
 }
 
-/// The event of a record, known by this sequence.
-pub(super) fn restored(stored: Stored, name: u64, rebuild: Rebuild) -> Box<Event> {
+/// The event of this number from its record.
+pub(super) fn restored(number: u64, stored: Stored, rebuild: Rebuild) -> Box<Event> {
     let mut event = rebuild(stored.origin, stored.body);
-    event.kept = Kept::Journal(name);
+    event.kept = Kept::Journal(number);
     event
-}
-
-fn put_together(batch: Batch, rebuild: Rebuild) -> Read {
-    let Batch { records, next, damaged, findings } = batch;
-    let events = records.into_iter().map(|stored| {
-        let name = stored.sequence;
-        restored(stored, name, rebuild)
-    });
-    Read { events: events.collect(), damaged, next, findings }
 }

@@ -4,7 +4,6 @@ use crate::brokers::{Cause, ConnectError, ErrorKind, Finding, Routed, Sequence, 
 use crate::delivery::publish::Delivery;
 use crate::delivery::window::Window;
 use crate::event::Event;
-use crate::queue::BrokerState;
 use crate::status::ConnectionState;
 
 /// The begin of the finding that says why a successor is not in use.
@@ -47,11 +46,7 @@ impl Delivery {
     /// Notes the state of the connection, also for the queue.
     pub(super) fn note_connection(&self, state: ConnectionState) {
         self.view.state(state);
-        self.queue.note_broker(if state == ConnectionState::Connected {
-            BrokerState::Reachable
-        } else {
-            BrokerState::Unreachable
-        });
+        self.queue.note_connection(state);
     }
 
     pub(super) fn connected(&mut self, findings: &[Finding]) {

@@ -11,10 +11,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::brokers::{Refusal, Sequence};
 use crate::delivery::address_queue::{
-    Address, AddressQueue, AddressRefusal, AddressState, LOADED, Parked, Turn, UnloadedMessage, WaitingMessages,
+    Address, AddressQueue, AddressRefusal, AddressState, LOADED, Turn, UnloadedMessage, WaitingMessages,
 };
 use crate::delivery::ring::{EntryState, RingEntry};
-use crate::event::{Event, Kept, Message};
+use crate::event::{Event, Message};
 use crate::queue::journal::Record;
 
 /// The addresses that are remembered as wrong although nothing waits for them.
@@ -28,9 +28,9 @@ const FEW: usize = 16;
 pub(super) struct Destinations {
     queues: HashMap<Address, AddressQueue>,
     places: HashMap<Sequence, Address>,
-    /// Handed over at addresses that are not open.
-    silent: usize,
-    /// Handed over at addresses that are open.
+    /// Handed over.
+    handed: usize,
+    /// Those of them at addresses that are open.
     counted: usize,
     /// Addresses without messages that are remembered as wrong, the oldest first.
     remembered: VecDeque<Address>,
@@ -48,8 +48,8 @@ pub(super) struct Destinations {
     unloaded_bytes: u64,
     /// The number and the bytes of those unloaded since this was last asked for.
     freed: (usize, usize),
-    /// Unloaded events whose address is to be rendered anew, because the routes have changed.
-    unrendered: BTreeMap<Sequence, UnloadedMessage>,
+    /// Unloaded events by their numbers, whose address is to be rendered anew, because the routes have changed.
+    unrendered: BTreeMap<u64, UnloadedMessage>,
 }
 
 impl Destinations {
@@ -60,7 +60,7 @@ impl Destinations {
 
     /// The number of messages in flight at addresses that are not open.
     pub(super) fn silent(&self) -> usize {
-        self.silent
+        self.handed - self.counted
     }
 
     /// The number of messages in flight at addresses that catch up.
@@ -112,9 +112,8 @@ impl Destinations {
         let (unloads, is_short) = (self.unloads(), self.is_short());
         let queue = self.queues.entry(address.clone()).or_default();
         let is_left = unloads && entry.is_new() && queue.leaves_to_journal(sequence, is_short);
-        match entry.to_unload().filter(|_| is_left) {
-            Some((message, event)) => self.unload(sequence, address, message, event),
-            None => self.hold(sequence, address, entry),
+        if !is_left || !self.unload(sequence, address, &entry) {
+            self.hold(sequence, address, entry);
         }
     }
 
@@ -122,15 +121,15 @@ impl Destinations {
         self.memory.is_some() && !self.is_stopping
     }
 
-    /// Leaves an event to the journal alone.
-    fn unload(&mut self, sequence: Sequence, address: &Address, message: UnloadedMessage, event: &Event) {
-        let queue = self.queues.entry(address.clone()).or_default();
-        let received = event.origin.received;
-        queue.unloaded_since = Some(queue.unloaded_since.map_or(received, |since| since.min(received)));
-        queue.unloaded.insert(sequence, message);
+    /// Leaves an event to the journal alone; false where that cannot be.
+    fn unload(&mut self, sequence: Sequence, address: &Address, entry: &RingEntry) -> bool {
+        let Some((number, event)) = entry.to_unload() else { return false };
+        let message = UnloadedMessage { sequence, attempts: entry.attempts, nacks: entry.nacks };
+        self.queues.entry(address.clone()).or_default().unload(number, message, event.origin.received);
         self.unloaded += 1;
         self.unloaded_bytes += Record::of(event).length();
         self.freed = (self.freed.0 + 1, self.freed.1 + event.cost());
+        true
     }
 
     /// Leaves the events to the journal that are more than needed in memory.
@@ -141,98 +140,55 @@ impl Destinations {
         let is_short = self.is_short();
         let excess = self.queues.values().flat_map(|queue| queue.excess(is_short)).collect::<Vec<_>>();
         for sequence in excess.into_iter().rev() {
-            let entry = self.find(sequence).and_then(|queue| {
-                queue.entries.get(&sequence)?.to_unload()?;
-                queue.waiting.remove(&sequence);
-                queue.entries.remove(&sequence)
-            });
-            if let Some(entry) = entry
-                && let Some(address) = self.places.remove(&sequence)
-                && let Some((message, event)) = entry.to_unload()
+            if self.entry(sequence).is_some_and(|entry| entry.to_unload().is_some())
+                && let Some((address, entry)) = self.remove(sequence, AddressQueue::remove)
             {
-                self.loaded -= entry.cost();
-                self.unload(sequence, &address, message, event);
+                self.unload(sequence, &address, &entry);
             }
         }
+    }
+
+    /// Changes the queue of an address, and the counts with it.
+    fn change<T>(&mut self, address: &Address, change: impl FnOnce(&mut AddressQueue) -> T) -> T {
+        self.quiet_until = None;
+        let queue = self.queues.entry(address.clone()).or_default();
+        let before = (queue.handed(), queue.counted());
+        let changed = change(queue);
+        self.handed = self.handed + queue.handed() - before.0;
+        self.counted = self.counted + queue.counted() - before.1;
+        changed
+    }
+
+    /// Takes a message out of the queue of its address.
+    fn remove(
+        &mut self,
+        sequence: Sequence,
+        remove: impl FnOnce(&mut AddressQueue, Sequence) -> Option<RingEntry>,
+    ) -> Option<(Address, RingEntry)> {
+        let address = self.places.get(&sequence)?.clone();
+        let entry = self.change(&address, |queue| remove(queue, sequence))?;
+        self.places.remove(&sequence);
+        self.loaded -= entry.cost();
+        Some((address, entry))
     }
 
     /// Takes a message, and keeps it in memory.
     fn hold(&mut self, sequence: Sequence, address: &Address, entry: RingEntry) {
-        self.quiet_until = None;
         self.loaded += entry.cost();
-        let queue = self.queues.entry(address.clone()).or_default();
-        if matches!(entry.state, EntryState::Waiting) {
-            queue.waiting.insert(sequence);
-        } else {
-            queue.handed += 1;
-            *(if queue.is_open() { &mut self.counted } else { &mut self.silent }) += 1;
-        }
-        queue.entries.insert(sequence, entry);
         self.places.insert(sequence, address.clone());
-    }
-
-    fn set(&mut self, address: &Address, state: AddressState) {
-        self.quiet_until = None;
-        let queue = self.queues.entry(address.clone()).or_default();
-        let was_open = queue.is_open();
-        queue.state = state;
-        match (was_open, queue.is_open()) {
-            (true, false) => {
-                (self.counted, self.silent) = (self.counted - queue.handed, self.silent + queue.handed);
-            }
-            (false, true) => {
-                (self.counted, self.silent) = (self.counted + queue.handed, self.silent - queue.handed);
-            }
-            _ => {}
-        }
-    }
-
-    fn take_state(&mut self, address: &Address) -> AddressState {
-        let Some(queue) = self.queues.get_mut(address) else { return AddressState::Open };
-        let placeholder = if queue.is_open() { AddressState::Open } else { AddressState::Asking(0, None) };
-        std::mem::replace(&mut queue.state, placeholder)
+        self.change(address, |queue| queue.insert(sequence, entry));
     }
 
     /// The address gets no more until this message of it is answered.
     pub(super) fn stall(&mut self, address: &Address, blocker: Sequence) {
         if !self.is_closed(address) {
-            self.set(address, AddressState::Asking(blocker, None));
+            self.change(address, |queue| queue.state = AddressState::Asking(blocker, None));
         }
     }
 
-    /// Parks the address of a refused message. Of messages that were sent together only the first takes a step of the
-    /// back-off.
+    /// Parks the address of a refused message.
     pub(super) fn park(&mut self, address: &Address, sequence: Sequence, refused: AddressRefusal) {
-        let AddressRefusal { refusal, is_nacked, backoff, now } = refused;
-        let nacks = self.entry(sequence).map_or(0, |entry| {
-            entry.nacks += u32::from(is_nacked);
-            entry.nacks
-        });
-        let (before, is_step) = match self.take_state(address) {
-            AddressState::Open => (None, true),
-            AddressState::Asking(asked, before) => {
-                let is_step = asked == sequence || before.is_none();
-                (before, is_step)
-            }
-            // A try that was refused before it was sent, or an answer to a message sent before the address was parked.
-            AddressState::Parked(before) => {
-                let is_step = before.next_try <= now;
-                (Some(before), is_step)
-            }
-        };
-        let mut parked = match before {
-            Some(before) if before.refusal.kind == refusal.kind => Parked { refusal, ..before },
-            Some(before) => Parked { refusal, since: now, ..before },
-            None => Parked { refusal, since: now, next_try: now, backoff, nacks: 0 },
-        };
-        if is_step {
-            parked.nacks = nacks;
-            parked.step(now);
-        }
-        self.set(address, AddressState::Parked(parked));
-        if let Some(queue) = self.queues.get_mut(address) {
-            queue.allowance = Some(1);
-        }
+        self.change(address, |queue| queue.park(sequence, refused));
     }
 
     /// The oldest message that may be sent: of what catches up, and the tries that are due by now, if a time is given.
@@ -274,109 +230,37 @@ impl Destinations {
         self.quiet_until.filter(|_| !self.places.is_empty())
     }
 
-    fn find(&mut self, sequence: Sequence) -> Option<&mut AddressQueue> {
-        let address = self.places.get(&sequence)?;
-        self.queues.get_mut(address)
-    }
-
     /// One of the messages.
     pub(super) fn entry(&mut self, sequence: Sequence) -> Option<&mut RingEntry> {
-        self.find(sequence)?.entries.get_mut(&sequence)
+        let address = self.places.get(&sequence)?;
+        self.queues.get_mut(address)?.entries.get_mut(&sequence)
+    }
+
+    /// Changes the queue that a message is in.
+    fn change_of(&mut self, sequence: Sequence, change: impl FnOnce(&mut AddressQueue)) {
+        if let Some(address) = self.places.get(&sequence).cloned() {
+            self.change(&address, change);
+        }
     }
 
     /// Notes that the session has the message.
     pub(super) fn hand(&mut self, sequence: Sequence, now: Instant) {
-        let Some(address) = self.places.get(&sequence).cloned() else { return };
-        let Some(queue) = self.queues.get_mut(&address) else { return };
-        queue.waiting.remove(&sequence);
-        if let Some(entry) = queue.entries.get_mut(&sequence) {
-            entry.state = EntryState::Sent(now);
-            entry.attempts += 1;
-        }
-        queue.handed += 1;
-        *(if queue.is_open() { &mut self.counted } else { &mut self.silent }) += 1;
-        if let AddressState::Parked(_) = &queue.state
-            && let AddressState::Parked(parked) = self.take_state(&address)
-        {
-            self.set(&address, AddressState::Asking(sequence, Some(parked)));
-        }
-    }
-
-    /// Notes an answer to a message that was handed over.
-    fn answered(&mut self, sequence: Sequence) {
-        let Some(queue) = self.find(sequence) else { return };
-        queue.handed -= 1;
-        let is_open = queue.is_open();
-        *(if is_open { &mut self.counted } else { &mut self.silent }) -= 1;
-        self.quiet_until = None;
-    }
-
-    /// Decides the state of the address after the message that it waited for has left without a refusal.
-    fn decide(&mut self, address: &Address, sequence: Sequence, is_stored: bool) {
-        let now = tokio::time::Instant::now();
-        let state = match self.take_state(address) {
-            AddressState::Asking(asked, None) if asked == sequence => AddressState::Open,
-            AddressState::Asking(asked, Some(_)) if asked == sequence && is_stored => AddressState::Open,
-            AddressState::Asking(asked, Some(mut before)) if asked == sequence => {
-                before.step(now);
-                AddressState::Parked(before)
-            }
-            // It takes something: the clock starts anew, and the oldest is tried at once.
-            AddressState::Parked(before) if is_stored => {
-                AddressState::Parked(Parked { since: now, next_try: before.next_try.min(now), ..before })
-            }
-            state => state,
-        };
-        self.set(address, state);
+        self.change_of(sequence, |queue| queue.hand(sequence, now));
     }
 
     /// Puts a message back among those to be sent.
     pub(super) fn defer(&mut self, sequence: Sequence) {
-        let is_sent = |entry: &RingEntry| matches!(entry.state, EntryState::Sent(_));
-        if !self.find(sequence).is_some_and(|queue| queue.entries.get(&sequence).is_some_and(is_sent)) {
-            return;
-        }
-        self.answered(sequence);
-        if let Some(queue) = self.find(sequence) {
-            queue.waiting.insert(sequence);
-            if let Some(entry) = queue.entries.get_mut(&sequence) {
-                entry.state = EntryState::Waiting;
-                entry.deferred = true;
-            }
-        }
+        self.change_of(sequence, |queue| queue.defer(sequence));
     }
 
     /// The message was put back and its address not refused: it is tried again.
     pub(super) fn undecided(&mut self, sequence: Sequence) {
-        if let Some(address) = self.places.get(&sequence).cloned() {
-            self.decide(&address, sequence, false);
-        }
+        self.change_of(sequence, |queue| queue.decide(sequence, false));
     }
 
     /// Takes a message out because it is stored, refused or withdrawn.
     pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<RingEntry> {
-        let state = &self.find(sequence)?.entries.get(&sequence)?.state;
-        if matches!(state, EntryState::Sent(_)) {
-            self.answered(sequence);
-        }
-        let queue = self.find(sequence)?;
-        queue.waiting.remove(&sequence);
-        if stored {
-            queue.allowance = queue.allowance.map(|most| most.saturating_mul(2));
-        }
-        let mut entry = queue.entries.remove(&sequence)?;
-        let cost = entry.cost();
-        entry.stored |= stored;
-        let is_same_key = |other: &RingEntry| other.key == entry.key;
-        if stored {
-            for (_, older) in queue.entries.range_mut(..sequence).filter(|(_, older)| is_same_key(older)) {
-                older.overtaken = true;
-            }
-        }
-        entry.overtaken |= queue.entries.range(sequence..).any(|(_, other)| other.stored && is_same_key(other));
-        self.loaded -= cost;
-        let address = self.places.remove(&sequence)?;
-        self.decide(&address, sequence, stored);
+        let (address, entry) = self.remove(sequence, |queue, sequence| queue.take(sequence, stored))?;
         self.forget_if_idle(&address);
         Some(entry)
     }
@@ -404,20 +288,8 @@ impl Destinations {
 
     /// The session is lost: everything is to be sent again, and each address is tried again.
     pub(super) fn rewind(&mut self) {
-        (self.silent, self.counted) = (0, 0);
-        for queue in self.queues.values_mut() {
-            queue.handed = 0;
-            queue.waiting = queue.entries.keys().copied().collect();
-            for entry in queue.entries.values_mut().filter(|entry| matches!(entry.state, EntryState::Sent(_))) {
-                entry.state = EntryState::Waiting;
-                entry.stored = true;
-            }
-            queue.state = match std::mem::take(&mut queue.state) {
-                AddressState::Asking(_, Some(parked)) => AddressState::Parked(parked),
-                AddressState::Asking(_, None) => AddressState::Open,
-                state => state,
-            };
-        }
+        (self.handed, self.counted) = (0, 0);
+        self.queues.values_mut().for_each(AddressQueue::rewind);
         self.try_at_once();
     }
 
@@ -456,19 +328,16 @@ impl Destinations {
                 let event = queue.entries.get(*sequence).and_then(|entry| entry.message.as_ref());
                 is_late.is_some_and(|is_late| event.is_some_and(|message| is_late(&message.event)))
             };
-            let end = queue.unloaded.keys().next().copied().unwrap_or(Sequence::MAX);
+            let end = queue.first_unloaded().unwrap_or(Sequence::MAX);
             let late = queue.waiting.iter().filter(|sequence| (is_over && **sequence < end) || is_late(sequence));
             overdue.extend(late.map(|sequence| (*sequence, parked.refusal.clone())));
         }
         overdue
     }
 
-    /// Whether all messages wait for an address that refuses them, and are kept elsewhere than in memory.
-    pub(super) fn is_kept(&self) -> bool {
-        let is_kept =
-            |entry: &RingEntry| entry.message.as_ref().is_none_or(|message| message.event.kept != Kept::Memory);
-        let mut queues = self.queues.values().filter(|queue| !queue.is_empty());
-        queues.all(|queue| !queue.is_open() && queue.entries.values().all(is_kept))
+    /// Whether all messages wait for an address that refuses them.
+    pub(super) fn all_wait(&self) -> bool {
+        self.queues.values().all(|queue| queue.is_empty() || !queue.is_open())
     }
 
     /// The messages that wait at parked addresses.
@@ -505,20 +374,21 @@ impl Destinations {
         std::mem::take(&mut self.freed)
     }
 
-    /// The next unloaded events to be read back, all of one address.
-    pub(super) fn to_load(&self) -> Vec<(Sequence, u64)> {
+    /// The numbers of the next unloaded events to be read back, all of one address.
+    pub(super) fn to_load(&self) -> Vec<u64> {
         if self.unloaded == self.unrendered.len() {
             return Vec::new();
         }
         let is_short = self.is_short();
         let wanting = self.queues.values().filter(|queue| queue.wants_loading(is_short));
-        let next = wanting.min_by_key(|queue| (!queue.is_open(), queue.unloaded.keys().next().copied()));
-        next.map_or_else(Vec::new, |queue| first_of(&queue.unloaded, if is_short { FEW } else { LOADED }))
+        let next = wanting.min_by_key(|queue| (!queue.is_open(), queue.first_unloaded()));
+        let most = if is_short { FEW } else { LOADED };
+        next.map_or_else(Vec::new, |queue| queue.unloaded.keys().take(most).copied().collect())
     }
 
-    /// The next events whose address is to be rendered anew.
-    pub(super) fn to_render(&self) -> Vec<(Sequence, u64)> {
-        first_of(&self.unrendered, LOADED)
+    /// The numbers of the next events whose address is to be rendered anew.
+    pub(super) fn to_render(&self) -> Vec<u64> {
+        self.unrendered.keys().take(LOADED).copied().collect()
     }
 
     /// The number of unloaded events, and of those whose address is to be rendered anew.
@@ -535,24 +405,18 @@ impl Destinations {
     }
 
     /// Leaves an event at this address to the journal, after its address was rendered anew.
-    pub(super) fn rendered(&mut self, sequence: Sequence, address: &Address, received: SystemTime) {
-        let Some(message) = self.unrendered.remove(&sequence) else { return };
-        self.quiet_until = None;
-        let queue = self.queues.entry(address.clone()).or_default();
-        queue.unloaded.insert(sequence, message);
-        queue.unloaded_since = Some(queue.unloaded_since.map_or(received, |since| since.min(received)));
+    pub(super) fn rendered(&mut self, number: u64, address: &Address, received: SystemTime) {
+        if let Some(message) = self.unrendered.remove(&number) {
+            self.change(address, |queue| queue.unload(number, message, received));
+        }
     }
 
     /// Takes an unloaded message out, because it is in memory or lost; none where it is not unloaded. `received` is its
     /// receipt, before which none of the others was received.
-    pub(super) fn take_unloaded(
-        &mut self,
-        sequence: Sequence,
-        received: Option<SystemTime>,
-    ) -> Option<UnloadedMessage> {
-        let mut found = self.unrendered.remove(&sequence);
-        if let Some(queue) = self.queues.values_mut().find(|queue| queue.unloaded.contains_key(&sequence)) {
-            found = queue.unloaded.remove(&sequence);
+    pub(super) fn take_unloaded(&mut self, number: u64, received: Option<SystemTime>) -> Option<UnloadedMessage> {
+        let mut found = self.unrendered.remove(&number);
+        if let Some(queue) = self.queues.values_mut().find(|queue| queue.unloaded.contains_key(&number)) {
+            found = queue.unloaded.remove(&number);
             queue.unloaded_since = received.or(queue.unloaded_since);
         }
         self.unloaded -= usize::from(found.is_some());
@@ -560,12 +424,6 @@ impl Destinations {
             self.unloaded_bytes = 0;
         }
         found
-    }
-
-    /// The sequence of the unloaded event with this record.
-    pub(super) fn unloaded_as(&self, name: u64) -> Option<Sequence> {
-        let all = self.queues.values().flat_map(|queue| &queue.unloaded).chain(&self.unrendered);
-        all.filter(|(_, message)| message.name == name).map(|(sequence, _)| *sequence).next()
     }
 
     /// Has the addresses of all unloaded events rendered anew.
@@ -598,16 +456,4 @@ impl Destinations {
     pub(super) fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
         self.queues.values().flat_map(|queue| &queue.entries).map(|(sequence, entry)| (*sequence, entry))
     }
-
-    /// The messages, oldest first.
-    pub(super) fn messages(&mut self) -> impl Iterator<Item = &mut Message> {
-        let mut all: Vec<_> = self.queues.values_mut().flat_map(|queue| &mut queue.entries).collect();
-        all.sort_unstable_by_key(|(sequence, _)| **sequence);
-        all.into_iter().filter_map(|(_, entry)| entry.message.as_mut())
-    }
-}
-
-/// The first of these, at most so many.
-fn first_of(unloaded: &BTreeMap<Sequence, UnloadedMessage>, most: usize) -> Vec<(Sequence, u64)> {
-    unloaded.iter().take(most).map(|(sequence, message)| (*sequence, message.name)).collect()
 }

@@ -7,7 +7,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::process::logs::Throttle;
-use crate::queue::journal::is_unreadable;
+use crate::queue::journal::{Reader, is_unreadable};
 use crate::status::BrokerStatus;
 
 /// The time that delivery waits before it retries a read.
@@ -22,38 +22,36 @@ const SLOW: Duration = Duration::from_secs(2);
 /// The reads of one reader, one after the other. Each is kept from one call to the next: waiting for it may be cancelled,
 /// the read itself is not.
 #[derive(Debug)]
-pub(super) struct DiskReads<R, T> {
-    stage: ReadStage<R, T>,
+pub(super) struct DiskReads<T> {
+    stage: ReadStage<T>,
     /// The number of failures of the next read.
     failures: u32,
     /// A failure is shown to the operator.
     is_shown: bool,
     throttle: Throttle,
-    /// Lets the next read skip unreadable blocks.
-    skip: fn(&mut R),
 }
 
 #[derive(Debug)]
-enum ReadStage<R, T> {
+enum ReadStage<T> {
     /// None is in progress; the next may begin at this time.
-    Idle(Box<R>, Option<Instant>),
+    Idle(Box<Reader>, Option<Instant>),
     /// One is in progress.
-    Busy(JoinHandle<(Box<R>, io::Result<T>)>),
+    Busy(JoinHandle<(Box<Reader>, io::Result<T>)>),
     /// It panicked.
     Broken,
 }
 
-impl<R: Send + 'static, T: Send + 'static> DiskReads<R, T> {
-    pub(super) fn new(reader: R, skip: fn(&mut R)) -> Self {
+impl<T: Send + 'static> DiskReads<T> {
+    pub(super) fn new(reader: Reader) -> Self {
         let throttle = Throttle::new("reading the journal", 10, Duration::from_secs(1));
-        Self { stage: ReadStage::Idle(Box::new(reader), None), failures: 0, is_shown: false, throttle, skip }
+        Self { stage: ReadStage::Idle(Box::new(reader), None), failures: 0, is_shown: false, throttle }
     }
 
     /// Reads, and tries again for as long as the disk fails; a block that stays unreadable in a readable file is skipped.
     /// If a read was begun before, it is waited for instead. Cancel-safe.
     pub(super) async fn run<F>(&mut self, view: &BrokerStatus, read: F) -> T
     where
-        F: Fn(&mut R) -> io::Result<T> + Clone + Send + 'static,
+        F: Fn(&mut Reader) -> io::Result<T> + Clone + Send + 'static,
     {
         loop {
             match self.finished(view, read.clone()).await {
@@ -74,7 +72,7 @@ impl<R: Send + 'static, T: Send + 'static> DiskReads<R, T> {
                     if let ReadStage::Idle(reader, next) = &mut self.stage {
                         *next = Some(Instant::now() + RETRY);
                         if self.failures >= TRIES && is_unreadable(&error) {
-                            (self.skip)(reader);
+                            reader.skip_unreadable();
                         }
                     }
                 }
@@ -97,7 +95,7 @@ impl<R: Send + 'static, T: Send + 'static> DiskReads<R, T> {
     /// Begins a read if none is in progress, and waits for its end.
     async fn finished<F>(&mut self, view: &BrokerStatus, read: F) -> io::Result<T>
     where
-        F: FnOnce(&mut R) -> io::Result<T> + Send + 'static,
+        F: FnOnce(&mut Reader) -> io::Result<T> + Send + 'static,
     {
         if let ReadStage::Idle(_, Some(next)) = &self.stage {
             sleep_until(*next).await;

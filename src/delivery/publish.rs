@@ -24,7 +24,7 @@ use crate::delivery::rejections::Rejections;
 use crate::delivery::ring::{Removed, Ring};
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
-use crate::delivery::spill::{self, Spill, Unsettled};
+use crate::delivery::spill::{self, Spill};
 use crate::delivery::successor::{Successor, Takeover};
 use crate::delivery::unloaded::{BETWEEN_RENEWALS, UnloadedReader, next_portion};
 use crate::delivery::watch::{EndedWait, Watch};
@@ -111,9 +111,9 @@ impl Delivery {
     /// A delivery task; nothing is connected yet.
     #[must_use]
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { broker, router, headers, successor, queue, metrics, view, settings, store, mut backlog, drain } =
+        let Parts { broker, router, headers, successor, queue, metrics, view, settings, store, backlog, drain } =
             parts;
-        let lookup = backlog.as_mut().and_then(BacklogReader::lookup);
+        let unloaded = backlog.as_ref().map(BacklogReader::unloaded);
         let settler = Settler::new(store, headers);
         let pace = Pace::new(queue.awaits_broker());
         let ring = Ring::new(router.has_keyed_addresses());
@@ -139,7 +139,7 @@ impl Delivery {
             away: false,
             watch: Watch::default(),
             rejections: Rejections::default(),
-            unloaded: lookup.map(|(lookup, rebuild)| UnloadedReader::new(lookup, rebuild)),
+            unloaded,
             takeover: Takeover::new(Backoff::new(settings.retry_min, settings.retry_max)),
             spill: Spill::NotBegun,
             settings,
@@ -189,8 +189,7 @@ impl Delivery {
         } else {
             self.finish().await;
         }
-        let held = self.settler.refused_events().chain(self.ring.events()).map(|event| &*event);
-        let lost = self.queue.lose_taken(held.chain(self.taken.iter().map(|event| &**event)));
+        let lost = self.queue.lose_taken(self.unsettled());
         self.queue.lose_waiting();
         lost
     }
@@ -215,8 +214,15 @@ impl Delivery {
     /// Whether nothing is left, and nothing more will arrive; what waits for its address and is on disk is not waited for.
     fn is_finished(&self) -> bool {
         let is_last = || self.taken.is_empty() && self.settler.is_empty() && self.queue.is_empty();
-        let is_done = || self.ring.unsettled() == 0 || (self.spill.is_over() && self.ring.is_kept_for_addresses());
+        let is_kept = || self.ring.waits_for_addresses() && self.queue.keeps(self.ring.events());
+        let is_done = || self.ring.unsettled() == 0 || (self.spill.is_over() && is_kept());
         self.drain.has_begun() && is_last() && is_done()
+    }
+
+    /// The events that it holds.
+    pub(super) fn unsettled(&self) -> impl Iterator<Item = &Event> {
+        let refused = self.settler.refused_events();
+        refused.chain(self.ring.events()).chain(self.taken.iter().map(|event| &**event))
     }
 
     fn holds_nothing(&self) -> bool {
@@ -244,20 +250,11 @@ impl Delivery {
         }
     }
 
-    /// Once the bridge stops: writes what only memory keeps to the journal, first.
-    async fn spill(&mut self) {
-        if self.drain.has_begun() && !self.spill.is_over() {
-            let Self { spill, queue, settler, ring, taken, .. } = self;
-            spill.advance(queue, &mut Unsettled { settler, ring, taken }).await;
-        }
-    }
-
     /// Waits briefly for the writes in progress at the end: until they finish, it is unknown what is kept.
     async fn finish(&mut self) {
-        let Self { spill, queue, settler, ring, taken, view, .. } = self;
-        let _ = timeout(spill::LAST, settler.finish()).await;
-        settler.settle(ring, queue, view);
-        spill.finish(queue, &mut Unsettled { settler, ring, taken }).await;
+        let _ = timeout(spill::LAST, self.settler.finish()).await;
+        self.settler.settle(&self.ring, &self.queue, &self.view);
+        self.finish_spill().await;
     }
 
     /// Reads the next events, if they are on disk and the disk answers soon. Events in memory can still be withdrawn

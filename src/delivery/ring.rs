@@ -56,14 +56,13 @@ impl RingEntry {
         self.attempts + self.nacks == 0 && !self.deferred
     }
 
-    /// The part that stays in memory if the journal alone keeps its event, and the event; none where the broker may have it, where
-    /// its order is to be counted, or where only memory keeps it.
-    pub(super) fn to_unload(&self) -> Option<(UnloadedMessage, &Event)> {
+    /// The event that the journal alone may keep, and its number; none where the broker may have it, where its order is to be
+    /// counted, or where only memory keeps it.
+    pub(super) fn to_unload(&self) -> Option<(u64, &Event)> {
         let event = &self.message.as_ref()?.event;
         let is_free = matches!(self.state, EntryState::Waiting) && !self.stored && !self.overtaken;
-        let Kept::Journal(name) = event.kept else { return None };
-        let unloaded = UnloadedMessage { name, attempts: self.attempts, nacks: self.nacks };
-        (is_free && event.waiter.is_none()).then_some((unloaded, event))
+        let Kept::Journal(number) = event.kept else { return None };
+        (is_free && event.waiter.is_none()).then_some((number, event))
     }
 
     /// The entry of a message that was read back.
@@ -363,18 +362,17 @@ impl Ring {
     }
 
     /// Notes the address of an unloaded event, rendered anew.
-    pub(super) fn rendered(&mut self, sequence: Sequence, name: &Arc<str>, key: &Arc<str>, received: SystemTime) {
+    pub(super) fn rendered(&mut self, number: u64, name: &Arc<str>, key: &Arc<str>, received: SystemTime) {
         let address = self.join(name, key);
-        self.destinations.rendered(sequence, &address, received);
+        self.destinations.rendered(number, &address, received);
     }
 
-    /// Takes back an unloaded event that was read; false where it is not unloaded any more.
-    pub(super) fn load(&mut self, sequence: Sequence, message: Message, pair: u16) -> bool {
-        let unloaded = self.destinations.take_unloaded(sequence, Some(message.event.origin.received));
-        let Some(unloaded) = unloaded else { return false };
+    /// Takes back an unloaded event that was read; none where it is not unloaded any more.
+    pub(super) fn load(&mut self, number: u64, message: Message, pair: u16) -> Option<Sequence> {
+        let unloaded = self.destinations.take_unloaded(number, Some(message.event.origin.received))?;
         let address = self.join(&message.address, &message.key);
-        self.destinations.load(sequence, &address, RingEntry::loaded(message, pair, unloaded));
-        true
+        self.destinations.load(unloaded.sequence, &address, RingEntry::loaded(message, pair, unloaded));
+        Some(unloaded.sequence)
     }
 
     /// Whether messages of this address are unsettled.
@@ -573,15 +571,15 @@ impl Ring {
         sent.next().map(|(sequence, _)| sequence).filter(|_| self.in_flight() == 1)
     }
 
-    /// Whether all that is left waits for its address, and is kept elsewhere than in memory.
-    pub(super) fn is_kept_for_addresses(&self) -> bool {
-        self.slots.len() == self.settled && self.destinations.is_kept()
+    /// Whether all that is left waits for its address.
+    pub(super) fn waits_for_addresses(&self) -> bool {
+        self.slots.len() == self.settled && self.destinations.all_wait()
     }
 
-    /// The events that are not settled, oldest first at each address.
-    pub(super) fn events(&mut self) -> impl Iterator<Item = &mut Event> {
-        let slots = self.slots.iter_mut().filter_map(|slot| slot.message.as_mut());
-        self.destinations.messages().chain(slots).map(|message| &mut *message.event)
+    /// The events that are not settled.
+    pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
+        let entries = self.slots.iter().chain(self.destinations.entries().map(|(_, entry)| entry));
+        entries.filter_map(|entry| entry.message.as_ref()).map(|message| &*message.event)
     }
 }
 

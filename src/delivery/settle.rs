@@ -208,8 +208,8 @@ impl Settler {
     }
 
     /// The events of messages that are refused and not settled yet.
-    pub(super) fn refused_events(&mut self) -> impl Iterator<Item = &mut Event> {
-        self.refused.iter_mut().map(|(taken, _)| &mut *taken.message.event)
+    pub(super) fn refused_events(&self) -> impl Iterator<Item = &Event> {
+        self.refused.iter().map(|(taken, _)| &*taken.message.event)
     }
 }
 

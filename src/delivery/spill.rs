@@ -3,16 +3,14 @@
 //! A disk that does not answer in time has neither written nor refused: delivery continues meanwhile, and the next call
 //! finds out how the write ended. Only an error, or the end of the process, means that the journal does not have them.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::delivery::ring::Ring;
-use crate::delivery::settle::Settler;
-use crate::event::{Event, Outcome, Waiter};
-use crate::queue::{Buffer, SpillResult};
+use crate::delivery::publish::Delivery;
+use crate::event::{Outcome, Waiter};
+use crate::queue::SpillResult;
 
 /// The number of bytes written at once.
 const BYTES: usize = 1 << 20;
@@ -35,27 +33,13 @@ pub(super) enum Spill {
     Over,
 }
 
-/// The events that delivery holds, oldest first.
-pub(super) struct Unsettled<'d> {
-    pub(super) settler: &'d mut Settler,
-    pub(super) ring: &'d mut Ring,
-    pub(super) taken: &'d mut VecDeque<Box<Event>>,
-}
-
-impl Unsettled<'_> {
-    fn events(&mut self) -> impl Iterator<Item = &mut Event> {
-        let refused = self.settler.refused_events();
-        refused.chain(self.ring.events()).chain(self.taken.iter_mut().map(|event| &mut **event))
-    }
-}
-
 impl Spill {
     /// Whether nothing more is to be written.
     pub(super) fn is_over(&self) -> bool {
         matches!(self, Self::Over)
     }
 
-    /// Waits until [`Spill::advance`] has something to do.
+    /// Waits until [`Delivery::spill`] has something to do.
     pub(super) async fn news(self) {
         match self {
             Self::NotBegun => {}
@@ -65,51 +49,50 @@ impl Spill {
             Self::Over => std::future::pending().await,
         }
     }
+}
 
-    /// Continues writing. The first time it waits briefly for the disk, so that as much as possible is kept before
-    /// anything else; afterwards it collects finished writes, and returns.
-    pub(super) async fn advance(&mut self, queue: &Buffer, held: &mut Unsettled<'_>) {
-        let limit = if matches!(self, Self::NotBegun) { FIRST_WAIT } else { Duration::ZERO };
-        self.advance_until(queue, held, Instant::now() + limit).await;
-    }
-
-    /// Waits for the writes in progress at the end; events with an unknown outcome count as in memory only.
-    pub(super) async fn finish(&mut self, queue: &Buffer, held: &mut Unsettled<'_>) {
-        self.advance_until(queue, held, Instant::now() + LAST).await;
-        if !self.is_over() {
-            self.give_up(queue, held, "the disk does not answer; it may have been written nevertheless");
+impl Delivery {
+    /// Once the bridge stops: continues writing. The first time it waits briefly for the disk, so that as much as possible
+    /// is kept before anything else; afterwards it collects finished writes, and returns.
+    pub(super) async fn spill(&mut self) {
+        if self.drain.has_begun() {
+            let limit = if matches!(self.spill, Spill::NotBegun) { FIRST_WAIT } else { Duration::ZERO };
+            self.spill_until(Instant::now() + limit).await;
         }
     }
 
-    async fn advance_until(&mut self, queue: &Buffer, held: &mut Unsettled<'_>, until: Instant) {
+    /// Waits for the writes in progress at the end; without an answer only memory keeps the events.
+    pub(super) async fn finish_spill(&mut self) {
+        self.spill_until(Instant::now() + LAST).await;
+        if !self.spill.is_over() {
+            self.give_up_spill("the disk does not answer; it may have been written nevertheless");
+        }
+    }
+
+    async fn spill_until(&mut self, until: Instant) {
         loop {
-            match self {
-                Self::Over => return,
-                Self::NotBegun if !queue.has_journal() => {
-                    *self = Self::Over;
-                    return;
-                }
-                Self::NotBegun => {}
-                Self::Writing(waiter) => match timeout_at(until, waiter.wait()).await {
+            match &self.spill {
+                Spill::Over => return,
+                Spill::NotBegun => {}
+                Spill::Writing(waiter) => match timeout_at(until, waiter.wait()).await {
                     Ok(Outcome::Kept) => {}
-                    Ok(_) => return self.give_up(queue, held, "it could not be written"),
+                    Ok(_) => return self.give_up_spill("it could not be written"),
                     // Unknown: neither written nor refused.
                     Err(_) => return,
                 },
             }
-            match queue.spill(held.events(), BYTES) {
-                SpillResult::Done => *self = Self::Over,
-                SpillResult::Waits(waiter) => *self = Self::Writing(waiter),
-                SpillResult::Refused(text) => self.give_up(queue, held, &text),
+            match self.queue.spill(self.unsettled(), BYTES) {
+                SpillResult::Done => self.spill = Spill::Over,
+                SpillResult::Waits(waiter) => self.spill = Spill::Writing(waiter),
+                SpillResult::Refused(text) => self.give_up_spill(&text),
             }
         }
     }
 
-    fn give_up(&mut self, queue: &Buffer, held: &mut Unsettled<'_>, problem: &str) {
-        *self = Self::Over;
+    fn give_up_spill(&mut self, problem: &str) {
+        self.spill = Spill::Over;
         tracing::error!(
             "cannot write everything that is held to the journal; what is not delivered before the end is lost: {problem}"
         );
-        queue.undo_spill(held.events());
     }
 }

@@ -1,7 +1,7 @@
 //! Events that wait for their address and that the journal alone keeps: they are read back in portions when their turn
 //! comes, to give them another address after a reload, and to write their records again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
@@ -10,9 +10,9 @@ use crate::brokers::{Routed, Sequence};
 use crate::delivery::backlog::restored;
 use crate::delivery::disk_read::DiskReads;
 use crate::delivery::publish::{BATCH, Delivery};
-use crate::event::{EVENT_OVERHEAD, Event, Kept, Message, Rebuild};
+use crate::event::{EVENT_OVERHEAD, Event, Message, Rebuild};
 use crate::queue::UnsettledRecord;
-use crate::queue::journal::{FoundRecords, RecordLookup};
+use crate::queue::journal::{Batch, Reader};
 use crate::status::BrokerStatus;
 
 /// The most bytes of bodies that are read at once.
@@ -52,8 +52,6 @@ struct PortionRead {
     records: Vec<UnsettledRecord>,
     /// The most bytes of bodies.
     bytes: usize,
-    /// The events, by the sequences under which delivery knows their records, with their sequences in the ring.
-    places: HashMap<u64, Sequence>,
 }
 
 /// The events of a portion that were read back.
@@ -66,7 +64,7 @@ pub(super) struct ReadPortion {
 
 /// Reads events back, one portion at a time.
 pub(super) struct UnloadedReader {
-    reads: DiskReads<RecordLookup, FoundRecords>,
+    reads: DiskReads<Batch>,
     rebuild: Rebuild,
     current: Option<PortionRead>,
     /// The last portion was to be written again: others are next.
@@ -76,14 +74,8 @@ pub(super) struct UnloadedReader {
 }
 
 impl UnloadedReader {
-    pub(super) fn new(lookup: RecordLookup, rebuild: Rebuild) -> Self {
-        Self {
-            reads: DiskReads::new(lookup, RecordLookup::skip_unreadable),
-            rebuild,
-            current: None,
-            has_renewed: false,
-            looked: None,
-        }
+    pub(super) fn new(reader: Reader, rebuild: Rebuild) -> Self {
+        Self { reads: DiskReads::new(reader), rebuild, current: None, has_renewed: false, looked: None }
     }
 
     /// Resolves when a portion has been read. Cancel-safe.
@@ -91,13 +83,13 @@ impl UnloadedReader {
         let Some(portion) = &self.current else { return std::future::pending().await };
         let sequences: Vec<u64> = portion.records.iter().map(|record| record.sequence).collect();
         let bytes = portion.bytes;
-        let found = self.reads.run(view, move |lookup| lookup.find(&sequences, bytes)).await;
+        let found = self.reads.run(view, move |reader| reader.find(&sequences, bytes)).await;
         let Some(portion) = self.current.take() else { return std::future::pending().await };
         let mut stored = found.records.into_iter().peekable();
         let (mut events, mut missing) = (VecDeque::new(), Vec::new());
-        for record in &portion.records[..found.looked] {
+        for record in portion.records.iter().take_while(|record| record.sequence < found.next) {
             match stored.next_if(|stored| stored.sequence == record.sequence) {
-                Some(stored) => events.push_back(restored(stored, record.name, self.rebuild)),
+                Some(stored) => events.push_back(restored(record.number, stored, self.rebuild)),
                 None => missing.push(*record),
             }
         }
@@ -149,8 +141,7 @@ impl Delivery {
         let waiting = self.ring.destinations.record_bytes();
         let records = self.queue.old_records(waiting, (most / EVENT_OVERHEAD).max(1))?;
         reader.looked = records.is_empty().then_some(now);
-        let places = HashMap::new();
-        (!records.is_empty()).then_some(PortionRead { purpose: ReadPurpose::Renew, records, bytes: most, places })
+        (!records.is_empty()).then_some(PortionRead { purpose: ReadPurpose::Renew, records, bytes: most })
     }
 
     fn wanted_portion(&mut self) -> Option<PortionRead> {
@@ -167,25 +158,23 @@ impl Delivery {
         if wanted.is_empty() {
             return None;
         }
-        let records = self.queue.records(wanted.iter().map(|(_, name)| *name));
-        let places = wanted.into_iter().map(|(sequence, name)| (name, sequence)).collect();
-        Some(PortionRead { purpose, records, bytes, places })
+        Some(PortionRead { purpose, records: self.queue.records(&wanted), bytes })
     }
 
     /// Uses a portion that has been read.
     pub(super) fn take_portion(&mut self, read: ReadPortion) {
         let ReadPortion { portion, mut events, missing } = read;
         let damaged = self.queue.damaged(missing);
-        if portion.purpose == ReadPurpose::Renew {
-            events.extend(damaged.iter().filter_map(|record| self.in_memory(record.name)));
-            events.make_contiguous().sort_unstable_by_key(|event| event.kept);
+        let is_renewal = portion.purpose == ReadPurpose::Renew;
+        if is_renewal {
+            events.extend(damaged.iter().filter_map(|record| self.in_memory(record.number)));
+        }
+        events.make_contiguous().sort_unstable_by_key(|event| event.kept.number());
+        if is_renewal {
             self.queue.renew(events.into_iter());
         } else {
-            events.make_contiguous().sort_unstable_by_key(|event| place_of(event, &portion.places));
             for event in events {
-                if let Some(sequence) = place_of(&event, &portion.places) {
-                    self.take_read(sequence, event, portion.purpose);
-                }
+                self.take_read(event, portion.purpose);
             }
         }
         self.lose_damaged(&damaged);
@@ -208,8 +197,8 @@ impl Delivery {
             let mut ascending = portion.to_vec();
             ascending.sort_unstable_by_key(|record| record.sequence);
             if let Some(reader) = &mut self.unloaded {
-                let (purpose, bytes, places) = (ReadPurpose::Renew, usize::MAX, HashMap::new());
-                reader.current = Some(PortionRead { purpose, records: ascending, bytes, places });
+                let (purpose, bytes) = (ReadPurpose::Renew, usize::MAX);
+                reader.current = Some(PortionRead { purpose, records: ascending, bytes });
             }
             let read = next_portion(&mut self.unloaded, &self.view).await;
             self.take_portion(read);
@@ -225,45 +214,45 @@ impl Delivery {
         }
     }
 
-    fn take_read(&mut self, sequence: Sequence, event: Box<Event>, purpose: ReadPurpose) {
+    fn take_read(&mut self, event: Box<Event>, purpose: ReadPurpose) {
+        let Some(number) = event.kept.number() else { return };
         match self.pairs.route(&event, &mut self.router, &self.queue) {
             Ok(Routed { address, key, .. }) if purpose == ReadPurpose::Render => {
-                self.ring.rendered(sequence, &address, &key, event.origin.received);
+                self.ring.rendered(number, &address, &key, event.origin.received);
             }
             Ok(Routed { address, key, pair }) => {
-                self.load(sequence, Message { event, address, key }, pair);
+                self.load(number, Message { event, address, key }, pair);
             }
             Err(refusal) => {
                 let pair = self.pairs.number(&event, &self.queue);
-                if self.load(sequence, Message { event, address: "".into(), key: "".into() }, pair) {
+                let message = Message { event, address: "".into(), key: "".into() };
+                if let Some(sequence) = self.load(number, message, pair) {
                     self.refuse(sequence, refusal);
                 }
             }
         }
     }
 
-    fn load(&mut self, sequence: Sequence, message: Message, pair: u16) -> bool {
+    fn load(&mut self, number: u64, message: Message, pair: u16) -> Option<Sequence> {
         let cost = message.event.cost();
-        let is_loaded = self.ring.load(sequence, message, pair);
-        if is_loaded {
-            self.queue.load(cost);
-        }
-        is_loaded
+        let sequence = self.ring.load(number, message, pair)?;
+        self.queue.load(cost);
+        Some(sequence)
     }
 
     /// A copy of an event in memory whose record is damaged.
-    fn in_memory(&mut self, name: u64) -> Option<Box<Event>> {
-        let held = self.settler.refused_events().chain(self.ring.events()).map(|event| &*event);
-        let mut held = held.chain(self.taken.iter().map(|event| &**event));
-        held.find(|event| event.kept == Kept::Journal(name)).map(|event| Box::new(event.clone()))
+    fn in_memory(&self, number: u64) -> Option<Box<Event>> {
+        let mut held = self.unsettled();
+        held.find(|event| event.kept.number() == Some(number)).map(|event| Box::new(event.clone()))
     }
 
     /// Counts as lost what only damaged records kept.
     fn lose_damaged(&mut self, damaged: &[UnsettledRecord]) {
         for record in damaged {
-            let Some(sequence) = self.ring.destinations.unloaded_as(record.name) else { continue };
-            self.ring.destinations.take_unloaded(sequence, None);
-            self.queue.lose_damaged(&[record.name]);
+            if self.ring.destinations.take_unloaded(record.number, None).is_none() {
+                continue;
+            }
+            self.queue.lose_damaged(&[record.number]);
             if let Some(reader) = &mut self.unloaded {
                 reader
                     .reads
@@ -271,9 +260,4 @@ impl Delivery {
             }
         }
     }
-}
-
-fn place_of(event: &Event, places: &HashMap<u64, Sequence>) -> Option<Sequence> {
-    let Kept::Journal(name) = event.kept else { return None };
-    places.get(&name).copied()
 }

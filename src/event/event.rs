@@ -84,15 +84,25 @@ pub(crate) struct Origin {
     pub(crate) received: SystemTime,
 }
 
-/// The place that keeps an event if this process ends before it is settled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// The place that keeps an event from enqueue on, with the number that it has in the queue until it is settled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kept {
-    /// No place: it is in memory only.
-    Memory,
-    /// The journal, under this sequence.
+    /// Memory, until a stop has written it.
+    Memory(u64),
+    /// The journal; its first record has this number.
     Journal(u64),
     /// The dead letter it was made from, which is deleted only when this event is settled.
     DeadLetter,
+}
+
+impl Kept {
+    /// The number in the queue: it rises in the order of acceptance.
+    pub(crate) fn number(self) -> Option<u64> {
+        match self {
+            Self::Memory(number) | Self::Journal(number) => Some(number),
+            Self::DeadLetter => None,
+        }
+    }
 }
 
 /// Rebuilds an event from the parts that the journal or a letter kept, whatever the body is.
@@ -178,7 +188,7 @@ impl Event {
 
     /// Builds an event from existing labels, which borrow nothing of the body; `accepted` is about now.
     pub(crate) fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels, accepted: Instant) -> Self {
-        Self { origin, body, accepted, kept: Kept::Memory, waiter: None, labels }
+        Self { origin, body, accepted, kept: Kept::Memory(0), waiter: None, labels }
     }
 
     /// The field with this index among the ends.

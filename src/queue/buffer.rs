@@ -18,7 +18,7 @@ use crate::queue::disk::{AppendReason, Backlog, Disk, Incoming};
 use crate::queue::journal::{Record, SegmentAllocator, index};
 use crate::queue::{Ack, Mode, NotTaken, Settlement};
 use crate::settings::Section;
-use crate::status::{Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
+use crate::status::{ConnectionState, Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
 
 /// The share of the limits, in percent, below which a full buffer is no longer full: readiness must not flicker.
 const READY_BELOW: usize = 90;
@@ -56,8 +56,10 @@ pub(super) struct QueueState {
     pub(super) closed: bool,
     /// Events that delivery took and has not settled.
     pub(super) taken: usize,
-    /// The events in memory that the journal does not keep.
-    pub(super) unjournaled: usize,
+    /// Everything accepted and not settled.
+    pub(super) held: u64,
+    /// The number of the next event that memory keeps.
+    next: u64,
     /// The cost of everything held in memory.
     pub(super) bytes: usize,
     /// The part of it that delivery took.
@@ -80,35 +82,29 @@ impl QueueState {
 
     /// Removes all waiting events that their senders withdrew.
     pub(super) fn sweep(&mut self) {
-        let mut waiting = std::mem::take(&mut self.waiting);
-        waiting.retain(|event| {
-            let is_withdrawn = is_withdrawn(event);
-            if is_withdrawn {
-                withdraw(self, event);
-            }
-            !is_withdrawn
-        });
-        self.waiting = waiting;
-        let mut replays = std::mem::take(&mut self.replays);
-        replays.retain(|event| {
-            // Its letter stays: nothing has to be done on disk either.
-            let is_withdrawn = event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn());
-            if is_withdrawn {
-                withdraw(self, event);
-            }
-            !is_withdrawn
-        });
-        self.replays = replays;
+        let (mut waiting, mut replays) = (std::mem::take(&mut self.waiting), std::mem::take(&mut self.replays));
+        waiting.retain(|event| !self.withdraws(event));
+        replays.retain(|event| !self.withdraws(event));
+        (self.waiting, self.replays) = (waiting, replays);
     }
 
-    /// Everything accepted and not settled.
-    fn held(&self) -> u64 {
-        (self.unjournaled + self.disk.as_ref().map_or(0, |disk| disk.events)) as u64
+    /// Settles an event that waits here, if its sender withdrew it.
+    fn withdraws(&mut self, event: &Event) -> bool {
+        let is_withdrawn = event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn());
+        if is_withdrawn {
+            self.ledger.withdrawn += 1;
+            self.held -= 1;
+            self.bytes -= event.cost();
+            if let (Some(disk), Some(number)) = (&mut self.disk, event.kept.number()) {
+                disk.settle(&[number]);
+            }
+        }
+        is_withdrawn
     }
 
     /// Checks the two equations of the accounting, in builds for tests.
     pub(super) fn check_balance(&self) {
-        debug_assert_eq!(self.ledger.totals(self.held()).mismatch(), 0, "an event is counted twice, or not at all");
+        debug_assert_eq!(self.ledger.totals(self.held).mismatch(), 0, "an event is counted twice, or not at all");
     }
 
     fn has_room(&self, cost: usize) -> bool {
@@ -138,7 +134,8 @@ impl Buffer {
             replay_share: 0,
             closed: false,
             taken: 0,
-            unjournaled: 0,
+            held: 0,
+            next: 1,
             bytes: 0,
             taken_bytes: 0,
             oldest_taken: None,
@@ -161,9 +158,10 @@ impl Buffer {
         damaged: u64,
     ) -> Self {
         let state = self.state.get_mut();
-        let disk = Disk::new(layout, recovered, damaged);
-        state.ledger.recovered = disk.recovered;
-        state.disk = Some(disk);
+        state.held = recovered.end - recovered.start;
+        state.next = recovered.end;
+        state.ledger.recovered = state.held;
+        state.disk = Some(Disk::new(layout, recovered, damaged));
         self
     }
 
@@ -222,7 +220,7 @@ impl Buffer {
         enqueued
     }
 
-    fn hold(state: &mut QueueState, event: Box<Event>) -> Result<(), NotTaken> {
+    fn hold(state: &mut QueueState, mut event: Box<Event>) -> Result<(), NotTaken> {
         let cost = event.cost();
         if !state.has_room(cost) {
             // A body too large for the room left does not make the buffer full for smaller ones.
@@ -230,7 +228,9 @@ impl Buffer {
             return Err(NotTaken::Full);
         }
         state.bytes += cost;
-        state.unjournaled += 1;
+        state.held += 1;
+        event.kept = Kept::Memory(state.next);
+        state.next += 1;
         state.waiting.push_back(event);
         state.full |= state.in_memory() >= state.limits.events;
         Ok(())
@@ -305,16 +305,15 @@ impl Buffer {
                     }
                     is_next
                 }
-                // Every event with a sequence is older than those in memory only.
-                (_, Some(disk)) => disk.cursor >= disk.layout.next(),
+                // What was found at start is older.
+                (_, Some(disk)) => disk.cursor >= disk.recovered.end,
                 (_, None) => true,
             };
             if !is_next {
                 break;
             }
             let Some(event) = state.waiting.pop_front() else { break };
-            if is_withdrawn(&event) {
-                withdraw(state, &event);
+            if state.withdraws(&event) {
                 continue;
             }
             state.taken_bytes += event.cost();
@@ -374,6 +373,7 @@ impl Buffer {
         disk.skip_to(next);
         debug_assert!(damaged <= disk.events as u64, "more records are damaged than there are");
         disk.events = disk.events.saturating_sub(index(damaged));
+        state.held -= damaged;
         disk.damaged += damaged;
         state.ledger.lost[Loss::Damaged as usize] += damaged;
         state.taken += events.len();
@@ -393,7 +393,7 @@ impl Buffer {
             return false;
         }
         state.ledger.replayed += events.len() as u64;
-        state.unjournaled += events.len();
+        state.held += events.len() as u64;
         state.bytes += events.iter().map(|event| event.cost()).sum::<usize>();
         state.replays.extend(events);
         self.note_room(&mut state);
@@ -414,17 +414,17 @@ impl Buffer {
         }
         state.ledger.withdrawn += settlement.withdrawn as u64;
         state.taken -= settlement.events();
-        state.unjournaled -= settlement.events() - settlement.sequences.len();
+        state.held -= settlement.events() as u64;
         state.bytes -= settlement.bytes;
         state.taken_bytes -= settlement.bytes;
         state.oldest_taken = oldest;
         if !settlement.published.is_empty() {
             state.away = None;
         }
-        if let Some(disk) = state.disk.as_mut().filter(|_| !settlement.sequences.is_empty()) {
-            let is_news = !disk.moved;
-            disk.settle(&settlement.sequences);
-            if is_news && disk.wakes_writer() {
+        if let Some(disk) = &mut state.disk {
+            let had_moved = disk.moved;
+            disk.settle(&settlement.numbers);
+            if disk.moved && !had_moved && disk.wakes_writer() {
                 self.work.notify_one();
             }
         }
@@ -447,13 +447,11 @@ impl Buffer {
         state.full |= is_reached && self.mode.ack != Ack::Journaled;
     }
 
-    /// Notes whether the broker takes events.
-    pub(crate) fn note_broker(&self, broker: BrokerState) {
+    /// Notes whether the broker takes events: not without a session, nor while it waits.
+    pub(crate) fn note_connection(&self, broker: ConnectionState) {
         let mut state = self.lock();
-        match broker {
-            BrokerState::Unreachable => state.away = state.away.or_else(|| Some(Instant::now())),
-            BrokerState::Reachable => state.away = None,
-        }
+        let is_away = broker != ConnectionState::Connected;
+        state.away = is_away.then(|| state.away.unwrap_or_else(Instant::now));
     }
 
     fn is_away_too_long(&self, state: &QueueState) -> bool {
@@ -532,7 +530,7 @@ impl Buffer {
             events: disk.events,
             bytes: disk.layout.bytes(),
             capacity: disk.layout.capacity(),
-            recovered: disk.recovered,
+            recovered: disk.recovered.end - disk.recovered.start,
             damaged: disk.damaged,
             full: disk.full,
             failed: disk.failed.clone(),
@@ -544,7 +542,7 @@ impl Buffer {
             ledger: state.ledger.clone(),
             events: state.in_memory(),
             bytes: state.bytes,
-            held: state.held(),
+            held: state.held,
             limits: state.limits,
             oldest: state.oldest_taken.or_else(|| state.waiting.front().map(|event| event.origin.received)),
             full: state.full,
@@ -552,26 +550,6 @@ impl Buffer {
             journal,
         }
     }
-}
-
-/// Whether the broker takes events.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum BrokerState {
-    /// A session exists and takes events.
-    Reachable,
-    /// There is no session, or the broker takes nothing.
-    Unreachable,
-}
-
-/// Whether the sender withdrew the event, and nothing has to be done about it on disk.
-fn is_withdrawn(event: &Event) -> bool {
-    event.kept == Kept::Memory && event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn())
-}
-
-fn withdraw(state: &mut QueueState, event: &Event) {
-    state.ledger.withdrawn += 1;
-    state.unjournaled -= 1;
-    state.bytes -= event.cost();
 }
 
 #[cfg(test)]

@@ -2,6 +2,8 @@
 //!
 //! Pure bookkeeping under the queue's lock; the files belong to [`crate::queue::journal`], the thread that writes them
 //! to [`crate::queue::writer`].
+//!
+//! Length: records, their copies and the watermark are one piece of bookkeeping.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Range;
@@ -9,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::event::{Event, Kept, Waiter};
-use crate::queue::journal::{Place, SegmentAllocator, index};
+use crate::queue::journal::{Place, Record, SegmentAllocator, index};
 
 /// The interval at which the writer retries to create a segment after the disk had no room for one.
 pub(super) const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -30,17 +32,16 @@ pub(super) struct Incoming {
 pub(super) enum AppendReason {
     /// It is accepted once it is synced; a sender waits for that.
     Accept { source: usize, secret: Option<usize>, waiter: Arc<Waiter> },
-    /// At the stop, a copy of an event that was accepted before; the last of a batch has a waiter.
-    Spill { waiter: Option<Arc<Waiter>> },
-    /// A copy of the record of this sequence, whose event delivery holds for long.
-    Renew { old: u64 },
+    /// A copy of the event of this number, which was accepted before: at the stop, or because it waits for long. The last of
+    /// a batch may have a waiter.
+    Copy { number: u64, waiter: Option<Arc<Waiter>> },
 }
 
-/// A record whose event delivery has taken and not settled.
+/// A record whose event is not settled, and is in memory or waits for its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct UnsettledRecord {
-    /// The sequence under which delivery knows the event: that of its first record.
-    pub(crate) name: u64,
+    /// The number of the event.
+    pub(crate) number: u64,
     /// The sequence of its record.
     pub(crate) sequence: u64,
 }
@@ -88,21 +89,20 @@ pub(super) struct Disk {
     pub(super) writing: Writing,
     /// All sequences below are synced.
     pub(super) synced: u64,
-    /// The sequence that delivery takes next. At a stop it exceeds `synced`: delivery holds the originals of the copies
-    /// being written.
+    /// The sequence that delivery takes next.
     pub(super) cursor: u64,
-    /// The records that delivery took and has not settled, in order of their sequences, with the sequence under which
-    /// delivery knows the event of each; [`SETTLED`] once settled out of order.
+    /// The records below it that are not settled, in order of their sequences, with the number of the event of each;
+    /// [`SETTLED`] once settled out of order.
     outstanding: VecDeque<(u64, u64)>,
-    /// The copies of records that delivery has not reached, and will pass, because it has their events; the same numbers.
+    /// The copies above it, which delivery will pass, because memory or an older record has their events; the same numbers.
     copies: BTreeMap<u64, u64>,
-    /// The sequence under which an event is kept now, by that under which delivery knows it.
-    renewed: HashMap<u64, u64>,
+    /// The record of an event, by its number, where it has another one than its first.
+    records: HashMap<u64, u64>,
     /// The size of the records of events that wait for their address: room for copies of these is left.
     pub(super) parked_bytes: u64,
     /// The number of copies being written.
-    pub(super) renewing: usize,
-    /// The number of unsettled events: synced, and at a stop also those being written.
+    pub(super) copying: usize,
+    /// The number of unsettled events with a synced record.
     pub(super) events: usize,
     /// The watermark changed since the writer noted it.
     pub(super) moved: bool,
@@ -124,12 +124,10 @@ pub(super) struct Disk {
     retry_at: Option<Instant>,
     /// The reason why the journal can never be written again.
     pub(super) failed: Option<String>,
-    /// The error of a spill that could not be written; its events must be counted as held in memory again.
-    pub(super) spill_failed: Option<String>,
     /// The number of records found damaged.
     pub(super) damaged: u64,
-    /// The number of records found at start.
-    pub(super) recovered: u64,
+    /// The records found at start.
+    pub(super) recovered: Range<u64>,
 }
 
 impl Disk {
@@ -148,9 +146,9 @@ impl Disk {
             cursor: recovered.start,
             outstanding: VecDeque::new(),
             copies: BTreeMap::new(),
-            renewed: HashMap::new(),
+            records: HashMap::new(),
             parked_bytes: 0,
-            renewing: 0,
+            copying: 0,
             events: index(count),
             moved: false,
             fixed: None,
@@ -163,9 +161,8 @@ impl Disk {
             short: false,
             retry_at: None,
             failed: None,
-            spill_failed: None,
             damaged,
-            recovered: count,
+            recovered,
         }
     }
 
@@ -220,21 +217,22 @@ impl Disk {
         self.retry_at = None;
     }
 
-    /// The oldest unsettled sequence, as far as the disk knows. An event settled before it is synced counts only
-    /// afterwards, because its sequence is reused if it cannot be written.
+    /// The oldest unsettled sequence.
     pub(super) fn watermark(&self) -> u64 {
+        debug_assert!(self.cursor <= self.synced, "taken before it is synced");
         let oldest = self.outstanding.front().map_or(self.cursor, |(sequence, _)| *sequence);
-        self.fixed.unwrap_or(oldest.min(self.synced))
+        self.fixed.unwrap_or(oldest)
     }
 
     /// The records of all that is not settled, in the order of its events, if what is settled stands between them, or they
     /// stand in another order.
     pub(super) fn scattered_records(&self) -> Vec<UnsettledRecord> {
-        let all = self.outstanding.iter().copied().chain(self.copies.iter().map(|(copy, name)| (*copy, *name)));
-        let unsettled = all.clone().filter(|(_, name)| *name != SETTLED);
-        let mut records: Vec<_> = unsettled.map(|(sequence, name)| UnsettledRecord { name, sequence }).collect();
-        let is_scattered = records.len() < all.count() || !records.is_sorted_by_key(|record| record.name);
-        records.sort_unstable_by_key(|record| record.name);
+        let all = self.outstanding.iter().copied().chain(self.copies.iter().map(|(copy, number)| (*copy, *number)));
+        let unsettled = all.clone().filter(|(_, number)| *number != SETTLED);
+        let mut records: Vec<_> =
+            unsettled.map(|(sequence, number)| UnsettledRecord { number, sequence }).collect();
+        let is_scattered = records.len() < all.count() || !records.is_sorted_by_key(|record| record.number);
+        records.sort_unstable_by_key(|record| record.number);
         if is_scattered { records } else { Vec::new() }
     }
 
@@ -268,42 +266,51 @@ impl Disk {
         }
     }
 
-    /// Notes these sequences as settled; frees the segments that are no longer needed.
-    pub(super) fn settle(&mut self, sequences: &[u64]) {
-        for sequence in sequences {
-            let sequence = self.renewed.remove(sequence).unwrap_or(*sequence);
-            let is_settled = self.release(sequence);
-            debug_assert!(is_settled != Some(false), "settled twice");
-            self.events -= usize::from(is_settled == Some(true));
+    /// Notes the events of these numbers as settled; frees the segments that are no longer needed. Events without a record
+    /// are left out.
+    pub(super) fn settle(&mut self, numbers: &[u64]) {
+        let mut is_released = false;
+        for number in numbers {
+            let record = self.records.remove(number).unwrap_or(*number);
+            if self.release(record, *number) {
+                is_released = true;
+                self.events -= usize::from(record < self.synced);
+            }
         }
-        self.drop_settled();
+        if is_released {
+            self.drop_settled();
+        }
     }
 
-    /// Notes that the record of this sequence is not needed any more; false if it was noted before, none if delivery does
-    /// not hold it.
-    fn release(&mut self, sequence: u64) -> Option<bool> {
-        let name = match self.outstanding.binary_search_by_key(&sequence, |(sequence, _)| *sequence) {
-            Ok(at) => &mut self.outstanding[at].1,
-            Err(_) => self.copies.get_mut(&sequence)?,
-        };
-        Some(std::mem::replace(name, SETTLED) != SETTLED)
+    /// The event of this record, or none once it is settled.
+    fn event_of(&mut self, record: u64) -> Option<&mut u64> {
+        match self.outstanding.binary_search_by_key(&record, |(sequence, _)| *sequence) {
+            Ok(at) => Some(&mut self.outstanding[at].1),
+            Err(_) => self.copies.get_mut(&record),
+        }
+    }
+
+    /// Notes that this record is not needed any more; false if it is not one of this event.
+    fn release(&mut self, record: u64, number: u64) -> bool {
+        let event = self.event_of(record).filter(|event| **event == number);
+        event.map(|event| *event = SETTLED).is_some()
     }
 
     fn drop_settled(&mut self) {
-        while self.outstanding.front().is_some_and(|(_, name)| *name == SETTLED) {
+        while self.outstanding.front().is_some_and(|(_, number)| *number == SETTLED) {
             self.outstanding.pop_front();
         }
         self.advance();
     }
 
-    /// Passes the copies below this sequence: delivery holds their events already.
+    /// Passes the copies below this sequence.
     fn pass_copies(&mut self, below: u64) {
-        while let Some((copy, name)) = self.copies.first_key_value().map(|(copy, name)| (*copy, *name))
+        while let Some((copy, number)) = self.copies.first_key_value().map(|(copy, number)| (*copy, *number))
             && copy < below
         {
             self.copies.remove(&copy);
-            if name != SETTLED {
-                self.outstanding.push_back((copy, name));
+            if number != SETTLED {
+                self.outstanding.push_back((copy, number));
             }
             self.cursor = self.cursor.max(copy + 1);
         }
@@ -333,43 +340,60 @@ impl Disk {
             return Vec::new();
         };
         let old = self.outstanding.iter().take_while(|(sequence, _)| *sequence < below);
-        let old = old.filter(|(_, name)| *name != SETTLED).take(most);
-        old.map(|(sequence, name)| UnsettledRecord { name: *name, sequence: *sequence }).collect()
+        let old = old.filter(|(_, number)| *number != SETTLED).take(most);
+        old.map(|(sequence, number)| UnsettledRecord { number: *number, sequence: *sequence }).collect()
     }
 
-    /// The sequence under which an event is kept now.
-    pub(super) fn kept_as(&self, sequence: u64) -> u64 {
-        self.renewed.get(&sequence).copied().unwrap_or(sequence)
+    /// The record of an event that has one.
+    pub(super) fn record_of(&self, number: u64) -> UnsettledRecord {
+        UnsettledRecord { number, sequence: self.records.get(&number).copied().unwrap_or(number) }
     }
 
     /// Whether this is the record of an event that is not settled.
-    pub(super) fn is_current(&self, record: UnsettledRecord) -> bool {
-        let at = self.outstanding.binary_search_by_key(&record.sequence, |(sequence, _)| *sequence);
-        let name = at.map_or_else(|_| self.copies.get(&record.sequence), |at| Some(&self.outstanding[at].1));
-        self.kept_as(record.name) == record.sequence && name == Some(&record.name)
+    pub(super) fn is_current(&mut self, record: UnsettledRecord) -> bool {
+        self.record_of(record.number) == record
+            && self.event_of(record.sequence).is_some_and(|event| *event == record.number)
     }
 
-    /// Notes that a copy of the record of this event gets this place.
-    pub(super) fn copies_to(&mut self, sequence: u64, name: u64) {
-        self.copies.insert(sequence, name);
-        self.renewing += 1;
+    /// Whether this event is in memory only, and not being written.
+    pub(super) fn is_unwritten(&self, kept: Kept) -> bool {
+        matches!(kept, Kept::Memory(number) if !self.records.contains_key(&number))
     }
 
-    /// Notes that the copy is synced: it takes the place of the record, unless its event was settled meanwhile.
-    pub(super) fn renewed(&mut self, old: u64, new: u64) {
-        self.renewing -= 1;
-        if self.release(self.kept_as(old)) == Some(true) {
-            self.renewed.insert(old, new);
+    /// Reserves a place for a copy of this event, and passes it to the writer; false if there is no room.
+    pub(super) fn copy(&mut self, number: u64, event: Box<Event>) -> bool {
+        let Some(place) = self.reserve(Record::of(&event).length()) else { return false };
+        if self.is_unwritten(event.kept) {
+            self.records.insert(number, place.sequence);
+        }
+        self.copies.insert(place.sequence, number);
+        self.copying += 1;
+        self.send(Incoming { place, event, entry: AppendReason::Copy { number, waiter: None } });
+        true
+    }
+
+    /// Notes that a copy is synced: it takes the place of the record before it, unless its event was settled meanwhile.
+    pub(super) fn copied(&mut self, number: u64, copy: u64) {
+        self.copying -= 1;
+        let before = self.record_of(number).sequence;
+        if self.records.get(&number) == Some(&copy) {
+            self.events += 1;
+        } else if self.release(before, number) {
+            self.records.insert(number, copy);
         } else {
-            self.release(new);
+            self.release(copy, number);
         }
         self.drop_settled();
+        self.pass_next_copies();
     }
 
-    /// Notes that the copy could not be written.
-    pub(super) fn not_renewed(&mut self, new: u64) {
-        self.renewing -= 1;
-        self.copies.remove(&new);
+    /// Notes that a copy could not be written.
+    pub(super) fn not_copied(&mut self, number: u64, copy: u64) {
+        self.copying -= 1;
+        self.copies.remove(&copy);
+        if self.records.get(&number) == Some(&copy) {
+            self.records.remove(&number);
+        }
     }
 
     /// Frees the segments below the watermark.
@@ -385,16 +409,8 @@ impl Disk {
         }
     }
 
-    /// Forgets every sequence that is not synced.
-    pub(super) fn forget_unsynced(&mut self) {
-        while self.outstanding.back().is_some_and(|(sequence, _)| *sequence >= self.synced) {
-            self.outstanding.pop_back();
-        }
-        self.cursor = self.cursor.min(self.synced);
-    }
-
-    /// Whether this process may end without losing an event that is kept this way.
+    /// Whether this process may end without losing this event.
     pub(super) fn keeps(&self, kept: Kept) -> bool {
-        matches!(kept, Kept::Journal(sequence) if sequence < self.synced)
+        kept.number().is_none_or(|number| !self.is_unwritten(kept) && self.record_of(number).sequence < self.synced)
     }
 }

@@ -11,7 +11,7 @@ mod stop;
 mod tests;
 mod writer;
 
-pub(crate) use buffer::{BrokerState, Buffer, Taken, limits};
+pub(crate) use buffer::{Buffer, Taken, limits};
 pub(crate) use disk::{Backlog, UnsettledRecord};
 pub(crate) use mode::{Ack, Mode, NotTaken};
 pub(crate) use settlement::Settlement;

@@ -4,10 +4,9 @@
 //! after a crash would read everything from there on once more. The copy is made before the old segment is free. At a stop
 //! all that waits is written again, so that the next start reads nothing else.
 
-use crate::event::{Event, Kept};
+use crate::event::Event;
 use crate::queue::Buffer;
-use crate::queue::disk::{AppendReason, Disk, Incoming, UnsettledRecord};
-use crate::queue::journal::Record;
+use crate::queue::disk::{Disk, UnsettledRecord};
 use crate::status::Loss;
 
 impl Buffer {
@@ -23,12 +22,11 @@ impl Buffer {
         self.ready.notify_one();
     }
 
-    /// The records of events by the sequences under which delivery knows them, in the order of the journal.
-    pub(crate) fn records(&self, names: impl Iterator<Item = u64>) -> Vec<UnsettledRecord> {
+    /// The records of the events of these numbers, in the order of the journal.
+    pub(crate) fn records(&self, numbers: &[u64]) -> Vec<UnsettledRecord> {
         let state = self.lock();
         let Some(disk) = &state.disk else { return Vec::new() };
-        let mut records: Vec<_> =
-            names.map(|name| UnsettledRecord { name, sequence: disk.kept_as(name) }).collect();
+        let mut records: Vec<_> = numbers.iter().map(|number| disk.record_of(*number)).collect();
         records.sort_unstable_by_key(|record| record.sequence);
         records
     }
@@ -44,19 +42,20 @@ impl Buffer {
 
     /// Those of these records, which were not found, whose events are not settled: they are damaged.
     pub(crate) fn damaged(&self, mut missing: Vec<UnsettledRecord>) -> Vec<UnsettledRecord> {
-        let state = self.lock();
-        missing.retain(|record| state.disk.as_ref().is_some_and(|disk| disk.is_current(*record)));
+        let mut state = self.lock();
+        missing.retain(|record| state.disk.as_mut().is_some_and(|disk| disk.is_current(*record)));
         missing
     }
 
     /// Counts events as lost that only these damaged records kept.
-    pub(crate) fn lose_damaged(&self, names: &[u64]) {
+    pub(crate) fn lose_damaged(&self, numbers: &[u64]) {
         let mut state = self.lock();
         let state = &mut *state;
         let Some(disk) = &mut state.disk else { return };
-        disk.settle(names);
-        disk.damaged += names.len() as u64;
-        state.ledger.lost[Loss::Damaged as usize] += names.len() as u64;
+        disk.settle(numbers);
+        disk.damaged += numbers.len() as u64;
+        state.held -= numbers.len() as u64;
+        state.ledger.lost[Loss::Damaged as usize] += numbers.len() as u64;
         if disk.wakes_writer() {
             self.work.notify_one();
         }
@@ -67,7 +66,7 @@ impl Buffer {
     pub(crate) fn old_records(&self, waiting: u64, most: usize) -> Option<Vec<UnsettledRecord>> {
         let mut state = self.lock();
         let is_draining = state.draining;
-        let disk = state.disk.as_mut().filter(|disk| !is_draining && disk.renewing == 0)?;
+        let disk = state.disk.as_mut().filter(|disk| !is_draining && disk.copying == 0)?;
         disk.parked_bytes = waiting;
         Some(if waiting > 0 { disk.old_records(most) } else { Vec::new() })
     }
@@ -86,7 +85,7 @@ impl Buffer {
 
     /// Whether copies are being written.
     pub(crate) fn is_renewing(&self) -> bool {
-        self.lock().disk.as_ref().is_some_and(|disk| disk.renewing > 0)
+        self.lock().disk.as_ref().is_some_and(|disk| disk.copying > 0)
     }
 
     /// Has the copies count in place of these records, if each has one.
@@ -99,24 +98,19 @@ impl Buffer {
         }
     }
 
-    /// Appends these events again, of which the sequence under which delivery knows them is noted. Of what is settled by
-    /// now, or has no room, no copy is made.
+    /// Appends these events again. Of what is settled by now, or has no room, no copy is made.
     pub(crate) fn renew(&self, events: impl Iterator<Item = Box<Event>>) {
         let mut state = self.lock();
         let is_draining = state.draining;
         let is_wanted = |disk: &&mut Disk| !is_draining || disk.fixed.is_some();
         let Some(disk) = state.disk.as_mut().filter(is_wanted) else { return };
-        for mut event in events {
-            let Kept::Journal(name) = event.kept else { continue };
-            if !disk.is_current(UnsettledRecord { name, sequence: disk.kept_as(name) }) {
-                continue;
+        for event in events {
+            let Some(number) = event.kept.number() else { continue };
+            if disk.is_current(disk.record_of(number)) && !disk.copy(number, event) {
+                break;
             }
-            let Some(place) = disk.reserve(Record::of(&event).length()) else { break };
-            disk.copies_to(place.sequence, name);
-            (event.kept, event.waiter) = (Kept::Journal(place.sequence), None);
-            disk.send(Incoming { place, event, entry: AppendReason::Renew { old: name } });
         }
-        if disk.renewing > 0 && disk.wakes_writer() {
+        if disk.copying > 0 && disk.wakes_writer() {
             self.work.notify_one();
         }
     }

@@ -1,6 +1,6 @@
 //! The outcomes of a batch of events, counted and released under one lock.
 
-use crate::event::{Event, Kept};
+use crate::event::Event;
 use crate::status::{Loss, RefusalReason};
 
 /// The outcomes of a batch of events.
@@ -14,8 +14,8 @@ pub(crate) struct Settlement {
     pub(crate) lost: Vec<Loss>,
     /// The number of events that their senders withdrew before they were sent.
     pub(crate) withdrawn: usize,
-    /// The sequences of those that the journal keeps.
-    pub(super) sequences: Vec<u64>,
+    /// The numbers of these events, but for those made of dead letters.
+    pub(super) numbers: Vec<u64>,
     /// The part of the byte limit that all of these used.
     pub(super) bytes: usize,
 }
@@ -24,9 +24,7 @@ impl Settlement {
     /// Adds the resources of an event; the caller adds its outcome.
     pub(crate) fn release(&mut self, event: &Event) {
         self.bytes += event.cost();
-        if let Kept::Journal(sequence) = event.kept {
-            self.sequences.push(sequence);
-        }
+        self.numbers.extend(event.kept.number());
     }
 
     /// The number of events.
@@ -46,7 +44,7 @@ impl Settlement {
         self.dead_lettered.clear();
         self.lost.clear();
         self.withdrawn = 0;
-        self.sequences.clear();
+        self.numbers.clear();
         self.bytes = 0;
     }
 }

@@ -1,27 +1,25 @@
 //! The queue's side of the stop: events that only memory keeps are written to the journal; what is kept nowhere at the
 //! end is lost.
 //!
-//! An event that is being spilled counts as the journal's from the moment it has a place there. Whether it is written
-//! is unknown until the writer reports it; until then it may be delivered and settled like any other. It is counted as
-//! held in memory again only if the writer reports an error, or the process ends without an answer.
+//! Whether a copy is written is unknown until the writer reports it; until then its event may be delivered and settled like
+//! any other. If the writer reports an error, or the process ends without an answer, only memory keeps the event.
 
 use std::sync::Arc;
 
-use crate::event::{Event, Kept, Outcome, Waiter, complete_all};
+use crate::event::{Event, Outcome, Waiter, complete_all};
 use crate::queue::Buffer;
 use crate::queue::buffer::QueueState;
-use crate::queue::disk::{AppendReason, Incoming};
-use crate::queue::journal::Record;
+use crate::queue::disk::{AppendReason, Disk, Incoming};
 use crate::status::Loss;
 
 /// The result of [`Buffer::spill`].
 #[derive(Debug)]
 pub(crate) enum SpillResult {
-    /// Nothing is left to spill.
+    /// Nothing is left to spill, or there is no journal.
     Done,
     /// Some are being written: the waiter reports when they are, then call again.
     Waits(Arc<Waiter>),
-    /// The journal does not accept them: see [`Buffer::undo_spill`].
+    /// The journal does not accept them.
     Refused(String),
 }
 
@@ -32,89 +30,53 @@ impl Buffer {
         self.ready.notify_one();
     }
 
-    /// Whether there is a journal.
-    #[must_use]
-    pub(crate) fn has_journal(&self) -> bool {
-        self.lock().disk.is_some()
-    }
-
     /// Puts copies of events that only memory keeps into the journal, oldest first: those that delivery holds, then
     /// those that wait. At most about `bytes` of them at once.
-    pub(crate) fn spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>, bytes: usize) -> SpillResult {
+    pub(crate) fn spill<'e>(&self, held: impl Iterator<Item = &'e Event>, bytes: usize) -> SpillResult {
         let mut state = self.lock();
         // A withdrawn event is not written, and must not precede those that are.
         state.sweep();
-        let QueueState { waiting, disk, unjournaled, .. } = &mut *state;
-        if let Some(text) = disk.as_ref().and_then(|disk| disk.spill_failed.clone()) {
-            return SpillResult::Refused(text);
-        }
-        let held = held.map(|event| (event, HeldBy::Delivery));
-        let waits = waiting.iter_mut().map(|event| (&mut **event, HeldBy::Queue));
-        let mut events = held.chain(waits).filter(|(event, _)| event.kept == Kept::Memory).peekable();
-        if events.peek().is_none() {
+        let QueueState { waiting, disk, .. } = &mut *state;
+        let Some(disk) = disk else { return SpillResult::Done };
+        // One that delivery holds may be withdrawn: it will release it.
+        let is_wanted = |event: &&Event| {
+            disk.is_unwritten(event.kept) && !event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn())
+        };
+        let mut events: Vec<&Event> = held.filter(is_wanted).collect();
+        events.sort_unstable_by_key(|event| event.kept.number());
+        events.extend(waiting.iter().map(|event| &**event).filter(is_wanted));
+        if events.is_empty() {
             return SpillResult::Done;
         }
-        let Some(disk) = disk.as_mut() else { return SpillResult::Refused("there is no journal".to_owned()) };
         if let Some(text) = &disk.failed {
             return SpillResult::Refused(text.clone());
         }
-        let (mut spilled, mut refused) = (0, false);
-        for (event, holder) in events {
-            if event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn()) {
-                // Delivery holds it, and will release it.
-                continue;
-            }
-            if spilled >= bytes {
+        let mut spilled = 0;
+        for event in events {
+            let is_copied = spilled < bytes
+                && event.kept.number().is_some_and(|number| disk.copy(number, Box::new(event.clone())));
+            if !is_copied {
                 break;
             }
-            let Some(place) = disk.reserve(Record::of(event).length()) else {
-                refused = true;
-                break;
-            };
             spilled += event.cost();
-            event.kept = Kept::Journal(place.sequence);
-            *unjournaled -= 1;
-            disk.events += 1;
-            if holder == HeldBy::Delivery {
-                disk.take(place.sequence);
-            }
-            disk.send(Incoming {
-                place,
-                event: Box::new(event.clone()),
-                entry: AppendReason::Spill { waiter: None },
-            });
         }
         if spilled == 0 {
             let no_room = || disk.no_space.clone().unwrap_or_else(|| "the journal is full".to_owned());
-            return if refused { SpillResult::Refused(no_room()) } else { SpillResult::Done };
+            return SpillResult::Refused(no_room());
         }
-        let waiter = Waiter::new(None);
-        if let Some(Incoming { entry: AppendReason::Spill { waiter: last }, .. }) = disk.incoming.last_mut() {
-            *last = Some(waiter.clone());
+        let written = Waiter::new(None);
+        if let Some(Incoming { entry: AppendReason::Copy { waiter, .. }, .. }) = disk.incoming.last_mut() {
+            *waiter = Some(written.clone());
         }
         disk.wakes_writer();
-        state.check_balance();
         self.work.notify_one();
-        SpillResult::Waits(waiter)
+        SpillResult::Waits(written)
     }
 
-    /// Counts events as held in memory only: the journal did not accept the spill, or did not answer in time. `held`
-    /// are those that delivery holds.
-    pub(crate) fn undo_spill<'e>(&self, held: impl Iterator<Item = &'e mut Event>) {
-        let mut state = self.lock();
-        let QueueState { waiting, disk, unjournaled, .. } = &mut *state;
-        let Some(disk) = disk.as_mut() else { return };
-        disk.spill_failed = None;
-        let waits = waiting.iter_mut().map(|event| &mut **event);
-        for event in held.map(|event| &mut *event).chain(waits) {
-            if matches!(event.kept, Kept::Journal(_)) && !disk.keeps(event.kept) {
-                event.kept = Kept::Memory;
-                *unjournaled += 1;
-                disk.events -= 1;
-            }
-        }
-        disk.forget_unsynced();
-        state.check_balance();
+    /// Whether this process may end without losing any of these events.
+    pub(crate) fn keeps<'e>(&self, mut events: impl Iterator<Item = &'e Event>) -> bool {
+        let state = self.lock();
+        events.all(|event| is_kept(state.disk.as_ref(), event))
     }
 
     /// Counts all waiting events that nothing else keeps as lost at exit; the rest is held. Their waiters are
@@ -122,13 +84,9 @@ impl Buffer {
     pub(crate) fn lose_waiting(&self) {
         let mut state = self.lock();
         state.closed = true;
-        let QueueState { waiting, replays, disk, .. } = &mut *state;
+        let QueueState { waiting, replays, .. } = &mut *state;
         let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
-        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
-        let lost = sum(all.iter().map(|event| &**event).filter(|event| !keeps(event.kept)));
-        state.bytes -= lost.1;
-        state.unjournaled -= lost.0;
-        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        lose(&mut state, all.iter().map(|event| &**event));
         drop(state);
         give_up(all.iter().map(|event| &**event));
     }
@@ -138,41 +96,38 @@ impl Buffer {
     pub(crate) fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
         let events: Vec<&Event> = events.collect();
         let mut state = self.lock();
-        let QueueState { disk, .. } = &mut *state;
-        let keeps = |kept| kept == Kept::DeadLetter || disk.as_ref().is_some_and(|disk| disk.keeps(kept));
-        let lost = sum(events.iter().copied().filter(|event| !keeps(event.kept)));
-        state.bytes -= lost.1;
-        state.taken_bytes -= lost.1;
-        state.taken -= lost.0;
-        state.unjournaled -= lost.0;
-        state.ledger.lost[Loss::Exit as usize] += lost.0 as u64;
+        let (count, cost) = lose(&mut state, events.iter().copied());
+        state.taken_bytes -= cost;
+        state.taken -= count;
         drop(state);
         give_up(events.into_iter());
-        lost.0
+        count
     }
 
     /// Counts the events of the journal as lost: it no longer exists.
     pub(crate) fn lose_journal(&self) {
         let mut state = self.lock();
-        let QueueState { disk, ledger, .. } = &mut *state;
+        let QueueState { disk, ledger, held, .. } = &mut *state;
         if let Some(disk) = disk {
-            ledger.lost[Loss::Exit as usize] += std::mem::take(&mut disk.events) as u64;
+            let lost = std::mem::take(&mut disk.events) as u64;
+            *held -= lost;
+            ledger.lost[Loss::Exit as usize] += lost;
         }
     }
 }
 
-/// The holder of the original of a copy being written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum HeldBy {
-    /// Delivery took it.
-    Delivery,
-    /// It waits in the queue.
-    Queue,
+fn is_kept(disk: Option<&Disk>, event: &Event) -> bool {
+    disk.map_or(event.kept.number().is_none(), |disk| disk.keeps(event.kept))
 }
 
-/// The number of events, and their cost.
-fn sum<'e>(events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
-    events.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()))
+/// Counts those of these events as lost that nothing else keeps; returns their number and their cost.
+fn lose<'e>(state: &mut QueueState, events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
+    let lost = events.filter(|event| !is_kept(state.disk.as_ref(), event));
+    let (count, cost) = lost.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()));
+    state.bytes -= cost;
+    state.held -= count as u64;
+    state.ledger.lost[Loss::Exit as usize] += count as u64;
+    (count, cost)
 }
 
 /// Completes the waiters of events that have no further outcome in this process.

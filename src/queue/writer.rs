@@ -241,6 +241,7 @@ impl Buffer {
             match entry {
                 AppendReason::Accept { source, secret, waiter } => {
                     disk.events += 1;
+                    state.held += 1;
                     state.ledger.decide(source, secret, Decision::Accepted, event.origin.received);
                     waiters.push(waiter);
                     let held = state.waiting.len() + state.replays.len() + state.taken;
@@ -252,14 +253,9 @@ impl Buffer {
                         state.waiting.push_back(event);
                     }
                 }
-                AppendReason::Spill { waiter } => {
-                    // It may have been settled before.
-                    disk.advance();
+                AppendReason::Copy { number, waiter } => {
+                    disk.copied(number, place.sequence);
                     waiters.extend(waiter);
-                }
-                AppendReason::Renew { old } => {
-                    disk.renewed(old, place.sequence);
-                    disk.pass_next_copies();
                 }
             }
         }
@@ -278,17 +274,17 @@ impl Buffer {
         }
         for Incoming { event, entry, place } in run {
             match entry {
-                AppendReason::Renew { .. } => {
+                AppendReason::Copy { number, waiter } => {
                     if let Some(disk) = &mut state.disk {
-                        disk.not_renewed(place.sequence);
+                        disk.not_copied(number, place.sequence);
                     }
+                    waiters.extend(waiter);
                 }
                 AppendReason::Accept { source, secret, waiter } => {
                     let received = event.origin.received;
                     state.ledger.decide(source, secret, Decision::Rejected(Reason::Unavailable), received);
                     waiters.push(waiter);
                 }
-                AppendReason::Spill { waiter } => waiters.extend(waiter),
             }
         }
         waiters
@@ -319,9 +315,6 @@ impl Buffer {
         run.append(&mut disk.incoming);
         if let Some(first) = run.first() {
             disk.layout.undo(&first.place);
-        }
-        if run.iter().any(|next| matches!(next.entry, AppendReason::Spill { .. })) {
-            disk.spill_failed = Some(error.to_string());
         }
         match error {
             CommitError::NoSpace(_) => {

@@ -5,7 +5,6 @@
 mod files;
 mod format;
 mod layout;
-mod lookup;
 mod open;
 mod reader;
 mod recent;
@@ -20,7 +19,6 @@ mod writer;
 pub(crate) use files::is_unreadable;
 pub(crate) use format::index;
 pub(crate) use layout::{Place, SegmentAllocator};
-pub(crate) use lookup::{FoundRecords, RecordLookup};
 pub(crate) use open::{OpenError, Opened, open};
 pub(crate) use reader::{Batch, Reader};
 pub(crate) use recent::recent;

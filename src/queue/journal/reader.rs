@@ -1,11 +1,12 @@
-//! Reading: the records of a range of sequences, continuing over damage between them, while the writer continues.
+//! Reading, while the writer continues: the records of a range of sequences, continuing over damage between them, or single
+//! records.
 
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
 
 use crate::queue::journal::files::{self, UnreadableSegment};
-use crate::queue::journal::lookup::RecordLookup;
 use crate::queue::journal::record::Stored;
 use crate::queue::journal::records::{Item, Records, UnreadableBlocks, describe};
 
@@ -54,6 +55,8 @@ pub(crate) struct Reader {
     records: Option<Records>,
     /// The sequence at the current position.
     position: u64,
+    /// All sequences below are committed.
+    end: u64,
     unreadable: UnreadableBlocks,
     /// Segments that were skipped because their header could not be read.
     unreadable_segments: BTreeSet<u32>,
@@ -64,12 +67,12 @@ impl Reader {
         Self { directory, ..Self::default() }
     }
 
-    /// A search for single records of the same journal.
-    pub(crate) fn lookup(&self) -> RecordLookup {
-        RecordLookup::new(self.directory.clone())
+    /// Another reader of the same journal.
+    pub(crate) fn another(&self) -> Self {
+        Self::new(self.directory.clone())
     }
 
-    /// Skips unreadable blocks in the next call of [`Reader::read`]: the records in them are damaged.
+    /// Skips unreadable blocks in the next call: the records in them are damaged.
     pub(crate) fn skip_unreadable(&mut self) {
         self.unreadable = UnreadableBlocks::Skip;
     }
@@ -80,32 +83,80 @@ impl Reader {
     /// # Errors
     /// A segment cannot be read. The position is kept: the same call may be tried again.
     pub(crate) fn read(&mut self, from: u64, end: u64, most: usize, bytes: usize) -> io::Result<Batch> {
-        let mut batch = Batch { next: from, ..Batch::default() };
-        if self.position != from {
-            self.records = None;
+        let mut batch = Batch::default();
+        let done = self.read_part(&mut batch, from..end, end, |batch, held| {
+            batch.records.len() < most && (held < bytes || batch.records.is_empty())
+        });
+        self.finish(done, batch)
+    }
+
+    /// Looks for these sequences, in ascending order, until it has about so many bytes of bodies. A record that was
+    /// committed is missing only if it is damaged, or if its segment was used again since.
+    ///
+    /// # Errors
+    /// A segment cannot be read; the same call may be tried again.
+    pub(crate) fn find(&mut self, sequences: &[u64], bytes: usize) -> io::Result<Batch> {
+        let (mut batch, mut held, mut done) = (Batch::default(), 0, Ok(()));
+        let end = sequences.last().map_or(0, |last| last + 1);
+        for sequence in sequences {
+            let before = batch.records.len();
+            done = self.read_part(&mut batch, *sequence..*sequence + 1, end, |_, _| true);
+            held += batch.records[before..].iter().map(|stored| stored.body.len()).sum::<usize>();
+            if held >= bytes || done.is_err() {
+                break;
+            }
         }
-        if let Some(records) = &mut self.records {
-            records.read_up_to(end, self.unreadable);
-        }
-        let done = self.fill(&mut batch, end, most, bytes);
+        self.finish(done, batch)
+    }
+
+    fn finish(&mut self, done: io::Result<()>, mut batch: Batch) -> io::Result<Batch> {
         self.note_skipped(&mut batch);
         self.unreadable = UnreadableBlocks::Fail;
-        self.position = batch.next;
         if done.is_err() {
             self.records = None;
         }
         done.map(|()| batch)
     }
 
+    /// Reads on from the first of these sequences while more are wanted; all below `end` are committed.
+    fn read_part(
+        &mut self,
+        batch: &mut Batch,
+        wanted: Range<u64>,
+        end: u64,
+        wants_more: impl Fn(&Batch, usize) -> bool,
+    ) -> io::Result<()> {
+        batch.next = wanted.start;
+        self.end = end;
+        if self.position != batch.next && !self.is_ahead_here(batch.next) {
+            self.records = None;
+        }
+        if let Some(records) = &mut self.records {
+            records.read_up_to(end, self.unreadable);
+        }
+        let done = self.fill(batch, wanted.end, wants_more);
+        self.position = batch.next;
+        done
+    }
+
+    /// Whether a sequence is known to be further ahead in the segment that is read.
+    fn is_ahead_here(&self, sequence: u64) -> bool {
+        let is_here = |records: &Records| {
+            let entry = self.choose(sequence, None).filter(|_| sequence < self.known);
+            records.sequence() <= sequence && entry.is_some_and(|entry| entry.first == records.first())
+        };
+        self.records.as_ref().is_some_and(is_here)
+    }
+
     fn note_skipped(&mut self, batch: &mut Batch) {
         batch.findings.extend(self.records.as_mut().into_iter().flat_map(Records::take_findings));
     }
 
-    fn fill(&mut self, batch: &mut Batch, end: u64, most: usize, bytes: usize) -> io::Result<()> {
+    fn fill(&mut self, batch: &mut Batch, end: u64, wants_more: impl Fn(&Batch, usize) -> bool) -> io::Result<()> {
         let mut held = 0;
-        while batch.next < end && batch.records.len() < most && (held < bytes || batch.records.is_empty()) {
+        while batch.next < end && wants_more(batch, held) {
             let Some(records) = &mut self.records else {
-                let first = self.enter(batch.next, None, end)?;
+                let first = self.enter(batch.next, None)?;
                 batch.skip(first.min(end), || format!("{}: no segment has them", self.directory.display()));
                 continue;
             };
@@ -130,7 +181,7 @@ impl Reader {
         let (place, first) = (records.place(at), records.first());
         let is_torn = !is_marked && !records.is_recycled()?;
         self.note_skipped(batch);
-        let first = self.enter(batch.next, Some(first), end)?;
+        let first = self.enter(batch.next, Some(first))?;
         if is_torn && first <= batch.next {
             batch.findings.push(format!("{place}: the end mark is damaged; no record is"));
         }
@@ -139,11 +190,11 @@ impl Reader {
     }
 
     /// Opens the segment that has this sequence, or, with `after`, the one after that; returns its first sequence. If there
-    /// is none, the position is kept, and nothing below `end` exists.
-    fn enter(&mut self, sequence: u64, after: Option<u64>, end: u64) -> io::Result<u64> {
+    /// is none, the position is kept, and nothing of what is committed follows.
+    fn enter(&mut self, sequence: u64, after: Option<u64>) -> io::Result<u64> {
         for fresh in [false, true] {
             if fresh {
-                self.list_segments(end)?;
+                self.list_segments()?;
             } else if sequence >= self.known {
                 continue;
             }
@@ -157,11 +208,11 @@ impl Reader {
             // It may have been recycled since it was listed.
             if let Some(header) = segment.block.header.filter(|header| header.first == entry.first) {
                 let records = self.records.insert(Records::new(&self.directory, file, &segment, header));
-                records.read_up_to(end, self.unreadable);
+                records.read_up_to(self.end, self.unreadable);
                 return Ok(header.first);
             }
         }
-        Ok(end)
+        Ok(self.end)
     }
 
     fn choose(&self, sequence: u64, after: Option<u64>) -> Option<SegmentEntry> {
@@ -171,7 +222,7 @@ impl Reader {
     }
 
     /// Lists the segments that start below a committed sequence.
-    fn list_segments(&mut self, end: u64) -> io::Result<()> {
+    fn list_segments(&mut self) -> io::Result<()> {
         let (segments, unreadable) = files::read_headers(&self.directory)?;
         for UnreadableSegment { number, error } in unreadable {
             if self.unreadable == UnreadableBlocks::Skip {
@@ -183,8 +234,8 @@ impl Reader {
         let entry = |segment: &files::Segment| {
             segment.block.header.map(|header| SegmentEntry { first: header.first, number: segment.number })
         };
-        self.index = segments.iter().filter_map(entry).filter(|entry| entry.first < end).collect();
-        self.known = end;
+        self.index = segments.iter().filter_map(entry).filter(|entry| entry.first < self.end).collect();
+        self.known = self.end;
         Ok(())
     }
 }

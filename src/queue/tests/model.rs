@@ -293,10 +293,9 @@ impl QueueModel {
             return;
         }
         self.run.spilling = None;
-        match self.run.buffer.spill(self.run.taken.iter_mut().map(|event| &mut **event), 2000) {
-            SpillResult::Done => {}
+        match self.run.buffer.spill(self.run.taken.iter().map(|event| &**event), 2000) {
             SpillResult::Waits(waiter) => self.run.spilling = Some(waiter),
-            SpillResult::Refused(_) => self.run.undo_spill(),
+            SpillResult::Done | SpillResult::Refused(_) => {}
         }
     }
 
@@ -311,9 +310,6 @@ impl QueueModel {
             }
             self.run.begin();
             self.finish();
-        }
-        if self.run.spilling.as_ref().is_some_and(|waiter| waiter.outcome().is_none()) {
-            self.run.undo_spill();
         }
         let lost = self.run.lost();
         self.run.buffer.lose_taken(self.run.taken.iter().map(|event| &**event));
@@ -355,6 +351,7 @@ impl QueueModel {
         assert_eq!(totals.mismatch(), 0, "{totals:?}");
         let state = self.run.buffer.lock();
         let disk = state.disk.as_ref().unwrap();
+        assert!(disk.events as u64 <= totals.held, "the journal keeps {} events of {totals:?}", disk.events);
         assert!(disk.unsynced_bytes <= self.limits.bytes.max(32 << 10), "{} bytes unsynced", disk.unsynced_bytes);
         assert!(state.taken_bytes <= state.bytes);
         assert_eq!(totals.held, self.held.len() as u64 + self.repeats, "{totals:?}");
@@ -389,6 +386,7 @@ impl QueueModel {
         assert!(!snapshot.full, "full for ever");
         let journal = snapshot.journal.unwrap();
         assert!(!journal.full && !journal.short && journal.stalled.is_none(), "unready for ever: {journal:?}");
+        assert_eq!(journal.events, 0, "kept for ever");
         let fits = self.limits.bytes >= event(1, 6).cost();
         if fits {
             let enqueued = self.run.buffer.enqueue(0, None, event(self.next, 6), &Arc::default());
@@ -434,10 +432,6 @@ impl Run {
             self.buffer.read_back(&events, batch.damaged, batch.next);
             self.taken.extend(events);
         }
-    }
-
-    fn undo_spill(&mut self) {
-        self.buffer.undo_spill(self.taken.iter_mut().map(|event| &mut **event));
     }
 
     /// The events that an end of the process would lose now.

@@ -10,7 +10,7 @@ use crate::event::{Event, Fields, Kept, Origin, Outcome, Waiter};
 use crate::metrics::Metrics;
 use crate::queue::journal::{self, Opened, Reader, Record};
 use crate::queue::{Ack, Buffer, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
-use crate::status::{Heartbeat, Ledger, Limits, SourceBook};
+use crate::status::{ConnectionState, Heartbeat, Ledger, Limits, SourceBook};
 
 struct Queue {
     buffer: Arc<Buffer>,
@@ -226,7 +226,7 @@ fn keeps_at_the_stop_what_only_memory_held() {
     let mut taken = VecDeque::new();
     queue.take(1, &mut taken);
     queue.buffer.drain();
-    let SpillResult::Waits(waiter) = queue.buffer.spill(taken.iter_mut().map(|event| &mut **event), 1 << 20) else {
+    let SpillResult::Waits(waiter) = queue.buffer.spill(taken.iter().map(|event| &**event), 1 << 20) else {
         panic!("there are events to spill");
     };
     assert_eq!(outcome(&waiter), Outcome::Kept);
@@ -252,7 +252,6 @@ fn loses_at_the_stop_what_the_journal_has_no_room_for() {
     // Larger than a segment.
     (0..3).for_each(|_| assert!(queue.enqueue(9000).unwrap().is_none()));
     assert!(matches!(queue.buffer.spill(std::iter::empty(), 1 << 20), SpillResult::Refused(_)));
-    queue.buffer.undo_spill(std::iter::empty());
     queue.buffer.lose_waiting();
     let totals = queue.check();
     assert_eq!((totals.lost, totals.held), (3, 0));
@@ -263,7 +262,7 @@ fn loses_at_the_stop_what_the_journal_has_no_room_for() {
 fn lets_go_of_what_was_withdrawn() {
     let directory = tempfile::tempdir().unwrap();
     let mut queue = Queue::open(Ack::Published, directory.path());
-    queue.buffer.note_broker(crate::queue::BrokerState::Reachable);
+    queue.buffer.note_connection(ConnectionState::Connected);
     let waiters: Vec<_> = (1..=3).map(|number| queue.enqueue(number).unwrap().unwrap()).collect();
     assert!(waiters[0].withdraw() && waiters[2].withdraw());
     queue.buffer.sweep();
@@ -276,7 +275,7 @@ fn lets_go_of_what_was_withdrawn() {
 fn delivers_after_the_stop_has_begun_what_stood_behind_one_that_was_withdrawn() {
     let directory = tempfile::tempdir().unwrap();
     let mut queue = Queue::open(Ack::Published, directory.path());
-    queue.buffer.note_broker(crate::queue::BrokerState::Reachable);
+    queue.buffer.note_connection(ConnectionState::Connected);
     let waiters: Vec<_> = (1..=3).map(|number| queue.enqueue(number).unwrap().unwrap()).collect();
     assert!(waiters[0].withdraw());
     queue.buffer.drain();
@@ -294,11 +293,11 @@ fn delivers_after_the_stop_has_begun_what_stood_behind_one_that_was_withdrawn() 
 fn renew(queue: &Queue, waiting: u64) {
     let Some(old) = queue.buffer.old_records(waiting, 100) else { return };
     let sequences: Vec<u64> = old.iter().map(|record| record.sequence).collect();
-    let found = queue.reader.lookup().find(&sequences, 1 << 20).unwrap().records;
+    let found = queue.reader.another().find(&sequences, 1 << 20).unwrap().records;
     assert_eq!(found.len(), old.len());
     queue.buffer.renew(found.into_iter().zip(&old).map(|(stored, record)| {
         let mut event = event(stored.body.len());
-        event.kept = Kept::Journal(record.name);
+        event.kept = Kept::Journal(record.number);
         event
     }));
 }
