@@ -7,15 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use hyper::HeaderMap;
-use sha2::Sha256;
 
 use crate::app::load_from;
 use crate::brokers::{Encoding, HeaderStyle, Headers, Router};
 use crate::event::{Event, Labels, Origin};
 use crate::ingress::validate::{Trust, Valid, validate};
-use crate::ingress::{NamedSecret, Validation, Verifier};
+use crate::ingress::{Validation, Verifier, sign};
 use crate::queue::journal::{self, Place, Record};
 use crate::queue::{Ack, Buffer, Mode, Settlement};
 use crate::settings::{Flags, Layers, Secret};
@@ -52,9 +50,7 @@ fn body(number: usize) -> Vec<u8> {
 }
 
 fn signature(body: &[u8]) -> String {
-    let mut mac = Hmac::<Sha256>::new_from_slice(SECRET.as_bytes()).expect("HMAC takes keys of every length");
-    mac.update(body);
-    faster_hex::hex_string(&mac.finalize().into_bytes())
+    sign(&Secret::new(SECRET), body)
 }
 
 fn event(number: usize) -> Box<Event> {
@@ -79,7 +75,7 @@ fn ingress() -> Vec<Stage> {
     let body: &'static [u8] = body(1).leak();
     let mut headers = HeaderMap::new();
     headers.insert("x-authorization-hmac-256", signature(body).parse().expect("hex is a legal value"));
-    let verifier = Verifier::new(&[NamedSecret { id: "default".into(), secret: Secret::new(SECRET) }]);
+    let verifier = Verifier::new(&[Secret::new(SECRET)]);
     vec![
         stage("verify", move || verifier.verify(&headers, body).expect("it is signed")),
         stage("validate", || match validate(body, Validation::Lenient, Trust::Signed) {

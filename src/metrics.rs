@@ -10,6 +10,7 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use serde::Serializer;
 
 use crate::event::{Deviation, Field};
 use crate::status::{
@@ -400,6 +401,16 @@ impl SourceMetrics {
 }
 
 /// A wall-clock time as Prometheus writes it; 0 for none.
-pub(crate) fn unix_seconds(time: Option<SystemTime>) -> f64 {
-    time.and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok()).map_or(0.0, |since| since.as_secs_f64())
+pub(crate) fn unix_seconds(time: impl Into<Option<SystemTime>>) -> f64 {
+    time.into()
+        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
+        .map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// Writes a time so in JSON.
+pub(crate) fn timestamp<S: Serializer>(
+    time: &(impl Into<Option<SystemTime>> + Copy),
+    to: S,
+) -> Result<S::Ok, S::Error> {
+    to.serialize_f64(unix_seconds(*time))
 }

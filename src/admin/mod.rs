@@ -2,10 +2,7 @@
 //! changes anything.
 
 mod health;
-mod page;
 mod server;
-mod settings;
 mod status;
 
-pub(crate) use server::{Admin, bind, serve};
-pub(crate) use settings::Settings;
+pub(crate) use server::{Admin, Settings, bind, serve};

@@ -1,4 +1,5 @@
-//! The admin server: its own listener, thread and connection limit, so that load cannot fail a probe.
+//! The admin server: `[admin]`, its own listener, thread and connection limit, so that load cannot fail a probe; and the
+//! page at `/`, three embedded files without an external asset.
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
@@ -22,10 +23,10 @@ use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, Id};
 use tokio_io_timeout::TimeoutStream;
 
-use crate::admin::page;
 use crate::process::listen;
 use crate::process::shutdown::Drain;
 use crate::queue::Buffer;
+use crate::settings::Section;
 use crate::status::Status;
 
 /// Enough for probes, a scraper and some browsers.
@@ -36,6 +37,45 @@ const BACKLOG: i32 = 128;
 
 /// The longest time for a request: a probe is small, so a slower client hangs.
 const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The path, content type and text of each file of the page.
+const PAGE: [(&str, &str, &str); 3] = [
+    ("/", "text/html; charset=utf-8", include_str!("page/index.html")),
+    ("/page.css", "text/css; charset=utf-8", include_str!("page/page.css")),
+    ("/page.js", "text/javascript; charset=utf-8", include_str!("page/page.js")),
+];
+
+/// The content security policy: only these files and `/status` may be loaded.
+const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; \
+                      base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
+
+/// `[admin]`.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// The address to listen on; none turns the admin port off.
+    pub(crate) listen: Option<SocketAddr>,
+    /// Whether there is a page at `/`.
+    pub(crate) page: bool,
+    /// The names, beside addresses and `localhost`, that requests may call the bridge by.
+    pub(crate) hosts: Arc<[String]>,
+}
+
+impl Settings {
+    /// Reads `[admin]`.
+    pub(crate) fn read(section: &mut Section<'_>) -> Self {
+        let listen = section.optional_address("listen");
+        let hosts = section.texts("hosts");
+        if let Some(wrong) = hosts.iter().find(|name| name.is_empty() || name.contains(['/', ':', ' '])) {
+            section.problem(
+                "hosts",
+                format_args!(
+                    "{wrong:?} is no name of a host; write it without scheme and port, as \"bridge.example.com\""
+                ),
+            );
+        }
+        Self { listen, page: section.flag("page"), hosts: hosts.into() }
+    }
+}
 
 /// The state that the admin port shows.
 #[derive(Debug)]
@@ -137,7 +177,7 @@ impl Admin {
         let headers = answer.headers_mut();
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
+        headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(POLICY));
         answer
     }
 
@@ -171,7 +211,7 @@ impl Admin {
     }
 
     fn page_file(&self, path: &str) -> Answer {
-        let file = page::FILES.iter().find(|(name, _, _)| self.page && *name == path);
+        let file = PAGE.iter().find(|(name, _, _)| self.page && *name == path);
         match file {
             Some((_, kind, body)) => typed(StatusCode::OK, kind, (*body).to_owned()),
             None => text(

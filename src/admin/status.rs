@@ -8,20 +8,12 @@ use crate::admin::Admin;
 use crate::metrics::{VERSION, revision, unix_seconds};
 use crate::status::{
     DeviatingEvents, EventName, JournalState, Reason, Reload, Snapshot, SourceBook, SourceStatus, Totals,
-    UnknownPath, WaitingAddress,
 };
 
 impl Admin {
     pub(super) fn status(&self, snapshot: &Snapshot, started: Instant) -> Value {
         let (status, reasons) = (&self.status, self.unready(snapshot));
         let view = status.broker.copy();
-        let error = view.last_error.as_ref().map(|error| {
-            json!({
-                "kind": error.kind.name(),
-                "text": error.text,
-                "timestamp_seconds": unix_seconds(Some(error.at)),
-            })
-        });
         let ingress = status.ingress.lock().clone();
         let connections = *status.connections.lock();
         // A source that a reload has just added may be newer than the snapshot.
@@ -32,7 +24,7 @@ impl Admin {
             "version": VERSION,
             "revision": revision(),
             "uptime_seconds": started.elapsed().as_secs_f64(),
-            "time_seconds": unix_seconds(Some(SystemTime::now())),
+            "time_seconds": unix_seconds(SystemTime::now()),
             "ack": self.queue.mode().ack.name(),
             "ready": reasons.is_empty(),
             "reasons": reasons,
@@ -63,30 +55,21 @@ impl Admin {
                 "location": view.location,
                 "state": view.state.name(),
                 "since_timestamp_seconds": unix_seconds(view.since),
-                "last_error": error,
+                "last_error": view.last_error,
                 "last_published_timestamp_seconds": unix_seconds(view.last_published),
                 "findings": view.findings,
-                "waiting": view.waiting.iter().map(waiting).collect::<Vec<_>>(),
+                "waiting": view.waiting,
             },
             "connections": {
                 "open": connections.open,
                 "capacity": connections.capacity,
             },
-            "unknown_paths": status.unknown_paths.list().iter().map(unknown_path).collect::<Vec<_>>(),
+            "unknown_paths": status.unknown_paths.list(),
             "sources": sources.collect::<Vec<_>>(),
             "reload": status.reloads.lock().last.as_ref().map(reload),
             "settings": status.reloads.lock().in_force,
         })
     }
-}
-
-fn waiting(waiting: &WaitingAddress) -> Value {
-    json!({
-        "address": waiting.address,
-        "events": waiting.events,
-        "since_timestamp_seconds": unix_seconds(waiting.since),
-        "reason": waiting.reason,
-    })
 }
 
 fn journal(journal: &JournalState, unreadable: Option<&str>) -> Value {
@@ -102,23 +85,9 @@ fn journal(journal: &JournalState, unreadable: Option<&str>) -> Value {
 }
 
 fn reload(reload: &Reload) -> Value {
-    json!({
-        "result": if reload.error.is_none() { "success" } else { "failure" },
-        "timestamp_seconds": unix_seconds(Some(reload.at)),
-        "changed": reload.changed,
-        "needs_restart": reload.needs_restart,
-        "error": reload.error,
-    })
-}
-
-fn unknown_path(unknown: &UnknownPath) -> Value {
-    json!({
-        "path": unknown.path,
-        "meant": unknown.meant,
-        "count": unknown.count,
-        "peer": unknown.peer,
-        "timestamp_seconds": unix_seconds(Some(unknown.at)),
-    })
+    let mut shown = json!(reload);
+    shown["result"] = json!(if reload.error.is_none() { "success" } else { "failure" });
+    shown
 }
 
 /// One departure; `event` is null if the events have no name, and `other` if there are too many names.
@@ -138,21 +107,9 @@ fn deviation(events: &DeviatingEvents) -> Value {
 }
 
 fn accounting(totals: &Totals) -> Value {
-    json!({
-        "received": totals.received,
-        "accepted": totals.accepted,
-        "duplicate": totals.duplicate,
-        "probe": totals.probe,
-        "rejected": totals.rejected,
-        "recovered": totals.recovered,
-        "replayed": totals.replayed,
-        "published": totals.published,
-        "dead_lettered": totals.dead_lettered,
-        "withdrawn": totals.withdrawn,
-        "lost": totals.lost,
-        "held": totals.held,
-        "mismatch": totals.mismatch(),
-    })
+    let mut shown = json!(totals);
+    shown["mismatch"] = json!(totals.mismatch());
+    shown
 }
 
 fn of_source(source: &SourceStatus, book: &SourceBook) -> Value {
@@ -161,16 +118,9 @@ fn of_source(source: &SourceStatus, book: &SourceBook) -> Value {
         .map(|(reason, count)| json!({ "reason": reason.name(), "count": count, "advice": reason.advice() }))
         .collect::<Vec<_>>();
     let refusals = source.observed.recent.list().into_iter().map(|refusal| {
-        json!({
-            "reason": refusal.reason.name(),
-            "status": refusal.status,
-            "detail": refusal.detail,
-            "request_id": refusal.request_id,
-            "count": refusal.count,
-            "peer": refusal.peer,
-            "advice": refusal.reason.advice(),
-            "timestamp_seconds": unix_seconds(Some(refusal.at)),
-        })
+        let mut shown = json!(refusal);
+        shown["advice"] = json!(refusal.reason.advice());
+        shown
     });
     // The book also has secrets that are no longer in the settings.
     let is_used = |id: &str| source.secrets.iter().any(|used| **used == *id);
@@ -193,7 +143,7 @@ fn of_source(source: &SourceStatus, book: &SourceBook) -> Value {
         "rejected": rejected,
         "last": book.last.map(|(decision, at)| json!({
             "outcome": decision.name(),
-            "timestamp_seconds": unix_seconds(Some(at)),
+            "timestamp_seconds": unix_seconds(at),
         })),
         "recent_refusals": refusals.collect::<Vec<_>>(),
         "deviations": source.observed.deviating.list().iter().map(deviation).collect::<Vec<_>>(),

@@ -15,34 +15,28 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::runtime::Runtime;
-use tokio::sync::Mutex;
 use tokio::time::timeout;
 
 use crate::admin::{self, Admin};
 use crate::app::Settings;
-use crate::app::offline::{open_stores, rebuild_with};
+use crate::app::offline::open_stores;
+use crate::app::parts::SharedParts;
 use crate::app::reload::{Reloader, Reloading};
 use crate::app::threads::{Runtimes, joined, thread};
-use crate::app::{journal, memory, open_files};
-use crate::dead_letters::{ControlSocket, Requests, Stores, remove_old_requests};
-use crate::delivery::{self, BacklogReader, Delivery, Successor};
-use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
-use crate::metrics::Metrics;
+use crate::app::{journal, resources};
+use crate::dead_letters::{ControlSocket, Stores, remove_old_requests};
+use crate::delivery;
+use crate::ingress::Listeners;
 use crate::process::logs;
-use crate::process::shutdown::{self, Drain, Phase, Stopper};
+use crate::process::shutdown::{self, Phase, Stopper};
 use crate::process::state_directory::{self, StateError};
 use crate::process::systemd::{self, Passed};
 use crate::queue::Buffer;
-use crate::queue::journal::{OpenError, Opened, Writer};
-use crate::settings::to_json;
-use crate::status::{Ledger, Status, Totals};
+use crate::queue::journal::{OpenError, Opened};
+use crate::status::Totals;
 
 /// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
 const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The time that the end waits for requests about dead letters, once delivery has ended: they remove published letters.
-const REQUESTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The reasons why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -87,18 +81,19 @@ pub(crate) struct App {
     settings: Settings,
     listeners: Listeners,
     admin: Option<TcpListener>,
-    state: Option<StateContents>,
+    state: StateContents,
     reloading: Option<Reloading>,
 }
 
-/// The contents of the state directory.
+/// The contents of the state directory; none without one.
+#[derive(Default)]
 struct StateContents {
-    letters: Stores,
-    /// None where no socket is possible.
+    letters: Option<Stores>,
+    /// None also where no socket is possible.
     control: Option<ControlSocket>,
-    journal: Opened,
+    journal: Option<Opened>,
     /// Held as long as this process uses the directory.
-    lock: File,
+    lock: Option<File>,
 }
 
 /// The result of a run.
@@ -116,7 +111,8 @@ pub(crate) struct RunSummary {
 /// # Errors
 /// The obstacle, with advice.
 pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError> {
-    let state = settings.state_directory.as_deref().map(|path| open_state(path, &settings)).transpose()?;
+    let state = settings.state_directory.as_deref().map(|path| open_state(path, &settings));
+    let state = state.transpose()?.unwrap_or_default();
     let address = settings.ingress.listen;
     let threads = settings.ingress.threads;
     let listeners = match passed.ingress {
@@ -150,7 +146,7 @@ fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartEr
              while the bridge is stopped"
         );
     });
-    Ok(StateContents { letters, control: control.ok(), journal, lock })
+    Ok(StateContents { letters: Some(letters), control: control.ok(), journal: Some(journal), lock: Some(lock) })
 }
 
 impl App {
@@ -177,8 +173,8 @@ impl App {
         let mut running = self.start()?;
         let SharedParts { queue, status, .. } = running.parts.clone();
         tokio::spawn(logs::report_left_out());
-        tokio::spawn(memory::keep_low(queue.clone(), status.clone()));
-        systemd::notify(systemd::ServiceState::Ready);
+        tokio::spawn(resources::keep_low(queue.clone(), status.clone()));
+        systemd::notify(&systemd::NotifyState::Ready);
         tokio::spawn(systemd::feed_watchdog(move || status.heartbeats.stalled()));
         let failed = tokio::select! {
             () = signals.next() => false,
@@ -191,17 +187,20 @@ impl App {
     /// Starts all threads.
     fn start(self) -> Result<RunningApp, StartError> {
         let Self { settings, listeners, admin, state, reloading } = self;
-        open_files::raise();
-        memory::give_back_large();
+        let StateContents { letters, control, journal, lock } = state;
+        resources::raise_open_files();
+        resources::give_back_large();
         // All of them before the first connection is accepted: many connections could leave no descriptor for the last
         // one.
         let mut runtimes = Runtimes::new(settings.ingress.threads + 1 + usize::from(admin.is_some()))?;
         let (stopper, stop) = shutdown::channel();
         let broker = settings.broker.broker(&settings.terms());
-        let (parts, kept) = SharedParts::new(&settings, broker.name(), stop, state)?;
-        let StateParts { letters, control, backlog, writer, lock } = kept;
+        let (parts, journal) = SharedParts::new(&settings, broker.name(), stop, letters.as_ref(), journal)?;
+        let (writer, backlog) = journal.unzip();
         if let Some(listener) = admin {
-            let admin = Arc::new(parts.admin(&settings.admin));
+            let admin::Settings { page, hosts, .. } = settings.admin.clone();
+            let SharedParts { status, queue, stop, .. } = parts.clone();
+            let admin = Arc::new(Admin { status, queue, stop, page, hosts });
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
@@ -261,141 +260,6 @@ impl RunningApp {
     }
 }
 
-/// The part of the state directory that each part gets.
-#[derive(Default)]
-struct StateParts {
-    letters: Option<Stores>,
-    control: Option<ControlSocket>,
-    backlog: Option<BacklogReader>,
-    writer: Option<Writer>,
-    lock: Option<File>,
-}
-
-/// The parts that several threads share.
-#[derive(Clone)]
-pub(super) struct SharedParts {
-    pub(super) queue: Arc<Buffer>,
-    pub(super) status: Arc<Status>,
-    pub(super) connections: Arc<Connections>,
-    pub(super) known: Arc<Deduplication>,
-    pub(super) live: Arc<CurrentIngress>,
-    pub(super) successor: Arc<Successor>,
-    invalids: Option<Arc<Invalids>>,
-    stop: Drain,
-}
-
-impl SharedParts {
-    fn new(
-        settings: &Settings,
-        broker_name: &'static str,
-        stop: Drain,
-        state: Option<StateContents>,
-    ) -> io::Result<(Self, StateParts)> {
-        let metrics = Arc::new(Metrics::new(settings.mode.ack.name()));
-        let mut queue = Buffer::new(settings.mode, settings.buffer, Ledger::default());
-        let (mut kept, mut invalids) = (StateParts::default(), None);
-        if let Some(StateContents { letters, control, journal, lock }) = state {
-            let Opened { layout, writer, reader, recovered, damaged, .. } = journal;
-            queue = queue.with_journal(layout, recovered, damaged);
-            invalids = Some(Arc::new(Invalids::start(letters.invalid.clone(), metrics.clone())?));
-            kept = StateParts {
-                letters: Some(letters),
-                control,
-                backlog: Some(BacklogReader::new(reader, ingress::rebuild)),
-                writer: Some(writer),
-                lock: Some(lock),
-            };
-        }
-        let status = Arc::new(Status {
-            metrics,
-            broker_name,
-            dead_letters: kept.letters.as_ref().map(|letters| letters.dead_letters.held.clone()),
-            dead_letters_capacity: settings.dead_letters.bytes as u64,
-            invalid: kept.letters.as_ref().map(|letters| letters.invalid.held.clone()),
-            ..Status::default()
-        });
-        status.reloads.lock().in_force = to_json(settings.fingerprint.effective());
-        let shared = ingress::Shared {
-            queue: Arc::new(queue),
-            status: status.clone(),
-            known: Arc::new(Deduplication::new(settings.deduplication)),
-            invalids: invalids.clone(),
-        };
-        let parts = Self {
-            queue: shared.queue.clone(),
-            connections: Arc::new(Connections::new(settings.ingress.max_connections, status.clone())),
-            status,
-            known: shared.known.clone(),
-            live: CurrentIngress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes),
-            successor: Arc::default(),
-            invalids,
-            stop,
-        };
-        Ok((parts, kept))
-    }
-
-    /// Requests about dead letters, which validate bodies as the sources are configured at that time.
-    fn requests(&self, stores: Stores) -> Arc<Requests> {
-        let live = self.live.clone();
-        Arc::new(Requests {
-            stores,
-            rebuild: rebuild_with(move |source| live.now().validation_of(source)),
-            queue: self.queue.clone(),
-            view: self.status.broker.clone(),
-            drain: self.stop.clone(),
-            turn: Mutex::default(),
-        })
-    }
-
-    /// Starts the delivery task and, beside it, the control socket. The thread returns the number of lost events.
-    fn start_delivery(
-        &self,
-        runtime: Runtime,
-        work: delivery::Parts,
-        control: Option<(ControlSocket, Arc<Requests>)>,
-    ) -> io::Result<JoinHandle<usize>> {
-        let (stop, heartbeat) = (self.stop.clone(), self.status.heartbeats.add("the delivery task"));
-        thread("delivery", runtime, Some(heartbeat), move || async move {
-            let serving = control.map(|(control, requests)| tokio::spawn(control.serve(requests, stop)));
-            let lost = Delivery::new(work).run().await;
-            if let Some(serving) = serving {
-                // It ends with the drain, once it has removed letters that were published in time; a disk that hangs must
-                // not delay it.
-                let _ = timeout(REQUESTS_TIMEOUT, serving).await;
-            }
-            lost
-        })
-    }
-
-    /// Starts the ingress threads, one for each listening socket.
-    fn start_ingress(
-        &self,
-        runtimes: &mut Runtimes,
-        listeners: Listeners,
-    ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
-        let unreadable = Arc::new(ingress::Unreadable::new(self.status.clone()));
-        let mut serving = Vec::new();
-        for (number, socket) in listeners.sockets.into_iter().enumerate() {
-            let heartbeat = self.status.heartbeats.add(&format!("ingress thread {number}"));
-            let Self { live, connections, stop, .. } = self.clone();
-            let unreadable = unreadable.clone();
-            let serve = move || ingress::serve(socket, live, connections, unreadable, stop);
-            serving.push(thread("ingress", runtimes.next()?, Some(heartbeat), serve)?);
-        }
-        Ok(serving)
-    }
-
-    fn admin(&self, settings: &admin::Settings) -> Admin {
-        Admin {
-            status: self.status.clone(),
-            queue: self.queue.clone(),
-            stop: self.stop.clone(),
-            page: settings.page,
-            hosts: settings.hosts.clone(),
-        }
-    }
-}
-
 /// Unready, still serving; then no new requests; then deliver what is held. A second signal hurries.
 async fn stop_in_order<T: Send + 'static>(
     signals: &mut impl Signals,
@@ -411,7 +275,7 @@ async fn stop_in_order<T: Send + 'static>(
         settings.delay,
         settings.grace
     );
-    systemd::notify(systemd::ServiceState::Stopping);
+    systemd::notify(&systemd::NotifyState::Stopping);
     stopper.enter(Phase::Leaving);
     let hurried = tokio::select! {
         () = tokio::time::sleep(settings.delay) => false,

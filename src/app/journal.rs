@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::SystemTime;
 
 use crate::app::Settings;
-use crate::app::app::SharedParts;
+use crate::app::parts::SharedParts;
 use crate::event::Origin;
 use crate::ingress::{self, Deduplication};
 use crate::queue::journal::{self, OpenError, Opened, Writer};
@@ -65,8 +65,7 @@ pub(super) fn write(parts: &SharedParts, writer: Writer) -> io::Result<JoinHandl
 
 /// Reads back, concurrently with everything else, what an earlier run accepted recently: a repeat of it is a duplicate.
 /// Only in `journaled` mode, where a record means that its sender was answered 200 or would have been; records written
-/// by the other modes at a stop may have been answered 503. Only records with a `cuid`: equal events without one are
-/// separate events.
+/// by the other modes at a stop may have been answered 503.
 pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Result<()> {
     let is_wanted = known.is_on() && settings.mode.ack == Ack::Journaled;
     let Some(directory) = settings.state_directory.as_ref().filter(|_| is_wanted) else {
@@ -81,12 +80,8 @@ pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Res
         let mut accepted = Vec::new();
         let mut visit = |origin: &Origin, body: &[u8]| {
             let Some(source) = sources.iter().position(|name| *name == origin.source) else { return };
-            if !ingress::has_cuid(body) {
-                return;
-            }
-            let digest = ingress::digest(origin.signature.as_ref().filter(|_| origin.verified), body);
-            let age = now.duration_since(origin.received).unwrap_or_default();
-            accepted.push((ingress::Key::new(source, &digest), age));
+            let Some(key) = ingress::known_by(source, origin, body) else { return };
+            accepted.push((key, now.duration_since(origin.received).unwrap_or_default()));
         };
         if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
             tracing::warn!(

@@ -2,10 +2,10 @@
 
 mod app;
 mod journal;
-mod memory;
 mod offline;
-mod open_files;
+mod parts;
 mod reload;
+mod resources;
 mod settings;
 mod threads;
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Mutex, watch};
 
-use crate::app::{Settings, StartError};
+use crate::app::Settings;
 use crate::dead_letters::{Action, Progress, RebuildLetter, Request, Requests, Stores, Validity};
 use crate::delivery::{Delivery, Parts};
 use crate::ingress::{self, Validation};
@@ -56,7 +56,7 @@ pub(crate) struct Offline {
 ///
 /// # Errors
 /// A daemon holds it, or it cannot be used.
-pub(crate) fn open_offline(settings: Settings, state: &Path) -> Result<Offline, StartError> {
+pub(crate) fn open_offline(settings: Settings, state: &Path) -> Result<Offline, StateError> {
     let lock = state_directory::lock(state)?;
     let stores = open_stores(state, &settings)?;
     Ok(Offline { settings, stores, lock })

@@ -11,7 +11,7 @@ use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
 use crate::app::Settings;
-use crate::app::app::SharedParts;
+use crate::app::parts::SharedParts;
 use crate::delivery::{Change, RoutedBroker};
 use crate::ingress;
 use crate::process::logs::Level;
@@ -108,7 +108,7 @@ impl Reloader {
                 continue;
             }
             if is_news {
-                systemd::notify(systemd::ServiceState::Reloading);
+                systemd::notify(&systemd::NotifyState::Reloading);
             }
             let load = load.clone();
             // A renewed secret must not put a half-edited settings file in force.
@@ -133,7 +133,7 @@ impl Reloader {
                 Err(_) => {}
             }
             if is_news {
-                systemd::notify(systemd::ServiceState::Ready);
+                systemd::notify(&systemd::NotifyState::Ready);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::app::open_files;
+use crate::app::resources;
 use crate::brokers::{self, Terms};
 use crate::ingress::{self, Source};
 use crate::process::{logs, shutdown};
@@ -114,7 +114,8 @@ pub(crate) fn load_from(
         fingerprint.show(STATE_DIRECTORY, &path.to_string_lossy(), "environment variable STATE_DIRECTORY");
     }
     let settings = Settings { fingerprint, layers, ..settings };
-    findings.warnings.extend(open_files::problem(&settings));
+    let ingress::Settings { max_connections, threads, .. } = settings.ingress;
+    findings.warnings.extend(resources::too_few_files(max_connections, threads));
     Ok((settings, findings))
 }
 

@@ -1,15 +1,9 @@
-//! The HTTP client of the commands, and the secret that signs what they send.
+//! The HTTP client of the commands.
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use crate::app::Settings;
-use crate::ingress::Source;
-use crate::settings::{Flags, Secret};
 use bytes::Bytes;
-use clap::Args;
-use hmac::{Hmac, KeyInit as _, Mac as _};
 use http_body_util::{BodyExt as _, Full};
 use hyper::header::{CONTENT_TYPE, RETRY_AFTER};
 use hyper::{Request, Uri};
@@ -17,57 +11,11 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use sha2::Sha256;
 
 use crate::cli;
 
 /// The time limit for an answer: PlexTrac itself gives up after five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// The secret that signs.
-#[derive(Debug, Args)]
-pub(super) struct Signer {
-    /// Sign as this source of the settings [default: the only one]
-    #[arg(long, value_name = "NAME")]
-    source: Option<String>,
-    /// Sign with the secret in this file instead of one of the settings
-    #[arg(long, value_name = "FILE", conflicts_with = "source")]
-    secret_file: Option<PathBuf>,
-}
-
-impl Signer {
-    /// Finds the secret (none if unsigned), and the URL of the source if the settings have it.
-    pub(super) fn identity(&self, flags: &Flags) -> Result<(Option<Secret>, Option<String>), ExitCode> {
-        if let Some(path) = &self.secret_file {
-            let text = std::fs::read_to_string(path)
-                .map_err(|error| cli::failed(format_args!("cannot read {}: {error}", path.display())))?;
-            let wrong = |wrong| cli::failed(format_args!("{} {wrong}", path.display()));
-            let (secret, doubt) = Secret::read(&text).map_err(wrong)?;
-            if let Some(doubt) = doubt {
-                cli::warn(format_args!("{}: {doubt}", path.display()));
-            }
-            return Ok((Some(secret), None));
-        }
-        let (settings, _) = cli::settings(flags)?;
-        let source = source(&settings, self.source.as_deref())?;
-        let scheme = if settings.ingress.tls.is_some() { "https" } else { "http" };
-        let url = format!("{scheme}://{}{}", local(settings.ingress.listen), source.path);
-        Ok((source.secrets.first().map(|named| named.secret.clone()), Some(url)))
-    }
-}
-
-/// The source of this name, or the only one.
-pub(super) fn source<'s>(settings: &'s Settings, name: Option<&str>) -> Result<&'s Source, ExitCode> {
-    let source = match name {
-        Some(name) => settings.sources.iter().find(|source| *source.name == *name),
-        None if settings.sources.len() == 1 => settings.sources.first(),
-        None => None,
-    };
-    source.ok_or_else(|| {
-        let names: Vec<&str> = settings.sources.iter().map(|source| &*source.name).collect();
-        cli::failed(format_args!("name one of the sources with --source: {}", names.join(", ")))
-    })
-}
 
 /// An address to connect to when `address` is listened on, because 0.0.0.0 cannot be connected to.
 pub(super) fn local(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
@@ -79,14 +27,6 @@ pub(super) fn local(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
         });
     }
     address
-}
-
-/// The signature of a body as PlexTrac computes it.
-pub(super) fn sign(secret: &Secret, body: &[u8]) -> String {
-    let mut mac =
-        Hmac::<Sha256>::new_from_slice(secret.reveal().as_bytes()).expect("HMAC takes keys of every length");
-    mac.update(body);
-    faster_hex::hex_string(&mac.finalize().into_bytes())
 }
 
 /// An answer, as far as a sender needs it.

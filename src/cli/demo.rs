@@ -1,15 +1,16 @@
 //! `demo`: a bridge with the embedded file broker, a sender, and the published messages, all in one process.
 
 use std::collections::HashSet;
-use std::fs;
+use std::fs::{self, Permissions};
 use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use crate::app::{self, App, Settings, Signals, StartError, load_from};
 use crate::brokers;
+use crate::ingress::sign;
 use crate::process::logs;
 use crate::process::systemd::Passed;
 use crate::settings::{Flags, Layers, Secret};
@@ -17,11 +18,15 @@ use crate::status::Totals;
 use bytes::Bytes;
 use clap::Args;
 use hyper::Uri;
+use tempfile::TempDir;
 use tokio::sync::Notify;
 
-use crate::cli::client::{Http, sign};
+use crate::cli::client::Http;
 use crate::cli::serve::Unix;
 use crate::cli::{self, CommandResult, exit, sample, say};
+
+/// The directory of the files that the broker writes.
+const EVENTS: &str = "events";
 
 /// The number of events sent at once at the start.
 const FIRST: u64 = 4;
@@ -40,7 +45,7 @@ pub(super) struct DemoOptions {
 }
 
 pub(super) fn run(flags: &Flags, once: bool) -> CommandResult {
-    let scratch = TemporaryDirectory::new()?;
+    let scratch = Scratch::new()?;
     let secret = Secret::new(format!("demo-{:032x}", fastrand::u128(..)));
     let (app, _log) = bind(flags, &scratch, &secret)?;
     let address = app.ingress_address();
@@ -61,11 +66,11 @@ pub(super) fn run(flags: &Flags, once: bool) -> CommandResult {
     Ok(exit(lost == 0 && arrived))
 }
 
-fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &TemporaryDirectory) {
+fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &Scratch) {
     say("plextrac-bridge demo: a bridge, a sender, and files as the broker, in one process\n");
     say(format_args!("  page      {admin}"));
     say(format_args!("  metrics   {admin}metrics"));
-    say(format_args!("  files     {}\n", scratch.events().display()));
+    say(format_args!("  files     {}\n", scratch.path(EVENTS).display()));
     let missing = brokers::NAMES.into_iter().filter(|name| !brokers::BUILT_IN.contains(name));
     let missing = missing.collect::<Vec<_>>().join(", ");
     if !missing.is_empty() {
@@ -77,7 +82,7 @@ fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &TemporaryDirecto
     say(format_args!("  URL       {url}   (PlexTrac itself needs public https in front of it)"));
     say(format_args!("  Secret    {}   (of this demo only)\n", secret.reveal()));
     say("Send one yourself:");
-    let file = scratch.path.join("secret");
+    let file = scratch.path("secret");
     say(format_args!("  plextrac-bridge send --secret-file {} {url}", file.display()));
     let body = br#"{"event":"ReportPublished","cuid":"c1","actorCuid":"c2","targetCuid":"c3","targetType":"report","text":"by hand"}"#;
     say(format_args!(
@@ -88,14 +93,7 @@ fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &TemporaryDirecto
 }
 
 /// Sends samples and prints what arrives; returns whether everything arrived.
-async fn show(
-    http: &Http,
-    url: &Uri,
-    secret: &Secret,
-    scratch: &TemporaryDirectory,
-    once: bool,
-    done: &Notify,
-) -> bool {
+async fn show(http: &Http, url: &Uri, secret: &Secret, scratch: &Scratch, once: bool, done: &Notify) -> bool {
     let samples = sample::usual();
     let mut seen = HashSet::new();
     let mut sent = 0;
@@ -117,7 +115,7 @@ async fn show(
             next = Instant::now() + EVERY;
             last_sent = Instant::now();
         }
-        print_new(&scratch.events(), &mut seen);
+        print_new(&scratch.path(EVENTS), &mut seen);
         let all = seen.len() as u64 >= sent && sent >= FIRST;
         let late = last_sent.elapsed() > ARRIVAL_TIMEOUT;
         if once && (all || late) {
@@ -163,7 +161,7 @@ impl Signals for DemoSignals<'_> {
 }
 
 /// The demo's own settings: nothing of this machine is used.
-fn bind(flags: &Flags, scratch: &TemporaryDirectory, secret: &Secret) -> Result<(App, logs::Log), ExitCode> {
+fn bind(flags: &Flags, scratch: &Scratch, secret: &Secret) -> Result<(App, logs::Log), ExitCode> {
     scratch.write("secret", secret.reveal())?;
     let usual = settings(flags, scratch, 8080, 8081)?;
     let log = logs::start(usual.log).map_err(|error| cli::failed(format_args!("cannot start the log: {error}")))?;
@@ -176,16 +174,16 @@ fn bind(flags: &Flags, scratch: &TemporaryDirectory, secret: &Secret) -> Result<
 }
 
 /// The settings of a bridge on these ports.
-fn settings(flags: &Flags, scratch: &TemporaryDirectory, ingress: u16, admin: u16) -> Result<Settings, ExitCode> {
+fn settings(flags: &Flags, scratch: &Scratch, ingress: u16, admin: u16) -> Result<Settings, ExitCode> {
     let name = format!("config-{ingress}.toml");
-    let config = scratch.path.join(&name);
+    let config = scratch.path(&name);
     let toml = format!(
         "state_directory = {}\n[ingress]\nlisten = \"127.0.0.1:{ingress}\"\nthreads = 1\n\
          [admin]\nlisten = \"127.0.0.1:{admin}\"\n[sources.plextrac]\nsecret_file = {}\n\
          [broker.file]\ndirectory = {}\n",
-        quoted(&scratch.path.join("state")),
-        quoted(&scratch.path.join("secret")),
-        quoted(&scratch.events()),
+        quoted(&scratch.path("state")),
+        quoted(&scratch.path("secret")),
+        quoted(&scratch.path(EVENTS)),
     );
     scratch.write(&name, &toml)?;
     let flags = Flags {
@@ -203,34 +201,23 @@ fn quoted(path: &Path) -> String {
 }
 
 /// A directory that no other user may read, removed at the end.
-struct TemporaryDirectory {
-    path: PathBuf,
-}
+struct Scratch(TempDir);
 
-impl TemporaryDirectory {
+impl Scratch {
     fn new() -> Result<Self, ExitCode> {
-        let name = format!("plextrac-bridge-demo-{}-{:08x}", std::process::id(), fastrand::u32(..));
-        let path = std::env::temp_dir().join(name);
-        let created = fs::DirBuilder::new().mode(0o700).create(&path);
-        created.map_err(|error| cli::failed(format_args!("cannot create {}: {error}", path.display())))?;
-        Ok(Self { path })
+        let mine = Permissions::from_mode(0o700);
+        let created = tempfile::Builder::new().prefix("plextrac-bridge-demo-").permissions(mine).tempdir();
+        created.map(Self).map_err(|error| cli::failed(format_args!("cannot create a directory: {error}")))
     }
 
-    fn events(&self) -> PathBuf {
-        self.path.join("events")
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
     }
 
     fn write(&self, name: &str, text: &str) -> Result<(), ExitCode> {
-        let path = self.path.join(name);
+        let path = self.path(name);
         let file = fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
         file.and_then(|mut file| file.write_all(text.as_bytes()))
             .map_err(|error| cli::failed(format_args!("cannot write {}: {error}", path.display())))
-    }
-}
-
-impl Drop for TemporaryDirectory {
-    fn drop(&mut self) {
-        // A directory that the demo leaves behind does no harm.
-        let _ = fs::remove_dir_all(&self.path);
     }
 }

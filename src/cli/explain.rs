@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use crate::app::Settings;
 use crate::brokers::{Routed, Router};
 use crate::event::Event;
-use crate::ingress::{Explanation, Source, explain};
+use crate::ingress::{Explanation, Source, explain, sign};
 use crate::settings::Flags;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::client::{self, sign};
-use crate::cli::sign::read;
+use crate::cli::sign::{self, read};
 use crate::cli::{self, CommandResult, exit, say};
 
 #[derive(Debug, Args)]
@@ -32,7 +31,7 @@ pub(super) struct ExplainOptions {
 
 pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> CommandResult {
     let (settings, _) = cli::settings(flags)?;
-    let source = client::source(&settings, options.source.as_deref())?;
+    let source = sign::source(&settings, options.source.as_deref())?;
     let mut router = settings.broker.router().clone();
     let mut are_all_good = true;
     for path in &options.files {

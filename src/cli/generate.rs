@@ -1,11 +1,13 @@
-//! `completions` and `man`: generated from the same description of the commands that parses the arguments.
+//! `completions`, `man` and `schema`: generated from the description of the commands that parses the arguments, and from
+//! that of the settings.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory as _};
+use clap::{Args, CommandFactory as _, ValueEnum};
 use clap_complete::Shell;
 
+use crate::app;
 use crate::cli::{Arguments, CommandResult, failed, print, say};
 
 const NAME: &str = "plextrac-bridge";
@@ -43,4 +45,33 @@ pub(super) fn man(options: &Man) -> CommandResult {
         print(&page);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SchemaOptions {
+    /// Description to print
+    of: Of,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Of {
+    /// The body of a message, as `validation = "lenient"` publishes it: JSON Schema
+    Payload,
+    /// The payload that PlexTrac documents, as `validation = "strict"` requires it: JSON Schema
+    DocumentedPayload,
+    /// The settings file, for editors and for checks: JSON Schema
+    Settings,
+    /// The messages that consumers receive, for each broker: AsyncAPI 3, in YAML
+    Asyncapi,
+}
+
+pub(super) fn schema(options: &SchemaOptions) -> ExitCode {
+    let text = match options.of {
+        Of::Payload => include_str!("../../docs/schema/payload.schema.json"),
+        Of::DocumentedPayload => include_str!("../../docs/schema/documented-payload.schema.json"),
+        Of::Settings => &format!("{:#}", app::schema()),
+        Of::Asyncapi => include_str!("../../docs/schema/asyncapi.yaml"),
+    };
+    say(text.trim_end());
+    ExitCode::SUCCESS
 }

@@ -10,7 +10,6 @@ mod generate;
 mod healthcheck;
 mod journal;
 mod sample;
-mod schema;
 mod send;
 mod serve;
 mod sign;
@@ -96,7 +95,7 @@ enum Command {
     Healthcheck(healthcheck::HealthcheckOptions),
     /// Print a schema: JSON Schema of the payloads or of the settings, AsyncAPI of what consumers receive
     #[command(after_help = examples("schema"))]
-    Schema(schema::SchemaOptions),
+    Schema(generate::SchemaOptions),
     /// Print a script that completes commands and options
     #[command(after_help = examples("completions"))]
     Completions(generate::Completions),
@@ -136,7 +135,7 @@ pub fn main() -> ExitCode {
         Command::DeadLetters { command } => dead_letters::run(&flags, &command),
         Command::Healthcheck(options) => healthcheck::run(&flags, &options),
         Command::Journal(options) => journal::run(&flags, &options),
-        Command::Schema(options) => Ok(schema::run(&options)),
+        Command::Schema(options) => Ok(generate::schema(&options)),
         Command::Completions(options) => Ok(generate::completions(&options)),
         Command::Man(options) => generate::man(&options),
     };

@@ -5,9 +5,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::builder::PossibleValue;
-use serde_json::{Value, json};
-
-use PayloadShape::{Automation, Bulk, One};
+use serde_json::{Map, Value, json};
 
 /// The name that selects every sample.
 const ALL: &str = "all";
@@ -24,64 +22,78 @@ pub(super) struct Sample {
     event: &'static str,
     /// The `targetType`; empty if the payload has none.
     target_type: &'static str,
-    shape: PayloadShape,
+    shape: &'static PayloadShape,
 }
 
-/// The fields of a payload beside `event` and `targetType`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum PayloadShape {
-    /// `cuid`, `actorCuid`, a target and a text.
-    One(Text),
-    /// Does the same with a list of targets.
-    Bulk(Text),
-    /// The ids of a workflow automation.
-    Automation(Ids),
+/// The fields of a payload beside `event` and `targetType`, and what `--help` says about them.
+type PayloadShape = (&'static str, &'static [SampleField]);
+
+/// A field: its name, and its value in a sample with this number and so many targets.
+type SampleField = (&'static str, fn(&Sample, u64, usize) -> Value);
+
+const CUID: SampleField = ("cuid", |_, number, _| json!(request(number)));
+const ACTOR: SampleField = ("actorCuid", |_, _, _| json!(entity()));
+const ONE_TARGET: SampleField = ("targetCuid", |_, _, _| json!(entity()));
+const SEVERAL_TARGETS: SampleField = ("targetCuids", |_, _, targets| (0..targets).map(|_| entity()).collect());
+const TEXT: SampleField = ("text", |sample, _, _| {
+    json!(match sample.target_type {
+        "finding" => "Acme Corp||SQL injection in /login",
+        "assessment" => "Grüße aus Zürich||PCI DSS 4.0",
+        "engagement" => "Acme Corp||Red team, third quarter",
+        _ => "Acme Corp||External penetration test 2026",
+    })
+});
+
+const fn number(name: &'static str) -> SampleField {
+    (name, |_, _, _| json!(id()))
 }
 
-/// The `text` of a payload: an earlier copy of the vendor's page has none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Text {
-    Present,
-    Missing,
+const fn digits(name: &'static str) -> SampleField {
+    (name, |_, _, _| json!(id().to_string()))
 }
 
-/// The form in which an automation writes its ids.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Ids {
-    /// `clientId` and `reportId` as numbers.
-    Report,
-    /// These and `findingId`, as numbers.
-    Numbers,
-    /// The same ids as strings.
-    Strings,
-    /// As numbers, with `flawId` for `findingId`.
-    Flaw,
-}
+const ONE: PayloadShape = (", the documented payload", &[CUID, ACTOR, ONE_TARGET, TEXT]);
+const ONE_WITHOUT_TEXT: PayloadShape = (", as an earlier page has it", &[CUID, ACTOR, ONE_TARGET]);
+const BULK: PayloadShape = (" of several targets", &[CUID, ACTOR, SEVERAL_TARGETS, TEXT]);
+const BULK_WITHOUT_TEXT: PayloadShape =
+    (" of several targets, as an earlier page has it", &[CUID, ACTOR, SEVERAL_TARGETS]);
+const REPORT_IDS: PayloadShape = ("clientId and reportId as numbers", &[number("clientId"), number("reportId")]);
+const NUMBERS: PayloadShape =
+    ("clientId, reportId and findingId as numbers", &[number("clientId"), number("reportId"), number("findingId")]);
+const STRINGS: PayloadShape =
+    ("clientId, reportId and findingId as strings", &[digits("clientId"), digits("reportId"), digits("findingId")]);
+const FLAW: PayloadShape =
+    ("clientId, reportId and flawId as numbers", &[number("clientId"), number("reportId"), number("flawId")]);
 
-const fn sample(name: &'static str, event: &'static str, target_type: &'static str, shape: PayloadShape) -> Sample {
+const fn sample(
+    name: &'static str,
+    event: &'static str,
+    target_type: &'static str,
+    shape: &'static PayloadShape,
+) -> Sample {
     Sample { name, event, target_type, shape }
 }
 
 /// The documented payloads first.
 const SAMPLES: [Sample; 18] = [
-    sample("report-published", "ReportPublished", "report", One(Text::Present)),
-    sample("finding-published", "FindingPublished", "finding", One(Text::Present)),
-    sample("assessment-submitted", "AssessmentSubmitted", "assessment", One(Text::Present)),
-    sample("engagement-submitted", "SchedulerEngagementSubmitted", "engagement", One(Text::Present)),
-    sample("report-status-changed", "ReportStatusChanged", "report", One(Text::Present)),
-    sample("bulk-change", "FindingPublished", "finding", Bulk(Text::Present)),
-    sample("report-published-without-text", "ReportPublished", "report", One(Text::Missing)),
-    sample("finding-published-without-text", "FindingPublished", "finding", One(Text::Missing)),
-    sample("assessment-submitted-without-text", "AssessmentSubmitted", "assessment", One(Text::Missing)),
-    sample("engagement-submitted-without-text", "SchedulerEngagementSubmitted", "engagement", One(Text::Missing)),
-    sample("report-status-changed-without-text", "ReportStatusChanged", "report", One(Text::Missing)),
-    sample("bulk-change-without-text", "FindingPublished", "finding", Bulk(Text::Missing)),
-    sample("report-automation", "On Report Creation/Edit", "", Automation(Ids::Report)),
-    sample("finding-automation", "On Report Finding Creation/Edit", "", Automation(Ids::Numbers)),
-    sample("workflow-automation", "WFA: On Report Creation/Edit", "", Automation(Ids::Strings)),
-    sample("ids", "", "", Automation(Ids::Numbers)),
-    sample("ids-as-strings", "", "", Automation(Ids::Strings)),
-    sample("flaw-ids", "", "", Automation(Ids::Flaw)),
+    sample("report-published", "ReportPublished", "report", &ONE),
+    sample("finding-published", "FindingPublished", "finding", &ONE),
+    sample("assessment-submitted", "AssessmentSubmitted", "assessment", &ONE),
+    sample("engagement-submitted", "SchedulerEngagementSubmitted", "engagement", &ONE),
+    sample("report-status-changed", "ReportStatusChanged", "report", &ONE),
+    sample("bulk-change", "FindingPublished", "finding", &BULK),
+    sample("report-published-without-text", "ReportPublished", "report", &ONE_WITHOUT_TEXT),
+    sample("finding-published-without-text", "FindingPublished", "finding", &ONE_WITHOUT_TEXT),
+    sample("assessment-submitted-without-text", "AssessmentSubmitted", "assessment", &ONE_WITHOUT_TEXT),
+    sample("engagement-submitted-without-text", "SchedulerEngagementSubmitted", "engagement", &ONE_WITHOUT_TEXT),
+    sample("report-status-changed-without-text", "ReportStatusChanged", "report", &ONE_WITHOUT_TEXT),
+    sample("bulk-change-without-text", "FindingPublished", "finding", &BULK_WITHOUT_TEXT),
+    sample("report-automation", "On Report Creation/Edit", "", &REPORT_IDS),
+    sample("finding-automation", "On Report Finding Creation/Edit", "", &NUMBERS),
+    sample("workflow-automation", "WFA: On Report Creation/Edit", "", &STRINGS),
+    sample("ids", "", "", &NUMBERS),
+    sample("ids-as-strings", "", "", &STRINGS),
+    sample("flaw-ids", "", "", &FLAW),
 ];
 
 /// The number of samples that are sent if none is chosen: one target, the documented payload.
@@ -90,71 +102,25 @@ const USUAL: usize = 5;
 impl Sample {
     /// Whether it lists several targets.
     pub(super) fn is_bulk(&self) -> bool {
-        matches!(self.shape, Bulk(_))
+        self.shape.1.iter().any(|(name, _)| *name == SEVERAL_TARGETS.0)
     }
 
     /// A body of this kind, different from all others: `number` counts the bodies of this process.
     pub(super) fn body(&self, number: u64, targets: usize) -> Vec<u8> {
-        let mut payload = json!({});
-        if !self.event.is_empty() {
-            payload["event"] = json!(self.event);
-        }
-        if !self.target_type.is_empty() {
-            payload["targetType"] = json!(self.target_type);
-        }
-        match self.shape {
-            One(text) => {
-                payload["targetCuid"] = json!(entity());
-                self.describe(&mut payload, text, number);
-            }
-            Bulk(text) => {
-                payload["targetCuids"] = (0..targets).map(|_| entity()).collect();
-                self.describe(&mut payload, text, number);
-            }
-            Automation(ids) => {
-                let id = || 1 + fastrand::u64(..1 << 48);
-                let write = |id: u64| if ids == Ids::Strings { json!(id.to_string()) } else { json!(id) };
-                payload["clientId"] = write(id());
-                payload["reportId"] = write(id());
-                match ids {
-                    Ids::Report => {}
-                    Ids::Numbers | Ids::Strings => payload["findingId"] = write(id()),
-                    Ids::Flaw => payload["flawId"] = write(id()),
-                }
-            }
-        }
-        payload.to_string().into_bytes()
-    }
-
-    fn describe(&self, payload: &mut Value, text: Text, number: u64) {
-        payload["cuid"] = json!(request(number));
-        payload["actorCuid"] = json!(entity());
-        if text == Text::Present {
-            payload["text"] = json!(match self.target_type {
-                "finding" => "Acme Corp||SQL injection in /login",
-                "assessment" => "Grüße aus Zürich||PCI DSS 4.0",
-                "engagement" => "Acme Corp||Red team, third quarter",
-                _ => "Acme Corp||External penetration test 2026",
-            });
-        }
+        let named = [("event", self.event), ("targetType", self.target_type)];
+        let named = named.into_iter().filter(|(_, value)| !value.is_empty());
+        let others = self.shape.1.iter().map(|(name, value)| (*name, value(self, number, targets)));
+        let fields = named.map(|(name, value)| (name, json!(value))).chain(others);
+        let payload: Map<_, _> = fields.map(|(name, value)| (name.to_owned(), value)).collect();
+        Value::from(payload).to_string().into_bytes()
     }
 
     /// The line in `--help`.
     fn help(&self) -> String {
-        let what = match self.shape {
-            One(Text::Present) => ", the documented payload",
-            One(Text::Missing) => ", as an earlier page has it",
-            Bulk(Text::Present) => " of several targets",
-            Bulk(Text::Missing) => " of several targets, as an earlier page has it",
-            Automation(Ids::Report) => "clientId and reportId as numbers",
-            Automation(Ids::Numbers) => "clientId, reportId and findingId as numbers",
-            Automation(Ids::Strings) => "clientId, reportId and findingId as strings",
-            Automation(Ids::Flaw) => "clientId, reportId and flawId as numbers",
-        };
-        match (self.event, self.shape) {
-            ("", _) => format!("An automation of ids alone: {what}"),
-            (event, Automation(_)) => format!("{event}, with {what}"),
-            (event, _) => format!("{event}{what}"),
+        match (self.event, self.target_type, self.shape.0) {
+            ("", _, what) => format!("An automation of ids alone: {what}"),
+            (event, "", what) => format!("{event}, with {what}"),
+            (event, _, what) => format!("{event}{what}"),
         }
     }
 }
@@ -182,6 +148,11 @@ pub(super) fn named(names: &[String]) -> Vec<&'static Sample> {
 pub(super) fn names() -> Vec<PossibleValue> {
     let each = SAMPLES.iter().map(|sample| PossibleValue::new(sample.name).help(sample.help()));
     each.chain([PossibleValue::new(ALL).help("Each of them in turn")]).collect()
+}
+
+/// An id that is a number.
+fn id() -> u64 {
+    1 + fastrand::u64(..1 << 48)
 }
 
 /// An id of an entity: 25 characters, as PlexTrac's.

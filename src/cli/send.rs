@@ -6,20 +6,22 @@ use std::fmt::Write as FmtWrite;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use crate::ingress::sign;
 use crate::settings::{Flags, Secret};
 use bytes::Bytes;
 use clap::builder::PossibleValuesParser;
 use clap::{Args, CommandFactory as _};
+use futures_util::future::ready;
+use futures_util::stream::{self, StreamExt as _};
 use hyper::Uri;
 use indicatif::{ProgressBar, ProgressState, ProgressStyle};
 use serde_json::json;
 
-use crate::cli::client::{Http, Response, Signer, sign};
+use crate::cli::client::{Http, Response};
 use crate::cli::sample::{self, Sample};
-use crate::cli::sign::read;
+use crate::cli::sign::{Signer, read};
 use crate::cli::{self, CommandResult, exit, say};
 
 /// The wait before a repeat if a 503 does not set one.
@@ -85,7 +87,7 @@ pub(super) fn run(flags: &Flags, options: SendOptions) -> CommandResult {
         // Changes are shown even while no answer arrives.
         bar.enable_steady_tick(DRAW_INTERVAL);
     }
-    let plan = Rc::new(SendPlan {
+    let plan = SendPlan {
         http: Http::new(&url)?,
         url,
         secret,
@@ -95,11 +97,10 @@ pub(super) fn run(flags: &Flags, options: SendOptions) -> CommandResult {
         options,
         last_accepted: Cell::new(Instant::now()),
         last_answer: RefCell::default(),
-        next: Cell::new(0),
         waiting: Cell::new(0),
         tally: RefCell::default(),
         bar,
-    });
+    };
     plan.run()
 }
 
@@ -140,7 +141,6 @@ struct SendPlan {
     last_accepted: Cell<Instant>,
     /// The last answer that was not 200, as it was printed.
     last_answer: RefCell<Option<String>>,
-    next: Cell<u64>,
     /// The number of events that wait to be repeated after a 503.
     waiting: Cell<u64>,
     tally: RefCell<Tally>,
@@ -183,32 +183,21 @@ impl Tally {
 }
 
 impl SendPlan {
-    fn run(self: Rc<Self>) -> CommandResult {
+    fn run(&self) -> CommandResult {
         let runtime = cli::runtime()?;
         let begun = Instant::now();
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async {
-            let workers = (0..self.options.connections).map(|_| tokio::task::spawn_local(self.clone().work(begun)));
-            futures_util::future::join_all(workers.collect::<Vec<_>>()).await;
-        });
-        self.bar.finish_and_clear();
-        Ok(self.report(begun.elapsed()))
-    }
-
-    async fn work(self: Rc<Self>, begun: Instant) {
-        loop {
-            let number = self.next.get();
-            if number >= self.count || self.gives_up() {
-                return;
-            }
-            self.next.set(number + 1);
+        let numbers = stream::iter(0..self.count).take_while(|_| ready(!self.gives_up()));
+        let sent = numbers.for_each_concurrent(usize::from(self.options.connections), async |number| {
             if let Some(rate) = self.options.rate {
                 let due = begun + Duration::from_secs_f64(to_f64(number) / f64::from(rate));
                 tokio::time::sleep_until(due.into()).await;
             }
             self.deliver(number).await;
             self.bar.inc(1);
-        }
+        });
+        runtime.block_on(sent);
+        self.bar.finish_and_clear();
+        Ok(self.report(begun.elapsed()))
     }
 
     async fn deliver(&self, number: u64) {

@@ -43,21 +43,7 @@ impl Field {
 
     /// The field with this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        Some(match name {
-            "cuid" => Self::Cuid,
-            "actorCuid" => Self::ActorCuid,
-            "event" => Self::Event,
-            "targetCuid" => Self::TargetCuid,
-            "targetCuids" => Self::TargetCuids,
-            "targetType" => Self::TargetType,
-            "text" => Self::Text,
-            "clientId" => Self::ClientId,
-            "reportId" => Self::ReportId,
-            "findingId" => Self::FindingId,
-            "flawId" => Self::FlawId,
-            "assessmentId" => Self::AssessmentId,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|field| field.name() == name)
     }
 }
 

@@ -2,10 +2,11 @@
 
 mod deviation;
 mod event;
-mod token;
 mod waiter;
 
 pub(crate) use deviation::{Deviation, Deviations, Field};
-pub(crate) use event::{ContentType, EVENT_OVERHEAD, Event, Fields, Kept, Labels, Message, Origin, Rebuild, cut};
-pub(crate) use token::{LONGEST_TOKEN, push_safe, safe};
+pub(crate) use event::{
+    ContentType, EVENT_OVERHEAD, Event, Fields, Kept, LONGEST_TOKEN, Labels, Message, Origin, Rebuild, cut,
+    push_safe, safe,
+};
 pub(crate) use waiter::{Outcome, Waiter, WakeList, complete_all};

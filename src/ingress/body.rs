@@ -2,12 +2,12 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http_body_util::BodyExt as _;
 use hyper::body::{Body as _, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
 
 use crate::ingress::reply::Rejection;
@@ -18,7 +18,7 @@ use crate::status::Reason;
 const DISCARD: Duration = Duration::from_secs(1);
 
 /// From this size on a body has memory pages of its own, which are taken only as they are filled. The allocator's
-/// threshold is set at start (`app::memory`).
+/// threshold is set at start (`app::resources`).
 pub(crate) const LARGE: usize = 64 << 10;
 
 /// The size of a memory page on most processors.
@@ -31,19 +31,13 @@ const MAPPING: usize = 16;
 #[derive(Debug)]
 pub(super) struct Budget {
     size: usize,
-    free: AtomicUsize,
-}
-
-/// A share of the budget, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Share {
-    budget: Arc<Budget>,
-    bytes: usize,
+    free: Arc<Semaphore>,
 }
 
 impl Budget {
     pub(super) fn new(bytes: usize) -> Arc<Self> {
-        Arc::new(Self { size: bytes, free: AtomicUsize::new(bytes) })
+        let free = Arc::new(Semaphore::new(bytes.min(Semaphore::MAX_PERMITS)));
+        Arc::new(Self { size: bytes, free })
     }
 
     /// This budget, or a new one if it has another size.
@@ -51,28 +45,17 @@ impl Budget {
         if self.size == bytes { self.clone() } else { Self::new(bytes) }
     }
 
-    fn take(&self, bytes: usize) -> bool {
-        self.free.fetch_update(Ordering::AcqRel, Ordering::Acquire, |free| free.checked_sub(bytes)).is_ok()
-    }
-}
-
-impl Share {
-    /// Makes the share as large as `bytes`.
-    fn grow(&mut self, bytes: usize) -> Result<(), Rejection> {
-        if bytes > self.bytes {
-            if !self.budget.take(bytes - self.bytes) {
-                let text = "too many bodies are being read at the moment; try again later";
-                return Err(Rejection::new(Reason::BufferFull, text));
-            }
-            self.bytes = bytes;
+    /// Makes a share of the budget as large as `bytes`; it is given back when dropped.
+    fn grow(&self, share: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Rejection> {
+        let more = bytes.saturating_sub(share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
+        let more = u32::try_from(more).ok().and_then(|more| self.free.clone().try_acquire_many_owned(more).ok());
+        let text = "too many bodies are being read at the moment; try again later";
+        let more = more.ok_or_else(|| Rejection::new(Reason::BufferFull, text))?;
+        match share {
+            Some(share) => share.merge(more),
+            None => *share = Some(more),
         }
         Ok(())
-    }
-}
-
-impl Drop for Share {
-    fn drop(&mut self) {
-        self.budget.free.fetch_add(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -107,13 +90,13 @@ pub(super) async fn read(
     keep: Keep,
     most: usize,
     longest: Duration,
-    budget: &Arc<Budget>,
-) -> Result<(Box<[u8]>, Share), Rejection> {
+    budget: &Budget,
+) -> Result<(Box<[u8]>, Option<OwnedSemaphorePermit>), Rejection> {
     let mut deadline = None;
     let announced = usize::try_from(body.size_hint().exact().unwrap_or(0)).map_err(|_| too_large(most))?;
     // Only memory that is used is charged, and that grows with what arrives: an announced length alone takes nothing
     // from other requests.
-    let mut share = Share { budget: budget.clone(), bytes: 0 };
+    let mut share = None;
     let mut bytes = Vec::new();
     let mut length = 0;
     loop {
@@ -141,14 +124,14 @@ pub(super) async fn read(
         }
         if announced >= LARGE {
             // A mapping of its own: bytes that have not arrived take no memory.
-            share.grow(filled(length).min(announced))?;
+            budget.grow(&mut share, filled(length).min(announced))?;
             if bytes.capacity() == 0 {
                 bytes.reserve_exact(announced);
             }
         } else if length > bytes.capacity() {
             let capacity = grown(bytes.capacity(), length, announced, most);
-            let capacity = if share.grow(capacity).is_ok() { capacity } else { length };
-            share.grow(capacity)?;
+            let capacity = if budget.grow(&mut share, capacity).is_ok() { capacity } else { length };
+            budget.grow(&mut share, capacity)?;
             bytes.reserve_exact(capacity - bytes.len());
         }
         bytes.extend_from_slice(&data);
@@ -205,12 +188,12 @@ mod tests {
     #[test]
     fn gives_its_share_back() {
         let budget = Budget::new(10);
-        let mut share = Share { budget: budget.clone(), bytes: 0 };
-        assert!(share.grow(8).is_ok() && share.grow(4).is_ok());
-        assert_eq!(share.grow(11).unwrap_err().reason, Reason::BufferFull);
-        let mut second = Share { budget: budget.clone(), bytes: 0 };
-        assert!(second.grow(3).is_err());
+        let mut share = None;
+        assert!(budget.grow(&mut share, 8).is_ok() && budget.grow(&mut share, 4).is_ok());
+        assert_eq!(budget.grow(&mut share, 11).unwrap_err().reason, Reason::BufferFull);
+        let mut second = None;
+        assert!(budget.grow(&mut second, 3).is_err());
         drop(share);
-        assert!(second.grow(10).is_ok());
+        assert!(budget.grow(&mut second, 10).is_ok());
     }
 }

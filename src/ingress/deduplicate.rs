@@ -7,7 +7,6 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -15,9 +14,6 @@ use parking_lot::Mutex;
 use crate::event::{Outcome, Waiter};
 use crate::queue::NotTaken;
 use crate::settings::Section;
-
-/// The unit of an entry's age: four bytes of it last thirteen years.
-const TICK: Duration = Duration::from_millis(100);
 
 /// The number of waiters released with each new entry: more than one, so that those that ended in a batch do not pile
 /// up.
@@ -48,21 +44,19 @@ pub(crate) struct Key {
 
 impl Key {
     /// The key for the source with this number and the verified MAC of the body (its SHA-256 if unsigned).
-    pub(crate) fn new(source: usize, digest: &[u8; 32]) -> Self {
+    pub(super) fn new(source: usize, digest: &[u8; 32]) -> Self {
         let mut half = [0; 16];
         half.copy_from_slice(&digest[..16]);
         Self { digest: half, source: u16::try_from(source).unwrap_or(u16::MAX) }
     }
 }
 
-/// A request that counts. 100,000 of them take some 9 MB; those whose waiter has not been released yet take some 100 bytes
+/// A request that counts. 100,000 of them take some 10 MB; those whose waiter has not been released yet take some 100 bytes
 /// more each.
 #[derive(Debug)]
 struct RecentRequest {
-    /// Its number, in the order of acceptance.
-    number: u32,
-    /// The time of acceptance, in ticks.
-    since: u32,
+    /// The time of acceptance, in nanoseconds.
+    since: u64,
     /// Present until the outcome is known.
     waiter: Option<Arc<Waiter>>,
 }
@@ -70,14 +64,11 @@ struct RecentRequest {
 /// The requests in order of age, and those among them that count.
 #[derive(Debug)]
 struct Table {
-    window: Duration,
-    max_entries: usize,
-    /// The zero of the ticks: one window before the start, because older requests are not restored.
+    settings: Settings,
+    /// The zero of the times: one window before the start, because older requests are not restored.
     begin: Instant,
-    /// The requests with their times, oldest first, numbered consecutively.
-    entries: VecDeque<(Key, u32)>,
-    /// The number of the oldest.
-    first: u32,
+    /// The requests with their times, oldest first.
+    entries: VecDeque<(Key, u64)>,
     /// The oldest requests have released their waiter; so many are these.
     released: usize,
     /// The others have an outcome other than kept.
@@ -95,37 +86,28 @@ pub(super) enum Known {
 
 /// The requests that are known.
 #[derive(Debug)]
-pub(crate) struct Deduplication {
-    table: Mutex<Table>,
-    /// Whether deduplication is turned on.
-    on: AtomicBool,
-}
+pub(crate) struct Deduplication(Mutex<Table>);
 
 impl Deduplication {
     /// Creates an empty table.
     pub(crate) fn new(settings: Settings) -> Self {
-        Self { table: Mutex::new(Table::new(settings)), on: AtomicBool::new(!settings.window.is_zero()) }
+        Self(Mutex::new(Table::new(settings)))
     }
 
     /// Changes the window and the limit; entries remain known within both.
     pub(crate) fn limit(&self, settings: Settings) {
-        let mut table = self.table.lock();
-        (table.window, table.max_entries) = (settings.window, settings.max_entries);
-        self.on.store(!settings.window.is_zero(), Ordering::Relaxed);
+        self.0.lock().settings = settings;
     }
 
     /// Whether deduplication is turned on.
     pub(crate) fn is_on(&self) -> bool {
-        self.on.load(Ordering::Relaxed)
+        self.0.lock().is_on()
     }
 
     /// Looks up an equal request.
     pub(super) fn look_up(&self, key: &Key, now: Instant) -> Option<Known> {
-        if !self.is_on() {
-            return None;
-        }
-        let mut table = self.table.lock();
-        let now = table.ticks(now);
+        let mut table = self.0.lock();
+        let now = table.since(now);
         table.look_up(key, now)
     }
 
@@ -137,16 +119,15 @@ impl Deduplication {
         now: Instant,
         enqueue: impl FnOnce() -> Result<Option<Arc<Waiter>>, NotTaken>,
     ) -> Result<Result<Option<Arc<Waiter>>, NotTaken>, Known> {
-        if !self.is_on() {
-            return Ok(enqueue());
-        }
-        let mut table = self.table.lock();
-        let now = table.ticks(now);
+        let mut table = self.0.lock();
+        let now = table.since(now);
         if let Some(known) = table.look_up(key, now) {
             return Err(known);
         }
         let enqueued = enqueue();
-        if let Ok(waiter) = &enqueued {
+        if let Ok(waiter) = &enqueued
+            && table.is_on()
+        {
             table.enter(*key, now, waiter.clone());
         }
         Ok(enqueued)
@@ -155,43 +136,46 @@ impl Deduplication {
     /// Restores what an earlier run accepted: keys with their ages. Entries that exist stay as they are.
     pub(crate) fn restore(&self, mut accepted: Vec<(Key, Duration)>) {
         accepted.sort_by_key(|(_, age)| *age);
-        let mut table = self.table.lock();
-        let (now, window) = (table.ticks(Instant::now()), table.window);
+        let mut table = self.0.lock();
+        let (now, Settings { window, max_entries }) = (table.since(Instant::now()), table.settings);
         for (key, age) in accepted.into_iter().take_while(|(_, age)| *age < window) {
-            if table.entries.len() >= table.max_entries {
+            if table.entries.len() >= max_entries {
                 break;
             }
             if table.find(&key).is_none() {
-                table.restore(key, now.saturating_sub(ticks(age)));
+                table.restore(key, now.saturating_sub(nanoseconds(age)));
             }
         }
     }
 }
 
-fn ticks(time: Duration) -> u32 {
-    u32::try_from(time.as_millis() / TICK.as_millis()).unwrap_or(u32::MAX)
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 impl Table {
-    fn new(Settings { window, max_entries }: Settings) -> Self {
+    fn new(settings: Settings) -> Self {
         let now = Instant::now();
         Self {
-            window,
-            max_entries,
-            begin: now.checked_sub(window).unwrap_or(now),
+            settings,
+            begin: now.checked_sub(settings.window).unwrap_or(now),
             entries: VecDeque::new(),
-            first: 0,
             released: 0,
             known: HashMap::new(),
         }
     }
 
-    fn ticks(&self, time: Instant) -> u32 {
-        ticks(time.saturating_duration_since(self.begin))
+    fn is_on(&self) -> bool {
+        !self.settings.window.is_zero()
     }
 
-    fn is_recent(&self, since: u32, now: u32) -> bool {
-        TICK * now.saturating_sub(since) < self.window
+    fn since(&self, time: Instant) -> u64 {
+        nanoseconds(time.saturating_duration_since(self.begin))
+    }
+
+    /// The age, if it is within the window.
+    fn recent(&self, since: u64, now: u64) -> Option<Duration> {
+        Some(Duration::from_nanos(now.saturating_sub(since))).filter(|age| *age < self.settings.window)
     }
 
     /// The request with this key that counts, without its waiter once that has an outcome.
@@ -205,47 +189,43 @@ impl Table {
         self.known.get(key)
     }
 
-    fn look_up(&mut self, key: &Key, now: u32) -> Option<Known> {
-        let RecentRequest { since, waiter, .. } = self.find(key)?;
+    fn look_up(&mut self, key: &Key, now: u64) -> Option<Known> {
+        if !self.is_on() {
+            return None;
+        }
+        let RecentRequest { since, waiter } = self.find(key)?;
         if let Some(waiter) = waiter {
             return Some(Known::Pending(waiter.clone()));
         }
         let since = *since;
-        self.is_recent(since, now).then(|| Known::Recorded(TICK * now.saturating_sub(since)))
+        self.recent(since, now).map(Known::Recorded)
     }
 
     /// Releases the waiters of the oldest requests that still have one, as far as they have an outcome: only a few, so
     /// that no request waits for many.
     fn release_some(&mut self) {
         for _ in 0..RELEASED_AT_ONCE {
-            let Some((key, _)) = self.entries.get(self.released).copied() else { break };
-            let number = self.number(self.released);
-            if self.find(&key).is_some_and(|request| request.number == number && request.waiter.is_some()) {
+            let Some((key, since)) = self.entries.get(self.released).copied() else { break };
+            if self.find(&key).is_some_and(|request| request.since == since && request.waiter.is_some()) {
                 break;
             }
             self.released += 1;
         }
     }
 
-    /// The number of the request at this place.
-    fn number(&self, at: usize) -> u32 {
-        self.first.wrapping_add(u32::try_from(at).unwrap_or(u32::MAX))
-    }
-
     /// Adds the youngest request; its key is not known, or no longer.
-    fn enter(&mut self, key: Key, since: u32, waiter: Option<Arc<Waiter>>) {
-        let number = self.number(self.entries.len());
-        self.known.insert(key, RecentRequest { number, since, waiter });
+    fn enter(&mut self, key: Key, since: u64, waiter: Option<Arc<Waiter>>) {
+        self.known.insert(key, RecentRequest { since, waiter });
         self.entries.push_back((key, since));
         while let Some((oldest, then)) = self.entries.front()
-            && (self.entries.len() > self.max_entries || !self.is_recent(*then, since))
+            && (self.entries.len() > self.settings.max_entries || self.recent(*then, since).is_none())
         {
             // A later request with the same key stays.
-            if self.known.get(oldest).is_some_and(|request| request.number == self.first) {
+            if self.known.get(oldest).is_some_and(|request| request.since == *then) {
                 self.known.remove(oldest);
             }
             self.entries.pop_front();
-            (self.first, self.released) = (self.number(1), self.released.saturating_sub(1));
+            self.released = self.released.saturating_sub(1);
         }
         self.release_some();
         if self.entries.len() < self.entries.capacity() / 4 && self.entries.capacity() > 4096 {
@@ -257,9 +237,9 @@ impl Table {
     }
 
     /// Adds the oldest request.
-    fn restore(&mut self, key: Key, since: u32) {
-        (self.first, self.released) = (self.first.wrapping_sub(1), self.released + 1);
-        self.known.insert(key, RecentRequest { number: self.first, since, waiter: None });
+    fn restore(&mut self, key: Key, since: u64) {
+        self.released += 1;
+        self.known.insert(key, RecentRequest { since, waiter: None });
         self.entries.push_front((key, since));
     }
 }
@@ -292,7 +272,7 @@ mod tests {
         assert!(!accept(&known, 1) && !accept(&known, 2) && !accept(&known, 3));
         assert!(accept(&known, 0), "the oldest was removed");
         assert!(accept(&known, 1), "then the next one");
-        assert_eq!(known.table.lock().entries.len(), 3);
+        assert_eq!(known.0.lock().entries.len(), 3);
     }
 
     #[test]
@@ -321,14 +301,15 @@ mod tests {
 
     #[test]
     fn tells_sources_apart_and_forgets_after_the_window() {
-        let known = Deduplication::new(Settings { window: 2 * TICK, max_entries: 9 });
+        let window = Duration::from_millis(200);
+        let known = Deduplication::new(Settings { window, max_entries: 9 });
         assert!(accept(&known, 1));
         assert!(look_up(&known, &Key::new(1, &[1; 32])).is_none());
         assert!(look_up(&known, &key(1)).is_some());
-        std::thread::sleep(3 * TICK);
+        std::thread::sleep(window);
         assert!(look_up(&known, &key(1)).is_none());
         assert!(accept(&known, 2));
-        let table = known.table.lock();
+        let table = known.0.lock();
         assert_eq!((table.entries.len(), table.known.len()), (1, 1), "what is too old takes no room");
     }
 
@@ -342,7 +323,7 @@ mod tests {
         }
         assert!(accept(&known, 1) && accept(&known, 2));
         assert!(!accept(&known, 1) && !accept(&known, 2));
-        let table = known.table.lock();
+        let table = known.0.lock();
         assert_eq!((table.entries.len(), table.known.len()), (3, 2));
     }
 
@@ -350,10 +331,6 @@ mod tests {
     fn agrees_with_a_list_through_a_long_random_life() {
         let (mut random, mut list) = (fastrand::Rng::with_seed(3), VecDeque::new());
         let known = deduplication(20);
-        {
-            let mut table = known.table.lock();
-            table.first = u32::MAX - 50;
-        }
         for _ in 0..2_000 {
             let number = random.u8(..60);
             assert_eq!(accept(&known, number), !list.contains(&number));
@@ -361,7 +338,7 @@ mod tests {
                 list.push_back(number);
                 list.drain(..list.len().saturating_sub(20));
             }
-            let table = known.table.lock();
+            let table = known.0.lock();
             assert_eq!((table.entries.len(), table.known.len()), (list.len(), list.len()));
         }
     }
@@ -388,7 +365,7 @@ mod tests {
             let outcome = if number % 10 == 0 { Outcome::Failed } else { Outcome::Kept };
             complete_all([(waiter, outcome)]);
         }
-        let table = known.table.lock();
+        let table = known.0.lock();
         let held = table.known.values().filter(|request| request.waiter.is_some()).count();
         assert!(held <= 1, "{held} waiters are held, which nothing will read");
         assert_eq!(table.known.len(), 90, "those that failed do not count");

@@ -20,10 +20,10 @@ use crate::ingress::connection::Connection;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
 use crate::ingress::invalid::Invalids;
 use crate::ingress::reply::{self, Rejection, Reply};
-use crate::ingress::settings::{Settings, Source, Validation};
+use crate::ingress::settings::{Settings, Source};
 use crate::ingress::tls::ServerTls;
-use crate::ingress::validate::{Valid, read_any, validate};
-use crate::ingress::verify::{self, Verified, Verifier};
+use crate::ingress::validate::{Valid, Validation, read_any, validate};
+use crate::ingress::verify::{Verified, Verifier};
 use crate::metrics::SourceMetrics;
 use crate::process::logs::Throttle;
 use crate::queue::{Ack, Buffer, NotTaken};
@@ -102,7 +102,7 @@ impl Ingress {
             let (number, secrets) = shared.queue.enter(&source.name, ids());
             Endpoint {
                 number,
-                verifier: Verifier::new(&source.secrets),
+                verifier: source.verifier(),
                 metrics: status.metrics.source(&source.name),
                 observed: status.observed(&source.name),
                 source: source.clone(),
@@ -258,7 +258,6 @@ impl Guard<'_> {
         let (deviating, deviations) = (&self.endpoint.observed.deviating, *event.deviations());
         let place = deviating.place(event.event());
         let id = tracing::enabled!(tracing::Level::DEBUG).then(|| event.id().to_owned());
-        deviating.name(place, event.event(), &deviations);
         let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.wakes);
         let enqueued = if is_known_by_body { ingress.shared.known.enter(key, now, enqueue) } else { Ok(enqueue()) };
         let enqueued = match enqueued {
@@ -379,19 +378,6 @@ pub(super) fn not_genuine() -> Rejection {
     Rejection::new(Reason::Signature, "the request is not signed with a secret of this source")
 }
 
-/// Rebuilds an event from what the journal or a letter kept: a [`crate::event::Rebuild`]. Whatever the body is, its
-/// fields are read as they were at acceptance, so that the event id is the same.
-pub(crate) fn rebuild(origin: Origin, body: Box<[u8]>) -> Box<Event> {
-    let digest = verify::digest(origin.signature.as_ref().filter(|_| origin.verified), &body);
-    let labels = Labels::new(&read_any(&body), &digest);
-    Box::new(Event::labelled(origin, body, labels, Instant::now()))
-}
-
-/// Whether an accepted body has a `cuid`, by which consumers recognise repeats.
-pub(crate) fn has_cuid(body: &[u8]) -> bool {
-    !read_any(body).cuid.is_empty()
-}
-
 /// Whether the body arrives as it was signed, without a content encoding.
 fn is_identity(headers: &HeaderMap) -> bool {
     headers.get_all(CONTENT_ENCODING).iter().all(|value| {
@@ -460,27 +446,6 @@ mod tests {
             assert_eq!(traceparent(&headers("traceparent", &[bad])), None, "{bad}");
         }
         assert_eq!(traceparent(&headers("traceparent", &[good, good])), None);
-    }
-
-    #[test]
-    fn rebuilds_every_event_with_the_id_that_it_had_when_it_was_accepted() {
-        let origin = |verified| Origin {
-            source: "main".into(),
-            signature: Some([b'A'; 64]),
-            verified,
-            traceparent: None,
-            received: SystemTime::UNIX_EPOCH,
-        };
-        let documented =
-            br#"{"cuid":"c","actorCuid":"a","event":"E","targetCuid":"t","targetType":"report","text":"x"}"#;
-        let bodies: [&[u8]; 4] = [documented, br#"{"cuid":"\u00e9","event":"E"}"#, br#"{"flawId":7}"#, b"\xff"];
-        let ids = ["c-aaaaaaaaaaaa", "\u{e9}-aaaaaaaaaaaa", &"a".repeat(32), &"a".repeat(32)];
-        for (body, id) in bodies.into_iter().zip(ids) {
-            assert_eq!(rebuild(origin(true), body.into()).id(), id);
-        }
-        // A signature that was not verified proves nothing: SHA-256 of the body.
-        assert_eq!(rebuild(origin(false), Box::default()).id(), "e3b0c44298fc1c149afbf4c8996fb924");
-        assert_eq!(rebuild(origin(true), documented[..].into()).target_cuid(), "t");
     }
 
     #[test]

@@ -13,8 +13,7 @@ use parking_lot::Mutex;
 
 use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, SharedStore, Store};
 use crate::event::{Event, Labels, Origin};
-use crate::ingress::settings::Validation;
-use crate::ingress::validate::{Trust, Valid, read_any, validate};
+use crate::ingress::validate::read_any;
 use crate::ingress::verify;
 use crate::metrics::Metrics;
 use crate::process::logs::Throttle;
@@ -140,19 +139,12 @@ fn read_known(store: &Store) -> io::Result<(Vec<u64>, KnownBodies)> {
         for line in Lines::open(&store.path(*file))?.into_iter().flatten() {
             if let Ok(letter) = Letter::parse(&line?) {
                 let (origin, body) = letter.origin_and_body();
-                let digest = verify::digest(origin.signature.as_ref(), &body);
+                let digest = verify::digest(&origin, &body);
                 known.insert((origin.source, digest), Some(*file));
             }
         }
     }
     Ok((files, known))
-}
-
-/// Builds an event from a kept body, if it is valid today under this validation: a connection test is not.
-pub(crate) fn revalidate(origin: Origin, body: Box<[u8]>, validation: Validation) -> Option<Box<Event>> {
-    let trust = if origin.verified { Trust::Signed } else { Trust::Unsigned };
-    let is_event = matches!(validate(&body, validation, trust), Ok(Valid::Event(_)));
-    is_event.then(|| super::rebuild(origin, body))
 }
 
 struct InvalidWriter {
@@ -336,17 +328,5 @@ mod tests {
         keep(&invalids, "a", KeptReason::Probe, b"[]", 1);
         let held = store.held();
         assert_eq!((held.kept, held.dropped), (0, 1));
-    }
-
-    #[test]
-    fn takes_only_what_is_valid_in_the_way_that_is_asked_for() {
-        let valid = |body: &[u8], validation| revalidate(origin("a", 10), body.into(), validation);
-        let body = b"{\"event\":\"E\"}";
-        assert!(valid(body, Validation::Strict).is_none());
-        assert_eq!(valid(body, Validation::Lenient).unwrap().id(), "a".repeat(32));
-        assert!(valid(b"[]", Validation::Lenient).is_none(), "a connection test");
-        assert!(valid(b"{", Validation::Lenient).is_none());
-        let unsigned = Origin { verified: false, ..origin("a", 10) };
-        assert!(revalidate(unsigned, Box::from(*b"{\"x\":1}"), Validation::Lenient).is_none());
     }
 }

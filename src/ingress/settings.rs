@@ -10,9 +10,9 @@ use serde_json::json;
 
 use crate::event::Origin;
 use crate::ingress::tls::ServerTls;
-use crate::ingress::validate::Trust;
-use crate::ingress::verify::Verified;
-use crate::settings::{Secret, Section, named};
+use crate::ingress::validate::{Trust, Validation};
+use crate::ingress::verify::{Verified, Verifier};
+use crate::settings::{Secret, Section};
 
 /// The largest `ingress.max_body`: positions in a body are 32 bits.
 const LARGEST_BODY: usize = 1 << 30;
@@ -97,17 +97,6 @@ fn read_tls(section: &mut Section<'_>) -> Option<ServerTls> {
     tls
 }
 
-named! {
-    /// The strictness of payload validation.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub(crate) enum Validation {
-        /// Only the documented payload is accepted.
-        Strict = "strict",
-        /// Every signed object is accepted; fields that cannot be used count as absent.
-        Lenient = "lenient",
-    }
-}
-
 /// A secret and its id.
 #[derive(Clone, Debug)]
 pub(crate) struct NamedSecret {
@@ -134,6 +123,11 @@ impl Source {
     /// Whether a signature is required.
     pub(crate) fn is_signed(&self) -> bool {
         !self.secrets.is_empty()
+    }
+
+    /// The check of signatures.
+    pub(super) fn verifier(&self) -> Verifier {
+        Verifier::new(self.secrets.iter().map(|named| &named.secret))
     }
 
     pub(super) fn trust(&self) -> Trust {

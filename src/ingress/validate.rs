@@ -14,12 +14,23 @@ use serde_json::value::RawValue;
 
 use crate::event::{ContentType, Deviation, Deviations, Field, Fields};
 use crate::ingress::reply::Rejection;
-use crate::ingress::settings::Validation;
+use crate::settings::named;
 use crate::status::{KeptReason, Reason};
 
 /// The longest `cuid`; a longer one counts as absent. An AMQP `message_id` has at most 255 bytes, and the event id adds
 /// 13.
 const LONGEST_CUID: usize = 200;
+
+named! {
+    /// The strictness of payload validation.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Validation {
+        /// Only the documented payload is accepted.
+        Strict = "strict",
+        /// Every signed object is accepted; fields that cannot be used count as absent.
+        Lenient = "lenient",
+    }
+}
 
 /// Whether a signature vouches for the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,14 +98,14 @@ fn says_something(payload: &Payload<'_>) -> bool {
 /// # Errors
 /// The problem, worded for the sender and the log.
 pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Result<Valid<'_>, Invalid> {
-    let found = match parse(body).map_err(Invalid::Malformed)? {
+    let mut found = match parse(body).map_err(Invalid::Malformed)? {
         Parsed::Object(found) if found.count == 0 => return Ok(Valid::Probe("an object without fields")),
         Parsed::Object(found) => found,
         Parsed::Other(what) => return Ok(Valid::Probe(what)),
     };
     let payload = found.read();
     if validation == Validation::Strict
-        && let Some(problem) = found.undocumented(&payload.deviations)
+        && let Some(problem) = found.undocumented()
     {
         return Err(Invalid::Undocumented(problem));
     }
@@ -108,7 +119,7 @@ pub(crate) fn validate(body: &[u8], validation: Validation, trust: Trust) -> Res
 /// Reads any body in the most lenient way, as far as possible: once accepted or kept, it is an event.
 pub(crate) fn read_any(body: &[u8]) -> Payload<'_> {
     match parse(body) {
-        Ok(Parsed::Object(found)) => found.read(),
+        Ok(Parsed::Object(mut found)) => found.read(),
         Ok(Parsed::Other(_)) if !body.is_empty() => Payload::default(),
         Ok(Parsed::Other(_)) | Err(_) => Payload { content_type: ContentType::Octets, ..Payload::default() },
     }
@@ -170,12 +181,11 @@ fn string(raw: &RawValue) -> Result<Cow<'_, str>, Deviation> {
     serde_json::from_str::<String>(text).map(Cow::Owned).map_err(|_| Deviation::Surrogate)
 }
 
-/// The known fields as raw text, the last of each, and what was noted while finding them.
+/// The known fields as raw text, the last of each, and what was noted while finding and decoding them.
 #[derive(Default)]
 struct RawFields<'a> {
     raw: [Option<&'a RawValue>; Field::COUNT],
-    /// The fields that were given more than once.
-    repeated: Deviations,
+    deviations: Deviations,
     has_odd_key: bool,
     /// The number of fields, known or not.
     count: usize,
@@ -186,46 +196,46 @@ impl<'a> RawFields<'a> {
         self.count += 1;
         match key.map_or(Ok(None), known) {
             Ok(Some(field)) if self.raw[field as usize].replace(value).is_some() => {
-                self.repeated.note(field, Deviation::Duplicate);
+                self.deviations.note(field, Deviation::Duplicate);
             }
             Ok(_) => {}
             Err(_) => self.has_odd_key = true,
         }
     }
 
-    fn read(&self) -> Payload<'a> {
-        let mut reading = FieldReader { raw: &self.raw, deviations: self.repeated };
-        let cuid = reading.required(Field::Cuid);
+    fn read(&mut self) -> Payload<'a> {
+        let cuid = self.required(Field::Cuid);
         let mut payload = Payload {
             cuid: if cuid.len() > LONGEST_CUID { Cow::Borrowed("") } else { cuid },
-            actor_cuid: reading.required(Field::ActorCuid),
-            event: reading.required(Field::Event),
-            target_cuid: reading.target(),
-            target_type: reading.required(Field::TargetType),
-            client_id: reading.id(Field::ClientId),
-            report_id: reading.id(Field::ReportId),
-            finding_id: reading.id(Field::FindingId),
-            assessment_id: reading.id(Field::AssessmentId),
+            actor_cuid: self.required(Field::ActorCuid),
+            event: self.required(Field::Event),
+            target_cuid: self.target(),
+            target_type: self.required(Field::TargetType),
+            client_id: self.id(Field::ClientId),
+            report_id: self.id(Field::ReportId),
+            finding_id: self.id(Field::FindingId),
+            assessment_id: self.id(Field::AssessmentId),
             ..Payload::default()
         };
-        let flaw = reading.id(Field::FlawId);
+        let flaw = self.id(Field::FlawId);
         if payload.finding_id.is_empty() {
             payload.finding_id = flaw;
         }
-        reading.check_text();
-        payload.deviations = reading.deviations;
+        self.check_text();
+        payload.deviations = self.deviations;
         payload
     }
 
     /// The reason why this is not the documented payload. Fields may be empty, except `event`; `null` counts as absent.
-    fn undocumented(&self, deviations: &Deviations) -> Option<String> {
+    fn undocumented(&self) -> Option<String> {
+        let deviations = &self.deviations;
         if self.has_odd_key {
             return Some("a key has a lone surrogate".to_owned());
         }
         if deviations.is_empty() {
             return None;
         }
-        if let Some((field, _)) = self.repeated.iter().next() {
+        if let Some((field, _)) = deviations.iter().find(|(_, deviation)| *deviation == Deviation::Duplicate) {
             return Some(format!("`{}` is given twice", field.name()));
         }
         if deviations.has(Field::TargetCuids, Deviation::BothTargets) {
@@ -242,10 +252,11 @@ impl<'a> RawFields<'a> {
         if deviations.has(Field::Event, Deviation::Empty) {
             return Some("`event` is empty".to_owned());
         }
-        Field::ALL.into_iter().find_map(|field| self.wrong_value(field, deviations))
+        Field::ALL.into_iter().find_map(|field| self.wrong_value(field))
     }
 
-    fn wrong_value(&self, field: Field, deviations: &Deviations) -> Option<String> {
+    fn wrong_value(&self, field: Field) -> Option<String> {
+        let deviations = &self.deviations;
         let (raw, name) = (self.raw[field as usize]?, field.name());
         let is_list = field == Field::TargetCuids && raw.get().starts_with('[');
         if is_list && [Deviation::Null, Deviation::Type].iter().any(|kind| deviations.has(field, *kind)) {
@@ -268,13 +279,8 @@ impl<'a> RawFields<'a> {
     }
 }
 
-/// Decodes the fields, and notes what is not as documented.
-struct FieldReader<'a, 'f> {
-    raw: &'f [Option<&'a RawValue>; Field::COUNT],
-    deviations: Deviations,
-}
-
-impl<'a> FieldReader<'a, '_> {
+/// Decoding, which notes what is not as documented.
+impl<'a> RawFields<'a> {
     fn required(&mut self, field: Field) -> Cow<'a, str> {
         let Some(raw) = self.raw[field as usize] else {
             self.deviations.note(field, Deviation::Missing);

@@ -5,9 +5,9 @@
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use hyper::header::HeaderMap;
 use sha2::{Digest as _, Sha256};
-use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
-use crate::ingress::settings::NamedSecret;
+use crate::event::Origin;
+use crate::settings::Secret;
 
 /// The header with the signature.
 pub(super) const HEADER: &str = "x-authorization-hmac-256";
@@ -33,15 +33,8 @@ pub(crate) struct Verified {
 
 impl Verifier {
     /// Creates a verifier for the secrets of one source; without secrets no signature is required.
-    ///
-    /// # Panics
-    /// Never: HMAC takes keys of every length.
-    pub(crate) fn new(secrets: &[NamedSecret]) -> Self {
-        let keyed = secrets.iter().map(|named| {
-            // HMAC takes keys of every length (RFC 2104, section 2).
-            Hmac::new_from_slice(named.secret.reveal().as_bytes()).expect("HMAC takes keys of every length")
-        });
-        Self { keyed: keyed.collect() }
+    pub(crate) fn new<'s>(secrets: impl IntoIterator<Item = &'s Secret>) -> Self {
+        Self { keyed: secrets.into_iter().map(keyed).collect() }
     }
 
     /// Whether a body with these headers can be genuine at all: it needs a well-formed signature.
@@ -57,25 +50,29 @@ impl Verifier {
             return Some(Verified { digest, secret: None, signature: received.map(|(hex, _)| hex) });
         }
         let (hex, claimed) = received?;
-        let mut found = Choice::from(0);
-        let mut which = 0u64;
-        for (at, keyed) in self.keyed.iter().enumerate() {
-            let mut mac = keyed.clone();
-            mac.update(body);
-            let equal = mac.finalize().into_bytes().as_slice().ct_eq(&claimed);
-            which.conditional_assign(&(at as u64), equal);
-            found |= equal;
-        }
-        let secret = usize::try_from(which).ok();
-        bool::from(found).then_some(Verified { digest: claimed, secret, signature: Some(hex) })
+        // All of them, whichever matches: an answer takes as long for each.
+        let is_equal = |keyed: &Hmac<Sha256>| keyed.clone().chain_update(body).verify_slice(&claimed).is_ok();
+        let keyed = self.keyed.iter().enumerate();
+        let secret = keyed.fold(None, |found, (at, keyed)| if is_equal(keyed) { Some(at) } else { found })?;
+        Some(Verified { digest: claimed, secret: Some(secret), signature: Some(hex) })
     }
 }
 
-/// The digest of a body that was verified before: that of its signature as received, or the SHA-256 if unsigned.
-pub(crate) fn digest(signature: Option<&[u8; 64]>, body: &[u8]) -> [u8; 32] {
+fn keyed(secret: &Secret) -> Hmac<Sha256> {
+    // RFC 2104, section 2.
+    Hmac::new_from_slice(secret.reveal().as_bytes()).expect("HMAC takes keys of every length")
+}
+
+/// The signature of a body as PlexTrac computes it.
+pub(crate) fn sign(secret: &Secret, body: &[u8]) -> String {
+    faster_hex::hex_string(&keyed(secret).chain_update(body).finalize().into_bytes())
+}
+
+/// The digest of a body that was decided before: that of its signature if it was verified, else the SHA-256.
+pub(super) fn digest(origin: &Origin, body: &[u8]) -> [u8; 32] {
     let mut digest = [0; 32];
-    match signature {
-        Some(hex) if faster_hex::hex_decode(hex, &mut digest).is_ok() => digest,
+    match &origin.signature {
+        Some(hex) if origin.verified && faster_hex::hex_decode(hex, &mut digest).is_ok() => digest,
         _ => Sha256::digest(body).into(),
     }
 }
@@ -100,7 +97,6 @@ mod tests {
     use hyper::header::HeaderValue;
 
     use super::*;
-    use crate::settings::Secret;
 
     // RFC 4231, test case 2.
     const KEY: &str = "Jefe";
@@ -108,8 +104,7 @@ mod tests {
     const MAC: &str = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
 
     fn verifier(secrets: &[&str]) -> Verifier {
-        let named = |secret: &&str| NamedSecret { id: "x".into(), secret: Secret::new(*secret) };
-        Verifier::new(&secrets.iter().map(named).collect::<Vec<_>>())
+        Verifier::new(&secrets.iter().map(|secret| Secret::new(*secret)).collect::<Vec<_>>())
     }
 
     fn headers(values: &[&str]) -> HeaderMap {

@@ -5,29 +5,18 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use listenfd::ListenFd;
-use sd_notify::NotifyState;
+pub(crate) use sd_notify::NotifyState;
 use socket2::SockRef;
 
-/// The states that systemd is notified of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum ServiceState {
-    /// Both listeners answer; also the end of reloading.
-    Ready,
-    /// Settings are read again; [`ServiceState::Ready`] must follow, whatever the result.
-    Reloading,
-    /// The stop has begun.
-    Stopping,
-}
-
-/// Notifies systemd of a state, if it listens (`NOTIFY_SOCKET`).
-pub(crate) fn notify(state: ServiceState) {
+/// Notifies systemd of a state, if it listens (`NOTIFY_SOCKET`): [`NotifyState::Ready`] once both listeners answer, and after
+/// [`NotifyState::Reloading`], whatever the result.
+pub(crate) fn notify(state: &NotifyState<'_>) {
     let told = match state {
-        ServiceState::Ready => sd_notify::notify(&[NotifyState::Ready]),
         // From version 253 on systemd requires the time at which it began.
-        ServiceState::Reloading => {
+        NotifyState::Reloading => {
             NotifyState::monotonic_usec_now().and_then(|now| sd_notify::notify(&[NotifyState::Reloading, now]))
         }
-        ServiceState::Stopping => sd_notify::notify(&[NotifyState::Stopping]),
+        state => sd_notify::notify(std::slice::from_ref(state)),
     };
     if let Err(error) = told {
         tracing::warn!("cannot notify systemd that the bridge is {state:?}: {error}");

@@ -5,8 +5,7 @@
 use figment::value::{Dict, Map, Tag, Value};
 use figment::{Error, Metadata, Profile, Provider};
 
-use crate::settings::defaults;
-use crate::settings::problems::{SettingsError, nearest};
+use crate::settings::{defaults, nearest};
 
 /// The layer's name in figment's metadata.
 pub(super) const NAME: &str = "environment";
@@ -28,7 +27,7 @@ pub(super) const DEFAULTS: &str = "PLEXTRAC_BRIDGE_DEFAULTS";
 ///
 /// # Errors
 /// Values that are not UTF-8.
-pub(super) fn of_process() -> Result<Vec<(String, String)>, SettingsError> {
+pub(super) fn of_process() -> Result<Vec<(String, String)>, Vec<String>> {
     let mut variables = Vec::new();
     let mut unreadable = Vec::new();
     for (name, value) in std::env::vars_os() {
@@ -40,7 +39,7 @@ pub(super) fn of_process() -> Result<Vec<(String, String)>, SettingsError> {
             _ => {}
         }
     }
-    if unreadable.is_empty() { Ok(variables) } else { Err(SettingsError(unreadable)) }
+    if unreadable.is_empty() { Ok(variables) } else { Err(unreadable) }
 }
 
 /// The value of a variable that names a file; an empty one counts as absent.

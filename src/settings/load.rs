@@ -12,8 +12,7 @@ use crate::settings::defaults::{self, Layer};
 use crate::settings::effective::effective;
 use crate::settings::environment::{self, Environment, misspelt, variable};
 use crate::settings::fingerprint::{Fingerprint, given};
-use crate::settings::problems::{Problems, SettingsError};
-use crate::settings::reading::Reading;
+use crate::settings::reading::{Problems, Reading, SettingsError};
 use crate::settings::section::Section;
 
 /// The file that is read, if it exists, when neither `--config` nor a variable names one.
@@ -89,7 +88,7 @@ impl Layers {
     /// # Errors
     /// A file cannot be read, or a variable is not UTF-8.
     pub(crate) fn of_process(flags: &Flags) -> Result<Self, SettingsError> {
-        Self::read(flags, environment::of_process()?)
+        Self::read(flags, environment::of_process().map_err(SettingsError)?)
     }
 
     /// Reads the layers with these variables.
@@ -112,8 +111,7 @@ impl Layers {
     /// lines that are no TOML, are left out. Also returns what was left out.
     pub(crate) fn as_far_as_readable(flags: &Flags) -> (Readable, Vec<String>) {
         let mut problems = Vec::new();
-        let mut note = |SettingsError(found): SettingsError| problems.extend(found);
-        let variables = environment::of_process().map_err(&mut note).unwrap_or_default();
+        let variables = environment::of_process().map_err(|found| problems.extend(found)).unwrap_or_default();
         let (defaults, file) = files(flags, &variables);
         let mut tables = vec![defaults::table()];
         for file in [defaults, file] {
@@ -312,6 +310,27 @@ fn base(given: &Dict) -> Dict {
         base.insert(group.to_owned(), Value::Dict(*tag, filled));
     }
     base
+}
+
+/// Test support for the unit tests of the parts: reads one table as the daemon does.
+#[cfg(test)]
+pub(crate) mod testing {
+    use super::*;
+    pub(crate) use crate::settings::reading::Problems;
+
+    /// Reads `toml` (the inside of a table) over the defaults of the table at `path`, such as `["broker", "kafka"]`.
+    pub(crate) fn read<T>(path: &[&str], toml: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> (T, Problems) {
+        let defaults =
+            Value::Dict(Tag::Default, defaults::table()).find(&path.join(".")).and_then(Value::into_dict);
+        let defaults = defaults.expect("the table is in config/default.toml");
+        let figment = Figment::new().merge(Layer(defaults::NAME, defaults)).merge(Toml::string(toml));
+        let table = figment.data().unwrap().remove(&Profile::Default).unwrap_or_default();
+        let reading = Reading { figment, ..Reading::default() };
+        let mut section = Section::top(&reading, table);
+        let value = read(&mut section);
+        section.finish();
+        (value, reading.problems.take())
+    }
 }
 
 #[cfg(test)]

@@ -7,20 +7,19 @@ mod files;
 mod fingerprint;
 mod load;
 mod named;
-mod problems;
 mod reading;
 mod schema;
 mod secret;
 mod section;
-#[cfg(test)]
-pub(crate) mod testing;
 mod units;
 
 pub(crate) use effective::{Effective, to_json};
 pub(crate) use fingerprint::{FileWatch, Fingerprint};
+#[cfg(test)]
+pub(crate) use load::testing;
 pub(crate) use load::{Findings, Flags, Layers, load_layers};
-pub(crate) use named::named;
-pub(crate) use problems::{SettingsError, nearest};
+pub(crate) use named::{named, nearest};
+pub(crate) use reading::SettingsError;
 pub(crate) use schema::describe;
 pub(crate) use secret::*;
 pub(crate) use section::Section;

@@ -8,7 +8,6 @@ use figment::value::Tag;
 use figment::{Figment, Metadata, Source};
 use sha2::{Digest as _, Sha256};
 
-use crate::settings::problems::Problems;
 use crate::settings::{defaults, environment};
 
 /// A file that was read, and the SHA-256 of its content.
@@ -68,3 +67,19 @@ impl Reading {
         }
     }
 }
+
+/// Errors and warnings, in the order in which they were found.
+#[derive(Debug, Default)]
+pub(crate) struct Problems {
+    /// Problems that prevent the start.
+    pub(crate) errors: Vec<String>,
+    /// Problems that are logged at the start and shown by `check`.
+    pub(crate) warnings: Vec<String>,
+    /// Facts that an operator may not expect, shown likewise.
+    pub(crate) notes: Vec<String>,
+}
+
+/// All problems of the settings.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub(crate) struct SettingsError(pub(crate) Vec<String>);

@@ -11,9 +11,9 @@ use figment::value::{Dict, Tag, Value};
 use figment::{Profile, Provider};
 use serde_json::json;
 
-use crate::settings::problems::nearest;
+use crate::settings::defaults::leaves;
 use crate::settings::reading::Reading;
-use crate::settings::{Secret, units};
+use crate::settings::{Secret, nearest, units};
 
 /// One table while it is being read.
 pub(crate) struct Section<'a> {
@@ -293,40 +293,34 @@ impl<'a> Section<'a> {
         self.note(key, || json!({ "type": "object", "additionalProperties": kinds() }));
         let mut pairs = Vec::new();
         match self.value(key) {
-            Some(Value::Dict(_, table)) => self.flatten(key, "", &table, &mut pairs),
+            // TOML reads `a.b = 1` as a table in a table: such names are joined with dots.
+            Some(Value::Dict(_, table)) => {
+                for (name, value) in leaves(&table) {
+                    pairs.extend(self.free_text(key, &name, value).map(|text| (name, Secret::new(text))));
+                }
+            }
             Some(_) => self.problem(key, "expected a table"),
             None => {}
         }
         pairs
     }
 
-    /// Joins names with dots, because TOML reads `a.b = 1` as a table in a table.
-    fn flatten(&mut self, key: &str, prefix: &str, table: &Dict, pairs: &mut Vec<(String, Secret)>) {
-        for (name, value) in table {
-            let name = if prefix.is_empty() { name.clone() } else { format!("{prefix}.{name}") };
-            let text = match value {
-                value if self.reading.is_from_environment(value.tag()) => {
-                    self.refuse_variable(key, &self.dotted(key));
-                    continue;
-                }
-                Value::Dict(_, inner) => {
-                    self.flatten(key, &name, inner, pairs);
-                    continue;
-                }
-                Value::String(_, text) => text.clone(),
-                Value::Bool(_, flag) => flag.to_string(),
-                Value::Num(_, number) => {
-                    let whole = number.to_i128().map(|number| number.to_string());
-                    whole.or_else(|| Some(number.to_f64()?.to_string())).unwrap_or_default()
-                }
-                _ => {
-                    let dotted = self.dotted(key);
-                    self.general(format_args!("`{dotted}.{name}`: expected a text, a number, true or false"));
-                    continue;
-                }
-            };
-            pairs.push((name, Secret::new(text)));
+    fn free_text(&mut self, key: &str, name: &str, value: &Value) -> Option<String> {
+        match value {
+            value if self.reading.is_from_environment(value.tag()) => self.refuse_variable(key, &self.dotted(key)),
+            Value::String(_, text) => return Some(text.clone()),
+            Value::Bool(_, flag) => return Some(flag.to_string()),
+            Value::Num(_, number) => {
+                let whole = number.to_i128().map(|number| number.to_string());
+                return whole.or_else(|| Some(number.to_f64()?.to_string()));
+            }
+            Value::Dict(..) => {}
+            _ => {
+                let dotted = self.dotted(key);
+                self.general(format_args!("`{dotted}.{name}`: expected a text, a number, true or false"));
+            }
         }
+        None
     }
 
     /// The names of the keys in this table.

@@ -4,7 +4,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
+use serde::Serialize;
 
+use crate::metrics::timestamp;
 use crate::status::ErrorKind;
 
 /// The state of the connection to the broker.
@@ -31,24 +33,26 @@ impl ConnectionState {
 }
 
 /// The last error.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct LastError {
     /// The kind of the error.
     pub(crate) kind: ErrorKind,
     /// A description, without secrets.
     pub(crate) text: String,
     /// The time of the error.
+    #[serde(rename = "timestamp_seconds", serialize_with = "timestamp")]
     pub(crate) at: SystemTime,
 }
 
 /// An address without an answer.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct WaitingAddress {
     /// The topic, routing key or subject.
     pub(crate) address: String,
     /// The number of events without an answer.
     pub(crate) events: usize,
     /// The time at which the oldest of them was sent.
+    #[serde(rename = "since_timestamp_seconds", serialize_with = "timestamp")]
     pub(crate) since: Option<SystemTime>,
     /// The reason, where it is known.
     pub(crate) reason: Option<String>,

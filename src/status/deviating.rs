@@ -1,10 +1,6 @@
 //! Departures of accepted payloads from the documented one, counted per source, kind and event: names, never values.
-//!
-//! An event without departures costs a hash of its name and one atomic addition; only others take the lock.
 
-use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -20,22 +16,19 @@ const EVERY: Duration = Duration::from_hours(1);
 const OTHER: usize = MOST_EVENTS;
 
 /// The departures of one source.
-#[derive(Debug)]
-pub(crate) struct Deviating {
-    hasher: RandomState,
-    /// The hashes of the distinguished event names, in order of arrival; 0 means free.
-    names: [AtomicU64; MOST_EVENTS],
-    /// The accepted events of each name, and of all others.
-    accepted: [AtomicU64; MOST_EVENTS + 1],
-    seen: Mutex<SeenDeviations>,
-}
+#[derive(Debug, Default)]
+pub(crate) struct Deviating(Mutex<SeenDeviations>);
 
 #[derive(Debug, Default)]
 struct SeenDeviations {
-    /// The counts for the event name at this index in `names`.
+    /// The indices of the first event names; the others share one.
+    places: HashMap<String, usize>,
+    /// These names in address form, by index; empty if `event` is absent.
+    names: Vec<String>,
+    /// The accepted events of the name at this index.
+    accepted: BTreeMap<usize, u64>,
+    /// Those among them that depart so.
     counts: BTreeMap<(Field, Deviation, usize), u64>,
-    /// The names in address form, of indices that have departures.
-    shown: BTreeMap<usize, String>,
     /// The time at which a kind was last logged, and how many were left out since.
     logged: BTreeMap<(Field, Deviation), (Instant, u64)>,
 }
@@ -79,50 +72,27 @@ impl DeviatingEvents {
     }
 }
 
-impl Default for Deviating {
-    fn default() -> Self {
-        Self {
-            hasher: RandomState::new(),
-            names: std::array::from_fn(|_| AtomicU64::new(0)),
-            accepted: std::array::from_fn(|_| AtomicU64::new(0)),
-            seen: Mutex::default(),
-        }
-    }
-}
-
 impl Deviating {
-    /// The index of an event's name; the first names get one each, the others share one.
+    /// The index of an event's name, which is not available once the event is enqueued.
     pub(crate) fn place(&self, event: &str) -> usize {
-        let hash = self.hasher.hash_one(event).max(1);
-        for (at, name) in self.names.iter().enumerate() {
-            let mut known = name.load(Ordering::Relaxed);
-            if known == 0 {
-                let taken = name.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed);
-                known = taken.map_or_else(|other| other, |_| hash);
+        let mut seen = self.0.lock();
+        let next = seen.names.len();
+        match seen.places.get(event) {
+            Some(place) => *place,
+            None if next == MOST_EVENTS => OTHER,
+            None => {
+                seen.names.push(if event.is_empty() { String::new() } else { safe(event) });
+                seen.places.insert(event.to_owned(), next);
+                next
             }
-            if known == hash {
-                return at;
-            }
-        }
-        OTHER
-    }
-
-    /// Notes how an event that is about to be enqueued departs: its name is not available afterwards.
-    pub(crate) fn name(&self, place: usize, event: &str, deviations: &Deviations) {
-        if !deviations.is_empty() && place != OTHER {
-            let shown = || if event.is_empty() { String::new() } else { safe(event) };
-            self.seen.lock().shown.entry(place).or_insert_with(shown);
         }
     }
 
     /// Counts an accepted event.
     pub(crate) fn accepted(&self, place: usize, deviations: &Deviations, source: &str, metrics: &Metrics) {
-        self.accepted[place].fetch_add(1, Ordering::Relaxed);
-        if deviations.is_empty() {
-            return;
-        }
+        let mut seen = self.0.lock();
+        *seen.accepted.entry(place).or_default() += 1;
         let now = Instant::now();
-        let mut seen = self.seen.lock();
         for (field, deviation) in deviations.iter() {
             metrics.deviating(source, field, deviation);
             *seen.counts.entry((field, deviation, place)).or_default() += 1;
@@ -131,7 +101,7 @@ impl Deviating {
                     source,
                     field = field.name(),
                     deviation = deviation.name(),
-                    event = seen.shown.get(&place).map_or("other", String::as_str),
+                    event = seen.names.get(place).map_or("other", String::as_str),
                     left_out,
                     "an accepted payload departs from the documented one: `{}` {}",
                     field.name(),
@@ -143,17 +113,17 @@ impl Deviating {
 
     /// All counts since the start.
     pub(crate) fn list(&self) -> Vec<DeviatingEvents> {
-        let seen = self.seen.lock();
+        let seen = self.0.lock();
         let listed = seen.counts.iter().map(|((field, deviation, place), count)| DeviatingEvents {
             field: *field,
             deviation: *deviation,
-            event: match seen.shown.get(place) {
+            event: match seen.names.get(*place) {
                 Some(name) if name.is_empty() => EventName::Absent,
                 Some(name) => EventName::Named(name.clone()),
                 None => EventName::Other,
             },
             count: *count,
-            of: self.accepted[*place].load(Ordering::Relaxed),
+            of: seen.accepted[place],
         });
         listed.collect()
     }
@@ -189,7 +159,6 @@ mod tests {
 
     fn accept(deviating: &Deviating, event: &str, deviations: &Deviations, metrics: &Metrics) {
         let place = deviating.place(event);
-        deviating.name(place, event, deviations);
         deviating.accepted(place, deviations, "main", metrics);
     }
 

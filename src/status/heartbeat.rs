@@ -1,7 +1,6 @@
 //! Heartbeats: each thread that must not stall ticks once a second, and `/livez` reads the time of its last tick.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -34,17 +33,14 @@ impl Heartbeats {
 #[derive(Clone, Debug)]
 pub(crate) struct Heartbeat {
     name: Arc<str>,
-    start: Instant,
-    /// The time of the last tick, in milliseconds since `start`.
-    last: Arc<AtomicU64>,
-    /// The thread waits for something that may take long, and has announced it.
-    paused: Arc<AtomicBool>,
+    /// The time of the last tick; none while the thread waits for something that may take long, and has announced it.
+    last: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Heartbeat {
     /// A heartbeat that has just ticked.
     pub(crate) fn new(name: &str) -> Self {
-        Self { name: name.into(), start: Instant::now(), last: Arc::default(), paused: Arc::default() }
+        Self { name: name.into(), last: Arc::new(Mutex::new(Some(Instant::now()))) }
     }
 
     /// Ticks for ever; runs on the monitored thread.
@@ -58,22 +54,17 @@ impl Heartbeat {
     /// Pauses the check until the next tick: the thread waits for broker or disk, however long that takes, or has
     /// ended.
     pub(crate) fn pause(&self) {
-        self.paused.store(true, Ordering::Relaxed);
+        *self.last.lock() = None;
     }
 
     /// Records a tick.
     pub(crate) fn tick(&self) {
-        self.paused.store(false, Ordering::Relaxed);
-        let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(now, Ordering::Relaxed);
+        *self.last.lock() = Some(Instant::now());
     }
 
     /// The problem, if the thread is stalled.
     fn problem(&self) -> Option<String> {
-        if self.paused.load(Ordering::Relaxed) {
-            return None;
-        }
-        let since = self.start.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)));
+        let since = self.last.lock().as_ref()?.elapsed();
         (since > STALLED_AFTER).then(|| format!("{} has not moved for {} s", self.name, since.as_secs()))
     }
 }

@@ -7,6 +7,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde::Serialize;
+
 use crate::status::{Decision, Loss, Reason, RefusalReason};
 
 /// The number of event names that are distinguished per source; then `other`.
@@ -171,7 +173,7 @@ impl Ledger {
 }
 
 /// The two sums of the accounting.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub(crate) struct Totals {
     /// Decided requests.
     pub(crate) received: u64,

@@ -5,10 +5,8 @@ mod broker;
 mod deviating;
 mod heartbeat;
 mod ledger;
-mod observed;
 mod reasons;
 mod refusals;
-mod reloads;
 mod status;
 
 pub(crate) use broker::{BrokerSnapshot, BrokerStatus, ConnectionState, WaitingAddress};
@@ -17,8 +15,6 @@ pub(crate) use heartbeat::{Heartbeat, Heartbeats};
 pub(crate) use ledger::{
     JournalState, Ledger, Limits, MOST_EVENTS, MOST_PAIRS, PairBook, Snapshot, SourceBook, Totals,
 };
-pub(crate) use observed::Observed;
 pub(crate) use reasons::{Decision, ErrorKind, KeptReason, Loss, Reason, RefusalReason};
-pub(crate) use refusals::{RecentRefusal, RequestKind, UnknownPath, UnknownPaths, meant};
-pub(crate) use reloads::{Reload, Reloads};
-pub(crate) use status::{IngressStatus, SourceStatus, Status, StoreCounts};
+pub(crate) use refusals::{RecentRefusal, RequestKind, UnknownPaths, meant};
+pub(crate) use status::{IngressStatus, Observed, Reload, Reloads, SourceStatus, Status, StoreCounts};

@@ -5,7 +5,9 @@ use std::time::{Duration, SystemTime};
 
 use hyper::Method;
 use parking_lot::Mutex;
+use serde::Serialize;
 
+use crate::metrics::timestamp;
 use crate::process::logs::Throttle;
 use crate::status::Reason;
 
@@ -16,7 +18,7 @@ const KEPT: usize = 10;
 const LINES: u32 = 10;
 
 /// One refused request.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct RecentRefusal {
     /// The reason.
     pub(crate) reason: Reason,
@@ -31,6 +33,7 @@ pub(crate) struct RecentRefusal {
     /// The number of requests that this entry stands for: the requests with GET, HEAD and OPTIONS share one.
     pub(crate) count: u64,
     /// The time of the last one.
+    #[serde(rename = "timestamp_seconds", serialize_with = "timestamp")]
     pub(crate) at: SystemTime,
 }
 
@@ -135,7 +138,7 @@ impl Recent {
 }
 
 /// A requested path that belongs to no source.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct UnknownPath {
     /// The path, escaped and truncated.
     pub(crate) path: String,
@@ -146,6 +149,7 @@ pub(crate) struct UnknownPath {
     /// The address of the last sender.
     pub(crate) peer: String,
     /// The time of the last request.
+    #[serde(rename = "timestamp_seconds", serialize_with = "timestamp")]
     pub(crate) at: SystemTime,
 }
 

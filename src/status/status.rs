@@ -1,12 +1,17 @@
 //! The state that the bridge reports, as one object: each part writes its own, admin and metrics read all of it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
+use serde::Serialize;
+use serde_json::Value;
 
-use crate::metrics::Metrics;
-use crate::status::{BrokerStatus, Heartbeats, Observed, Reloads, UnknownPaths};
+use crate::metrics::{Metrics, timestamp};
+use crate::process::logs::Throttle;
+use crate::status::deviating::Deviating;
+use crate::status::refusals::Recent;
+use crate::status::{BrokerStatus, Heartbeats, UnknownPaths};
 
 /// The state that the bridge reports, beside what the queue counts under its lock.
 #[derive(Debug, Default)]
@@ -94,4 +99,63 @@ pub(crate) struct SourceStatus {
     pub(crate) secrets: Vec<Arc<str>>,
     /// The observations.
     pub(crate) observed: Arc<Observed>,
+}
+
+/// Observations of one source beside the ledger, for the log and for `/status`; they are kept across reloads.
+#[derive(Debug)]
+pub(crate) struct Observed {
+    /// The last refusals.
+    pub(crate) recent: Recent,
+    /// The departures of accepted payloads from the documented one.
+    pub(crate) deviating: Deviating,
+    /// The rate limit for lines about connection tests.
+    pub(crate) tests: Throttle,
+    /// The rate limit for lines about bodies that cannot be kept.
+    pub(crate) unkept: Throttle,
+}
+
+impl Default for Observed {
+    fn default() -> Self {
+        Self {
+            recent: Recent::default(),
+            deviating: Deviating::default(),
+            tests: Throttle::new("connection tests", 1, Duration::from_secs(1)),
+            unkept: Throttle::new("signed bodies that cannot be kept", 1, Duration::from_secs(10)),
+        }
+    }
+}
+
+/// The last reload. Keys, never values.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Reload {
+    /// The time of the reload.
+    #[serde(rename = "timestamp_seconds", serialize_with = "timestamp")]
+    pub(crate) at: SystemTime,
+    /// The keys that changed since the previous load.
+    pub(crate) changed: Vec<String>,
+    /// The keys that differ from the start and need a restart to take effect.
+    pub(crate) needs_restart: Vec<String>,
+    /// The reason why everything stayed as it was, if it did.
+    pub(crate) error: Option<String>,
+}
+
+/// The settings in force, and all reloads since the start.
+#[derive(Debug, Default)]
+pub(crate) struct Reloads {
+    /// The last reload.
+    pub(crate) last: Option<Reload>,
+    /// The number of successful reloads.
+    pub(crate) good: u64,
+    /// The number of failed reloads.
+    pub(crate) bad: u64,
+    /// The settings in force, with the origin of each.
+    pub(crate) in_force: Value,
+}
+
+impl Reloads {
+    /// Records a reload.
+    pub(crate) fn note(&mut self, reload: Reload) {
+        *(if reload.error.is_some() { &mut self.bad } else { &mut self.good }) += 1;
+        self.last = Some(reload);
+    }
 }

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use crate::app::{self, Offline, StartError};
+use crate::app::{self, Offline, Settings};
 use crate::dead_letters::{Action, Progress, Request, RequestState, StoreKind, connect};
 use crate::process::logs;
 use crate::process::state_directory::StateError;
@@ -138,7 +138,7 @@ async fn find(
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Found::Nothing),
         Err(error) => return Err(cannot_use(&directory, &error)),
     }
-    let mut known = None;
+    let mut known: Option<Settings> = None;
     let began = Instant::now();
     loop {
         let unreachable = match connect(state).await {
@@ -146,29 +146,24 @@ async fn find(
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => error,
             Err(error) => return Err(cannot_use(&state.join("control.sock"), &error)),
         };
-        let settings = match known.take() {
-            Some(settings) => settings,
-            None => cli::settings(flags).map_err(|code| Obstacle(code, UNUSABLE.to_owned()))?.0,
-        };
-        if log.is_none() && flags.log_level.is_some() {
+        if known.is_none() {
+            let (settings, _) = cli::settings(flags).map_err(|code| Obstacle(code, UNUSABLE.to_owned()))?;
             // What stands in the way is in the progress; more than that only where it is asked for.
-            *log = logs::start(settings.log).ok();
+            *log = flags.log_level.as_ref().and_then(|_| logs::start(settings.log).ok());
+            known = Some(settings);
         }
-        let settings = known.insert(settings);
+        let Some(settings) = &known else { continue };
         match app::open_offline(settings.clone(), state) {
             Ok(offline) => return Ok(Found::Offline(Box::new(offline))),
-            Err(StartError::State(StateError::Locked(_))) if began.elapsed() < RETRY => sleep(RETRY_INTERVAL).await,
-            Err(StartError::State(StateError::Locked(_))) => {
+            Err(StateError::Locked(_)) if began.elapsed() < RETRY => sleep(RETRY_INTERVAL).await,
+            Err(StateError::Locked(_)) => {
                 return Err(obstacle(format!(
                     "another plextrac-bridge uses {} and has no control socket ({unreachable}): a daemon whose log says \
                      why, or another command; stop it, or try again",
                     state.display()
                 )));
             }
-            Err(StartError::State(StateError::Unusable { path, source })) => {
-                return Err(cannot_use(Path::new(&path), &source));
-            }
-            Err(error) => return Err(obstacle(error.to_string())),
+            Err(StateError::Unusable { path, source }) => return Err(cannot_use(Path::new(&path), &source)),
         }
     }
 }

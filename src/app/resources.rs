@@ -1,4 +1,5 @@
-//! Memory: returns unused memory to the system.
+//! The resources of the process: unused memory is returned to the system; the limit of open files is raised to what the
+//! system allows, and compared with what the settings need.
 //!
 //! The C library keeps freed memory for later use: after a backlog of 100 MB that is most of it. After a burst, and in
 //! the first quiet second after any work, it is asked to return the memory: this takes some milliseconds for 100 MB,
@@ -6,6 +7,8 @@
 
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::ingress::LARGE_BODY;
 use crate::queue::Buffer;
@@ -87,6 +90,33 @@ fn trim() {
 
 #[cfg(not(target_env = "gnu"))]
 fn trim() {}
+
+/// Descriptors for the admin port's connections, the files of the state directory, and the client of the broker.
+const OTHERS: u64 = 192;
+
+/// Descriptors of each ingress thread: its listening socket, those of its runtime, and an accepted connection that
+/// waits for a permit.
+const OF_A_THREAD: u64 = 8;
+
+/// Raises the soft limit of open files to the hard one.
+pub(super) fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    if limit.current != limit.maximum {
+        // It fails only if another program changed the limit at this moment.
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+    }
+}
+
+/// The problem if the hard limit of open files is below what so many connections and ingress threads need.
+pub(super) fn too_few_files(connections: usize, threads: usize) -> Option<String> {
+    let needed = connections as u64 + threads as u64 * OF_A_THREAD + OTHERS;
+    // None means that there is no limit.
+    let open = getrlimit(Resource::Nofile).maximum.filter(|open| *open < needed)?;
+    Some(format!(
+        "at most {open} files may be open, and `ingress.max_connections` = {connections} needs {needed}: connections \
+         beyond the limit wait; raise it (LimitNOFILE, ulimit -Hn) or lower the setting"
+    ))
+}
 
 #[cfg(test)]
 mod tests {
