@@ -11,7 +11,6 @@ use crate::brokers::dial;
 use crate::brokers::oauth::Tokens;
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::{ATTEMPT, IdleConnection, Link, describe, open_channel};
-use crate::brokers::rabbitmq::memory::SharedMemory;
 use crate::brokers::rabbitmq::rights;
 use crate::brokers::rabbitmq::session::RabbitmqSession;
 use crate::brokers::rabbitmq::topology::Exchanges;
@@ -19,10 +18,8 @@ use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Headers, Session,
 
 /// RabbitMQ.
 pub(crate) struct Rabbitmq {
-    settings: Settings,
     headers: Headers,
     plan: Arc<Exchanges>,
-    known: SharedMemory,
     kept: IdleConnection,
     tokens: Option<Arc<Tokens>>,
     /// The host at which the next attempt to connect starts.
@@ -34,10 +31,8 @@ impl Rabbitmq {
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         Self {
-            settings: settings.clone(),
             headers: Settings::headers(terms.headers),
             plan: Arc::new(Exchanges::new(settings)),
-            known: Arc::default(),
             kept: IdleConnection::default(),
             tokens: settings.oauth.as_ref().map(Tokens::new),
             turn: 0,
@@ -46,14 +41,15 @@ impl Rabbitmq {
 
     /// The connection kept from the last session, if it still answers, else a new one; with a channel that confirms.
     async fn link(&mut self) -> Result<(Link, Channel), ConnectError> {
-        if let Some(link) = self.kept.take().filter(Link::is_alive)
+        let kept = self.kept.lock().take();
+        if let Some(link) = kept.filter(Link::is_alive)
             && let Ok(Ok(channel)) = timeout(Duration::from_secs(1), open_channel(&link.connection)).await
         {
             return Ok((link, channel));
         }
         // It may have been restarted with another limit.
-        self.known.lock().forget_limit();
-        let link = Link::open(&self.settings, self.tokens.as_deref(), &mut self.turn).await?;
+        self.plan.memory.lock().forget_limit();
+        let link = Link::open(&self.plan.settings, self.tokens.as_deref(), &mut self.turn).await?;
         let channel = timeout(ATTEMPT, open_channel(&link.connection)).await.map_err(|_| self.silent())?;
         let channel = channel.map_err(|error| {
             let text = format!("{}: cannot open a channel: {}", link.location, describe(&error));
@@ -75,21 +71,21 @@ impl Broker for Rabbitmq {
     }
 
     fn location(&self) -> String {
-        self.settings.location()
+        self.plan.settings.location()
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
         let (link, channel) = self.link().await?;
-        let established = timeout(ATTEMPT, self.plan.establish(&link.connection, &self.known)).await;
+        let established = timeout(ATTEMPT, self.plan.establish(&link.connection)).await;
         match established.unwrap_or_else(|_| Err(self.silent())) {
             Ok(findings) => {
-                let (plan, known, kept) = (self.plan.clone(), self.known.clone(), self.kept.clone());
-                let session = RabbitmqSession::new(link, channel, self.headers.clone(), plan, known, kept);
+                let (plan, kept) = (self.plan.clone(), self.kept.clone());
+                let session = RabbitmqSession::new(link, channel, self.headers.clone(), plan, kept);
                 Ok((Box::new(session), findings))
             }
             Err(error) => {
                 // What is missing will be asked for every second or two: not on a new connection each time.
-                self.kept.put(link);
+                *self.kept.lock() = Some(link);
                 Err(error)
             }
         }
@@ -100,7 +96,7 @@ impl Broker for Rabbitmq {
         let (link, _channel) = loop {
             match self.link().await {
                 Ok(linked) => break linked,
-                Err(error) if refusing.len() + 1 < self.settings.hosts().len() => {
+                Err(error) if refusing.len() + 1 < self.plan.settings.hosts().len() => {
                     refusing.push(Finding::Warning(format!("{error}; the other nodes are used")));
                 }
                 Err(error) => return Err(error),
@@ -110,11 +106,11 @@ impl Broker for Rabbitmq {
         findings.extend(refusing);
         let inspected = timeout(ATTEMPT, self.plan.inspect(&link.connection)).await;
         findings.extend(inspected.unwrap_or_else(|_| Err(self.silent()))?);
-        if let Ok(lacking) = timeout(ATTEMPT, rights::lacking(&link.connection, &self.settings)).await {
+        if let Ok(lacking) = timeout(ATTEMPT, rights::lacking(&link.connection, &self.plan.settings)).await {
             findings.extend(lacking);
         }
         link.close(ATTEMPT).await;
-        findings.extend(dial::silent(&self.settings.hosts()).await);
+        findings.extend(dial::silent(&self.plan.settings.hosts()).await);
         Ok(findings)
     }
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use lapin::options::ConfirmSelectOptions;
@@ -14,7 +14,6 @@ use lapin::types::{LongString, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use parking_lot::Mutex;
-use rustls::pki_types::CertificateDer;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -22,7 +21,7 @@ use tokio::time::timeout;
 use crate::brokers::dial::{self, Reached};
 use crate::brokers::oauth::{Token, Tokens};
 use crate::brokers::rabbitmq::Settings;
-use crate::brokers::tls::ClientIdentity;
+use crate::brokers::tls::TlsFiles;
 use crate::brokers::{ConnectError, ErrorKind};
 
 /// A broker that does not answer for so long is as good as away; the caller tries again.
@@ -45,8 +44,8 @@ pub(super) struct Link {
     events: ConnectionEvents,
     /// The reason why the broker reads nothing at the moment.
     blocked: Option<String>,
-    /// The number of times that it read again.
-    pub(super) alarms_ended: u64,
+    /// The time since when it reads again.
+    pub(super) unblocked: Option<Instant>,
     /// The reason for the end of the connection.
     fault: Option<String>,
 }
@@ -78,7 +77,6 @@ impl Link {
         let uris = settings
             .uris(token.as_deref().map(|token| &token.text))
             .map_err(|text| failed(ErrorKind::Connect, &all, text))?;
-        let tls = AmqpTls::read(settings, &uris).map_err(|text| failed(ErrorKind::Tls, &all, text))?;
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)
             .thread_name("rabbitmq")
@@ -90,7 +88,7 @@ impl Link {
         let runtime = OwnRuntime(Some(runtime));
         let ended = |_| failed(ErrorKind::Connect, &all, "the connecting task ended".to_owned());
         let hosts = uris.len();
-        let (host, connected) = on.spawn(connect(uris, tls, *turn)).await.map_err(ended)?;
+        let (host, connected) = on.spawn(connect(uris, settings.tls.clone(), *turn)).await.map_err(ended)?;
         *turn = dial::next(*turn, hosts, host);
         let location = host.map_or_else(|| all.clone(), |host| settings.location_of(host));
         let connection = Arc::new(connected.map_err(|(kind, text)| failed(kind, &location, text))?);
@@ -98,7 +96,7 @@ impl Link {
         if let Some(tokens) = tokens {
             on.spawn(update_token(Arc::downgrade(&connection), tokens.renewed()));
         }
-        Ok(Self { _runtime: runtime, connection, location, events, blocked: None, alarms_ended: 0, fault: None })
+        Ok(Self { _runtime: runtime, connection, location, events, blocked: None, unblocked: None, fault: None })
     }
 
     /// The reason why the broker reads nothing at the moment, if so.
@@ -136,7 +134,7 @@ impl Link {
             Event::ConnectionBlocked(reason) => self.blocked = Some(reason),
             Event::ConnectionUnblocked => {
                 self.blocked = None;
-                self.alarms_ended += 1;
+                self.unblocked = Some(Instant::now());
             }
             Event::Error(error) if !self.is_alive() => {
                 self.fault.get_or_insert_with(|| describe(&error));
@@ -168,18 +166,7 @@ async fn update_token(connection: Weak<Connection>, mut renewed: watch::Receiver
 }
 
 /// A connection whose channel alone died: a new channel on it takes 1 ms, a new connection 100 times that with TLS.
-#[derive(Clone, Default)]
-pub(super) struct IdleConnection(Arc<Mutex<Option<Link>>>);
-
-impl IdleConnection {
-    pub(super) fn put(&self, link: Link) {
-        *self.0.lock() = Some(link);
-    }
-
-    pub(super) fn take(&self) -> Option<Link> {
-        self.0.lock().take()
-    }
-}
+pub(super) type IdleConnection = Arc<Mutex<Option<Link>>>;
 
 /// Opens a channel that confirms.
 pub(super) async fn open_channel(connection: &Connection) -> lapin::Result<Channel> {
@@ -188,31 +175,19 @@ pub(super) async fn open_channel(connection: &Connection) -> lapin::Result<Chann
     Ok(channel)
 }
 
-/// The certificates of the TLS handshake.
-struct AmqpTls {
-    roots: Option<Vec<CertificateDer<'static>>>,
-    identity: Option<ClientIdentity>,
-}
-
-impl AmqpTls {
-    fn read(settings: &Settings, uris: &[AMQPUri]) -> Result<Option<Self>, String> {
-        if uris.iter().all(|uri| uri.scheme == AMQPScheme::AMQP) {
-            return Ok(None);
-        }
-        Ok(Some(Self { roots: settings.tls.authorities()?, identity: settings.tls.identity()? }))
-    }
-
-    /// With a `ca_file` only that is trusted: the system's certificates stay out.
-    fn connector(&self) -> io::Result<RustlsConnector> {
-        let config = match &self.roots {
-            Some(roots) => RustlsConnectorConfig::default().with_parsable_certificates(roots.clone()),
-            None => RustlsConnectorConfig::new_with_native_certs()?,
-        };
-        match &self.identity {
-            Some((chain, key)) => config.connector_with_single_cert(chain.clone(), key.clone_key()),
-            None => config.connector_with_no_client_auth(),
-        }
-    }
+/// The TLS of the settings. With a `ca_file` only that is trusted: the system's certificates stay out.
+fn tls_connector(files: &TlsFiles) -> Result<RustlsConnector, ConnectFailure> {
+    let unreadable = |text| (ErrorKind::Tls, text);
+    let (roots, identity) = (files.authorities().map_err(unreadable)?, files.identity().map_err(unreadable)?);
+    let config = match roots {
+        Some(roots) => Ok(RustlsConnectorConfig::default().with_parsable_certificates(roots)),
+        None => RustlsConnectorConfig::new_with_native_certs(),
+    };
+    let connector = config.and_then(|config| match identity {
+        Some((chain, key)) => config.connector_with_single_cert(chain, key),
+        None => config.connector_with_no_client_auth(),
+    });
+    connector.map_err(|error| handshake_failed(&error))
 }
 
 /// Marks an error of the handshake, so that it can be told from one of the network.
@@ -226,9 +201,14 @@ type ConnectFailure = (ErrorKind, String);
 /// Connects to the first host that takes a TCP connection, and logs in there; returns which one that was.
 async fn connect(
     uris: Vec<AMQPUri>,
-    tls: Option<AmqpTls>,
+    tls: TlsFiles,
     turn: usize,
 ) -> (Option<usize>, Result<Connection, ConnectFailure>) {
+    let has_tls = uris.iter().any(|uri| uri.scheme == AMQPScheme::AMQPS);
+    let tls = match has_tls.then(|| tls_connector(&tls)).transpose() {
+        Ok(tls) => tls,
+        Err(failure) => return (None, Err(failure)),
+    };
     let runtime = match lapin::runtime::default_runtime() {
         Ok(runtime) => runtime,
         Err(error) => return (None, Err(explain(&error, "", false))),
@@ -250,9 +230,7 @@ async fn connect(
         let stream = stream.lock().take();
         let stream = stream.ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
         let Some(tls) = tls.as_ref().filter(|_| uri.scheme == AMQPScheme::AMQPS) else { return Ok(stream) };
-        let failed = |error| io::Error::other(TlsError(error));
-        let connector = tls.connector().map_err(failed)?;
-        Ok(stream.into_rustls(&connector, &uri.authority.host).await.map_err(failed)?)
+        Ok(stream.into_rustls(tls, &uri.authority.host).await.map_err(|error| io::Error::other(TlsError(error)))?)
     };
     let properties = ConnectionProperties::default().with_connection_name(LongString::from("plextrac-bridge"));
     let user = uris[host].authority.userinfo.username.clone();
@@ -277,16 +255,20 @@ fn was_cut(error: &io::Error) -> bool {
     matches!(error.kind(), ConnectionReset | ConnectionAborted | BrokenPipe | UnexpectedEof)
 }
 
+fn handshake_failed(error: &io::Error) -> ConnectFailure {
+    let error = error.to_string();
+    let error = dial::without_time(&error);
+    let text = format!(
+        "the TLS handshake failed: {error}; check `ca_file`, `certificate_file`, the port and the host's name"
+    );
+    (ErrorKind::Tls, text)
+}
+
 /// The reason why there is no connection, and what to do about it.
 fn explain(error: &lapin::Error, user: &str, is_tls: bool) -> ConnectFailure {
     match error.kind() {
         lapin::ErrorKind::IOError(error) if failed_in_tls(error) || (is_tls && was_cut(error)) => {
-            let error = error.to_string();
-            let error = dial::without_time(&error);
-            let text = format!(
-                "the TLS handshake failed: {error}; check `ca_file`, `certificate_file`, the port and the host's name"
-            );
-            (ErrorKind::Tls, text)
+            handshake_failed(error)
         }
         lapin::ErrorKind::IOError(error) => {
             (ErrorKind::Connect, format!("cannot connect: {error}; is the broker running there?"))

@@ -2,10 +2,7 @@
 //! broker has named.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-use parking_lot::Mutex;
 
 use crate::brokers::{Refusal, RefusalReason};
 
@@ -15,10 +12,7 @@ const REMEMBERED: Duration = Duration::from_secs(5);
 /// The exchanges remembered; one forgotten costs another channel.
 const MOST: usize = 1024;
 
-/// The memory of a broker, which outlives its sessions.
-pub(super) type SharedMemory = Arc<Mutex<ExchangeMemory>>;
-
-/// The memory of all exchanges of a broker.
+/// The memory of all exchanges of a broker, which outlives its sessions.
 #[derive(Debug, Default)]
 pub(super) struct ExchangeMemory {
     /// The reasons to send to an exchange one message at a time, each on a channel of its own: missing, or these

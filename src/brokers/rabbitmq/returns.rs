@@ -1,13 +1,13 @@
 //! Finds the message of a return: the client library attaches returns to the wrong confirms when several are in
-//! flight; and since when the oldest have been in flight. It knows sequences and ids, nothing of AMQP.
+//! flight; and since when the oldest has been in flight. It knows numbers and ids, nothing of AMQP.
 //!
 //! RabbitMQ sends a message's return before its confirm. The library keeps returns in a queue and gives the first of
 //! it to whichever confirm completes next. So the *set* of returns is exact, and:
 //! - a confirm that carries none saw the queue empty: its own return, if there was one, came with an earlier confirm;
-//! - after a confirm that carries one, the queue is no longer than the messages unresolved at that time: when those
-//!   are resolved, its own return has come too.
+//! - after a confirm that carries one, the queue is no longer than the messages in flight at that time: when those are
+//!   confirmed, its own return has come too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 /// The content of a confirm, before returns are considered.
@@ -39,34 +39,30 @@ impl ConfirmOutcome {
 /// A message in flight: its place in the order of sending, its id, and what its owner wants back.
 #[derive(Debug)]
 pub(super) struct SentMessage<T> {
-    sequence: u64,
+    number: u64,
     id: Box<str>,
     pub(super) owner: T,
 }
 
 #[derive(Debug)]
-struct Unreturned<T> {
+struct ConfirmedMessage<T> {
     sent: SentMessage<T>,
     outcome: ConfirmOutcome,
+    /// Its confirm carried a return, perhaps of another message.
+    carries: bool,
 }
 
-/// Messages whose return may still be attached to a later confirm, in two rolling generations.
+/// The messages in flight, and those whose return may still be attached to a later confirm.
 #[derive(Debug)]
 pub(super) struct Returns<T> {
-    next: u64,
-    unresolved: usize,
-    /// Messages below this sequence were sent before the last turn of generations.
-    boundary: u64,
-    /// The number of unresolved ones.
-    before_boundary: usize,
-    /// Resolved before the last turn.
-    older: Vec<Unreturned<T>>,
-    /// Resolved since.
-    newer: Vec<Unreturned<T>>,
-    /// The same two for the oldest in flight, and since when those have been.
-    watched: u64,
-    before_watched: usize,
-    watched_since: Instant,
+    /// The time at which each was sent, from the oldest in flight on; none for one that is confirmed.
+    in_flight: VecDeque<Option<Instant>>,
+    /// The number of the first of them.
+    oldest: u64,
+    /// Confirmed since judgements were last asked for.
+    confirmed: Vec<ConfirmedMessage<T>>,
+    /// Certain when no message below the number is in flight.
+    held: VecDeque<(u64, ConfirmedMessage<T>)>,
     /// Returns by message id that no message has claimed yet. The same id can be in flight twice.
     unclaimed: HashMap<Box<str>, usize>,
 }
@@ -74,94 +70,78 @@ pub(super) struct Returns<T> {
 impl<T> Default for Returns<T> {
     fn default() -> Self {
         Self {
-            next: 0,
-            unresolved: 0,
-            boundary: 0,
-            before_boundary: 0,
-            watched: 0,
-            before_watched: 0,
-            watched_since: Instant::now(),
-            older: Vec::new(),
-            newer: Vec::new(),
+            in_flight: VecDeque::new(),
+            oldest: 0,
+            confirmed: Vec::new(),
+            held: VecDeque::new(),
             unclaimed: HashMap::new(),
         }
     }
 }
 
 impl<T> Returns<T> {
+    /// The number of the next message.
+    fn next(&self) -> u64 {
+        self.oldest + self.in_flight.len() as u64
+    }
+
     /// A message goes out.
     pub(super) fn send(&mut self, id: &str, owner: T) -> SentMessage<T> {
-        let sequence = self.next;
-        self.next += 1;
-        self.unresolved += 1;
-        if self.before_watched == 0 {
-            self.watch();
-        }
-        SentMessage { sequence, id: id.into(), owner }
+        let number = self.next();
+        self.in_flight.push_back(Some(Instant::now()));
+        SentMessage { number, id: id.into(), owner }
     }
 
-    /// Its confirm came, with the id of the returned message that is attached to it. Calls `judge` for each message
-    /// whose judgement is now certain.
-    pub(super) fn resolve(
-        &mut self,
-        sent: SentMessage<T>,
-        outcome: ConfirmOutcome,
-        attached: Option<&str>,
-        judge: &mut impl FnMut(T, Judgement),
-    ) {
-        self.unresolved -= 1;
-        if sent.sequence < self.boundary {
-            self.before_boundary -= 1;
+    /// Its confirm arrived, with the id of the returned message that is attached to it.
+    pub(super) fn confirm(&mut self, sent: SentMessage<T>, outcome: ConfirmOutcome, attached: Option<&str>) {
+        let place = usize::try_from(sent.number - self.oldest).unwrap_or(usize::MAX);
+        if let Some(sent) = self.in_flight.get_mut(place) {
+            *sent = None;
         }
-        if sent.sequence < self.watched {
-            self.before_watched -= 1;
-            if self.before_watched == 0 {
-                self.watch();
+        while self.in_flight.pop_front_if(|sent| sent.is_none()).is_some() {
+            self.oldest += 1;
+        }
+        if let Some(id) = attached {
+            *self.unclaimed.entry(id.into()).or_default() += 1;
+        }
+        self.confirmed.push(ConfirmedMessage { sent, outcome, carries: attached.is_some() });
+    }
+
+    /// The judgements that are certain now. To be called when every confirm that the library has is noted: they become known
+    /// here in another order.
+    pub(super) fn judgements(&mut self) -> Vec<(T, Judgement)> {
+        let mut judged = Vec::new();
+        let next = self.next();
+        for confirmed in std::mem::take(&mut self.confirmed) {
+            if confirmed.carries {
+                self.held.push_back((next, confirmed));
+            } else {
+                judged.push(self.judge(confirmed));
             }
         }
-        let held = Unreturned { sent, outcome };
-        match attached {
-            Some(id) => {
-                *self.unclaimed.entry(id.into()).or_default() += 1;
-                self.newer.push(held);
-            }
-            None => self.judge(held, judge),
+        while let Some((_, held)) = self.held.pop_front_if(|(below, _)| *below <= self.oldest) {
+            judged.push(self.judge(held));
         }
-        while self.before_boundary == 0 && !(self.older.is_empty() && self.newer.is_empty()) {
-            for held in std::mem::take(&mut self.older) {
-                self.judge(held, judge);
-            }
-            self.older = std::mem::take(&mut self.newer);
-            self.boundary = self.next;
-            self.before_boundary = self.unresolved;
-        }
-        if self.unresolved == 0 {
+        if self.in_flight.is_empty() {
             self.unclaimed.clear();
         }
+        judged
     }
 
-    /// Watches what is in flight now, from now on.
-    pub(super) fn watch(&mut self) {
-        self.watched = self.next;
-        self.before_watched = self.unresolved;
-        self.watched_since = Instant::now();
-    }
-
-    /// A time since when at least one message has been in flight; later messages do not move it.
+    /// The time at which the oldest message in flight was sent.
     pub(super) fn waiting_since(&self) -> Option<Instant> {
-        (self.before_watched > 0).then_some(self.watched_since)
+        self.in_flight.front().copied().flatten()
     }
 
-    fn judge(&mut self, held: Unreturned<T>, judge: &mut impl FnMut(T, Judgement)) {
-        let returned = match self.unclaimed.get_mut(&held.sent.id) {
-            Some(1) => self.unclaimed.remove(&held.sent.id).is_some(),
-            Some(count) => {
-                *count -= 1;
-                true
-            }
-            None => false,
-        };
-        judge(held.sent.owner, held.outcome.judge(returned));
+    fn judge(&mut self, ConfirmedMessage { sent, outcome, .. }: ConfirmedMessage<T>) -> (T, Judgement) {
+        let claimed = self.unclaimed.get_mut(&sent.id).map(|count| {
+            *count -= 1;
+            *count
+        });
+        if claimed == Some(0) {
+            self.unclaimed.remove(&sent.id);
+        }
+        (sent.owner, outcome.judge(claimed.is_some()))
     }
 }
 
@@ -178,16 +158,23 @@ mod tests {
     #[derive(Default)]
     struct Library {
         waiting: VecDeque<String>,
+        /// Confirmed, and not yet noticed by the session.
+        confirmed: Vec<(SentMessage<usize>, Option<String>)>,
         judged: Vec<(usize, Judgement)>,
     }
 
     impl Library {
-        fn confirm(&mut self, returns: &mut Returns<usize>, sent: SentMessage<usize>) {
-            let attached = self.waiting.pop_front();
-            let judged = &mut self.judged;
-            returns.resolve(sent, ConfirmOutcome::Ack, attached.as_deref(), &mut |owner, judgement| {
-                judged.push((owner, judgement));
-            });
+        fn confirm(&mut self, sent: SentMessage<usize>) {
+            self.confirmed.push((sent, self.waiting.pop_front()));
+        }
+
+        /// Notices all confirms, in the order of `at`.
+        fn look(&mut self, returns: &mut Returns<usize>, at: impl Fn(usize) -> usize) {
+            while !self.confirmed.is_empty() {
+                let (sent, attached) = self.confirmed.swap_remove(at(self.confirmed.len()));
+                returns.confirm(sent, ConfirmOutcome::Ack, attached.as_deref());
+            }
+            self.judged.append(&mut returns.judgements());
         }
     }
 
@@ -196,7 +183,8 @@ mod tests {
         let (mut returns, mut library) = (Returns::default(), Library::default());
         let first = returns.send("a", 0);
         let _second = returns.send("b", 1);
-        library.confirm(&mut returns, first);
+        library.confirm(first);
+        library.look(&mut returns, |_| 0);
         assert_eq!(library.judged, [(0, Judgement::Stored)]);
     }
 
@@ -205,11 +193,25 @@ mod tests {
         let (mut returns, mut library) = (Returns::default(), Library::default());
         let [good, bad] = [returns.send("good", 0), returns.send("bad", 1)];
         library.waiting.push_back("bad".to_owned());
-        library.confirm(&mut returns, good);
+        library.confirm(good);
+        library.look(&mut returns, |_| 0);
         assert_eq!(library.judged, []);
-        library.confirm(&mut returns, bad);
+        library.confirm(bad);
+        library.look(&mut returns, |_| 0);
         library.judged.sort_unstable_by_key(|(owner, _)| *owner);
         assert_eq!(library.judged, [(0, Judgement::Stored), (1, Judgement::Returned)]);
+    }
+
+    #[test]
+    fn finds_the_return_of_a_message_whose_confirm_is_noticed_first() {
+        let (mut returns, mut library) = (Returns::default(), Library::default());
+        let [bad, good] = [returns.send("bad", 0), returns.send("good", 1)];
+        library.waiting.push_back("bad".to_owned());
+        library.confirm(good);
+        library.confirm(bad);
+        library.look(&mut returns, |count| count - 1);
+        library.judged.sort_unstable_by_key(|(owner, _)| *owner);
+        assert_eq!(library.judged, [(0, Judgement::Returned), (1, Judgement::Stored)]);
     }
 
     #[test]
@@ -217,8 +219,9 @@ mod tests {
         let (mut returns, mut library) = (Returns::default(), Library::default());
         let [first, second] = [returns.send("twin", 0), returns.send("twin", 1)];
         library.waiting.extend(["twin".to_owned(), "twin".to_owned()]);
-        library.confirm(&mut returns, first);
-        library.confirm(&mut returns, second);
+        library.confirm(first);
+        library.confirm(second);
+        library.look(&mut returns, |_| 0);
         assert_eq!(library.judged, [(0, Judgement::Returned), (1, Judgement::Returned)]);
         assert!(returns.unclaimed.is_empty());
     }
@@ -226,10 +229,9 @@ mod tests {
     #[test]
     fn a_nack_stays_one_and_takes_its_return_with_it() {
         let mut returns = Returns::default();
-        let mut judged = Vec::new();
         let sent = returns.send("a", ());
-        returns.resolve(sent, ConfirmOutcome::Nack, Some("a"), &mut |(), judgement| judged.push(judgement));
-        assert_eq!(judged, [Judgement::Nacked]);
+        returns.confirm(sent, ConfirmOutcome::Nack, Some("a"));
+        assert_eq!(returns.judgements(), [((), Judgement::Nacked)]);
         assert!(returns.unclaimed.is_empty());
     }
 
@@ -242,20 +244,22 @@ mod tests {
         assert!(since.is_some());
         for owner in 1..10 {
             let sent = returns.send("later", owner);
-            library.confirm(&mut returns, sent);
+            library.confirm(sent);
         }
+        library.look(&mut returns, |_| 0);
         assert_eq!(returns.waiting_since(), since);
-        library.confirm(&mut returns, oldest);
+        library.confirm(oldest);
+        library.look(&mut returns, |_| 0);
         assert_eq!(returns.waiting_since(), None);
     }
 
     proptest! {
         /// Messages go out and are confirmed in any order, alone or several at once; a return comes some time before
-        /// its confirm.
+        /// its confirm, and the session notices some confirms together, in any order.
         #[test]
         fn every_message_gets_its_own_judgement(
             bad in prop::collection::vec(any::<bool>(), 1..80),
-            choices in prop::collection::vec((0..4_u8, any::<prop::sample::Index>()), 0..400),
+            choices in prop::collection::vec((0..5_u8, any::<prop::sample::Index>()), 0..400),
         ) {
             let (mut returns, mut library) = (Returns::default(), Library::default());
             let mut fresh: VecDeque<usize> = (0..bad.len()).collect();
@@ -275,13 +279,14 @@ mod tests {
                             library.waiting.push_back(format!("m{}", sent.owner));
                         }
                     }
+                    4 => library.look(&mut returns, |count| at.map_or(0, |at| at.index(count))),
                     _ if !out.is_empty() => {
                         let at = at.map_or(0, |at| at.index(out.len()));
                         let (sent, told) = out.swap_remove(at);
                         if bad[sent.owner] && !told {
                             library.waiting.push_back(format!("m{}", sent.owner));
                         }
-                        library.confirm(&mut returns, sent);
+                        library.confirm(sent);
                     }
                     _ => {}
                 }
@@ -293,13 +298,14 @@ mod tests {
             while step(0, None, &mut out) > 0 {
                 step(3, None, &mut out);
             }
+            step(4, None, &mut out);
             let mut judged = library.judged;
             judged.sort_unstable_by_key(|(owner, _)| *owner);
             let expected: Vec<_> = bad.iter().enumerate().map(|(owner, bad)| {
                 (owner, if *bad { Judgement::Returned } else { Judgement::Stored })
             }).collect();
             prop_assert_eq!(judged, expected);
-            prop_assert!(returns.unclaimed.is_empty() && returns.older.is_empty() && returns.newer.is_empty());
+            prop_assert!(returns.unclaimed.is_empty() && returns.held.is_empty());
         }
     }
 }

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use futures_util::{FutureExt as _, StreamExt as _};
-use lapin::options::{BasicPublishOptions, ExchangeDeclareOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, Event, ExchangeKind};
+use lapin::options::BasicPublishOptions;
+use lapin::types::{AMQPValue, FieldTable};
+use lapin::{BasicProperties, Channel, Connection, Event};
 use tokio::time::timeout;
 
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::describe;
+use crate::brokers::rabbitmq::topology::{Thing, declare, short};
 use crate::brokers::template::Template;
 use crate::brokers::{Finding, Topology};
 
@@ -20,8 +21,7 @@ const SAID: Duration = Duration::from_secs(1);
 /// An action of the bridge at start, or with each event.
 enum Trial<'a> {
     Publish { exchange: &'a str, key: String },
-    MakeExchange(&'a str),
-    MakeQueue(&'a str),
+    Make(Thing<'a>),
     Bind { queue: &'a str, exchange: &'a str },
 }
 
@@ -36,12 +36,10 @@ pub(super) async fn lacking(connection: &Connection, settings: &Settings) -> Vec
         }
     }
     if settings.topology == Topology::Declare {
-        trials.extend(exchanges.iter().copied().map(Trial::MakeExchange));
+        trials.extend(exchanges.iter().map(|name| Trial::Make(Thing::Exchange(name))));
         if let Some(queue) = settings.queue.as_deref() {
-            trials.extend([
-                Trial::MakeQueue(queue),
-                Trial::Bind { queue, exchange: exchanges.first().copied().unwrap_or_default() },
-            ]);
+            let exchange = exchanges.first().copied().unwrap_or_default();
+            trials.extend([Trial::Make(Thing::Queue(queue)), Trial::Bind { queue, exchange }]);
         }
     }
     let mut refused = BTreeSet::new();
@@ -66,7 +64,6 @@ pub(super) async fn lacking(connection: &Connection, settings: &Settings) -> Vec
 }
 
 async fn try_out(channel: &Channel, trial: &Trial<'_>) -> lapin::Result<()> {
-    let short = |name: &str| ShortString::try_new(name).map_err(std::io::Error::other);
     match trial {
         Trial::Publish { exchange, key } => {
             channel.tx_select().await?;
@@ -74,14 +71,15 @@ async fn try_out(channel: &Channel, trial: &Trial<'_>) -> lapin::Result<()> {
             drop(channel.basic_publish(short(exchange)?, short(key)?, options, &[], properties).await?);
             channel.tx_rollback().await
         }
-        Trial::MakeExchange(name) => {
-            let options = ExchangeDeclareOptions { durable: true, ..Default::default() };
-            let arguments = impossible("alternate-exchange");
-            channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, arguments).await
-        }
-        Trial::MakeQueue(name) => {
-            let options = QueueDeclareOptions { durable: true, ..Default::default() };
-            channel.queue_declare(short(name)?, options, impossible("x-dead-letter-exchange")).await.map(drop)
+        // A number where a name must be: the broker refuses it, but looks at the permission first.
+        Trial::Make(thing) => {
+            let argument = match thing {
+                Thing::Exchange(_) => "alternate-exchange",
+                Thing::Queue(_) => "x-dead-letter-exchange",
+            };
+            let mut arguments = FieldTable::default();
+            arguments.insert(argument.into(), AMQPValue::LongInt(0));
+            declare(channel, *thing, false, arguments).await.map(drop)
         }
         // A binding that is not there can be removed by a user who may make it.
         Trial::Bind { queue, exchange } => {
@@ -91,20 +89,13 @@ async fn try_out(channel: &Channel, trial: &Trial<'_>) -> lapin::Result<()> {
     }
 }
 
-/// An argument with a number where a name must be: the broker refuses it, but looks at the permission first.
-fn impossible(argument: &'static str) -> FieldTable {
-    let mut arguments = FieldTable::default();
-    arguments.insert(ShortString::from(argument), AMQPValue::LongInt(0));
-    arguments
-}
-
 /// The permission in `ACCESS_REFUSED - access to exchange 'x' in vhost '/' refused for user 'u'`, as it is granted. Newer
 /// brokers name the right before `access`.
 fn permission(trial: &Trial<'_>, text: &str) -> String {
     let parts = || {
         let (what, user) = text.split_once("access to ")?.1.split_once(" refused for user ")?;
         let right = match trial {
-            Trial::MakeExchange(_) | Trial::MakeQueue(_) => "configure",
+            Trial::Make(_) => "configure",
             Trial::Bind { .. } if what.starts_with("exchange") => "read",
             Trial::Bind { .. } | Trial::Publish { .. } => "write",
         };
@@ -129,7 +120,7 @@ mod tests {
             (&bind, "read", "exchange 'x'"),
             (&publish, "write", "exchange 'x'"),
             (&publish, "write", "topic 'k' in exchange 'x'"),
-            (&Trial::MakeQueue("q"), "configure", "queue 'q'"),
+            (&Trial::Make(Thing::Queue("q")), "configure", "queue 'q'"),
         ] {
             let expected = format!("the user 'u' lacks the {right} permission on {what} in vhost '/'");
             assert_eq!(permission(trial, &refused("", what)), expected);

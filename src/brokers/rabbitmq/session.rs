@@ -17,7 +17,6 @@ use tokio::time::{sleep_until, timeout, timeout_at};
 
 use crate::brokers::rabbitmq::connection::{ATTEMPT, IdleConnection, Link, describe, open_channel};
 use crate::brokers::rabbitmq::loss;
-use crate::brokers::rabbitmq::memory::SharedMemory;
 use crate::brokers::rabbitmq::publication::Publication;
 use crate::brokers::rabbitmq::questions::Questions;
 use crate::brokers::rabbitmq::returns::{ConfirmOutcome, Judgement, Returns, SentMessage};
@@ -57,7 +56,6 @@ pub(super) struct RabbitmqSession {
     channel: Channel,
     headers: Headers,
     plan: Arc<Exchanges>,
-    known: SharedMemory,
     kept: IdleConnection,
     confirms: FuturesUnordered<BoxFuture<'static, Confirmed>>,
     returns: Returns<Owner>,
@@ -78,7 +76,6 @@ pub(super) struct RabbitmqSession {
     has_changed: bool,
     /// The connection lives but does nothing: not to be used again.
     stuck: bool,
-    alarms_ended: u64,
 }
 
 impl RabbitmqSession {
@@ -87,7 +84,6 @@ impl RabbitmqSession {
         channel: Channel,
         headers: Headers,
         plan: Arc<Exchanges>,
-        known: SharedMemory,
         kept: IdleConnection,
     ) -> Self {
         Self {
@@ -95,7 +91,6 @@ impl RabbitmqSession {
             channel,
             headers,
             plan,
-            known,
             kept,
             confirms: FuturesUnordered::new(),
             returns: Returns::default(),
@@ -108,7 +103,6 @@ impl RabbitmqSession {
             is_outdated: false,
             has_changed: false,
             stuck: false,
-            alarms_ended: 0,
         }
     }
 
@@ -129,20 +123,14 @@ impl RabbitmqSession {
         self.confirms.push(publishing.map(|outcome| (sent, outcome)).boxed());
     }
 
+    /// Notes a confirm; what follows from it is judged when all that are there are noted.
     fn confirmed(&mut self, (sent, outcome): Confirmed) -> Result<(), lapin::Error> {
-        let (outcome, attached) = match read(outcome?) {
-            Ok(confirm) => confirm,
-            Err(loss) => {
-                self.loss = Some(loss);
-                return Ok(());
+        match read(outcome?) {
+            Ok((outcome, attached)) => {
+                let id = attached.as_ref().and_then(|message| message.properties.message_id().as_ref());
+                self.returns.confirm(sent, outcome, id.map(lapin::types::ShortString::as_str));
             }
-        };
-        let id = attached.as_ref().and_then(|message| message.properties.message_id().as_ref());
-        let mut judged = Vec::new();
-        let mut judge = |owner, judgement| judged.push((owner, judgement));
-        self.returns.resolve(sent, outcome, id.map(lapin::types::ShortString::as_str), &mut judge);
-        for (owner, judgement) in judged {
-            self.judged(owner, judgement);
+            Err(loss) => self.loss = Some(loss),
         }
         Ok(())
     }
@@ -170,7 +158,7 @@ impl RabbitmqSession {
             "no queue is bound to the exchange `{}` for the routing key `{}`: the broker returned the message",
             owner.exchange, owner.key
         );
-        if *owner.exchange != *self.plan.main || !self.plan.has_queue() {
+        if *owner.exchange != *self.plan.main() || !self.plan.has_queue() {
             return Refusal::wrong(RefusalReason::Unroutable, text);
         }
         let has_stood = self.questions.has_stood();
@@ -203,7 +191,7 @@ impl RabbitmqSession {
                     Ok((outcome, returned)) => (outcome, returned.is_some()),
                     Err(loss) => return self.loss = Some(loss),
                 };
-                self.known.lock().took(&place.0, &place.1);
+                self.plan.memory.lock().took(&place.0, &place.1);
                 let judgement = outcome.judge(returned);
                 if judgement == Judgement::Stored {
                     self.is_outdated |= self.nacked.remove(&place);
@@ -211,7 +199,7 @@ impl RabbitmqSession {
                 self.judged(owner, judgement);
             }
             Some(Err(error)) if is_of_broker(&error) && self.link.is_alive() => {
-                let refusal = loss::refusal(&error, &mut self.known.lock());
+                let refusal = loss::refusal(&error, &mut self.plan.memory.lock());
                 self.ready.push((owner.sequence, Verdict::Refused(refusal)));
             }
             Some(Err(error)) => {
@@ -227,8 +215,7 @@ impl RabbitmqSession {
         let mut error = first;
         while !is_of_broker(&error) {
             match timeout(AFTERMATH, self.confirms.next()).await {
-                Ok(Some((_, Err(other)))) => error = other,
-                Ok(Some(_)) => {}
+                Ok(Some(confirmed)) => error = self.confirmed(confirmed).err().unwrap_or(error),
                 Ok(None) | Err(_) => break,
             }
         }
@@ -236,7 +223,7 @@ impl RabbitmqSession {
         if let (false, Some(text)) = (is_of_broker(&error), self.link.fault()) {
             return self.lost(text);
         }
-        self.loss = Some(loss::judge(&error, &mut self.known.lock()));
+        self.loss = Some(loss::judge(&error, &mut self.plan.memory.lock()));
     }
 
     /// Takes all confirms that are there.
@@ -274,15 +261,12 @@ impl RabbitmqSession {
         if (self.is_outdated || !self.nacked.is_empty()) && !blocked && self.confirms.is_empty() {
             return self.renew_channel().await;
         }
-        if self.link.alarms_ended != self.alarms_ended {
-            // What is in flight was not read during the alarm: it has all its time from now on.
-            self.alarms_ended = self.link.alarms_ended;
-            self.returns.watch();
-        }
         self.start_tries();
         let Self { link, confirms, tries, questions, plan, returns, .. } = self;
         let connection = &link.connection.clone();
-        let waiting = returns.waiting_since().filter(|_| !blocked);
+        // What was in flight during an alarm was not read: it has all its time from then on.
+        let waiting =
+            returns.waiting_since().and_then(|since| Some(since).max(link.unblocked)).filter(|_| !blocked);
         let since = waiting.unwrap_or_else(Instant::now);
         let doubtful = waiting.filter(|_| plan.has_queue()).and_then(|since| questions.next_doubt(since + DOUBT));
         tokio::select! {
@@ -348,7 +332,7 @@ impl Session for RabbitmqSession {
             return Sent::RetryLater(format!("the broker has blocked the connection: {reason}"));
         }
         let (exchange, key) = (&message.address, &message.key);
-        let known = self.known.lock();
+        let known = self.plan.memory.lock();
         let is_doubted = known.is_doubted(exchange, key);
         if let Some(refusal) = known.too_large(message.event.body.len(), Instant::now()) {
             return Sent::Refused(refusal);
@@ -377,7 +361,7 @@ impl Session for RabbitmqSession {
     /// A doubtful exchange gets one message at a time.
     fn takes(&self, message: &Message) -> bool {
         let is_trying = !self.tries.is_empty() || !self.later.is_empty();
-        !is_trying || !self.known.lock().is_doubted(&message.address, &message.key)
+        !is_trying || !self.plan.memory.lock().is_doubted(&message.address, &message.key)
     }
 
     fn has_changed(&mut self) -> bool {
@@ -388,8 +372,11 @@ impl Session for RabbitmqSession {
         loop {
             if self.loss.is_none() {
                 self.drain().await;
-                self.glance();
             }
+            for (owner, judgement) in self.returns.judgements() {
+                self.judged(owner, judgement);
+            }
+            self.glance();
             if !self.ready.is_empty() || self.has_changed {
                 into.append(&mut self.ready);
                 return Ok(());
@@ -414,7 +401,7 @@ impl Session for RabbitmqSession {
         let Self { link, channel, kept, loss, stuck, .. } = *self;
         drop(channel);
         if loss.is_some() && link.is_alive() && !stuck {
-            kept.put(link);
+            *kept.lock() = Some(link);
         } else {
             link.close(deadline.saturating_duration_since(tokio::time::Instant::now())).await;
         }

@@ -1,29 +1,27 @@
 //! Exchanges and queue: made, checked or left alone at connect, looked at again when a message comes back.
 
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
-use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{Channel, Connection, ExchangeKind, Queue};
+use parking_lot::Mutex;
 
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::describe;
-use crate::brokers::rabbitmq::memory::SharedMemory;
+use crate::brokers::rabbitmq::memory::ExchangeMemory;
 use crate::brokers::{ConnectError, ErrorKind, Finding, RefusalReason, Topology};
 
 /// The queue takes everything that its topic exchange gets.
 const EVERYTHING: &str = "#";
 
-/// The topology that should exist.
-#[derive(Clone, Debug)]
+/// The topology that should exist, and what is known of it beyond one session.
+#[derive(Debug)]
 pub(super) struct Exchanges {
-    pub(super) mode: Topology,
-    pub(super) main: String,
-    others: Vec<String>,
-    queue: Option<String>,
-    location: String,
+    pub(super) settings: Settings,
+    pub(super) memory: Mutex<ExchangeMemory>,
 }
 
-#[derive(Clone, Copy)]
-enum Thing<'a> {
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Thing<'a> {
     Exchange(&'a str),
     Queue(&'a str),
 }
@@ -39,125 +37,93 @@ impl std::fmt::Display for Thing<'_> {
 
 impl Exchanges {
     pub(super) fn new(settings: &Settings) -> Self {
-        let main = settings.router.main().address().literal().unwrap_or_default();
-        let others = settings.router.literals().into_iter().filter(|name| *name != main);
-        Self {
-            mode: settings.topology,
-            main: main.to_owned(),
-            others: others.map(str::to_owned).collect(),
-            queue: settings.queue.clone(),
-            location: settings.location(),
-        }
+        Self { settings: settings.clone(), memory: Mutex::default() }
+    }
+
+    /// The exchange of everything that has no route of its own.
+    pub(super) fn main(&self) -> &str {
+        self.settings.router.main().address().literal().unwrap_or_default()
     }
 
     /// Whether there is a queue that we know of: what a message to the main exchange must reach.
     pub(super) fn has_queue(&self) -> bool {
-        self.mode != Topology::Ignore && self.queue.is_some()
+        self.settings.topology != Topology::Ignore && self.settings.queue.is_some()
     }
 
     fn queue(&self) -> Option<Thing<'_>> {
-        self.queue.as_deref().map(Thing::Queue)
+        self.settings.queue.as_deref().map(Thing::Queue)
     }
 
-    /// The things that no session can do without: the main exchange, and the queue.
-    fn needed(&self) -> impl Iterator<Item = Thing<'_>> {
-        std::iter::once(Thing::Exchange(&self.main)).chain(self.queue())
-    }
-
-    fn exchanges(&self) -> impl Iterator<Item = &String> {
-        std::iter::once(&self.main).chain(&self.others)
+    fn things(&self) -> impl Iterator<Item = Thing<'_>> {
+        self.settings.router.literals().into_iter().map(Thing::Exchange).chain(self.queue())
     }
 
     /// Makes or checks what the settings say, at connect.
-    pub(super) async fn establish(
-        &self,
-        connection: &Connection,
-        known: &SharedMemory,
-    ) -> Result<Vec<Finding>, ConnectError> {
+    pub(super) async fn establish(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
+        let (mode, main) = (self.settings.topology, self.main());
         let mut scratch = TemporaryChannel { connection, channel: None };
-        match self.mode {
-            Topology::Declare => return self.declare(&mut scratch, known).await,
-            Topology::Check => return self.check(&mut scratch, known).await,
+        let (mut findings, mut has_made) = (Vec::new(), false);
+        for thing in self.things() {
             // Not looked at, unless a message has shown that it is missing: without it nothing can be sent.
-            Topology::Ignore if known.lock().is_missing(&self.main) => {
-                self.require(&mut scratch, Thing::Exchange(&self.main)).await?;
-                known.lock().saw(&self.main);
+            let is_lost = thing == Thing::Exchange(main) && self.memory.lock().is_missing(main);
+            if mode == Topology::Ignore && !is_lost {
+                continue;
             }
-            Topology::Ignore => {}
+            let exists = self.exists(&mut scratch, thing).await?;
+            match (exists, mode, thing) {
+                (true, Topology::Ignore, _) | (true, _, Thing::Queue(_)) => {}
+                (true, _, Thing::Exchange(name)) => findings.extend(self.type_of(&mut scratch, name).await?),
+                (false, Topology::Declare, _) => {
+                    let declared = scratch.declare(thing, false).await;
+                    declared.map_err(|error| self.failed("create", thing, &error))?;
+                    has_made = true;
+                }
+                (false, _, Thing::Exchange(name)) if name != main => {
+                    self.memory.lock().doubt(name, None, RefusalReason::NoDestination);
+                    let text = format!("{thing} of a route does not exist; its events go to the dead letters");
+                    findings.push(Finding::Missing(text));
+                    continue;
+                }
+                (false, ..) => {
+                    let text = format!(
+                        "{thing} does not exist at {}; create it, or set topology = \"declare\" in [broker.rabbitmq]",
+                        self.settings.location()
+                    );
+                    return Err(ConnectError::new(ErrorKind::Connect, text));
+                }
+            }
+            if let Thing::Exchange(name) = thing {
+                self.memory.lock().saw(name);
+            }
         }
-        Ok(Vec::new())
+        if let (Topology::Declare, Some(queue)) = (mode, &self.settings.queue) {
+            findings.extend(self.bind(&mut scratch, queue, has_made).await?);
+        }
+        Ok(findings)
     }
 
     async fn exists(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {
         scratch.has(thing).await.map_err(|error| self.failed("look at", thing, &error))
     }
 
-    async fn require(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<(), ConnectError> {
-        if self.exists(scratch, thing).await? {
-            return Ok(());
-        }
-        let text = format!(
-            "{thing} does not exist at {}; create it, or set topology = \"declare\" in [broker.rabbitmq]",
-            self.location
-        );
-        Err(ConnectError::new(ErrorKind::Connect, text))
-    }
-
-    async fn check(
+    /// Binds the queue; a finding, where that is forbidden and may have been done by another.
+    async fn bind(
         &self,
         scratch: &mut TemporaryChannel<'_>,
-        known: &SharedMemory,
-    ) -> Result<Vec<Finding>, ConnectError> {
-        for thing in self.needed() {
-            self.require(scratch, thing).await?;
-        }
-        let mut findings = Vec::new();
-        for name in self.exchanges() {
-            let exchange = Thing::Exchange(name);
-            if *name == self.main || self.exists(scratch, exchange).await? {
-                known.lock().saw(name);
-                findings.extend(self.type_of(scratch, name).await?);
-            } else {
-                known.lock().doubt(name, None, RefusalReason::NoDestination);
-                let text = format!("{exchange} of a route does not exist; its events go to the dead letters");
-                findings.push(Finding::Missing(text));
-            }
-        }
-        Ok(findings)
-    }
-
-    async fn declare(
-        &self,
-        scratch: &mut TemporaryChannel<'_>,
-        known: &SharedMemory,
-    ) -> Result<Vec<Finding>, ConnectError> {
-        let mut made = false;
-        let mut findings = Vec::new();
-        for name in self.exchanges() {
-            if self.make(scratch, Thing::Exchange(name)).await? {
-                made = true;
-            } else {
-                findings.extend(self.type_of(scratch, name).await?);
-            }
-            known.lock().saw(name);
-        }
-        let Some(queue) = self.queue.as_deref() else { return Ok(findings) };
-        made |= self.make(scratch, Thing::Queue(queue)).await?;
-        match scratch.bind(queue, &self.main).await {
-            Ok(()) => {}
+        queue: &str,
+        has_made: bool,
+    ) -> Result<Option<Finding>, ConnectError> {
+        match scratch.bind(queue, self.main()).await {
+            Ok(()) => Ok(None),
             // Rights to publish only: who made exchange and queue will have bound them too.
-            Err(error) if is(&error, 403) && !made => {
-                let text = format!(
-                    "may not bind the queue `{queue}` to the exchange `{}`: {}; if it is bound already, set topology \
-                     = \"check\"",
-                    self.main,
-                    describe(&error)
-                );
-                findings.push(Finding::Warning(text));
-            }
-            Err(error) => return Err(self.failed("bind", Thing::Queue(queue), &error)),
+            Err(error) if is(&error, 403) && !has_made => Ok(Some(Finding::Warning(format!(
+                "may not bind the queue `{queue}` to the exchange `{}`: {}; if it is bound already, set topology = \
+                 \"check\"",
+                self.main(),
+                describe(&error)
+            )))),
+            Err(error) => Err(self.failed("bind", Thing::Queue(queue), &error)),
         }
-        Ok(findings)
     }
 
     /// A finding about an exchange that exists and is no topic exchange. Only a declaration that is not passive is answered
@@ -177,22 +143,13 @@ impl Exchanges {
         }
     }
 
-    /// Makes a thing if it is not there; true where it was not.
-    async fn make(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {
-        if self.exists(scratch, thing).await? {
-            return Ok(false);
-        }
-        let made = scratch.declare(thing, false).await;
-        made.map(|_| true).map_err(|error| self.failed("create", thing, &error))
-    }
-
     fn failed(&self, what: &str, thing: Thing<'_>, error: &lapin::Error) -> ConnectError {
         let hint = if is(error, 403) {
             "; grant the permission, or create it and set topology = \"check\" in [broker.rabbitmq]"
         } else {
             ""
         };
-        let text = format!("cannot {what} {thing} at {}: {}{hint}", self.location, describe(error));
+        let text = format!("cannot {what} {thing} at {}: {}{hint}", self.settings.location(), describe(error));
         ConnectError::new(ErrorKind::Connect, text)
     }
 
@@ -200,15 +157,15 @@ impl Exchanges {
     /// broker cannot say.
     pub(super) async fn look(&self, connection: &Connection) -> Result<(), String> {
         let mut scratch = TemporaryChannel { connection, channel: None };
-        for thing in self.needed() {
+        for thing in std::iter::once(Thing::Exchange(self.main())).chain(self.queue()) {
             match scratch.has(thing).await {
                 Ok(true) => {}
                 Ok(false) => return Err(format!("{thing} does not exist any more")),
                 Err(error) => return Err(format!("cannot look at {thing}: {}", describe(&error))),
             }
         }
-        if let (Topology::Declare, Some(queue)) = (self.mode, &self.queue)
-            && let Err(error) = scratch.bind(queue, &self.main).await
+        if let (Topology::Declare, Some(queue)) = (self.settings.topology, &self.settings.queue)
+            && let Err(error) = scratch.bind(queue, self.main()).await
             && !is(&error, 403)
         {
             return Err(format!("cannot bind {}: {}", Thing::Queue(queue), describe(&error)));
@@ -219,11 +176,11 @@ impl Exchanges {
     /// Describes what exists and what would be created, for a person; changes nothing.
     pub(super) async fn inspect(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
         let mut scratch = TemporaryChannel { connection, channel: None };
-        let queue = self.queue().filter(|_| self.mode != Topology::Ignore);
-        let mut findings = Vec::new();
-        for thing in self.exchanges().map(|name| Thing::Exchange(name)).chain(queue) {
+        let (mode, mut findings) = (self.settings.topology, Vec::new());
+        let is_watched = |thing: &Thing<'_>| mode != Topology::Ignore || matches!(thing, Thing::Exchange(_));
+        for thing in self.things().filter(is_watched) {
             let exists = Finding::Good(format!("{thing} exists"));
-            findings.push(match (self.exists(&mut scratch, thing).await?, self.mode) {
+            findings.push(match (self.exists(&mut scratch, thing).await?, mode) {
                 (true, Topology::Ignore) => exists,
                 (true, mode) => match thing {
                     Thing::Exchange(name) => self.type_of(&mut scratch, name).await?.unwrap_or(exists),
@@ -260,23 +217,11 @@ impl TemporaryChannel<'_> {
 
     /// Declares a thing as we would make it, or, if `passive`, only asks for it; a queue answers with its counts.
     async fn declare(&mut self, thing: Thing<'_>, passive: bool) -> Result<Option<Queue>, lapin::Error> {
-        let channel = self.channel().await?;
-        let (durable, mut arguments) = (!passive, FieldTable::default());
-        match thing {
-            Thing::Exchange(name) => {
-                let options = ExchangeDeclareOptions { passive, durable, ..Default::default() };
-                let kind = ExchangeKind::Topic;
-                channel.exchange_declare(short(name)?, kind, options, arguments).await.map(|()| None)
-            }
-            Thing::Queue(name) => {
-                let options = QueueDeclareOptions { passive, durable, ..Default::default() };
-                if !passive {
-                    let quorum = AMQPValue::LongString(LongString::from("quorum"));
-                    arguments.insert(ShortString::from("x-queue-type"), quorum);
-                }
-                channel.queue_declare(short(name)?, options, arguments).await.map(Some)
-            }
+        let mut arguments = FieldTable::default();
+        if matches!(thing, Thing::Queue(_)) && !passive {
+            arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
         }
+        declare(&self.channel().await?, thing, passive, arguments).await
     }
 
     async fn has(&mut self, thing: Thing<'_>) -> Result<bool, lapin::Error> {
@@ -310,7 +255,27 @@ impl TemporaryChannel<'_> {
     }
 }
 
-fn short(name: &str) -> Result<ShortString, lapin::Error> {
+/// Declares a durable thing, or, if `passive`, only asks for it; a queue answers with its counts.
+pub(super) async fn declare(
+    channel: &Channel,
+    thing: Thing<'_>,
+    passive: bool,
+    arguments: FieldTable,
+) -> Result<Option<Queue>, lapin::Error> {
+    let durable = !passive;
+    match thing {
+        Thing::Exchange(name) => {
+            let options = ExchangeDeclareOptions { passive, durable, ..Default::default() };
+            channel.exchange_declare(short(name)?, ExchangeKind::Topic, options, arguments).await.map(|()| None)
+        }
+        Thing::Queue(name) => {
+            let options = QueueDeclareOptions { passive, durable, ..Default::default() };
+            channel.queue_declare(short(name)?, options, arguments).await.map(Some)
+        }
+    }
+}
+
+pub(super) fn short(name: &str) -> Result<ShortString, lapin::Error> {
     ShortString::try_new(name).map_err(|error| std::io::Error::other(error).into())
 }
 
