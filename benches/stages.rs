@@ -94,7 +94,7 @@ fn router(directory: &Path) -> Router {
     let (settings, _) = Layers::read(&flags, Vec::new())
         .and_then(|layers| load_from(layers, None))
         .expect("the settings are sound");
-    settings.broker.router().clone()
+    settings.broker.router.clone()
 }
 
 fn address(directory: &Path) -> [Stage; 2] {

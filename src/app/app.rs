@@ -207,8 +207,8 @@ impl App {
         let journal = writer.map(|writer| journal::write(&parts, writer)).transpose()?;
         let work = delivery::Parts {
             broker,
-            router: settings.broker.router().clone(),
-            headers: settings.broker.headers(settings.publish.headers),
+            router: settings.broker.router.clone(),
+            headers: settings.headers(),
             successor: parts.successor.clone(),
             queue: parts.queue.clone(),
             metrics: parts.status.metrics.clone(),

@@ -115,8 +115,8 @@ impl Offline {
             let delivery = Delivery::new(Parts {
                 successor: Arc::default(),
                 broker,
-                router: settings.broker.router().clone(),
-                headers: settings.broker.headers(settings.publish.headers),
+                router: settings.broker.router.clone(),
+                headers: settings.headers(),
                 queue: queue.clone(),
                 metrics,
                 view: view.clone(),

@@ -162,12 +162,12 @@ impl Reloader {
     fn apply(&mut self, read: Settings, findings: &Findings, level: &Level) {
         let changed: Vec<String> = self.settings.fingerprint.changed(&read.fingerprint).into_iter().collect();
         // Another broker takes effect after a restart.
-        let is_same_broker = self.settings.broker.is_same_broker(&read.broker);
+        let is_same_broker = self.settings.broker.name == read.broker.name;
         let is_broker = |key: &String| is_same_broker && is_of(key, "broker.");
         let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live)) && !is_broker(key);
         let needs_restart: Vec<String> =
             self.start.changed(&read.fingerprint).into_iter().filter(is_fixed).collect();
-        let routing = read.broker.routing_keys();
+        let has_same_routes = self.settings.broker.router.has_same_routes(&read.broker.router);
         let mut next = self.merge_live(read, changed.iter().any(|key| is_of(key, TLS)));
         next.fingerprint.keep(&self.settings.fingerprint, is_fixed);
         if let Some(contradiction) = next.contradiction() {
@@ -177,9 +177,8 @@ impl Reloader {
         let settings = &self.settings;
         // First, so that events of a new source use its new route.
         if changed.iter().any(is_broker) {
-            let change =
-                if changed.iter().any(|key| routing.contains(key)) { Change::Routes } else { Change::Connection };
-            let (broker, router) = (settings.broker.broker(&settings.terms()), settings.broker.router().clone());
+            let change = if has_same_routes { Change::Connection } else { Change::Routes };
+            let (broker, router) = (settings.broker.broker(&settings.terms()), settings.broker.router.clone());
             self.parts.successor.put(RoutedBroker { broker, router }, change);
         }
         self.parts.queue.limit(settings.buffer);
@@ -214,7 +213,7 @@ impl Reloader {
         };
         let mut log = old.log;
         log.level = read.log.level;
-        let broker = if old.broker.is_same_broker(&read.broker) { read.broker } else { old.broker };
+        let broker = if old.broker.name == read.broker.name { read.broker } else { old.broker };
         Settings {
             ingress,
             sources: read.sources,

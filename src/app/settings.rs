@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::app::resources;
-use crate::brokers::{self, Terms};
+use crate::brokers::{self, Headers, Terms};
 use crate::ingress::{self, Source};
 use crate::process::{logs, shutdown};
 use crate::queue::{self, Ack, Mode, journal};
@@ -81,14 +81,20 @@ impl Settings {
         })
     }
 
+    /// The headers of what is published.
+    pub(crate) fn headers(&self) -> Headers {
+        self.broker.headers(self.publish.headers)
+    }
+
     /// The settings that every broker gets beside its own.
     pub(crate) fn terms(&self) -> Terms {
         Terms {
             max_in_flight: self.publish.max_in_flight,
             max_body: self.ingress.max_body,
-            headers: self.publish.headers,
+            headers: self.headers(),
             retry_max: self.publish.retry_max,
             awaited: self.mode.ack == Ack::Published,
+            state_directory: self.state_directory.clone(),
         }
     }
 }
@@ -140,7 +146,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     let journal = part(&mut top, "journal", journal::Settings::read);
     let deduplication = part(&mut top, "deduplication", ingress::DeduplicationSettings::read);
     let publish = part(&mut top, "publish", delivery::Settings::read);
-    let broker = read_broker(&mut top, state_directory.as_deref());
+    let broker = read_broker(&mut top);
     let dead_letters = part(&mut top, "dead_letters", delivery::DeadLetterLimit::read);
     let invalid = part(&mut top, "invalid", ingress::InvalidSettings::read);
     let admin = part(&mut top, "admin", admin::Settings::read);
@@ -227,7 +233,7 @@ fn read_sources(top: &mut Section<'_>) -> Vec<Source> {
     sources
 }
 
-fn read_broker(top: &mut Section<'_>, state_directory: Option<&Path>) -> Option<brokers::Settings> {
+fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
     let mut section = top.section("broker");
     let names = section.keys();
     top.describe("broker", json!({ "minProperties": 1, "maxProperties": 1 }));
@@ -243,8 +249,7 @@ fn read_broker(top: &mut Section<'_>, state_directory: Option<&Path>) -> Option<
     let mut broker = None;
     for name in names {
         let mut table = section.section(&name);
-        if let Some(mut settings) = brokers::Settings::read(&name, &mut table) {
-            settings.created_before(state_directory);
+        if let Some(settings) = brokers::Settings::read(&name, &mut table) {
             broker = Some(settings);
             table.finish();
         } else if brokers::NAMES.contains(&&*name) {

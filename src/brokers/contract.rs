@@ -3,11 +3,12 @@
 //! A *session* is one live connection. Order, retry, back-off, dead letters and settling belong to the delivery
 //! task alone; a session only hands over and reports what the broker said.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::brokers::HeaderStyle;
+use crate::brokers::Headers;
 use crate::event::Message;
 use crate::settings::Section;
 pub(crate) use crate::status::{ErrorKind, RefusalReason};
@@ -22,12 +23,29 @@ pub(crate) struct Terms {
     pub(crate) max_in_flight: usize,
     /// `ingress.max_body` in bytes: the largest body that can come.
     pub(crate) max_body: usize,
-    /// The style of the headers that are sent.
-    pub(crate) headers: HeaderStyle,
+    /// The headers that are sent.
+    pub(crate) headers: Headers,
     /// `publish.retry_max`: no client library waits longer between its own attempts.
     pub(crate) retry_max: Duration,
     /// Senders wait until the broker has their event: no batch is to wait for more.
     pub(crate) awaited: bool,
+    /// The state directory, which is made before the first connect.
+    pub(crate) state_directory: Option<PathBuf>,
+}
+
+#[cfg(test)]
+impl Terms {
+    /// Terms for a test, with the headers of a broker.
+    pub(crate) fn of_tests(headers: fn(crate::brokers::HeaderStyle) -> Headers) -> Self {
+        Self {
+            max_in_flight: 5000,
+            max_body: 256 * 1024,
+            headers: headers(crate::brokers::HeaderStyle::CloudEvents),
+            retry_max: Duration::from_secs(2),
+            awaited: false,
+            state_directory: None,
+        }
+    }
 }
 
 /// The treatment of exchanges, queues, streams and topics at connect.

@@ -3,7 +3,6 @@
 //! A line is `{"key":..,"headers":{..},"body":<the signed bytes as text, or base64>}`; `Stored` follows one
 //! fdatasync per batch of verdicts.
 
-use std::collections::HashMap;
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -13,6 +12,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
 use crate::brokers::{
@@ -24,15 +24,10 @@ use crate::process::failpoint;
 use crate::process::state_directory::sync_directory;
 use crate::settings::Section;
 
-/// More addresses than this reopen the file used longest ago: descriptors belong to connections.
-const OPEN_FILES: usize = 64;
-
 /// The settings of `[broker.file]`.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     directory: PathBuf,
-    /// The state directory, which exists when the bridge connects.
-    created_before: Option<PathBuf>,
     pub(super) router: Router,
 }
 
@@ -46,17 +41,12 @@ impl Settings {
             section.problem("directory", "empty; name the directory that the files go to");
             PathBuf::new()
         });
-        Self { directory, created_before: None, router: Router::read(section, SHAPE) }
+        Self { directory, router: Router::read(section, SHAPE) }
     }
 
     /// The names of its headers.
     pub(crate) fn headers(style: HeaderStyle) -> Headers {
         Headers::new(style, "ce_", "content-type", Encoding::Plain)
-    }
-
-    /// Notes the directory that a start creates before it connects.
-    pub(super) fn created_before(&mut self, directory: Option<&Path>) {
-        self.created_before = directory.map(Path::to_owned);
     }
 }
 
@@ -75,14 +65,14 @@ fn legal_name(name: &str) -> Result<(), String> {
 #[derive(Debug)]
 pub(crate) struct File {
     settings: Settings,
-    headers: Headers,
+    terms: Terms,
 }
 
 impl File {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        Self { settings: settings.clone(), headers: Settings::headers(terms.headers) }
+        Self { settings: settings.clone(), terms: terms.clone() }
     }
 
     fn create(&self) -> Result<(), ConnectError> {
@@ -111,13 +101,12 @@ impl Broker for File {
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
         self.create()?;
-        let files = Files { directory: self.settings.directory.clone(), open: HashMap::new(), uses: 0 };
         let session = FileSession {
-            headers: self.headers.clone(),
+            directory: self.settings.directory.clone(),
+            headers: self.terms.headers.clone(),
             waiting: FileBatch::default(),
-            files: Some(files),
             writing: None,
-            written: Arc::default(),
+            sent: Notify::new(),
         };
         Ok((Box::new(session), Vec::new()))
     }
@@ -137,7 +126,7 @@ impl Broker for File {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 failed(format!("cannot use the directory {directory}: {error}"))
             }
-            Err(_) if parent.is_dir() || self.settings.created_before.as_deref() == Some(parent) => {
+            Err(_) if parent.is_dir() || self.terms.state_directory.as_deref() == Some(parent) => {
                 Ok(vec![Finding::Good(format!("the directory {directory} will be created at start"))])
             }
             Err(_) => failed(format!("neither {directory} nor its parent exists; create {}", parent.display())),
@@ -151,16 +140,13 @@ struct FileBatch {
     lines: Vec<(Arc<str>, Vec<u8>)>,
 }
 
-type WriteResult = (Files, io::Result<Vec<Sequence>>);
-
 #[derive(Debug)]
 struct FileSession {
+    directory: PathBuf,
     headers: Headers,
     waiting: FileBatch,
-    /// Here, or with the batch that is being written.
-    files: Option<Files>,
-    writing: Option<JoinHandle<WriteResult>>,
-    written: Arc<tokio::sync::Notify>,
+    writing: Option<JoinHandle<io::Result<Vec<Sequence>>>>,
+    sent: Notify,
 }
 
 #[async_trait]
@@ -172,7 +158,7 @@ impl Session for FileSession {
             Some((_, lines)) => lines.extend_from_slice(&line),
             None => self.waiting.lines.push((message.address.clone(), line)),
         }
-        self.written.notify_one();
+        self.sent.notify_one();
         Sent::Taken
     }
 
@@ -181,28 +167,23 @@ impl Session for FileSession {
             if let Some(writing) = &mut self.writing {
                 let done = writing.await;
                 self.writing = None;
-                let (files, sequences) =
-                    done.map_err(|_| SessionError::lost("the writer of the files panicked"))?;
-                self.files = Some(files);
-                let sequences = sequences.map_err(|error| SessionError::lost(format!("cannot write: {error}")))?;
-                into.extend(sequences.into_iter().map(|sequence| (sequence, Verdict::Stored)));
+                let written = done.map_err(|_| SessionError::lost("the writer of the files panicked"))?;
+                let written = written.map_err(|error| SessionError::lost(format!("cannot write: {error}")))?;
+                into.extend(written.into_iter().map(|sequence| (sequence, Verdict::Stored)));
                 return Ok(());
             }
             if self.waiting.sequences.is_empty() {
-                self.written.notified().await;
-            } else if let Some(mut files) = self.files.take() {
-                let batch = std::mem::take(&mut self.waiting);
-                self.writing = Some(tokio::task::spawn_blocking(move || {
-                    let outcome = files.write(batch);
-                    (files, outcome)
-                }));
+                self.sent.notified().await;
+                continue;
             }
+            let (directory, batch) = (self.directory.clone(), std::mem::take(&mut self.waiting));
+            self.writing = Some(tokio::task::spawn_blocking(move || write(&directory, batch)));
         }
     }
 
     async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>) {
         let collect = async {
-            while self.writing.is_some() || (self.files.is_some() && !self.waiting.sequences.is_empty()) {
+            while self.writing.is_some() || !self.waiting.sequences.is_empty() {
                 if self.verdicts(into).await.is_err() {
                     break;
                 }
@@ -227,63 +208,15 @@ fn line(headers: &Headers, message: &Message) -> Vec<u8> {
     line
 }
 
-/// The open files by name, with the time of their last use in batches.
-#[derive(Debug)]
-struct Files {
-    directory: PathBuf,
-    open: HashMap<Arc<str>, (fs::File, u64)>,
-    uses: u64,
-}
-
-impl Files {
-    fn write(&mut self, batch: FileBatch) -> io::Result<Vec<Sequence>> {
-        self.uses += 1;
-        let mut touched = Vec::with_capacity(batch.lines.len());
-        for (name, lines) in batch.lines {
-            let file = self.file(&name)?;
-            file.write_all(&lines)?;
-            touched.push(name);
-            if touched.len() == OPEN_FILES {
-                self.sync(&touched)?;
-                touched.clear();
-            }
-        }
-        self.sync(&touched)?;
-        Ok(batch.sequences)
-    }
-
-    fn sync(&mut self, names: &[Arc<str>]) -> io::Result<()> {
+/// Writes a batch. Files are opened anew: one that was removed or moved away meanwhile (log rotation) is made again.
+fn write(directory: &Path, batch: FileBatch) -> io::Result<Vec<Sequence>> {
+    for (name, lines) in &batch.lines {
+        let mut file = open(&directory.join(format!("{name}.ndjson")))?;
+        file.write_all(lines)?;
         failpoint::pass("file.sync")?;
-        for name in names {
-            if let Some((file, _)) = self.open.get(name) {
-                file.sync_data()?;
-            }
-        }
-        Ok(())
+        file.sync_data()?;
     }
-
-    fn file(&mut self, name: &Arc<str>) -> io::Result<&mut fs::File> {
-        let uses = self.uses;
-        // A file that was removed or moved away meanwhile (log rotation) is made again.
-        let path = self.directory.join(format!("{name}.ndjson"));
-        if self.open.contains_key(name) && !path.exists() {
-            self.open.remove(name);
-        }
-        if !self.open.contains_key(name) {
-            if self.open.len() >= OPEN_FILES {
-                let oldest = self.open.iter().min_by_key(|(_, (_, used))| *used).map(|(name, _)| name.clone());
-                if let Some(oldest) = oldest
-                    && let Some((file, _)) = self.open.remove(&oldest)
-                {
-                    file.sync_data()?;
-                }
-            }
-            self.open.insert(name.clone(), (open(&path)?, uses));
-        }
-        let (file, last_use) = self.open.get_mut(name).ok_or(io::ErrorKind::NotFound)?;
-        *last_use = uses;
-        Ok(file)
-    }
+    Ok(batch.sequences)
 }
 
 /// Opens a file for appending and ends a line torn by an earlier crash.
@@ -311,16 +244,6 @@ mod tests {
     use crate::event::{Event, Fields, Origin};
     use crate::settings::testing;
 
-    fn terms() -> Terms {
-        Terms {
-            max_in_flight: 10,
-            max_body: 1024,
-            headers: HeaderStyle::None,
-            retry_max: Duration::from_secs(1),
-            awaited: false,
-        }
-    }
-
     fn message(broker: &mut File, body: &str) -> Message {
         let origin = Origin {
             source: "main".into(),
@@ -342,7 +265,7 @@ mod tests {
         let toml = format!("directory = {:?}", directory.path());
         let (settings, problems) = testing::read(&["broker", "file"], &toml, Settings::read);
         assert!(problems.errors.is_empty(), "{problems:?}");
-        let mut broker = File::new(&settings, &terms());
+        let mut broker = File::new(&settings, &Terms::of_tests(Settings::headers));
         let (mut session, _) = broker.connect().await.unwrap();
         for sequence in 0..3 {
             let message = message(&mut broker, &format!("{{\"é\":{sequence}}}"));

@@ -30,7 +30,7 @@ pub(crate) struct TemplateNames {
 }
 
 /// One route: which events it takes, and the templates it has for them.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     event: Option<String>,
     target_type: Option<String>,
@@ -155,10 +155,9 @@ impl Router {
         self.shape.key.is_some_and(|(_, kind)| kind != TemplateKind::Key)
     }
 
-    /// The keys that it is read from, in the broker's table.
-    #[must_use]
-    pub(crate) fn keys(&self) -> Vec<&'static str> {
-        [self.shape.address, "routes"].into_iter().chain(self.shape.key.map(|(name, _)| name)).collect()
+    /// Whether every event goes where it goes by the other one.
+    pub(crate) fn has_same_routes(&self, other: &Self) -> bool {
+        self.routes == other.routes
     }
 
     /// The destination of an event. `pair` numbers its pair of event and target type, once for each that is remembered.

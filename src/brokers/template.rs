@@ -63,32 +63,22 @@ impl Template {
         if text.is_empty() {
             return Err("empty".to_owned());
         }
-        let mut parts = Vec::new();
-        let mut rest = text;
-        while !rest.is_empty() {
+        let (mut parts, mut rest) = (Vec::new(), text);
+        while let Some(at) = rest.find(['{', '}']) {
             let brace = || {
-                let at = text[..text.len() - rest.len()].chars().count() + 1;
+                let at = text[..text.len() - rest.len() + at].chars().count() + 1;
                 format!("a brace without its partner at character {at}; placeholders look like {{event}}")
             };
-            match rest.find(['{', '}']) {
-                None => {
-                    parts.push(Part::Literal(rest.to_owned()));
-                    rest = "";
-                }
-                Some(0) => {
-                    let inside = rest.strip_prefix('{').ok_or_else(brace)?;
-                    let end = inside.find(['{', '}']).ok_or_else(brace)?;
-                    if inside.as_bytes()[end] == b'{' {
-                        return Err(brace());
-                    }
-                    parts.push(Part::Placeholder(placeholder(kind, &inside[..end])?));
-                    rest = &inside[end + 1..];
-                }
-                Some(start) => {
-                    parts.push(Part::Literal(rest[..start].to_owned()));
-                    rest = &rest[start..];
-                }
+            let name = rest[at..].strip_prefix('{').and_then(|inside| inside.split_once('}'));
+            let (name, behind) = name.filter(|(name, _)| !name.contains('{')).ok_or_else(brace)?;
+            if at > 0 {
+                parts.push(Part::Literal(rest[..at].to_owned()));
             }
+            parts.push(Part::Placeholder(placeholder(kind, name)?));
+            rest = behind;
+        }
+        if !rest.is_empty() {
+            parts.push(Part::Literal(rest.to_owned()));
         }
         Ok(Self { kind, parts })
     }

@@ -32,7 +32,7 @@ pub(super) struct ExplainOptions {
 pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> CommandResult {
     let (settings, _) = cli::settings(flags)?;
     let source = sign::source(&settings, options.source.as_deref())?;
-    let mut router = settings.broker.router().clone();
+    let mut router = settings.broker.router.clone();
     let mut are_all_good = true;
     for path in &options.files {
         let body = read(path)?;
@@ -82,16 +82,11 @@ fn explain_body(
 fn explain_event(settings: &Settings, router: &mut Router, event: &Event) -> Value {
     let deviations = event.deviations().to_string();
     let deviations: Vec<&str> = deviations.split(',').filter(|part| !part.is_empty()).collect();
-    let headers = settings
-        .broker
-        .headers(settings.publish.headers)
-        .list(event)
-        .into_iter()
-        .map(|(name, value)| (name, Value::from(value)));
+    let headers = settings.headers().list(event).into_iter().map(|(name, value)| (name, Value::from(value)));
     let headers = Value::Object(headers.collect());
     let mut explained = json!({
         "status": 200, "answer": "accepted", "deviations": deviations, "id": event.id(), "event": event.event(),
-        "target_type": event.target_type(), "broker": settings.broker.name(), "headers": headers,
+        "target_type": event.target_type(), "broker": settings.broker.name, "headers": headers,
     });
     match router.route(event, || 0) {
         Ok(Routed { address, key, .. }) => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
@@ -54,11 +54,6 @@ impl ClientContext for Quiet {
     fn error(&self, _: KafkaError, _: &str) {}
 }
 
-impl ProducerContext for Quiet {
-    type DeliveryOpaque = ();
-    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
-}
-
 fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
     // It tells the properties with their values there, and those count as secrets.
     if facility.contains("CONF") {
@@ -71,42 +66,51 @@ fn log(level: RDKafkaLogLevel, facility: &str, text: &str) {
 /// The reports of the producer's thread, for the session to take.
 #[derive(Default)]
 pub(super) struct Reports {
-    outcomes: Mutex<Vec<NumberedReport>>,
+    state: Mutex<ReportState>,
     /// Told when the first outcome is there, at a fatal error, when the brokers cannot be reached, and when nothing is
     /// sent at once any more.
     pub(super) news: Notify,
     /// Told when credentials or certificates were refused, for a connect that waits.
     pub(super) refused: Notify,
-    health: Mutex<ClientHealth>,
-    /// The number of brokers of the cluster, as it was last told.
-    pub(super) brokers: AtomicUsize,
-    /// The brokers of which it was said that they alone refuse.
-    refused_alone: Mutex<BTreeSet<String>>,
-    has_error: AtomicBool,
-    fatal: AtomicBool,
     sending_at_once: AtomicBool,
     /// The tokens to log in with, where it is done so.
     tokens: Option<Arc<Tokens>>,
 }
 
 #[derive(Default)]
-struct ClientHealth {
-    /// librdkafka tells why credentials or certificates were refused only at first: kept until a success.
+struct ReportState {
+    outcomes: Vec<NumberedReport>,
+    /// The last thing that went wrong since the last success. librdkafka tells why credentials or certificates were refused
+    /// only at first: kept until a success.
     reason: Option<ConnectError>,
-    /// One broker of several may go without harm.
+    /// No broker can be reached because of it: one of several may go without harm.
     away: bool,
+    /// The number of brokers of the cluster, as it was last told.
+    brokers: usize,
     /// The brokers that refused credentials or certificates since the last success.
     refusing: BTreeSet<String>,
+    /// The brokers of which it was said that they alone refuse.
+    refused_alone: BTreeSet<String>,
+}
+
+impl ReportState {
+    /// A broker answered.
+    fn note_success(&mut self) {
+        if self.reason.take().is_some() {
+            self.away = false;
+            self.refusing.clear();
+        }
+    }
 }
 
 impl Reports {
     pub(super) fn take(&self) -> Vec<NumberedReport> {
-        std::mem::take(&mut *self.outcomes.lock())
+        std::mem::take(&mut self.state.lock().outcomes)
     }
 
     /// The number of outcomes to take.
     pub(super) fn count(&self) -> usize {
-        self.outcomes.lock().len()
+        self.state.lock().outcomes.len()
     }
 
     /// Whether librdkafka is about to send at once what it has.
@@ -116,20 +120,20 @@ impl Reports {
 
     /// The last thing that went wrong since the last success.
     pub(super) fn reason(&self) -> Option<ConnectError> {
-        self.health.lock().reason.clone()
+        self.state.lock().reason.clone()
     }
 
     /// The same, if no broker can be reached because of it.
     pub(super) fn away(&self) -> Option<ConnectError> {
-        let health = self.health.lock();
-        health.reason.clone().filter(|_| health.away)
+        let state = self.state.lock();
+        state.reason.clone().filter(|_| state.away)
     }
 
-    /// A broker answered.
-    pub(super) fn note_success(&self) {
-        if self.has_error.swap(false, Ordering::AcqRel) {
-            *self.health.lock() = ClientHealth::default();
-        }
+    /// A cluster of so many brokers answered.
+    pub(super) fn note_brokers(&self, brokers: usize) {
+        let mut state = self.state.lock();
+        state.note_success();
+        state.brokers = brokers;
     }
 
     pub(super) fn note_error(&self, code: RDKafkaErrorCode, text: &str) {
@@ -143,41 +147,33 @@ impl Reports {
         };
         // How long it took differs each time, and would make a new reason of it.
         let text = text.split(" (after ").next().unwrap_or(text);
-        let mut health = self.health.lock();
-        let before = health.away;
-        if kind != ErrorKind::Connect {
-            let broker = broker(text);
-            health.refusing.insert(broker.to_owned());
-            health.away |= health.refusing.len() >= self.brokers.load(Ordering::Relaxed);
-            if !health.away && self.refused_alone.lock().insert(broker.to_owned()) {
-                tracing::warn!(
-                    broker = "kafka",
-                    kind = kind.name(),
-                    "{broker} refuses, the others are used: {text}"
-                );
+        let is_refused = kind != ErrorKind::Connect;
+        let all_down = code == RDKafkaErrorCode::AllBrokersDown;
+        let mut state = self.state.lock();
+        let was_away = state.away;
+        if is_refused {
+            let broker = broker(text).to_owned();
+            state.refusing.insert(broker.clone());
+            state.away |= state.refusing.len() >= state.brokers;
+            if !state.away && state.refused_alone.insert(broker.clone()) {
+                let kind = kind.name();
+                tracing::warn!(broker = "kafka", kind, "{broker} refuses, the others are used: {text}");
             }
         }
-        health.away |= code == RDKafkaErrorCode::AllBrokersDown;
-        let keep = match &health.reason {
-            // A refusal is followed only by the report that no broker is connected; "brokers are down" never says why.
-            Some(reason) => {
-                kind == ErrorKind::Connect && (reason.kind != kind || code == RDKafkaErrorCode::AllBrokersDown)
-            }
-            None => false,
-        };
-        if !keep {
+        state.away |= all_down;
+        // A refusal is followed only by the report that no broker is connected; "brokers are down" never says why.
+        let is_known = |reason: &ConnectError| !is_refused && (reason.kind != kind || all_down);
+        if !state.reason.as_ref().is_some_and(is_known) {
             // Which of how many are down is not reliable in librdkafka's own text.
-            let down = code == RDKafkaErrorCode::AllBrokersDown;
-            let text = if down { "connections are closed again at once, or never open" } else { text };
-            health.reason = Some(ConnectError::new(kind, text));
+            let text = if all_down { "connections are closed again at once, or never open" } else { text };
+            state.reason = Some(ConnectError::new(kind, text));
         }
-        let gone = health.away && !before;
-        drop(health);
-        self.has_error.store(true, Ordering::Release);
-        if gone {
+        let goes_away = state.away && !was_away;
+        drop(state);
+        if goes_away {
             self.news.notify_one();
         }
-        if kind != ErrorKind::Connect {
+        if is_refused {
             self.refused.notify_one();
         }
     }
@@ -207,10 +203,7 @@ impl ClientContext for Reports {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "librdkafka reports");
         match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::Fatal) => {
-                self.fatal.store(true, Ordering::Release);
-                self.news.notify_one();
-            }
+            Some(RDKafkaErrorCode::Fatal) => self.news.notify_one(),
             Some(code) => self.note_error(code, reason),
             None => {}
         }
@@ -223,21 +216,21 @@ impl ProducerContext for Reports {
 
     fn delivery(&self, result: &DeliveryResult<'_>, opaque: usize) {
         let outcome = match result {
-            Ok(_) => {
-                self.note_success();
-                DeliveryReport::Stored
-            }
+            Ok(_) => DeliveryReport::Stored,
             Err((error, message)) => DeliveryReport::Failed {
                 code: error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown),
                 topic: message.topic().to_owned(),
                 size: size(message),
             },
         };
-        let mut outcomes = self.outcomes.lock();
         let opaque = opaque as u64;
         let number = BatchNumber::try_from(opaque >> NUMBER_AT).unwrap_or(BatchNumber::MAX);
-        outcomes.push((opaque & ((1 << NUMBER_AT) - 1), number, outcome));
-        if outcomes.len() == 1 {
+        let mut state = self.state.lock();
+        if matches!(outcome, DeliveryReport::Stored) {
+            state.note_success();
+        }
+        state.outcomes.push((opaque & ((1 << NUMBER_AT) - 1), number, outcome));
+        if state.outcomes.len() == 1 {
             self.news.notify_one();
         }
     }
@@ -314,19 +307,13 @@ impl Client {
     /// All topics of the cluster: asked so, no broker creates one. Blocks.
     pub(super) fn metadata(&self, timeout: Duration) -> KafkaResult<Metadata> {
         let metadata = self.producer().client().fetch_metadata(None, timeout)?;
-        self.reports().note_success();
-        self.reports().brokers.store(metadata.brokers().len(), Ordering::Relaxed);
+        self.reports().note_brokers(metadata.brokers().len());
         Ok(metadata)
     }
 
     /// The text of the fatal error, once there was one: then every other error means unsettled.
     pub(super) fn fatal(&self) -> Option<String> {
         self.producer().client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
-    }
-
-    /// Cheap check of the same flag.
-    pub(super) fn fatal_reported(&self) -> bool {
-        self.reports().fatal.load(Ordering::Acquire)
     }
 
     /// Hands a record to librdkafka's queue, which copies it; refused, the headers are back in `extras`.

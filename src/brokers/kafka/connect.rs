@@ -13,19 +13,13 @@ use crate::brokers::kafka::rights;
 use crate::brokers::kafka::session::{FEW, KafkaSession, SessionLimits};
 use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topics::SessionTopics;
-use crate::brokers::kafka::topology::{Purpose, SeenTopics, TopicAdmin, TopicState, Topics, deleted};
-use crate::brokers::oauth::Tokens;
-use crate::brokers::{
-    Broker, ConnectError, ErrorKind, Finding, Headers, LARGEST_HEADERS, Session, Terms, Topology,
-};
+use crate::brokers::kafka::topology::{Purpose, TopicAdmin, TopicState, Topics, deleted};
+use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Session, Terms, Topology};
 
 /// The broker.
 pub(crate) struct Kafka {
-    pub(super) settings: Settings,
+    pub(super) admin: Arc<TopicAdmin>,
     terms: Terms,
-    headers: Headers,
-    seen: SeenTopics,
-    tokens: Option<Arc<Tokens>>,
     pub(super) stuck_after: Duration,
 }
 
@@ -36,41 +30,26 @@ impl Kafka {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        Self {
-            settings: settings.clone(),
-            terms: terms.clone(),
-            headers: Settings::headers(terms.headers),
-            seen: SeenTopics::default(),
-            tokens: settings.client.security.oauth.as_ref().map(Tokens::new),
-            stuck_after: STUCK,
-        }
+        Self { admin: TopicAdmin::new(settings, terms), terms: terms.clone(), stuck_after: STUCK }
     }
 
-    fn surveyor(&self) -> TopicAdmin {
-        TopicAdmin {
-            config: self.settings.client.producer(&self.terms, None),
-            topology: self.settings.topology,
-            partitions: self.settings.partitions,
-            replication_factor: self.settings.replication_factor,
-            literals: self.settings.router.literals().into_iter().map(Arc::from).collect(),
-            main: self.settings.router.main().address().literal().map(Arc::from),
-            seen: self.seen.clone(),
-            tokens: self.tokens.clone(),
-        }
+    fn settings(&self) -> &Settings {
+        &self.admin.settings
     }
 
     /// Loading certificates takes some milliseconds, so a thread for blocking work does it.
     async fn create(&self, config: ClientConfig) -> Result<Arc<Client>, ConnectError> {
-        if let Some(tokens) = &self.tokens {
+        if let Some(tokens) = &self.admin.tokens {
             tokens.fresh().await?;
         }
-        let tokens = self.tokens.clone();
+        let tokens = self.admin.tokens.clone();
         let created = tokio::task::spawn_blocking(move || Client::new(&config, tokens)).await;
         match created {
             Ok(Ok(client)) => Ok(Arc::new(client)),
             Ok(Err(error)) => {
-                let kind = if self.settings.client.security.is_tls() { ErrorKind::Tls } else { ErrorKind::Connect };
-                Err(ConnectError::new(kind, self.settings.client.refusal(&error)))
+                let kind =
+                    if self.settings().client.security.is_tls() { ErrorKind::Tls } else { ErrorKind::Connect };
+                Err(ConnectError::new(kind, self.settings().client.refusal(&error)))
             }
             Err(_) => Err(ConnectError::new(ErrorKind::Connect, "librdkafka's client could not be created")),
         }
@@ -87,15 +66,15 @@ impl Kafka {
             }
             _ => "cannot reach Kafka; check `bootstrap_servers` and `security_protocol`",
         };
-        let servers = &self.settings.client.servers;
+        let servers = &self.settings().client.servers;
         ConnectError::new(error.kind, format!("{what} (bootstrap_servers {servers}): {}", error.text))
     }
 
     /// The problem with the main topic, if it makes a session useless.
     fn obstacle(&self, survey: &Topics) -> Option<ConnectError> {
-        let name = self.settings.router.main().address().literal()?;
+        let name = self.admin.main()?;
         let text = match survey.standing.get(name)? {
-            TopicState::Missing if self.settings.topology == Topology::Check => format!(
+            TopicState::Missing if self.settings().topology == Topology::Check => format!(
                 "the topic {name} does not exist, or these credentials may not see it; create it, or set topology = \
                  \"declare\""
             ),
@@ -121,9 +100,8 @@ impl Kafka {
                 ))
             }
             Some(TopicState::Exists(limit)) => {
-                let made =
-                    if survey.created.iter().any(|created| **created == *name) { "was created" } else { "exists" };
                 let partitions = survey.partitions.get(name);
+                let made = if partitions.is_some() { "exists" } else { "was created" };
                 let partitions = partitions.map(|count| format!(", partitions: {count}")).unwrap_or_default();
                 let limit = limit.map(|limit| format!(", at most {limit} bytes")).unwrap_or_default();
                 Finding::Good(format!("the topic {name} {made}{partitions}{limit}"))
@@ -135,14 +113,14 @@ impl Kafka {
             Some(TopicState::Hidden) => Finding::Warning(format!(
                 "the topic {name} exists, but these credentials may not write to it; its events become dead letters"
             )),
-            Some(TopicState::Missing) | None => match self.settings.topology {
+            Some(TopicState::Missing) | None => match self.settings().topology {
                 Topology::Declare => Finding::Good(format!("the topic {name} will be created at start")),
                 Topology::Check | Topology::Ignore => Finding::Missing(format!(
                     "the topic {name} does not exist, or these credentials may not see it"
                 )),
             },
         };
-        self.settings.router.literals().into_iter().map(finding).collect()
+        self.settings().router.literals().into_iter().map(finding).collect()
     }
 }
 
@@ -167,60 +145,65 @@ impl Broker for Kafka {
     }
 
     fn location(&self) -> String {
-        self.settings.client.servers.clone()
+        self.settings().client.servers.clone()
     }
 
     async fn connect(&mut self) -> Result<(Box<dyn Session>, Vec<Finding>), ConnectError> {
-        let surveyor = self.surveyor();
+        let admin = &self.admin;
         let small = |limit: Option<usize>| limit.filter(|limit| *limit < BATCH_SIZE);
-        let mut batch = small(surveyor.smallest_limit());
-        let mut client = self.create(self.settings.client.producer(&self.terms, batch)).await?;
-        let survey = surveyor.survey(&client, &surveyor.literals, Purpose::Connect).await;
+        let mut batch = small(admin.smallest_limit());
+        let mut client = self.create(self.settings().client.producer(&self.terms, batch)).await?;
+        let survey = admin.survey(&client, &admin.literals, Purpose::Connect).await;
         let survey = survey.map_err(|error| self.advise(&error))?;
         if let Some(obstacle) = self.obstacle(&survey) {
             return Err(obstacle);
         }
-        if small(surveyor.smallest_limit()) != batch {
-            batch = small(surveyor.smallest_limit());
-            client = self.create(self.settings.client.producer(&self.terms, batch)).await?;
+        if small(admin.smallest_limit()) != batch {
+            batch = small(admin.smallest_limit());
+            client = self.create(self.settings().client.producer(&self.terms, batch)).await?;
         }
-        let findings = match self.settings.topology {
+        let findings = match self.settings().topology {
             Topology::Ignore => Vec::new(),
             Topology::Declare | Topology::Check => self.findings(&survey),
         };
         let limits = SessionLimits {
             batch_size: batch.unwrap_or(BATCH_SIZE),
-            compressed: self.settings.client.compresses(),
-            renders: self.settings.router.has_placeholders(),
+            compressed: self.settings().client.compresses(),
+            renders: self.settings().router.has_placeholders(),
             stuck_after: self.stuck_after,
-            most_at_once: match self.settings.client.has_own_linger() {
+            most_at_once: match self.settings().client.has_own_linger() {
                 true => 0,
                 false if self.terms.awaited => usize::MAX,
                 false => FEW,
             },
         };
-        let session =
-            KafkaSession::new(client, self.headers.clone(), SessionTopics::new(surveyor, &survey), limits);
+        let session = KafkaSession::new(
+            client,
+            self.terms.headers.clone(),
+            SessionTopics::new(admin.clone(), &survey),
+            limits,
+        );
         Ok((Box::new(session), findings))
     }
 
     async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
-        let surveyor = self.surveyor();
-        let client = self.create(surveyor.config.clone()).await?;
-        let survey = surveyor.survey(&client, &surveyor.literals, Purpose::Look).await;
+        let admin = &self.admin;
+        let client = self.create(admin.config.clone()).await?;
+        let survey = admin.survey(&client, &admin.literals, Purpose::Look).await;
         let survey = survey.map_err(|error| self.advise(&error))?;
         let mut findings = vec![Finding::Good(format!(
             "Kafka answers at {}, brokers: {}",
-            self.settings.client.servers, survey.brokers
+            self.settings().client.servers,
+            survey.brokers
         ))];
         findings.extend(self.findings(&survey));
-        findings.extend(rights::lacking(&client, &surveyor, &self.settings).await);
+        findings.extend(rights::lacking(&client, admin).await);
         let there = survey.partitions.keys().map(String::as_str);
-        let names: Vec<&str> = surveyor.literals.iter().map(|name| &**name).collect();
+        let names: Vec<&str> = admin.literals.iter().map(|name| &**name).collect();
         findings.extend(collisions(&names, &there.chain(names.iter().copied()).collect::<Vec<_>>()));
-        findings.extend(dial::silent(&self.settings.client.hosts()).await);
-        if self.settings.router.has_placeholders() {
-            let text = match self.settings.topology {
+        findings.extend(dial::silent(&self.settings().client.hosts()).await);
+        if self.settings().router.has_placeholders() {
+            let text = match self.settings().topology {
                 Topology::Declare => "topics with placeholders are created when their first event comes",
                 Topology::Check => "topics with placeholders are looked for when their first event comes",
                 Topology::Ignore => "topics with placeholders are not looked for",

@@ -1,9 +1,9 @@
 //! The settings of librdkafka's clients, and its configuration made of them; which of its properties are ours alone.
 
+use rdkafka::client::Client;
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::KafkaError;
-use rdkafka::producer::BaseProducer;
-use rdkafka::types::RDKafkaConfRes;
+use rdkafka::types::{RDKafkaConfRes, RDKafkaType};
 
 use crate::brokers::Terms;
 use crate::brokers::kafka::batch::LINGER;
@@ -94,7 +94,8 @@ impl ClientSettings {
             // Without servers nothing is connected: this finds what does not go together, and unusable certificates.
             let mut config = self.base();
             config.remove("bootstrap.servers");
-            if let Err(error) = config.create_with_context::<_, BaseProducer<Quiet>>(Quiet) {
+            let create = |native| Client::new(&config, native, RDKafkaType::RD_KAFKA_PRODUCER, Quiet);
+            if let Err(error) = config.create_native_config().and_then(create) {
                 let text = self.refusal(&error);
                 let file = FILES.iter().find(|(property, _)| text.contains(property));
                 section.problem(file.map_or("properties", |(_, key)| key), text);

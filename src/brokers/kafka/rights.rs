@@ -11,52 +11,39 @@ use rdkafka::types::RDKafkaRespErr;
 
 use crate::brokers::Finding;
 use crate::brokers::kafka::client::Client;
-use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topology::TopicAdmin;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The rights of a login on a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rights {
-    /// It may not even see whether it exists.
-    None,
-    /// It sees it, and may write to it or not.
-    Seen { writes: bool },
-    /// The cluster does not say: it is missing, mostly.
-    Unknown,
-}
-
 /// The findings about the topics that these credentials may not write to, or create.
-pub(super) async fn lacking(client: &Arc<Client>, admin: &TopicAdmin, settings: &Settings) -> Vec<Finding> {
+pub(super) async fn lacking(client: &Arc<Client>, admin: &TopicAdmin) -> Vec<Finding> {
     let (asked, names) = (client.clone(), admin.literals.clone());
-    let rights = tokio::task::spawn_blocking(move || ask(&asked, &names)).await.unwrap_or_default();
-    let who = match settings.client.security.username.as_str() {
+    let lacks = tokio::task::spawn_blocking(move || ask(&asked, &names)).await.unwrap_or_default();
+    let who = match admin.settings.client.security.username.as_str() {
         "" => "these credentials lack".to_owned(),
         user => format!("the user {user} lacks"),
     };
-    let text = |operation: &str, name: &str| format!("{who} the operation {operation} on the topic {name}");
-    let (mut findings, mut missing) = (Vec::new(), Vec::new());
-    for name in &admin.literals {
-        match rights.get(&**name) {
-            Some(Rights::None) => findings.push(Finding::Missing(text("Write, and with it Describe,", name))),
-            Some(Rights::Seen { writes: false }) => findings.push(Finding::Missing(text("Write", name))),
-            Some(Rights::Seen { writes: true }) => {}
-            Some(Rights::Unknown) | None => missing.push(name.clone()),
-        }
-    }
-    let uncreatable = admin.uncreatable(&missing).await;
-    findings.extend(uncreatable.iter().map(|name| Finding::Missing(text("Create", name))));
+    let finding = |operation: &str, name: &Arc<str>| {
+        Finding::Missing(format!("{who} the operation {operation} on the topic {name}"))
+    };
+    let seen = admin.literals.iter().filter_map(|name| Some(finding((*lacks.get(&**name)?)?, name)));
+    let mut findings: Vec<Finding> = seen.collect();
+    let unseen = admin.literals.iter().filter(|name| !lacks.contains_key(&***name)).cloned();
+    let uncreatable = admin.uncreatable(&unseen.collect::<Vec<_>>()).await;
+    findings.extend(uncreatable.iter().map(|name| finding("Create", name)));
     findings
 }
 
-/// Asks for the rights on each topic. Blocks.
+/// The operation that a login lacks on a topic, if any.
+type Lacks = Option<&'static str>;
+
+/// Asks for the rights on each topic that the cluster says them of: not of one that is missing, mostly. Blocks.
 #[expect(unsafe_code, reason = "rdkafka has no description of topics")]
-fn ask(client: &Client, names: &[Arc<str>]) -> HashMap<String, Rights> {
+fn ask(client: &Client, names: &[Arc<str>]) -> HashMap<String, Lacks> {
     let names: Vec<CString> = names.iter().filter_map(|name| CString::new(&**name).ok()).collect();
     let mut pointers: Vec<_> = names.iter().map(|name| name.as_ptr()).collect();
     let patience = i32::try_from(PATIENCE.as_millis()).unwrap_or(i32::MAX);
-    let mut rights = HashMap::new();
+    let mut lacks = HashMap::new();
     // SAFETY: the client outlives the call, the names end in a zero byte and outlive the collection, which copies them;
     // each thing that is made here is destroyed once, the result's parts are read while its event lives.
     unsafe {
@@ -79,7 +66,7 @@ fn ask(client: &Client, names: &[Arc<str>]) -> HashMap<String, Rights> {
             for at in 0..count {
                 let topic = *first.add(at);
                 let name = CStr::from_ptr(sys::rd_kafka_TopicDescription_name(topic));
-                rights.insert(name.to_string_lossy().into_owned(), read(topic));
+                lacks.extend(read(topic).map(|lacks| (name.to_string_lossy().into_owned(), lacks)));
             }
             sys::rd_kafka_event_destroy(event);
         }
@@ -87,12 +74,12 @@ fn ask(client: &Client, names: &[Arc<str>]) -> HashMap<String, Rights> {
         sys::rd_kafka_AdminOptions_destroy(options);
         sys::rd_kafka_queue_destroy(queue);
     }
-    rights
+    lacks
 }
 
 /// Reads the description of a topic.
 #[expect(unsafe_code, reason = "rdkafka has no description of topics")]
-unsafe fn read(topic: *const sys::rd_kafka_TopicDescription_t) -> Rights {
+unsafe fn read(topic: *const sys::rd_kafka_TopicDescription_t) -> Option<Lacks> {
     let mut count = 0;
     // SAFETY: the caller has a description that lives; so do its parts.
     let (code, operations) = unsafe {
@@ -106,11 +93,11 @@ unsafe fn read(topic: *const sys::rd_kafka_TopicDescription_t) -> Rights {
         (code, if first.is_null() { &[] } else { std::slice::from_raw_parts(first, count) })
     };
     match RDKafkaErrorCode::from(code) {
-        RDKafkaErrorCode::TopicAuthorizationFailed => Rights::None,
+        RDKafkaErrorCode::TopicAuthorizationFailed => Some(Some("Write, and with it Describe,")),
         RDKafkaErrorCode::NoError if !operations.is_empty() => {
             let write = sys::rd_kafka_AclOperation_t::RD_KAFKA_ACL_OPERATION_WRITE;
-            Rights::Seen { writes: operations.contains(&write) }
+            Some((!operations.contains(&write)).then_some("Write"))
         }
-        _ => Rights::Unknown,
+        _ => None,
     }
 }

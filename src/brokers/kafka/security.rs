@@ -4,16 +4,9 @@ use crate::brokers::oauth::OAuthSettings;
 use crate::brokers::tls::TlsFiles;
 use crate::settings::{Secret, Section};
 
-const PROTOCOLS: [(&str, &str); 4] =
-    [("plaintext", "plaintext"), ("ssl", "ssl"), ("sasl_plaintext", "sasl_plaintext"), ("sasl_ssl", "sasl_ssl")];
+const PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
 
-const MECHANISMS: [(&str, &str); 5] = [
-    ("", ""),
-    ("PLAIN", "PLAIN"),
-    ("SCRAM-SHA-256", "SCRAM-SHA-256"),
-    ("SCRAM-SHA-512", "SCRAM-SHA-512"),
-    (OAUTHBEARER, OAUTHBEARER),
-];
+const MECHANISMS: [&str; 5] = ["", "PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", OAUTHBEARER];
 
 /// The mechanism that logs in with a token.
 const OAUTHBEARER: &str = "OAUTHBEARER";
@@ -36,8 +29,8 @@ impl Security {
         let tls = TlsFiles::read(section);
         let security = Self {
             oauth: OAuthSettings::read(section, tls.ca.as_deref()),
-            protocol: section.choice("security_protocol", &PROTOCOLS),
-            mechanism: section.choice("sasl_mechanism", &MECHANISMS),
+            protocol: section.choice("security_protocol", &PROTOCOLS.map(|word| (word, word))),
+            mechanism: section.choice("sasl_mechanism", &MECHANISMS.map(|word| (word, word))),
             username: section.text("username"),
             password: section.secret("password"),
             tls,

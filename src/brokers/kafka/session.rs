@@ -219,9 +219,7 @@ impl Session for KafkaSession {
             if into.len() > before || self.topics.has_changed || (takes_more && !self.is_sending_at_once) {
                 return Ok(());
             }
-            if self.client.fatal_reported() && self.failure.is_none() {
-                self.failure = self.client.fatal().map(SessionError::lost);
-            }
+            self.failure = self.failure.take().or_else(|| self.client.fatal().map(SessionError::lost));
             if let Some(failure) = &self.failure {
                 return Err(failure.clone());
             }
@@ -246,25 +244,16 @@ impl Session for KafkaSession {
         let client = self.client.clone();
         // A panic in there leaves everything unsettled, which is what the caller assumes.
         let _ = tokio::task::spawn_blocking(move || client.finish(patience)).await;
-        let fatal = self.client.fatal().is_some();
+        let mut verdicts = Vec::new();
         for (sequence, _, outcome) in self.client.reports().take() {
-            match outcome {
-                DeliveryReport::Stored => into.push((sequence, Verdict::Stored)),
-                DeliveryReport::Failed { code, topic, size } if !fatal => {
-                    let refusal = match code {
-                        Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
-                            self.refuse_large(&topic, size).ok()
-                        }
-                        // Whether it was alone, and with which time, is not known here.
-                        Code::InvalidRecord => None,
-                        code => Some(refusal(code, &topic)),
-                    };
-                    // A topic is judged by a session that can ask about it.
-                    let refusal = refusal.filter(|refusal| matches!(refusal.kind, Refused::Event(_)));
-                    into.extend(refusal.map(|refusal| (sequence, Verdict::Refused(refusal))));
-                }
-                DeliveryReport::Failed { .. } => {}
-            }
+            // Whether it was alone in its batch is not known here.
+            self.judge(sequence, outcome, false, &mut verdicts);
         }
+        // An address is judged by a session that can ask about it.
+        let is_final = |verdict: &Verdict| match verdict {
+            Verdict::Refused(refusal) => matches!(refusal.kind, Refused::Event(_)),
+            _ => true,
+        };
+        into.extend(verdicts.into_iter().filter(|(_, verdict)| is_final(verdict)));
     }
 }

@@ -42,7 +42,7 @@ impl Silence {
     }
 
     /// Starts a look where a topic is silent and it is time; says when this is to be called again.
-    pub(super) fn ask(&mut self, batches: &TopicBatches, admin: &TopicAdmin) -> Option<Instant> {
+    pub(super) fn ask(&mut self, batches: &TopicBatches, admin: &Arc<TopicAdmin>) -> Option<Instant> {
         let now = Instant::now();
         if self.look.next(now, BETWEEN_LOOKS) == Some(now) {
             let silent = batches.silent(SILENT);

@@ -1,6 +1,5 @@
 //! Sessions against librdkafka's own mock of a cluster: what a broker says, and what becomes of it.
 
-use std::sync::atomic::Ordering;
 use std::time::{Duration, SystemTime};
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -11,8 +10,8 @@ use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use crate::brokers::kafka::client::Reports;
 use crate::brokers::kafka::{Kafka, Settings};
 use crate::brokers::{
-    Broker as _, Cause, ErrorKind, Finding, HeaderStyle, Refusal, RefusalReason, Refused, Routed, Sent, Sequence,
-    Session, Terms, Verdict,
+    Broker as _, Cause, ErrorKind, Finding, Refusal, RefusalReason, Refused, Routed, Sent, Sequence, Session,
+    Terms, Verdict,
 };
 use crate::event::{Event, Fields, Message, Origin};
 use crate::settings::testing;
@@ -20,14 +19,7 @@ use crate::settings::testing;
 pub(super) fn broker(toml: &str) -> Kafka {
     let (settings, problems) = testing::read(&["broker", "kafka"], toml, Settings::read);
     assert!(problems.errors.is_empty(), "{problems:?}");
-    let terms = Terms {
-        max_in_flight: 5000,
-        max_body: 256 * 1024,
-        headers: HeaderStyle::CloudEvents,
-        retry_max: Duration::from_secs(2),
-        awaited: false,
-    };
-    Kafka::new(&settings, &terms)
+    Kafka::new(&settings, &Terms::of_tests(Settings::headers))
 }
 
 pub(super) fn message(broker: &mut Kafka, event: &str, body: &[u8]) -> Message {
@@ -41,7 +33,7 @@ pub(super) fn message(broker: &mut Kafka, event: &str, body: &[u8]) -> Message {
     let fields =
         Fields { cuid: "c1", event, target_type: "t", actor_cuid: "a", target_cuid: "x", ..Fields::default() };
     let event = Event::new(origin, body.into(), &fields, &[0; 32]);
-    let Routed { address, key, .. } = broker.settings.router.route(&event, || 0).unwrap();
+    let Routed { address, key, .. } = broker.admin.settings.router.clone().route(&event, || 0).unwrap();
     Message { event: Box::new(event), address, key }
 }
 
@@ -249,7 +241,7 @@ async fn replaces_a_client_that_gives_no_answer_although_its_topic_could() {
 #[test]
 fn one_broker_of_three_that_refuses_a_certificate_is_not_the_cluster() {
     let reports = Reports::default();
-    reports.brokers.store(3, Ordering::Relaxed);
+    reports.note_brokers(3);
     let refuse = |node: &str| {
         let text = format!(
             "ssl://node{node}:9093/{node}: SSL handshake failed: certificate expired (after 3ms in state SSL_HANDSHAKE)"
@@ -260,14 +252,13 @@ fn one_broker_of_three_that_refuses_a_certificate_is_not_the_cluster() {
         refuse(node);
         assert_eq!(reports.away(), None);
     }
-    reports.note_success();
+    reports.note_brokers(3);
     refuse("3");
     assert_eq!(reports.away(), None, "a success in between");
     refuse("1");
     refuse("2");
     assert_eq!(reports.away().map(|error| error.kind), Some(ErrorKind::Tls));
-    reports.note_success();
-    reports.brokers.store(1, Ordering::Relaxed);
+    reports.note_brokers(1);
     refuse("1");
     assert!(reports.away().is_some(), "the only one");
 }

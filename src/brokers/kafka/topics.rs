@@ -27,7 +27,7 @@ pub(super) type TopicAnswer = (Vec<Arc<str>>, Result<Topics, ConnectError>);
 
 /// The topics of a session.
 pub(super) struct SessionTopics {
-    pub(super) admin: TopicAdmin,
+    pub(super) admin: Arc<TopicAdmin>,
     topics: HashMap<Arc<str>, TopicLimit>,
     /// Topics that are to be asked about.
     questions: Vec<Arc<str>>,
@@ -38,7 +38,7 @@ pub(super) struct SessionTopics {
 
 impl SessionTopics {
     /// Begins with what a survey found; any other topic is asked about when its first message arrives.
-    pub(super) fn new(admin: TopicAdmin, survey: &Topics) -> Self {
+    pub(super) fn new(admin: Arc<TopicAdmin>, survey: &Topics) -> Self {
         let topics = survey.standing.iter().map(|(name, state)| (name.clone(), state.limit(name))).collect();
         Self { admin, topics, questions: Vec::new(), look: TopologyLook::default(), has_changed: false }
     }
@@ -47,7 +47,7 @@ impl SessionTopics {
     pub(super) fn limit(&mut self, name: &Arc<str>) -> TopicLimit {
         let refusal = match self.topics.get(name) {
             Some(Ok(limit)) => return Ok(*limit),
-            _ if self.admin.topology == Topology::Ignore => {
+            _ if self.admin.settings.topology == Topology::Ignore => {
                 self.topics.insert(name.clone(), Ok(None));
                 return Ok(None);
             }
@@ -65,7 +65,7 @@ impl SessionTopics {
 
     /// The client knows no such topic, and a broker that has just started may not either: the cluster is asked.
     pub(super) fn unknown(&mut self, name: Arc<str>, code: Code) -> Refusal {
-        if self.admin.topology == Topology::Ignore {
+        if self.admin.settings.topology == Topology::Ignore {
             let text = format!("the topic {name} does not exist: {code}");
             return Refusal::wrong(RefusalReason::NoDestination, text);
         }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rdkafka::admin::{
     AdminClient, AdminOptions, ConfigResource, NewTopic, OwnedResourceSpecifier, ResourceSpecifier,
-    TopicReplication,
+    TopicReplication, TopicResult,
 };
 use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -15,8 +15,9 @@ use rdkafka::metadata::MetadataPartition;
 use tokio::time::Instant;
 
 use crate::brokers::kafka::client::{Client, Quiet, give_token};
+use crate::brokers::kafka::settings::Settings;
 use crate::brokers::oauth::Tokens;
-use crate::brokers::{ConnectError, ErrorKind, Refusal, RefusalReason, Topology};
+use crate::brokers::{ConnectError, ErrorKind, Refusal, RefusalReason, Terms, Topology};
 
 /// A broker that is there answers within milliseconds; over a slow line, with TLS, within one or two seconds.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -68,11 +69,11 @@ impl TopicState {
 #[derive(Debug)]
 pub(super) struct Topics {
     pub(super) brokers: usize,
+    /// The topics that were there before any was created, with the number of their partitions.
     pub(super) partitions: HashMap<String, usize>,
     pub(super) standing: HashMap<Arc<str>, TopicState>,
-    pub(super) created: Vec<Arc<str>>,
     /// The main topic is not there.
-    pub(super) gone: Option<Arc<str>>,
+    pub(super) gone: Option<String>,
 }
 
 /// The permissions of a survey.
@@ -88,15 +89,12 @@ pub(super) enum Purpose {
 
 /// A topic that was seen to exist.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct SeenTopic {
+struct SeenTopic {
     /// Its `max.message.bytes`, where we may know it.
     limit: Option<usize>,
     /// Since when it is known to be missing.
     missing: Option<Instant>,
 }
-
-/// Topics that were seen to exist; lives as long as the broker.
-pub(super) type SeenTopics = Arc<Mutex<HashMap<Arc<str>, SeenTopic>>>;
 
 /// The text about a topic that was deleted.
 pub(super) fn deleted(name: &str) -> String {
@@ -106,21 +104,33 @@ pub(super) fn deleted(name: &str) -> String {
     )
 }
 
-/// Asks the cluster about topics.
-#[derive(Clone)]
+/// Asks the cluster about topics; lives as long as the broker.
 pub(super) struct TopicAdmin {
+    pub(super) settings: Settings,
     pub(super) config: ClientConfig,
-    pub(super) topology: Topology,
-    pub(super) partitions: i32,
-    pub(super) replication_factor: i32,
     /// The topics that the settings name without placeholders.
     pub(super) literals: Vec<Arc<str>>,
-    pub(super) main: Option<Arc<str>>,
-    pub(super) seen: SeenTopics,
+    /// Topics that were seen to exist.
+    seen: Mutex<HashMap<Arc<str>, SeenTopic>>,
     pub(super) tokens: Option<Arc<Tokens>>,
 }
 
 impl TopicAdmin {
+    pub(super) fn new(settings: &Settings, terms: &Terms) -> Arc<Self> {
+        Arc::new(Self {
+            settings: settings.clone(),
+            config: settings.client.producer(terms, None),
+            literals: settings.router.literals().into_iter().map(Arc::from).collect(),
+            seen: Mutex::default(),
+            tokens: settings.client.security.oauth.as_ref().map(Tokens::new),
+        })
+    }
+
+    /// The topic of everything that has no route of its own, where it is known before its first event.
+    pub(super) fn main(&self) -> Option<&str> {
+        self.settings.router.main().address().literal()
+    }
+
     /// The smallest limit of all topics seen.
     pub(super) fn smallest_limit(&self) -> Option<usize> {
         self.seen.lock().values().filter_map(|seen| seen.limit).min()
@@ -134,12 +144,12 @@ impl TopicAdmin {
         purpose: Purpose,
     ) -> Result<Topics, ConnectError> {
         let (brokers, partitions) = list(client).await?;
-        let gone = self.main.clone().filter(|name| !partitions.contains_key(&**name));
-        let mut survey = Topics { brokers, partitions, standing: HashMap::new(), created: Vec::new(), gone };
+        let gone = self.main().filter(|name| !partitions.contains_key(*name)).map(str::to_owned);
+        let mut survey = Topics { brokers, partitions, standing: HashMap::new(), gone };
         if survey.gone.is_some() && purpose == Purpose::Question {
             return Ok(survey);
         }
-        let creates = self.topology == Topology::Declare && purpose != Purpose::Look;
+        let creates = self.settings.topology == Topology::Declare && purpose != Purpose::Look;
         let (mut existing, mut missing) = (Vec::new(), Vec::new());
         for name in names {
             let state = if survey.partitions.contains_key(&**name) {
@@ -156,22 +166,20 @@ impl TopicAdmin {
         if existing.is_empty() && (missing.is_empty() || !creates) {
             return Ok(survey);
         }
-        let admin = ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await?;
+        let admin = ClosingAdmin::new(self).await?;
         if creates && !missing.is_empty() {
-            for (name, outcome) in admin.create(self, &missing, &options(PATIENCE)).await? {
+            for (name, outcome) in admin.create(&self.settings, &missing, &options(PATIENCE)).await? {
                 let state = match outcome {
-                    Ok(()) => {
-                        survey.created.push(name.clone());
-                        TopicState::Exists(None)
-                    }
-                    Err(RDKafkaErrorCode::TopicAlreadyExists) => {
+                    None => TopicState::Exists(None),
+                    Some(RDKafkaErrorCode::TopicAlreadyExists) => {
                         // Another client was faster, or it was there and we may not see it.
-                        survey.partitions = list(client).await?.1;
-                        let is_seen = survey.partitions.contains_key(&*name);
+                        let found = list(client).await?.1.remove_entry(&*name);
+                        let is_seen = found.is_some();
+                        survey.partitions.extend(found);
                         if is_seen { TopicState::Exists(None) } else { TopicState::Hidden }
                     }
-                    Err(code) if is_final(code) => TopicState::NotCreated(code.to_string()),
-                    Err(code) => TopicState::NotYet(code.to_string()),
+                    Some(code) if is_final(code) => TopicState::NotCreated(code.to_string()),
+                    Some(code) => TopicState::NotYet(code.to_string()),
                 };
                 if state == TopicState::Exists(None) {
                     existing.push(name.clone());
@@ -192,18 +200,18 @@ impl TopicAdmin {
 
     /// Those of these missing topics that would be created at start, if these credentials might. Creates nothing.
     pub(super) async fn uncreatable(&self, names: &[Arc<str>]) -> Vec<Arc<str>> {
-        if self.topology != Topology::Declare || names.is_empty() {
+        if self.settings.topology != Topology::Declare || names.is_empty() {
             return Vec::new();
         }
-        let Ok(admin) = ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await else {
+        let Ok(admin) = ClosingAdmin::new(self).await else {
             return Vec::new();
         };
         let validation = options(PATIENCE).validate_only(true);
-        let outcomes = admin.create(self, names, &validation).await.unwrap_or_default();
+        let outcomes = admin.create(&self.settings, names, &validation).await.unwrap_or_default();
         let forbidden = outcomes.into_iter().filter(|(_, outcome)| {
             matches!(
                 outcome,
-                Err(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
+                Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
             )
         });
         forbidden.map(|(name, _)| name).collect()
@@ -218,7 +226,7 @@ impl TopicAdmin {
 
     /// Looks with a client of its own why these topics give no answer; none for one that has all it needs.
     pub(super) async fn look(&self, names: &[Arc<str>]) -> Result<HashMap<Arc<str>, Option<String>>, ConnectError> {
-        let admin = Arc::new(ClosingAdmin::new(self.config.clone(), self.tokens.clone()).await?);
+        let admin = Arc::new(ClosingAdmin::new(self).await?);
         let asking = admin.clone();
         let ask = tokio::task::spawn_blocking(move || asking.client().inner().fetch_metadata(None, PATIENCE));
         let Ok(Ok(metadata)) = ask.await else {
@@ -287,18 +295,19 @@ async fn list(client: &Arc<Client>) -> Result<(usize, HashMap<String, usize>), C
 struct ClosingAdmin(Option<AdminClient<Quiet>>);
 
 impl ClosingAdmin {
-    async fn new(mut config: ClientConfig, tokens: Option<Arc<Tokens>>) -> Result<Self, ConnectError> {
+    async fn new(admin: &TopicAdmin) -> Result<Self, ConnectError> {
+        let mut config = admin.config.clone();
         config.set_log_level(RDKafkaLogLevel::Emerg);
         let create = tokio::task::spawn_blocking(move || config.create_with_context(Quiet)).await;
         match create {
             Ok(Ok(client)) => {
-                let admin = Self(Some(client));
-                if let Some(tokens) = tokens {
+                let client = Self(Some(client));
+                if let Some(tokens) = &admin.tokens {
                     tokens.fresh().await?;
-                    give_token(admin.client().inner(), &tokens)
+                    give_token(client.client().inner(), tokens)
                         .map_err(|text| ConnectError::new(ErrorKind::Authentication, text))?;
                 }
-                Ok(admin)
+                Ok(client)
             }
             // The producer was created with the same settings, so this is a shortage of memory or threads.
             _ => Err(ConnectError::new(ErrorKind::Connect, "cannot create a second client to ask about topics")),
@@ -309,26 +318,26 @@ impl ClosingAdmin {
         self.0.as_ref().expect("the client is there until drop")
     }
 
+    /// Creates topics; says of each why not.
     async fn create(
         &self,
-        surveyor: &TopicAdmin,
+        settings: &Settings,
         names: &[Arc<str>],
         options: &AdminOptions,
-    ) -> Result<Vec<(Arc<str>, Result<(), RDKafkaErrorCode>)>, ConnectError> {
-        let topic =
-            |name| NewTopic::new(name, surveyor.partitions, TopicReplication::Fixed(surveyor.replication_factor));
-        let topics: Vec<NewTopic<'_>> = names.iter().map(|name| topic(&**name)).collect();
+    ) -> Result<Vec<(Arc<str>, Option<RDKafkaErrorCode>)>, ConnectError> {
+        let replication = || TopicReplication::Fixed(settings.replication_factor);
+        let topics = names.iter().map(|name| NewTopic::new(name, settings.partitions, replication()));
+        let topics: Vec<NewTopic<'_>> = topics.collect();
         let answer = self.client().create_topics(&topics, options).await;
         let results = answer.map_err(|error| {
             let code = error.rdkafka_error_code().map(|code| code.to_string()).unwrap_or_default();
             let list = names.join(", ");
             ConnectError::new(ErrorKind::Connect, format!("cannot create the missing topics ({list}): {code}"))
         })?;
-        let results = results.into_iter().map(|result| match result {
-            Ok(name) => (name.into(), Ok(())),
-            Err((name, code)) => (name.into(), Err(code)),
-        });
-        Ok(results.collect())
+        let outcome = |result: TopicResult| {
+            result.map_or_else(|(name, code)| (name.into(), Some(code)), |name| (name.into(), None))
+        };
+        Ok(results.into_iter().map(outcome).collect())
     }
 
     /// A setting of topics; of those we may not ask about there is none.

@@ -10,14 +10,13 @@ use super::settings::{Settings, StreamPlan};
 use super::stream;
 use super::topology::{self, KnownStream};
 use crate::brokers::dial as addresses;
-use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Headers, Session, Terms, Topology};
+use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Session, Terms, Topology};
 
 /// NATS JetStream.
 #[derive(Debug)]
 pub(crate) struct Nats {
     settings: Settings,
     terms: Terms,
-    headers: Headers,
     turn: ServerTurn,
 }
 
@@ -25,8 +24,7 @@ impl Nats {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        let headers = Settings::headers(terms.headers);
-        Self { settings: settings.clone(), terms: terms.clone(), headers, turn: ServerTurn::default() }
+        Self { settings: settings.clone(), terms: terms.clone(), turn: ServerTurn::default() }
     }
 
     async fn dial(&self) -> Result<NatsConnection, ConnectError> {
@@ -133,7 +131,7 @@ impl Broker for Nats {
                 return Err(error);
             }
         };
-        let session = NatsSession::new(connection, &self.headers, &self.settings, &known);
+        let session = NatsSession::new(connection, &self.terms.headers, &self.settings, &known);
         Ok((Box::new(session), findings))
     }
 

@@ -180,14 +180,11 @@ pub(super) fn sizes(max_payload: usize, stream: Option<&StreamLimits>, terms: &T
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-    use crate::brokers::HeaderStyle;
     use crate::settings::testing;
 
     fn terms(max_body: usize) -> Terms {
-        Terms { max_in_flight: 1, max_body, headers: HeaderStyle::None, retry_max: Duration::ZERO, awaited: false }
+        Terms { max_in_flight: 1, max_body, ..Terms::of_tests(Settings::headers) }
     }
 
     fn stream(subjects: &[&str], max_message: Option<usize>) -> StreamLimits {

@@ -31,7 +31,7 @@ impl Rabbitmq {
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         Self {
-            headers: Settings::headers(terms.headers),
+            headers: terms.headers.clone(),
             plan: Arc::new(Exchanges::new(settings)),
             kept: IdleConnection::default(),
             tokens: settings.oauth.as_ref().map(Tokens::new),
