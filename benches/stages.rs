@@ -15,7 +15,7 @@ use crate::event::{Event, Labels, Origin};
 use crate::ingress::validate::{Trust, Valid, validate};
 use crate::ingress::{Validation, Verifier, sign};
 use crate::queue::journal::{self, Place, Record};
-use crate::queue::{Ack, Buffer, Mode, Settlement};
+use crate::queue::{Ack, Buffer, EventEnd, Mode, Settlement};
 use crate::settings::{Flags, Layers, Secret};
 use crate::status::{Ledger, Limits, SourceBook};
 
@@ -151,8 +151,7 @@ impl Queue {
         }
         self.buffer.take(MANY, &mut self.taken);
         for event in self.taken.drain(..) {
-            self.settlement.published.push(self.pair);
-            self.settlement.release(&event);
+            self.settlement.add(&event, EventEnd::Published(self.pair));
         }
         self.buffer.settle(&self.settlement, None);
         self.settlement.clear();

@@ -114,7 +114,6 @@ impl NewLetter {
 struct Open {
     file: File,
     number: u64,
-    length: u64,
 }
 
 /// The contents of a file of letters.
@@ -279,20 +278,20 @@ impl Store {
         let entries = &entries[..count];
         if let Err(source) = self.write(entries, precedence) {
             // The file may end in half a line: cut it if that can be done, and take a new one next time.
-            if let Some(Open { file, length, .. }) = self.current[precedence as usize].take() {
-                let _ = file.set_len(length);
+            if let Some(Open { file, number }) = self.current[precedence as usize].take() {
+                let _ = file.set_len(self.counted.get(&number).map_or(0, |content| content.bytes));
             }
             return Err(self.disk(source));
         }
         let bytes: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
-        let empty = FileContent { lines: 0, bytes: 0, precedence };
-        let content = self.counted.entry(self.written_to).or_insert(empty);
-        content.lines += count as u64;
-        content.bytes += bytes;
+        if let Some(content) = self.counted.get_mut(&self.written_to) {
+            content.lines += count as u64;
+            content.bytes += bytes;
+        }
         self.recount();
-        self.held.lock().kept += count as u64;
-        let returned = entries.iter().filter(|entry| entry.returns).count();
-        self.held.lock().returned += returned as u64;
+        let mut held = self.held.lock();
+        held.kept += count as u64;
+        held.returned += entries.iter().filter(|entry| entry.returns).count() as u64;
         Ok(count)
     }
 
@@ -343,19 +342,19 @@ impl Store {
     fn write(&mut self, entries: &[NewLetter], precedence: Precedence) -> io::Result<()> {
         failpoint::pass("letters.write")?;
         let mut current = self.current[precedence as usize].take();
-        current.take_if(|open| open.length >= self.limits.file || !self.path(open.number).exists());
+        let is_full = |content: &FileContent| content.bytes >= self.limits.file;
+        current
+            .take_if(|open| self.counted.get(&open.number).is_none_or(is_full) || !self.path(open.number).exists());
         let open = match current {
             Some(open) => open,
             None => self.create_file(precedence)?,
         };
-        let Open { file, number, length } = self.current[precedence as usize].insert(open);
+        let Open { file, number } = self.current[precedence as usize].insert(open);
         self.written_to = *number;
         let text: Vec<u8> = entries.iter().flat_map(|entry| entry.line.iter().copied()).collect();
         file.write_all(&text)?;
         failpoint::pass("letters.sync")?;
-        file.sync_data()?;
-        *length += text.len() as u64;
-        Ok(())
+        file.sync_data()
     }
 
     fn create_file(&mut self, precedence: Precedence) -> io::Result<Open> {
@@ -365,7 +364,8 @@ impl Store {
         let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
         give_to_the_owner(&file, &self.directory);
         sync_directory(&self.directory)?;
-        Ok(Open { file, number: self.number, length: 0 })
+        self.counted.insert(self.number, FileContent { lines: 0, bytes: 0, precedence });
+        Ok(Open { file, number: self.number })
     }
 
     /// Closes the files in use: what is written later goes to files of higher numbers than the returned one.
@@ -386,12 +386,8 @@ impl Store {
 
     /// The path of a file.
     pub(crate) fn path(&self, number: u64) -> PathBuf {
-        let open = |precedence: Precedence| {
-            self.current[precedence as usize].as_ref().is_some_and(|open| open.number == number)
-        };
-        let known = self.counted.get(&number).map(|content| content.precedence);
-        let is_first = known.map_or_else(|| open(Precedence::First), |known| known == Precedence::First);
-        self.directory.join(read::name(number, if is_first { Precedence::First } else { Precedence::Last }))
+        let precedence = self.counted.get(&number).map_or(Precedence::Last, |content| content.precedence);
+        self.directory.join(read::name(number, precedence))
     }
 
     /// Leaves of a sealed file only the lines that `keep` says, by their place from 0 on and their text; says how

@@ -90,12 +90,13 @@ pub(super) struct AddressRefusal {
     pub(super) now: tokio::time::Instant,
 }
 
-/// The messages that wait at one address.
-pub(super) struct WaitingMessages<'d> {
-    pub(super) address: &'d Address,
+/// The messages that wait for one address.
+#[derive(Debug)]
+pub(super) struct WaitingMessages {
+    pub(super) address: Address,
     pub(super) messages: usize,
     pub(super) since: Instant,
-    pub(super) reason: &'d str,
+    pub(super) reason: Option<String>,
 }
 
 /// The part of a message that stays in memory while the journal alone keeps its event.

@@ -3,7 +3,6 @@
 use std::collections::VecDeque;
 
 use crate::delivery::disk_read::DiskReads;
-use crate::delivery::unloaded::UnloadedReader;
 use crate::event::{Event, Kept, Rebuild};
 use crate::queue::journal::{Batch, Reader, Stored};
 use crate::queue::{Backlog, Buffer};
@@ -26,9 +25,9 @@ impl BacklogReader {
         Self { another: reader.another(), reads: DiskReads::new(reader), rebuild }
     }
 
-    /// The reads of what waits for its address, of the same journal.
-    pub(super) fn unloaded(&self) -> UnloadedReader {
-        UnloadedReader::new(self.another.another(), self.rebuild)
+    /// Another reader of the same journal, and what turns its records into events.
+    pub(super) fn another(&self) -> (Reader, Rebuild) {
+        (self.another.another(), self.rebuild)
     }
 
     /// Reads up to `most` events of the backlog to the end of `into`, and notes them in the queue. Records that stay

@@ -32,8 +32,7 @@ impl Delivery {
     /// Reports that the successor could not connect, in the log once for each reason.
     pub(super) fn note_takeover(&self, error: &ConnectError) {
         let text = format!("{NOT_IN_USE}: {}", error.text);
-        self.metrics.broker_error(error.kind);
-        self.view.error(error.kind, &text);
+        self.note_error(error.kind, &text);
         if !self.view.copy().findings.contains(&text) {
             tracing::error!(broker = self.broker.name(), kind = error.kind.name(), "{text}");
             self.view.change(|view| {
@@ -41,6 +40,12 @@ impl Delivery {
                 view.findings.push(text);
             });
         }
+    }
+
+    /// Counts an error of the broker, and shows it.
+    pub(super) fn note_error(&self, kind: ErrorKind, text: &str) {
+        self.metrics.broker_error(kind);
+        self.view.error(kind, text);
     }
 
     /// Notes the state of the connection, also for the queue.
@@ -76,8 +81,7 @@ impl Delivery {
 
     /// Logs why there is no session, once per reason; the last two are known, because two brokers may take turns.
     pub(super) fn not_connected(&mut self, error: &ConnectError, reported: &mut Vec<String>) {
-        self.metrics.broker_error(error.kind);
-        self.view.error(error.kind, &error.text);
+        self.note_error(error.kind, &error.text);
         if reported.contains(&error.text) {
             return;
         }
@@ -96,8 +100,7 @@ impl Delivery {
         match session.away() {
             Some(error) if !self.away => {
                 self.away = true;
-                self.metrics.broker_error(error.kind);
-                self.view.error(error.kind, &error.text);
+                self.note_error(error.kind, &error.text);
                 self.note_connection(ConnectionState::Connecting);
                 tracing::error!(
                     broker = self.broker.name(),
@@ -118,8 +121,7 @@ impl Delivery {
 
     /// Notes that the session is lost, and finds the message that caused it, if there is one.
     pub(super) fn lost(&mut self, lost: SessionError, alone: Option<Sequence>) {
-        self.metrics.broker_error(lost.kind);
-        self.view.error(lost.kind, &lost.text);
+        self.note_error(lost.kind, &lost.text);
         tracing::warn!(
             broker = self.broker.name(),
             in_flight = self.ring.in_flight(),
@@ -144,8 +146,7 @@ impl Delivery {
     }
 
     pub(super) fn note_not_now(&mut self, reason: &str) {
-        self.metrics.broker_error(ErrorKind::NotNow);
-        self.view.error(ErrorKind::NotNow, reason);
+        self.note_error(ErrorKind::NotNow, reason);
         self.note_connection(ConnectionState::Waiting);
         if self.not_now.admits() {
             tracing::warn!(

@@ -341,7 +341,7 @@ impl Destinations {
     }
 
     /// The messages that wait at parked addresses.
-    pub(super) fn parked(&self) -> impl Iterator<Item = WaitingMessages<'_>> {
+    pub(super) fn parked(&self) -> impl Iterator<Item = WaitingMessages> {
         let now = (tokio::time::Instant::now(), Instant::now());
         self.queues.iter().filter(|(_, queue)| !queue.is_empty()).filter_map(move |(address, queue)| {
             let (AddressState::Parked(parked) | AddressState::Asking(_, Some(parked))) = &queue.state else {
@@ -349,8 +349,8 @@ impl Destinations {
             };
             let age = now.0.duration_since(parked.since);
             let since = now.1.checked_sub(age).unwrap_or(now.1);
-            let (messages, reason) = (queue.len(), &*parked.refusal.text);
-            Some(WaitingMessages { address, messages, since, reason })
+            let (messages, reason) = (queue.len(), Some(parked.refusal.text.clone()));
+            Some(WaitingMessages { address: address.clone(), messages, since, reason })
         })
     }
 

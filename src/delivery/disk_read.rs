@@ -111,9 +111,7 @@ impl<T: Send + 'static> DiskReads<T> {
         let ended = if let Ok(ended) = timeout(SLOW, &mut *handle).await {
             ended
         } else {
-            let text = format!("the disk has not answered a read of the journal for {SLOW:?} or longer");
-            self.is_shown = true;
-            view.change(|view| view.unreadable = Some(text));
+            self.show(view, format!("the disk has not answered a read of the journal for {SLOW:?} or longer"));
             let ReadStage::Busy(handle) = &mut self.stage else { return std::future::pending().await };
             handle.await
         };

@@ -113,7 +113,7 @@ impl Delivery {
     pub(crate) fn new(parts: Parts) -> Self {
         let Parts { broker, router, headers, successor, queue, metrics, view, settings, store, backlog, drain } =
             parts;
-        let unloaded = backlog.as_ref().map(BacklogReader::unloaded);
+        let unloaded = backlog.as_ref().map(|backlog| UnloadedReader::new(backlog.another()));
         let settler = Settler::new(store, headers);
         let pace = Pace::new(queue.awaits_broker());
         let ring = Ring::new(router.has_keyed_addresses());
@@ -233,7 +233,7 @@ impl Delivery {
     pub(super) fn settle(&mut self) {
         self.note_unloaded();
         if self.settler.settle(&self.ring, &self.queue, &self.view) {
-            self.ring.try_at_once();
+            self.ring.destinations.try_at_once();
         }
     }
 
@@ -354,7 +354,7 @@ impl Delivery {
         // Where no broker can be reached, no address is better than another.
         let has_room = !is_full || session.away().is_some();
         for (address, oldest) in &unanswered {
-            if !self.ring.is_closed(address) && self.watch.stalls(address, oldest, has_room, now) {
+            if !self.ring.destinations.is_closed(address) && self.watch.stalls(address, oldest, has_room, now) {
                 tracing::debug!(%address, "no answer to what goes there, the others pass");
                 self.ring.stall(address, oldest.oldest);
             }
@@ -366,8 +366,7 @@ impl Delivery {
         }
         self.view.change(|view| (view.waiting, view.waiting_count) = (look.waiting, look.count));
         for text in &look.begun {
-            self.metrics.broker_error(ErrorKind::NotNow);
-            self.view.error(ErrorKind::NotNow, text);
+            self.note_error(ErrorKind::NotNow, text);
             tracing::warn!(broker = self.broker.name(), "events wait: {text}");
         }
         for EndedWait { address, lasted, is_confirmed } in &look.ended {
@@ -475,18 +474,25 @@ impl Delivery {
             return Taken::Nothing;
         }
         while let Some(event) = self.taken.pop_front() {
-            match self.pairs.route(&event, &mut self.router, &self.queue) {
-                Ok(Routed { address, key, pair }) => self.ring.push(Message { event, address, key }, pair),
-                Err(refusal) => {
-                    let pair = self.pairs.number(&event, &self.queue);
-                    let sequence = self.ring.end();
-                    self.ring.push(Message { event, address: "".into(), key: "".into() }, pair);
-                    self.refuse(sequence, refusal);
-                }
+            let (message, pair, refusal) = self.message_of(event);
+            let sequence = self.ring.push(message, pair);
+            if let Some(refusal) = refusal {
+                self.refuse(sequence, refusal);
             }
         }
         self.note_unloaded();
         found
+    }
+
+    /// The message of an event, the number of its pair, and the refusal where it has no address.
+    pub(super) fn message_of(&mut self, event: Box<Event>) -> (Message, u16, Option<Refusal>) {
+        match self.pairs.route(&event, &mut self.router, &self.queue) {
+            Ok(Routed { address, key, pair }) => (Message { event, address, key }, pair, None),
+            Err(refusal) => {
+                let pair = self.pairs.number(&event, &self.queue);
+                (Message { event, address: "".into(), key: "".into() }, pair, Some(refusal))
+            }
+        }
     }
 
     /// Waits for verdicts, new events (those of `backlog` are to be read first), or time, and judges what arrived.
@@ -499,7 +505,11 @@ impl Delivery {
         }
         let again = self.window.again(&self.ring);
         // One that is due and was not sent waits for something else.
-        let next_try = self.ring.next_try().filter(|at| self.window.is_open() && *at > tokio::time::Instant::now());
+        let next_try = self
+            .ring
+            .destinations
+            .next_try()
+            .filter(|at| self.window.is_open() && *at > tokio::time::Instant::now());
         let has_room = self.window.is_open() && self.ring.span() < self.settings.max_in_flight;
         let takes_more = has_room && !is_held && session.takes_more() && backlog.is_none();
         let interrupted = self.interrupted();
@@ -540,7 +550,7 @@ impl Delivery {
         };
         self.judge();
         if session.has_changed() {
-            self.ring.try_at_once();
+            self.ring.destinations.try_at_once();
         }
         self.settle();
         outcome.map(|()| Going::On)

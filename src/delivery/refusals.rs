@@ -22,8 +22,7 @@ impl Delivery {
 
     /// Parks the address of a message; the others do not wait for it.
     pub(super) fn park(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
-        self.metrics.broker_error(ErrorKind::NotNow);
-        self.view.error(ErrorKind::NotNow, &refusal.text);
+        self.note_error(ErrorKind::NotNow, &refusal.text);
         self.ring.unsend(sequence);
         let backoff = Backoff::new(self.settings.retry_min, self.settings.retry_max);
         let now = tokio::time::Instant::now();
@@ -55,7 +54,9 @@ impl Delivery {
             event.kept == Kept::DeadLetter || (is_awaited && event.accepted.elapsed() >= half)
         };
         let is_late: &dyn Fn(&Event) -> bool = &is_late;
-        for (sequence, refusal) in self.ring.overdue(self.settings.refuse_after, all.then_some(is_late)) {
+        for (sequence, refusal) in
+            self.ring.destinations.overdue(self.settings.refuse_after, all.then_some(is_late))
+        {
             self.refuse(sequence, refusal);
         }
     }

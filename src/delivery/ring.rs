@@ -6,10 +6,10 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
-use crate::brokers::{Position, Refusal, Sequence};
-use crate::delivery::address_queue::{Address, AddressRefusal, UnloadedMessage, WaitingMessages};
+use crate::brokers::{Position, Sequence};
+use crate::delivery::address_queue::{Address, AddressRefusal, UnloadedMessage};
 use crate::delivery::destinations::Destinations;
 use crate::delivery::order::Undecided;
 use crate::event::{Event, Kept, Message};
@@ -75,6 +75,21 @@ impl RingEntry {
     /// The memory that its event takes.
     pub(super) fn cost(&self) -> usize {
         self.message.as_ref().map_or(0, |message| message.event.cost())
+    }
+
+    /// Takes the message out; none if it is settled already. What is left is a gap. Whether a younger one was stored before it
+    /// is up to the caller.
+    fn settle(&mut self) -> Option<Removed> {
+        let handed = if let EntryState::Sent(since) = self.state { Some(since) } else { None };
+        self.state = EntryState::Settled;
+        Some(Removed {
+            message: self.message.take()?,
+            pair: self.pair,
+            attempts: self.attempts,
+            handed,
+            overtaken: self.deferred && self.stored,
+            overtook: 0,
+        })
     }
 
     /// The gap that takes its place when it leaves.
@@ -188,20 +203,22 @@ impl Ring {
         received.into_iter().chain(self.destinations.oldest()).min()
     }
 
-    /// Appends a new message.
-    pub(super) fn push(&mut self, message: Message, pair: u16) {
+    /// Appends a new message; returns its sequence.
+    pub(super) fn push(&mut self, message: Message, pair: u16) -> Sequence {
+        let sequence = self.end();
         let (address, key) = (message.address.clone(), message.key.clone());
         let mut entry = RingEntry::new(Some(message), address, key, pair);
         if !self.destinations.is_empty() {
             let address = self.address(&entry.address, &entry.key);
             if self.destinations.has(&address) {
                 let gap = entry.gap();
-                self.destinations.insert(self.end(), &address, std::mem::replace(&mut entry, gap));
+                self.destinations.insert(sequence, &address, std::mem::replace(&mut entry, gap));
                 self.settled += 1;
             }
         }
         self.slots.push_back(entry);
         self.drop_gaps();
+        sequence
     }
 
     /// The oldest message to be sent, and the number of times it was sent before; with the tries that are due by now, if a
@@ -265,7 +282,7 @@ impl Ring {
     /// The messages that the session has, by address.
     pub(super) fn unanswered(&self) -> HashMap<Address, UnansweredMessages> {
         let mut found: HashMap<Address, UnansweredMessages> = HashMap::new();
-        for (sequence, entry) in (self.first..).zip(&self.slots).chain(self.destinations.entries()) {
+        for (sequence, entry) in self.entries() {
             let EntryState::Sent(since) = entry.state else { continue };
             let new = UnansweredMessages { oldest: sequence, since, messages: 0 };
             let seen = found.entry(self.address(&entry.address, &entry.key)).or_insert(new);
@@ -275,16 +292,6 @@ impl Ring {
             }
         }
         found
-    }
-
-    /// The messages that wait at addresses that refused them.
-    pub(super) fn parked(&self) -> impl Iterator<Item = WaitingMessages<'_>> {
-        self.destinations.parked()
-    }
-
-    /// Whether this address gets nothing but tries.
-    pub(super) fn is_closed(&self, address: &Address) -> bool {
-        self.destinations.is_closed(address)
     }
 
     /// Stops sending to this address until this message of it is answered; the others do not wait for it.
@@ -318,15 +325,6 @@ impl Ring {
             self.destinations.insert(sequence, address, entry);
         }
         self.drop_gaps();
-    }
-
-    /// The messages at wrong addresses whose time is over.
-    pub(super) fn overdue(
-        &self,
-        refuse_after: Duration,
-        is_late: Option<&dyn Fn(&Event) -> bool>,
-    ) -> Vec<(Sequence, Refusal)> {
-        self.destinations.overdue(refuse_after, is_late)
     }
 
     /// Gives another address to what was refused and never sent without an answer, where the routes say so by now.
@@ -379,16 +377,6 @@ impl Ring {
     pub(super) fn has(&self, address: &Address) -> bool {
         let is_its = |slot: &RingEntry| slot.message.is_some() && address.is(&slot.address, &slot.key);
         self.destinations.waits(address) || self.slots.iter().any(is_its)
-    }
-
-    /// The time of the next try of an address that is parked.
-    pub(super) fn next_try(&self) -> Option<tokio::time::Instant> {
-        self.destinations.next_try()
-    }
-
-    /// Tries the parked addresses at once.
-    pub(super) fn try_at_once(&mut self) {
-        self.destinations.try_at_once();
     }
 
     fn slot(&mut self, sequence: Sequence) -> Option<&mut RingEntry> {
@@ -445,36 +433,21 @@ impl Ring {
     /// Removes a message because it is stored or refused; none if it is settled already.
     pub(super) fn take(&mut self, sequence: Sequence, stored: bool) -> Option<Removed> {
         if self.destinations.holds(sequence) {
-            let entry = self.destinations.take(sequence, stored)?;
-            let handed = if let EntryState::Sent(since) = entry.state { Some(since) } else { None };
-            let overtaken = entry.deferred && entry.stored && entry.overtaken;
-            return Some(Removed {
-                message: entry.message?,
-                pair: entry.pair,
-                attempts: entry.attempts,
-                handed,
-                overtaken,
-                overtook: 0,
-            });
+            let mut entry = self.destinations.take(sequence, stored)?;
+            let mut removed = entry.settle()?;
+            removed.overtaken &= entry.overtaken;
+            return Some(removed);
         }
-        let slot = self.slot(sequence)?;
-        let handed = match slot.state {
-            EntryState::Waiting => None,
-            EntryState::Sent(since) => Some(since),
-            EntryState::Settled => return None,
-        };
-        let message = slot.message.take()?;
-        slot.state = EntryState::Settled;
+        let slot = self.slot(sequence).filter(|slot| slot.message.is_some())?;
         // Refused now, it may have been stored by a lost session.
         slot.stored |= stored;
-        let (pair, attempts, deferred) = (slot.pair, slot.attempts, slot.deferred && slot.stored);
-        if handed.is_some() {
-            self.handed -= 1;
-        }
+        let mut removed = slot.settle()?;
+        self.handed -= usize::from(removed.handed.is_some());
         self.settled += 1;
-        let overtaken = deferred && self.was_overtaken(sequence, &message.address, &message.key);
+        let Message { address, key, .. } = &removed.message;
+        removed.overtaken = removed.overtaken && self.was_overtaken(sequence, address, key);
         self.drop_gaps();
-        Some(Removed { message, pair, attempts, handed, overtaken, overtook: 0 })
+        Some(removed)
     }
 
     /// Removes a message that is stored at a known place; none if it is settled already.
@@ -560,14 +533,12 @@ impl Ring {
             let waits = slot.message.as_ref().and_then(|message| message.event.waiter.as_ref());
             matches!(slot.state, EntryState::Waiting) && waits.is_some_and(|sequence| sequence.is_withdrawn())
         };
-        let slots = (self.first..).zip(&self.slots).chain(self.destinations.entries());
-        slots.filter(|(_, slot)| is_withdrawn(slot)).map(|(sequence, _)| sequence).collect()
+        self.entries().filter(|(_, slot)| is_withdrawn(slot)).map(|(sequence, _)| sequence).collect()
     }
 
     /// The message that waits for a verdict, if it is the only one.
     pub(super) fn only_one_in_flight(&self) -> Option<Sequence> {
-        let entries = (self.first..).zip(&self.slots).chain(self.destinations.entries());
-        let mut sent = entries.filter(|(_, entry)| matches!(entry.state, EntryState::Sent(_)));
+        let mut sent = self.entries().filter(|(_, entry)| matches!(entry.state, EntryState::Sent(_)));
         sent.next().map(|(sequence, _)| sequence).filter(|_| self.in_flight() == 1)
     }
 
@@ -578,8 +549,11 @@ impl Ring {
 
     /// The events that are not settled.
     pub(super) fn events(&self) -> impl Iterator<Item = &Event> {
-        let entries = self.slots.iter().chain(self.destinations.entries().map(|(_, entry)| entry));
-        entries.filter_map(|entry| entry.message.as_ref()).map(|message| &*message.event)
+        self.entries().filter_map(|(_, entry)| entry.message.as_ref()).map(|message| &*message.event)
+    }
+
+    fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
+        (self.first..).zip(&self.slots).chain(self.destinations.entries())
     }
 }
 

@@ -13,7 +13,7 @@ use crate::event::{Event, Kept, Message, Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
-use crate::queue::{Buffer, Settlement};
+use crate::queue::{Buffer, EventEnd, Settlement};
 use crate::status::{BrokerStatus, Loss, RefusalReason};
 
 /// The time that delivery waits before it retries to write dead letters.
@@ -58,8 +58,7 @@ impl Settler {
         for _ in 0..taken.overtook + usize::from(taken.overtaken) {
             metrics.out_of_order();
         }
-        self.settlement.published.push(taken.pair);
-        self.settlement.release(&taken.message.event);
+        self.settlement.add(&taken.message.event, EventEnd::Published(taken.pair));
         end(&mut self.ended, &taken.message.event, Outcome::Kept);
     }
 
@@ -69,13 +68,14 @@ impl Settler {
         if taken.overtaken {
             metrics.out_of_order();
         }
-        let (id, reason) = (taken.message.event.id(), refusal.reason().name());
-        tracing::debug!(id, address = &*taken.message.address, reason, "refused an event");
+        let Message { event, address, .. } = &taken.message;
+        let (id, address, reason) = (event.id(), &**address, refusal.reason().name());
+        tracing::debug!(id, address, reason, "refused an event");
         if self.throttle.admits() {
             tracing::warn!(
-                id = taken.message.event.id(),
-                address = &*taken.message.address,
-                reason = refusal.reason().name(),
+                id,
+                address,
+                reason,
                 "the broker refused an event: {}{}",
                 refusal.text,
                 if self.store.is_some() {
@@ -173,14 +173,11 @@ impl Settler {
     /// Removes the first refused messages: dead letters with their reason, or lost if there is none.
     fn release(&mut self, count: usize, kept_as: impl Fn(&Refusal) -> Option<RefusalReason>) {
         for (taken, refusal) in self.refused.drain(..count) {
-            self.settlement.release(&taken.message.event);
-            if let Some(reason) = kept_as(&refusal) {
-                self.settlement.dead_lettered.push(reason);
-                end(&mut self.ended, &taken.message.event, Outcome::Kept);
-            } else {
-                self.settlement.lost.push(Loss::Refused);
-                end(&mut self.ended, &taken.message.event, Outcome::Failed);
-            }
+            let lost = (EventEnd::Lost(Loss::Refused), Outcome::Failed);
+            let dead_lettered = |reason| (EventEnd::DeadLettered(reason), Outcome::Kept);
+            let (event_end, outcome) = kept_as(&refusal).map_or(lost, dead_lettered);
+            self.settlement.add(&taken.message.event, event_end);
+            end(&mut self.ended, &taken.message.event, outcome);
         }
     }
 
@@ -194,7 +191,7 @@ impl Settler {
             return;
         }
         queue.settle(&self.settlement, oldest.or_else(|| ring.oldest()));
-        if !self.settlement.published.is_empty() {
+        if self.settlement.has_published() {
             view.change(|view| view.last_published = Some(SystemTime::now()));
         }
         self.settlement.clear();
@@ -203,8 +200,7 @@ impl Settler {
 
     /// Settles a message that its sender withdrew before it was sent.
     pub(super) fn withdrawn(&mut self, taken: &Removed) {
-        self.settlement.withdrawn += 1;
-        self.settlement.release(&taken.message.event);
+        self.settlement.add(&taken.message.event, EventEnd::Withdrawn);
     }
 
     /// The events of messages that are refused and not settled yet.

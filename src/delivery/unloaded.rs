@@ -6,11 +6,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::brokers::{Routed, Sequence};
 use crate::delivery::backlog::restored;
 use crate::delivery::disk_read::DiskReads;
 use crate::delivery::publish::{BATCH, Delivery};
-use crate::event::{EVENT_OVERHEAD, Event, Message, Rebuild};
+use crate::event::{EVENT_OVERHEAD, Event, Rebuild};
 use crate::queue::UnsettledRecord;
 use crate::queue::journal::{Batch, Reader};
 use crate::status::BrokerStatus;
@@ -74,7 +73,7 @@ pub(super) struct UnloadedReader {
 }
 
 impl UnloadedReader {
-    pub(super) fn new(reader: Reader, rebuild: Rebuild) -> Self {
+    pub(super) fn new((reader, rebuild): (Reader, Rebuild)) -> Self {
         Self { reads: DiskReads::new(reader), rebuild, current: None, has_renewed: false, looked: None }
     }
 
@@ -216,28 +215,16 @@ impl Delivery {
 
     fn take_read(&mut self, event: Box<Event>, purpose: ReadPurpose) {
         let Some(number) = event.kept.number() else { return };
-        match self.pairs.route(&event, &mut self.router, &self.queue) {
-            Ok(Routed { address, key, .. }) if purpose == ReadPurpose::Render => {
-                self.ring.rendered(number, &address, &key, event.origin.received);
-            }
-            Ok(Routed { address, key, pair }) => {
-                self.load(number, Message { event, address, key }, pair);
-            }
-            Err(refusal) => {
-                let pair = self.pairs.number(&event, &self.queue);
-                let message = Message { event, address: "".into(), key: "".into() };
-                if let Some(sequence) = self.load(number, message, pair) {
-                    self.refuse(sequence, refusal);
-                }
-            }
+        let (cost, received) = (event.cost(), event.origin.received);
+        let (message, pair, refusal) = self.message_of(event);
+        if purpose == ReadPurpose::Render && refusal.is_none() {
+            return self.ring.rendered(number, &message.address, &message.key, received);
         }
-    }
-
-    fn load(&mut self, number: u64, message: Message, pair: u16) -> Option<Sequence> {
-        let cost = message.event.cost();
-        let sequence = self.ring.load(number, message, pair)?;
+        let Some(sequence) = self.ring.load(number, message, pair) else { return };
         self.queue.load(cost);
-        Some(sequence)
+        if let Some(refusal) = refusal {
+            self.refuse(sequence, refusal);
+        }
     }
 
     /// A copy of an event in memory whose record is damaged.

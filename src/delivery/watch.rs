@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::delivery::address_queue::Address;
+use crate::delivery::address_queue::{Address, WaitingMessages};
 use crate::delivery::ring::{Ring, UnansweredMessages};
 use crate::event::Message;
 use crate::status::WaitingAddress;
@@ -70,15 +70,6 @@ pub(super) struct EndedWait {
     pub(super) is_confirmed: bool,
 }
 
-/// The messages that wait for one address.
-#[derive(Debug)]
-struct WaitingSince {
-    address: Address,
-    messages: usize,
-    since: Instant,
-    reason: Option<String>,
-}
-
 impl Watch {
     /// Whether it is time for another look.
     pub(super) fn is_due(&mut self, now: Instant) -> bool {
@@ -133,20 +124,18 @@ impl Watch {
     /// Checks the messages without an answer, and those that were refused for now.
     pub(super) fn look(&mut self, now: Instant, ring: &Ring, reason: impl Fn(&str) -> Option<String>) -> Look {
         self.over.retain(|_, at| now.saturating_duration_since(*at) < SHOWN);
-        let mut late: HashMap<Address, WaitingSince> = HashMap::new();
-        let mut add = |address: &Address, messages, since, reason: Option<String>| {
-            if now.saturating_duration_since(since) >= SHOWN && !self.over.contains_key(address) {
-                late.insert(address.clone(), WaitingSince { address: address.clone(), messages, since, reason });
-            }
+        let is_late = |waiting: &WaitingMessages| {
+            now.saturating_duration_since(waiting.since) >= SHOWN && !self.over.contains_key(&waiting.address)
         };
-        let unanswered = ring.unanswered();
-        for (address, seen) in &unanswered {
-            add(address, seen.messages, seen.since, None);
-        }
-        for parked in ring.parked() {
-            add(parked.address, parked.messages, parked.since, Some(parked.reason.to_owned()));
-        }
-        let mut late: Vec<WaitingSince> = late.into_values().collect();
+        let unanswered =
+            ring.unanswered().into_iter().map(|(address, UnansweredMessages { since, messages, .. })| {
+                WaitingMessages { address, messages, since, reason: None }
+            });
+        let late = unanswered.chain(ring.destinations.parked()).filter(is_late);
+        // Of an address that refused and is tried, the refusal counts.
+        let late: HashMap<Address, WaitingMessages> =
+            late.map(|waiting| (waiting.address.clone(), waiting)).collect();
+        let mut late: Vec<WaitingMessages> = late.into_values().collect();
         late.sort_by_key(|waiting| waiting.since);
         let confirmed = self.last.as_ref().map(|(_, at)| *at);
         let mut look = Look {
@@ -168,7 +157,7 @@ impl Watch {
             !is_confirmed && !is_gone
         });
         for waiting in late.into_iter().take(LISTED) {
-            let WaitingSince { address, messages, since, reason: known } = waiting;
+            let WaitingMessages { address, messages, since, reason: known } = waiting;
             let age = now.saturating_duration_since(since);
             let found = known.or_else(|| reason(address.name()));
             let is_due = found.is_some() || age >= LOGGED;

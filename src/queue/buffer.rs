@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 use crate::event::{Event, Kept, Waiter, WakeList};
 use crate::queue::disk::{AppendReason, Backlog, Disk, Incoming};
 use crate::queue::journal::{Record, SegmentAllocator, index};
-use crate::queue::{Ack, Mode, NotTaken, Settlement};
+use crate::queue::{Ack, EventEnd, Mode, NotTaken, Settlement};
 use crate::settings::Section;
 use crate::status::{ConnectionState, Decision, JournalState, Ledger, Limits, Loss, PairBook, Snapshot};
 
@@ -78,6 +78,13 @@ pub(super) struct QueueState {
 impl QueueState {
     fn in_memory(&self) -> usize {
         self.waiting.len() + self.replays.len() + self.taken
+    }
+
+    /// Frees the room of events that delivery does not hold any more.
+    pub(super) fn give_back(&mut self, events: usize, bytes: usize) {
+        self.taken -= events;
+        self.bytes -= bytes;
+        self.taken_bytes -= bytes;
     }
 
     /// Removes all waiting events that their senders withdrew.
@@ -405,20 +412,18 @@ impl Buffer {
     /// Counts and releases a batch; `oldest` is the receipt of the oldest event that delivery still holds.
     pub(crate) fn settle(&self, settlement: &Settlement, oldest: Option<SystemTime>) {
         let mut state = self.lock();
-        state.ledger.publish(&settlement.published);
-        for reason in &settlement.dead_lettered {
-            state.ledger.dead_lettered[*reason as usize] += 1;
+        for end in &settlement.ends {
+            match end {
+                EventEnd::Published(pair) => state.ledger.publish(*pair),
+                EventEnd::DeadLettered(reason) => state.ledger.dead_lettered[*reason as usize] += 1,
+                EventEnd::Lost(loss) => state.ledger.lost[*loss as usize] += 1,
+                EventEnd::Withdrawn => state.ledger.withdrawn += 1,
+            }
         }
-        for loss in &settlement.lost {
-            state.ledger.lost[*loss as usize] += 1;
-        }
-        state.ledger.withdrawn += settlement.withdrawn as u64;
-        state.taken -= settlement.events();
-        state.held -= settlement.events() as u64;
-        state.bytes -= settlement.bytes;
-        state.taken_bytes -= settlement.bytes;
+        state.held -= settlement.ends.len() as u64;
+        state.give_back(settlement.ends.len(), settlement.bytes);
         state.oldest_taken = oldest;
-        if !settlement.published.is_empty() {
+        if settlement.has_published() {
             state.away = None;
         }
         if let Some(disk) = &mut state.disk {
@@ -612,8 +617,8 @@ mod tests {
         let mut taken = VecDeque::new();
         assert_eq!(buffer.take(10, &mut taken), Taken::Events(1));
         assert_eq!(enqueue(&buffer, event(1)), Err(NotTaken::Full));
-        let mut settlement = Settlement { published: vec![0], ..Settlement::default() };
-        settlement.release(&taken[0]);
+        let mut settlement = Settlement::default();
+        settlement.add(&taken[0], EventEnd::Published(0));
         buffer.settle(&settlement, None);
         assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         let snapshot = buffer.snapshot();

@@ -242,19 +242,12 @@ impl Disk {
         debug_assert!(self.outstanding.back().is_none_or(|(last, _)| *last < sequence));
         self.outstanding.push_back((sequence, sequence));
         self.cursor = sequence + 1;
-        if self.cursor >= self.synced {
-            // Caught up: events accepted next are kept in memory again.
-            self.tail = NewestEvents::InMemory;
-        }
     }
 
     /// Continues at this sequence: everything in between was damaged.
     pub(super) fn skip_to(&mut self, next: u64) {
         self.pass_copies(next);
         self.cursor = self.cursor.max(next);
-        if self.cursor >= self.synced {
-            self.tail = NewestEvents::InMemory;
-        }
         self.advance();
     }
 
@@ -320,9 +313,6 @@ impl Disk {
     pub(super) fn pass_next_copies(&mut self) {
         while self.cursor < self.synced && self.copies.contains_key(&self.cursor) {
             self.pass_copies(self.cursor + 1);
-        }
-        if self.cursor >= self.synced {
-            self.tail = NewestEvents::InMemory;
         }
     }
 

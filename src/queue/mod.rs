@@ -14,6 +14,6 @@ mod writer;
 pub(crate) use buffer::{Buffer, Taken, limits};
 pub(crate) use disk::{Backlog, UnsettledRecord};
 pub(crate) use mode::{Ack, Mode, NotTaken};
-pub(crate) use settlement::Settlement;
+pub(crate) use settlement::{EventEnd, Settlement};
 pub(crate) use stop::SpillResult;
 pub(crate) use writer::Journaling;

@@ -13,9 +13,7 @@ impl Buffer {
     /// Frees the room in memory of so many events: delivery has them no more, and reads them back later.
     pub(crate) fn unload(&self, events: usize, bytes: usize) {
         let mut state = self.lock();
-        state.taken -= events;
-        state.bytes -= bytes;
-        state.taken_bytes -= bytes;
+        state.give_back(events, bytes);
         state.full &= !Self::is_below_the_mark(&state);
         drop(state);
         // More may be read from the journal now.

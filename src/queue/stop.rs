@@ -86,7 +86,8 @@ impl Buffer {
         state.closed = true;
         let QueueState { waiting, replays, .. } = &mut *state;
         let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
-        lose(&mut state, all.iter().map(|event| &**event));
+        let (_, cost) = lose(&mut state, all.iter().map(|event| &**event));
+        state.bytes -= cost;
         drop(state);
         give_up(all.iter().map(|event| &**event));
     }
@@ -97,8 +98,7 @@ impl Buffer {
         let events: Vec<&Event> = events.collect();
         let mut state = self.lock();
         let (count, cost) = lose(&mut state, events.iter().copied());
-        state.taken_bytes -= cost;
-        state.taken -= count;
+        state.give_back(count, cost);
         drop(state);
         give_up(events.into_iter());
         count
@@ -124,7 +124,6 @@ fn is_kept(disk: Option<&Disk>, event: &Event) -> bool {
 fn lose<'e>(state: &mut QueueState, events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
     let lost = events.filter(|event| !is_kept(state.disk.as_ref(), event));
     let (count, cost) = lost.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()));
-    state.bytes -= cost;
     state.held -= count as u64;
     state.ledger.lost[Loss::Exit as usize] += count as u64;
     (count, cost)

@@ -94,7 +94,7 @@ impl Journaling {
         if !work.failed {
             self.write(work);
         } else if !work.incoming.is_empty() {
-            self.refuse(work.incoming);
+            tell(self.queue.not_written(work.incoming, None), Outcome::Failed);
         }
     }
 
@@ -102,17 +102,13 @@ impl Journaling {
         let spare = work.spare;
         let is_written = self.commit(work);
         let Some(segment) = spare else { return };
-        if !is_written {
-            self.queue.not_prepared(segment);
-            return;
-        }
-        let made = self.writer.create(segment);
-        if let Err(error) = &made
+        let made = is_written.then(|| self.writer.create(segment));
+        if let Some(Err(error)) = &made
             && self.throttle.admits()
         {
             tracing::warn!("cannot make another segment of the journal, trying again every second: {error}");
         }
-        self.queue.prepared(segment, &made);
+        self.queue.prepared(segment, made);
     }
 
     /// Writes and syncs the events that arrived, and the watermark; returns whether all succeeded.
@@ -177,15 +173,10 @@ impl Journaling {
                 tracing::error!("{error}; what is not delivered when the bridge stops is lost");
             }
         }
-        let run = self.queue.give_up(error, run);
-        self.refuse(run);
+        tell(self.queue.not_written(run, Some(error)), Outcome::Failed);
         if ends {
-            self.queue.fail();
+            self.queue.failed.notify_one();
         }
-    }
-
-    fn refuse(&mut self, run: Vec<Incoming>) {
-        tell(self.queue.not_written(run), Outcome::Failed);
     }
 }
 
@@ -247,6 +238,8 @@ impl Buffer {
                     let held = state.waiting.len() + state.replays.len() + state.taken;
                     if held >= state.limits.events || state.bytes + cost > state.limits.bytes {
                         disk.tail = NewestEvents::OnDisk;
+                    } else if disk.cursor >= place.sequence {
+                        disk.tail = NewestEvents::InMemory;
                     }
                     if disk.tail == NewestEvents::InMemory {
                         state.bytes += cost;
@@ -263,21 +256,23 @@ impl Buffer {
         waiters
     }
 
-    /// Handles events that the journal did not accept: those that a sender waits for are refused, copies are dropped.
-    pub(super) fn not_written(&self, run: Vec<Incoming>) -> Vec<Arc<Waiter>> {
+    /// Handles events that the journal did not accept: those that a sender waits for are refused, copies are dropped. After
+    /// an error the places of these events are taken back, and all that were accepted after them, too.
+    fn not_written(&self, mut run: Vec<Incoming>, error: Option<&CommitError>) -> Vec<Arc<Waiter>> {
         let mut state = self.lock();
         let state = &mut *state;
-        let mut waiters = Vec::with_capacity(run.len());
-        if let Some(disk) = &mut state.disk {
-            disk.writing_since = None;
-            disk.unsynced_bytes -= run.iter().map(|next| next.event.cost()).sum::<usize>();
+        let Some(disk) = &mut state.disk else { return Vec::new() };
+        if let Some(error) = error {
+            run.append(&mut disk.incoming);
+            disk.give_up(error, run.first());
         }
+        disk.writing_since = None;
+        disk.unsynced_bytes -= run.iter().map(|next| next.event.cost()).sum::<usize>();
+        let mut waiters = Vec::with_capacity(run.len());
         for Incoming { event, entry, place } in run {
             match entry {
                 AppendReason::Copy { number, waiter } => {
-                    if let Some(disk) = &mut state.disk {
-                        disk.not_copied(number, place.sequence);
-                    }
+                    disk.not_copied(number, place.sequence);
                     waiters.extend(waiter);
                 }
                 AppendReason::Accept { source, secret, waiter } => {
@@ -298,48 +293,19 @@ impl Buffer {
         self.work.notify_one();
     }
 
-    /// Wakes the waiter of [`Buffer::failed`].
-    pub(super) fn fail(&self) {
-        self.failed.notify_one();
-    }
-
     /// Waits until the journal can never be written again; the bridge must end then.
     pub(crate) async fn failed(&self) {
         self.failed.notified().await;
     }
 
-    /// Takes back the places of these events and of all that were accepted after them; returns all of them.
-    fn give_up(&self, error: &CommitError, mut run: Vec<Incoming>) -> Vec<Incoming> {
-        let mut state = self.lock();
-        let Some(disk) = &mut state.disk else { return run };
-        run.append(&mut disk.incoming);
-        if let Some(first) = run.first() {
-            disk.layout.undo(&first.place);
-        }
-        match error {
-            CommitError::NoSpace(_) => {
-                // Refusing these reported already that events do not fit.
-                disk.short |= !run.is_empty();
-                disk.note_no_space(error.to_string());
-            }
-            CommitError::Failed(_) => disk.failed = Some(error.to_string()),
-        }
-        run
-    }
-
-    /// Notes that a wanted segment is not created for now.
-    fn not_prepared(&self, segment: u32) {
+    /// Notes that a wanted segment was created, or that this failed; none: it is not created for now.
+    fn prepared(&self, segment: u32, made: Option<io::Result<()>>) {
         if let Some(disk) = &mut self.lock().disk {
-            disk.layout.prepared(segment, false);
-        }
-    }
-
-    fn prepared(&self, segment: u32, made: &io::Result<()>) {
-        if let Some(disk) = &mut self.lock().disk {
-            disk.layout.prepared(segment, made.is_ok());
+            disk.layout.prepared(segment, matches!(made, Some(Ok(()))));
             match made {
-                Ok(()) => disk.note_space(),
-                Err(error) => disk.note_no_space(error.to_string()),
+                Some(Ok(())) => disk.note_space(),
+                Some(Err(error)) => disk.note_no_space(error.to_string()),
+                None => {}
             }
         }
     }
@@ -352,6 +318,21 @@ fn waiting_since(incoming: &[Incoming]) -> Option<Instant> {
 }
 
 impl Disk {
+    /// Takes back the places from the first of these events on.
+    fn give_up(&mut self, error: &CommitError, first: Option<&Incoming>) {
+        if let Some(first) = first {
+            self.layout.undo(&first.place);
+        }
+        match error {
+            CommitError::NoSpace(_) => {
+                // Refusing these reported already that events do not fit.
+                self.short |= first.is_some();
+                self.note_no_space(error.to_string());
+            }
+            CommitError::Failed(_) => self.failed = Some(error.to_string()),
+        }
+    }
+
     /// Whether an event has waited for the disk for longer than this.
     pub(super) fn is_stalled(&self, longest: Duration) -> bool {
         let oldest = self.writing_since.or_else(|| waiting_since(&self.incoming));

@@ -135,12 +135,10 @@ impl Ledger {
     }
 
     /// Counts confirmed events: one pair number for each.
-    pub(crate) fn publish(&mut self, pairs: &[u16]) {
-        self.published += pairs.len() as u64;
-        for pair in pairs {
-            if let Some(book) = self.pairs.get_mut(usize::from(*pair)) {
-                book.published += 1;
-            }
+    pub(crate) fn publish(&mut self, pair: u16) {
+        self.published += 1;
+        if let Some(book) = self.pairs.get_mut(usize::from(pair)) {
+            book.published += 1;
         }
     }
 

@@ -173,7 +173,7 @@ fn counts_a_stalled_address_neither_in_flight_nor_in_its_span() {
     assert_eq!(hand_all(&mut ring), [5]);
     // Not the one that is waited for.
     assert!(ring.take(1, true).is_some());
-    assert!(ring.next(Some(now())).is_none() && ring.is_closed(&address("a")));
+    assert!(ring.next(Some(now())).is_none() && ring.destinations.is_closed(&address("a")));
     assert!(ring.take(0, true).is_some());
     assert_eq!((ring.handed(), ring.in_flight(), ring.begin()), (1, 1, 3));
     assert_eq!(hand_all(&mut ring), [3, 4]);
@@ -205,12 +205,6 @@ fn knows_no_sequence_twice() {
 }
 
 const ADDRESSES: [&str; 3] = ["a", "b", "c"];
-
-impl Ring {
-    fn entries(&self) -> impl Iterator<Item = (Sequence, &RingEntry)> {
-        (self.first..).zip(&self.slots).chain(self.destinations.entries())
-    }
-}
 
 proptest! {
     /// For any mix of verdicts, stalled addresses and lost sessions: handed-over counts agree, an address is sent oldest

@@ -282,11 +282,7 @@ impl SegmentAllocator {
     /// limit allows one. It counts from now on; the outcome goes to [`SegmentAllocator::prepared`].
     pub(crate) fn wants_spare(&mut self) -> Option<u32> {
         let half = self.used.back().is_some_and(|active| active.filled > HEADER_BYTES.midpoint(active.limit));
-        if !half || self.spare_failed || self.making.is_some() || !self.spares.is_empty() {
-            return None;
-        }
-        self.making = self.grow();
-        self.making
+        if half && !self.spare_failed { self.wants_spare_again() } else { None }
     }
 
     /// The number of a spare to create because the disk had no room for one before, if the limit allows one. The

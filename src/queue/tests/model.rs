@@ -19,7 +19,7 @@ use crate::metrics::Metrics;
 use crate::process::failpoint::set_here;
 use crate::queue::journal::{self, Opened, Reader, Record};
 use crate::queue::writer::WriterStep;
-use crate::queue::{Ack, Buffer, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
+use crate::queue::{Ack, Buffer, EventEnd, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
 use crate::status::{Heartbeat, Ledger, Limits, RefusalReason, SourceBook};
 
 const JOURNAL: journal::Settings = journal::Settings { max_bytes: 6 * 8192, segment_bytes: 8192 };
@@ -246,12 +246,8 @@ impl QueueModel {
         }
         let event = self.run.taken.remove(at % self.run.taken.len()).unwrap();
         let mut settlement = Settlement::default();
-        if is_published {
-            settlement.published.push(0);
-        } else {
-            settlement.dead_lettered.push(RefusalReason::Other);
-        }
-        settlement.release(&event);
+        let end = if is_published { EventEnd::Published(0) } else { EventEnd::DeadLettered(RefusalReason::Other) };
+        settlement.add(&event, end);
         self.run.buffer.settle(&settlement, None);
         if !self.held.remove(&number(&event)) {
             self.repeats -= 1;

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::event::{Event, Fields, Kept, Origin, Outcome, Waiter};
 use crate::metrics::Metrics;
 use crate::queue::journal::{self, Opened, Reader, Record};
-use crate::queue::{Ack, Buffer, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
+use crate::queue::{Ack, Buffer, EventEnd, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
 use crate::status::{ConnectionState, Heartbeat, Ledger, Limits, SourceBook};
 
 struct Queue {
@@ -72,8 +72,8 @@ impl Queue {
     }
 
     fn settle(&self, event: &Event) {
-        let mut settlement = Settlement { published: vec![0], ..Settlement::default() };
-        settlement.release(event);
+        let mut settlement = Settlement::default();
+        settlement.add(event, EventEnd::Published(0));
         self.buffer.settle(&settlement, None);
         self.check();
     }
