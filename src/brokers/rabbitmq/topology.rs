@@ -69,37 +69,55 @@ impl Exchanges {
             if mode == Topology::Ignore && !is_lost {
                 continue;
             }
-            let exists = self.exists(&mut scratch, thing).await?;
-            match (exists, mode, thing) {
-                (true, Topology::Ignore, _) | (true, _, Thing::Queue(_)) => {}
-                (true, _, Thing::Exchange(name)) => findings.extend(self.type_of(&mut scratch, name).await?),
-                (false, Topology::Declare, _) => {
-                    let declared = scratch.declare(thing, false).await;
-                    declared.map_err(|error| self.failed("create", thing, &error))?;
-                    has_made = true;
-                }
-                (false, _, Thing::Exchange(name)) if name != main => {
+            match (self.provide(&mut scratch, thing, &mut has_made).await, thing) {
+                (Ok(found), _) => findings.extend(found),
+                // The events of a route wait for its exchange; those of all others do not.
+                (Err(error), Thing::Exchange(name)) if name != main && connection.status().connected() => {
                     self.memory.lock().doubt(name, None, RefusalReason::NoDestination);
-                    let text = format!("{thing} of a route does not exist; its events go to the dead letters");
-                    findings.push(Finding::Missing(text));
-                    continue;
+                    findings.push(Finding::Warning(error.text));
                 }
-                (false, ..) => {
-                    let text = format!(
-                        "{thing} does not exist at {}; create it, or set topology = \"declare\" in [broker.rabbitmq]",
-                        self.settings.location()
-                    );
-                    return Err(ConnectError::new(ErrorKind::Connect, text));
-                }
-            }
-            if let Thing::Exchange(name) = thing {
-                self.memory.lock().saw(name);
+                (Err(error), _) => return Err(error),
             }
         }
         if let (Topology::Declare, Some(queue)) = (mode, &self.settings.queue) {
             findings.extend(self.bind(&mut scratch, queue, has_made).await?);
         }
         Ok(findings)
+    }
+
+    /// Makes or checks one thing.
+    async fn provide(
+        &self,
+        scratch: &mut TemporaryChannel<'_>,
+        thing: Thing<'_>,
+        has_made: &mut bool,
+    ) -> Result<Option<Finding>, ConnectError> {
+        let mut finding = None;
+        match (self.exists(scratch, thing).await?, self.settings.topology, thing) {
+            (true, Topology::Ignore, _) | (true, _, Thing::Queue(_)) => {}
+            (true, _, Thing::Exchange(name)) => finding = self.type_of(scratch, name).await?,
+            (false, Topology::Declare, _) => {
+                let declared = scratch.declare(thing, false).await;
+                declared.map_err(|error| self.failed("create", thing, &error))?;
+                *has_made = true;
+            }
+            (false, _, Thing::Exchange(name)) if name != self.main() => {
+                self.memory.lock().doubt(name, None, RefusalReason::NoDestination);
+                let text = format!("{thing} of a route does not exist; its events go to the dead letters");
+                return Ok(Some(Finding::Missing(text)));
+            }
+            (false, ..) => {
+                let text = format!(
+                    "{thing} does not exist at {}; create it, or set topology = \"declare\" in [broker.rabbitmq]",
+                    self.settings.location()
+                );
+                return Err(ConnectError::new(ErrorKind::Connect, text));
+            }
+        }
+        if let Thing::Exchange(name) = thing {
+            self.memory.lock().saw(name);
+        }
+        Ok(finding)
     }
 
     async fn exists(&self, scratch: &mut TemporaryChannel<'_>, thing: Thing<'_>) -> Result<bool, ConnectError> {

@@ -407,3 +407,27 @@ fn a_full_queue_with_more_than_the_buffer_holds_stops_nobody() {
         admin(&rig.order(&json!({"do": "delete", "queue": full})));
     });
 }
+
+#[test]
+fn goes_on_without_the_exchange_of_a_route_that_it_may_not_make() {
+    let rig = Rabbitmq::new("may_not_make");
+    let other = format!("{}-other", rig.name);
+    rig.create();
+    admin(&rig.order(&json!({"do": "create", "exchange": other})));
+    rig.broker.rabbitmqctl(&["add_user", "writer", "writer-secret"]);
+    rig.broker.rabbitmqctl(&["set_permissions", "writer", "^$", ".*", ".*"]);
+    let uri = rig.broker.fact("RABBITMQ_URL").replace("bridge:bridge-secret", "writer:writer-secret");
+    let table = rig.table().text("uri", uri).route(&[("event", "Trapped"), ("exchange", &other)]);
+    let setup = Setup::new(&table).text("publish.refuse_after", "1s");
+    let daemon = setup.start();
+    daemon.wait_until("it is connected", LIMIT, |status| status.text("/broker/state") == "connected");
+    admin(&rig.order(&json!({"do": "delete", "exchange": other})));
+    let every = Some((51, "Trapped", String::new()));
+    let sent = Load { events: 51, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (50, 1));
+    assert_eq!(setup.dead_letters()[0]["reason"], "no_destination");
+    let findings = status.0["broker"]["findings"].to_string();
+    assert!(findings.contains(&format!("cannot create the exchange `{other}`")), "{findings}");
+    judge(&rig, &setup, &sent, &status, 0);
+}

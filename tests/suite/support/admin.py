@@ -68,7 +68,10 @@ def rabbitmq(order):
                 channel._impl._send_method(request)
             channel.queue_declare(order["queue"], passive=True)
     elif order["do"] == "delete":
-        channel.queue_delete(order["queue"])
+        if order.get("queue"):
+            channel.queue_delete(order["queue"])
+        else:
+            channel.exchange_delete(order["exchange"])
     elif order["do"] == "publish":
         headers = order["headers"]
         properties = pika.BasicProperties(headers.get("content-type"), headers=headers, delivery_mode=2,
