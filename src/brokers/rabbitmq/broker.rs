@@ -19,6 +19,8 @@ use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, Headers, Session,
 /// RabbitMQ.
 pub(crate) struct Rabbitmq {
     headers: Headers,
+    /// `publish.retry_max`.
+    retry_max: Duration,
     plan: Arc<Exchanges>,
     kept: IdleConnection,
     tokens: Option<Arc<Tokens>>,
@@ -32,6 +34,7 @@ impl Rabbitmq {
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
         Self {
             headers: terms.headers.clone(),
+            retry_max: terms.retry_max,
             plan: Arc::new(Exchanges::new(settings)),
             kept: IdleConnection::default(),
             tokens: settings.oauth.as_ref().map(Tokens::new),
@@ -80,7 +83,8 @@ impl Broker for Rabbitmq {
         match established.unwrap_or_else(|_| Err(self.silent())) {
             Ok(findings) => {
                 let (plan, kept) = (self.plan.clone(), self.kept.clone());
-                let session = RabbitmqSession::new(link, channel, self.headers.clone(), plan, kept);
+                let headers = self.headers.clone();
+                let session = RabbitmqSession::new(link, channel, headers, plan, kept, self.retry_max);
                 Ok((Box::new(session), findings))
             }
             Err(error) => {

@@ -11,15 +11,16 @@ use crate::brokers::look::TopologyLook;
 use crate::brokers::rabbitmq::connection::ATTEMPT;
 use crate::brokers::rabbitmq::topology::Exchanges;
 
-/// The time for which the answer that the topology exists counts: longer than the wait for a try of an address.
+/// The least time for which the answer that the topology exists counts.
 const FRESH: Duration = Duration::from_secs(5);
 
 /// Each look takes some round trips, and each that finds nothing an error in the broker's log.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The looks.
-#[derive(Default)]
 pub(super) struct Questions {
+    /// The time for which the answer that the topology exists counts: longer than the wait for the next try of an address.
+    fresh: Duration,
     is_doubted: bool,
     look: TopologyLook<Result<(), String>>,
     /// The time at which it was last found as it should be.
@@ -27,6 +28,12 @@ pub(super) struct Questions {
 }
 
 impl Questions {
+    /// No question yet; an address is tried again within `retry_max`.
+    pub(super) fn new(retry_max: Duration) -> Self {
+        let fresh = FRESH.max(retry_max.saturating_mul(2));
+        Self { fresh, is_doubted: false, look: TopologyLook::default(), stood: None }
+    }
+
     /// The time to look because confirms are missing, if that is not decided yet.
     pub(super) fn next_doubt(&self, doubtful: Instant) -> Option<Instant> {
         self.look.next(doubtful.into(), PAUSE).filter(|_| !self.is_doubted).map(tokio::time::Instant::into_std)
@@ -39,7 +46,7 @@ impl Questions {
 
     /// Whether the topology was what it should be a moment ago.
     pub(super) fn has_stood(&self) -> bool {
-        self.stood.is_some_and(|stood| stood.elapsed() < FRESH)
+        self.stood.is_some_and(|stood| stood.elapsed() < self.fresh)
     }
 
     /// Looks, when there is a doubt; returns what is missing. Never ready without one; cancel-safe.
@@ -61,5 +68,20 @@ impl Questions {
             self.stood = Some(Instant::now());
         }
         found.err()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_counts_until_an_address_has_been_tried_again() {
+        let stood = |retry_max, ago| {
+            let stood = Instant::now().checked_sub(Duration::from_secs(ago));
+            Questions { stood, ..Questions::new(Duration::from_secs(retry_max)) }.has_stood()
+        };
+        assert!(stood(1, 4) && !stood(1, 6), "longer than a look and its pause");
+        assert!(stood(10, 15) && !stood(10, 21), "longer than the wait between two tries");
     }
 }

@@ -85,6 +85,7 @@ impl RabbitmqSession {
         headers: Headers,
         plan: Arc<Exchanges>,
         kept: IdleConnection,
+        retry_max: Duration,
     ) -> Self {
         Self {
             link,
@@ -94,7 +95,7 @@ impl RabbitmqSession {
             kept,
             confirms: FuturesUnordered::new(),
             returns: Returns::default(),
-            questions: Questions::default(),
+            questions: Questions::new(retry_max),
             tries: FuturesUnordered::new(),
             later: VecDeque::new(),
             ready: Vec::new(),
