@@ -11,6 +11,7 @@ mod rights;
 mod session;
 mod settings;
 mod topology;
+mod tries;
 mod uri;
 
 pub(crate) use broker::Rabbitmq;

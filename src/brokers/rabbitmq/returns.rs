@@ -3,9 +3,11 @@
 //!
 //! RabbitMQ sends a message's return before its confirm. The library keeps returns in a queue and gives the first of
 //! it to whichever confirm completes next. So the *set* of returns is exact, and:
-//! - a confirm that carries none saw the queue empty: its own return, if there was one, came with an earlier confirm;
+//! - a confirm that carries none saw the queue empty: its own return, and that of every message confirmed before it, came
+//!   with an earlier confirm;
 //! - after a confirm that carries one, the queue is no longer than the messages in flight at that time: when those are
-//!   confirmed, its own return has come too.
+//!   confirmed, its own return has come too;
+//! - a message whose return has come needs neither.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
@@ -61,7 +63,7 @@ pub(super) struct Returns<T> {
     oldest: u64,
     /// Confirmed since judgements were last asked for.
     confirmed: Vec<ConfirmedMessage<T>>,
-    /// Certain when no message below the number is in flight.
+    /// Certain when no message below the number is in flight, or when a later confirm carries no return.
     held: VecDeque<(u64, ConfirmedMessage<T>)>,
     /// Returns by message id that no message has claimed yet. The same id can be in flight twice.
     unclaimed: HashMap<Box<str>, usize>,
@@ -112,8 +114,14 @@ impl<T> Returns<T> {
     pub(super) fn judgements(&mut self) -> Vec<(T, Judgement)> {
         let mut judged = Vec::new();
         let next = self.next();
-        for confirmed in std::mem::take(&mut self.confirmed) {
-            if confirmed.carries {
+        let confirmed = std::mem::take(&mut self.confirmed);
+        if confirmed.iter().any(|confirmed| !confirmed.carries) {
+            for (_, held) in std::mem::take(&mut self.held) {
+                judged.push(self.judge(held));
+            }
+        }
+        for confirmed in confirmed {
+            if confirmed.carries && !self.unclaimed.contains_key(&confirmed.sent.id) {
                 self.held.push_back((next, confirmed));
             } else {
                 judged.push(self.judge(confirmed));
@@ -233,6 +241,26 @@ mod tests {
         returns.confirm(sent, ConfirmOutcome::Nack, Some("a"));
         assert_eq!(returns.judgements(), [((), Judgement::Nacked)]);
         assert!(returns.unclaimed.is_empty());
+    }
+
+    #[test]
+    fn a_message_that_is_never_confirmed_withholds_no_judgement_of_others() {
+        let (mut returns, mut library) = (Returns::default(), Library::default());
+        let _silent = returns.send("silent", 0);
+        let [bad, good, other] = [returns.send("bad", 1), returns.send("good", 2), returns.send("other", 3)];
+        // Its own return comes with the confirm.
+        library.waiting.push_back("bad".to_owned());
+        library.confirm(bad);
+        library.look(&mut returns, |_| 0);
+        assert_eq!(library.judged, [(1, Judgement::Returned)]);
+        // The return of another comes with it, and then a confirm without one.
+        library.waiting.push_back("other".to_owned());
+        library.confirm(good);
+        library.look(&mut returns, |_| 0);
+        assert_eq!(library.judged[1..], []);
+        library.confirm(other);
+        library.look(&mut returns, |_| 0);
+        assert_eq!(library.judged[1..], [(2, Judgement::Stored), (3, Judgement::Returned)]);
     }
 
     #[test]

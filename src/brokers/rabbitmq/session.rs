@@ -3,7 +3,7 @@
 //!
 //! Length: whatever a channel can say of a message, and what follows from each, is only understood together.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,7 @@ use crate::brokers::rabbitmq::publication::Publication;
 use crate::brokers::rabbitmq::questions::Questions;
 use crate::brokers::rabbitmq::returns::{ConfirmOutcome, Judgement, Returns, SentMessage};
 use crate::brokers::rabbitmq::topology::Exchanges;
+use crate::brokers::rabbitmq::tries::{Place, Turns};
 use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict};
 use crate::event::Message;
 
@@ -28,8 +29,12 @@ use crate::event::Message;
 /// all, neither confirm nor return (seen with 3.10): after so long we look whether the topology still stands.
 const DOUBT: Duration = Duration::from_secs(2);
 
-/// A quorum queue elects a leader within seconds. A connection that lives but owes a confirm for so long is stuck.
-const SILENCE: Duration = Duration::from_secs(30);
+/// A queue without a majority confirms once it has one again, and meanwhile every resending adds a copy. What was in flight
+/// to a queue that somebody has deleted is confirmed never: after so long it is sent again.
+const SILENCE: Duration = Duration::from_mins(10);
+
+/// A channel that is to be replaced takes nothing for so long, so that what is in flight may end.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// The wait for the broker's words: when a channel ends, all its confirms fail, and the first may not carry them.
 const AFTERMATH: Duration = Duration::from_millis(200);
@@ -42,13 +47,16 @@ pub(super) struct Owner {
     pub(super) key: Arc<str>,
 }
 
+impl Owner {
+    fn place(&self) -> Place {
+        (self.exchange.clone(), self.key.clone())
+    }
+}
+
 type Confirmed = (SentMessage<Owner>, lapin::Result<Confirmation>);
 
 /// The end of a try: none if the broker does not answer.
 type Tried = (Owner, Option<lapin::Result<Confirmation>>);
-
-/// So many tries at once: each has a channel, and a connection has room for some thousand.
-const TRIES: usize = 8;
 
 /// One channel on one connection.
 pub(super) struct RabbitmqSession {
@@ -62,20 +70,17 @@ pub(super) struct RabbitmqSession {
     questions: Questions,
     /// Messages on channels of their own, which may end without harm: of doubtful exchanges, and of addresses that nacked.
     tries: FuturesUnordered<BoxFuture<'static, Tried>>,
-    /// Those that wait for their turn.
-    later: VecDeque<(Owner, Publication)>,
+    turns: Turns<(Owner, Publication)>,
     /// Found, not yet taken by `verdicts`.
     ready: Vec<(Sequence, Verdict)>,
     loss: Option<SessionError>,
     /// The exchanges and keys for which the channel has nacked. RabbitMQ keeps for each channel which node leads a queue
     /// and whether the queue takes messages, and learns nothing of it once that node is dead or the limit is removed.
-    nacked: HashSet<(Arc<str>, Arc<str>)>,
-    /// One of them takes messages on another channel: this one is to be replaced.
-    is_outdated: bool,
+    nacked: HashSet<Place>,
+    /// Since then one of them takes messages on another channel: this one is to be replaced.
+    outdated: Option<Instant>,
     /// The channel was replaced.
     has_changed: bool,
-    /// The connection lives but does nothing: not to be used again.
-    stuck: bool,
 }
 
 impl RabbitmqSession {
@@ -97,24 +102,17 @@ impl RabbitmqSession {
             returns: Returns::default(),
             questions: Questions::new(retry_max),
             tries: FuturesUnordered::new(),
-            later: VecDeque::new(),
+            turns: Turns::default(),
             ready: Vec::new(),
             loss: None,
             nacked: HashSet::new(),
-            is_outdated: false,
+            outdated: None,
             has_changed: false,
-            stuck: false,
         }
     }
 
     fn lost(&mut self, text: impl Into<String>) {
         self.loss = Some(SessionError::lost(text));
-    }
-
-    /// The connection is not to be used again.
-    fn lost_with_connection(&mut self, text: impl Into<String>) {
-        self.lost(text);
-        self.stuck = true;
     }
 
     fn publish(&mut self, owner: Owner, id: &str, publication: Publication) {
@@ -169,9 +167,7 @@ impl RabbitmqSession {
 
     /// Begins the tries that there is room for.
     fn start_tries(&mut self) {
-        while self.tries.len() < TRIES
-            && let Some((owner, publication)) = self.later.pop_front()
-        {
+        while let Some((owner, publication)) = self.turns.next(Instant::now()) {
             let connection = self.link.connection.clone();
             let attempt = async move {
                 let Ok(channel) = timeout(ATTEMPT, open_channel(&connection)).await else { return (owner, None) };
@@ -185,17 +181,18 @@ impl RabbitmqSession {
     }
 
     fn tried(&mut self, (owner, end): Tried) {
+        let place = owner.place();
+        self.turns.end(&place);
         match end {
             Some(Ok(confirmation)) => {
-                let place = (owner.exchange.clone(), owner.key.clone());
                 let (outcome, returned) = match read(confirmation) {
                     Ok((outcome, returned)) => (outcome, returned.is_some()),
                     Err(loss) => return self.loss = Some(loss),
                 };
                 self.plan.memory.lock().took(&place.0, &place.1);
                 let judgement = outcome.judge(returned);
-                if judgement == Judgement::Stored {
-                    self.is_outdated |= self.nacked.remove(&place);
+                if judgement == Judgement::Stored && self.nacked.contains(&place) {
+                    self.outdated.get_or_insert_with(Instant::now);
                 }
                 self.judged(owner, judgement);
             }
@@ -207,7 +204,7 @@ impl RabbitmqSession {
                 let text = self.link.fault().unwrap_or_else(|| describe(&error));
                 self.lost(text);
             }
-            None => self.lost_with_connection("the broker does not answer"),
+            None => self.lost("the broker does not answer"),
         }
     }
 
@@ -259,7 +256,7 @@ impl RabbitmqSession {
             let text = self.link.fault().unwrap_or_else(|| "the connection ended".to_owned());
             return self.lost(text);
         }
-        if (self.is_outdated || !self.nacked.is_empty()) && !blocked && self.confirms.is_empty() {
+        if !self.nacked.is_empty() && !blocked && self.confirms.is_empty() {
             return self.renew_channel().await;
         }
         self.start_tries();
@@ -269,7 +266,7 @@ impl RabbitmqSession {
         let waiting =
             returns.waiting_since().and_then(|since| Some(since).max(link.unblocked)).filter(|_| !blocked);
         let since = waiting.unwrap_or_else(Instant::now);
-        let doubtful = waiting.filter(|_| plan.has_queue()).and_then(|since| questions.next_doubt(since + DOUBT));
+        let doubtful = waiting.and_then(|since| questions.next_doubt(since + DOUBT));
         tokio::select! {
             biased;
             Some(confirmed) = confirms.next(), if !confirms.is_empty() => {
@@ -282,8 +279,7 @@ impl RabbitmqSession {
             gone = questions.answer(connection, plan), if !blocked => self.loss = gone.map(SessionError::lost),
             () = sleep_until(doubtful.unwrap_or(since).into()), if doubtful.is_some() => questions.doubt(),
             () = sleep_until((since + SILENCE).into()), if waiting.is_some() => {
-                let text = format!("no confirm for {} s on a living connection", SILENCE.as_secs());
-                self.lost_with_connection(text);
+                self.lost(format!("no confirm for {} s on a living connection", SILENCE.as_secs()));
             }
         }
     }
@@ -295,18 +291,22 @@ impl RabbitmqSession {
             Ok(Ok(channel)) => {
                 self.channel = channel;
                 self.nacked.clear();
-                self.is_outdated = false;
+                self.outdated = None;
                 self.has_changed = true;
             }
             Ok(Err(error)) => {
                 self.lost(format!("cannot open a new channel after a nack: {}", describe(&error)));
             }
-            Err(_) => self.lost_with_connection("the broker does not answer"),
+            Err(_) => self.lost("the broker does not answer"),
         }
     }
 
+    fn has_nacked(&self, message: &Message) -> bool {
+        !self.nacked.is_empty() && self.nacked.contains(&(message.address.clone(), message.key.clone()))
+    }
+
     fn is_waiting(&self) -> bool {
-        !self.confirms.is_empty() || !self.tries.is_empty() || !self.later.is_empty()
+        !self.confirms.is_empty() || !self.turns.is_empty()
     }
 }
 
@@ -345,9 +345,8 @@ impl Session for RabbitmqSession {
             Err(refusal) => return Sent::Refused(refusal),
         };
         let owner = Owner { sequence, exchange: exchange.clone(), key: key.clone() };
-        let has_nacked = !self.nacked.is_empty() && self.nacked.contains(&(exchange.clone(), key.clone()));
-        if is_doubted || has_nacked {
-            self.later.push_back((owner, publication));
+        if is_doubted || self.has_nacked(message) {
+            self.turns.wait(owner.place(), (owner, publication));
         } else {
             self.publish(owner, message.event.id(), publication);
         }
@@ -356,13 +355,12 @@ impl Session for RabbitmqSession {
     }
 
     fn takes_more(&self) -> bool {
-        !self.is_outdated
+        self.outdated.is_none_or(|since| since.elapsed() >= PAUSE)
     }
 
-    /// A doubtful exchange gets one message at a time.
+    /// An address that is doubtful or has nacked gets one message at a time.
     fn takes(&self, message: &Message) -> bool {
-        let is_trying = !self.tries.is_empty() || !self.later.is_empty();
-        !is_trying || !self.plan.memory.lock().is_doubted(&message.address, &message.key)
+        self.turns.is_empty() || !self.turns.has(&(message.address.clone(), message.key.clone()))
     }
 
     fn has_changed(&mut self) -> bool {
@@ -391,17 +389,22 @@ impl Session for RabbitmqSession {
 
     async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>) {
         let deadline = tokio::time::Instant::now() + patience;
-        while self.loss.is_none() && self.is_waiting() && self.link.is_alive() && self.link.blocked().is_none() {
+        let is_lost = self.loss.is_some();
+        // Also after a loss: on a connection that lives, what is in flight on other channels, or on one that we give up, is
+        // still confirmed.
+        while self.is_waiting() && self.link.is_alive() && self.link.blocked().is_none() {
+            (self.loss, self.has_changed) = (None, false);
             // The step in between notices an alarm that begins meanwhile.
             let turn = deadline.min(tokio::time::Instant::now() + AFTERMATH);
-            if matches!(timeout_at(turn, self.verdicts(into)).await, Ok(Err(_))) || turn == deadline {
+            let _ = timeout_at(turn, self.verdicts(into)).await;
+            if turn == deadline {
                 break;
             }
         }
         into.append(&mut self.ready);
-        let Self { link, channel, kept, loss, stuck, .. } = *self;
+        let Self { link, channel, kept, loss, .. } = *self;
         drop(channel);
-        if loss.is_some() && link.is_alive() && !stuck {
+        if (is_lost || loss.is_some()) && link.is_alive() {
             *kept.lock() = Some(link);
         } else {
             link.close(deadline.saturating_duration_since(tokio::time::Instant::now())).await;

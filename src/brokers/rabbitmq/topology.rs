@@ -171,10 +171,14 @@ impl Exchanges {
         ConnectError::new(ErrorKind::Connect, text)
     }
 
-    /// A second look at main exchange and queue; with `declare` it binds them again. `Err`: something is missing, or the
-    /// broker cannot say.
+    /// A second look at main exchange and queue, if we know of one; with `declare` it binds them again. `Err`: something is
+    /// missing, or the broker cannot say.
     pub(super) async fn look(&self, connection: &Connection) -> Result<(), String> {
         let mut scratch = TemporaryChannel { connection, channel: None };
+        if !self.has_queue() {
+            let answers = scratch.channel().await.map(drop);
+            return answers.map_err(|error| format!("cannot open a channel: {}", describe(&error)));
+        }
         for thing in std::iter::once(Thing::Exchange(self.main())).chain(self.queue()) {
             match scratch.has(thing).await {
                 Ok(true) => {}

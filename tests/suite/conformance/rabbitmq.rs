@@ -12,8 +12,8 @@ use socket2::{Domain, Socket, Type};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
 use crate::support::{
-    Broker, Daemon, Delivered, Kind, LIMIT, Load, Payload, Proxy, Setup, Table, admin, heavy, ports, read, said,
-    unique, wait_until,
+    Broker, Daemon, Delivered, Kind, LIMIT, Load, Oracle, Payload, Proxy, Setup, Table, admin, heavy, ports, read,
+    said, unique, wait_until,
 };
 
 conform! { Rabbitmq:
@@ -430,4 +430,65 @@ fn goes_on_without_the_exchange_of_a_route_that_it_may_not_make() {
     let findings = status.0["broker"]["findings"].to_string();
     assert!(findings.contains(&format!("cannot create the exchange `{other}`")), "{findings}");
     judge(&rig, &setup, &sent, &status, 0);
+}
+
+/// Suspends the process of a quorum queue, or lets it go on: meanwhile it neither confirms nor refuses.
+fn change_queue(broker: &Broker, queue: &str, change: &str) {
+    broker.rabbitmqctl(&[
+        "eval",
+        &format!(
+            "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+             {{Name, _}} = amqqueue:get_pid(Q), sys:{change}(whereis(Name))."
+        ),
+    ]);
+}
+
+#[test]
+fn a_queue_that_is_silent_holds_up_no_other_address() {
+    let rig = Rabbitmq::new("a_silent_queue");
+    rig.create();
+    let own = |what: &str| format!("{}-{what}", rig.name);
+    let (silent, full, nowhere) = (own("silent"), own("full"), own("nowhere"));
+    for name in [&silent, &full] {
+        admin(&rig.order(&json!({"do": "create", "exchange": name, "queue": name})));
+    }
+    admin(&rig.order(&json!({"do": "create", "exchange": nowhere})));
+    let limit = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
+    rig.broker.rabbitmqctl(&["set_policy", &full, &format!("^{full}$"), limit, "--apply-to", "queues"]);
+    let route = |table: Table, event, exchange: &str| table.route(&[("event", event), ("exchange", exchange)]);
+    let table = route(route(route(rig.table(), "Silent", &silent), "Full", &full), "Nowhere", &nowhere);
+    let setup = Setup::new(&table).text("publish.refuse_after", "1s");
+    let daemon = setup.start();
+    daemon.wait_until("it is connected", LIMIT, |status| status.text("/broker/state") == "connected");
+    let load = |events, event: &'static str, rate| {
+        let every = (!event.is_empty()).then(|| (1, event, String::new()));
+        let load = Load { events, rate, every, series: Some((unique("series"), 0)), ..Load::default() };
+        load.send(&daemon.ingress).all_accepted()
+    };
+    let published = |what: &str, count| {
+        daemon.wait_until(what, Duration::from_secs(15), |status| status.count("published") >= count);
+    };
+    // The first message of a channel for a queue asks the queue, and the channel waits for the answer.
+    let mut sent = load(1, "Silent", 0);
+    published("the queue is known", 1);
+    change_queue(&rig.broker, &silent, "suspend");
+    sent = sent.and(load(1, "Silent", 0)).and(load(10, "Full", 0)).and(load(100, "", 0));
+    wait_until("the queue is full", LIMIT, || nacks(&daemon) > 0);
+    published("the others flow", 102);
+    sent = sent.and(load(5, "Nowhere", 0)).and(load(10, "", 0));
+    daemon.wait_until("what is unroutable is judged", Duration::from_secs(15), |status| {
+        status.count("dead_lettered") == 5
+    });
+    rig.broker.rabbitmqctl(&["clear_policy", &full]);
+    sent = sent.and(load(100, "", 10));
+    published("a queue that takes messages again stops nobody", 221);
+    change_queue(&rig.broker, &silent, "resume");
+    let status = daemon.wait_until_empty();
+    assert!(!daemon.log().contains("lost the session"), "silence costs no session");
+    let queues = [&rig.name, &silent, &full];
+    let delivered = read(&rig.order(&json!({"prefix": rig.name, "queues": queues, "at_least": 222})));
+    let dead = setup.dead_letters();
+    let oracle = Oracle { sent: &sent, delivered: &delivered, dead: &dead, out_of_order: 0 };
+    assert_eq!(oracle.judge(), 0, "silence costs no copies");
+    oracle.agrees_with(&status);
 }
