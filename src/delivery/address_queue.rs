@@ -12,6 +12,18 @@ use crate::delivery::ring::{EntryState, RingEntry};
 /// The messages of an address that are kept in memory, if the journal keeps the others.
 pub(super) const LOADED: usize = 256;
 
+/// The room for events that wait for their address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum WaitingRoom {
+    Ample,
+    /// The journal keeps all but the first of each address.
+    Short,
+    /// It keeps the first one, too, until its next try.
+    UsedUp,
+    /// No parked address is tried.
+    Full,
+}
+
 /// The place that a message goes to, as delivery tells places apart: the address, with the key where each key has its own place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Address {
@@ -291,25 +303,41 @@ impl AddressQueue {
     }
 
     /// Whether a new message is left to the journal: as many as are needed are loaded, all of them older.
-    pub(super) fn leaves_to_journal(&self, sequence: Sequence, is_memory_short: bool) -> bool {
+    pub(super) fn leaves_to_journal(&self, sequence: Sequence, room: WaitingRoom) -> bool {
         let follows = self.first_unloaded().is_some_and(|first| first < sequence);
-        follows || self.waiting.len() >= LOADED || (is_memory_short && !self.waiting.is_empty())
+        follows || self.waiting.len() >= LOADED || (room >= WaitingRoom::Short && !self.waiting.is_empty())
+    }
+
+    /// Whether nothing may be sent before a time that has not come.
+    fn is_early(&self) -> bool {
+        matches!(&self.state, AddressState::Parked(parked) if parked.next_try > tokio::time::Instant::now())
     }
 
     /// The messages that the journal alone is to keep: the youngest of those that are more than needed. While others are
     /// with the session, their order is not known.
-    pub(super) fn excess(&self, is_memory_short: bool) -> Vec<Sequence> {
-        let most = if is_memory_short { 1 } else { LOADED };
+    pub(super) fn excess(&self, room: WaitingRoom) -> Vec<Sequence> {
+        let most = match room {
+            WaitingRoom::Ample => LOADED,
+            WaitingRoom::UsedUp | WaitingRoom::Full if self.is_early() => 0,
+            _ => 1,
+        };
         if self.waiting.len() <= most || self.handed() > 0 {
             return Vec::new();
         }
         self.waiting.iter().skip(most).copied().collect()
     }
 
-    /// Whether unloaded messages are to be read back.
-    pub(super) fn wants_loading(&self, is_memory_short: bool) -> bool {
-        let is_short = self.waiting.len() < LOADED / 2 && !is_memory_short;
-        !self.unloaded.is_empty() && (is_short || self.sendable().next().is_none())
+    /// Whether unloaded messages are to be read back. Where room is short, only once what was sent is answered: it stays in
+    /// memory if there is no answer.
+    pub(super) fn wants_loading(&self, room: WaitingRoom) -> bool {
+        let has_none = || self.sendable().next().is_none();
+        let wants = match room {
+            WaitingRoom::Ample => self.waiting.len() < LOADED / 2 || has_none(),
+            WaitingRoom::Short => has_none() && self.handed() == 0,
+            WaitingRoom::UsedUp => has_none() && self.handed() == 0 && !self.is_early(),
+            WaitingRoom::Full => has_none() && self.handed() == 0 && self.is_open(),
+        };
+        wants && !self.unloaded.is_empty()
     }
 
     /// Whether it has got what it may have after a refusal. A message that was nacked is sent alone.

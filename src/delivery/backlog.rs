@@ -59,6 +59,6 @@ impl BacklogReader {
 /// The event of this number from its record.
 pub(super) fn restored(number: u64, stored: Stored, rebuild: Rebuild) -> Box<Event> {
     let mut event = rebuild(stored.origin, stored.body);
-    event.kept = Kept::Journal(number);
+    (event.kept, event.renewals) = (Kept::Journal(number), stored.renewals);
     event
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::brokers::{Refusal, Sequence};
 use crate::delivery::address_queue::{
     Address, AddressQueue, AddressRefusal, AddressState, LOADED, Turn, UnloadedMessage, WaitingMessages,
+    WaitingRoom,
 };
 use crate::delivery::ring::{EntryState, RingEntry};
 use crate::event::{Event, Message};
@@ -41,6 +42,8 @@ pub(super) struct Destinations {
     memory: Option<usize>,
     /// Nothing more is unloaded.
     is_stopping: bool,
+    /// All events together take what they may.
+    is_full: bool,
     /// The bytes that they take.
     loaded: usize,
     /// The unloaded events, and about the size of their records.
@@ -109,9 +112,9 @@ impl Destinations {
 
     /// Takes a message of an address that is here.
     pub(super) fn insert(&mut self, sequence: Sequence, address: &Address, entry: RingEntry) {
-        let (unloads, is_short) = (self.unloads(), self.is_short());
+        let (unloads, room) = (self.unloads(), self.room());
         let queue = self.queues.entry(address.clone()).or_default();
-        let is_left = unloads && entry.is_new() && queue.leaves_to_journal(sequence, is_short);
+        let is_left = unloads && entry.is_new() && queue.leaves_to_journal(sequence, room);
         if !is_left || !self.unload(sequence, address, &entry) {
             self.hold(sequence, address, entry);
         }
@@ -137,8 +140,8 @@ impl Destinations {
         if !self.unloads() {
             return;
         }
-        let is_short = self.is_short();
-        let excess = self.queues.values().flat_map(|queue| queue.excess(is_short)).collect::<Vec<_>>();
+        let room = self.room();
+        let excess = self.queues.values().flat_map(|queue| queue.excess(room)).collect::<Vec<_>>();
         for sequence in excess.into_iter().rev() {
             if self.entry(sequence).is_some_and(|entry| entry.to_unload().is_some())
                 && let Some((address, entry)) = self.remove(sequence, AddressQueue::remove)
@@ -365,8 +368,24 @@ impl Destinations {
         (self.memory, self.is_stopping) = (memory, is_stopping);
     }
 
-    fn is_short(&self) -> bool {
-        self.memory.is_some_and(|most| self.loaded >= most)
+    /// Sets whether all events together take what they may.
+    pub(super) fn set_full(&mut self, is_full: bool) {
+        self.is_full = is_full;
+    }
+
+    /// The most memory that messages in flight may take at other addresses, where all may take this much.
+    pub(super) fn most_in_flight(&self, all: usize) -> usize {
+        all.saturating_sub(self.loaded) / 4
+    }
+
+    /// The room by quarters of the buffer.
+    fn room(&self) -> WaitingRoom {
+        match self.memory {
+            Some(most) if self.loaded >= most.saturating_mul(if self.is_full { 2 } else { 3 }) => WaitingRoom::Full,
+            Some(most) if self.loaded >= most.saturating_mul(2) => WaitingRoom::UsedUp,
+            Some(most) if self.loaded >= most => WaitingRoom::Short,
+            _ => WaitingRoom::Ample,
+        }
     }
 
     /// The number and the bytes of the events that were unloaded since the last call.
@@ -379,10 +398,14 @@ impl Destinations {
         if self.unloaded == self.unrendered.len() {
             return Vec::new();
         }
-        let is_short = self.is_short();
-        let wanting = self.queues.values().filter(|queue| queue.wants_loading(is_short));
+        let room = self.room();
+        let wanting = self.queues.values().filter(|queue| queue.wants_loading(room));
         let next = wanting.min_by_key(|queue| (!queue.is_open(), queue.first_unloaded()));
-        let most = if is_short { FEW } else { LOADED };
+        let most = match room {
+            WaitingRoom::Ample => LOADED,
+            WaitingRoom::Short => FEW,
+            WaitingRoom::UsedUp | WaitingRoom::Full => 1,
+        };
         next.map_or_else(Vec::new, |queue| queue.unloaded.keys().take(most).copied().collect())
     }
 
@@ -409,6 +432,13 @@ impl Destinations {
         if let Some(message) = self.unrendered.remove(&number) {
             self.change(address, |queue| queue.unload(number, message, received));
         }
+    }
+
+    /// Takes an unloaded event whose address is not known yet.
+    pub(super) fn adopt(&mut self, number: u64, sequence: Sequence, bytes: u64) {
+        self.unrendered.insert(number, UnloadedMessage { sequence, attempts: 0, nacks: 0 });
+        self.unloaded += 1;
+        self.unloaded_bytes += bytes;
     }
 
     /// Takes an unloaded message out, because it is in memory or lost; none where it is not unloaded. `received` is its

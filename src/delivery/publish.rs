@@ -150,6 +150,11 @@ impl Delivery {
     /// where they are kept, otherwise lost. Returns the number of events lost at the exit.
     pub(crate) async fn run(mut self) -> usize {
         let mut reported = Vec::new();
+        let drain_deadline = self.drain.clone();
+        tokio::select! {
+            () = self.adopt_renewed() => {}
+            () = drain_deadline.deadline() => {}
+        }
         // Read early, so that the age of the oldest event and the damage on disk are known.
         self.read_ahead().await;
         while !self.is_finished() {
@@ -350,7 +355,8 @@ impl Delivery {
         self.ring.destinations.unload_excess();
         let unanswered = self.ring.unanswered();
         let most = self.settings.max_in_flight;
-        let is_full = self.ring.handed() >= self.window.most(most) || self.ring.span() >= most;
+        let is_buffer_full = self.queue.held().1 >= self.queue.limits().bytes;
+        let is_full = self.is_full(self.most_bytes()) || self.ring.span() >= most || is_buffer_full;
         // Where no broker can be reached, no address is better than another.
         let has_room = !is_full || session.away().is_some();
         for (address, oldest) in &unanswered {
@@ -386,10 +392,10 @@ impl Delivery {
         let now = Instant::now();
         // A try beside a message that is sent alone would hide which one is at fault.
         let tries = self.window.is_open().then(tokio::time::Instant::now);
+        let most_bytes = self.most_bytes();
         let mut next = None;
         loop {
-            let is_full = self.ring.handed() >= self.window.most(self.settings.max_in_flight);
-            if is_full || self.takeover.is_ready() || !session.takes_more() {
+            if self.is_full(most_bytes) || self.takeover.is_ready() || !session.takes_more() {
                 break;
             }
             let Some((sequence, message, attempts)) = self.ring.next(tries) else {
@@ -438,6 +444,19 @@ impl Delivery {
         session.flush();
         self.view.change(|view| view.in_flight = self.ring.in_flight());
         Ok(next)
+    }
+
+    /// The memory that messages in flight may take, if the journal keeps what waits: those of an address that answers no
+    /// more cannot be left to it, and must not fill the memory, however many addresses do so one after the other.
+    fn most_bytes(&self) -> usize {
+        let most = self.unloaded.as_ref().map(|_| self.ring.destinations.most_in_flight(self.queue.limits().bytes));
+        most.unwrap_or(usize::MAX)
+    }
+
+    /// Whether no more may be in flight.
+    fn is_full(&self, most_bytes: usize) -> bool {
+        let is_large = self.ring.handed() > 0 && self.ring.handed_bytes() >= most_bytes;
+        is_large || self.ring.handed() >= self.window.most(self.settings.max_in_flight)
     }
 
     /// Opens or narrows the window once its condition is met.

@@ -135,6 +135,8 @@ pub(super) struct Ring {
     /// No message before this slot may be sent until held-back addresses are checked again.
     looked: usize,
     handed: usize,
+    /// The memory that these take.
+    handed_bytes: usize,
     settled: usize,
     /// The end of the messages of which an earlier attempt may have been stored.
     uncertain: Sequence,
@@ -174,6 +176,11 @@ impl Ring {
     /// The number of messages that wait for a verdict at addresses that answer.
     pub(super) fn handed(&self) -> usize {
         self.handed + self.destinations.counted()
+    }
+
+    /// The memory of the messages that wait for a verdict at addresses that always answered.
+    pub(super) fn handed_bytes(&self) -> usize {
+        self.handed_bytes
     }
 
     /// The number of messages that wait for a verdict.
@@ -320,7 +327,10 @@ impl Ring {
             let gap = slot.gap();
             let mut entry = std::mem::replace(&mut self.slots[at], gap);
             entry.overtaken |= overtaken;
-            self.handed -= usize::from(matches!(entry.state, EntryState::Sent(_)));
+            if matches!(entry.state, EntryState::Sent(_)) {
+                self.handed -= 1;
+                self.handed_bytes -= entry.cost();
+            }
             self.settled += 1;
             self.destinations.insert(sequence, address, entry);
         }
@@ -359,6 +369,15 @@ impl Ring {
         address
     }
 
+    /// Takes unloaded events, by their numbers and about the sizes of their records, before anything else.
+    pub(super) fn adopt(&mut self, events: impl Iterator<Item = (u64, u64)>) {
+        debug_assert!(self.slots.is_empty() && self.destinations.is_empty(), "they go before all others");
+        for (number, bytes) in events {
+            self.destinations.adopt(number, self.first, bytes);
+            self.first += 1;
+        }
+    }
+
     /// Notes the address of an unloaded event, rendered anew.
     pub(super) fn rendered(&mut self, number: u64, name: &Arc<str>, key: &Arc<str>, received: SystemTime) {
         let address = self.join(name, key);
@@ -394,7 +413,9 @@ impl Ring {
         } else if let Some(slot) = self.slot(sequence) {
             slot.state = EntryState::Sent(now);
             slot.attempts += 1;
+            let cost = slot.cost();
             self.handed += 1;
+            self.handed_bytes += cost;
         }
     }
 
@@ -413,7 +434,9 @@ impl Ring {
         if matches!(slot.state, EntryState::Sent(_)) {
             slot.state = EntryState::Waiting;
             slot.deferred = true;
+            let cost = slot.cost();
             self.handed -= 1;
+            self.handed_bytes -= cost;
             self.uncertain = self.uncertain.max(sequence + 1);
             let at = usize::try_from(sequence - self.first).unwrap_or(0);
             self.cursor = self.cursor.min(at);
@@ -442,7 +465,10 @@ impl Ring {
         // Refused now, it may have been stored by a lost session.
         slot.stored |= stored;
         let mut removed = slot.settle()?;
-        self.handed -= usize::from(removed.handed.is_some());
+        if removed.handed.is_some() {
+            self.handed -= 1;
+            self.handed_bytes -= removed.message.event.cost();
+        }
         self.settled += 1;
         let Message { address, key, .. } = &removed.message;
         removed.overtaken = removed.overtaken && self.was_overtaken(sequence, address, key);
@@ -519,7 +545,7 @@ impl Ring {
                 slot.stored = true;
             }
         }
-        self.handed = 0;
+        (self.handed, self.handed_bytes) = (0, 0);
         self.uncertain = self.end();
         (self.cursor, self.looked) = (0, 0);
         self.held_back.clear();

@@ -11,7 +11,7 @@ use crate::delivery::disk_read::DiskReads;
 use crate::delivery::publish::{BATCH, Delivery};
 use crate::event::{EVENT_OVERHEAD, Event, Rebuild};
 use crate::queue::UnsettledRecord;
-use crate::queue::journal::{Batch, Reader};
+use crate::queue::journal::{Batch, FoundRenewals, Reader};
 use crate::status::BrokerStatus;
 
 /// The most bytes of bodies that are read at once.
@@ -64,6 +64,8 @@ pub(super) struct ReadPortion {
 /// Reads events back, one portion at a time.
 pub(super) struct UnloadedReader {
     reads: DiskReads<Batch>,
+    /// The search, at a start, for what waited before.
+    search: DiskReads<FoundRenewals>,
     rebuild: Rebuild,
     current: Option<PortionRead>,
     /// The last portion was to be written again: others are next.
@@ -74,7 +76,8 @@ pub(super) struct UnloadedReader {
 
 impl UnloadedReader {
     pub(super) fn new((reader, rebuild): (Reader, Rebuild)) -> Self {
-        Self { reads: DiskReads::new(reader), rebuild, current: None, has_renewed: false, looked: None }
+        let search = DiskReads::new(reader.another());
+        Self { search, reads: DiskReads::new(reader), rebuild, current: None, has_renewed: false, looked: None }
     }
 
     /// Resolves when a portion has been read. Cancel-safe.
@@ -105,10 +108,24 @@ pub(super) async fn next_portion(reader: &mut Option<UnloadedReader>, view: &Bro
 }
 
 impl Delivery {
+    /// Finds at a start the events whose records were written again while they waited: they are older than all others that the
+    /// journal has, although their records are not, and go before them.
+    pub(super) async fn adopt_renewed(&mut self) {
+        let (range, Some(reader)) = (self.queue.unreached(), &mut self.unloaded) else { return };
+        if range.is_empty() {
+            return;
+        }
+        let found = reader.search.run(&self.view, move |reader| reader.renewals(&range)).await;
+        let adopted = self.queue.adopt(&found);
+        let lengths = found.renewed.iter().map(|record| record.bytes as u64);
+        self.ring.adopt(adopted.into_iter().zip(lengths));
+    }
+
     /// Notes in the queue what was unloaded, and how much may be in memory.
     pub(super) fn note_unloaded(&mut self) {
         let memory = self.unloaded.is_some().then(|| self.queue.limits().bytes / SHARE);
         self.ring.destinations.set_memory(memory, self.drain.has_begun());
+        self.ring.destinations.set_full(self.queue.held().1 >= self.queue.limits().bytes);
         let (events, bytes) = self.ring.destinations.take_freed();
         if events > 0 {
             self.queue.unload(events, bytes);

@@ -195,6 +195,8 @@ pub(crate) struct Event {
     pub(crate) accepted: Instant,
     /// The place that keeps it beside this memory.
     pub(crate) kept: Kept,
+    /// The number of times that its record in the journal was written again: as often as those of younger ones, or more often.
+    pub(crate) renewals: u16,
     /// Wakes the request that waits for the outcome, if any.
     pub(crate) waiter: Option<Arc<Waiter>>,
     labels: Labels,
@@ -209,7 +211,7 @@ impl Event {
 
     /// Builds an event from existing labels, which borrow nothing of the body; `accepted` is about now.
     pub(crate) fn labelled(origin: Origin, body: Box<[u8]>, labels: Labels, accepted: Instant) -> Self {
-        Self { origin, body, accepted, kept: Kept::Memory(0), waiter: None, labels }
+        Self { origin, body, accepted, kept: Kept::Memory(0), renewals: 0, waiter: None, labels }
     }
 
     /// The field with this index among the ends.

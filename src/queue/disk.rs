@@ -236,6 +236,20 @@ impl Disk {
         if is_scattered { records } else { Vec::new() }
     }
 
+    /// Gives the events of these records, which delivery has not reached, numbers below all others, in their order. `repeated`
+    /// are copies whose records are there, too: they are passed. None if there are not enough numbers.
+    pub(super) fn adopt(&mut self, renewed: &[u64], repeated: &[u64]) -> Option<Vec<u64>> {
+        // Each had another record below the watermark, with a sequence of its own.
+        let first = self.cursor.checked_sub(renewed.len() as u64)?;
+        let numbers: Vec<u64> = (first..self.cursor).collect();
+        self.records.extend(numbers.iter().copied().zip(renewed.iter().copied()));
+        self.copies.extend(renewed.iter().copied().zip(numbers.iter().copied()));
+        self.copies.extend(repeated.iter().map(|sequence| (*sequence, SETTLED)));
+        self.events -= repeated.len();
+        self.pass_next_copies();
+        Some(numbers)
+    }
+
     /// Notes that delivery took this sequence.
     pub(super) fn take(&mut self, sequence: u64) {
         self.pass_copies(sequence);
@@ -351,10 +365,12 @@ impl Disk {
     }
 
     /// Reserves a place for a copy of this event, and passes it to the writer; false if there is no room.
-    pub(super) fn copy(&mut self, number: u64, event: Box<Event>) -> bool {
+    pub(super) fn copy(&mut self, number: u64, mut event: Box<Event>) -> bool {
         let Some(place) = self.reserve(Record::of(&event).length()) else { return false };
         if self.is_unwritten(event.kept) {
             self.records.insert(number, place.sequence);
+        } else {
+            event.renewals = event.renewals.saturating_add(1);
         }
         self.copies.insert(place.sequence, number);
         self.copying += 1;

@@ -7,6 +7,7 @@
 use crate::event::Event;
 use crate::queue::Buffer;
 use crate::queue::disk::{Disk, UnsettledRecord};
+use crate::queue::journal::FoundRenewals;
 use crate::status::Loss;
 
 impl Buffer {
@@ -27,6 +28,26 @@ impl Buffer {
         let mut records: Vec<_> = numbers.iter().map(|number| disk.record_of(*number)).collect();
         records.sort_unstable_by_key(|record| record.sequence);
         records
+    }
+
+    /// The records that delivery has not reached.
+    pub(crate) fn unreached(&self) -> std::ops::Range<u64> {
+        self.lock().disk.as_ref().map_or(0..0, |disk| disk.cursor..disk.synced)
+    }
+
+    /// Has delivery hold, from the start, the events whose records were written again; returns their numbers in their order.
+    pub(crate) fn adopt(&self, found: &FoundRenewals) -> Vec<u64> {
+        let renewed: Vec<u64> = found.renewed.iter().map(|record| record.sequence).collect();
+        let mut state = self.lock();
+        let state = &mut *state;
+        let adopted = state.disk.as_mut().and_then(|disk| disk.adopt(&renewed, &found.repeated));
+        if adopted.is_some() {
+            let repeated = found.repeated.len() as u64;
+            state.ledger.recovered -= repeated;
+            state.held -= repeated;
+        }
+        state.check_balance();
+        adopted.unwrap_or_default()
     }
 
     /// Notes an event of this cost that delivery read back.

@@ -122,7 +122,7 @@ impl Bridge {
     fn check(&self) -> Snapshot {
         let snapshot = self.queue.snapshot();
         assert_eq!(snapshot.totals().mismatch(), 0);
-        assert!(snapshot.bytes <= LIMITS.bytes + (8 << 10), "{} bytes in memory", snapshot.bytes);
+        assert!(snapshot.bytes <= LIMITS.bytes + (12 << 10), "{} bytes in memory", snapshot.bytes);
         snapshot
     }
 
@@ -273,6 +273,84 @@ fn the_journal_turns_over_while_events_wait_and_none_is_sent_twice() {
     assert_eq!((lost, snapshot.totals().held, snapshot.events, snapshot.bytes), (0, 0, 0, 0));
     assert_eq!(bridge.stored("k0"), (0..400).collect::<Vec<_>>());
     assert_eq!(bridge.stored("k1"), (400..7_400).collect::<Vec<_>>());
+}
+
+/// The directory as a crash at this moment leaves it; nothing is being written.
+async fn crashed(bridge: &Bridge, directory: &Path) -> tempfile::TempDir {
+    while bridge.queue.is_renewing() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let copy = tempfile::tempdir().unwrap();
+    std::fs::create_dir(copy.path().join("journal")).unwrap();
+    for file in std::fs::read_dir(directory.join("journal")).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), copy.path().join("journal").join(file.file_name())).unwrap();
+    }
+    copy
+}
+
+#[test]
+fn a_crash_while_records_are_written_again_changes_no_order() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 24);
+    let mut left = Vec::new();
+    let lost = bridge.deliver(async |bridge| {
+        // What waits is spread over many segments, so that some of it is written again while the rest is not.
+        for round in 1..=250 {
+            bridge.accept(10, if round <= 100 { &["k0", "k1"] } else { &["k1"] });
+            let stored = if round <= 100 { 5 * round } else { 500 + 10 * (round - 100) };
+            bridge.until(published(stored)).await;
+            if round % 60 == 50 {
+                left.push((bridge.next, crashed(bridge, directory.path()).await));
+            }
+        }
+    });
+    assert_eq!((lost, bridge.check().totals().held), (0, 500));
+    for (next, mut directory) in left {
+        for crashes in 1..=2 {
+            let mut again = Bridge::open(directory.path(), unable(), 24);
+            let mut after = None;
+            let lost = again.deliver(async |bridge| {
+                // Starts and is at work, and crashes once more.
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                bridge.next = next;
+                bridge.accept(40, &["k1"]);
+                after = Some(crashed(bridge, directory.path()).await);
+                bridge.unblock();
+                bridge.until(|snapshot| snapshot.totals().held == 0).await;
+            });
+            let mut stored = again.stored("k0");
+            let mut seen = HashSet::new();
+            stored.retain(|number| seen.insert(*number));
+            assert_eq!((lost, stored), (0, every_second(0..next.min(1000))), "crash {crashes} after {next} events");
+            directory = after.expect("it happened");
+        }
+    }
+}
+
+#[test]
+fn many_addresses_with_one_event_each_stop_no_other_and_take_no_more_memory() {
+    let directory = tempfile::tempdir().unwrap();
+    // More than the buffer holds.
+    let names: Vec<&'static str> = (0..250).map(|at| &*format!("k{at}").leak()).collect();
+    let refusing = names.iter().map(|name| (*name, (Refused::AddressUnable, usize::MAX))).collect();
+    let world = World { refusing, refuse_after: Duration::from_mins(1), ..World::default() };
+    let mut bridge = Bridge::open(directory.path(), world, 100);
+    bridge.accept(250, &names);
+    bridge.accept(100, &["free"]);
+    let lost = bridge.deliver(async |bridge| {
+        bridge.until(published(100)).await;
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bridge.check();
+        }
+        bridge.accept(100, &["free"]);
+        bridge.until(published(200)).await;
+        bridge.unblock();
+        bridge.until(published(450)).await;
+    });
+    let snapshot = bridge.check();
+    assert_eq!((lost, snapshot.totals().held, snapshot.events, snapshot.bytes), (0, 0, 0, 0));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod reader;
 mod recent;
 mod record;
 mod records;
+mod renewals;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub(crate) use open::{OpenError, Opened, open};
 pub(crate) use reader::{Batch, Reader};
 pub(crate) use recent::recent;
 pub(crate) use record::{Record, Stored};
+pub(crate) use renewals::FoundRenewals;
 pub(crate) use settings::Settings;
 pub(crate) use verify::{Report, SegmentReport, verify};
 pub(crate) use writer::{CommitError, Writer};

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::queue::journal::files::{self, UnreadableSegment};
 use crate::queue::journal::record::Stored;
@@ -70,6 +70,15 @@ impl Reader {
     /// Another reader of the same journal.
     pub(crate) fn another(&self) -> Self {
         Self::new(self.directory.clone())
+    }
+
+    pub(super) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The handling of unreadable blocks in this call.
+    pub(super) fn take_unreadable(&mut self) -> UnreadableBlocks {
+        std::mem::take(&mut self.unreadable)
     }
 
     /// Skips unreadable blocks in the next call: the records in them are damaged.
@@ -162,10 +171,10 @@ impl Reader {
             };
             match records.next()? {
                 Item::Record { sequence, .. } if sequence < batch.next => {}
-                Item::Record { sequence, origin, body } => {
+                Item::Record { sequence, origin, renewals, body } => {
                     held += body.len();
                     debug_assert_eq!(sequence, batch.next, "what is missing before it is reported first");
-                    batch.records.push(Stored { sequence, origin, body: body.into() });
+                    batch.records.push(Stored { sequence, origin, renewals, body: body.into() });
                     batch.next = sequence + 1;
                 }
                 Item::Damaged { sequences, at } => batch.skip(sequences.end, || records.place(at)),

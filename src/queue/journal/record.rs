@@ -36,6 +36,8 @@ pub(crate) struct Record<'a> {
     pub(crate) verified: bool,
     /// A well-formed `traceparent`.
     pub(crate) traceparent: Option<&'a str>,
+    /// The number of times that the record was written again.
+    pub(crate) renewals: u16,
     /// The signed bytes.
     pub(crate) body: &'a [u8],
 }
@@ -50,6 +52,7 @@ impl Record<'_> {
             signature: origin.signature.as_ref(),
             verified: origin.verified,
             traceparent: origin.traceparent.as_deref(),
+            renewals: event.renewals,
             body: &event.body,
         }
     }
@@ -91,7 +94,7 @@ impl Record<'_> {
         for part in [self.source(), self.traceparent()] {
             into.extend_from_slice(&u16::try_from(part.len()).unwrap_or(u16::MAX).to_le_bytes());
         }
-        into.extend_from_slice(&[0; 2]);
+        into.extend_from_slice(&self.renewals.to_le_bytes());
         into.extend_from_slice(self.source());
         into.extend_from_slice(self.signature.map_or(&[][..], |signature| signature));
         into.extend_from_slice(self.traceparent());
@@ -114,6 +117,8 @@ pub(crate) struct Stored {
     pub(crate) sequence: u64,
     /// The parts of the request that are kept beside the body.
     pub(crate) origin: Origin,
+    /// The number of times that the record was written again.
+    pub(crate) renewals: u16,
     /// The signed bytes.
     pub(crate) body: Box<[u8]>,
 }
@@ -131,11 +136,12 @@ impl Names {
     }
 
     /// Decodes a payload with a right checksum; none if it makes no sense nevertheless.
-    pub(super) fn decode<'p>(&mut self, payload: &'p [u8]) -> Option<(Origin, &'p [u8])> {
+    pub(super) fn decode<'p>(&mut self, payload: &'p [u8]) -> Option<(Origin, u16, &'p [u8])> {
         let (fixed, rest) = payload.split_at_checked(FIXED)?;
         let micros = u64::from_le_bytes(fixed[..8].try_into().ok()?);
         let flags = fixed[8];
-        let length = |at: usize| usize::from(u16::from_le_bytes([fixed[at], fixed[at + 1]]));
+        let short = |at: usize| u16::from_le_bytes([fixed[at], fixed[at + 1]]);
+        let length = |at: usize| usize::from(short(at));
         let (source, rest) = rest.split_at_checked(length(10))?;
         let (signature, rest) = rest.split_at_checked(if flags & SIGNED == 0 { 0 } else { SIGNATURE })?;
         let (traceparent, body) = rest.split_at_checked(length(12))?;
@@ -147,7 +153,7 @@ impl Names {
             traceparent: (flags & TRACED != 0).then(|| traceparent.into()),
             received: SystemTime::UNIX_EPOCH.checked_add(Duration::from_micros(micros))?,
         };
-        Some((origin, body))
+        Some((origin, short(14), body))
     }
 }
 
@@ -164,6 +170,7 @@ mod tests {
             signature: Some(&[b'f'; 64]),
             verified: true,
             traceparent: Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            renewals: 300,
             body: b"{\"event\":\"E\"}",
         };
         let bare = Record { signature: None, verified: false, traceparent: None, body: b"", ..full };
@@ -173,12 +180,12 @@ mod tests {
             assert_eq!(bytes.len() as u64 - 3, record.length());
             assert_eq!(record.length() % 8, 0);
             let length = Mark::decode(&bytes[3..]).length as usize;
-            let (origin, body) = Names::default().decode(&bytes[19..19 + length]).unwrap();
+            let (origin, renewals, body) = Names::default().decode(&bytes[19..19 + length]).unwrap();
             assert_eq!(&*origin.source, record.source);
             assert_eq!(origin.signature.as_ref(), record.signature);
             assert_eq!(origin.verified, record.verified);
             assert_eq!(origin.traceparent.as_deref(), record.traceparent);
-            assert_eq!((origin.received, body), (received, record.body));
+            assert_eq!((origin.received, renewals, body), (received, 300, record.body));
         }
     }
 
@@ -190,6 +197,7 @@ mod tests {
             signature: None,
             verified: false,
             traceparent: None,
+            renewals: 0,
             body: b"x",
         };
         let mut bytes = Vec::new();

@@ -20,7 +20,7 @@ const CHUNK: usize = 256 << 10;
 #[derive(Debug)]
 pub(super) enum Item<'a> {
     /// The next sound record.
-    Record { sequence: u64, origin: Origin, body: &'a [u8] },
+    Record { sequence: u64, origin: Origin, renewals: u16, body: &'a [u8] },
     /// No record with these sequences is sound; the damage is at this offset.
     Damaged { sequences: Range<u64>, at: u64 },
     /// No record follows. Without a mark, the end is damaged or was never written.
@@ -184,7 +184,7 @@ impl Records {
         };
         (self.offset, self.sequence) = (mark.after, mark.sequence + 1);
         match payload.and_then(|payload| self.names.decode(&self.buffer[payload])) {
-            Some((origin, body)) => Ok(Item::Record { sequence: mark.sequence, origin, body }),
+            Some((origin, renewals, body)) => Ok(Item::Record { sequence: mark.sequence, origin, renewals, body }),
             None => Ok(Item::Damaged { sequences: mark.sequence..self.sequence, at: mark.offset }),
         }
     }

@@ -23,6 +23,7 @@ pub(in crate::queue::journal) fn record(sequence: u64, body: &str) -> Record<'_>
         signature: Some(&[b'a'; 64]),
         verified: true,
         traceparent: None,
+        renewals: 0,
         body: body.as_bytes(),
     }
 }
