@@ -108,13 +108,16 @@ impl KafkaSession {
             Code::UnknownTopic | Code::UnknownPartition | Code::UnknownTopicOrPartition => {
                 self.topics.unknown(topic.into(), code)
             }
-            Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => match self.refuse_large(&topic, size) {
-                Ok(refusal) => refusal,
-                Err(lost) => {
-                    self.failure.get_or_insert(lost);
+            Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
+                let text = format!("{size} bytes as a record, too large for the topic {topic}");
+                let refusal = Refusal::event(RefusalReason::TooLarge, text);
+                // The broker refuses whole batches.
+                if !is_alone && !self.is_too_large(&topic, size) {
+                    self.failure.get_or_insert_with(|| SessionError::suspect(refusal));
                     return;
                 }
-            },
+                refusal
+            }
             Code::InvalidTimestamp => {
                 let text = self.times.refused(sequence, &topic);
                 Refusal::unable(format!("topic {topic}: {code}; {text}"))
@@ -131,15 +134,9 @@ impl KafkaSession {
         into.push((sequence, Verdict::Refused(refusal)));
     }
 
-    /// The broker refuses whole batches: a message is to blame only if it was alone in its batch.
-    fn refuse_large(&self, topic: &str, size: usize) -> Result<Refusal, SessionError> {
-        let text = format!("{size} bytes as a record, too large for the topic {topic}");
-        let refusal = Refusal::event(RefusalReason::TooLarge, text);
-        let limit = self.topics.known_limit(topic);
-        if size > limit.unwrap_or(usize::MAX).min(self.limits.batch_size) {
-            return Ok(refusal);
-        }
-        Err(SessionError::suspect(refusal))
+    /// Whether a record of this size is too large for the topic, as far as its limit is known.
+    fn is_too_large(&self, topic: &str, size: usize) -> bool {
+        size > self.topics.known_limit(topic).unwrap_or(usize::MAX).min(self.limits.batch_size)
     }
 }
 

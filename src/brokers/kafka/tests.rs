@@ -129,18 +129,24 @@ async fn refuses_what_these_credentials_may_not_write() {
 }
 
 #[tokio::test]
-async fn takes_a_small_message_refused_as_too_large_for_a_suspect() {
+async fn blames_a_small_message_for_being_too_large_only_where_it_was_alone_in_its_batch() {
     let (cluster, toml) = cluster();
     let mut broker = broker(&toml);
     let (mut session, _) = broker.connect().await.unwrap();
-    cluster.request_errors(RDKafkaApiKey::Produce, &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE]);
+    let too_large = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE; 2];
+    let kind = Refused::Event(RefusalReason::TooLarge);
     let message = message(&mut broker, "E", b"{}");
-    assert!(matches!(session.send(0, &message), Sent::Taken));
-    let error = session.verdicts(&mut Vec::new()).await.unwrap_err();
-    assert!(
-        matches!(&error.suspect, Cause::Message(refusal) if refusal.kind == Refused::Event(RefusalReason::TooLarge)),
-        "{error:?}"
-    );
+    cluster.request_errors(RDKafkaApiKey::Produce, &too_large[..1]);
+    let alone = outcome(&mut session, 0, &message).await;
+    assert!(matches!(&alone, Ok(Verdict::Refused(refusal)) if refusal.kind == kind), "{alone:?}");
+    cluster.request_errors(RDKafkaApiKey::Produce, &too_large);
+    for sequence in [1, 2] {
+        assert!(matches!(session.send(sequence, &message), Sent::Taken));
+    }
+    let mut verdicts = Vec::new();
+    let error = session.verdicts(&mut verdicts).await.unwrap_err();
+    assert!(matches!(&error.suspect, Cause::Message(refusal) if refusal.kind == kind), "{error:?}");
+    assert_eq!(verdicts, []);
 }
 
 #[tokio::test]
