@@ -149,6 +149,28 @@ async fn blames_a_small_message_for_being_too_large_only_where_it_was_alone_in_i
     assert_eq!(verdicts, []);
 }
 
+/// The mock creates no topics.
+#[tokio::test]
+async fn connects_although_the_topic_of_a_route_cannot_be_created() {
+    let (_cluster, toml) = cluster();
+    let declare = toml.replace("\"check\"", "\"declare\"");
+    let mut broker = broker(&format!("{declare}\n[[routes]]\nevent = \"R\"\ntopic = \"absent\""));
+    let (mut session, findings) = broker.connect().await.unwrap();
+    let text = "the topic absent does not exist and cannot be created";
+    let is_told = |finding: &Finding| matches!(finding, Finding::Missing(missing) if missing.starts_with(text));
+    assert!(findings.iter().any(is_told), "{findings:?}");
+    let (main, routed) = (message(&mut broker, "E", b"{}"), message(&mut broker, "R", b"{}"));
+    let refused = outcome(&mut session, 0, &routed).await;
+    assert!(
+        matches!(&refused, Ok(Verdict::Refused(refusal)) if refusal.kind == Refused::AddressUnable),
+        "{refused:?}"
+    );
+    assert_eq!(outcome(&mut session, 1, &main).await, Ok(Verdict::Stored));
+    let mut absent = self::broker(&declare.replace("\"events\"", "\"absent\""));
+    let error = absent.connect().await.err().unwrap();
+    assert!(error.text.contains("cannot create the missing topics (absent)"), "{error:?}");
+}
+
 #[tokio::test]
 async fn settles_nothing_after_a_fatal_error() {
     let (cluster, toml) = cluster();

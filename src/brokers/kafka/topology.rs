@@ -168,7 +168,16 @@ impl TopicAdmin {
         }
         let admin = ClosingAdmin::new(self).await?;
         if creates && !missing.is_empty() {
-            for (name, outcome) in admin.create(&self.settings, &missing, &options(PATIENCE)).await? {
+            let answer = admin.create(&self.settings, &missing, &options(PATIENCE)).await;
+            if let Err(code) = &answer
+                && missing.iter().any(|name| self.main() == Some(&**name))
+            {
+                let text = format!("cannot create the missing topics ({}): {code}", missing.join(", "));
+                return Err(ConnectError::new(ErrorKind::Connect, text));
+            }
+            // What goes to the topic of a route waits.
+            let none = |code| missing.iter().map(|name| (name.clone(), Some(code))).collect();
+            for (name, outcome) in answer.unwrap_or_else(none) {
                 let state = match outcome {
                     None => TopicState::Exists(None),
                     Some(RDKafkaErrorCode::TopicAlreadyExists) => {
@@ -318,22 +327,19 @@ impl ClosingAdmin {
         self.0.as_ref().expect("the client is there until drop")
     }
 
-    /// Creates topics; says of each why not.
+    /// Creates topics; says of each why not, or why the request failed.
     async fn create(
         &self,
         settings: &Settings,
         names: &[Arc<str>],
         options: &AdminOptions,
-    ) -> Result<Vec<(Arc<str>, Option<RDKafkaErrorCode>)>, ConnectError> {
+    ) -> Result<Vec<(Arc<str>, Option<RDKafkaErrorCode>)>, RDKafkaErrorCode> {
         let replication = || TopicReplication::Fixed(settings.replication_factor);
         let topics = names.iter().map(|name| NewTopic::new(name, settings.partitions, replication()));
         let topics: Vec<NewTopic<'_>> = topics.collect();
         let answer = self.client().create_topics(&topics, options).await;
-        let results = answer.map_err(|error| {
-            let code = error.rdkafka_error_code().map(|code| code.to_string()).unwrap_or_default();
-            let list = names.join(", ");
-            ConnectError::new(ErrorKind::Connect, format!("cannot create the missing topics ({list}): {code}"))
-        })?;
+        let code = |error: KafkaError| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail);
+        let results = answer.map_err(code)?;
         let outcome = |result: TopicResult| {
             result.map_or_else(|(name, code)| (name.into(), Some(code)), |name| (name.into(), None))
         };
