@@ -18,6 +18,7 @@ FUZZ_CASES ?= 20000
 MINUTES ?= 20
 BROKER ?= all
 CLUSTER ?=
+STUCK ?=
 FAULTS ?=
 TIMES ?= 50
 ROUNDS ?= 3
@@ -77,10 +78,10 @@ fuzz: setup-build ## the properties with FUZZ_CASES (20000) random cases each
 	@PROPTEST_CASES=$(FUZZ_CASES) $(CARGO) test --locked --workspace --lib
 
 .PHONY: soak
-soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each; with CLUSTER=1 every fault on clusters of three, or FAULTS (one_event_*: TIMES (50) times)
-	$(call step,soak: $(if $(CLUSTER),clusters of three,$(MINUTES) minutes) on $(BROKER))
+soak: setup release ## load and a fault a minute on each real broker, or on BROKER (kafka, rabbitmq, nats), for MINUTES (20) each; with STUCK=1 ten minutes beside an address that takes nothing; with CLUSTER=1 every fault on clusters of three, or FAULTS (one_event_*: TIMES (50) times)
+	$(call step,soak: $(if $(CLUSTER),clusters of three,$(if $(STUCK),beside a stuck address,$(MINUTES) minutes)) on $(BROKER))
 	@SOAK_MINUTES=$(MINUTES) SOAK_FAULTS='$(FAULTS)' SOAK_TIMES=$(TIMES) SOAK_PROGRAM=$(CURDIR)/target/release/plextrac-bridge $(CARGO) test --locked --workspace \
-	    --features failpoints --test suite -- --nocapture --test-threads 1 $(if $(CLUSTER),--ignored cluster::matrix::every_fault_on_,soak::run::survives_faults_of_every_kind_on_)$(BROKER:all=)
+	    --features failpoints --test suite -- --nocapture --test-threads 1 $(if $(CLUSTER),--ignored cluster::matrix::every_fault_on_,$(if $(STUCK),--ignored soak::stuck::ten_minutes_beside_a_stuck_address_on_,soak::run::survives_faults_of_every_kind_on_))$(BROKER:all=)
 
 .PHONY: sbom
 sbom: setup ## writes the bill of materials of the release binary (CycloneDX) to target/plextrac-bridge.cdx.json, and validates it

@@ -20,6 +20,7 @@ pub(crate) mod rabbitmq;
 
 // What a broker supplies.
 pub(crate) mod rig;
+pub(crate) mod stuck;
 
 // The cases.
 mod access;

@@ -103,7 +103,8 @@ impl Nats {
         Self { broker: Instance::Own(Box::new(broker)), name: unique(test), proxy: None }
     }
 
-    fn order(&self, what: &Value) -> Value {
+    /// An order about this place, for the scripts.
+    pub(super) fn order(&self, what: &Value) -> Value {
         let mut order = json!({"broker": "nats", "url": self.broker.fact("NATS_URL"), "stream": self.name});
         for (name, value) in what.as_object().into_iter().flatten() {
             order[name] = value.clone();

@@ -115,7 +115,8 @@ impl Rabbitmq {
         Self { broker, name, proxy: None, taken: Mutex::default() }
     }
 
-    fn order(&self, what: &Value) -> Value {
+    /// An order about this place, for the scripts.
+    pub(super) fn order(&self, what: &Value) -> Value {
         let mut order = json!({"broker": "rabbitmq", "url": self.broker.fact("RABBITMQ_URL")});
         for (name, value) in what.as_object().into_iter().flatten() {
             order[name] = value.clone();

@@ -9,3 +9,6 @@ mod run;
 
 // The report.
 mod verdict;
+
+// Healthy addresses beside one that takes nothing.
+mod stuck;

@@ -3,13 +3,39 @@
 import asyncio
 import base64
 import json
+import socket
+import struct
 import sys
 import time
+import uuid
+
+
+def compact(text):
+    return bytes([len(text) + 1]) + text.encode()
+
+
+def register(host, port, cluster, broker):
+    """Registers a broker that does not exist: replicas that are placed there are never in sync."""
+    listener = compact("PLAINTEXT") + compact(host) + struct.pack(">Hh", 1, 0) + b"\0"
+    names = ("metadata", "kraft", "group", "transaction", "eligible.leader.replicas", "share", "streams")
+    features = [compact(f"{name}.version") + struct.pack(">hh", 7 if name == "metadata" else 0, 1000) + b"\0"
+                for name in names]
+    # BrokerRegistration, version 3: no rack, no migration, one directory, no epoch before.
+    request = (struct.pack(">hhih", 62, 3, 1, 5) + b"admin\0" + struct.pack(">i", broker) + compact(cluster)
+               + uuid.uuid4().bytes + b"\2" + listener + bytes([len(features) + 1]) + b"".join(features)
+               + b"\0\0\2" + uuid.uuid4().bytes + struct.pack(">q", -1) + b"\0")
+    with socket.create_connection((host, port), 30) as controller:
+        controller.sendall(struct.pack(">i", len(request)) + request)
+        answer = controller.makefile("rb").read(4 + 11)
+    code = struct.unpack(">h", answer[-2:])[0]
+    # 101: an earlier one is registered.
+    if code not in (0, 101):
+        sys.exit(f"kafka: the broker is not registered: {code}")
 
 
 def kafka(order):
-    from confluent_kafka.admin import (AclBinding, AclOperation, AclPermissionType, AdminClient, NewTopic,
-                                       ResourcePatternType, ResourceType)
+    from confluent_kafka.admin import (AclBinding, AclOperation, AclPermissionType, AdminClient, AlterConfigOpType,
+                                       ConfigEntry, ConfigResource, NewTopic, ResourcePatternType, ResourceType)
 
     admin = AdminClient({"bootstrap.servers": order["bootstrap"], "security.protocol": "SSL",
                          "ssl.ca.location": order["ca"]})
@@ -28,6 +54,20 @@ def kafka(order):
     elif order["do"] == "delete":
         admin.delete_topics([order["topic"]])[order["topic"]].result(30)
         until(False)
+    elif order["do"] == "create_short":
+        # Two replicas must be in sync, and one of the two is at a broker that does not exist.
+        host, port = order["plain"].rsplit(":", 1)
+        register(host, int(port) + 3, admin.list_topics(timeout=30).cluster_id, 1000)
+        places = [[1, 1000]] * order.get("partitions", 1)
+        topic = NewTopic(order["topic"], num_partitions=len(places), replica_assignment=places,
+                         config={"min.insync.replicas": "2"})
+        admin.create_topics([topic])[order["topic"]].result(30)
+        until(True)
+    elif order["do"] == "configure":
+        entries = [ConfigEntry(name, value, incremental_operation=AlterConfigOpType.SET)
+                   for name, value in order["config"].items()]
+        topic = ConfigResource(ConfigResource.Type.TOPIC, order["topic"], incremental_configs=entries)
+        admin.incremental_alter_configs([topic])[topic].result(30)
     elif order["do"] == "partitions":
         print(json.dumps(len(admin.list_topics(timeout=30).topics[order["topic"]].partitions)))
     elif order["do"] in ("deny", "allow"):
