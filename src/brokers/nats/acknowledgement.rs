@@ -1,9 +1,7 @@
 //! Reads the answers to messages that arrive on the inbox.
 
-use std::collections::BTreeMap;
-
 use async_nats::{Message, StatusCode};
-use serde_json::value::RawValue;
+use serde::Deserialize;
 
 use super::codes;
 use crate::brokers::{Position, Refusal, Refused};
@@ -23,22 +21,40 @@ pub(super) enum AckReply {
     Foreign,
 }
 
+/// An answer of JetStream to a message.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Answer {
+    error: Option<Error>,
+    stream: Option<String>,
+    seq: u64,
+    duplicate: bool,
+}
+
+/// The error object of JetStream's answers.
+#[derive(Deserialize)]
+pub(super) struct Error {
+    /// As in HTTP. What has none is no error of JetStream.
+    #[serde(rename = "code")]
+    _code: u64,
+    /// The details.
+    #[serde(rename = "err_code", default)]
+    pub(super) number: u64,
+    /// For people.
+    #[serde(rename = "description", default = "no_reason")]
+    pub(super) text: String,
+}
+
+fn no_reason() -> String {
+    "no reason given".to_owned()
+}
+
 /// Reads the answer to a message for this stream.
 pub(super) fn read(message: &Message, stream: &str) -> AckReply {
     match message.status {
         Some(StatusCode::NO_RESPONDERS) => AckReply::NobodyListens,
-        Some(status) => read_status(status, &message.payload),
-        None => read_payload(&message.payload, stream),
+        status => read_payload(status, &message.payload, stream),
     }
-}
-
-/// A server that has no room for the message says so by a status; the error beside it says more.
-fn read_status(status: StatusCode, payload: &[u8]) -> AckReply {
-    let fields = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload).unwrap_or_default();
-    let error = fields.get("error").and_then(|error| Error::read(error.get()));
-    AckReply::Refused(
-        error.map_or_else(|| Refusal::new(Refused::Broker, format!("status {status}")), Error::refusal),
-    )
 }
 
 /// The place of a message in the usual answer, as the server writes it: `{"stream":"S", "seq":7}`.
@@ -48,51 +64,22 @@ fn usual(payload: &[u8], stream: &str) -> Option<u64> {
     number.bytes().all(|digit| digit.is_ascii_digit()).then(|| number.parse().ok())?
 }
 
-fn read_payload(payload: &[u8], stream: &str) -> AckReply {
+fn read_payload(status: Option<StatusCode>, payload: &[u8], stream: &str) -> AckReply {
     if let Some(number) = usual(payload, stream) {
         return AckReply::Stored(Position { number, repeat: false });
     }
-    // Borrowed texts in one small map: an acknowledgement has three or four keys.
-    let Ok(fields) = serde_json::from_slice::<BTreeMap<&str, &RawValue>>(payload) else { return AckReply::Foreign };
-    if let Some(error) = fields.get("error") {
-        return match Error::read(error.get()) {
-            Some(error) => AckReply::Refused(error.refusal()),
-            None => AckReply::Foreign,
-        };
-    }
-    let named = fields.get("stream").and_then(|name| serde_json::from_str::<String>(name.get()).ok());
-    let Some(named) = named else { return AckReply::Foreign };
-    if named != stream {
-        return AckReply::OtherStream(named);
-    }
-    // A repeat is stored as well, where it was the first time.
-    let number = fields.get("seq").and_then(|number| number.get().parse().ok()).unwrap_or(0);
-    let repeat = fields.get("duplicate").is_some_and(|repeat| repeat.get() == "true");
-    AckReply::Stored(Position { number, repeat })
-}
-
-/// The error object of JetStream's answers.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Error {
-    /// The details.
-    pub(super) number: u64,
-    /// For people.
-    pub(super) text: String,
-}
-
-impl Error {
-    /// Reads `{"code":..,"err_code":..,"description":".."}`.
-    pub(super) fn read(json: &str) -> Option<Self> {
-        let value: serde_json::Value = serde_json::from_str(json).ok()?;
-        let number = |key| value.get(key).and_then(serde_json::Value::as_u64);
-        let text = value.get("description").and_then(serde_json::Value::as_str).unwrap_or("no reason given");
-        number("code")?;
-        Some(Self { number: number("err_code").unwrap_or(0), text: text.to_owned() })
-    }
-
-    fn refusal(self) -> Refusal {
-        let Self { number, text } = self;
-        Refusal::new(codes::kind(number), format!("{text} ({number})"))
+    let Answer { error, stream: named, seq: number, duplicate: repeat } =
+        serde_json::from_slice(payload).unwrap_or_default();
+    match (error, status, named) {
+        (Some(Error { number, text, .. }), ..) => {
+            AckReply::Refused(Refusal::new(codes::kind(number), format!("{text} ({number})")))
+        }
+        // A server that has no room for the message says so by a status; the error beside it says more.
+        (None, Some(status), _) => AckReply::Refused(Refusal::new(Refused::Broker, format!("status {status}"))),
+        (None, None, None) => AckReply::Foreign,
+        (None, None, Some(other)) if other != stream => AckReply::OtherStream(other),
+        // A repeat is stored as well, where it was the first time.
+        (None, None, Some(_)) => AckReply::Stored(Position { number, repeat }),
     }
 }
 
@@ -102,7 +89,7 @@ mod tests {
     use crate::brokers::RefusalReason;
 
     fn verdict(payload: &str) -> AckReply {
-        read_payload(payload.as_bytes(), "S")
+        read_payload(None, payload.as_bytes(), "S")
     }
 
     fn error(code: u64, number: u64) -> AckReply {
@@ -164,7 +151,7 @@ mod tests {
         let payload =
             r#"{"error":{"code":429,"err_code":10167,"description":"too many requests"},"stream":"S","seq":0}"#;
         let expected = refused(Refused::Broker, "too many requests (10167)");
-        assert_eq!(read_status(status, payload.as_bytes()), expected);
-        assert_eq!(read_status(status, b""), refused(Refused::Broker, "status 429"));
+        assert_eq!(read_payload(Some(status), payload.as_bytes(), "S"), expected);
+        assert_eq!(read_payload(Some(status), b"", "S"), refused(Refused::Broker, "status 429"));
     }
 }

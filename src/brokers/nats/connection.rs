@@ -1,22 +1,20 @@
 //! One client of the library is one TCP connection here, with one reply inbox; it never comes back by itself.
 
 use std::fmt::{Display, Write as _};
-use std::sync::Arc;
-use std::task::Poll;
+use std::pin::pin;
 use std::time::Duration;
 
 use async_nats::client::traits::Publisher as _;
 use async_nats::connection::State;
 use async_nats::message::OutboundMessage;
-use async_nats::{Client, HeaderMap, Message, PublishErrorKind, ServerInfo, Subscriber};
+use async_nats::{Client, Event, HeaderMap, Message, PublishErrorKind, ServerError, Subscriber};
 use bytes::Bytes;
 use futures_util::{FutureExt as _, StreamExt as _};
+use tokio::sync::mpsc::Receiver;
 use tokio::task::unconstrained;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::timeout;
 
-use super::dial::ServerTurn;
-use super::events::{Events, Violation};
-use crate::brokers::{ConnectError, ErrorKind, Finding};
+use crate::brokers::{ConnectError, ErrorKind};
 
 /// For one answer of JetStream while connecting.
 const REQUEST: Duration = Duration::from_secs(3);
@@ -27,8 +25,8 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// The address given to the library so that its own reconnect fails immediately: port 1 of loopback refuses.
 const NOWHERE: &str = "nats://127.0.0.1:1";
 
-/// The length of the longest token, of a letter and two numbers.
-const LONGEST_TOKEN: usize = 42;
+/// The length of the longest token, of two numbers.
+const LONGEST_TOKEN: usize = 41;
 
 /// One live connection.
 pub(super) struct NatsConnection {
@@ -36,95 +34,44 @@ pub(super) struct NatsConnection {
     inbox: Subscriber,
     /// The prefix of every reply subject: the inbox and a dot.
     prefix: String,
-    events: Arc<Events>,
-    server: ServerInfo,
-    at: String,
-    /// Subjects that were refused while something else was asked.
-    forbidden: Vec<String>,
-    /// The reasons of the servers before it that refused certificates or credentials.
-    refusals: Vec<String>,
-    turn: ServerTurn,
-    /// Its place in the list of servers.
-    place: usize,
+    /// What the library reports beside the inbox. It drops what is more than its queue takes: hints, never the only sign.
+    events: Receiver<Event>,
+    /// The server's name, without secrets.
+    pub(super) at: String,
+    /// The server's last error that was no refused permission, after a colon.
+    pub(super) last_words: String,
+    has_ended: bool,
+    /// Subjects that were refused while something else was asked: all that were published to before.
+    pub(super) forbidden: Vec<String>,
 }
 
-/// The outcome of publishing.
-pub(super) enum Queued {
-    /// The library will write it.
-    Yes,
-    /// Its queue is full.
-    Full,
-    /// It is larger than the server takes.
-    TooLarge,
-    /// It cannot be a subject.
-    IllegalSubject,
-    /// The connection has ended.
+/// The next thing that a connection has to say.
+#[derive(Debug)]
+pub(super) enum Signal {
+    /// An answer on the inbox.
+    Reply(Message),
+    /// These credentials may not publish to this subject.
+    MayNotPublish(String),
+    /// These credentials may not subscribe to this inbox.
+    MayNotSubscribe(String),
+    /// The connection has ended, and nothing more is on the inbox.
     Ended,
 }
 
-/// The reason why a question got no answer.
-pub(super) enum Unanswered {
-    /// These credentials may not ask it.
-    Forbidden,
-    /// Nothing came; the text says what may be the matter.
-    Silence(ConnectError),
-}
-
 impl NatsConnection {
-    /// The connection of a client that has just connected; `place` is that of its server in the list.
-    pub(super) async fn new(
-        client: Client,
-        events: Arc<Events>,
-        at: String,
-        (turn, place): (ServerTurn, usize),
-    ) -> Result<Self, ConnectError> {
+    /// The connection of a client that has just connected to this server, and what the library reports of it.
+    pub(super) async fn new(client: Client, events: Receiver<Event>, at: String) -> Result<Self, ConnectError> {
         let ended = || ConnectError::new(ErrorKind::Connect, format!("{at}: the connection ended at once"));
         client.set_server_pool(NOWHERE).await.map_err(|_| ended())?;
-        let inbox = client.new_inbox();
-        let subscriber = client.subscribe(format!("{inbox}.*")).await.map_err(|_| ended())?;
-        let server = client.server_info();
-        Ok(Self {
-            client,
-            inbox: subscriber,
-            prefix: format!("{inbox}."),
-            events,
-            server,
-            at,
-            forbidden: Vec::new(),
-            refusals: Vec::new(),
-            turn,
-            place,
-        })
+        let prefix = format!("{}.", client.new_inbox());
+        let inbox = client.subscribe(format!("{prefix}*")).await.map_err(|_| ended())?;
+        let (last_words, forbidden) = (String::new(), Vec::new());
+        Ok(Self { client, inbox, prefix, events, at, last_words, has_ended: false, forbidden })
     }
 
-    /// The same after these refusals of other servers.
-    pub(super) fn after(self, refusals: Vec<String>) -> Self {
-        Self { refusals, ..self }
-    }
-
-    /// The findings about servers that refuse what this one takes.
-    pub(super) fn refusing(&self) -> impl Iterator<Item = Finding> {
-        self.refusals.iter().map(|text| Finding::Warning(format!("{text}; the other servers are used")))
-    }
-
-    /// This server leads nowhere at the moment: the next attempt starts with the one after it.
-    pub(super) fn leave(&self) {
-        self.turn.set(self.place + 1);
-    }
-
-    /// The server's name, without secrets.
-    pub(super) fn at(&self) -> &str {
-        &self.at
-    }
-
-    /// The server's description of itself.
-    pub(super) fn server(&self) -> &ServerInfo {
-        &self.server
-    }
-
-    /// The events that the library reports beside the inbox.
-    pub(super) fn events(&self) -> &Arc<Events> {
-        &self.events
+    /// The server's version.
+    pub(super) fn version(&self) -> String {
+        self.client.server_info().version
     }
 
     /// The most bytes of headers and body together that the server takes.
@@ -137,37 +84,56 @@ impl NatsConnection {
         self.client.connection_state() == State::Connected
     }
 
-    /// Gives one message to the library without waiting; the answer comes to the inbox under `token`.
+    /// Gives one message to the library without waiting, unless its queue is full; the answer comes to the inbox under
+    /// `token`.
     pub(super) fn publish(
         &self,
         subject: &str,
         token: impl Display,
-        headers: Option<HeaderMap>,
+        headers: HeaderMap,
         payload: Bytes,
-    ) -> Queued {
+    ) -> Option<Result<(), PublishErrorKind>> {
         let mut reply = String::with_capacity(self.prefix.len() + LONGEST_TOKEN);
         // Writing into a String cannot fail.
         let _ = write!(reply, "{}{token}", self.prefix);
-        let message = OutboundMessage { subject: subject.into(), reply: Some(reply.into()), payload, headers };
-        match unconstrained(self.client.publish_message(message)).now_or_never() {
-            Some(Ok(())) => Queued::Yes,
-            None => Queued::Full,
-            Some(Err(error)) => match error.kind() {
-                PublishErrorKind::MaxPayloadExceeded => Queued::TooLarge,
-                PublishErrorKind::InvalidSubject => Queued::IllegalSubject,
-                PublishErrorKind::Send => Queued::Ended,
-            },
+        let (reply, headers) = (Some(reply.into()), Some(headers));
+        let message = OutboundMessage { subject: subject.into(), reply, payload, headers };
+        let published = unconstrained(self.client.publish_message(message)).now_or_never()?;
+        Some(published.map_err(|error| error.kind()))
+    }
+
+    /// The next thing to take note of. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Signal {
+        while !self.has_ended {
+            // Events first: an answer that came before the end is then on the inbox.
+            tokio::select! {
+                biased;
+                event = self.events.recv() => match event {
+                    Some(Event::ServerError(error)) => {
+                        let text = match error {
+                            ServerError::Other(text) => text,
+                            other => other.to_string(),
+                        };
+                        match violation(&text) {
+                            Some(signal) => return signal,
+                            None => self.last_words = format!(": {text}"),
+                        }
+                    }
+                    Some(Event::Disconnected | Event::Closed) | None => self.has_ended = true,
+                    Some(_) => {}
+                },
+                reply = self.inbox.next() => match reply {
+                    Some(reply) => return Signal::Reply(reply),
+                    None => self.has_ended = true,
+                },
+            }
         }
+        unconstrained(self.inbox.next()).now_or_never().flatten().map_or(Signal::Ended, Signal::Reply)
     }
 
-    /// The next answer on the inbox; none once the connection has ended. Cancel-safe.
-    pub(super) async fn next(&mut self) -> Option<Message> {
-        self.inbox.next().await
-    }
-
-    /// The same without waiting.
-    pub(super) fn next_now(&mut self) -> Poll<Option<Message>> {
-        unconstrained(self.inbox.next()).now_or_never().map_or(Poll::Pending, Poll::Ready)
+    /// The same without waiting, if there is anything.
+    pub(super) fn next_now(&mut self) -> Option<Signal> {
+        unconstrained(self.next()).now_or_never()
     }
 
     /// The token that an answer came under.
@@ -175,63 +141,88 @@ impl NatsConnection {
         message.subject.as_str().strip_prefix(self.prefix.as_str())
     }
 
-    /// The subjects that were refused while something else was asked: all that were published to before.
-    pub(super) fn forbidden(&self) -> &[String] {
-        &self.forbidden
+    /// Asks on an inbox of its own, without a payload again and again; none without an answer in time.
+    pub(super) fn question(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        patience: Duration,
+    ) -> impl Future<Output = Option<Message>> + Send + use<> {
+        let (client, subject) = (self.client.clone(), subject.to_owned());
+        let answer = async move {
+            let inbox = client.new_inbox();
+            let mut answers = client.subscribe(inbox.clone()).await.ok()?;
+            let again = if payload.is_empty() { AGAIN } else { patience };
+            loop {
+                client.publish_with_reply(subject.clone(), inbox.clone(), payload.clone()).await.ok()?;
+                if let Ok(answer) = timeout(again, answers.next()).await {
+                    return answer;
+                }
+            }
+        };
+        async move { timeout(patience, answer).await.ok().flatten() }
     }
 
-    /// Asks and waits for the answer, before there is any message; a question without a payload is put again and again.
-    /// It proves too that the inbox works: a refused subscription shows itself only by an event.
-    pub(super) async fn ask(&mut self, subject: &str, payload: Vec<u8>) -> Result<Message, Unanswered> {
-        let deadline = Instant::now() + REQUEST;
-        let silence = |kind, text: String| Unanswered::Silence(ConnectError::new(kind, text));
-        let ended = format!("{}: the connection ended while connecting", self.at);
-        // A late answer to an earlier question must not pass for this one's.
-        let token = format!("a{}", fastrand::u64(..));
-        let payload = Bytes::from(payload);
-        let mut again = Instant::now();
-        let events = Arc::clone(&self.events);
-        loop {
-            if Instant::now() >= again {
-                if !matches!(self.publish(subject, &token, None, payload.clone()), Queued::Yes) {
-                    return Err(silence(ErrorKind::Connect, ended));
-                }
-                again = if payload.is_empty() { Instant::now() + AGAIN } else { deadline };
-            }
-            while let Some(violation) = events.violation() {
-                match violation {
-                    Violation::Publish(forbidden) if forbidden == subject => return Err(Unanswered::Forbidden),
-                    Violation::Publish(other) => self.forbidden.push(other),
-                    Violation::Subscribe(inbox) => {
-                        let text = format!(
-                            "{}: these credentials may not subscribe to {inbox}, where confirmations arrive; permit \
-                             it, or set `inbox_prefix` to the inbox that they may see",
-                            self.at
-                        );
-                        return Err(silence(ErrorKind::Authentication, text));
+    /// Asks and waits for the answer, before there is any message. It proves too that inboxes work: a refused
+    /// subscription shows itself only by an event. None: these credentials may not ask it.
+    pub(super) async fn ask(&mut self, subject: &str, payload: Vec<u8>) -> Result<Option<Message>, ConnectError> {
+        let mut question = pin!(self.question(subject, payload.into(), REQUEST));
+        let (kind, text) = loop {
+            let signal = tokio::select! {
+                biased;
+                signal = self.next() => signal,
+                answer = &mut question => match answer {
+                    Some(answer) => return Ok(Some(answer)),
+                    None if self.is_open() => {
+                        // The same text from each server of a cluster: it is said once.
+                        let text = format!("no answer to {subject} within {} s", REQUEST.as_secs());
+                        break (ErrorKind::Connect, text);
                     }
-                }
-            }
-            let answer = async {
-                tokio::select! {
-                    message = self.next() => Some(message),
-                    () = events.news.notified() => None,
-                }
+                    None => Signal::Ended,
+                },
             };
-            match timeout_at(again.min(deadline), answer).await {
-                Ok(Some(Some(message))) if self.token(&message) == Some(token.as_str()) => return Ok(message),
-                Ok(Some(Some(_)) | None) if !events.ended() => {}
-                Ok(_) => {
-                    let words = events.last_error().map(|words| format!(": {words}")).unwrap_or_default();
-                    return Err(silence(ErrorKind::Connect, ended + &words));
+            match signal {
+                Signal::Reply(_) => {}
+                Signal::MayNotPublish(forbidden) if forbidden == subject => return Ok(None),
+                Signal::MayNotPublish(other) => self.forbidden.push(other),
+                Signal::MayNotSubscribe(inbox) => {
+                    let text = format!(
+                        "{}: these credentials may not subscribe to {inbox}, where confirmations arrive; permit it, or \
+                         set `inbox_prefix` to the inbox that they may see",
+                        self.at
+                    );
+                    break (ErrorKind::Authentication, text);
                 }
-                Err(_) if Instant::now() < deadline => {}
-                Err(_) => {
-                    // The same text from each server of a cluster: it is said once.
-                    let text = format!("no answer to {subject} within {} s", REQUEST.as_secs());
-                    return Err(silence(ErrorKind::Connect, text));
+                Signal::Ended => {
+                    let text = format!("{}: the connection ended while connecting{}", self.at, self.last_words);
+                    break (ErrorKind::Connect, text);
                 }
             }
-        }
+        };
+        Err(ConnectError::new(kind, text))
+    }
+}
+
+/// Reads `Permissions Violation for Publish to "subject"`.
+fn violation(text: &str) -> Option<Signal> {
+    let rest = text.strip_prefix("Permissions Violation for ")?;
+    let subject = |rest: &str| rest.strip_prefix('"')?.split('"').next().map(str::to_owned);
+    match rest.strip_prefix("Publish to ") {
+        Some(rest) => subject(rest).map(Signal::MayNotPublish),
+        None => subject(rest.strip_prefix("Subscription to ")?).map(Signal::MayNotSubscribe),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_which_permission_is_refused() {
+        let publish = violation("Permissions Violation for Publish to \"A.b\"");
+        assert!(matches!(publish, Some(Signal::MayNotPublish(subject)) if subject == "A.b"));
+        let subscribe = violation("Permissions Violation for Subscription to \"_INBOX.x.*\" using queue \"q\"");
+        assert!(matches!(subscribe, Some(Signal::MayNotSubscribe(inbox)) if inbox == "_INBOX.x.*"));
+        assert!(violation("User Authentication Expired").is_none());
     }
 }

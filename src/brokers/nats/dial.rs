@@ -3,26 +3,25 @@
 //! The library resolves names by itself and gives each address all of its time. So the address is chosen here, and a
 //! name with several is given to the library as one of them; certificates are checked for the name all the same.
 
-use std::error::Error as _;
+use std::collections::BTreeMap;
+use std::error::Error;
 use std::future::ready;
-use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use std::{io, iter};
 
-use async_nats::{Client, ConnectErrorKind, ConnectOptions, ServerAddr};
+use async_nats::{Client, ConnectErrorKind, ConnectOptions, Event, ServerAddr};
 use tokio::net::TcpStream;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Instant, timeout};
 use url::Url;
 
 use super::connection::NatsConnection;
-use super::events::Events;
 use super::login::Login;
-use super::settings::{DEFAULT_PORT, Settings};
+use super::settings::{Settings, host};
 use super::tls;
 use crate::brokers::dial::{self, Reached};
-use crate::brokers::{ConnectError, ErrorKind};
+use crate::brokers::{ConnectError, ErrorKind, Finding};
 use crate::settings::redact;
 
 /// For all servers together; each gets an equal share of the remaining time.
@@ -31,56 +30,50 @@ const DIAL: Duration = Duration::from_secs(5);
 /// A stopped server is noticed at the third unanswered one.
 const PING: Duration = Duration::from_secs(3);
 
-/// The server of the list that the next attempt starts with, by its place; shared with the connection that may move it.
-#[derive(Clone, Debug, Default)]
-pub(super) struct ServerTurn {
-    server: Arc<AtomicUsize>,
-    /// Rises with each attempt: the addresses of a name take turns.
-    attempt: Arc<AtomicUsize>,
-}
+/// Events kept until they are looked at: twice what the library's own queue takes.
+const EVENTS: usize = 256;
 
-impl ServerTurn {
-    fn get(&self) -> usize {
-        self.server.load(Ordering::Relaxed)
-    }
+/// A client of the library, and what it reports.
+type Connected = (Client, Receiver<Event>);
 
-    pub(super) fn set(&self, place: usize) {
-        self.server.store(place, Ordering::Relaxed);
-    }
-}
+/// A kind of failure, and its text with what to do about it.
+type ConnectFailure = (ErrorKind, String);
 
-/// Connects to the first server that takes us, from the one whose turn it is on, for a window of so many messages.
+/// Connects to the first server that takes us, from the one whose turn it is on, for a window of so many messages; with a
+/// finding for each that refuses what this one takes. The next attempt starts behind it.
 pub(super) async fn dial(
     settings: &Settings,
     window: usize,
-    turn: &ServerTurn,
-) -> Result<NatsConnection, ConnectError> {
+    turn: &mut usize,
+) -> Result<(NatsConnection, Vec<Finding>), ConnectError> {
     let deadline = Instant::now() + DIAL;
-    let mut failures: Vec<ConnectError> = Vec::new();
-    let (servers, first) = (&settings.servers, turn.get());
-    let attempt = turn.attempt.fetch_add(1, Ordering::Relaxed);
+    let servers = &settings.servers;
+    let (first, round) = (*turn, *turn / servers.len());
+    // In the order of the list: two attempts that fail alike read alike.
+    let mut failures: BTreeMap<usize, ConnectError> = BTreeMap::new();
     for tried in 0..servers.len() {
-        let place = (first + tried) % servers.len();
-        let Some(server) = servers.get(place) else { continue };
+        let place = first.wrapping_add(tried) % servers.len();
+        let server = &servers[place];
         let left = deadline.saturating_duration_since(Instant::now());
         let share = left / u32::try_from(servers.len() - tried).unwrap_or(u32::MAX);
-        turn.set(place);
-        match timeout(share, open(settings, server, window, (turn, attempt))).await {
-            Ok(Ok(connection)) => {
-                let refusing = failures.into_iter().filter(|failure| failure.kind != ErrorKind::Connect);
-                return Ok(connection.after(refusing.map(|failure| failure.text).collect()));
+        let opened = timeout(share, open(settings, server, window, round)).await.unwrap_or_else(|_| {
+            let text = format!("{}: no answer within {:.1} s", redact(server.as_str()), share.as_secs_f32());
+            Err(ConnectError::new(ErrorKind::Connect, text))
+        });
+        match opened {
+            Ok(connection) => {
+                *turn = dial::next(first, servers.len(), Some(place));
+                let refusing = failures.into_values().filter(|failure| failure.kind != ErrorKind::Connect);
+                let finding = |failure| Finding::Warning(format!("{failure}; the other servers are used"));
+                return Ok((connection, refusing.map(finding).collect()));
             }
-            Ok(Err(error)) => failures.push(error),
-            Err(_) => {
-                let text = format!("{}: no answer within {:.1} s", redact(server.as_str()), share.as_secs_f32());
-                failures.push(ConnectError::new(ErrorKind::Connect, text));
-            }
-        }
+            Err(error) => failures.insert(place, error),
+        };
     }
-    turn.set(first);
+    *turn = dial::next(first, servers.len(), None);
     let kinds = [ErrorKind::Authentication, ErrorKind::Tls];
-    let kind = kinds.into_iter().find(|kind| failures.iter().any(|failure| failure.kind == *kind));
-    let texts: Vec<String> = failures.into_iter().map(|failure| failure.text).collect();
+    let kind = kinds.into_iter().find(|kind| failures.values().any(|failure| failure.kind == *kind));
+    let texts: Vec<String> = failures.into_values().map(|failure| failure.text).collect();
     Err(ConnectError::new(kind.unwrap_or(ErrorKind::Connect), texts.join("; ")))
 }
 
@@ -88,37 +81,33 @@ async fn open(
     settings: &Settings,
     server: &Url,
     window: usize,
-    (turn, attempt): (&ServerTurn, usize),
+    round: usize,
 ) -> Result<NatsConnection, ConnectError> {
     let at = redact(server.as_str());
-    let failed = |(kind, text): (ErrorKind, String)| ConnectError::new(kind, format!("{at}: {text}"));
-    let alone = settings.servers.len() == 1;
-    let one = address(server, alone, attempt).await.map_err(|text| failed((ErrorKind::Connect, text)))?;
+    let failed = |(kind, text): ConnectFailure| ConnectError::new(kind, format!("{at}: {text}"));
+    let is_alone = settings.servers.len() == 1;
+    let one = address(server, is_alone, round).await.map_err(|text| failed((ErrorKind::Connect, text)))?;
     let (client, events) = match connect(settings, server, one, window).await {
         // Without a name in the handshake a server may have shown another certificate than it has for that name.
         Err((ErrorKind::Tls, _)) if one.is_some() => connect(settings, server, None, window).await,
         connected => connected,
     }
     .map_err(failed)?;
-    let place = turn.get();
-    NatsConnection::new(client, events, at, (turn.clone(), place)).await
+    NatsConnection::new(client, events, at).await
 }
 
 /// The address to take among those of the server's name; none where the library finds the only one there is.
-async fn address(server: &Url, alone: bool, attempt: usize) -> Result<Option<SocketAddr>, String> {
-    let Some(host) = server.host_str() else { return Ok(None) };
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    let port = server.port().unwrap_or(DEFAULT_PORT);
+async fn address(server: &Url, is_alone: bool, round: usize) -> Result<Option<SocketAddr>, String> {
+    let host = host(server);
     let found =
-        dial::resolve(host.to_owned(), port).await.map_err(|error| format!("cannot find the host: {error}"))?;
-    if alone && found.len() == 1 {
+        dial::resolve(host.0.clone(), host.1).await.map_err(|error| format!("cannot find the host: {error}"))?;
+    if is_alone && found.len() == 1 {
         return Ok(None);
     }
     let known = |_, _| ready(Ok(found.clone()));
     let probe = |address| async move { TcpStream::connect(address).await.map(|_| address) };
-    let Reached { stream: address, .. } = dial::reach(&[(host.to_owned(), port)], attempt, known, probe)
-        .await
-        .map_err(|failures| failures.join("; "))?;
+    let reached = dial::reach(&[host], round, known, probe).await;
+    let Reached { stream: address, .. } = reached.map_err(|failures| failures.join("; "))?;
     Ok((found.len() > 1).then_some(address))
 }
 
@@ -128,9 +117,9 @@ async fn connect(
     server: &Url,
     one: Option<SocketAddr>,
     window: usize,
-) -> Result<(Client, Arc<Events>), (ErrorKind, String)> {
-    let events = Arc::new(Events::default());
-    let mut options = options(settings, window, &events).await?;
+) -> Result<Connected, ConnectFailure> {
+    let (sender, events) = channel(EVENTS);
+    let mut options = options(settings, window, sender).await?;
     let mut url = server.clone();
     if let Some(address) = one {
         let name = server.host_str().unwrap_or_default();
@@ -148,10 +137,9 @@ async fn connect(
 async fn options(
     settings: &Settings,
     window: usize,
-    events: &Arc<Events>,
-) -> Result<ConnectOptions, (ErrorKind, String)> {
+    events: Sender<Event>,
+) -> Result<ConnectOptions, ConnectFailure> {
     let capacity = 2 * window + 64;
-    let events = Arc::clone(events);
     let options = ConnectOptions::new()
         .name("plextrac-bridge")
         // 0 would mean for ever; the one attempt goes to `NOWHERE`.
@@ -164,7 +152,8 @@ async fn options(
         .custom_inbox_prefix(&settings.inbox_prefix)
         .require_tls(settings.tls.ca.is_some() || settings.tls.client.is_some())
         .event_callback(move |event| {
-            events.take(event);
+            // What does not fit is dropped, as the library does.
+            let _ = events.try_send(event);
             ready(())
         });
     let options = if settings.tls_first { options.tls_first() } else { options };
@@ -188,8 +177,8 @@ async fn options(
 }
 
 /// The meaning of a failed attempt, and what to do.
-fn explain(error: &async_nats::ConnectError, tls: bool) -> (ErrorKind, String) {
-    let cause = cause(error);
+fn explain(error: &async_nats::ConnectError, tls: bool) -> ConnectFailure {
+    let cause = sources(error).last().map_or_else(|| error.kind().to_string(), ToString::to_string);
     let refused = "the server refuses the credentials; check username and password, token, credentials_file or nkey_seed_file";
     match error.kind() {
         ConnectErrorKind::AuthorizationViolation => (ErrorKind::Authentication, refused.to_owned()),
@@ -199,7 +188,7 @@ fn explain(error: &async_nats::ConnectError, tls: bool) -> (ErrorKind, String) {
         ConnectErrorKind::Tls => (ErrorKind::Tls, tls_text(&cause)),
         ConnectErrorKind::Dns => (ErrorKind::Connect, format!("cannot find the host: {cause}")),
         ConnectErrorKind::TimedOut => (ErrorKind::Connect, "no answer in time".to_owned()),
-        _ if is_tls(error) || (tls && cause.contains("tls")) => (ErrorKind::Tls, tls_text(&cause)),
+        _ if sources(error).any(is_tls) || (tls && cause.contains("tls")) => (ErrorKind::Tls, tls_text(&cause)),
         _ if cause.contains("uthentication") || cause.contains("uthorization") => {
             (ErrorKind::Authentication, format!("{refused} ({cause})"))
         }
@@ -212,28 +201,13 @@ fn tls_text(cause: &str) -> String {
     format!("TLS failed: {cause}; check ca_file, the host name in the URL, certificate_file and key_file")
 }
 
-/// The text of the innermost error.
-fn cause(error: &async_nats::ConnectError) -> String {
-    let mut text = error.kind().to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = error.to_string();
-        source = error.source();
-    }
-    text
+/// The errors behind this one, down to the innermost.
+fn sources(error: &async_nats::ConnectError) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    iter::successors(error.source(), |error| (*error).source())
 }
 
 /// Whether TLS is at fault: the library reports its errors as those of the socket.
-fn is_tls(error: &async_nats::ConnectError) -> bool {
-    let mut source = error.source();
-    while let Some(error) = source {
-        let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if error.is::<rustls::Error>()
-            || within.is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>)
-        {
-            return true;
-        }
-        source = error.source();
-    }
-    false
+fn is_tls(error: &(dyn Error + 'static)) -> bool {
+    let within = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    error.is::<rustls::Error>() || within.is_some_and(<dyn Error + Send + Sync>::is::<rustls::Error>)
 }

@@ -4,7 +4,7 @@ use async_nats::HeaderMap;
 use bytes::Bytes;
 use serde_json::Value;
 
-use super::connection::{NatsConnection, Unanswered};
+use super::connection::NatsConnection;
 use super::settings::{Settings, StreamPlan};
 use super::{stream, subjects};
 use crate::brokers::Finding;
@@ -37,21 +37,21 @@ pub(super) async fn lacking(
         wanted.push((subject.clone(), subject));
     }
     match connection.ask(OWN_PERMISSIONS, Vec::new()).await {
-        Ok(answer) => wanted.retain(|(_, pattern)| !may_publish(&answer.payload, pattern)),
-        Err(Unanswered::Forbidden) => {
+        Ok(Some(answer)) => wanted.retain(|(_, pattern)| !may_publish(&answer.payload, pattern)),
+        Ok(None) => {
             for (subject, _) in &wanted {
                 let mut headers = HeaderMap::new();
                 headers.insert("Nats-Expected-Stream", NO_STREAM);
                 // Not an event, and not a request to create anything.
-                connection.publish(subject, "rights", Some(headers), Bytes::from_static(b"{}"));
+                connection.publish(subject, "rights", headers, Bytes::from_static(b"{}"));
             }
             // It is refused again, behind everything that is refused before it.
-            if !matches!(connection.ask(OWN_PERMISSIONS, Vec::new()).await, Err(Unanswered::Forbidden)) {
+            if !matches!(connection.ask(OWN_PERMISSIONS, Vec::new()).await, Ok(None)) {
                 return Vec::new();
             }
-            wanted.retain(|(subject, _)| connection.forbidden().contains(subject));
+            wanted.retain(|(subject, _)| connection.forbidden.contains(subject));
         }
-        Err(Unanswered::Silence(_)) => return Vec::new(),
+        Err(_) => return Vec::new(),
     }
     let finding = |(subject, pattern): Wanted| {
         let text = format!("{} lacks the permission to publish to {pattern}", settings.login.who());

@@ -5,32 +5,32 @@
 //!
 //! Length: what leads to the one answer, stored, refused, later or lost, is only understood side by side.
 
-use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use async_nats::Message as Reply;
+use async_nats::{Message as Reply, PublishErrorKind};
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
+use futures_util::future::{BoxFuture, FutureExt as _};
+use futures_util::stream::FuturesUnordered;
 use tokio::time::{Interval, MissedTickBehavior, interval, timeout};
 
 use super::acknowledgement::{self, AckReply};
 use super::block::HeaderText;
-use super::connection::{NatsConnection, Queued};
-use super::events::Violation;
-use super::outstanding::Unacknowledged;
+use super::connection::{NatsConnection, Signal};
 use super::progress::StreamProgress;
-use super::question::Answered;
 use super::settings::{Settings, StreamPlan};
 use super::stream::{self, StreamLook};
-use super::topology::KnownStream;
 use crate::brokers::{
     Cause, ErrorKind, Headers, Refusal, RefusalReason, Refused, Sent, Sequence, Session, SessionError, Verdict,
 };
 use crate::event::Message;
 
-/// The interval of checks of clock and questions while something waits.
-const LOOK: Duration = Duration::from_millis(100);
+/// The interval of checks of the clock while something waits.
+const CHECK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The longest wait for the answer to a look at a stream.
+const ANSWER: Duration = Duration::from_secs(2);
 
 /// The main stream's place.
 const MAIN: usize = 0;
@@ -44,7 +44,9 @@ pub(super) struct NatsSession {
     streams: Vec<StreamProgress>,
     /// The main stream existed when the session began.
     had_main: bool,
-    look: Interval,
+    /// The looks under way, each with the place of its stream.
+    looks: FuturesUnordered<BoxFuture<'static, (usize, StreamLook)>>,
+    check: Interval,
     lost: Option<SessionError>,
 }
 
@@ -54,20 +56,21 @@ impl NatsSession {
         connection: NatsConnection,
         headers: &Headers,
         settings: &Settings,
-        known: &[KnownStream],
+        known: &[StreamLook],
     ) -> Self {
-        let mut look = interval(LOOK);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let progress = |(plan, known): (&StreamPlan, &KnownStream)| {
-            StreamProgress::new(&plan.name, settings, !matches!(known, KnownStream::Unasked))
+        let mut check = interval(CHECK_INTERVAL);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let progress = |(plan, look): (&StreamPlan, &StreamLook)| {
+            StreamProgress::new(&plan.name, settings, *look != StreamLook::Forbidden)
         };
         Self {
             connection,
             headers: headers.clone(),
             settings: settings.clone(),
             streams: settings.streams.iter().zip(known).map(progress).collect(),
-            had_main: matches!(known.first(), Some(KnownStream::Stands(_))),
-            look,
+            had_main: known.first().is_some_and(|look| look.stream().is_some()),
+            looks: FuturesUnordered::new(),
+            check,
             lost: None,
         }
     }
@@ -82,184 +85,84 @@ impl NatsSession {
     }
 
     /// The first reason stands: what follows from it is not news.
-    fn lose(&mut self, error: SessionError) {
-        if self.lost.is_none() {
-            let text = format!("{}: {}", self.connection.at(), error.text);
-            self.lost = Some(SessionError { text, ..error });
-        }
+    fn lose(&mut self, error: SessionError) -> SessionError {
+        let text = format!("{}: {}", self.connection.at, error.text);
+        self.lost.get_or_insert(SessionError { text, ..error }).clone()
     }
 
-    /// This server leads nowhere: no message is to blame, and another server is asked first.
-    fn look_elsewhere(&mut self, why: impl Into<String>) {
-        self.connection.leave();
-        self.lose(SessionError::lost(why));
+    fn lose_connection(&mut self) -> SessionError {
+        let text = format!("the connection ended{}", self.connection.last_words);
+        self.lose(SessionError::lost(text))
     }
 
-    fn lose_connection(&mut self) {
-        let words = self.connection.events().last_error();
-        let text = words
-            .map_or_else(|| "the connection ended".to_owned(), |words| format!("the connection ended: {words}"));
-        self.look_elsewhere(text);
-    }
-
-    /// Events of the library: refused permissions, and the end.
-    fn take_events(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
-        let events = Arc::clone(self.connection.events());
-        while let Some(violation) = events.violation() {
-            match violation {
-                Violation::Publish(subject) => self.may_not_publish(&subject, into),
-                Violation::Subscribe(inbox) => {
-                    let text = format!("these credentials may no longer subscribe to {inbox}");
-                    let kind = ErrorKind::Authentication;
-                    self.lose(SessionError { text, kind, suspect: Cause::Network });
+    fn take(&mut self, signal: Signal, into: &mut Vec<(Sequence, Verdict)>) {
+        match signal {
+            Signal::Reply(reply) => self.take_reply(&reply, into),
+            Signal::MayNotPublish(subject) => {
+                for stream in &mut self.streams {
+                    stream.forbidden(&subject, into);
                 }
             }
-        }
-        if events.ended() {
-            self.lose_connection();
-        }
-    }
-
-    fn may_not_publish(&mut self, subject: &str, into: &mut Vec<(Sequence, Verdict)>) {
-        let text = format!("these credentials may not publish to {subject}");
-        let verdict = Verdict::Refused(Refusal::wrong(RefusalReason::NotAuthorised, text));
-        for at in 0..self.streams.len() {
-            let stream = &mut self.streams[at];
-            if stream.info == subject {
-                stream.may_ask = false;
-                self.cannot_ask(at, into);
-            } else if stream.creation.take_if(|(creation, _)| creation == subject).is_some() {
-                stream.question.give_up();
-            } else {
-                let sequences = stream.outstanding.take_subject(subject);
-                into.extend(sequences.into_iter().map(|sequence| (sequence, verdict.clone())));
+            Signal::MayNotSubscribe(inbox) => {
+                let text = format!("these credentials may no longer subscribe to {inbox}");
+                self.lose(SessionError { text, kind: ErrorKind::Authentication, suspect: Cause::Network });
             }
-        }
-    }
-
-    /// All answers that are there.
-    fn take_replies(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
-        while let Poll::Ready(reply) = self.connection.next_now() {
-            match reply {
-                Some(reply) => self.take_reply(&reply, into),
-                None => return self.lose_connection(),
+            Signal::Ended => {
+                self.lose_connection();
             }
         }
     }
 
     fn take_reply(&mut self, reply: &Reply, into: &mut Vec<(Sequence, Verdict)>) {
-        let Some(token) = self.connection.token(reply) else { return };
-        let (is_look, token) = token.strip_prefix('q').map_or((false, token), |rest| (true, rest));
-        let numbers = token.split_once('-').map(|(at, number)| (at.parse().ok(), number.parse().ok()));
-        let Some((Some(at), Some(number))) = numbers else { return };
-        if is_look {
-            return self.take_look(at, number, stream::read(reply), into);
-        }
+        let Some((at, number)) = self.connection.token(reply).and_then(|token| token.split_once('-')) else {
+            return;
+        };
+        let (Ok(at), Ok(number)) = (at.parse::<usize>(), number.parse()) else { return };
         let Some(stream) = self.streams.get_mut(at) else { return };
         match acknowledgement::read(reply, &stream.name) {
             AckReply::Stored(position) => stream.stored(number, position, into),
-            AckReply::Refused(refusal) => {
-                let refused = stream.outstanding.take(number);
-                into.extend(refused.map(|waiting| (waiting.sequence, Verdict::Refused(refusal))));
-            }
-            AckReply::NobodyListens => {
-                let Some(Unacknowledged { sequence, subject, .. }) = stream.outstanding.take(number) else {
-                    return;
-                };
-                into.push((sequence, Verdict::Refused(stream.nobody_listens(&subject))));
-            }
-            // Its own stream may have it as well, and has not answered yet.
-            AckReply::OtherStream(other) => stream.outstanding.note_other(number, other),
+            AckReply::Refused(refusal) => stream.refused(number, refusal, into),
+            AckReply::NobodyListens => stream.nobody_listens(number, into),
+            AckReply::OtherStream(other) => stream.stored_elsewhere(number, other),
             AckReply::Foreign => {}
         }
     }
 
-    fn take_look(&mut self, at: usize, number: u64, look: StreamLook, into: &mut Vec<(Sequence, Verdict)>) {
+    /// Begins the looks for which it is time.
+    fn look(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         let now = Instant::now();
-        let Some(stream) = self.streams.get_mut(at) else { return };
-        if stream.doubt(now).is_none() {
-            stream.question.relieve();
+        for at in 0..self.streams.len() {
+            let stream = &mut self.streams[at];
+            if stream.begins_look(now) {
+                let asked = self.connection.question(&stream.info, Bytes::new(), ANSWER);
+                let creation = stream.creation.clone().map(|(subject, content)| {
+                    (stream.name.clone(), self.connection.question(&subject, content, ANSWER))
+                });
+                let look = async move {
+                    match (stream::read(asked.await.as_ref()), creation) {
+                        (StreamLook::Missing, Some((stream, created))) => {
+                            tracing::info!(stream = &*stream, "creating the stream, which does not exist any more");
+                            (at, stream::read(created.await.as_ref()))
+                        }
+                        (look, _) => (at, look),
+                    }
+                };
+                self.looks.push(look.boxed());
+            } else if let Some(why) = stream.cannot_look(now) {
+                self.takes_nothing(at, &why, into);
+            }
         }
-        let is_missing = look == StreamLook::Missing;
-        match stream.question.answer(number, look, now) {
-            Answered::Settled => {}
-            Answered::SendAgain => stream.send_again(into),
-            Answered::Trouble(_) if is_missing && self.creates(at) => {}
-            Answered::Trouble(trouble) => self.takes_nothing(at, &trouble, into),
-        }
-    }
-
-    /// Creates the missing stream of a route, where that is ours to do; the answer is that of a look.
-    fn creates(&mut self, at: usize) -> bool {
-        let stream = &mut self.streams[at];
-        let Some((subject, content)) = &stream.creation else { return false };
-        let token = format!("q{at}-{}", stream.question.next());
-        let is_asked = matches!(self.connection.publish(subject, &token, None, content.clone()), Queued::Yes);
-        if is_asked {
-            tracing::info!(stream = &*stream.name, "creating the stream, which does not exist any more");
-            stream.question.ask(Instant::now());
-        }
-        is_asked
     }
 
     /// A stream takes nothing: without the main one the session is of no use, what goes to another one waits.
     fn takes_nothing(&mut self, at: usize, why: &Refusal, into: &mut Vec<(Sequence, Verdict)>) {
         if at == MAIN {
-            return self.look_elsewhere(why.text.clone());
+            self.lose(SessionError::lost(why.text.clone()));
+            return;
         }
         self.streams[at].refuse(why, into);
         // The server itself may lead nowhere: then it does not know the main stream either.
-        if self.had_main && why.kind == Refused::AddressUnable {
-            self.streams[MAIN].question.look();
-        }
-    }
-
-    fn look_at_clock(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
-        let now = Instant::now();
-        for at in 0..self.streams.len() {
-            let stream = &mut self.streams[at];
-            if let Some(doubt) = stream.doubt(now) {
-                stream.question.doubt(doubt);
-            }
-            if stream.question.is_unanswered(now) {
-                let trouble = Refusal::unable(format!("no answer about the stream {}", stream.name));
-                let trouble = stream.question.note(trouble, now);
-                self.takes_nothing(at, &trouble, into);
-            }
-        }
-    }
-
-    /// Asks what is to be asked, if it is time.
-    fn ask(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
-        let now = Instant::now();
-        for at in 0..self.streams.len() {
-            let stream = &mut self.streams[at];
-            let Some(number) = stream.question.due(now) else { continue };
-            if !stream.may_ask {
-                self.cannot_ask(at, into);
-                continue;
-            }
-            match self.connection.publish(&stream.info, format_args!("q{at}-{number}"), None, Bytes::new()) {
-                Queued::Yes => stream.question.ask(now),
-                // At the next look.
-                Queued::Full => {}
-                Queued::TooLarge | Queued::IllegalSubject | Queued::Ended => self.lose_connection(),
-            }
-        }
-    }
-
-    /// Nothing can be learnt of the stream: what is unanswered is sent again by another session, or waits.
-    fn cannot_ask(&mut self, at: usize, into: &mut Vec<(Sequence, Verdict)>) {
-        let stream = &mut self.streams[at];
-        stream.question.give_up();
-        if stream.question.is_in_doubt() {
-            let why = Refusal::unable(stream.unanswered());
-            self.takes_nothing(at, &why, into);
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.streams.iter().all(StreamProgress::is_idle)
+        self.streams[MAIN].is_suspected |= self.had_main && why.kind == Refused::AddressUnable;
     }
 }
 
@@ -283,25 +186,21 @@ impl Session for NatsSession {
             return too_large();
         }
         let at = self.place(&message.key);
-        let number = self.streams[at].outstanding.next();
+        let stream = &mut self.streams[at];
+        let token = format_args!("{at}-{}", stream.next);
         let body = Bytes::copy_from_slice(&message.event.body);
-        match self.connection.publish(&message.address, format_args!("{at}-{number}"), Some(block.map), body) {
-            Queued::Yes => {
-                let subject = Arc::clone(&message.address);
-                let waiting = Unacknowledged { sequence, subject, sent: Instant::now(), other: None };
-                self.streams[at].outstanding.push(waiting);
+        match self.connection.publish(&message.address, token, block.map, body) {
+            Some(Ok(())) => {
+                stream.sent(sequence, &message.address);
                 Sent::Taken
             }
-            Queued::Full => Sent::RetryLater("the connection takes no more at the moment".to_owned()),
-            Queued::TooLarge => too_large(),
-            Queued::IllegalSubject => {
+            None => Sent::RetryLater("the connection takes no more at the moment".to_owned()),
+            Some(Err(PublishErrorKind::MaxPayloadExceeded)) => too_large(),
+            Some(Err(PublishErrorKind::InvalidSubject)) => {
                 let text = format!("{:?} is no legal subject", message.address);
                 Sent::Refused(Refusal::event(RefusalReason::Unroutable, text))
             }
-            Queued::Ended => {
-                self.lose_connection();
-                Sent::Lost(self.lost.clone().unwrap_or_else(|| SessionError::lost("the connection ended")))
-            }
+            Some(Err(PublishErrorKind::Send)) => Sent::Lost(self.lose_connection()),
         }
     }
 
@@ -310,21 +209,26 @@ impl Session for NatsSession {
     }
 
     fn takes(&self, message: &Message) -> bool {
-        self.streams.iter().all(|stream| *stream.name != *message.key || stream.is_clear())
+        let stream = self.streams.iter().find(|stream| *stream.name == *message.key);
+        stream.is_none_or(|stream| stream.is_clear() && !stream.is_unheard(&message.address))
     }
 
     fn has_changed(&mut self) -> bool {
-        self.streams.iter_mut().any(|stream| stream.question.has_recovered())
+        self.streams.iter_mut().any(|stream| std::mem::take(&mut stream.has_recovered))
     }
 
     async fn verdicts(&mut self, into: &mut Vec<(Sequence, Verdict)>) -> Result<(), SessionError> {
         let before = into.len();
         loop {
-            // Events first: an answer that came before the end is then among the replies.
-            self.take_events(into);
-            self.take_replies(into);
+            while let Some(signal) = self.connection.next_now() {
+                let is_end = matches!(signal, Signal::Ended);
+                self.take(signal, into);
+                if is_end {
+                    break;
+                }
+            }
             if self.lost.is_none() {
-                self.ask(into);
+                self.look(into);
             }
             if into.len() > before {
                 return Ok(());
@@ -332,35 +236,33 @@ impl Session for NatsSession {
             if let Some(lost) = &self.lost {
                 return Err(lost.clone());
             }
-            let events = Arc::clone(self.connection.events());
-            let busy = !self.is_idle();
+            let is_busy = !self.streams.iter().all(StreamProgress::is_idle);
             tokio::select! {
-                reply = self.connection.next() => match reply {
-                    Some(reply) => self.take_reply(&reply, into),
-                    None => self.lose_connection(),
-                },
-                () = events.news.notified() => {}
-                _ = self.look.tick(), if busy => self.look_at_clock(into),
+                signal = self.connection.next() => self.take(signal, into),
+                Some((at, look)) = self.looks.next() => {
+                    if let Err(why) = self.streams[at].found(look, Instant::now(), into) {
+                        self.takes_nothing(at, &why, into);
+                    }
+                }
+                _ = self.check.tick(), if is_busy => {}
             }
         }
     }
 
     async fn close(mut self: Box<Self>, patience: Duration, into: &mut Vec<(Sequence, Verdict)>) {
         let collect = async {
-            let events = Arc::clone(self.connection.events());
-            while self.streams.iter().any(|stream| !stream.outstanding.is_empty()) {
-                tokio::select! {
-                    reply = self.connection.next() => match reply {
-                        Some(reply) => self.take_reply(&reply, into),
-                        None => break,
-                    },
-                    () = events.news.notified() => self.take_events(into),
+            while self.streams.iter().any(StreamProgress::has_outstanding) {
+                match self.connection.next().await {
+                    Signal::Ended => break,
+                    signal => self.take(signal, into),
                 }
             }
         };
         // What is not answered by then is unsettled: the caller knows.
         let _ = timeout(patience, collect).await;
-        self.take_events(into);
+        for stream in &mut self.streams {
+            stream.leave_unheard(into);
+        }
         // Dropping the client ends its task and its socket: the library has nothing that waits for more.
     }
 }

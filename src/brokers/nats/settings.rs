@@ -16,7 +16,7 @@ use crate::brokers::{Encoding, HeaderStyle, Headers, Route, Router, TemplateName
 use crate::settings::{Secret, Section, redact};
 
 /// The port where a URL names none.
-pub(super) const DEFAULT_PORT: u16 = 4222;
+const DEFAULT_PORT: u16 = 4222;
 
 /// The server refuses a shorter duplicate window.
 const LEAST_WINDOW: Duration = Duration::from_millis(100);
@@ -105,15 +105,19 @@ impl Settings {
 
     /// Host and port of each server.
     pub(super) fn hosts(&self) -> Vec<(String, u16)> {
-        let host =
-            |url: &Url| url.host_str().map(|name| name.trim_start_matches('[').trim_end_matches(']').to_owned());
-        self.servers.iter().filter_map(|url| Some((host(url)?, url.port().unwrap_or(DEFAULT_PORT)))).collect()
+        self.servers.iter().map(host).collect()
     }
 
     /// The servers without secrets.
     pub(super) fn location(&self) -> String {
         self.servers.iter().map(|url| redact(url.as_str())).collect::<Vec<_>>().join(", ")
     }
+}
+
+/// Host and port of a server.
+pub(super) fn host(server: &Url) -> (String, u16) {
+    let name = server.host_str().unwrap_or_default().trim_start_matches('[').trim_end_matches(']');
+    (name.to_owned(), server.port().unwrap_or(DEFAULT_PORT))
 }
 
 /// The servers, and who their URLs say we are.

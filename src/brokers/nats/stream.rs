@@ -5,11 +5,13 @@
 use std::time::Duration;
 
 use async_nats::{Message, StatusCode};
+use serde::Deserialize as _;
 use serde_json::{Value, json};
 
 use super::acknowledgement::Error;
 use super::settings::{Settings, StreamPlan};
 use super::subjects;
+use crate::brokers::{Refusal, RefusalReason};
 
 /// No such stream.
 const NOT_FOUND: u64 = 10059;
@@ -21,7 +23,7 @@ const NOT_ENABLED: [u64; 2] = [10076, 10039];
 const ACTIVE: Duration = Duration::from_secs(2);
 
 /// The result of a check of a stream.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum StreamLook {
     /// It is there.
     Stands(StreamLimits),
@@ -31,6 +33,38 @@ pub(super) enum StreamLook {
     NoJetStream(String),
     /// JetStream has another answer.
     Unclear(String),
+    /// There was no answer.
+    Silent,
+    /// These credentials may not ask.
+    Forbidden,
+}
+
+impl StreamLook {
+    /// The stream, where it is there.
+    pub(super) fn stream(&self) -> Option<&StreamLimits> {
+        if let Self::Stands(stream) = self { Some(stream) } else { None }
+    }
+
+    /// Whether the cluster stores nothing in it at the moment.
+    pub(super) fn is_unable(&self) -> bool {
+        matches!(self, Self::Stands(StreamLimits { useless: None, unable: Some(_), .. }))
+    }
+
+    /// The refusal of what was sent to the stream of this name, which takes nothing.
+    pub(super) fn refusal(self, name: &str) -> Refusal {
+        match self {
+            Self::Missing => {
+                let text = format!("the stream {name} does not exist any more");
+                Refusal::wrong(RefusalReason::NoDestination, text)
+            }
+            Self::Stands(stream) => {
+                Refusal::unable(format!("the stream {name} {}", stream.trouble().unwrap_or_default()))
+            }
+            Self::NoJetStream(why) => Refusal::unable(format!("JetStream is not available: {why}")),
+            Self::Unclear(why) => Refusal::unable(format!("cannot look at the stream {name}: {why}")),
+            Self::Silent | Self::Forbidden => Refusal::unable(format!("no answer about the stream {name}")),
+        }
+    }
 }
 
 /// The relevant properties of a stream.
@@ -43,12 +77,17 @@ pub(super) struct StreamLimits {
     pub(super) useless: Option<&'static str>,
     /// The reason why the cluster stores nothing in it, if any. A leader that has lost its majority answers for many
     /// seconds as if nothing were the matter.
-    pub(super) unable: Option<String>,
+    pub(super) unable: Option<&'static str>,
     /// The number of messages, where no consumer reads them and no limit removes them.
     pub(super) unread: Option<u64>,
 }
 
 impl StreamLimits {
+    /// The reason why it takes nothing, if there is one.
+    pub(super) fn trouble(&self) -> Option<&'static str> {
+        self.useless.or(self.unable)
+    }
+
     /// Whether a message to this subject, or to every subject of this pattern, goes into the stream.
     pub(super) fn takes(&self, subject: &str) -> bool {
         self.subjects.iter().any(|pattern| subjects::covers(pattern, subject))
@@ -81,12 +120,13 @@ pub(super) fn creation(settings: &Settings, plan: &StreamPlan) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Reads the answer to either.
-pub(super) fn read(message: &Message) -> StreamLook {
-    match message.status {
-        Some(StatusCode::NO_RESPONDERS) => StreamLook::NoJetStream("it has no responder".to_owned()),
-        Some(status) => StreamLook::Unclear(format!("status {status}")),
-        None => read_payload(&message.payload),
+/// Reads the answer to either, if there is one.
+pub(super) fn read(answer: Option<&Message>) -> StreamLook {
+    match answer.map(|message| (message.status, &message.payload)) {
+        None => StreamLook::Silent,
+        Some((Some(StatusCode::NO_RESPONDERS), _)) => StreamLook::NoJetStream("it has no responder".to_owned()),
+        Some((Some(status), _)) => StreamLook::Unclear(format!("status {status}")),
+        Some((None, payload)) => read_payload(payload),
     }
 }
 
@@ -95,62 +135,59 @@ fn read_payload(payload: &[u8]) -> StreamLook {
         return StreamLook::Unclear("an answer that is not JSON".to_owned());
     };
     if let Some(error) = answer.get("error") {
-        return match Error::read(&error.to_string()) {
-            Some(error) if error.number == NOT_FOUND => StreamLook::Missing,
-            Some(error) if NOT_ENABLED.contains(&error.number) => StreamLook::NoJetStream(error.text),
-            Some(error) => StreamLook::Unclear(format!("{} ({})", error.text, error.number)),
-            None => StreamLook::Unclear("an error without a code".to_owned()),
+        return match Error::deserialize(error) {
+            Ok(error) if error.number == NOT_FOUND => StreamLook::Missing,
+            Ok(error) if NOT_ENABLED.contains(&error.number) => StreamLook::NoJetStream(error.text),
+            Ok(error) => StreamLook::Unclear(format!("{} ({})", error.text, error.number)),
+            Err(_) => StreamLook::Unclear("an error without a code".to_owned()),
         };
     }
     let Some(config) = answer.get("config") else {
         return StreamLook::Unclear("an answer without the stream's configuration".to_owned());
     };
-    let flag = |key| config.get(key).and_then(Value::as_bool).unwrap_or(false);
-    let subjects = config.get("subjects").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let subjects = config["subjects"].as_array().into_iter().flatten().filter_map(Value::as_str);
     StreamLook::Stands(StreamLimits {
-        subjects: subjects.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
+        subjects: subjects.map(str::to_owned).collect(),
         // Unlimited is -1.
-        max_message: config.get("max_msg_size").and_then(Value::as_u64).and_then(|size| size.try_into().ok()),
-        useless: if flag("no_ack") {
+        max_message: config["max_msg_size"].as_u64().and_then(|size| size.try_into().ok()),
+        useless: if config["no_ack"] == true {
             Some("is set to `no_ack` and confirms nothing")
-        } else if flag("sealed") {
+        } else if config["sealed"] == true {
             Some("is sealed and takes no message")
         } else {
             None
         },
-        unable: unable(config, answer.get("cluster")),
-        unread: unread(config, answer.get("state")),
+        unable: unable(config, &answer["cluster"]),
+        unread: unread(config, &answer["state"]),
     })
 }
 
 /// The number of messages, where no consumer reads them and no limit removes them.
-fn unread(config: &Value, state: Option<&Value>) -> Option<u64> {
-    let count = |key| state.and_then(|state| state.get(key)).and_then(Value::as_u64);
+fn unread(config: &Value, state: &Value) -> Option<u64> {
     // Unlimited is -1, or an age of 0.
-    let is_limited = ["max_age", "max_bytes", "max_msgs", "max_msgs_per_subject"];
-    let is_limited =
-        is_limited.iter().any(|key| config.get(key).and_then(Value::as_i64).is_some_and(|most| most > 0));
-    count("messages").filter(|_| !is_limited && count("consumer_count") == Some(0))
+    let limits = ["max_age", "max_bytes", "max_msgs", "max_msgs_per_subject"];
+    let is_limited = limits.iter().any(|limit| config[*limit].as_i64().is_some_and(|most| most > 0));
+    state["messages"].as_u64().filter(|_| !is_limited && state["consumer_count"] == 0)
 }
 
 /// The reason why a stream of these replicas stores nothing: no leader, or no majority of replicas. A server without a
 /// cluster says nothing of it.
-fn unable(config: &Value, cluster: Option<&Value>) -> Option<String> {
-    let cluster = cluster?;
-    let leader = cluster.get("leader").and_then(Value::as_str).unwrap_or_default();
-    if leader.is_empty() {
-        return Some("has no leader".to_owned());
+fn unable(config: &Value, cluster: &Value) -> Option<&'static str> {
+    if cluster.is_null() {
+        return None;
     }
-    let replicas = config.get("num_replicas").and_then(Value::as_u64).unwrap_or(1);
-    let flag = |replica: &Value, key| replica.get(key).and_then(Value::as_bool).unwrap_or(false);
+    if cluster["leader"].as_str().is_none_or(str::is_empty) {
+        return Some("has no leader");
+    }
+    let replicas = config["num_replicas"].as_u64().unwrap_or(1);
     let is_active = |replica: &&Value| {
-        let heard = replica.get("active").and_then(Value::as_u64).map(Duration::from_nanos);
-        heard.is_some_and(|heard| heard < ACTIVE) && !flag(replica, "offline") && !flag(replica, "pending")
+        let is_heard = replica["active"].as_u64().is_some_and(|ago| Duration::from_nanos(ago) < ACTIVE);
+        is_heard && replica["offline"] != true && replica["pending"] != true
     };
-    let others = cluster.get("replicas").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     // The leader is not among them.
-    let active = 1 + others.iter().filter(is_active).count() as u64;
-    (active < replicas / 2 + 1).then(|| "has a leader, but no majority of its replicas answers it".to_owned())
+    let others = cluster["replicas"].as_array().into_iter().flatten();
+    let active = 1 + others.filter(is_active).count() as u64;
+    (active < replicas / 2 + 1).then_some("has a leader, but no majority of its replicas answers it")
 }
 
 #[cfg(test)]
@@ -170,7 +207,7 @@ mod tests {
             br#"{"config":{"name":"S","subjects":["a.>","b"],"max_msg_size":-1,"sealed":false},"state":{"messages":1}}"#,
         );
         let StreamLook::Stands(stream) = look else { panic!("{look:?}") };
-        assert_eq!((stream.max_message, stream.useless, stream.unable.as_deref()), (None, None, None));
+        assert_eq!((stream.max_message, stream.useless, stream.unable), (None, None, None));
         assert_eq!(stream.unread, None, "nothing is said of consumers");
         assert!(stream.takes("a.x.y") && stream.takes("b") && !stream.takes("b.c") && !stream.takes("a"));
         let look = read_payload(br#"{"config":{"max_msg_size":100,"no_ack":true}}"#);
@@ -193,7 +230,7 @@ mod tests {
         assert_eq!(unread(r#"{"max_age":1000000000,"max_bytes":-1}"#, 0), None);
     }
 
-    fn unable_with(replicas: u64, cluster: &str) -> Option<String> {
+    fn unable_with(replicas: u64, cluster: &str) -> Option<&'static str> {
         let look = read_payload(
             format!(r#"{{"config":{{"subjects":["a"],"num_replicas":{replicas}}},"cluster":{cluster}}}"#)
                 .as_bytes(),
@@ -210,14 +247,14 @@ mod tests {
         };
         assert_eq!(unable_with(3, &with([500, 500], "")), None);
         assert_eq!(unable_with(3, &with([500, 9000], "")), None, "two of three");
-        let few = Some("has a leader, but no majority of its replicas answers it".to_owned());
+        let few = Some("has a leader, but no majority of its replicas answers it");
         assert_eq!(unable_with(3, &with([2000, 9000], "")), few);
         assert_eq!(unable_with(3, &with([500, 500], r#","offline":true"#)), few);
         assert_eq!(unable_with(3, &with([0, 0], r#","pending":true"#)), few);
         assert_eq!(unable_with(5, &with([500, 500], "")), None, "three of five");
         assert_eq!(unable_with(2, r#"{"leader":"n1","replicas":[]}"#), few);
         assert_eq!(unable_with(1, r#"{"leader":"n1"}"#), None);
-        let none = Some("has no leader".to_owned());
+        let none = Some("has no leader");
         assert_eq!(unable_with(3, r#"{"leader":"","replicas":[]}"#), none);
         assert_eq!(unable_with(3, r#"{"name":"c"}"#), none);
     }

@@ -1,144 +1,191 @@
-//! A stream at connect: looked at, created where `declare` says so, never changed; and what it will not take.
+//! A stream before there is a session: looked at, created where `declare` says so, never changed; and what it will not
+//! take.
 
-use super::connection::{NatsConnection, Unanswered};
+use super::connection::NatsConnection;
 use super::settings::{Settings, StreamPlan};
 use super::stream::{self, StreamLimits, StreamLook};
 use crate::brokers::template::Template;
 use crate::brokers::{ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Terms, Topology};
 
-/// The state of the stream when a session starts.
-#[derive(Debug)]
-pub(super) enum KnownStream {
-    /// It stands.
-    Stands(StreamLimits),
-    /// It does not.
-    Missing,
-    /// These credentials may not ask.
-    Unasked,
-    /// There was no answer.
-    Unknown,
+/// The purpose of a survey.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Purpose {
+    /// A session begins: what is missing is created, where that is ours to do.
+    Session,
+    /// Nothing is changed, and everything is said.
+    Inspection,
 }
 
-/// A stream as a session starts with it, created where that is ours to do; and what is to be said of it.
-pub(super) async fn establish(
+/// A stream that is being looked at, before there is a session.
+struct Survey<'a> {
+    connection: &'a mut NatsConnection,
+    settings: &'a Settings,
+    plan: &'a StreamPlan,
+}
+
+/// A stream as it is found, and what is to be said of it. Only the main one must be there.
+pub(super) async fn survey(
     connection: &mut NatsConnection,
     settings: &Settings,
     plan: &StreamPlan,
-) -> Result<(KnownStream, Option<Finding>), ConnectError> {
-    let known = look(connection, settings, plan).await?;
-    able(&known, plan)?;
-    if !matches!(known, KnownStream::Missing) {
-        return Ok((known, None));
-    }
-    match settings.topology {
-        Topology::Declare if !plan.subjects.is_empty() => {
-            Ok((KnownStream::Stands(create(connection, settings, plan).await?), None))
-        }
-        Topology::Check if plan == settings.main() => {
-            let text = format!("{}: {}", connection.at(), missing_text(plan));
-            Err(ConnectError::new(ErrorKind::Connect, text))
-        }
-        _ => Ok((known, Some(Finding::Missing(missing_text(plan))))),
-    }
-}
-
-/// Looks at a stream.
-pub(super) async fn look(
-    connection: &mut NatsConnection,
-    settings: &Settings,
-    plan: &StreamPlan,
-) -> Result<KnownStream, ConnectError> {
-    let subject = stream::info_subject(&settings.api, &plan.name);
-    let at = connection.at().to_owned();
-    let message = match connection.ask(&subject, Vec::new()).await {
-        Ok(message) => message,
-        Err(Unanswered::Forbidden) if settings.topology == Topology::Ignore => return Ok(KnownStream::Unasked),
-        Err(Unanswered::Forbidden) => return Err(forbidden(&at, settings, &subject, "topology = \"ignore\"")),
-        // Where permissions are refused somewhere on the way, nothing comes back at all.
-        Err(Unanswered::Silence(error))
-            if settings.topology == Topology::Ignore
-                && error.kind == ErrorKind::Connect
-                && connection.is_open() =>
-        {
-            return Ok(KnownStream::Unknown);
-        }
-        Err(Unanswered::Silence(error)) => return Err(error),
+    terms: &Terms,
+    purpose: Purpose,
+) -> Result<(StreamLook, Vec<Finding>), ConnectError> {
+    let mut survey = Survey { connection, settings, plan };
+    let found = match purpose {
+        Purpose::Session => survey.establish().await,
+        Purpose::Inspection => survey.look().await,
     };
+    let is_main = plan == settings.main();
+    let (look, mut findings) = match found {
+        Err(error) if !is_main && connection.is_open() => {
+            let is_forbidden = error.kind == ErrorKind::Authentication;
+            let look = if is_forbidden { StreamLook::Forbidden } else { StreamLook::Silent };
+            (look, vec![Finding::Warning(error.text)])
+        }
+        found => (found?, Vec::new()),
+    };
+    match purpose {
+        Purpose::Session if look == StreamLook::Missing => findings.push(Finding::Missing(missing_text(plan))),
+        Purpose::Session => {}
+        Purpose::Inspection => findings.extend(state(&look, settings, plan)),
+    }
+    let stream = look.stream();
+    findings.extend(stream.into_iter().flat_map(|stream| subjects_not_taken(stream, plan)));
+    if stream.is_some() || is_main {
+        findings.push(sizes(connection.max_payload(), stream, terms));
+    }
+    Ok((look, findings))
+}
+
+impl Survey<'_> {
+    fn failed(&self, text: &str) -> ConnectError {
+        ConnectError::new(ErrorKind::Connect, format!("{}: {text}", self.connection.at))
+    }
+
+    async fn look(&mut self) -> Result<StreamLook, ConnectError> {
+        let Self { settings, plan: StreamPlan { name, .. }, .. } = *self;
+        let subject = stream::info_subject(&settings.api, name);
+        let ignores = settings.topology == Topology::Ignore;
+        let look = match self.connection.ask(&subject, Vec::new()).await {
+            Ok(Some(answer)) => stream::read(Some(&answer)),
+            Ok(None) if ignores => StreamLook::Forbidden,
+            Ok(None) => return Err(self.forbidden(&subject, "topology = \"ignore\"")),
+            // Where permissions are refused somewhere on the way, nothing comes back at all.
+            Err(error) if ignores && error.kind == ErrorKind::Connect && self.connection.is_open() => {
+                StreamLook::Silent
+            }
+            Err(error) => return Err(error),
+        };
+        match look {
+            StreamLook::Stands(StreamLimits { useless: Some(why), .. }) => {
+                Err(self.failed(&format!("the stream {name} {why}; use another one")))
+            }
+            StreamLook::NoJetStream(why) => Err(self.no_jetstream(&why)),
+            StreamLook::Unclear(why) => {
+                Err(ConnectError::new(ErrorKind::Connect, format!("cannot look at the stream {name}: {why}")))
+            }
+            look => Ok(look),
+        }
+    }
+
+    /// The stream as a session starts with it.
+    async fn establish(&mut self) -> Result<StreamLook, ConnectError> {
+        let (settings, plan) = (self.settings, self.plan);
+        match self.look().await? {
+            // The same text from each server of the cluster.
+            StreamLook::Stands(StreamLimits { unable: Some(why), .. }) => {
+                Err(ConnectError::new(ErrorKind::NotNow, format!("the stream {} {why}", plan.name)))
+            }
+            StreamLook::Missing if is_created(settings, plan) => self.create().await,
+            StreamLook::Missing if settings.topology == Topology::Check && plan == settings.main() => {
+                Err(self.failed(&missing_text(plan)))
+            }
+            look => Ok(look),
+        }
+    }
+
+    async fn create(&mut self) -> Result<StreamLook, ConnectError> {
+        let (settings, plan) = (self.settings, self.plan);
+        let subject = stream::create_subject(&settings.api, &plan.name);
+        let Some(answer) = self.connection.ask(&subject, stream::creation(settings, plan)).await? else {
+            return Err(self.forbidden(&subject, "create the stream and set topology = \"check\""));
+        };
+        let why = match stream::read(Some(&answer)) {
+            stream @ StreamLook::Stands(_) => return Ok(stream),
+            StreamLook::NoJetStream(why) => return Err(self.no_jetstream(&why)),
+            StreamLook::Unclear(why) => why,
+            _ => "it does not exist".to_owned(),
+        };
+        let (name, subjects) = (&plan.name, plan.subjects.join(", "));
+        Err(self.failed(&format!("cannot create the stream {name} with the subjects {subjects}: {why}")))
+    }
+
+    fn no_jetstream(&self, why: &str) -> ConnectError {
+        let api = &self.settings.api;
+        self.failed(&if api == "$JS.API" {
+            format!(
+                "JetStream is not available: {why}; enable it for the server (`jetstream {{}}`) and this account: plain \
+                 NATS confirms nothing"
+            )
+        } else {
+            format!("JetStream is not available at {api}: {why}; check `domain` or `api_prefix`")
+        })
+    }
+
+    fn forbidden(&self, subject: &str, instead: &str) -> ConnectError {
+        let (at, who) = (&self.connection.at, self.settings.login.who());
+        let text = format!("{at}: {who} may not publish to {subject}; permit it, or {instead}");
+        ConnectError::new(ErrorKind::Authentication, text)
+    }
+}
+
+/// Whether the bridge creates the stream where it is missing.
+fn is_created(settings: &Settings, plan: &StreamPlan) -> bool {
+    settings.topology == Topology::Declare && !plan.subjects.is_empty()
+}
+
+/// The findings of an inspection.
+fn state(look: &StreamLook, settings: &Settings, plan: &StreamPlan) -> Vec<Finding> {
     let name = &plan.name;
-    match stream::read(&message) {
-        StreamLook::Stands(StreamLimits { useless: Some(why), .. }) => {
-            Err(ConnectError::new(ErrorKind::Connect, format!("{at}: the stream {name} {why}; use another one")))
+    let stream = match look {
+        StreamLook::Stands(stream) => stream,
+        StreamLook::Missing if is_created(settings, plan) => {
+            let subjects = plan.subjects.join(", ");
+            return vec![Finding::Good(format!("the stream {name} will be created at start and take {subjects}"))];
         }
-        StreamLook::Stands(stream) => Ok(KnownStream::Stands(stream)),
-        StreamLook::Missing => Ok(KnownStream::Missing),
-        StreamLook::NoJetStream(why) => Err(no_jetstream(&at, &settings.api, &why)),
-        StreamLook::Unclear(why) => {
-            Err(ConnectError::new(ErrorKind::Connect, format!("cannot look at the stream {name}: {why}")))
+        StreamLook::Missing => return vec![Finding::Missing(missing_text(plan))],
+        StreamLook::Forbidden => {
+            let text = format!("these credentials may not look at the stream {name}; nothing is known of it");
+            return vec![Finding::Warning(text)];
         }
-    }
-}
-
-/// Creates a stream.
-async fn create(
-    connection: &mut NatsConnection,
-    settings: &Settings,
-    plan: &StreamPlan,
-) -> Result<StreamLimits, ConnectError> {
-    let subject = stream::create_subject(&settings.api, &plan.name);
-    let at = connection.at().to_owned();
-    let message = match connection.ask(&subject, stream::creation(settings, plan)).await {
-        Ok(message) => message,
-        Err(Unanswered::Forbidden) => {
-            let instead = "create the stream and set topology = \"check\"";
-            return Err(forbidden(&at, settings, &subject, instead));
+        _ => {
+            let subject = stream::info_subject(&settings.api, name);
+            let text = format!("nothing is known of the stream {name}: no answer to {subject}");
+            return vec![Finding::Warning(text)];
         }
-        Err(Unanswered::Silence(error)) => return Err(error),
     };
-    let why = match stream::read(&message) {
-        StreamLook::Stands(stream) => return Ok(stream),
-        StreamLook::NoJetStream(why) => return Err(no_jetstream(&at, &settings.api, &why)),
-        StreamLook::Missing => "it does not exist".to_owned(),
-        StreamLook::Unclear(why) => why,
-    };
-    let (name, subjects) = (&plan.name, plan.subjects.join(", "));
-    let text = format!("{at}: cannot create the stream {name} with the subjects {subjects}: {why}");
-    Err(ConnectError::new(ErrorKind::Connect, text))
-}
-
-/// The error where the cluster stores nothing in the stream at the moment: the same text from each server of it.
-pub(super) fn able(known: &KnownStream, plan: &StreamPlan) -> Result<(), ConnectError> {
-    match known {
-        KnownStream::Stands(StreamLimits { unable: Some(why), .. }) => {
-            Err(ConnectError::new(ErrorKind::NotNow, format!("the stream {} {why}", plan.name)))
-        }
-        _ => Ok(()),
+    let mut findings =
+        vec![Finding::Good(format!("the stream {name} exists and takes {}", stream.subjects.join(", ")))];
+    if let Some(why) = stream.unable {
+        findings.push(Finding::Warning(format!("the stream {name} {why}: events wait until that changes")));
     }
+    if let (Some(messages), Topology::Declare) = (stream.unread, settings.topology) {
+        findings.push(Finding::Warning(format!(
+            "the stream {name} has {messages} messages, no consumer and no limit: it grows until the disk is full; read \
+             it, or limit its age or size"
+        )));
+    }
+    findings
 }
 
 /// The advice for a missing stream that the bridge does not create.
-pub(super) fn missing_text(plan: &StreamPlan) -> String {
+fn missing_text(plan: &StreamPlan) -> String {
     format!("the stream {} does not exist; create it, or set topology = \"declare\"", plan.name)
 }
 
-fn no_jetstream(at: &str, api: &str, why: &str) -> ConnectError {
-    let text = if api == "$JS.API" {
-        format!(
-            "{at}: JetStream is not available: {why}; enable it for the server (`jetstream {{}}`) and this account: \
-             plain NATS confirms nothing"
-        )
-    } else {
-        format!("{at}: JetStream is not available at {api}: {why}; check `domain` or `api_prefix`")
-    };
-    ConnectError::new(ErrorKind::Connect, text)
-}
-
-fn forbidden(at: &str, settings: &Settings, subject: &str, instead: &str) -> ConnectError {
-    let text = format!("{at}: {} may not publish to {subject}; permit it, or {instead}", settings.login.who());
-    ConnectError::new(ErrorKind::Authentication, text)
-}
-
 /// The warnings about an existing stream: the subjects that it does not take.
-pub(super) fn subjects_not_taken(stream: &StreamLimits, plan: &StreamPlan) -> Vec<Finding> {
+fn subjects_not_taken(stream: &StreamLimits, plan: &StreamPlan) -> Vec<Finding> {
     let mut shown = Vec::new();
     for template in &plan.templates {
         let [sample, _] = template.samples();
@@ -161,7 +208,7 @@ fn shape(template: &Template) -> String {
 }
 
 /// Whether the largest body fits the server and the stream.
-pub(super) fn sizes(max_payload: usize, stream: Option<&StreamLimits>, terms: &Terms) -> Finding {
+fn sizes(max_payload: usize, stream: Option<&StreamLimits>, terms: &Terms) -> Finding {
     let needed = terms.max_body.saturating_add(LARGEST_HEADERS);
     let (limit, whose) = match stream.and_then(|stream| stream.max_message) {
         Some(limit) if limit < max_payload => (limit, "the stream's max_msg_size"),

@@ -350,6 +350,20 @@ fn a_subject_that_nobody_takes_and_nobody_may_ask_about_costs_no_session() {
     judge(&rig, &setup, &sent, &status, 0);
 }
 
+/// Longer apart than anything that is known of the stream counts.
+#[test]
+fn a_subject_that_no_stream_takes_is_wrong_however_rarely_it_is_tried() {
+    let rig = Nats::new("tried_rarely");
+    let setup = Setup::new(&rig.trap(Trap::Unroutable).table).text("publish.refuse_after", "1s");
+    let setup = setup.text("publish.retry_min", "15s").text("publish.retry_max", "15s");
+    let daemon = setup.start();
+    let every = Some((10, "Trapped", String::new()));
+    let sent = Load { events: 50, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (45, 5));
+    judge(&rig, &setup, &sent, &status, 0);
+}
+
 #[test]
 fn a_sealed_stream_refuses_no_event() {
     let rig = Nats::new("a_sealed_stream");
