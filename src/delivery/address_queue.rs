@@ -83,13 +83,17 @@ pub(super) struct Parked {
 
 impl Parked {
     pub(super) fn is_wrong(&self) -> bool {
-        matches!(self.refusal.kind, Refused::AddressWrong(_))
+        is_wrong(&self.refusal)
     }
 
     /// Takes the next step of the back-off.
     pub(super) fn step(&mut self, now: tokio::time::Instant) {
         self.next_try = now + self.backoff.after_nacks(self.nacks);
     }
+}
+
+fn is_wrong(refusal: &Refusal) -> bool {
+    matches!(refusal.kind, Refused::AddressWrong(_))
 }
 
 /// A refusal as it concerns an address.
@@ -211,7 +215,7 @@ impl AddressQueue {
     pub(super) fn defer(&mut self, sequence: Sequence) {
         let is_sent = |entry: &&mut RingEntry| matches!(entry.state, EntryState::Sent(_));
         if let Some(entry) = self.entries.get_mut(&sequence).filter(is_sent) {
-            (entry.state, entry.deferred) = (EntryState::Waiting, true);
+            entry.defer();
             self.waiting.insert(sequence);
         }
     }
@@ -233,7 +237,8 @@ impl AddressQueue {
             }
         };
         let mut parked = match before {
-            Some(before) if before.refusal.kind == refusal.kind => Parked { refusal, ..before },
+            // The clock belongs to the address: another word for the same fault does not set it back.
+            Some(before) if before.is_wrong() == is_wrong(&refusal) => Parked { refusal, ..before },
             Some(before) => Parked { refusal, since: now, ..before },
             None => Parked { refusal, since: now, next_try: now, backoff, nacks: 0 },
         };

@@ -368,6 +368,11 @@ impl Destinations {
         (self.memory, self.is_stopping) = (memory, is_stopping);
     }
 
+    /// The bytes of the events in memory.
+    pub(super) fn loaded_bytes(&self) -> usize {
+        self.loaded
+    }
+
     /// Sets whether all events together take what they may.
     pub(super) fn set_full(&mut self, is_full: bool) {
         self.is_full = is_full;
@@ -473,8 +478,9 @@ impl Destinations {
 
     /// The messages that the broker has for certain not, oldest first: each was refused, or not sent.
     pub(super) fn refused(&self) -> Vec<(Sequence, &Message)> {
-        let is_refused =
-            |entry: &RingEntry| matches!(entry.state, EntryState::Waiting) && !entry.stored && entry.nacks == 0;
+        let is_refused = |entry: &RingEntry| {
+            matches!(entry.state, EntryState::Waiting) && !entry.is_perhaps_stored() && entry.nacks == 0
+        };
         let entries = self.entries().filter(|(_, entry)| is_refused(entry));
         let mut refused: Vec<_> =
             entries.filter_map(|(sequence, entry)| Some((sequence, entry.message.as_ref()?))).collect();

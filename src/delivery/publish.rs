@@ -101,6 +101,8 @@ pub(crate) struct Delivery {
     pub(super) rejections: Rejections,
     /// The reads of what the journal alone keeps.
     pub(super) unloaded: Option<UnloadedReader>,
+    /// The bytes of the events in memory that wait for their address, as the queue knows them.
+    pub(super) noted_parked: usize,
     /// The progress of a successor.
     pub(super) takeover: Takeover,
     /// The progress of writing to the journal what only memory keeps, because the bridge stops.
@@ -140,6 +142,7 @@ impl Delivery {
             watch: Watch::default(),
             rejections: Rejections::default(),
             unloaded,
+            noted_parked: 0,
             takeover: Takeover::new(Backoff::new(settings.retry_min, settings.retry_max)),
             spill: Spill::NotBegun,
             settings,
@@ -399,7 +402,7 @@ impl Delivery {
                 break;
             }
             let Some((sequence, message, attempts)) = self.ring.next(tries) else {
-                if self.settler.refused_count() >= BATCH {
+                if self.settler.is_behind() {
                     // A broker that refuses everything at once: settle these before more are taken.
                     break;
                 }
@@ -416,6 +419,13 @@ impl Delivery {
             if !session.takes(message) {
                 let address = message.address.clone();
                 self.ring.hold_back(address);
+                continue;
+            }
+            if message.address.is_empty()
+                && let Err(refusal) = self.pairs.route(&message.event, &mut self.router, &self.queue)
+            {
+                // It waited for room among the dead letters.
+                self.refused(sequence, refusal, false);
                 continue;
             }
             if message.event.waiter.as_ref().is_some_and(|waits| !waits.send()) {
@@ -466,6 +476,10 @@ impl Delivery {
                 // Whether it takes events again is known when it confirms one.
                 self.view.state(ConnectionState::Connected);
             }
+            if next.is_open() && !self.away {
+                // What it rejected is settled, or was withdrawn: the next event shows whether it takes events again.
+                self.queue.note_connection(ConnectionState::Connected);
+            }
             self.window = next;
         }
     }
@@ -479,7 +493,11 @@ impl Delivery {
 
     /// Takes events from the queue into the ring, if there is room.
     fn refill(&mut self) -> Taken {
-        let room = self.settings.max_in_flight.saturating_sub(self.ring.span()).min(BATCH);
+        let mut room = self.settings.max_in_flight.saturating_sub(self.ring.span()).min(BATCH);
+        if room == 0 && self.ring.is_avoiding() {
+            // All that is left is for an address that was rejected; only another one shows whether the broker rejects all.
+            room = 1;
+        }
         if room == 0 {
             return Taken::Nothing;
         }
@@ -496,7 +514,7 @@ impl Delivery {
             let (message, pair, refusal) = self.message_of(event);
             let sequence = self.ring.push(message, pair);
             if let Some(refusal) = refusal {
-                self.refuse(sequence, refusal);
+                self.refused(sequence, refusal, false);
             }
         }
         self.note_unloaded();
@@ -598,6 +616,7 @@ impl Delivery {
                     self.refused(sequence, refusal, false);
                 }
                 Verdict::RetryLater(reason) => {
+                    self.ring.unanswered_for_long(sequence);
                     self.ring.retry(sequence);
                     self.shut(&reason);
                 }

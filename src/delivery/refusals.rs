@@ -32,7 +32,8 @@ impl Delivery {
     /// Waits, because the broker takes nothing; an address that it rejects while others are stored is wrong.
     pub(super) fn rejected(&mut self, sequence: Sequence, refusal: &Refusal) {
         let Some(address) = self.ring.address_of(sequence) else { return };
-        if self.rejections.rejected(&address) {
+        // Of many in flight a broker that is throttled takes some and others not: that says nothing of their addresses.
+        if self.window.is_one() && self.rejections.rejected(&address) {
             let text = format!("{}; others are stored meanwhile", refusal.text);
             return self.park(sequence, Refusal::wrong(RefusalReason::Other, text), false);
         }
@@ -54,14 +55,13 @@ impl Delivery {
             event.kept == Kept::DeadLetter || (is_awaited && event.accepted.elapsed() >= half)
         };
         let is_late: &dyn Fn(&Event) -> bool = &is_late;
-        for (sequence, refusal) in
-            self.ring.destinations.overdue(self.settings.refuse_after, all.then_some(is_late))
-        {
+        let overdue = self.ring.destinations.overdue(self.settings.refuse_after, all.then_some(is_late));
+        for (sequence, refusal) in overdue.into_iter().take(self.settler.room()) {
             self.refuse(sequence, refusal);
         }
     }
 
-    pub(super) fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {
+    fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {
         if let Some(taken) = self.ring.take(sequence, false) {
             self.settler.refused(taken, refusal, &self.metrics);
         }

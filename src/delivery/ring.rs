@@ -24,6 +24,17 @@ pub(super) enum EntryState {
     Settled,
 }
 
+/// Why a message that was sent is to be sent again, on a session that lives on. A younger one may have overtaken it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Deferral {
+    /// It is not.
+    None,
+    /// The broker refused it for now.
+    Refused,
+    /// It had no answer for long: the broker may have it.
+    Unanswered,
+}
+
 #[derive(Debug)]
 pub(super) struct RingEntry {
     pub(super) state: EntryState,
@@ -32,8 +43,7 @@ pub(super) struct RingEntry {
     pub(super) key: Arc<str>,
     pub(super) pair: u16,
     pub(super) attempts: u32,
-    /// The broker refused it for now: a younger one may have overtaken it.
-    pub(super) deferred: bool,
+    pub(super) deferral: Deferral,
     /// The number of times it was nacked.
     pub(super) nacks: u32,
     /// The broker has it, or may have it: its session was lost before the verdict arrived.
@@ -47,20 +57,39 @@ pub(super) struct RingEntry {
 impl RingEntry {
     fn new(message: Option<Message>, address: Arc<str>, key: Arc<str>, pair: u16) -> Self {
         let state = if message.is_some() { EntryState::Waiting } else { EntryState::Settled };
-        let (attempts, deferred, nacks, stored, place, overtaken) = (0, false, 0, false, None, false);
-        Self { state, message, address, key, pair, attempts, deferred, nacks, stored, place, overtaken }
+        let (attempts, nacks, place) = (0, 0, None);
+        let (deferral, stored, overtaken) = (Deferral::None, false, false);
+        Self { state, message, address, key, pair, attempts, deferral, nacks, stored, place, overtaken }
+    }
+
+    /// Whether the broker may have it from an earlier attempt.
+    pub(super) fn is_perhaps_stored(&self) -> bool {
+        self.stored || self.deferral == Deferral::Unanswered
+    }
+
+    /// Whether a younger one may have overtaken it.
+    pub(super) fn is_deferred(&self) -> bool {
+        self.deferral != Deferral::None
+    }
+
+    /// Marks a message that was sent to be sent again.
+    pub(super) fn defer(&mut self) {
+        self.state = EntryState::Waiting;
+        if self.deferral == Deferral::None {
+            self.deferral = Deferral::Refused;
+        }
     }
 
     /// Whether it was never sent.
     pub(super) fn is_new(&self) -> bool {
-        self.attempts + self.nacks == 0 && !self.deferred
+        self.attempts + self.nacks == 0 && !self.is_deferred()
     }
 
     /// The event that the journal alone may keep, and its number; none where the broker may have it, where its order is to be
     /// counted, or where only memory keeps it.
     pub(super) fn to_unload(&self) -> Option<(u64, &Event)> {
         let event = &self.message.as_ref()?.event;
-        let is_free = matches!(self.state, EntryState::Waiting) && !self.stored && !self.overtaken;
+        let is_free = matches!(self.state, EntryState::Waiting) && !self.is_perhaps_stored() && !self.overtaken;
         let Kept::Journal(number) = event.kept else { return None };
         (is_free && event.waiter.is_none()).then_some((number, event))
     }
@@ -69,7 +98,8 @@ impl RingEntry {
     fn loaded(message: Message, pair: u16, unloaded: UnloadedMessage) -> Self {
         let (address, key) = (message.address.clone(), message.key.clone());
         let UnloadedMessage { attempts, nacks, .. } = unloaded;
-        Self { attempts, nacks, deferred: attempts > 0, ..Self::new(Some(message), address, key, pair) }
+        let deferral = if attempts > 0 { Deferral::Refused } else { Deferral::None };
+        Self { attempts, deferral, nacks, ..Self::new(Some(message), address, key, pair) }
     }
 
     /// The memory that its event takes.
@@ -87,7 +117,7 @@ impl RingEntry {
             pair: self.pair,
             attempts: self.attempts,
             handed,
-            overtaken: self.deferred && self.stored,
+            overtaken: self.is_deferred() && self.stored,
             overtook: 0,
         })
     }
@@ -261,6 +291,11 @@ impl Ring {
         self.avoided = Some(address);
     }
 
+    /// Whether the messages of an address are left out for now.
+    pub(super) fn is_avoiding(&self) -> bool {
+        self.avoided.is_some()
+    }
+
     /// Lets the avoided address be tried after all; false where there is none.
     pub(super) fn stops_avoiding(&mut self) -> bool {
         let was_avoiding = self.avoided.take().is_some();
@@ -323,7 +358,7 @@ impl Ring {
                 continue;
             }
             let sequence = self.first + at as Sequence;
-            let overtaken = slot.deferred && self.was_overtaken(sequence, &slot.address, &slot.key);
+            let overtaken = slot.is_deferred() && self.was_overtaken(sequence, &slot.address, &slot.key);
             let gap = slot.gap();
             let mut entry = std::mem::replace(&mut self.slots[at], gap);
             entry.overtaken |= overtaken;
@@ -419,6 +454,13 @@ impl Ring {
         }
     }
 
+    /// Notes that a message has had no answer for long: the broker may have it.
+    pub(super) fn unanswered_for_long(&mut self, sequence: Sequence) {
+        if let Some(slot) = self.slot(sequence) {
+            slot.deferral = Deferral::Unanswered;
+        }
+    }
+
     /// Marks a message to be sent again, although its address did not refuse it.
     pub(super) fn retry(&mut self, sequence: Sequence) {
         self.defer(sequence);
@@ -432,8 +474,7 @@ impl Ring {
         }
         let Some(slot) = self.slot(sequence) else { return };
         if matches!(slot.state, EntryState::Sent(_)) {
-            slot.state = EntryState::Waiting;
-            slot.deferred = true;
+            slot.defer();
             let cost = slot.cost();
             self.handed -= 1;
             self.handed_bytes -= cost;
@@ -446,7 +487,7 @@ impl Ring {
 
     /// Lets the request that waits for a message take it back again, unless the broker may have it.
     pub(super) fn unsend(&mut self, sequence: Sequence) {
-        if let Some(slot) = self.slot(sequence).filter(|slot| !slot.stored)
+        if let Some(slot) = self.slot(sequence).filter(|slot| !slot.is_perhaps_stored())
             && let Some(waiter) = slot.message.as_ref().and_then(|message| message.event.waiter.as_ref())
         {
             waiter.unsend();
@@ -518,7 +559,7 @@ impl Ring {
             return None;
         }
         let is_perhaps_stored =
-            |slot: &RingEntry| !matches!(slot.state, EntryState::Settled) && (slot.stored || slot.deferred);
+            |slot: &RingEntry| !matches!(slot.state, EntryState::Settled) && (slot.stored || slot.is_deferred());
         self.younger(sequence).rfind(|(_, slot)| is_perhaps_stored(slot)).map(|(sequence, _)| sequence)
     }
 

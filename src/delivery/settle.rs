@@ -8,6 +8,7 @@ use tokio::task::JoinHandle;
 
 use crate::brokers::{ErrorKind, Headers, Refusal};
 use crate::dead_letters::{Letter, NewLetter, SharedStore};
+use crate::delivery::publish::BATCH;
 use crate::delivery::ring::{Removed, Ring};
 use crate::event::{Event, Kept, Message, Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
@@ -19,6 +20,17 @@ use crate::status::{BrokerStatus, Loss, RefusalReason};
 /// The time that delivery waits before it retries to write dead letters.
 const DISK_RETRY: Duration = Duration::from_secs(1);
 
+/// A write of dead letters that takes longer is as good as none: what is refused meanwhile waits for its address.
+const SLOW: Duration = Duration::from_secs(2);
+
+/// A write of dead letters in progress.
+#[derive(Debug)]
+struct LetterWrite {
+    /// The number written.
+    task: JoinHandle<Result<usize, String>>,
+    since: tokio::time::Instant,
+}
+
 /// Collects the outcomes of one batch of verdicts.
 #[derive(Debug)]
 pub(super) struct Settler {
@@ -29,7 +41,7 @@ pub(super) struct Settler {
     /// None if there are no dead letters.
     store: Option<SharedStore>,
     /// A write of the first refused messages, in progress: never started twice, even if the wait for it is cancelled.
-    writing: Option<JoinHandle<Result<usize, String>>>,
+    writing: Option<LetterWrite>,
     /// The result of a write that has ended.
     written: Option<Result<usize, String>>,
     /// The last write failed: the store is full, or the disk fails.
@@ -88,9 +100,15 @@ impl Settler {
         self.refused.push((taken, refusal));
     }
 
-    /// The number of refused messages that wait to be settled.
-    pub(super) fn refused_count(&self) -> usize {
-        self.refused.len()
+    /// The number of messages that may be refused before some are settled.
+    pub(super) fn room(&self) -> usize {
+        BATCH.saturating_sub(self.refused.len())
+    }
+
+    /// Whether refused messages are written more slowly than more are refused. Not while they cannot be written: then
+    /// nothing is refused, and whatever is not to be refused flows.
+    pub(super) fn is_behind(&self) -> bool {
+        self.room() == 0 && !self.is_blocked
     }
 
     /// Whether anything waits to be settled.
@@ -116,12 +134,14 @@ impl Settler {
                 }
             }
             Some(Err(text)) => {
-                if self.throttle.admits() {
-                    tracing::error!("refused events wait: {text}");
-                }
-                view.change(|view| view.blocked = Some(text));
-                self.is_blocked = true;
+                self.block(text, view);
                 self.again = Some(tokio::time::Instant::now() + DISK_RETRY);
+            }
+            None if !self.is_blocked
+                && self.writing.as_ref().is_some_and(|write| write.since.elapsed() >= SLOW) =>
+            {
+                let text = format!("the disk has not completed a write of dead letters for {} s", SLOW.as_secs());
+                self.block(text, view);
             }
             None => {}
         }
@@ -131,6 +151,15 @@ impl Settler {
         self.count(ring, queue, view);
         self.write();
         is_better
+    }
+
+    /// Notes why dead letters cannot be written.
+    fn block(&mut self, text: String, view: &BrokerStatus) {
+        if self.throttle.admits() {
+            tracing::error!("refused events wait: {text}");
+        }
+        view.change(|view| view.blocked = Some(text));
+        self.is_blocked = true;
     }
 
     /// Begins to write what is refused, if it is time.
@@ -147,13 +176,13 @@ impl Settler {
             NewLetter { returns, ..NewLetter::new(letter.line()) }
         };
         let entries = self.refused.iter().map(entry).collect();
-        self.writing = Some(write(store, entries));
+        self.writing = Some(LetterWrite { task: write(store, entries), since: tokio::time::Instant::now() });
     }
 
     /// Waits until [`Settler::settle`] has something to do: a write has ended, or is to be tried again. Cancel-safe.
     pub(super) async fn news(&mut self) {
         if let Some(writing) = &mut self.writing {
-            let written = writing.await;
+            let written = (&mut writing.task).await;
             self.writing = None;
             self.written = Some(written.unwrap_or_else(|_| Err("the writer of dead letters panicked".to_owned())));
         } else if let Some(again) = self.again.filter(|_| !self.refused.is_empty()) {

@@ -624,6 +624,24 @@ fn others_flow_while_there_is_no_room_for_dead_letters() {
     assert!(at_others(&ended.world).0 - ended.world.refusals[0] < Duration::from_secs(1), "the others waited");
 }
 
+/// More than a batch of them, at an address that is wrong or that no broker could have: the others are taken meanwhile.
+#[test]
+fn others_flow_beside_more_refused_events_than_are_written_at_once() {
+    let world = refusing(MISSING, usize::MAX, Duration::ZERO);
+    let ended = run_with(world, &events(1200, 3), 8, Some(1000));
+    assert_eq!((ended.totals.published, ended.totals.mismatch()), (800, 0));
+    assert!(ended.totals.dead_lettered > 0 && ended.totals.lost > 300, "{:?}", ended.totals);
+}
+
+/// A broker that is throttled takes some of what is in flight and others not, of any address.
+#[test]
+fn no_address_is_blamed_for_a_broker_that_rejects_some_of_many_in_flight() {
+    let refusing = HashMap::from([("k0", (Refused::Broker, 20)), ("k1", (Refused::Broker, 20))]);
+    let world = World { refusing, refuse_after: Duration::ZERO, ..World::default() };
+    let ended = run(world, &events(300, 3), 100, true);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered, ended.totals.mismatch()), (300, 0, 0));
+}
+
 fn step() -> impl Strategy<Value = BrokerStep> {
     prop_oneof![
         6 => Just(BrokerStep::Store),

@@ -8,7 +8,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::delivery::backlog::restored;
 use crate::delivery::disk_read::DiskReads;
-use crate::delivery::publish::{BATCH, Delivery};
+use crate::delivery::publish::Delivery;
 use crate::event::{EVENT_OVERHEAD, Event, Rebuild};
 use crate::queue::UnsettledRecord;
 use crate::queue::journal::{Batch, FoundRenewals, Reader};
@@ -130,6 +130,12 @@ impl Delivery {
         if events > 0 {
             self.queue.unload(events, bytes);
         }
+        // At the stop nothing is unloaded any more, and no more is read than there is room for.
+        let most = memory.filter(|_| !self.drain.has_begun()).unwrap_or(0);
+        let parked = self.ring.destinations.loaded_bytes().min(most);
+        if self.unloaded.is_some() && std::mem::replace(&mut self.noted_parked, parked) != parked {
+            self.queue.note_parked(parked);
+        }
     }
 
     /// Begins to read what is wanted next, if nothing is being read.
@@ -162,10 +168,8 @@ impl Delivery {
 
     fn wanted_portion(&mut self) -> Option<PortionRead> {
         let (purpose, mut wanted) = match self.ring.destinations.to_render() {
-            // Refused ones that are not written yet would fill the memory.
-            none if none.is_empty() && (self.settler.refused_count() >= BATCH || self.settler.is_blocked()) => {
-                return None;
-            }
+            // Refused ones that are not written yet would fill the memory; if they cannot be written, none is refused.
+            none if none.is_empty() && self.settler.is_behind() => return None,
             none if none.is_empty() => (ReadPurpose::Load, self.ring.destinations.to_load()),
             unrendered => (ReadPurpose::Render, unrendered),
         };
@@ -188,6 +192,10 @@ impl Delivery {
         events.make_contiguous().sort_unstable_by_key(|event| event.kept.number());
         if is_renewal {
             self.queue.renew(events.into_iter());
+            if let Some(reader) = self.unloaded.as_mut().filter(|_| !self.queue.is_renewing()) {
+                // There was no room for a copy.
+                reader.looked = Some(Instant::now());
+            }
         } else {
             for event in events {
                 self.take_read(event, portion.purpose);
@@ -240,7 +248,7 @@ impl Delivery {
         let Some(sequence) = self.ring.load(number, message, pair) else { return };
         self.queue.load(cost);
         if let Some(refusal) = refusal {
-            self.refuse(sequence, refusal);
+            self.refused(sequence, refusal, false);
         }
     }
 

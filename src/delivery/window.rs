@@ -45,6 +45,11 @@ impl Window {
         self == Self::Open
     }
 
+    /// Whether messages are sent one at a time.
+    pub(super) fn is_one(self) -> bool {
+        matches!(self, Self::One { .. })
+    }
+
     /// Whether nothing is sent for now.
     pub(super) fn is_shut(self) -> bool {
         matches!(self, Self::Shut { .. })

@@ -64,6 +64,8 @@ pub(super) struct QueueState {
     pub(super) bytes: usize,
     /// The part of it that delivery took.
     pub(super) taken_bytes: usize,
+    /// The part of that which waits for its address, as delivery said last.
+    pub(super) parked_bytes: usize,
     /// The receipt of the oldest event that delivery holds.
     pub(super) oldest_taken: Option<SystemTime>,
     pub(super) full: bool,
@@ -145,6 +147,7 @@ impl Buffer {
             next: 1,
             bytes: 0,
             taken_bytes: 0,
+            parked_bytes: 0,
             oldest_taken: None,
             full: false,
             draining: false,
@@ -262,7 +265,9 @@ impl Buffer {
             return Err(NotTaken::DiskBehind);
         }
         let length = Record::of(&event).length();
-        let fits = disk.parked_bytes == 0 || disk.layout.leaves_room_for_copies(length);
+        // Whether the oldest event will have to wait for its address is not known yet; if it does, only a copy of its record
+        // frees a segment again.
+        let fits = disk.layout.available_to_new() >= length;
         let Some(place) = Some(length).filter(|_| fits).and_then(|length| disk.reserve(length)) else {
             if let Some(text) = &disk.no_space {
                 disk.short = true;
@@ -359,9 +364,11 @@ impl Buffer {
             _ => disk.synced,
         };
         let next = disk.next_copy().map_or(next, |copy| copy.min(next));
-        // A little beyond the limit, and always a little: events that fill the memory, whatever its limit is by now,
-        // must not keep older events on disk.
-        let has_room = state.bytes < state.limits.bytes || state.taken_bytes < READ_BYTES;
+        // A little beyond the limit, and always a little: events that fill the memory, whatever its limit is by now, must not
+        // keep older events on disk, and those that wait for their address must not keep the others there. What waits may be
+        // less by now than was said.
+        let is_few = state.taken_bytes.saturating_sub(state.parked_bytes) < READ_BYTES;
+        let has_room = state.bytes < state.limits.bytes || is_few;
         (disk.cursor < next && has_room).then_some(Backlog { sequences: disk.cursor..next, bytes: READ_BYTES })
     }
 

@@ -134,7 +134,7 @@ impl Disk {
     pub(super) fn new(layout: SegmentAllocator, recovered: Range<u64>, damaged: u64) -> Self {
         let count = recovered.end - recovered.start;
         // As it was before the stop: the last record that did not fit may have been a large one.
-        let full = layout.available() < layout.capacity() / 100;
+        let full = layout.available_to_new() < layout.capacity() / 100;
         Self {
             layout,
             incoming: Vec::new(),
@@ -410,7 +410,7 @@ impl Disk {
         if self.layout.has_spare() {
             self.note_space();
         }
-        if self.full && self.layout.available() > self.layout.capacity() / 10 {
+        if self.full && self.layout.available_to_new() > self.layout.capacity() / 10 {
             self.full = false;
         }
     }

@@ -11,6 +11,13 @@ use crate::queue::journal::FoundRenewals;
 use crate::status::Loss;
 
 impl Buffer {
+    /// Notes the bytes of the events in memory that wait for their address.
+    pub(crate) fn note_parked(&self, bytes: usize) {
+        self.lock().parked_bytes = bytes;
+        // More may be read from the journal now.
+        self.ready.notify_one();
+    }
+
     /// Frees the room in memory of so many events: delivery has them no more, and reads them back later.
     pub(crate) fn unload(&self, events: usize, bytes: usize) {
         let mut state = self.lock();

@@ -6,9 +6,10 @@ use std::thread::JoinHandle;
 
 use super::*;
 use crate::delivery::BacklogReader;
+use crate::event::Waiter;
 use crate::process::shutdown::Stopper;
-use crate::queue::Journaling;
 use crate::queue::journal::{self, Opened};
+use crate::queue::{Journaling, NotTaken};
 use crate::status::{Heartbeat, Snapshot};
 
 const LIMITS: Limits = Limits { events: 100_000, bytes: 64 << 10 };
@@ -28,10 +29,14 @@ struct Bridge {
 
 impl Bridge {
     fn open(directory: &Path, world: World, segments: u64) -> Self {
+        let mode = Mode { ack: Ack::Journaled, timeout: Duration::from_secs(4) };
+        Self::open_as(mode, directory, world, segments)
+    }
+
+    fn open_as(mode: Mode, directory: &Path, world: World, segments: u64) -> Self {
         let settings = journal::Settings { max_bytes: segments * (16 << 10), segment_bytes: 16 << 10 };
         let Opened { layout, writer, reader, recovered, damaged, .. } =
             journal::open(&directory.join("journal"), &settings).unwrap();
-        let mode = Mode { ack: Ack::Journaled, timeout: Duration::from_secs(4) };
         let ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
         let queue = Arc::new(Buffer::new(mode, LIMITS, ledger).with_journal(layout, recovered, damaged));
         let metrics = Arc::new(Metrics::new("journaled"));
@@ -69,16 +74,26 @@ impl Bridge {
     /// Has the journal accept so many events, of these keys in turn.
     fn accept(&mut self, count: usize, keys: &[&str]) {
         for at in 0..count {
-            let body = format!("n{}. {} ", self.next, keys[at % keys.len()]);
-            self.next += 1;
-            let event = rebuild(origin(), format!("{body:BODY$}").into_bytes().into());
-            let waiter = self.queue.enqueue(0, None, event, &Arc::default());
-            let waiter = waiter.unwrap_or_else(|refused| panic!("{at}: {refused:?}, {:?}", self.queue.snapshot()));
-            let waiter = waiter.unwrap();
-            while waiter.outcome().is_none() {
-                std::thread::yield_now();
-            }
+            let waiter = self.offer(keys[at % keys.len()]);
+            waiter.unwrap_or_else(|refused| panic!("{at}: {refused:?}, {:?}", self.queue.snapshot()));
         }
+    }
+
+    /// Offers an event of this key, and waits until the journal has it.
+    fn offer(&mut self, key: &str) -> Result<(), NotTaken> {
+        let waiter = self.enqueue(key)?;
+        while waiter.outcome().is_none() {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    fn enqueue(&mut self, key: &str) -> Result<Arc<Waiter>, NotTaken> {
+        let body = format!("n{}. {key} ", self.next);
+        let event = rebuild(origin(), format!("{body:BODY$}").into_bytes().into());
+        let waiter = self.queue.enqueue(0, None, event, &Arc::default())?;
+        self.next += 1;
+        Ok(waiter.unwrap())
     }
 
     /// Delivers while this happens, then stops; returns the number of events lost at the exit.
@@ -369,4 +384,56 @@ fn a_damaged_record_of_an_event_that_waits_is_counted_and_no_other_is_lost() {
     });
     let snapshot = bridge.check();
     assert_eq!((lost, snapshot.ledger.lost[Loss::Damaged as usize], snapshot.totals().published), (0, 1, 799));
+}
+
+/// The oldest event waits, and the journal has no room left when the others are delivered: only a copy of it frees any.
+#[test]
+fn a_full_journal_takes_events_again_although_its_oldest_one_waits() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 8);
+    bridge.accept(1, &["k0"]);
+    let mut count = 0;
+    while bridge.offer("k1").is_ok() {
+        count += 1;
+    }
+    let lost = bridge.deliver(async |bridge| {
+        for round in 0..4 {
+            bridge.until(published(count + 100 * round)).await;
+            bridge.until(|snapshot| snapshot.journal.as_ref().is_some_and(|journal| !journal.full)).await;
+            bridge.accept(100, &["k1"]);
+        }
+        bridge.until(published(count + 400)).await;
+    });
+    assert_eq!((lost, bridge.check().totals().held), (0, 1));
+}
+
+/// In `published` every event is withdrawn while the broker rejects all; with none left nothing would show that it takes
+/// events again.
+#[test]
+fn events_are_accepted_again_after_a_broker_rejected_all_and_none_waits_any_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = refusing(Refused::Broker, 3, Duration::from_mins(1));
+    let mode = Mode { ack: Ack::Published, timeout: Duration::ZERO };
+    let mut bridge = Bridge::open_as(mode, directory.path(), world, 8);
+    let lost = bridge.deliver(async |bridge| {
+        let mut withdrawn = 0;
+        while bridge.world.lock().refusals.len() < 3 {
+            let waiter = loop {
+                match bridge.enqueue("k0") {
+                    Ok(waiter) => break waiter,
+                    Err(refused) => assert_eq!(refused, NotTaken::Away),
+                }
+                bridge.until(|_| true).await;
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            };
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            assert!(waiter.withdraw(), "the broker has refused it");
+            withdrawn += 1;
+            bridge.until(|snapshot| snapshot.totals().withdrawn == withdrawn).await;
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        bridge.enqueue("k0").unwrap();
+        bridge.until(published(1)).await;
+    });
+    assert_eq!(lost, 0);
 }

@@ -192,9 +192,11 @@ impl SegmentAllocator {
         self.used.get(oldest).filter(|_| oldest > 0).map(|recent| recent.first)
     }
 
-    /// Whether a record of this length leaves room for a segment of copies, where there are enough segments.
-    pub(crate) fn leaves_room_for_copies(&self, length: u64) -> bool {
-        self.max / self.segment.max(1) < 4 || self.available() >= length + room(self.segment)
+    /// The number of bytes of records of new events that still fit: a segment is left to copies of old ones, where there are
+    /// enough segments.
+    pub(crate) fn available_to_new(&self) -> u64 {
+        let left_to_copies = if self.max / self.segment.max(1) < 4 { 0 } else { room(self.segment) };
+        self.available().saturating_sub(left_to_copies)
     }
 
     /// The number of bytes of records that still fit within the limit.

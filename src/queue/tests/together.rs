@@ -353,3 +353,23 @@ fn a_copy_is_settled_with_its_event_whenever_that_happens() {
     assert_eq!(queue.drain(), [0; 0]);
     queue.close();
 }
+
+/// A stop wrote events of two addresses. One of them takes nothing after the start: its events fill what may be read, and must
+/// not keep those of the other on disk.
+#[test]
+fn what_waits_for_its_address_in_memory_keeps_nothing_else_on_disk() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    (0..8).for_each(|_| queue.accept(1000));
+    queue.close();
+    let mut queue = Queue::open(Ack::Buffered, directory.path());
+    queue.buffer.limit(Limits { events: 100, bytes: 2 << 10 });
+    let mut taken = VecDeque::new();
+    while queue.take(1, &mut taken) > 0 && queue.buffer.on_disk().is_some() {}
+    let waiting = taken.len();
+    assert!((1..8).contains(&waiting), "{waiting}");
+    queue.buffer.note_parked(taken.iter().map(|event| event.cost()).sum());
+    queue.take(1, &mut taken);
+    assert_eq!(taken.len(), waiting + 1);
+    queue.close();
+}
