@@ -220,17 +220,6 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, made: prometheu
     collector
 }
 
-/// The series about the process and the program.
-fn process_and_build(ack: &str) -> Registry {
-    let registry = Registry::new();
-    let process = prometheus::process_collector::ProcessCollector::for_self();
-    registry.register(Box::new(process)).expect("the process collector is registered once");
-    let options = options("build_info", "Always 1; the labels tell the version, and the promise behind a 200.");
-    let build = register(&registry, IntGaugeVec::new(options, &["version", "revision", "ack"]));
-    build.with_label_values(&[VERSION, revision(), ack]).set(1);
-    registry
-}
-
 impl Default for Metrics {
     fn default() -> Self {
         Self::new("buffered")
@@ -243,7 +232,9 @@ impl Metrics {
     /// # Panics
     /// If two series have the same name: a test creates one.
     pub(crate) fn new(ack: &str) -> Self {
-        let registry = process_and_build(ack);
+        let registry = Registry::new();
+        let process = prometheus::process_collector::ProcessCollector::for_self();
+        registry.register(Box::new(process)).expect("the process collector is registered once");
         let counter = |name, help| register(&registry, IntCounter::with_opts(options(name, help)));
         let counters =
             |name, help, labels: &[&str]| register(&registry, IntCounterVec::new(options(name, help), labels));
@@ -251,6 +242,10 @@ impl Metrics {
             |name, help, bounds: &[f64]| HistogramOpts::from(options(name, help)).buckets(bounds.to_vec());
         let histogram =
             |name, help, bounds: &[f64]| register(&registry, Histogram::with_opts(bounded(name, help, bounds)));
+        let build_options =
+            options("build_info", "Always 1; the labels tell the version, and the promise behind a 200.");
+        let build = register(&registry, IntGaugeVec::new(build_options, &["version", "revision", "ack"]));
+        build.with_label_values(&[VERSION, revision(), ack]).set(1);
         let request_options = bounded(
             "request_duration_seconds",
             "From the head of a request for a source's path to its answer.",

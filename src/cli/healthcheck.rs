@@ -55,7 +55,7 @@ pub(super) fn run(flags: &Flags, options: &HealthcheckOptions) -> CommandResult 
 /// `admin.listen`, and what of the settings could not be read.
 fn configured(flags: &Flags) -> Result<(String, Vec<String>), ExitCode> {
     let (settings, problems) = Layers::as_far_as_readable(flags);
-    let Some(listen) = settings.text("admin.listen") else {
+    let Some(listen) = settings.text(&["admin", "listen"]) else {
         return Err(cli::failed("the admin port is off (`admin.listen` is empty), so there is nothing to ask"));
     };
     Ok((listen, problems))

@@ -177,7 +177,7 @@ fn settings(flags: &Flags) -> Result<(Settings, Findings), ExitCode> {
 fn state_directory(flags: &Flags) -> Result<PathBuf, ExitCode> {
     let (settings, problems) = Layers::as_far_as_readable(flags);
     let of_systemd = || Some(std::env::var("STATE_DIRECTORY").ok()?.split(':').next()?.to_owned());
-    let named = settings.text("state_directory").or_else(of_systemd).filter(|path| !path.is_empty());
+    let named = settings.text(&["state_directory"]).or_else(of_systemd).filter(|path| !path.is_empty());
     if let Some(path) = named {
         return Ok(path.into());
     }

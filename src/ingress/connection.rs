@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::FutureExt as _;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, Interest, ReadBuf, Ready, Take};
@@ -242,17 +241,30 @@ pub(super) struct ObservedStream<S> {
     bytes: Take<S>,
     connection: Rc<Connection>,
     /// The bytes to be read again, before those of the stream.
-    again: Bytes,
+    again: Vec<u8>,
+    /// The number of these that have been.
+    again_read: usize,
 }
 
 impl<S: AsyncRead> ObservedStream<S> {
     pub(super) fn new(stream: S, connection: Rc<Connection>) -> Self {
-        Self { bytes: stream.take(READ as u64), connection, again: Bytes::new() }
+        Self { bytes: stream.take(READ as u64), connection, again: Vec::new(), again_read: 0 }
     }
 
     /// Puts back bytes that were read from it: they are read again, before all others.
     pub(super) fn read_again(&mut self, bytes: Vec<u8>) {
-        self.again = bytes.into();
+        (self.again, self.again_read) = (bytes, 0);
+    }
+
+    fn fill_again(&mut self, buffer: &mut ReadBuf<'_>) {
+        let left = &self.again[self.again_read..];
+        let length = left.len().min(READ).min(buffer.remaining());
+        buffer.put_slice(&left[..length]);
+        self.again_read += length;
+        if self.again_read == self.again.len() {
+            self.again = Vec::new();
+            self.again_read = 0;
+        }
     }
 }
 
@@ -267,8 +279,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for ObservedStream<S> {
             self.bytes.set_limit(READ as u64);
             Pin::new(&mut self.bytes).poll_read(context, buffer)
         } else {
-            let length = self.again.len().min(READ).min(buffer.remaining());
-            buffer.put_slice(&self.again.split_to(length));
+            self.fill_again(buffer);
             Poll::Ready(Ok(()))
         };
         let read = &buffer.filled()[before..];

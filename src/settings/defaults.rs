@@ -1,6 +1,8 @@
-//! `config/default.toml`, compiled in: the only place of defaults; and what is done with whole tables.
+//! `config/default.toml`, compiled in: the only place of defaults; and tables as layers.
 
-use toml::{Table, Value};
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Error, Metadata, Profile, Provider};
 
 /// The text of the reference.
 pub(crate) const TEXT: &str = include_str!("../../config/default.toml");
@@ -9,16 +11,17 @@ pub(crate) const TEXT: &str = include_str!("../../config/default.toml");
 ///
 /// # Panics
 /// If `config/default.toml` is not TOML: a test reads it.
-pub(super) fn table() -> Table {
-    TEXT.parse().expect("config/default.toml is TOML")
+pub(super) fn table() -> Dict {
+    let mut data = Toml::string(TEXT).data().expect("config/default.toml is TOML");
+    data.remove(&Profile::Default).unwrap_or_default()
 }
 
 /// Every value of a table by its dotted key; an empty table is one.
-pub(super) fn leaves(table: &Table) -> Vec<(String, &Value)> {
-    fn below<'t>(path: &str, table: &'t Table, leaves: &mut Vec<(String, &'t Value)>) {
+pub(super) fn leaves(table: &Dict) -> Vec<(String, &Value)> {
+    fn below<'t>(path: &str, table: &'t Dict, leaves: &mut Vec<(String, &'t Value)>) {
         for (key, value) in table {
             match value {
-                Value::Table(table) if !table.is_empty() => below(&format!("{path}{key}."), table, leaves),
+                Value::Dict(_, table) if !table.is_empty() => below(&format!("{path}{key}."), table, leaves),
                 value => leaves.push((format!("{path}{key}"), value)),
             }
         }
@@ -28,22 +31,21 @@ pub(super) fn leaves(table: &Table) -> Vec<(String, &Value)> {
     leaves
 }
 
-/// The value at a dotted path, where `[0]` follows the name of a list of tables; a key may have dots itself.
-pub(super) fn find<'t>(table: &'t Table, path: &str) -> Option<&'t Value> {
-    let here = || match path.strip_suffix(']').and_then(|path| path.rsplit_once('[')) {
-        Some((list, at)) => table.get(list)?.get(at.parse::<usize>().ok()?),
-        None => table.get(path),
-    };
-    let below = |(at, _)| find(find(table, &path[..at])?.as_table()?, &path[at + 1..]);
-    here().or_else(|| path.match_indices('.').find_map(below))
-}
+/// The name of this layer, which tells a default from a value that a user wrote.
+pub(super) const NAME: &str = "defaults";
 
-/// Puts the values of one table in place of those of another.
-pub(super) fn merge(into: &mut Table, from: Table) {
-    for (key, value) in from {
-        match (into.get_mut(&key), value) {
-            (Some(Value::Table(into)), Value::Table(from)) => merge(into, from),
-            (_, value) => drop(into.insert(key, value)),
-        }
+/// The name of the layer of flags.
+pub(super) const FLAGS: &str = "flags";
+
+/// A table as a layer of this name.
+pub(super) struct Layer(pub(super) &'static str, pub(super) Dict);
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        Metadata::named(self.0)
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, Error> {
+        Ok(Profile::Default.collect(self.1.clone()))
     }
 }

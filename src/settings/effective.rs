@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use figment::value::{Dict, Value};
 use serde_json::json;
-use toml::{Table, Value};
 
 use crate::settings::defaults::leaves;
 use crate::settings::reading::{Reading, Schemas};
@@ -28,10 +28,10 @@ pub(crate) fn to_json(settings: &EffectiveSettings) -> serde_json::Value {
 }
 
 /// The values of a table that was read.
-pub(super) fn effective(reading: &Reading, table: &Table) -> EffectiveSettings {
+pub(super) fn effective(reading: &Reading, table: &Dict) -> EffectiveSettings {
     let schemas = reading.schemas.borrow();
     let setting = |(path, value): (String, &Value)| {
-        let origin = reading.origin(&path).unwrap_or_else(|| "default".to_owned());
+        let origin = reading.origin(&path, value.tag()).unwrap_or_else(|| "default".to_owned());
         let value = shown(&schemas, &path, value);
         (path, Effective { value, origin })
     };
@@ -42,11 +42,11 @@ pub(super) fn effective(reading: &Reading, table: &Table) -> EffectiveSettings {
 fn shown(schemas: &Schemas, path: &str, value: &Value) -> serde_json::Value {
     let is_secret = schemas.get(path).is_none_or(|schema| schema["$ref"] == "#/$defs/secret");
     match value {
-        Value::Array(items) => items.iter().map(|item| shown_item(schemas, path, item)).collect(),
-        Value::Table(..) => json!({}),
-        Value::String(text) if text.is_empty() => json!(""),
+        Value::Array(_, items) => items.iter().map(|item| shown_item(schemas, path, item)).collect(),
+        Value::Dict(..) => json!({}),
+        Value::String(_, text) if text.is_empty() => json!(""),
         _ if is_secret => json!("[secret]"),
-        Value::String(text) if text.contains("://") => json!(redact(text)),
+        Value::String(_, text) if text.contains("://") => json!(redact(text)),
         value => json!(value),
     }
 }
@@ -54,7 +54,7 @@ fn shown(schemas: &Schemas, path: &str, value: &Value) -> serde_json::Value {
 /// An item of a list: a table, or a value of the list's kind.
 fn shown_item(schemas: &Schemas, path: &str, item: &Value) -> serde_json::Value {
     match item {
-        Value::Table(table) => table
+        Value::Dict(_, table) => table
             .iter()
             .map(|(key, value)| (key.clone(), shown(schemas, &format!("{path}[0].{key}"), value)))
             .collect(),

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use figment::value::{Tag, Value};
 use serde_json::json;
-use toml::Value;
 
 use crate::settings::Secret;
 use crate::settings::reading::FileDigest;
@@ -101,7 +101,8 @@ impl Section<'_> {
 
     /// A secret given directly. In a file of settings a line break is written on purpose.
     fn secret_value(&mut self, key: &str, text: &str) -> Option<Secret> {
-        let read = if self.is_from_environment(key) {
+        let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
+        let read = if self.reading.is_from_environment(tag) {
             Secret::read(text)
         } else {
             Secret::doubt(text).map(|doubt| (Secret::new(text), doubt))

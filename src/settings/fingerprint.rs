@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use figment::value::{Dict, Value};
 use sha2::{Digest as _, Sha256};
-use toml::{Table, Value};
 
 use crate::settings::defaults::leaves;
 use crate::settings::effective::{Effective, EffectiveSettings};
@@ -27,7 +27,7 @@ impl fmt::Debug for Fingerprint {
 }
 
 impl Fingerprint {
-    pub(super) fn new(table: &Table, files: FileDigests, effective: EffectiveSettings) -> Self {
+    pub(super) fn new(table: &Dict, files: FileDigests, effective: EffectiveSettings) -> Self {
         Self { values: given(table), files, effective }
     }
 
@@ -95,11 +95,11 @@ impl FileWatch {
 }
 
 /// The values of a table by their dotted keys. Empty ones count as absent.
-pub(super) fn given(table: &Table) -> BTreeMap<String, Value> {
+pub(super) fn given(table: &Dict) -> BTreeMap<String, Value> {
     let is_given = |value: &Value| match value {
-        Value::Table(..) => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
+        Value::Dict(..) => false,
+        Value::String(_, text) => !text.is_empty(),
+        Value::Array(_, items) => !items.is_empty(),
         _ => true,
     };
     let given = leaves(table).into_iter().filter(|(_, value)| is_given(value));
@@ -108,11 +108,14 @@ pub(super) fn given(table: &Table) -> BTreeMap<String, Value> {
 
 #[cfg(test)]
 mod tests {
+    use figment::Provider as _;
+    use figment::providers::{Format as _, Toml};
+
     use super::*;
     use crate::settings::reading::FileDigest;
 
     fn written(toml: &str, files: &[(&str, &str, &str)]) -> Fingerprint {
-        let table = toml.parse().unwrap();
+        let table = Toml::string(toml).data().unwrap().remove(&figment::Profile::Default).unwrap_or_default();
         let content = |(key, path, text): &(&str, &str, &str)| {
             ((*key).to_owned(), FileDigest::of(Path::new(path), text.as_bytes()))
         };

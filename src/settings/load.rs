@@ -4,13 +4,15 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use toml::{Table, Value};
+use figment::providers::{Format as _, Toml};
+use figment::value::{Dict, Map, Tag, Value};
+use figment::{Figment, Metadata, Profile, Provider};
 
-use crate::settings::defaults::{self, find};
+use crate::settings::defaults::{self, Layer};
 use crate::settings::effective::effective;
-use crate::settings::environment::{self, misspelt, variable};
+use crate::settings::environment::{self, Environment, misspelt, variable};
 use crate::settings::fingerprint::{Fingerprint, given};
-use crate::settings::reading::{Layer, Problems, Reading, SettingsError, merged};
+use crate::settings::reading::{Problems, Reading, SettingsError};
 use crate::settings::section::Section;
 
 /// The file that is read, if it exists, when neither `--config` nor a variable names one.
@@ -53,11 +55,13 @@ struct SettingsFile {
     text: String,
 }
 
-impl SettingsFile {
-    /// The table in it; the error has the position, but not the line itself, which may hold a secret.
-    fn table(&self) -> Result<Table, String> {
-        let quoted = |error: toml::de::Error| without_quotation(&error.to_string());
-        self.text.parse().map_err(|error| format!("{}: {}", self.path.display(), quoted(error)))
+impl Provider for SettingsFile {
+    fn metadata(&self) -> Metadata {
+        Metadata::from("TOML file", self.path.as_path())
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Toml::string(&self.text).data()
     }
 }
 
@@ -120,15 +124,18 @@ impl Layers {
                 Err(problem) => problems.push(problem),
             }
         }
-        tables.push(environment::table(&variables));
+        let variables = Environment(variables).data().unwrap_or_default();
+        tables.extend(variables.get(&Profile::Default).cloned());
         (Readable(tables), problems)
     }
 
     /// The values of the settings file that a variable overrides.
     fn overridden(&self) -> Vec<String> {
         let Some(file) = &self.file else { return Vec::new() };
-        let (written, set) = (file.table().unwrap_or_default(), environment::table(&self.variables));
-        let (written, set) = (given(&written), given(&set));
+        let table = |data: Result<Map<Profile, Dict>, figment::Error>| {
+            given(data.unwrap_or_default().get(&Profile::Default).unwrap_or(&Dict::new()))
+        };
+        let (written, set) = (table(file.data()), table(Environment(self.variables.clone()).data()));
         let overridden = set.keys().filter(|key| written.contains_key(*key));
         let (path, by) = (file.path.display(), "is overridden by environment variable");
         overridden.map(|key| format!("`{key}` in {path} {by} {}", variable(key))).collect()
@@ -136,28 +143,31 @@ impl Layers {
 }
 
 /// The settings that could be read, the lowest layer first.
-pub(crate) struct Readable(Vec<Table>);
+pub(crate) struct Readable(Vec<Dict>);
 
 impl Readable {
-    /// The text of a key, by its dotted path; none if it is empty.
-    pub(crate) fn text(&self, path: &str) -> Option<String> {
-        let text = |table: &Table| Some(find(table, path)?.as_str()?.to_owned());
+    /// The text of a key: `["admin", "listen"]`; none if it is empty.
+    pub(crate) fn text(&self, path: &[&str]) -> Option<String> {
+        let text = |table: &Dict| {
+            let table = Value::Dict(Tag::Default, table.clone());
+            table.find(&path.join("."))?.into_string()
+        };
         self.0.iter().rev().find_map(text).filter(|text| !text.is_empty())
     }
 }
 
 /// The table in a file, without the lines that are no TOML, and the first problem.
-fn readable_lines(file: &SettingsFile) -> (Table, Option<String>) {
+fn readable_lines(file: &SettingsFile) -> (Dict, Option<String>) {
     let mut lines: Vec<&str> = file.text.split_inclusive('\n').collect();
     let mut problem = None;
     for _ in 0..=lines.len() {
-        let file = SettingsFile { path: file.path.clone(), text: lines.concat() };
-        let text = match file.table() {
-            Ok(table) => return (table, problem),
-            Err(text) => text,
+        let error = match Toml::string(&lines.concat()).data() {
+            Ok(mut data) => return (data.remove(&Profile::Default).unwrap_or_default(), problem),
+            Err(error) => error,
         };
-        let line = text.split_once(": line ").and_then(|(_, at)| at.split(',').next()?.parse().ok());
-        problem = problem.or(Some(text));
+        let texts = syntax(error, &file.path);
+        let line = texts.first().and_then(|text| text.split_once(": line ")?.1.split(',').next()?.parse().ok());
+        problem = problem.or(texts.into_iter().next());
         // The end of an unfinished value may be reported behind the last line.
         let last = lines.iter().rposition(|line| line.trim() != "");
         let at = line
@@ -168,7 +178,7 @@ fn readable_lines(file: &SettingsFile) -> (Table, Option<String>) {
             None => break,
         }
     }
-    (Table::new(), problem)
+    (Dict::new(), problem)
 }
 
 type FileResult = Result<Option<SettingsFile>, String>;
@@ -227,20 +237,24 @@ pub(crate) fn load_layers<T>(
     layers: &Layers,
     read: impl FnOnce(Section<'_>) -> Option<T>,
 ) -> Result<(T, Fingerprint, Findings), SettingsError> {
-    let mut user = Vec::new();
+    let mut user = Figment::new();
     for file in [&layers.defaults, &layers.file].into_iter().flatten() {
-        let table = file.table().map_err(|problem| SettingsError(vec![problem]))?;
-        user.push((Layer::File(file.path.clone()), table));
+        file.data().map_err(|error| SettingsError(syntax(error, &file.path)))?;
+        user = user.merge(file);
     }
-    user.push((Layer::Environment, environment::table(&layers.variables)));
+    user = user.merge(Environment(layers.variables.clone()));
+    let no_file = Path::new("settings");
+    let given = user.data().map_err(|error| SettingsError(syntax(error, no_file)))?;
+    let given = given.get(&Profile::Default).cloned().unwrap_or_default();
     let flags = [("level", &layers.flags.log_level), ("format", &layers.flags.log_format)];
     let log = flags.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value.as_deref()?.into())));
-    let log = Some(log.collect::<Table>()).filter(|log| !log.is_empty());
+    let log = Some(log.collect::<Dict>()).filter(|log| !log.is_empty());
     let flags = log.map(|log| ("log".to_owned(), log.into())).into_iter().collect();
-    let base = (Layer::Defaults, base(&merged(&user)));
-    let all = [base].into_iter().chain(user).chain([(Layer::Flags, flags)]);
-    let reading = Reading::new(all.collect());
-    let merged = reading.merged();
+    let base = Layer(defaults::NAME, base(&given));
+    let figment = Figment::new().merge(base).merge(user).merge(Layer(defaults::FLAGS, flags));
+    let merged = figment.data().map_err(|error| SettingsError(syntax(error, no_file)))?;
+    let merged = merged.get(&Profile::Default).cloned().unwrap_or_default();
+    let reading = Reading { figment, ..Reading::default() };
     let settings = read(Section::top(&reading, merged.clone()));
     let Problems { mut errors, warnings, notes } = reading.problems.take();
     if !errors.is_empty() && layers.file.is_none() {
@@ -257,6 +271,12 @@ pub(crate) fn load_layers<T>(
     Ok((settings, fingerprint, Findings { notes, warnings, files }))
 }
 
+/// Describes a TOML error with its position, but without the line itself, which may hold a secret.
+fn syntax(error: figment::Error, file: &Path) -> Vec<String> {
+    let file = file.display();
+    error.into_iter().map(|error| format!("{file}: {}", without_quotation(&error.kind.to_string()))).collect()
+}
+
 /// Removes the quotation from a TOML error: a line that ends in the position, the quoted lines (`2 | key = ...`, `  |
 /// ^`), then the problem.
 fn without_quotation(text: &str) -> String {
@@ -269,19 +289,25 @@ fn without_quotation(text: &str) -> String {
 }
 
 /// The defaults that apply: templates only if file or environment name such a table.
-fn base(given: &Table) -> Table {
+fn base(given: &Dict) -> Dict {
     let mut base = defaults::table();
-    if let Some(Value::Table(ingress)) = base.get_mut("ingress")
-        && find(given, "ingress.tls").is_none()
-    {
+    let has_tls = matches!(given.get("ingress"), Some(Value::Dict(_, ingress)) if ingress.contains_key("tls"));
+    if let Some(Value::Dict(_, ingress)) = base.get_mut("ingress").filter(|_| !has_tls) {
         ingress.remove("tls");
     }
     for (group, template) in [("sources", Some("plextrac")), ("broker", None)] {
-        let templates = base.remove(group);
-        let Some(Value::Table(named)) = given.get(group) else { continue };
-        let of = |name: &String| templates.as_ref()?.get(template.unwrap_or(name)).cloned();
-        let filled: Table = named.keys().filter_map(|name| Some((name.clone(), of(name)?))).collect();
-        base.insert(group.to_owned(), filled.into());
+        let templates = match base.remove(group) {
+            Some(Value::Dict(_, templates)) => templates,
+            _ => Dict::new(),
+        };
+        let Some(Value::Dict(tag, named)) = given.get(group) else { continue };
+        let mut filled = Dict::new();
+        for name in named.keys() {
+            if let Some(defaults) = templates.get(template.unwrap_or(name)) {
+                filled.insert(name.clone(), defaults.clone());
+            }
+        }
+        base.insert(group.to_owned(), Value::Dict(*tag, filled));
     }
     base
 }
@@ -294,12 +320,13 @@ pub(crate) mod testing {
 
     /// Reads `toml` (the inside of a table) over the defaults of the table at `path`, such as `["broker", "kafka"]`.
     pub(crate) fn read<T>(path: &[&str], toml: &str, read: impl FnOnce(&mut Section<'_>) -> T) -> (T, Problems) {
-        let defaults = defaults::table();
-        let defaults = find(&defaults, &path.join(".")).and_then(Value::as_table);
-        let defaults = defaults.expect("the table is in config/default.toml").clone();
-        let reading =
-            Reading::new(vec![(Layer::Defaults, defaults), (Layer::Text, toml.parse().expect("it is TOML"))]);
-        let mut section = Section::top(&reading, reading.merged());
+        let defaults =
+            Value::Dict(Tag::Default, defaults::table()).find(&path.join(".")).and_then(Value::into_dict);
+        let defaults = defaults.expect("the table is in config/default.toml");
+        let figment = Figment::new().merge(Layer(defaults::NAME, defaults)).merge(Toml::string(toml));
+        let table = figment.data().unwrap().remove(&Profile::Default).unwrap_or_default();
+        let reading = Reading { figment, ..Reading::default() };
+        let mut section = Section::top(&reading, table);
         let value = read(&mut section);
         section.finish();
         (value, reading.problems.take())
@@ -352,7 +379,7 @@ mod tests {
             "[admin]\nlisten = \"a\"\n[x]\ny = \"\"\"unfinished\nz = 1\n",
         ] {
             let (table, problem) = readable_lines(&file(text));
-            assert_eq!(Readable(vec![table]).text("admin.listen").as_deref(), Some("a"), "{text}");
+            assert_eq!(Readable(vec![table]).text(&["admin", "listen"]).as_deref(), Some("a"), "{text}");
             assert!(problem.is_some_and(|problem| problem.starts_with("f: line ")), "{text}");
         }
         assert_eq!(readable_lines(&file("a = 1\n")).1, None);

@@ -4,11 +4,11 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use figment::value::Tag;
+use figment::{Figment, Metadata, Source};
 use sha2::{Digest as _, Sha256};
-use toml::Table;
 
-use crate::settings::defaults::{find, merge};
-use crate::settings::environment;
+use crate::settings::{defaults, environment};
 
 /// A file that was read, and the SHA-256 of its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,23 +29,11 @@ pub(super) type FileDigests = BTreeMap<String, FileDigest>;
 /// The JSON Schema noted for each key, by its dotted path; `[0]` follows the name of a list of tables.
 pub(super) type Schemas = BTreeMap<String, serde_json::Value>;
 
-/// The layers of the settings.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Layer {
-    Defaults,
-    File(PathBuf),
-    Environment,
-    Flags,
-    /// A text that a unit test reads.
-    #[cfg(test)]
-    Text,
-}
-
 /// One reading.
 #[derive(Default)]
 pub(super) struct Reading {
-    /// The lowest first.
-    pub(super) layers: Vec<(Layer, Table)>,
+    /// The origin of each value.
+    pub(super) figment: Figment,
     pub(super) problems: RefCell<Problems>,
     pub(super) files: RefCell<FileDigests>,
     /// The kinds and limits of the keys.
@@ -55,50 +43,29 @@ pub(super) struct Reading {
 }
 
 impl Reading {
-    /// Starts a reading of these layers.
-    pub(super) fn new(layers: Vec<(Layer, Table)>) -> Self {
-        Self { layers, ..Self::default() }
+    fn layer(&self, tag: Tag) -> Option<&Metadata> {
+        self.figment.get_metadata(tag)
     }
 
-    /// The values that count, of all layers.
-    pub(super) fn merged(&self) -> Table {
-        merged(&self.layers)
+    pub(super) fn is_from_environment(&self, tag: Tag) -> bool {
+        self.layer(tag).is_some_and(|layer| layer.name == environment::NAME)
     }
 
-    /// The layer that a value comes from, by its dotted path.
-    fn layer(&self, dotted: &str) -> Option<&Layer> {
-        let above = self.layers.iter().rev();
-        above.map(|(layer, table)| (layer, find(table, dotted))).find_map(|(layer, found)| found.and(Some(layer)))
-    }
-
-    pub(super) fn is_from_environment(&self, dotted: &str) -> bool {
-        self.layer(dotted) == Some(&Layer::Environment)
-    }
-
-    pub(super) fn is_default(&self, dotted: &str) -> bool {
-        self.layer(dotted) == Some(&Layer::Defaults)
+    pub(super) fn is_default(&self, tag: Tag) -> bool {
+        self.layer(tag).is_some_and(|layer| layer.name == defaults::NAME)
     }
 
     /// The origin of a value, for the operator; none if it is a default.
-    pub(super) fn origin(&self, dotted: &str) -> Option<String> {
-        match self.layer(dotted)? {
-            Layer::Defaults => None,
-            Layer::File(path) => Some(path.display().to_string()),
-            Layer::Environment => Some(format!("environment variable {}", environment::variable(dotted))),
-            Layer::Flags => Some(format!("--{}", dotted.replace('.', "-"))),
-            #[cfg(test)]
-            Layer::Text => None,
+    pub(super) fn origin(&self, dotted: &str, tag: Tag) -> Option<String> {
+        let layer = self.layer(tag)?;
+        match (layer.name.as_ref(), &layer.source) {
+            (defaults::NAME, _) => None,
+            (defaults::FLAGS, _) => Some(format!("--{}", dotted.replace('.', "-"))),
+            (environment::NAME, _) => Some(format!("environment variable {}", environment::variable(dotted))),
+            (_, Some(Source::File(path))) => Some(path.display().to_string()),
+            _ => None,
         }
     }
-}
-
-/// The values that count, where each layer goes above those before it.
-pub(super) fn merged(layers: &[(Layer, Table)]) -> Table {
-    let mut merged = Table::new();
-    for (_, table) in layers {
-        merge(&mut merged, table.clone());
-    }
-    merged
 }
 
 /// Errors and warnings, in the order in which they were found.

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use figment::value::{Tag, Value as Default};
 use serde_json::{Value, json};
-use toml::Table;
 
-use crate::settings::defaults::{self, find};
+use crate::settings::defaults;
 use crate::settings::reading::Reading;
 use crate::settings::section::Section;
 
@@ -34,7 +34,7 @@ pub(crate) fn describe(read: impl FnOnce(Section<'_>)) -> Value {
     let defaults = defaults::table();
     let reading = Reading { is_description: true, ..Reading::default() };
     read(Section::top(&reading, defaults.clone()));
-    let meanings = meanings();
+    let (defaults, meanings) = (Default::Dict(Tag::Default, defaults), meanings());
     let mut schema = json!({
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Settings of plextrac-bridge, as TOML",
@@ -55,7 +55,7 @@ pub(crate) fn describe(read: impl FnOnce(Section<'_>)) -> Value {
         if let Some(meaning) = meanings.get(&path) {
             place["description"] = json!(meaning);
         }
-        let default = find(&defaults, &path).filter(|default| default.as_table().is_none_or(Table::is_empty));
+        let default = defaults.find_ref(&path).filter(|default| default.as_dict().is_none_or(BTreeMap::is_empty));
         if let Some(default) = default {
             place["default"] = json!(default);
         }

@@ -6,8 +6,10 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Tag, Value};
+use figment::{Profile, Provider};
 use serde_json::json;
-use toml::{Table, Value};
 
 use crate::settings::defaults::leaves;
 use crate::settings::reading::Reading;
@@ -17,17 +19,17 @@ use crate::settings::{Secret, nearest, units};
 pub(crate) struct Section<'a> {
     pub(super) reading: &'a Reading,
     pub(super) path: String,
-    pub(super) table: Table,
+    pub(super) table: Dict,
     known: BTreeSet<String>,
 }
 
 impl<'a> Section<'a> {
     /// The top table of the merged settings.
-    pub(super) fn top(reading: &'a Reading, table: Table) -> Self {
+    pub(super) fn top(reading: &'a Reading, table: Dict) -> Self {
         Self { reading, path: String::new(), table, known: BTreeSet::new() }
     }
 
-    fn below(&self, path: String, table: Table) -> Section<'a> {
+    fn below(&self, path: String, table: Dict) -> Section<'a> {
         Section { path, table, known: BTreeSet::new(), ..*self }
     }
 
@@ -36,10 +38,10 @@ impl<'a> Section<'a> {
     }
 
     /// The place of a value, for the operator: the key in a file, or the variable.
-    fn place(&self, key: &str) -> String {
+    fn place(&self, key: &str, tag: Tag) -> String {
         let dotted = self.dotted(key);
-        match self.reading.origin(&dotted) {
-            Some(origin) if self.reading.is_from_environment(&dotted) || origin.starts_with("--") => origin,
+        match self.reading.origin(&dotted, tag) {
+            Some(origin) if self.reading.is_from_environment(tag) || origin.starts_with("--") => origin,
             Some(origin) => format!("`{dotted}` in {origin}"),
             None => format!("`{dotted}`"),
         }
@@ -48,22 +50,24 @@ impl<'a> Section<'a> {
     /// The place of an unknown key; a variable for a whole unknown table is nested one or more levels deeper.
     fn place_of_unknown(&self, key: &str) -> String {
         let (mut path, mut value) = (key.to_owned(), self.table.get(key));
-        while let Some(Value::Table(inner)) = value {
+        while let Some(Value::Dict(_, inner)) = value {
             let Some((name, below)) = inner.iter().next() else { break };
             path = format!("{path}.{name}");
             value = Some(below);
         }
-        self.place(if self.reading.is_from_environment(&self.dotted(&path)) { &path } else { key })
+        let tag = value.map_or(Tag::Default, Value::tag);
+        self.place(if self.reading.is_from_environment(tag) { &path } else { key }, tag)
     }
 
     /// Whether nothing but the defaults gives this key.
     #[must_use]
     pub(crate) fn is_default(&self, key: &str) -> bool {
-        self.reading.is_default(&self.dotted(key))
+        self.table.get(key).is_some_and(|value| self.reading.is_default(value.tag()))
     }
 
     fn at(&self, key: &str, text: impl Display) -> String {
-        format!("{}: {text}", self.place(key))
+        let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
+        format!("{}: {text}", self.place(key, tag))
     }
 
     /// Adds a problem with this key's value; the text follows "where: ".
@@ -101,13 +105,11 @@ impl<'a> Section<'a> {
     fn typed(&mut self, key: &str) -> Option<Value> {
         let value = self.value(key)?;
         match &value {
-            Value::String(text) if self.is_from_environment(key) => Some(parse(text).unwrap_or(value)),
+            Value::String(tag, text) if self.reading.is_from_environment(*tag) => {
+                Some(parse(*tag, text).unwrap_or(value))
+            }
             _ => Some(value),
         }
-    }
-
-    pub(super) fn is_from_environment(&self, key: &str) -> bool {
-        self.reading.is_from_environment(&self.dotted(key))
     }
 
     fn wrong(&mut self, key: &str, wanted: &str, value: &Value) {
@@ -147,7 +149,7 @@ impl<'a> Section<'a> {
     pub(crate) fn flag(&mut self, key: &str) -> bool {
         self.note(key, || json!({ "type": "boolean" }));
         let value = self.typed(key);
-        self.read(key, value, "true or false", false, Value::as_bool)
+        self.read(key, value, "true or false", false, Value::to_bool)
     }
 
     /// A whole number within the range, both ends included.
@@ -159,12 +161,12 @@ impl<'a> Section<'a> {
         }
         self.note(key, || schema);
         let value = self.typed(key);
-        let wanted = match value.as_ref().and_then(Value::as_integer) {
+        let wanted = match value.as_ref().and_then(Value::to_i128) {
             Some(_) => format!("a whole number, {range}"),
             None => "a whole number".to_owned(),
         };
         let within = |number: &i64| (least..=most).contains(number);
-        self.read(key, value, &wanted, least, |value| value.as_integer().filter(within))
+        self.read(key, value, &wanted, least, |value| i64::try_from(value.to_i128()?).ok().filter(within))
     }
 
     /// A number of things, at least `least`.
@@ -246,12 +248,12 @@ impl<'a> Section<'a> {
     pub(crate) fn section(&mut self, key: &str) -> Section<'a> {
         self.note(key, || json!({ "type": "object", "additionalProperties": false }));
         let table = match self.value(key) {
-            Some(Value::Table(table)) => table,
+            Some(Value::Dict(_, table)) => table,
             Some(other) => {
                 self.wrong_kind(key, "a table", &other);
-                Table::new()
+                Dict::new()
             }
-            None => Table::new(),
+            None => Dict::new(),
         };
         self.below(self.dotted(key), table)
     }
@@ -262,16 +264,16 @@ impl<'a> Section<'a> {
         self.note(key, || json!({ "type": "array" }));
         self.note(&one, || json!({ "type": "object", "additionalProperties": false }));
         let Some(value) = self.value(key).filter(|_| !self.reading.is_description) else {
-            let one = self.below(self.dotted(&one), Table::new());
+            let one = self.below(self.dotted(&one), Dict::new());
             return Vec::from_iter(Some(one).filter(|_| self.reading.is_description));
         };
         let mut sections = Vec::new();
         match value {
-            _ if self.is_from_environment(key) => self.refuse_variable(key, &dotted),
-            Value::Array(items) => {
+            value if self.reading.is_from_environment(value.tag()) => self.refuse_variable(key, &dotted),
+            Value::Array(_, items) => {
                 for (index, item) in items.into_iter().enumerate() {
                     match item {
-                        Value::Table(table) => sections.push(self.below(format!("{dotted}[{index}]"), table)),
+                        Value::Dict(_, table) => sections.push(self.below(format!("{dotted}[{index}]"), table)),
                         _ => self.problem(key, "expected tables, found something else in the list"),
                     }
                 }
@@ -292,7 +294,7 @@ impl<'a> Section<'a> {
         let mut pairs = Vec::new();
         match self.value(key) {
             // TOML reads `a.b = 1` as a table in a table: such names are joined with dots.
-            Some(Value::Table(table)) => {
+            Some(Value::Dict(_, table)) => {
                 for (name, value) in leaves(&table) {
                     pairs.extend(self.free_text(key, &name, value).map(|text| (name, Secret::new(text))));
                 }
@@ -305,12 +307,14 @@ impl<'a> Section<'a> {
 
     fn free_text(&mut self, key: &str, name: &str, value: &Value) -> Option<String> {
         match value {
-            _ if self.is_from_environment(&format!("{key}.{name}")) => self.refuse_variable(key, &self.dotted(key)),
-            Value::String(text) => return Some(text.clone()),
-            Value::Boolean(flag) => return Some(flag.to_string()),
-            Value::Integer(number) => return Some(number.to_string()),
-            Value::Float(number) => return Some(number.to_string()),
-            Value::Table(..) => {}
+            value if self.reading.is_from_environment(value.tag()) => self.refuse_variable(key, &self.dotted(key)),
+            Value::String(_, text) => return Some(text.clone()),
+            Value::Bool(_, flag) => return Some(flag.to_string()),
+            Value::Num(_, number) => {
+                let whole = number.to_i128().map(|number| number.to_string());
+                return whole.or_else(|| Some(number.to_f64()?.to_string()));
+            }
+            Value::Dict(..) => {}
             _ => {
                 let dotted = self.dotted(key);
                 self.general(format_args!("`{dotted}.{name}`: expected a text, a number, true or false"));
@@ -335,7 +339,7 @@ impl<'a> Section<'a> {
     #[must_use]
     pub(crate) fn is_blank(&self, key: &str) -> bool {
         self.table.get(key).is_none_or(|value| {
-            value.as_str().is_some_and(str::is_empty) || value.as_array().is_some_and(Vec::is_empty)
+            value.as_str().is_some_and(str::is_empty) || value.as_array().is_some_and(<[Value]>::is_empty)
         })
     }
 
@@ -356,25 +360,31 @@ impl<'a> Section<'a> {
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::String(..) => "a text",
-        Value::Boolean(..) => "true or false",
-        Value::Integer(..) | Value::Float(..) => "a number",
+        Value::Bool(..) => "true or false",
+        Value::Num(..) => "a number",
         Value::Array(..) => "a list",
-        Value::Table(..) => "a table",
-        Value::Datetime(..) => "a date",
+        Value::Dict(..) => "a table",
+        _ => "nothing",
     }
 }
 
 /// A value as a problem shows it: its kind where it is long.
 fn shown(value: &Value) -> String {
     match value {
-        Value::String(text) => format!("{text:?}"),
-        Value::Boolean(flag) => flag.to_string(),
-        Value::Integer(number) => number.to_string(),
+        Value::String(_, text) => format!("{text:?}"),
+        Value::Bool(_, flag) => flag.to_string(),
+        Value::Num(_, number) => number.to_i128().map_or_else(|| kind(value).to_owned(), |n| n.to_string()),
         _ => kind(value).to_owned(),
     }
 }
 
 /// Reads a variable's text as a TOML value.
-fn parse(text: &str) -> Option<Value> {
-    format!("value = {text}").parse::<Table>().ok()?.remove("value")
+fn parse(tag: Tag, text: &str) -> Option<Value> {
+    let parsed = Toml::string(&format!("value = {text}")).data().ok()?;
+    Some(match parsed.get(&Profile::Default)?.get("value")?.clone() {
+        Value::Bool(_, flag) => Value::Bool(tag, flag),
+        Value::Num(_, number) => Value::Num(tag, number),
+        Value::Array(_, items) => Value::Array(tag, items),
+        other => other,
+    })
 }

@@ -150,7 +150,7 @@ fn every_crate_with_an_owner_stays_with_it() {
         ("rdkafka", "brokers/kafka"),
         ("lapin", "brokers/rabbitmq"),
         ("async_nats", "brokers/nats"),
-        ("toml", "settings/"),
+        ("figment", "settings/"),
         ("prometheus", "metrics.rs"),
     ];
     let mut problems = Vec::new();
