@@ -186,6 +186,18 @@ pub(super) struct Token {
     renew: Instant,
 }
 
+impl Token {
+    /// Whether it should have been renewed.
+    pub(super) fn is_due(&self) -> bool {
+        self.renew <= Instant::now()
+    }
+
+    /// Whether its life has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ends <= SystemTime::now()
+    }
+}
+
 /// The token of one broker, renewed as long as something holds this.
 #[derive(Debug)]
 pub(super) struct Tokens {
@@ -215,7 +227,7 @@ impl Tokens {
 
     /// The token that is there, if its life has not ended.
     pub(super) fn current(&self) -> Option<Arc<Token>> {
-        self.current.borrow().clone().filter(|token| token.ends > SystemTime::now())
+        self.current.borrow().clone().filter(|token| !token.has_ended())
     }
 
     /// Tells of each token that comes after the present one.
@@ -228,7 +240,7 @@ impl Tokens {
     /// # Errors
     /// The endpoint gives none.
     pub(super) async fn fresh(&self) -> Result<Arc<Token>, ConnectError> {
-        if let Some(token) = self.current().filter(|token| token.renew > Instant::now()) {
+        if let Some(token) = self.current().filter(|token| !token.is_due()) {
             return Ok(token);
         }
         let token = Arc::new(self.settings.fetch().await?);
@@ -250,7 +262,7 @@ async fn renew(settings: OAuthSettings, current: watch::Sender<Option<Arc<Token>
             sleep_until(due).await;
         }
         // Another request may have fetched one meanwhile.
-        if current.borrow().as_ref().is_some_and(|token| token.renew > Instant::now()) {
+        if current.borrow().as_ref().is_some_and(|token| !token.is_due()) {
             continue;
         }
         match settings.fetch().await {

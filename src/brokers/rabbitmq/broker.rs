@@ -45,7 +45,7 @@ impl Rabbitmq {
     /// The connection kept from the last session, if it still answers, else a new one; with a channel that confirms.
     async fn link(&mut self) -> Result<(Link, Channel), ConnectError> {
         let kept = self.kept.lock().take();
-        if let Some(link) = kept.filter(Link::is_alive)
+        if let Some(link) = kept.filter(|link| link.is_alive() && !link.has_ended_token())
             && let Ok(Ok(channel)) = timeout(Duration::from_secs(1), open_channel(&link.connection)).await
         {
             return Ok((link, channel));

@@ -48,7 +48,11 @@ pub(super) struct Link {
     pub(super) unblocked: Option<Instant>,
     /// The reason for the end of the connection.
     fault: Option<String>,
+    /// The token that the broker has, if that is the login.
+    token: Option<CurrentToken>,
 }
+
+type CurrentToken = Arc<Mutex<Arc<Token>>>;
 
 /// A runtime must not be dropped where blocking is forbidden; this one ends in the background.
 struct OwnRuntime(Option<Runtime>);
@@ -70,6 +74,8 @@ impl Link {
     ) -> Result<Self, ConnectError> {
         let all = settings.location();
         let failed = |kind, location: &str, text: String| ConnectError::new(kind, format!("{location}: {text}"));
+        // Subscribed before, so that no renewal is missed while it connects.
+        let renewed = tokens.map(Tokens::renewed);
         let token = match tokens {
             Some(tokens) => Some(tokens.fresh().await?),
             None => None,
@@ -93,10 +99,20 @@ impl Link {
         let location = host.map_or_else(|| all.clone(), |host| settings.location_of(host));
         let connection = Arc::new(connected.map_err(|(kind, text)| failed(kind, &location, text))?);
         let events = Box::pin(connection.events_listener());
-        if let Some(tokens) = tokens {
-            on.spawn(update_token(Arc::downgrade(&connection), tokens.renewed()));
+        let token = token.map(|token| CurrentToken::new(Mutex::new(token)));
+        if let (Some(renewed), Some(token)) = (renewed, &token) {
+            on.spawn(update_token(Arc::downgrade(&connection), renewed, token.clone()));
         }
-        Ok(Self { _runtime: runtime, connection, location, events, blocked: None, unblocked: None, fault: None })
+        Ok(Self {
+            _runtime: runtime,
+            connection,
+            location,
+            events,
+            blocked: None,
+            unblocked: None,
+            fault: None,
+            token,
+        })
     }
 
     /// The reason why the broker reads nothing at the moment, if so.
@@ -111,6 +127,16 @@ impl Link {
     pub(super) fn fault(&mut self) -> Option<String> {
         self.blocked();
         self.fault.clone()
+    }
+
+    /// Whether its token has ended: RabbitMQ keeps the connection, and refuses everything as not authorised.
+    pub(super) fn has_ended_token(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| token.lock().has_ended())
+    }
+
+    /// Whether its token should have been renewed: what is not authorised may be so for that, by the broker's clock.
+    pub(super) fn has_old_token(&self) -> bool {
+        self.token.as_ref().is_some_and(|token| token.lock().is_due())
     }
 
     pub(super) fn is_alive(&self) -> bool {
@@ -153,14 +179,23 @@ impl Link {
 }
 
 /// Gives each renewed token to a connection: the broker closes one whose token has ended.
-async fn update_token(connection: Weak<Connection>, mut renewed: watch::Receiver<Option<Arc<Token>>>) {
+async fn update_token(
+    connection: Weak<Connection>,
+    mut renewed: watch::Receiver<Option<Arc<Token>>>,
+    current: CurrentToken,
+) {
     while renewed.changed().await.is_ok() {
         let token = renewed.borrow_and_update().clone();
         let (Some(connection), Some(token)) = (connection.upgrade(), token) else { return };
+        // The login's own.
+        if Arc::ptr_eq(&token, &current.lock()) {
+            continue;
+        }
         let text = LongString::from(token.text.reveal());
-        if let Err(error) = connection.update_secret(text, ShortString::from("renewed")).await {
+        match connection.update_secret(text, ShortString::from("renewed")).await {
+            Ok(()) => *current.lock() = token,
             // The broker says the same to the connection, if it closes it.
-            tracing::warn!("the broker does not take the renewed token: {}", describe(&error));
+            Err(error) => tracing::warn!("the broker does not take the renewed token: {}", describe(&error)),
         }
     }
 }

@@ -198,6 +198,12 @@ impl RabbitmqSession {
             }
             Some(Err(error)) if is_of_broker(&error) && self.link.is_alive() => {
                 let refusal = loss::refusal(&error, &mut self.plan.memory.lock());
+                let is_forbidden = refusal.reason() == RefusalReason::NotAuthorised;
+                if is_forbidden && self.link.has_ended_token() {
+                    return self.lost(format!("the token has ended: {}", refusal.text));
+                }
+                let is_vague = is_forbidden && self.link.has_old_token();
+                let refusal = if is_vague { Refusal::unable(refusal.text) } else { refusal };
                 self.ready.push((owner.sequence, Verdict::Refused(refusal)));
             }
             Some(Err(error)) => {

@@ -1,11 +1,12 @@
 //! Logins with tokens of an OAuth 2.0 endpoint, on brokers that check them by a key: renewed under load, refused, renewed
 //! secrets.
 
+use std::cell::Cell;
 use std::time::Duration;
 
 use serde_json::json;
 
-use super::own::Own;
+use super::own::{Own, connected};
 use crate::support::{Kind, LIMIT, Payload, Table, TokenServer, request_once};
 
 /// The life of a token: some are renewed within a test.
@@ -141,4 +142,36 @@ fn kafka_says_why_a_token_does_not_log_in() {
 #[test]
 fn rabbitmq_says_why_a_token_does_not_log_in() {
     says_why_a_token_does_not_log_in(Kind::Rabbitmq, "no_token_rabbitmq");
+}
+
+/// RabbitMQ keeps a connection whose token has ended, and answers 403 to what it has not permitted before: each event
+/// has a routing key of its own.
+#[test]
+fn rabbitmq_keeps_what_a_token_that_has_ended_may_not_publish() {
+    let checking = Checking::start(Kind::Rabbitmq, "ended_token_rabbitmq", LIFE);
+    let setup = Own::setup(&checking.table()).text("publish.refuse_after", "5s");
+    let daemon = setup.start();
+    connected(&daemon);
+    let count = Cell::new(0);
+    let send = || {
+        count.set(count.get() + 1);
+        let event = format!("E{}", count.get());
+        let payload = Payload { event, ..Payload::new(format!("cuid-{}", count.get())) };
+        assert_eq!(request_once(&daemon, &payload.body(), &[]).status, 200);
+    };
+    let secret = |secret: &str| checking.tokens.change(|grants| secret.clone_into(&mut grants.secret));
+    secret("client-secret-2");
+    daemon.wait_until("the session is lost", LIMIT, |status| {
+        send();
+        status.text("/broker/state") != "connected"
+    });
+    // It takes longer than an address that is wrong has.
+    let before = count.get();
+    daemon.wait_until("events wait", LIMIT, |_| {
+        send();
+        count.get() > before + 300
+    });
+    secret("client-secret-1");
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (count.get(), 0));
 }
