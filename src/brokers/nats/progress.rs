@@ -3,14 +3,14 @@
 //!
 //! Length: half of it are its tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use super::settings::{Settings, StreamPlan};
-use super::stream::{self, StreamLook};
+use super::stream::{self, StreamLimits, StreamLook};
 use crate::brokers::{Position, Refusal, RefusalReason, Sequence, Topology, Verdict};
 
 /// The time that a message may be unanswered before the stream is checked; the library's default for acknowledgements.
@@ -28,6 +28,9 @@ const PAUSE: Duration = Duration::from_millis(250);
 
 /// The time that a cluster may be without a leader before another server is asked: an election mostly takes less.
 const ELECTION: Duration = Duration::from_secs(2);
+
+/// A sender of thousands of event names must not fill the memory with subjects that are not stored.
+const REMEMBERED: usize = 1024;
 
 /// One message without an answer.
 #[derive(Debug)]
@@ -57,10 +60,20 @@ enum LastLook {
     Over(Instant),
 }
 
+/// The events that go to a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StreamRole {
+    /// All without a route to another one.
+    Main,
+    /// Those of routes alone.
+    OfRoutes,
+}
+
 /// The progress of a session at one stream.
 #[derive(Debug)]
 pub(super) struct StreamProgress {
     pub(super) name: Arc<str>,
+    role: StreamRole,
     /// The subject of questions about it.
     pub(super) info: String,
     may_ask: bool,
@@ -72,6 +85,11 @@ pub(super) struct StreamProgress {
     pub(super) next: u64,
     /// Messages whose subject had no listener: the next look judges them.
     unheard: Vec<Unacknowledged>,
+    /// Subjects of which a message was not stored, and none since; with the number of stored messages at that time.
+    unstored: HashMap<Arc<str>, u64>,
+    /// The number of stored messages.
+    count: u64,
+    last_stored: Option<Arc<str>>,
     gap: Option<Gap>,
     /// When it was last checked how long messages have waited.
     checked: Instant,
@@ -92,12 +110,16 @@ impl StreamProgress {
             |plan| (stream::create_subject(&settings.api, name), Bytes::from(stream::creation(settings, plan)));
         Self {
             name: name.into(),
+            role: if settings.main().name == name { StreamRole::Main } else { StreamRole::OfRoutes },
             info: stream::info_subject(&settings.api, name),
             may_ask,
             creation: plan.map(creation),
             outstanding: BTreeMap::new(),
             next: 0,
             unheard: Vec::new(),
+            unstored: HashMap::new(),
+            count: 0,
+            last_stored: None,
             gap: None,
             checked: Instant::now(),
             is_suspected: false,
@@ -138,6 +160,9 @@ impl StreamProgress {
     pub(super) fn stored(&mut self, number: u64, position: Position, into: &mut Vec<(Sequence, Verdict)>) {
         let Some(waiting) = self.outstanding.remove(&number) else { return };
         into.push((waiting.sequence, Verdict::StoredAt(position)));
+        self.count += 1;
+        self.unstored.remove(&waiting.subject);
+        self.last_stored = Some(waiting.subject);
         self.gap = match self.gap() {
             Some(gap) => Some(Gap { below: gap.below.max(number), heard: Instant::now(), ..gap }),
             // A repeat is answered at once, before those that the stream has yet to store.
@@ -170,14 +195,31 @@ impl StreamProgress {
         }
     }
 
+    /// Without a look, a subject is wrong at the main stream only if that has stored others since it first had no listener:
+    /// before, it may be without a leader. The stream of a route often has one subject, and may not exist.
     fn judge_unasked(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
-        let (name, question) = (self.name.clone(), self.info.clone());
-        self.judge_unheard(into, |subject| {
+        for Unacknowledged { sequence, subject, .. } in std::mem::take(&mut self.unheard) {
+            if self.last_stored.take_if(|last| *last == subject).is_some() {
+                // It is the stream that does not listen.
+                self.unstored.clear();
+            }
+            let (name, question) = (&self.name, &self.info);
             let text = format!(
                 "no stream takes {subject}, and these credentials may not ask about the stream {name}; permit {question}"
             );
-            Refusal::wrong(RefusalReason::Unroutable, text)
-        });
+            let is_wrong = self.count > self.note_unstored(&subject) || self.role == StreamRole::OfRoutes;
+            let wrong = |text| Refusal::wrong(RefusalReason::Unroutable, text);
+            let refusal = if is_wrong { wrong(text) } else { Refusal::unable(text) };
+            into.push((sequence, Verdict::Refused(refusal)));
+        }
+    }
+
+    /// Notes that a message of this subject was not stored; returns the number of those stored before the first such one.
+    fn note_unstored(&mut self, subject: &Arc<str>) -> u64 {
+        if self.unstored.len() >= REMEMBERED {
+            self.unstored.clear();
+        }
+        *self.unstored.entry(subject.clone()).or_insert(self.count)
     }
 
     /// These credentials may not publish to this subject.
@@ -212,10 +254,22 @@ impl StreamProgress {
         begins
     }
 
-    /// The reason why what is unanswered cannot be judged: the stream may not be looked at.
-    pub(super) fn cannot_look(&mut self, now: Instant) -> Option<Refusal> {
+    /// Judges what is unanswered where the stream may not be looked at. Returns why it takes nothing, as far as is known.
+    pub(super) fn judge_without_look(
+        &mut self,
+        now: Instant,
+        into: &mut Vec<(Sequence, Verdict)>,
+    ) -> Option<Refusal> {
         self.is_suspected &= self.may_ask;
-        (!self.may_ask && self.is_in_doubt(now)).then(|| Refusal::unable(self.unanswered()))
+        if self.may_ask || !self.is_in_doubt(now) {
+            return None;
+        }
+        let overdue = self.overdue(now).find(|waiting| !self.is_unstored(waiting));
+        if let Some(overdue) = overdue {
+            return Some(Refusal::unable(unanswered(&overdue.subject, self.gap())));
+        }
+        self.judge_unanswered(now, None, into);
+        None
     }
 
     /// Judges what has no answer by what a look has found. `Err`: the stream takes nothing.
@@ -241,20 +295,46 @@ impl StreamProgress {
         };
         self.has_recovered |= self.trouble.take().is_some();
         self.is_suspected = false;
-        let is_in_doubt = self.is_in_doubt(now);
         let name = self.name.clone();
         self.judge_unheard(into, |subject| {
-            if stream.takes(subject) {
-                return unheard(subject, &name);
-            }
-            let takes = stream.subjects.join(", ");
-            let text = format!("the stream {name} does not take {subject}; it takes {takes}");
-            Refusal::wrong(RefusalReason::Unroutable, text)
+            if stream.takes(subject) { unheard(subject, &name) } else { not_taken(subject, &name, &stream) }
         });
-        if is_in_doubt {
-            self.hand_back(&Verdict::RetryLater(self.unanswered()), into);
-        }
+        self.judge_unanswered(now, Some(&stream), into);
         Ok(())
+    }
+
+    /// Judges what should be answered by now, by what is known of the stream, which takes messages. Only what is missing for the
+    /// first time makes everything wait: behind a subject that was not stored before, the others pass.
+    fn judge_unanswered(
+        &mut self,
+        now: Instant,
+        stream: Option<&StreamLimits>,
+        into: &mut Vec<(Sequence, Verdict)>,
+    ) {
+        let (is_all, gap) = (self.is_overdue(now) || self.is_gap_over(now), self.gap());
+        let Self { outstanding, unstored, .. } = self;
+        let judged = outstanding.extract_if(.., |_, waiting| {
+            is_all || (waiting.is_overdue(now) && unstored.contains_key(&waiting.subject))
+        });
+        let judged: Vec<Unacknowledged> = judged.map(|(_, waiting)| waiting).collect();
+        let mut subjects = Vec::new();
+        for waiting in judged {
+            let subject = waiting.subject.clone();
+            let text = unanswered(&subject, gap);
+            let is_new = self.role == StreamRole::Main && !self.is_unstored(&waiting);
+            let verdict = match stream {
+                Some(stream) if !stream.takes(&subject) => {
+                    Verdict::Refused(not_taken(&subject, &self.name, stream))
+                }
+                Some(_) if is_new => Verdict::RetryLater(text),
+                _ => Verdict::Refused(Refusal::unable(text)),
+            };
+            self.hand_back(waiting, verdict, into);
+            subjects.push(subject);
+        }
+        for subject in subjects {
+            self.note_unstored(&subject);
+        }
     }
 
     /// Gives up the looks that would judge messages without a listener.
@@ -271,49 +351,72 @@ impl StreamProgress {
     /// Refuses everything that is unanswered.
     pub(super) fn refuse(&mut self, refusal: &Refusal, into: &mut Vec<(Sequence, Verdict)>) {
         self.judge_unheard(into, |_| refusal.clone());
-        self.hand_back(&Verdict::Refused(refusal.clone()), into);
-    }
-
-    /// Hands back everything that is unanswered, oldest first; what another stream has stored is sent to a wrong place.
-    fn hand_back(&mut self, verdict: &Verdict, into: &mut Vec<(Sequence, Verdict)>) {
         for waiting in std::mem::take(&mut self.outstanding).into_values() {
-            let wrong = waiting.other.map(|other| {
-                let text = format!("the stream {other} takes {}, not the stream {}", waiting.subject, self.name);
-                Verdict::Refused(Refusal::wrong(RefusalReason::NoDestination, text))
-            });
-            into.push((waiting.sequence, wrong.unwrap_or_else(|| verdict.clone())));
+            self.hand_back(waiting, Verdict::Refused(refusal.clone()), into);
         }
     }
 
-    /// The problem, for people.
-    fn unanswered(&self) -> String {
-        let subject = self.outstanding.values().next().map_or("a message", |oldest| &*oldest.subject);
-        if self.gap().is_some() {
-            format!("no acknowledgement of {subject}, though later messages were stored")
-        } else {
-            format!("no acknowledgement of {subject} within {} s", ACK_TIMEOUT.as_secs())
-        }
+    /// Hands a message back; one that another stream has stored is sent to a wrong place.
+    fn hand_back(&self, waiting: Unacknowledged, verdict: Verdict, into: &mut Vec<(Sequence, Verdict)>) {
+        let wrong = waiting.other.map(|other| {
+            let text = format!("the stream {other} takes {}, not the stream {}", waiting.subject, self.name);
+            Verdict::Refused(Refusal::wrong(RefusalReason::NoDestination, text))
+        });
+        into.push((waiting.sequence, wrong.unwrap_or(verdict)));
     }
 
-    /// Whether a message that was sent before this number is still unanswered.
+    /// Whether no message of its subject was stored since an earlier one was not.
+    fn is_unstored(&self, waiting: &Unacknowledged) -> bool {
+        self.unstored.contains_key(&waiting.subject)
+    }
+
+    /// Whether a message that was sent before this number is still unanswered, although its subject was stored before.
     fn misses_below(&self, number: u64) -> bool {
-        self.outstanding.keys().next().is_some_and(|oldest| *oldest < number)
+        self.outstanding.range(..number).any(|(_, waiting)| !self.is_unstored(waiting))
     }
 
     fn gap(&self) -> Option<Gap> {
         self.gap.filter(|gap| self.misses_below(gap.below))
     }
 
+    fn is_gap_over(&self, now: Instant) -> bool {
+        let is_over = |gap: Gap| now.duration_since(gap.heard) >= QUIET || now.duration_since(gap.seen) >= COLLECT;
+        self.gap().is_some_and(is_over)
+    }
+
+    fn overdue(&self, now: Instant) -> impl Iterator<Item = &Unacknowledged> {
+        self.outstanding.values().take_while(move |waiting| waiting.is_overdue(now))
+    }
+
+    /// Whether something waits for too long whose subject was stored before.
     fn is_overdue(&self, now: Instant) -> bool {
-        let oldest = self.outstanding.values().next();
-        oldest.is_some_and(|oldest| now.duration_since(oldest.sent) >= ACK_TIMEOUT)
+        self.overdue(now).any(|waiting| !self.is_unstored(waiting))
     }
 
     /// Whether something is unanswered that should be answered by now.
     fn is_in_doubt(&self, now: Instant) -> bool {
-        let is_over = |gap: Gap| now.duration_since(gap.heard) >= QUIET || now.duration_since(gap.seen) >= COLLECT;
-        self.is_overdue(now) || self.gap().is_some_and(is_over)
+        self.overdue(now).next().is_some() || self.is_gap_over(now)
     }
+}
+
+impl Unacknowledged {
+    fn is_overdue(&self, now: Instant) -> bool {
+        now.duration_since(self.sent) >= ACK_TIMEOUT
+    }
+}
+
+/// The problem, for people.
+fn unanswered(subject: &str, gap: Option<Gap>) -> String {
+    match gap {
+        Some(_) => format!("no acknowledgement of {subject}, though later messages were stored"),
+        None => format!("no acknowledgement of {subject} within {} s", ACK_TIMEOUT.as_secs()),
+    }
+}
+
+fn not_taken(subject: &str, name: &str, stream: &StreamLimits) -> Refusal {
+    let takes = stream.subjects.join(", ");
+    let text = format!("the stream {name} does not take {subject}; it takes {takes}");
+    Refusal::wrong(RefusalReason::Unroutable, text)
 }
 
 fn unheard(subject: &str, stream: &str) -> Refusal {
@@ -335,7 +438,7 @@ mod tests {
 
     /// The progress at the stream `S` after messages of these subjects, with sequences from 10 on.
     fn sent(subjects: &[&str]) -> StreamProgress {
-        let mut progress = progress("", "S");
+        let mut progress = progress("stream = \"S\"", "S");
         for (sequence, subject) in (10..).zip(subjects) {
             progress.sent(sequence, &Arc::from(*subject));
         }
@@ -462,11 +565,88 @@ mod tests {
         let mut verdicts = Vec::new();
         progress.forbidden("$JS.API.STREAM.INFO.S", &mut verdicts);
         progress.nobody_listens(1, &mut verdicts);
-        let wrong = Refused::AddressWrong(RefusalReason::Unroutable);
-        assert_eq!(refusals(verdicts), [(10, wrong), (11, wrong)]);
+        let unable = Refused::AddressUnable;
+        assert_eq!(refusals(verdicts), [(10, unable), (11, unable)], "the stream may have no leader");
         let now = Instant::now() + ACK_TIMEOUT;
         assert!(!progress.begins_look(now));
-        assert_eq!(progress.cannot_look(now), Some(Refusal::unable("no acknowledgement of c within 5 s")));
+        let nothing = Some(Refusal::unable("no acknowledgement of c within 5 s"));
+        assert_eq!(progress.judge_without_look(now, &mut Vec::new()), nothing);
+    }
+
+    #[test]
+    fn blames_a_subject_without_a_look_only_where_others_were_stored_since() {
+        let mut progress = sent(&["x", "a", "x", "a", "x"]);
+        progress.may_ask = false;
+        let mut unheard = |stored_before: Option<u64>, number| {
+            let mut verdicts = Vec::new();
+            if let Some(number) = stored_before {
+                assert_eq!(stored(&mut progress, number).len(), 1);
+            }
+            progress.nobody_listens(number, &mut verdicts);
+            refusals(verdicts).remove(0).1
+        };
+        assert_eq!(unheard(None, 0), Refused::AddressUnable);
+        assert_eq!(unheard(Some(1), 2), Refused::AddressWrong(RefusalReason::Unroutable));
+        assert_eq!(unheard(None, 3), Refused::AddressUnable, "not even what was stored last has a listener");
+        assert_eq!(unheard(None, 4), Refused::AddressUnable, "it is the stream");
+    }
+
+    #[test]
+    fn a_gap_parks_what_is_missing_where_the_stream_may_not_be_looked_at() {
+        let mut progress = sent(&["x", "a"]);
+        progress.may_ask = false;
+        stored(&mut progress, 1);
+        let mut verdicts = Vec::new();
+        assert_eq!(progress.judge_without_look(Instant::now() + QUIET, &mut verdicts), None);
+        assert_eq!(refusals(verdicts), [(10, Refused::AddressUnable)]);
+    }
+
+    #[test]
+    fn a_subject_that_only_others_hear_is_wrong_and_holds_nothing_up() {
+        let mut progress = sent(&["x", "a", "a"]);
+        assert_eq!(stored(&mut progress, 1).len(), 1);
+        let mut now = Instant::now() + QUIET;
+        assert!(progress.begins_look(now));
+        let mut verdicts = Vec::new();
+        progress.found(stands("a"), now, &mut verdicts).unwrap();
+        let text = "the stream S does not take x; it takes a";
+        let wrong = (10, Verdict::Refused(Refusal::wrong(RefusalReason::Unroutable, text)));
+        let again =
+            (12, Verdict::RetryLater("no acknowledgement of a, though later messages were stored".to_owned()));
+        assert_eq!(verdicts, [wrong.clone(), again]);
+        // Its next try makes no gap; a look judges it later, and it alone.
+        for (sequence, subject) in [(10, "x"), (12, "a"), (13, "a")] {
+            progress.sent(sequence, &Arc::from(subject));
+        }
+        assert_eq!(stored(&mut progress, 4).len(), 1);
+        now += QUIET + PAUSE;
+        assert!(progress.is_clear() && !progress.begins_look(now));
+        now += ACK_TIMEOUT;
+        progress.outstanding.values_mut().next_back().unwrap().sent = now;
+        assert!(progress.begins_look(now) && progress.is_clear());
+        let mut verdicts = Vec::new();
+        progress.found(stands("a"), now, &mut verdicts).unwrap();
+        assert_eq!(verdicts, [wrong]);
+    }
+
+    #[test]
+    fn a_subject_that_is_missing_again_or_at_the_stream_of_a_route_waits_alone() {
+        let mut progress = sent(&["x", "a"]);
+        stored(&mut progress, 1);
+        let mut now = Instant::now() + QUIET;
+        assert_eq!(found(&mut progress, stands(">"), now), Ok(vec![10]));
+        progress.sent(10, &Arc::from("x"));
+        now += ACK_TIMEOUT;
+        let mut verdicts = Vec::new();
+        assert!(progress.begins_look(now));
+        progress.found(stands(">"), now, &mut verdicts).unwrap();
+        assert_eq!(refusals(verdicts), [(10, Refused::AddressUnable)]);
+        let mut other = self::progress("", "S");
+        other.sent(10, &Arc::from("x"));
+        let mut verdicts = Vec::new();
+        assert!(other.begins_look(now));
+        other.found(stands(">"), now, &mut verdicts).unwrap();
+        assert_eq!(refusals(verdicts), [(10, Refused::AddressUnable)]);
     }
 
     #[test]

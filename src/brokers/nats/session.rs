@@ -148,7 +148,7 @@ impl NatsSession {
                     }
                 };
                 self.looks.push(look.boxed());
-            } else if let Some(why) = stream.cannot_look(now) {
+            } else if let Some(why) = stream.judge_without_look(now, into) {
                 self.takes_nothing(at, &why, into);
             }
         }

@@ -2,7 +2,10 @@
 //!
 //! Length: the cases that all brokers share are listed here, beside those of this one.
 
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
 use std::sync::OnceLock;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -348,6 +351,40 @@ fn a_subject_that_nobody_takes_and_nobody_may_ask_about_costs_no_session() {
     assert_eq!(daemon.metric("events_dead_lettered_total", &[("reason", "unroutable")]), 10);
     assert_eq!(daemon.metric("broker_errors_total", &[("kind", "lost")]), 0);
     judge(&rig, &setup, &sent, &status, 0);
+}
+
+/// The server says nothing of what somebody hears, and no stream acknowledges it.
+#[test]
+fn a_subject_that_only_a_subscriber_hears_is_unroutable_and_holds_nothing_up() {
+    let rig = Nats::new("only_a_subscriber_hears");
+    admin(&rig.order(&json!({"do": "create", "subjects": [format!("{}.ReportPublished.>", rig.name)]})));
+    let mut subscriber = TcpStream::connect(("127.0.0.1", rig.port())).expect("the server listens");
+    let login = json!({"user": "bridge", "pass": "bridge-secret", "verbose": false});
+    write!(subscriber, "CONNECT {login}\r\nSUB {}.> 1\r\nPING\r\n", rig.name).expect("the server reads");
+    let mut heard = BufReader::new(subscriber);
+    let mut line = String::new();
+    while !line.starts_with("PONG") {
+        line.clear();
+        assert!(heard.read_line(&mut line).is_ok_and(|length| length > 0), "no answer to the subscription");
+    }
+    let reader = thread::spawn(move || io::copy(&mut heard, &mut io::sink()));
+    let setup = Setup::new(&rig.table()).text("publish.refuse_after", "8s");
+    let daemon = setup.start();
+    let every = Some((1, "Trapped", String::new()));
+    let trapped = Load { events: 1, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let series = Some(("others".to_owned(), 1));
+    let sent = Load { events: 100, series, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until("the others flow", Duration::from_secs(5), |status| status.count("published") == 100);
+    let status = daemon.wait_until("it is shown", Duration::from_secs(10), |status| {
+        status.0["broker"]["waiting"][0]["reason"].as_str().is_some_and(|reason| reason.contains("does not take"))
+    });
+    assert_eq!(status.count("held"), 1);
+    let status = daemon.wait_until_empty();
+    assert_eq!(daemon.metric("events_dead_lettered_total", &[("reason", "unroutable")]), 1);
+    assert_eq!(daemon.metric("broker_errors_total", &[("kind", "lost")]), 0);
+    judge(&rig, &setup, &trapped.and(sent), &status, 0);
+    drop(rig);
+    assert!(!reader.is_finished(), "it was there all the time");
 }
 
 /// Longer apart than anything that is known of the stream counts.
