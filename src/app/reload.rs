@@ -182,6 +182,10 @@ impl Reloader {
             self.parts.successor.put(RoutedBroker { broker, router }, change);
         }
         self.parts.queue.limit(settings.buffer);
+        if let Some(problem) = settings.spill_problem().filter(|_| changed.iter().any(|key| is_of(key, "buffer.")))
+        {
+            tracing::warn!("{problem}");
+        }
         self.parts.known.limit(settings.deduplication);
         self.parts.connections.limit(settings.ingress.max_connections);
         self.parts.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);

@@ -6,7 +6,7 @@
 //! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
 
 use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::hash::BuildHasher as _;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
@@ -130,6 +130,8 @@ pub(crate) struct SharedStore {
     store: Arc<Mutex<Store>>,
     /// Locked for a moment only, unlike the store.
     pub(crate) held: Arc<Mutex<StoreCounts>>,
+    /// Locked for a moment only, too.
+    changed: Arc<Mutex<BTreeSet<u64>>>,
 }
 
 impl SharedStore {
@@ -139,12 +141,18 @@ impl SharedStore {
     /// The directory cannot be created or read.
     pub(crate) fn open(directory: &Path, limits: StoreLimits) -> io::Result<Self> {
         let store = Store::open(directory, limits)?;
-        Ok(Self { held: store.held.clone(), store: Arc::new(Mutex::new(store)) })
+        let (held, changed) = (store.held.clone(), store.changed.clone());
+        Ok(Self { store: Arc::new(Mutex::new(store)), held, changed })
     }
 
     /// Its contents, counted.
     pub(crate) fn held(&self) -> StoreCounts {
         *self.held.lock()
+    }
+
+    /// The numbers of the files from which letters were removed since this was last asked.
+    pub(crate) fn take_changed(&self) -> BTreeSet<u64> {
+        std::mem::take(&mut *self.changed.lock())
     }
 
     /// The store, for file operations on a thread that may block.
@@ -172,6 +180,8 @@ pub(crate) struct Store {
     directory: PathBuf,
     limits: StoreLimits,
     held: Arc<Mutex<StoreCounts>>,
+    /// The files from which letters were removed, until somebody asks.
+    changed: Arc<Mutex<BTreeSet<u64>>>,
     /// The files in use, by [`Precedence`].
     current: [Option<Open>; 2],
     /// The highest number of a file.
@@ -200,6 +210,7 @@ impl Store {
             number: 0,
             written_to: 0,
             counted: BTreeMap::new(),
+            changed: Arc::default(),
             in_flight: HashSet::new(),
             hasher: RandomState::new(),
             too_long: None,
@@ -322,6 +333,7 @@ impl Store {
             self.close(number);
             remove(&self.path(number))?;
             let lines = self.counted.remove(&number).map_or(0, |content| content.lines);
+            self.changed.lock().insert(number);
             self.recount();
             self.held.lock().dropped += lines;
         }
@@ -395,15 +407,33 @@ impl Store {
     ///
     /// # Errors
     /// The disk fails; the file is as it was.
-    pub(crate) fn rewrite(&mut self, number: u64, mut keep: impl FnMut(usize, &[u8]) -> bool) -> io::Result<u64> {
+    pub(crate) fn rewrite(&mut self, number: u64, keep: impl FnMut(usize, &[u8]) -> bool) -> io::Result<u64> {
         let path = self.path(number);
+        let temporary = path.with_extension("rewrite");
+        let gone = self.rewrite_by(number, &path, &temporary, keep);
+        if gone.is_err() {
+            // The copy would take what little room the disk has.
+            let _ = remove(&temporary);
+        }
+        if gone.as_ref().is_ok_and(|gone| *gone > 0) {
+            self.changed.lock().insert(number);
+        }
+        gone
+    }
+
+    fn rewrite_by(
+        &mut self,
+        number: u64,
+        path: &Path,
+        temporary: &Path,
+        mut keep: impl FnMut(usize, &[u8]) -> bool,
+    ) -> io::Result<u64> {
         self.close(number);
-        let Some(lines) = Lines::open(&path)? else {
+        let Some(lines) = Lines::open(path)? else {
             self.counted.remove(&number);
             self.recount();
             return Ok(0);
         };
-        let temporary = path.with_extension("rewrite");
         let (mut kept, mut bytes, mut gone) = (0, 0, 0);
         let mut file = None;
         for (at, line) in lines.enumerate() {
@@ -414,7 +444,7 @@ impl Store {
             }
             let into = match &mut file {
                 Some(file) => file,
-                None => file.insert(BufWriter::new(self.temporary(&temporary)?)),
+                None => file.insert(BufWriter::new(self.temporary(temporary)?)),
             };
             into.write_all(&line)?;
             into.write_all(b"\n")?;
@@ -423,18 +453,18 @@ impl Store {
         }
         if gone == 0 {
             // Nothing to change; the copy is of no use.
-            return if file.is_some() { remove(&temporary).map(|()| 0) } else { Ok(0) };
+            return if file.is_some() { remove(temporary).map(|()| 0) } else { Ok(0) };
         }
         if let Some(file) = file {
             failpoint::pass("letters.rewrite")?;
             file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()?;
             failpoint::pass("letters.rename")?;
-            fs::rename(&temporary, &path)?;
-            let precedence = read::precedence(&path);
+            fs::rename(temporary, path)?;
+            let precedence = read::precedence(path);
             self.counted.insert(number, FileContent { lines: kept, bytes, precedence });
         } else {
             failpoint::pass("letters.remove")?;
-            remove(&path)?;
+            remove(path)?;
             self.counted.remove(&number);
         }
         self.recount();
@@ -651,6 +681,20 @@ mod tests {
         let file = store.seal();
         store.rewrite(file, |_, _| false).unwrap();
         assert!(store.no_room().is_none());
+    }
+
+    #[test]
+    fn leaves_no_copy_behind_where_a_rewrite_fails() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), limits(1000)).unwrap();
+        store.append(&entries(&["a", "b"])).unwrap();
+        let file = store.seal();
+        failpoint::set_here(&[("letters.rewrite", io::ErrorKind::StorageFull)]);
+        assert!(store.rewrite(file, |at, _| at == 0).is_err());
+        failpoint::set_here(&[]);
+        let names: Vec<_> =
+            fs::read_dir(directory.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(names.len(), 1, "{names:?}");
     }
 
     #[test]

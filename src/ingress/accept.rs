@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures_util::FutureExt as _;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -85,6 +86,7 @@ pub(crate) async fn serve(
     stop: Drain,
 ) -> io::Result<()> {
     let listener = TcpListener::from_std(socket)?;
+    let is_own = SockRef::from(&listener).reuse_port()?;
     let wakes = Arc::new(WakeList::default());
     tokio::task::spawn_local(wakes.clone().run());
     let (closing, drain) = watch::channel(());
@@ -124,6 +126,12 @@ pub(crate) async fn serve(
             break;
         }
     }
+    // The queue of a socket of this thread alone ends with it: whoever waits there gets an answer, not a reset. That of a shared
+    // socket remains for its other holders.
+    while is_own && let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
+        let place = connections.admit_beyond();
+        ConnectionTask { peer: canonical(peer), thread: thread.clone(), place, drain: drain.clone() }.spawn(stream);
+    }
     drop((listener, drain));
     thread.is_leaving.set(true);
     thread.closing.set(Some(Instant::now()));
@@ -136,6 +144,11 @@ pub(crate) async fn serve(
     Ok(())
 }
 
+/// On a dual-stack socket an IPv4 peer has a mapped address.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
+
 /// Waits for a connection.
 async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, SocketAddr) {
     loop {
@@ -143,8 +156,7 @@ async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, Sock
             Ok((stream, peer)) => {
                 // Answers are small and written whole: delaying them to collect more data would gain nothing.
                 let _ = stream.set_nodelay(true);
-                // On a dual-stack socket an IPv4 peer has a mapped address.
-                return (stream, SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+                return (stream, canonical(peer));
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {

@@ -73,7 +73,7 @@ impl Invalids {
     /// # Errors
     /// The files cannot be read, or no thread can be created.
     pub(crate) fn start(store: SharedStore, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let (files, known) = read_known(&store.lock())?;
+        let known = read_known(&store.lock())?;
         let throttle = Throttle::new("signed bodies that were not kept", 1, Duration::from_secs(10));
         let (known, bytes) = (Mutex::new(known), AtomicUsize::new(0));
         let writer = Arc::new(InvalidWriter { store, metrics, known, bytes, throttle });
@@ -81,7 +81,7 @@ impl Invalids {
         let (end, ended) = sync_channel(1);
         let writing = writer.clone();
         std::thread::Builder::new().name("invalid".to_owned()).spawn(move || {
-            writing.run(&receiver, files);
+            writing.run(&receiver);
             drop(end);
         })?;
         Ok(Self { writer, sender: Mutex::new(Some(sender)), ended: Mutex::new(ended) })
@@ -90,6 +90,7 @@ impl Invalids {
     /// Keeps a body with this verified MAC, if it is new. Never waits.
     pub(super) fn keep(&self, origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: &[u8]) {
         let (writer, key) = (&self.writer, (origin.source.clone(), *mac));
+        writer.forget_removed();
         match writer.known.lock().entry(key.clone()) {
             Entry::Occupied(_) => return,
             Entry::Vacant(new) => new.insert(None),
@@ -132,10 +133,10 @@ fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: 
     Letter::new(&Event::labelled(origin, body.into(), labels, Instant::now()), reason.name(), text)
 }
 
-/// The files of a store, and the bodies in them; a line that cannot be read is skipped.
-fn read_known(store: &Store) -> io::Result<(Vec<u64>, KnownBodies)> {
-    let (files, mut known) = (store.files(u64::MAX), KnownBodies::new());
-    for file in &files {
+/// The bodies in the files of a store; a line that cannot be read is skipped.
+fn read_known(store: &Store) -> io::Result<KnownBodies> {
+    let mut known = KnownBodies::new();
+    for file in &store.files(u64::MAX) {
         for line in Lines::open(&store.path(*file))?.into_iter().flatten() {
             if let Ok(letter) = Letter::parse(&line?) {
                 let (origin, body) = letter.origin_and_body();
@@ -144,13 +145,13 @@ fn read_known(store: &Store) -> io::Result<(Vec<u64>, KnownBodies)> {
             }
         }
     }
-    Ok((files, known))
+    Ok(known)
 }
 
 struct InvalidWriter {
     store: SharedStore,
     metrics: Arc<Metrics>,
-    /// Once a file is removed, its bodies are new again.
+    /// Once letters were removed from a file, its bodies are new again.
     known: Mutex<KnownBodies>,
     /// The bytes of the bodies that wait.
     bytes: AtomicUsize,
@@ -164,13 +165,22 @@ impl InvalidWriter {
         self.store.held.lock().dropped += 1;
     }
 
-    fn run(&self, receiver: &Receiver<Unpublished>, mut files: Vec<u64>) {
-        while let Ok(first) = receiver.recv() {
-            self.write(iter::once(first).chain(receiver.try_iter().take(BATCH - 1)).collect(), &mut files);
+    /// Forgets the bodies of files from which some were removed: by a request, or to make room. Those still there may be kept
+    /// once more.
+    fn forget_removed(&self) {
+        let changed = self.store.take_changed();
+        if !changed.is_empty() {
+            self.known.lock().retain(|_, file| file.is_none_or(|file| !changed.contains(&file)));
         }
     }
 
-    fn write(&self, mut batch: Vec<Unpublished>, files: &mut Vec<u64>) {
+    fn run(&self, receiver: &Receiver<Unpublished>) {
+        while let Ok(first) = receiver.recv() {
+            self.write(iter::once(first).chain(receiver.try_iter().take(BATCH - 1)).collect());
+        }
+    }
+
+    fn write(&self, mut batch: Vec<Unpublished>) {
         // The kinds that are dropped last go first: the kinds dropped first make room for them.
         batch.sort_by_key(|one| precedence(one.reason));
         let entry = |one: &Unpublished| NewLetter {
@@ -197,11 +207,7 @@ impl InvalidWriter {
                 }
             }
         }
-        let before = std::mem::replace(files, store.files(u64::MAX));
         drop(store);
-        if before.iter().any(|file| files.binary_search(file).is_err()) {
-            self.known.lock().retain(|_, file| file.is_none_or(|file| files.binary_search(&file).is_ok()));
-        }
         self.bytes.fetch_sub(batch.iter().map(|one| one.letter.body.len()).sum(), Ordering::Relaxed);
         if let Some(error) = failure.filter(|_| self.throttle.admits()) {
             tracing::warn!("a signed body that is not published was not kept: {error}");
@@ -317,6 +323,31 @@ mod tests {
         assert!(!reasons.contains(&"probe".to_owned()), "{reasons:?}");
         assert_eq!(reasons.iter().filter(|reason| *reason == "invalid").count(), 2, "{reasons:?}");
         assert!(store.held().bytes <= room as u64);
+        invalids.close();
+    }
+
+    #[test]
+    fn keeps_a_body_again_after_it_was_removed_on_request() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, invalids) = open(directory.path(), 1 << 20);
+        let again = |kept: u64| {
+            keep(&invalids, "a", KeptReason::Invalid, b"[1]", 1);
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while store.held().kept < kept {
+                assert!(Instant::now() < deadline, "nothing is written");
+                std::thread::yield_now();
+            }
+        };
+        again(1);
+        again(1);
+        let removed = {
+            let mut store = store.lock();
+            let file = store.seal();
+            store.rewrite(file, |_, _| false).unwrap()
+        };
+        assert_eq!(removed, 1);
+        again(2);
+        assert_eq!(letters(&store).len(), 1);
         invalids.close();
     }
 

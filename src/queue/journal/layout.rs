@@ -58,6 +58,8 @@ pub(crate) struct SegmentAllocator {
     next: u64,
     /// The size of all files, including those being created.
     total: u64,
+    /// The bytes of records that the existing files keep room for, for a stop.
+    reserved: u64,
 }
 
 impl SegmentAllocator {
@@ -268,11 +270,9 @@ impl SegmentAllocator {
                 deleted.push(oldest.number);
                 continue;
             }
-            let before = self.spares.len();
+            let is_surplus = self.spares.len() >= SPARES && self.left() >= self.reserved;
             self.spares.push_back(oldest.number);
-            if before >= SPARES
-                && let Some(number) = self.spares.pop_front()
-            {
+            if is_surplus && let Some(number) = self.spares.pop_front() {
                 self.drop_file(number, self.segment);
                 deleted.push(number);
             }
@@ -344,6 +344,11 @@ impl SegmentAllocator {
     pub(super) fn left(&self) -> u64 {
         let active = self.used.back().map_or(0, |used| used.limit.saturating_sub(used.filled + MARK_BYTES));
         active + self.spares.len() as u64 * room(self.segment)
+    }
+
+    /// Keeps room for so many bytes of records in existing files from now on.
+    pub(super) fn keep_reserved(&mut self, bytes: u64) {
+        self.reserved = bytes;
     }
 
     /// Notes the outcome of a spare created at the start.

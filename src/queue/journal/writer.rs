@@ -201,6 +201,7 @@ impl Writer {
             layout.grown(number, made.is_ok());
             made?;
         }
+        layout.keep_reserved(bytes.min(layout.left()));
         Ok(layout.left())
     }
 }
