@@ -1,13 +1,10 @@
 //! Finds the message of a return: the client library attaches returns to the wrong confirms when several are in
 //! flight; and since when the oldest has been in flight. It knows numbers and ids, nothing of AMQP.
 //!
-//! RabbitMQ sends a message's return before its confirm. The library keeps returns in a queue and gives the first of
-//! it to whichever confirm completes next. So the *set* of returns is exact, and:
-//! - a confirm that carries none saw the queue empty: its own return, and that of every message confirmed before it, came
-//!   with an earlier confirm;
-//! - after a confirm that carries one, the queue is no longer than the messages in flight at that time: when those are
-//!   confirmed, its own return has come too;
-//! - a message whose return has come needs neither.
+//! RabbitMQ sends a return before its confirm; the library gives the first of its queue of returns to whichever confirm
+//! completes next. So the *set* of returns is exact. A confirm that carries none saw the queue empty: its own return, and that
+//! of every message confirmed before, has come. After one that carries another's, the queue is no longer than the messages
+//! then in flight: when those are confirmed, its own return has come too.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Instant;

@@ -21,7 +21,7 @@ use crate::brokers::rabbitmq::publication::Publication;
 use crate::brokers::rabbitmq::questions::Questions;
 use crate::brokers::rabbitmq::returns::{ConfirmOutcome, Judgement, Returns, SentMessage};
 use crate::brokers::rabbitmq::topology::Exchanges;
-use crate::brokers::rabbitmq::tries::{Place, Turns};
+use crate::brokers::rabbitmq::tries::{ExchangeKey, Turns};
 use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict};
 use crate::event::Message;
 
@@ -30,7 +30,7 @@ use crate::event::Message;
 const DOUBT: Duration = Duration::from_secs(2);
 
 /// A queue without a majority confirms once it has one again, and meanwhile every resending adds a copy. What was in flight
-/// to a queue that somebody has deleted is confirmed never: after so long it is sent again.
+/// to a queue that was deleted is confirmed never: after so long it is sent again.
 const SILENCE: Duration = Duration::from_mins(10);
 
 /// A channel that is to be replaced takes nothing for so long, so that what is in flight may end.
@@ -48,7 +48,7 @@ pub(super) struct Owner {
 }
 
 impl Owner {
-    fn place(&self) -> Place {
+    fn place(&self) -> ExchangeKey {
         (self.exchange.clone(), self.key.clone())
     }
 }
@@ -76,7 +76,7 @@ pub(super) struct RabbitmqSession {
     loss: Option<SessionError>,
     /// The exchanges and keys for which the channel has nacked. RabbitMQ keeps for each channel which node leads a queue
     /// and whether the queue takes messages, and learns nothing of it once that node is dead or the limit is removed.
-    nacked: HashSet<Place>,
+    nacked: HashSet<ExchangeKey>,
     /// Since then one of them takes messages on another channel: this one is to be replaced.
     outdated: Option<Instant>,
     /// The channel was replaced.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// An exchange and a routing key.
-pub(super) type Place = (Arc<str>, Arc<str>);
+pub(super) type ExchangeKey = (Arc<str>, Arc<str>);
 
 /// So many tries at once: each has a channel.
 const AT_ONCE: usize = 8;
@@ -17,11 +17,11 @@ const TURN: Duration = Duration::from_secs(2);
 /// So many channels with those that wait without a turn: a connection has room for some thousand.
 const CHANNELS: usize = 1000;
 
-/// Who waits for a turn, and who has one.
+/// The messages that wait for a turn, and the addresses that have one.
 #[derive(Debug)]
 pub(super) struct Turns<T> {
-    waiting: VecDeque<(Place, T)>,
-    begun: HashMap<Place, Instant>,
+    waiting: VecDeque<(ExchangeKey, T)>,
+    begun: HashMap<ExchangeKey, Instant>,
 }
 
 impl<T> Default for Turns<T> {
@@ -32,7 +32,7 @@ impl<T> Default for Turns<T> {
 
 impl<T> Turns<T> {
     /// Another message waits for its turn.
-    pub(super) fn wait(&mut self, place: Place, message: T) {
+    pub(super) fn wait(&mut self, place: ExchangeKey, message: T) {
         self.waiting.push_back((place, message));
     }
 
@@ -46,12 +46,12 @@ impl<T> Turns<T> {
     }
 
     /// A try has ended.
-    pub(super) fn end(&mut self, place: &Place) {
+    pub(super) fn end(&mut self, place: &ExchangeKey) {
         self.begun.remove(place);
     }
 
     /// Whether a message of this place waits or is tried.
-    pub(super) fn has(&self, place: &Place) -> bool {
+    pub(super) fn has(&self, place: &ExchangeKey) -> bool {
         self.begun.contains_key(place) || self.waiting.iter().any(|(waiting, _)| waiting == place)
     }
 
@@ -65,7 +65,7 @@ impl<T> Turns<T> {
 mod tests {
     use super::*;
 
-    fn place(number: usize) -> Place {
+    fn place(number: usize) -> ExchangeKey {
         ("x".into(), number.to_string().into())
     }
 
