@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use crate::brokers::Finding;
+use crate::brokers::{ErrorKind, Finding};
 use crate::process::failpoint;
 
 /// An address that swallows what is sent to it must not use up the time of those that answer.
@@ -14,6 +14,9 @@ const PER_ADDRESS: Duration = Duration::from_secs(1);
 
 /// A resolver that gives no answer must not hold a connect for ever.
 const RESOLVE: Duration = Duration::from_secs(5);
+
+/// A kind of failure, and its text with what to do about it.
+pub(in crate::brokers) type ConnectFailure = (ErrorKind, String);
 
 /// A TCP connection, and which host it leads to.
 #[derive(Debug, PartialEq, Eq)]

@@ -180,7 +180,7 @@ pub(crate) struct Store {
     directory: PathBuf,
     limits: StoreLimits,
     held: Arc<Mutex<StoreCounts>>,
-    /// The files from which letters were removed, until somebody asks.
+    /// The files from which letters were removed, until they are asked for.
     changed: Arc<Mutex<BTreeSet<u64>>>,
     /// The files in use, by [`Precedence`].
     current: [Option<Open>; 2],

@@ -24,7 +24,7 @@ pub(super) enum EntryState {
     Settled,
 }
 
-/// Why a message that was sent is to be sent again, on a session that lives on. A younger one may have overtaken it.
+/// The reason to send a message again on a session that lives on. A younger one may have overtaken it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deferral {
     /// It is not.

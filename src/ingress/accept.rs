@@ -126,8 +126,8 @@ pub(crate) async fn serve(
             break;
         }
     }
-    // The queue of a socket of this thread alone ends with it: whoever waits there gets an answer, not a reset. That of a shared
-    // socket remains for its other holders.
+    // The queue of a socket of this thread alone ends with it: connections that wait there get an answer, not a reset. That of a
+    // shared socket remains for its other holders.
     while is_own && let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
         let place = connections.admit_beyond();
         ConnectionTask { peer: canonical(peer), thread: thread.clone(), place, drain: drain.clone() }.spawn(stream);

@@ -24,7 +24,7 @@ pub(super) enum AckReply {
 /// An answer of JetStream to a message.
 #[derive(Default, Deserialize)]
 #[serde(default)]
-struct Answer {
+struct StreamAnswer {
     error: Option<Error>,
     stream: Option<String>,
     seq: u64,
@@ -68,7 +68,7 @@ fn read_payload(status: Option<StatusCode>, payload: &[u8], stream: &str) -> Ack
     if let Some(number) = usual(payload, stream) {
         return AckReply::Stored(Position { number, repeat: false });
     }
-    let Answer { error, stream: named, seq: number, duplicate: repeat } =
+    let StreamAnswer { error, stream: named, seq: number, duplicate: repeat } =
         serde_json::from_slice(payload).unwrap_or_default();
     match (error, status, named) {
         (Some(Error { number, text, .. }), ..) => {

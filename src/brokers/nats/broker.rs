@@ -6,7 +6,7 @@ use super::connection::NatsConnection;
 use super::session::NatsSession;
 use super::settings::Settings;
 use super::stream::StreamLook;
-use super::topology::{Purpose, survey};
+use super::topology::{SurveyPurpose, survey};
 use super::{dial, rights};
 use crate::brokers::dial as addresses;
 use crate::brokers::{Broker, ConnectError, Finding, Session, Terms, Topology};
@@ -46,7 +46,7 @@ impl Broker for Nats {
         let (mut connection, mut findings) = self.dial().await?;
         let mut known = Vec::new();
         for plan in &self.settings.streams {
-            let survey = survey(&mut connection, &self.settings, plan, &self.terms, Purpose::Session);
+            let survey = survey(&mut connection, &self.settings, plan, &self.terms, SurveyPurpose::Session);
             let (look, of_stream) = survey.await?;
             known.push(look);
             findings.extend(of_stream);
@@ -62,7 +62,7 @@ impl Broker for Nats {
         findings.extend(refusing);
         let mut missing = Vec::new();
         for plan in &self.settings.streams {
-            let survey = survey(&mut connection, &self.settings, plan, &self.terms, Purpose::Inspection);
+            let survey = survey(&mut connection, &self.settings, plan, &self.terms, SurveyPurpose::Inspection);
             let (look, of_stream) = survey.await?;
             if plan == self.settings.main() && !matches!(look, StreamLook::Forbidden | StreamLook::Silent) {
                 findings.push(Finding::Good("JetStream is enabled for these credentials".to_owned()));

@@ -34,7 +34,7 @@ pub(super) struct NatsConnection {
     inbox: Subscriber,
     /// The prefix of every reply subject: the inbox and a dot.
     prefix: String,
-    /// What the library reports beside the inbox. It drops what is more than its queue takes: hints, never the only sign.
+    /// The reports of the library beside the inbox. It drops what is more than its queue takes: hints, never the only sign.
     events: Receiver<Event>,
     /// The server's name, without secrets.
     pub(super) at: String,

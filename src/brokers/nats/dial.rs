@@ -20,7 +20,7 @@ use super::connection::NatsConnection;
 use super::login::Login;
 use super::settings::{Settings, host};
 use super::tls;
-use crate::brokers::dial::{self, Reached};
+use crate::brokers::dial::{self, ConnectFailure, Reached};
 use crate::brokers::{ConnectError, ErrorKind, Finding};
 use crate::settings::redact;
 
@@ -34,10 +34,7 @@ const PING: Duration = Duration::from_secs(3);
 const EVENTS: usize = 256;
 
 /// A client of the library, and what it reports.
-type Connected = (Client, Receiver<Event>);
-
-/// A kind of failure, and its text with what to do about it.
-type ConnectFailure = (ErrorKind, String);
+type DialedClient = (Client, Receiver<Event>);
 
 /// Connects to the first server that takes us, from the one whose turn it is on, for a window of so many messages; with a
 /// finding for each that refuses what this one takes. The next attempt starts behind it.
@@ -117,7 +114,7 @@ async fn connect(
     server: &Url,
     one: Option<SocketAddr>,
     window: usize,
-) -> Result<Connected, ConnectFailure> {
+) -> Result<DialedClient, ConnectFailure> {
     let (sender, events) = channel(EVENTS);
     let mut options = options(settings, window, sender).await?;
     let mut url = server.clone();

@@ -91,7 +91,7 @@ pub(super) struct StreamProgress {
     count: u64,
     last_stored: Option<Arc<str>>,
     gap: Option<Gap>,
-    /// When it was last checked how long messages have waited.
+    /// The time at which it was last checked how long messages have waited.
     checked: Instant,
     /// It is to be looked at, whatever is unanswered.
     pub(super) is_suspected: bool,

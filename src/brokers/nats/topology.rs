@@ -9,7 +9,7 @@ use crate::brokers::{ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Terms, T
 
 /// The purpose of a survey.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Purpose {
+pub(super) enum SurveyPurpose {
     /// A session begins: what is missing is created, where that is ours to do.
     Session,
     /// Nothing is changed, and everything is said.
@@ -29,12 +29,12 @@ pub(super) async fn survey(
     settings: &Settings,
     plan: &StreamPlan,
     terms: &Terms,
-    purpose: Purpose,
+    purpose: SurveyPurpose,
 ) -> Result<(StreamLook, Vec<Finding>), ConnectError> {
     let mut survey = Survey { connection, settings, plan };
     let found = match purpose {
-        Purpose::Session => survey.establish().await,
-        Purpose::Inspection => survey.look().await,
+        SurveyPurpose::Session => survey.establish().await,
+        SurveyPurpose::Inspection => survey.look().await,
     };
     let is_main = plan == settings.main();
     let (look, mut findings) = match found {
@@ -46,9 +46,11 @@ pub(super) async fn survey(
         found => (found?, Vec::new()),
     };
     match purpose {
-        Purpose::Session if look == StreamLook::Missing => findings.push(Finding::Missing(missing_text(plan))),
-        Purpose::Session => {}
-        Purpose::Inspection => findings.extend(state(&look, settings, plan)),
+        SurveyPurpose::Session if look == StreamLook::Missing => {
+            findings.push(Finding::Missing(missing_text(plan)));
+        }
+        SurveyPurpose::Session => {}
+        SurveyPurpose::Inspection => findings.extend(state(&look, settings, plan)),
     }
     let stream = look.stream();
     findings.extend(stream.into_iter().flat_map(|stream| subjects_not_taken(stream, plan)));

@@ -18,7 +18,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::brokers::dial::{self, Reached};
+use crate::brokers::dial::{self, ConnectFailure, Reached};
 use crate::brokers::oauth::{Token, Tokens};
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::tls::TlsFiles;
@@ -229,9 +229,6 @@ fn tls_connector(files: &TlsFiles) -> Result<RustlsConnector, ConnectFailure> {
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct TlsError(io::Error);
-
-/// A kind of failure, and its text with what to do about it.
-type ConnectFailure = (ErrorKind, String);
 
 /// Connects to the first host that takes a TCP connection, and logs in there; returns which one that was.
 async fn connect(

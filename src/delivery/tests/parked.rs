@@ -1,4 +1,6 @@
 //! Delivery with a journal, an address that takes nothing, and more events for it than memory has room for.
+//!
+//! Length: one rig, and a test for each thing that may happen meanwhile.
 
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
