@@ -11,21 +11,63 @@
 //! the request's future, which hyper drops when the sender disconnects.
 //!
 //! # The map
-//! | module | decides | begin with |
-//! |---|---|---|
-//! | `main`, [`cli`] | the arguments, the commands and their exit codes | `cli/mod.rs`, `cli/serve.rs` |
-//! | `app` | which parts exist and their threads, the settings as a whole, what a reload changes, the order of stopping | `app/app.rs` |
-//! | `ingress` | whether a request is accepted: connections and time-outs, signature, payload, duplicates, the answer; bodies kept as invalid | `ingress/handle.rs` |
-//! | `delivery` | what is sent when: the ring of unsettled messages, retry and back-off, dead-lettering, settling, the backlog at start, the spill at the stop | `delivery/publish.rs` |
-//! | `admin` | health, readiness, `/status`, the page | `admin/server.rs` |
-//! | `dead_letters` | the line format, files and limits of both stores; requests about them, their socket, replay and drop | `dead_letters/store.rs`, `dead_letters/replay.rs` |
-//! | `queue` | whether there is room, and the counts, under its one lock; the journal on disk and its writer | `queue/buffer.rs`, `queue/journal/format.rs` |
-//! | `brokers` | the contract of a broker and its four kinds; addresses, keys and headers | `brokers/contract.rs` |
-//! | `status` | nothing: it holds the state that the bridge reports, above all the ledger | `status/status.rs`, `status/ledger.rs` |
-//! | `metrics` | the names of all series | `metrics.rs` |
-//! | `event` | the event and the message made of it, how its payload deviates from the documented one, the request that waits for it | `event/event.rs` |
-//! | `settings` | how files, environment and flags are merged, and how a part reads its table | `settings/load.rs`, `settings/section.rs` |
-//! | `process` | log, state directory and its lock, listening sockets, systemd, phases of the stop, failpoints | `process/shutdown.rs` |
+//! Each folder, and under it the files that decide something. What is not named here declares, reads settings, or helps.
+//!
+//! **`cli`**: the arguments, the commands and their exit codes (`mod`; success or failure: each command).
+//! - `explain`, `check`, `send`, `dead_letters/`: what each command prints.
+//!
+//! **`app`**: which parts exist, and their threads.
+//! - `app`: the order of starting and of stopping at SIGTERM. `reload`: what a reload changes, and what needs a restart.
+//! - `settings`: the rules between the tables. `journal`: what of the journal is recalled. `resources`: memory, open files.
+//!
+//! **`ingress`**: whether a request is accepted.
+//! - `handle`: the steps of one request, in order. `reply`: status and body of each answer.
+//! - `accept`, `connections`: which connections are served, which idle one makes room. `connection_task`: the time-outs of one
+//!   and its end. `connection`, `head`: its bytes. `not_http`: what is no request.
+//! - `body`: too large, too slow, too many at once. `verify`: whether the signature is right.
+//! - `validate`: what is an event, what a probe, how a payload deviates. `deduplicate`: what is a duplicate.
+//! - `invalid`: which bodies are kept. `rebuild`: a body without a request: explained, or published again.
+//! - `client`: which address is believed. `tls`: certificates, and who needs one. `current`: what a reload replaces.
+//!
+//! **`delivery`**: what is sent when, and what becomes of it.
+//! - `publish`: the loop: what is handed over, what follows from each verdict. `window`, `pace`: how many at once, how often.
+//! - `ring`, `address_queue`: order: which message is next, which waits for another. `overtaken`: counts what came late.
+//! - `refusals`: what a refusal leads to: parked, dead letter, or everything waits. `suspects`: when an address is blamed for what
+//!   the broker says of itself. `destinations`: states of the addresses, when their time is over. `backoff`: how long waits are.
+//! - `address_queue`, `destinations`: what leaves memory for the journal alone. `unloaded`: when it is read back, or written again.
+//! - `settle`: how events end, dead letters that cannot be written. `watch`: when an address is stalled, what is shown as waiting.
+//! - `connection`: what follows from a lost session. `successor`: how a reload's broker takes over.
+//! - `backlog`, `spill`: what is read at the start and written at the stop.
+//!
+//! **`admin`**: `health`: whether `/readyz` and `/livez` are good. `status`: the text of `/status`. `server`: who may ask.
+//!
+//! **`dead_letters`**: both stores. `letter`: the line of a letter. `store`: files, limits, what is dropped. `selection`, `filter`:
+//! which letters a request means. `replay`: what it does with them. `control`: the socket.
+//!
+//! **`queue`**: whether there is room, and the counts, under one lock.
+//! - `buffer`: room in memory, 503, what is taken next. `mode`: what a 200 promises. `writer`: when the journal is synced.
+//! - `disk`, `parked`: how far the journal is settled, which records are written again. `stop`: what is kept at the end.
+//! - `journal/segments`: which segment is used, recycled, deleted. `journal/open`: what damage at a start means. `journal/scan`:
+//!   where reading goes on after damage. `journal/renewals`: the order after a crash. `journal/format`, `record`: the bytes.
+//!
+//! **`brokers`**: `contract`: the four kinds of refusal. `routes`, `template`: address and key. `headers`: CloudEvents.
+//! - in each: `codes` or `loss`: who is to blame for an error code. `session`: when a session is lost. `topology`: what is created.
+//! - `kafka/properties`: the settings of librdkafka, the partitioner among them. `kafka/batch`, `silence`, `times`: batches, stuck
+//!   topics, time stamps. `rabbitmq/returns`, `tries`: which message came back, what is tried apart. `nats/progress`: what a gap,
+//!   silence or "no responders" means.
+//! - `dial`: which address of a host. `oauth`: when a token is renewed. `list`: which brokers exist.
+//!
+//! **`status`**: holds what is reported, and decides two things: `ledger`: the sums. `heartbeat`: when a thread counts as stalled.
+//! `reasons` has the names of all reasons.
+//!
+//! **`metrics`**: the names and help texts of all series. **`event`**: `event`: the event, its id, its cost in memory, the message made
+//! of it. `deviation`: the names of deviations. `waiter`: how a request waits.
+//!
+//! **`settings`**: `load`: which of file, environment and flag wins. `section`: how a value is read. `units`: durations and sizes.
+//! `secret`: how a secret is read, and that it is never shown. `config/default.toml` has the defaults.
+//!
+//! **`process`**: `shutdown`: the phases of the stop. `logs`: the log and its limits. `state_directory`: its lock, how directories are
+//! made safe. `systemd`: when the watchdog is fed. `failpoint`: faults for tests.
 //!
 //! # The rules
 //! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, it to

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::dead_letters::Letter;
-use crate::dead_letters::format::Timestamp;
+use crate::dead_letters::versioned::Timestamp;
 
 /// A choice of letters. An unknown field is refused: it would choose fewer of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::dead_letters::format::{NotALetter, decode, encode, rfc3339};
+use crate::dead_letters::versioned::{NotALetter, decode, encode, rfc3339};
 use crate::event::{Event, Origin};
 
 /// An event or body that is kept, and why. The fields are in the order of a line.

@@ -3,13 +3,13 @@
 
 mod control;
 mod filter;
-mod format;
 mod letter;
 mod read;
 mod replay;
 mod request;
 mod selection;
 mod store;
+mod versioned;
 
 pub(crate) use control::{ControlSocket, connect, remove_old_requests};
 pub(crate) use filter::Filter;

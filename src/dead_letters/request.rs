@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dead_letters::Filter;
-use crate::dead_letters::format::{NotALetter, decode, encode};
+use crate::dead_letters::versioned::{NotALetter, decode, encode};
 
 /// The action on the letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -20,12 +20,12 @@ use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
 use crate::delivery::pace::Pace;
 use crate::delivery::pairs::Pairs;
-use crate::delivery::rejections::Rejections;
 use crate::delivery::ring::{Removed, Ring};
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
 use crate::delivery::spill::{self, Spill};
 use crate::delivery::successor::{Successor, Takeover};
+use crate::delivery::suspects::Suspects;
 use crate::delivery::unloaded::{BETWEEN_RENEWALS, UnloadedReader, next_portion};
 use crate::delivery::watch::{EndedWait, Watch};
 use crate::delivery::window::Window;
@@ -98,7 +98,7 @@ pub(crate) struct Delivery {
     /// The messages without an answer.
     pub(super) watch: Watch,
     /// The addresses that the broker rejects because of its own state.
-    pub(super) rejections: Rejections,
+    pub(super) suspects: Suspects,
     /// The reads of what the journal alone keeps.
     pub(super) unloaded: Option<UnloadedReader>,
     /// The bytes of the events in memory that wait for their address, as the queue knows them.
@@ -140,7 +140,7 @@ impl Delivery {
             pace,
             away: false,
             watch: Watch::default(),
-            rejections: Rejections::default(),
+            suspects: Suspects::default(),
             unloaded,
             noted_parked: 0,
             takeover: Takeover::new(Backoff::new(settings.retry_min, settings.retry_max)),
@@ -634,7 +634,7 @@ impl Delivery {
             let Message { address, key, .. } = &taken.message;
             tracing::debug!(id = taken.message.event.id(), address = &**address, "the broker stored an event");
             self.watch.confirmed(&taken.message, now, || self.ring.address(address, key));
-            self.rejections.stored(|known| known.is(address, key));
+            self.suspects.stored(|known| known.is(address, key));
             self.settler.published(&taken, now, &self.metrics);
             self.backoff.reset();
         }

@@ -33,7 +33,7 @@ impl Delivery {
     pub(super) fn rejected(&mut self, sequence: Sequence, refusal: &Refusal) {
         let Some(address) = self.ring.address_of(sequence) else { return };
         // Of many in flight a broker that is throttled takes some and others not: that says nothing of their addresses.
-        if self.window.is_one() && self.rejections.rejected(&address) {
+        if self.window.is_one() && self.suspects.rejected(&address) {
             let text = format!("{}; others are stored meanwhile", refusal.text);
             return self.park(sequence, Refusal::wrong(RefusalReason::Other, text), false);
         }

@@ -11,7 +11,7 @@ use std::time::{Instant, SystemTime};
 use crate::brokers::{Position, Sequence};
 use crate::delivery::address_queue::{Address, AddressRefusal, UnloadedMessage};
 use crate::delivery::destinations::Destinations;
-use crate::delivery::order::Undecided;
+use crate::delivery::overtaken::Undecided;
 use crate::event::{Event, Kept, Message};
 
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use crate::event::{Event, Labels, Origin};
 use crate::ingress::body::too_large;
 use crate::ingress::deduplicate::Key;
 use crate::ingress::handle::not_genuine;
-use crate::ingress::reply::Rejection;
+use crate::ingress::reply::{Rejection, status_of};
 use crate::ingress::settings::Source;
 use crate::ingress::validate::{Trust, Valid, Validation, read_any, validate};
 use crate::ingress::verify::{self, HEADER};
@@ -86,7 +86,7 @@ pub(crate) fn explain(source: &Source, max_body: usize, signature: Option<&str>,
 }
 
 fn rejected(Rejection { reason, detail }: Rejection, kept: Option<KeptReason>) -> Explanation {
-    Explanation::Rejected { status: reason.answer().0.as_u16(), reason: reason.name(), detail, kept }
+    Explanation::Rejected { status: status_of(reason).0.as_u16(), reason: reason.name(), detail, kept }
 }
 
 #[cfg(test)]

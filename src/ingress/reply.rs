@@ -27,8 +27,24 @@ impl Rejection {
 
     /// Builds the answer; `id` is also in the log line.
     pub(super) fn reply(&self, id: &str) -> Reply {
-        let (status, title) = self.reason.answer();
+        let (status, title) = status_of(self.reason);
         problem(status, title, &self.detail, id)
+    }
+}
+
+/// The status of the answer, and its title in the problem document.
+pub(super) fn status_of(reason: Reason) -> (StatusCode, &'static str) {
+    match reason {
+        Reason::Signature => (StatusCode::UNAUTHORIZED, "Unauthorized"),
+        Reason::Malformed | Reason::Disconnected => (StatusCode::BAD_REQUEST, "Bad Request"),
+        Reason::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "Unprocessable Content"),
+        Reason::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large"),
+        Reason::Timeout => (StatusCode::REQUEST_TIMEOUT, "Request Timeout"),
+        Reason::Encoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type"),
+        Reason::Method => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
+        Reason::BufferFull | Reason::Draining | Reason::Unavailable => {
+            (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
+        }
     }
 }
 

@@ -6,7 +6,7 @@ mod deviating;
 mod heartbeat;
 mod ledger;
 mod reasons;
-mod refusals;
+mod refused_requests;
 mod status;
 
 pub(crate) use broker::{BrokerSnapshot, BrokerStatus, ConnectionState, WaitingAddress};
@@ -16,5 +16,5 @@ pub(crate) use ledger::{
     JournalState, Ledger, Limits, MOST_EVENTS, MOST_PAIRS, PairBook, Snapshot, SourceBook, Totals,
 };
 pub(crate) use reasons::{Decision, ErrorKind, KeptReason, Loss, Reason, RefusalReason};
-pub(crate) use refusals::{RecentRefusal, RequestKind, UnknownPaths, meant};
+pub(crate) use refused_requests::{RecentRefusal, RequestKind, UnknownPaths, meant};
 pub(crate) use status::{IngressStatus, Observed, Reload, Reloads, SourceStatus, Status, StoreCounts};

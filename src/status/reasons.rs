@@ -1,7 +1,5 @@
 //! The reasons and decisions of the accounting: refused requests, lost events, refused messages.
 
-use hyper::StatusCode;
-
 use crate::settings::named;
 
 named! {
@@ -34,22 +32,6 @@ named! {
 }
 
 impl Reason {
-    /// The status of the answer, and its title in the problem document.
-    pub(crate) fn answer(self) -> (StatusCode, &'static str) {
-        match self {
-            Self::Signature => (StatusCode::UNAUTHORIZED, "Unauthorized"),
-            Self::Malformed | Self::Disconnected => (StatusCode::BAD_REQUEST, "Bad Request"),
-            Self::Invalid => (StatusCode::UNPROCESSABLE_ENTITY, "Unprocessable Content"),
-            Self::TooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "Content Too Large"),
-            Self::Timeout => (StatusCode::REQUEST_TIMEOUT, "Request Timeout"),
-            Self::Encoding => (StatusCode::UNSUPPORTED_MEDIA_TYPE, "Unsupported Media Type"),
-            Self::Method => (StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"),
-            Self::BufferFull | Self::Draining | Self::Unavailable => {
-                (StatusCode::SERVICE_UNAVAILABLE, "Service Unavailable")
-            }
-        }
-    }
-
     /// The advice to the operator, for `/status` and the page.
     pub(crate) fn advice(self) -> &'static str {
         match self {

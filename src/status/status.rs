@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::metrics::{Metrics, timestamp};
 use crate::process::logs::Throttle;
 use crate::status::deviating::Deviating;
-use crate::status::refusals::Recent;
+use crate::status::refused_requests::Recent;
 use crate::status::{BrokerStatus, Heartbeats, UnknownPaths};
 
 /// The state that the bridge reports, beside what the queue counts under its lock.

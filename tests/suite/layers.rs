@@ -202,3 +202,28 @@ fn every_file_says_what_it_is_and_a_long_one_why() {
     }
     assert_none("every file says in a few lines what it is", &problems);
 }
+
+/// `record` in the line of a folder is a file below it, or in the folder of the name before it: `journal/format`, `record`.
+#[test]
+fn the_map_names_files_that_exist() {
+    let files = files();
+    let map = &files.iter().find(|file| file.path == "lib.rs").expect("there is a map").text;
+    let (_, map) = map.split_once("# The map").expect("the head of lib.rs has it");
+    let (map, _) = map.split_once("# The rules").expect("the rules follow it");
+    let stems: BTreeSet<&str> =
+        files.iter().filter_map(|file| file.path.rsplit('/').next()?.strip_suffix(".rs")).collect();
+    let folders: BTreeSet<&str> = files.iter().filter_map(|file| Some(file.path.split_once('/')?.0)).collect();
+    let (mut count, mut problems) = (0, Vec::new());
+    for name in map.split('`').skip(1).step_by(2).filter(|name| !name.starts_with('/') && !name.contains('.')) {
+        count += 1;
+        let name = name.trim_end_matches('/');
+        let is_path = |file: &File| file.path.ends_with(&format!("/{name}.rs"));
+        let exists = if name.contains('/') { files.iter().any(is_path) } else { stems.contains(name) };
+        if !exists && !folders.contains(name) && !files.iter().any(|file| file.path.contains(&format!("/{name}/")))
+        {
+            problems.push(format!("no file of the name `{name}`"));
+        }
+    }
+    assert!(count > 60, "the map names only {count} files: this test reads it wrongly");
+    assert_none("the map names files that exist", &problems);
+}

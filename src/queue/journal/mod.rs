@@ -4,13 +4,13 @@
 
 mod files;
 mod format;
-mod layout;
 mod open;
 mod reader;
 mod recent;
 mod record;
-mod records;
 mod renewals;
+mod scan;
+mod segments;
 mod settings;
 #[cfg(test)]
 mod tests;
@@ -19,12 +19,12 @@ mod writer;
 
 pub(crate) use files::is_unreadable;
 pub(crate) use format::index;
-pub(crate) use layout::{Place, SegmentAllocator};
 pub(crate) use open::{OpenError, Opened, open};
 pub(crate) use reader::{Batch, Reader};
 pub(crate) use recent::recent;
 pub(crate) use record::{Record, Stored};
 pub(crate) use renewals::FoundRenewals;
+pub(crate) use segments::{Place, SegmentAllocator};
 pub(crate) use settings::Settings;
 pub(crate) use verify::{Report, SegmentReport, verify};
 pub(crate) use writer::{CommitError, Writer};

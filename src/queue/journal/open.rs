@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use crate::process::state_directory;
 use crate::queue::journal::files::{self, Fill, Segment};
 use crate::queue::journal::format::{BLOCK, Header, MARK_BYTES, Mark, VERSION, index};
-use crate::queue::journal::layout::{SegmentAllocator, Used};
 use crate::queue::journal::reader::Reader;
-use crate::queue::journal::records::{Item, Records};
+use crate::queue::journal::scan::{Item, Records};
+use crate::queue::journal::segments::{SegmentAllocator, Used};
 use crate::queue::journal::settings::Settings;
 use crate::queue::journal::writer::{Active, Writer};
 

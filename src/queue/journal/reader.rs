@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::queue::journal::files::{self, UnreadableSegment};
 use crate::queue::journal::record::Stored;
-use crate::queue::journal::records::{Item, Records, UnreadableBlocks, describe};
+use crate::queue::journal::scan::{Item, Records, UnreadableBlocks, describe};
 
 /// The result of a read.
 #[derive(Debug, Default)]

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use crate::event::Origin;
 use crate::queue::journal::files::{self, Segment};
-use crate::queue::journal::records::{Item, Records};
+use crate::queue::journal::scan::{Item, Records};
 
 /// Visits records received at or after `since`: the newest segment first, at most the `most` newest in all. Within a
 /// segment they are visited in order. Settled records are among them as long as their segment was not recycled.

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use crate::queue::journal::files;
 use crate::queue::journal::reader::Reader;
-use crate::queue::journal::records::{Item, Records, UnreadableBlocks};
+use crate::queue::journal::scan::{Item, Records, UnreadableBlocks};
 
 /// A record that was written again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

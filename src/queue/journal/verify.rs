@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::format::{Header, VERSION};
 use crate::queue::journal::open::{DirectoryState, OpenError, survey};
-use crate::queue::journal::records::{Item, Records, describe};
+use crate::queue::journal::scan::{Item, Records, describe};
 
 /// The number of attempts: a running daemon recycles and writes segments while they are read, so apparent damage is
 /// checked again.

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use crate::process::failpoint;
 use crate::queue::journal::files::{self, Fill, at};
 use crate::queue::journal::format::{HEADER_BYTES, Header, Mark, WatermarkSlot};
-use crate::queue::journal::layout::{Place, SegmentAllocator};
 use crate::queue::journal::record::Record;
+use crate::queue::journal::segments::{Place, SegmentAllocator};
 
 /// The largest buffer that is kept: an idle writer need not hold the memory of one large commit.
 const BUFFER: usize = 1 << 20;

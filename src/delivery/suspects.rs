@@ -12,7 +12,7 @@ const WATCHED: usize = 64;
 
 /// The addresses rejected lately.
 #[derive(Debug, Default)]
-pub(super) struct Rejections(Vec<RejectedAddress>);
+pub(super) struct Suspects(Vec<RejectedAddress>);
 
 #[derive(Debug)]
 struct RejectedAddress {
@@ -22,7 +22,7 @@ struct RejectedAddress {
     are_others_stored: bool,
 }
 
-impl Rejections {
+impl Suspects {
     /// Notes a rejection; returns whether the address is to be taken for wrong.
     pub(super) fn rejected(&mut self, address: &Address) -> bool {
         let Some(at) = self.0.iter().position(|known| known.address == *address) else {
@@ -58,17 +58,17 @@ mod tests {
     #[test]
     fn blames_an_address_only_where_others_are_stored_again_and_again() {
         let (a, b) = (address("a"), address("b"));
-        let mut rejections = Rejections::default();
+        let mut suspects = Suspects::default();
         for _ in 0..20 {
-            assert!(!rejections.rejected(&a) && !rejections.rejected(&b), "nothing is stored");
+            assert!(!suspects.rejected(&a) && !suspects.rejected(&b), "nothing is stored");
         }
-        rejections.stored(|address| *address == b);
-        assert!(!rejections.rejected(&a) && !rejections.rejected(&a));
-        rejections.stored(|address| *address == b);
-        assert!(!rejections.rejected(&a));
-        rejections.stored(|address| *address == b);
-        assert!(rejections.rejected(&a));
-        rejections.stored(|address| *address == a);
-        assert!(!rejections.rejected(&a), "it begins anew");
+        suspects.stored(|address| *address == b);
+        assert!(!suspects.rejected(&a) && !suspects.rejected(&a));
+        suspects.stored(|address| *address == b);
+        assert!(!suspects.rejected(&a));
+        suspects.stored(|address| *address == b);
+        assert!(suspects.rejected(&a));
+        suspects.stored(|address| *address == a);
+        assert!(!suspects.rejected(&a), "it begins anew");
     }
 }
