@@ -22,8 +22,8 @@
 //!
 //! **`ingress`**: whether a request is accepted.
 //! - `handle`: the steps of one request, in order. `reply`: status and body of each answer.
-//! - `accept`, `connections`: which connections are served, which idle one makes room. `connection_task`: the time-outs of one
-//!   and its end. `connection`, `head`: its bytes. `not_http`: what is no request.
+//! - `accept`: which connections are served. `connections`: which idle one makes room. `connection_task`: the time-outs of one and
+//!   its end. `connection`, `head`: its bytes. `not_http`: what is no request.
 //! - `body`: too large, too slow, too many at once. `verify`: whether the signature is right.
 //! - `validate`: what is an event, what a probe, how a payload deviates. `deduplicate`: what is a duplicate.
 //! - `invalid`: which bodies are kept. `rebuild`: a body without a request: explained, or published again.
@@ -34,7 +34,7 @@
 //! - `ring`, `address_queue`: order: which message is next, which waits for another. `overtaken`: counts what came late.
 //! - `refusals`: what a refusal leads to: parked, dead letter, or everything waits. `suspects`: when an address is blamed for what
 //!   the broker says of itself. `destinations`: states of the addresses, when their time is over. `backoff`: how long waits are.
-//! - `address_queue`, `destinations`: what leaves memory for the journal alone. `unloaded`: when it is read back, or written again.
+//! - `address_queue`: what leaves memory for the journal alone. `unloaded`: when it is read back, or written again.
 //! - `settle`: how events end, dead letters that cannot be written. `watch`: when an address is stalled, what is shown as waiting.
 //! - `connection`: what follows from a lost session. `successor`: how a reload's broker takes over.
 //! - `backlog`, `spill`: what is read at the start and written at the stop.
@@ -45,13 +45,15 @@
 //! which letters a request means. `replay`: what it does with them. `control`: the socket.
 //!
 //! **`queue`**: whether there is room, and the counts, under one lock.
-//! - `buffer`: room in memory, 503, what is taken next. `mode`: what a 200 promises. `writer`: when the journal is synced.
+//! - `buffer`: room in memory (what one event takes: `event`), 503, what is taken next. `mode`: what a 200 promises. `writer`: when
+//!   the journal is synced, and which events it alone keeps because memory is full.
 //! - `disk`, `parked`: how far the journal is settled, which records are written again. `stop`: what is kept at the end.
 //! - `journal/segments`: which segment is used, recycled, deleted. `journal/open`: what damage at a start means. `journal/scan`:
 //!   where reading goes on after damage. `journal/renewals`: the order after a crash. `journal/format`, `record`: the bytes.
 //!
 //! **`brokers`**: `contract`: the four kinds of refusal. `routes`, `template`: address and key. `headers`: CloudEvents.
-//! - in each: `codes` or `loss`: who is to blame for an error code. `session`: when a session is lost. `topology`: what is created.
+//! - in each: `codes` or `loss`: who is to blame for an error code (Kafka: `session` looks closer at some). `session`: when a session
+//!   is lost. `topology`: what is created.
 //! - `kafka/properties`: the settings of librdkafka, the partitioner among them. `kafka/batch`, `silence`, `times`: batches, stuck
 //!   topics, time stamps. `rabbitmq/returns`, `tries`: which message came back, what is tried apart. `nats/progress`: what a gap,
 //!   silence or "no responders" means.
