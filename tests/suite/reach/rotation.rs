@@ -320,5 +320,5 @@ fn keeps_the_old_session_until_the_new_settings_connect() {
     send("after");
     assert_eq!(daemon.wait_until_empty().count("published"), 3);
     let stopped = daemon.stop();
-    assert!(!stopped.log.contains("4711") && !stopped.log.contains("lost the session"), "{}", stopped.log);
+    assert!(!stopped.log.contains("wrong-secret") && !stopped.log.contains("lost the session"), "{}", stopped.log);
 }
