@@ -138,6 +138,8 @@ pub(super) struct AddressQueue {
     pub(super) entries: BTreeMap<Sequence, RingEntry>,
     /// Those of them that the session does not have.
     pub(super) waiting: BTreeSet<Sequence>,
+    /// No message after this one may be at the broker from a session that was lost.
+    pub(super) perhaps_stored: Option<Sequence>,
     /// After a refusal: so many messages it gets at once; doubled by each that is stored.
     pub(super) allowance: Option<usize>,
     /// It is among those remembered although nothing waits.
@@ -181,6 +183,9 @@ impl AddressQueue {
     }
 
     pub(super) fn insert(&mut self, sequence: Sequence, entry: RingEntry) {
+        if entry.stored {
+            self.perhaps_stored = self.perhaps_stored.max(Some(sequence));
+        }
         if matches!(entry.state, EntryState::Waiting) {
             self.waiting.insert(sequence);
         }
@@ -283,7 +288,10 @@ impl AddressQueue {
                 older.overtaken = true;
             }
         }
-        entry.overtaken |= self.entries.range(sequence..).any(|(_, other)| other.stored && is_same_key(other));
+        // None beyond this sequence may be at the broker: a backlog of many thousands is not searched for each of them.
+        let younger =
+            self.perhaps_stored.filter(|last| *last >= sequence).map(|last| self.entries.range(sequence..=last));
+        entry.overtaken |= younger.into_iter().flatten().any(|(_, other)| other.stored && is_same_key(other));
         self.decide(sequence, stored);
         Some(entry)
     }
@@ -291,8 +299,10 @@ impl AddressQueue {
     /// The session is lost: everything is to be sent again.
     pub(super) fn rewind(&mut self) {
         self.waiting = self.entries.keys().copied().collect();
-        for entry in self.entries.values_mut().filter(|entry| matches!(entry.state, EntryState::Sent(_))) {
+        let is_sent = |entry: &RingEntry| matches!(entry.state, EntryState::Sent(_));
+        for (sequence, entry) in self.entries.iter_mut().filter(|(_, entry)| is_sent(entry)) {
             (entry.state, entry.stored) = (EntryState::Waiting, true);
+            self.perhaps_stored = self.perhaps_stored.max(Some(*sequence));
         }
         self.state = match std::mem::take(&mut self.state) {
             AddressState::Asking(_, Some(parked)) => AddressState::Parked(parked),
