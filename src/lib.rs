@@ -49,7 +49,7 @@
 //!   the journal is synced, and which events it alone keeps because memory is full.
 //! - `disk`, `parked`: how far the journal is settled, which records are written again. `stop`: what is kept at the end.
 //! - `journal/segments`: which segment is used, recycled, deleted. `journal/open`: what damage at a start means. `journal/scan`:
-//!   where reading goes on after damage. `journal/renewals`: the order after a crash. `journal/format`, `record`: the bytes.
+//!   where reading goes on after damage. `journal/renewals`: the order of events after a crash. `journal/format`, `record`: the bytes.
 //!
 //! **`brokers`**: `contract`: the four kinds of refusal. `routes`, `template`: address and key. `headers`: CloudEvents.
 //! - in each: `codes` or `loss`: who is to blame for an error code (Kafka: `session` looks closer at some). `session`: when a session

@@ -12,7 +12,7 @@ use crate::candidate::REFERENCE;
 use crate::ceiling::Ceiling;
 use crate::measure::{Life, Size};
 
-/// What follows the name of a candidate that is run by the other build.
+/// The end of the name of a candidate that is run by the other build.
 pub const OTHER_BUILD: &str = ", other build";
 
 /// All rounds of all candidates, in the order of the first round.

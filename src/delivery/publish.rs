@@ -160,7 +160,8 @@ impl Delivery {
         }
         // Read early, so that the age of the oldest event and the damage on disk are known.
         self.read_ahead().await;
-        while !self.is_finished() {
+        let mut is_finished = self.is_finished();
+        while !is_finished {
             self.spill().await;
             self.succeed();
             let (drain, interrupted, successor) = (self.drain.clone(), self.interrupted(), self.successor.clone());
@@ -168,15 +169,18 @@ impl Delivery {
                 biased;
                 connected = self.takeover.connect(&mut self.broker, &mut self.router) => connected,
                 () = drain.deadline() => break,
-                () = interrupted => continue,
+                () = interrupted => {
+                    is_finished = self.is_finished();
+                    continue;
+                }
                 () = successor.come() => continue,
             };
             match connected {
                 Ok((session, findings)) => {
                     reported.clear();
                     self.connected(&findings);
-                    self.deliver(session).await;
-                    if self.takeover.is_ready() {
+                    is_finished = self.deliver(session).await;
+                    if is_finished || self.takeover.is_ready() {
                         // The state stays connected.
                         continue;
                     }
@@ -191,8 +195,9 @@ impl Delivery {
                 () = self.wait_without_session(until) => {}
                 () = drain.deadline() => break,
             }
+            is_finished = self.is_finished();
         }
-        if self.is_finished() {
+        if is_finished || self.is_finished() {
             let _ = timeout(spill::LAST, self.gather_records()).await;
         } else {
             self.finish().await;
@@ -294,8 +299,9 @@ impl Delivery {
         }
     }
 
-    /// Uses one session until it is lost, everything is delivered, or another broker takes over.
-    async fn deliver(&mut self, mut session: Box<dyn Session>) {
+    /// Uses one session until it is lost, everything is delivered, or another broker takes over; returns whether nothing is
+    /// left to be done.
+    async fn deliver(&mut self, mut session: Box<dyn Session>) -> bool {
         let ended = loop {
             self.spill().await;
             self.begin_takeover();
@@ -322,6 +328,9 @@ impl Delivery {
         let patience = self.drain.remaining().map_or(COLLECT, |left| left.min(COLLECT));
         session.close(patience, &mut self.verdicts).await;
         self.judge();
+        self.settle();
+        // Before the addresses without an answer are opened for the next session, of which there is none then.
+        let is_finished = self.is_finished();
         self.ring.rewind();
         if let Some(lost) = ended {
             self.lost(lost, alone);
@@ -331,6 +340,7 @@ impl Delivery {
             (view.waiting, view.waiting_count) = (Vec::new(), 0);
         });
         self.settle();
+        is_finished
     }
 
     /// Waits a moment for more events if many pass and the last round was just before.

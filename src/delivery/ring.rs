@@ -107,8 +107,8 @@ impl RingEntry {
         self.message.as_ref().map_or(0, |message| message.event.cost())
     }
 
-    /// Takes the message out; none if it is settled already. What is left is a gap. Whether a younger one was stored before it
-    /// is up to the caller.
+    /// Takes the message out and leaves a gap; none if it is settled already. The caller checks whether a younger one was stored
+    /// before it.
     fn settle(&mut self) -> Option<Removed> {
         let handed = if let EntryState::Sent(since) = self.state { Some(since) } else { None };
         self.state = EntryState::Settled;

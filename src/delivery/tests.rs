@@ -75,6 +75,8 @@ struct World {
     refusing: HashMap<&'static str, (Refused, usize)>,
     /// They refuse what is not yet sent.
     refuses_at_send: bool,
+    /// Messages to this address, one for each key, get no answer.
+    silent: Option<&'static str>,
     /// The times at which messages were refused there.
     refusals: Vec<tokio::time::Instant>,
     /// The time at which each message was stored.
@@ -107,7 +109,7 @@ impl World {
 
     /// All events to one address, or each to its own where some addresses refuse.
     fn router(&self) -> Router {
-        let has_many = self.refusing.keys().any(|name| !name.starts_with("address"));
+        let has_many = self.silent.is_some() || self.refusing.keys().any(|name| !name.starts_with("address"));
         Router::of(&if has_many { "{event}".to_owned() } else { format!("address {}", self.reroutes) }, "{event}")
     }
 
@@ -207,11 +209,16 @@ impl Session for ScriptedSession {
         if self.is_ended {
             return Err(SessionError::lost("cut"));
         }
-        while self.waiting.is_empty() || self.away {
-            self.news.notified().await;
-        }
+        let silent = self.world.lock().silent;
+        let answered = || self.waiting.iter().position(|(_, _, address)| Some(&**address) != silent);
+        let next = loop {
+            match answered().filter(|_| !self.away) {
+                Some(next) => break next,
+                None => self.news.notified().await,
+            }
+        };
         let mut world = self.world.lock();
-        let (sequence, id, address) = self.waiting.pop_front().unwrap();
+        let (sequence, id, address) = self.waiting.remove(next).unwrap();
         world.in_flight -= 1;
         if world.poison.is_some_and(|poison| id.contains(poison)) {
             let refusal = Refusal::event(RefusalReason::NotAuthorised, "ACCESS_REFUSED");

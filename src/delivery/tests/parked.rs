@@ -255,6 +255,27 @@ fn a_stop_leaves_only_what_waits_and_in_order() {
 }
 
 #[test]
+fn a_stop_does_not_wait_for_an_address_without_an_answer_and_leaves_only_what_it_keeps() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = || World { silent: Some("k0"), refuse_after: Duration::from_mins(1), ..World::default() };
+    let mut bridge = Bridge::open(directory.path(), world(), 100);
+    bridge.accept(40, &["k0", "k1"]);
+    let began = std::time::Instant::now();
+    let lost = bridge.deliver_at(false, async |bridge| {
+        // Others are answered for long enough.
+        for round in 1..=40 {
+            bridge.accept(1, &["k1"]);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            bridge.until(published(20 + round)).await;
+        }
+    });
+    assert_eq!((lost, bridge.check().totals().held, bridge.world.lock().connects), (0, 20, 1));
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    let again = Bridge::open(directory.path(), world(), 100);
+    assert_eq!(again.check().totals().recovered, 20, "the others were settled");
+}
+
+#[test]
 fn other_routes_take_what_the_journal_alone_keeps_before_anything_newer() {
     let directory = tempfile::tempdir().unwrap();
     let refusing = HashMap::from([("address 0", (Refused::AddressUnable, usize::MAX))]);
