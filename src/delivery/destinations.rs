@@ -81,6 +81,11 @@ impl Destinations {
         self.queues.contains_key(address)
     }
 
+    /// The number of messages of this address that are here.
+    pub(super) fn waiting_at(&self, address: &Address) -> usize {
+        self.queues.get(address).map_or(0, AddressQueue::len)
+    }
+
     /// Whether messages of this address are here.
     pub(super) fn waits(&self, address: &Address) -> bool {
         self.queues.get(address).is_some_and(|queue| !queue.is_empty())

@@ -427,8 +427,7 @@ impl Delivery {
                 break;
             };
             if !session.takes(message) {
-                let address = message.address.clone();
-                self.ring.hold_back(address);
+                self.ring.hold_back(sequence);
                 continue;
             }
             if message.address.is_empty()

@@ -172,7 +172,7 @@ pub(super) struct Ring {
     uncertain: Sequence,
     undecided: Undecided,
     /// Addresses that get no more messages until they are checked again.
-    held_back: HashSet<Arc<str>>,
+    held_back: HashSet<Address>,
     /// Another one, which was refused last: others are tried first.
     avoided: Option<Address>,
     /// Each key is an address of its own.
@@ -262,15 +262,15 @@ impl Ring {
     /// time is given.
     pub(super) fn next(&mut self, now: Option<tokio::time::Instant>) -> Option<(Sequence, &Message, u32)> {
         let Self { destinations, held_back, avoided, .. } = self;
-        let apart = destinations.next(now, |address| {
-            avoided.as_ref() == Some(address) || (!held_back.is_empty() && held_back.contains(address.name()))
-        });
+        let apart =
+            destinations.next(now, |address| avoided.as_ref() == Some(address) || held_back.contains(address));
         if let Some(sequence) = apart {
             let entry = self.destinations.entry(sequence)?;
             return Some((sequence, entry.message.as_ref()?, entry.attempts));
         }
         while let Some(slot) = self.slots.get(self.looked) {
-            let is_held_back = !self.held_back.is_empty() && self.held_back.contains(&slot.address);
+            let is_held_back =
+                !self.held_back.is_empty() && self.held_back.contains(&self.address(&slot.address, &slot.key));
             let is_avoided = self.avoided.as_ref().is_some_and(|avoided| avoided.is(&slot.address, &slot.key));
             if matches!(slot.state, EntryState::Waiting) && !is_held_back && !is_avoided {
                 break;
@@ -306,9 +306,10 @@ impl Ring {
         was_avoiding
     }
 
-    /// Keeps this address from getting more until the next check.
-    pub(super) fn hold_back(&mut self, address: Arc<str>) {
-        self.held_back.insert(address);
+    /// Keeps the address of this message from getting more until the next check.
+    pub(super) fn hold_back(&mut self, sequence: Sequence) {
+        let address = self.address_of(sequence);
+        self.held_back.extend(address);
     }
 
     /// Lets every address be tried again.

@@ -129,6 +129,8 @@ impl Watch {
         };
         let unanswered =
             ring.unanswered().into_iter().map(|(address, UnansweredMessages { since, messages, .. })| {
+                // Of an address that gets no more until it answers, what was not sent waits as well.
+                let messages = messages.max(ring.destinations.waiting_at(&address));
                 WaitingMessages { address, messages, since, reason: None }
             });
         let late = unanswered.chain(ring.destinations.parked()).filter(is_late);

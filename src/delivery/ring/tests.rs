@@ -147,12 +147,24 @@ fn lets_others_pass_an_address_that_takes_no_more() {
     for address in ["a", "b", "a", "b"] {
         ring.push(message_to(address), 0);
     }
-    ring.hold_back("a".into());
+    ring.hold_back(0);
     assert_eq!(hand_all(&mut ring), [1, 3]);
     ring.push(message_to("a"), 0);
     assert!(ring.next(Some(now())).is_none());
     ring.look_again();
     assert_eq!(hand_all(&mut ring), [0, 2, 4]);
+}
+
+#[test]
+fn lets_another_key_pass_where_each_key_is_an_address() {
+    let mut ring = Ring::new(true);
+    for key in ["a", "b", "a"] {
+        ring.push(message(key), 0);
+    }
+    ring.hold_back(0);
+    assert_eq!(hand_all(&mut ring), [1]);
+    ring.look_again();
+    assert_eq!(hand_all(&mut ring), [0, 2]);
 }
 
 #[test]
@@ -220,7 +232,7 @@ proptest! {
                 0 | 5 => { ring.push(message_to(ADDRESSES[at % 3]), 0); pushed += 1; }
                 6 => {
                     ring.look_again();
-                    ring.hold_back(ADDRESSES[at % 3].into());
+                    ring.hold_back(at as Sequence);
                 }
                 7 if !outstanding.is_empty() => {
                     let unanswered = ring.unanswered();
