@@ -190,6 +190,17 @@ pub(super) mod tests {
         assert_eq!(Letter::parse(&letter.line()), Ok(letter));
     }
 
+    #[test]
+    fn keeps_the_times_as_exactly_as_the_clock_has_them() {
+        let mut letter = letter("a");
+        letter.received += Duration::from_micros(7);
+        letter.time += Duration::from_nanos(89);
+        let line = String::from_utf8(letter.line()).unwrap();
+        assert!(line.contains("\"received\":\"2020-09-13T12:26:40.456007000Z\""), "{line}");
+        assert!(line.contains("\"time\":\"2023-11-14T22:13:20.123000089Z\""), "{line}");
+        assert_eq!(Letter::parse(line.as_bytes()), Ok(letter));
+    }
+
     /// Letters of every reason, with and without each field that may be absent.
     fn of_every_kind() -> Vec<Letter> {
         let mut binary = letter("c1-abcdef012345");

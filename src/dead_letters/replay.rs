@@ -6,7 +6,6 @@
 //!
 //! Length: how a request ends is decided in several places, which are only understood side by side.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,6 +16,7 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
 
 use crate::dead_letters::selection::{RebuildLetter, count, take};
+use crate::dead_letters::store::LineSet;
 use crate::dead_letters::{
     Action, Filter, Letter, Progress, Request, RequestState, SharedStore, StoreKind, StoreLimits,
 };
@@ -204,28 +204,30 @@ impl RequestWork<'_> {
 
     /// Replays the letters of one file, batch by batch.
     async fn replay_file(&mut self, file: u64) -> Result<(), Ended> {
-        let mut seen = HashSet::new();
+        let mut left = LineSet::default();
         loop {
             self.wait_for_room().await?;
             self.refuse_if_full().await?;
             let (request, rebuild) = (self.request.clone(), self.requests.rebuild.clone());
             let most = (self.requests.queue.limits().bytes / 4).min(BATCH_BYTES);
-            let batch = self.store.work(move |store| take(store, file, seen, &request, &rebuild, most)).await?;
+            let batch = self.store.work(move |store| take(store, file, left, &request, &rebuild, most)).await?;
             self.progress.skipped += batch.skipped;
             self.progress.done += batch.skipped;
-            self.deliver(file, batch.events).await?;
+            left = batch.left;
+            for hash in self.deliver(file, batch.events).await? {
+                left.add(hash);
+            }
             self.report();
             if batch.is_last {
                 return Ok(());
             }
-            seen = batch.seen;
         }
     }
 
-    /// Gives events to delivery, waits for their end and removes the letters of those that are settled.
-    async fn deliver(&mut self, file: u64, events: Vec<(u64, Box<Event>)>) -> Result<(), Ended> {
+    /// Gives events to delivery, waits for their end and removes the letters of those that are settled; returns the others.
+    async fn deliver(&mut self, file: u64, events: Vec<(u64, Box<Event>)>) -> Result<Vec<u64>, Ended> {
         if events.is_empty() {
-            return self.check();
+            return self.check().map(|()| Vec::new());
         }
         // Refused again, an event becomes a dead letter whichever store it came from.
         let dead_letters = &self.requests.stores.dead_letters;
@@ -245,13 +247,15 @@ impl RequestWork<'_> {
             return Err(Ended::Stopped);
         }
         let batch = self.watch(batch).await?;
-        let (all, kept) = (batch.letters.len() as u64, batch.settle().await?);
-        let again = (dead_letters.held().returned - returned).min(kept);
-        self.progress.published += kept - again;
+        let all = batch.letters.len() as u64;
+        let left = batch.settle().await?;
+        let settled = all - left.len() as u64;
+        let again = (dead_letters.held().returned - returned).min(settled);
+        self.progress.published += settled - again;
         self.progress.dead_lettered += again;
-        self.progress.skipped += all - kept;
+        self.progress.skipped += left.len() as u64;
         self.progress.done += all;
-        self.check()
+        self.check().map(|()| left)
     }
 
     /// Reports how far a batch is until all of it has ended. If the asker leaves or the drain begins, what is not sent is
@@ -360,17 +364,22 @@ impl ReplayBatch {
         self.letters.iter().filter(|(_, waiter)| waiter.outcome().is_some()).count() as u64
     }
 
-    /// Removes the letters of those that are stored or refused again; says how many. The others stay, and can be
-    /// replayed or dropped again.
-    async fn settle(self) -> io::Result<u64> {
+    /// Removes the letters of those that are stored or refused again; returns the others, which can be replayed or
+    /// dropped again.
+    async fn settle(self) -> io::Result<Vec<u64>> {
         let Self { store, file, letters } = self;
         let settled = store.work(move |store| {
-            let is_kept = |waiter: &Waiter| waiter.outcome() == Some(Outcome::Kept);
-            let kept: HashSet<u64> =
-                letters.iter().filter(|(_, waiter)| is_kept(waiter)).map(|(hash, _)| *hash).collect();
-            let removed = if kept.is_empty() { Ok(0) } else { store.remove(file, &kept) };
+            let (mut settled, mut left) = (LineSet::default(), Vec::new());
+            for (hash, waiter) in &letters {
+                if waiter.outcome() == Some(Outcome::Kept) {
+                    settled.add(*hash);
+                } else {
+                    left.push(*hash);
+                }
+            }
+            let removed = if left.len() == letters.len() { Ok(0) } else { store.remove(file, settled) };
             store.unmark(file, letters.iter().map(|(hash, _)| *hash));
-            removed.map(|_| kept.len() as u64).map_err(|error| {
+            removed.map(|_| left).map_err(|error| {
                 let text = format!("letters were published but cannot be removed, so they stay: {error}");
                 io::Error::new(error.kind(), text)
             })

@@ -1,10 +1,10 @@
 //! Which letters a request means, read from their files and made events again, a batch at a time.
 
-use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::dead_letters::store::LineSet;
 use crate::dead_letters::{Filter, Letter, Lines, Request, Store, Validity};
 use crate::event::{Event, Origin};
 
@@ -21,28 +21,30 @@ pub(super) struct LetterBatch {
     pub(super) events: Vec<(u64, Box<Event>)>,
     /// Letters that match and make no event, or are in flight for another replay.
     pub(super) skipped: u64,
-    /// The hashes of the lines that were looked at, in all batches of the file.
-    pub(super) seen: HashSet<u64>,
+    /// The lines that were looked at in all batches of the file, and stay there.
+    pub(super) left: LineSet,
     pub(super) is_last: bool,
 }
 
 /// Takes the next letters that a request means from a file, at most about `most` bytes of them, and marks them as in
-/// flight; `seen` has the lines of the batches before. Under the store's lock, so that no letter is dropped in between.
+/// flight; `before` has the lines that earlier batches left. Under the store's lock, so that no letter is dropped in between.
 pub(super) fn take(
     store: &mut Store,
     file: u64,
-    seen: HashSet<u64>,
+    mut before: LineSet,
     request: &Request,
     rebuild: &RebuildLetter,
     most: usize,
 ) -> io::Result<LetterBatch> {
-    let mut batch = LetterBatch { seen, is_last: true, ..LetterBatch::default() };
+    let mut batch = LetterBatch { is_last: true, ..LetterBatch::default() };
     let Some(lines) = Lines::open(&store.path(file))? else { return Ok(batch) };
-    let mut bytes = 0;
+    let (mut bytes, mut in_flight) = (0, store.in_flight(file));
     for line in lines {
         let line = line.inspect_err(|_| store.unmark(file, batch.events.iter().map(|(hash, _)| *hash)))?;
         let hash = store.hash(&line);
-        if batch.seen.contains(&hash) {
+        let is_in_flight = in_flight.take(hash);
+        if before.take(hash) {
+            batch.left.add(hash);
             continue;
         }
         if let Ok(letter) = Letter::parse(&line)
@@ -55,14 +57,16 @@ pub(super) fn take(
                 break;
             }
             match rebuild(request.validity(), origin, body) {
-                Some(event) if store.mark(file, hash) => {
+                Some(event) if !is_in_flight => {
+                    store.mark(file, hash);
                     bytes += length;
                     batch.events.push((hash, event));
+                    continue;
                 }
                 _ => batch.skipped += 1,
             }
         }
-        batch.seen.insert(hash);
+        batch.left.add(hash);
     }
     Ok(batch)
 }

@@ -5,8 +5,8 @@
 //!
 //! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
 
-use std::collections::hash_map::RandomState;
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::hash_map::{Entry, RandomState};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
 use std::hash::BuildHasher as _;
 use std::io::{self, BufRead as _, BufReader, BufWriter, Write as _};
@@ -124,6 +124,27 @@ struct FileContent {
     precedence: Precedence,
 }
 
+/// Lines of one file by their [`Store::hash`]. Equal lines are separate letters, and each stands for any of them.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LineSet(HashMap<u64, usize>);
+
+impl LineSet {
+    /// Adds a line.
+    pub(super) fn add(&mut self, hash: u64) {
+        *self.0.entry(hash).or_default() += 1;
+    }
+
+    /// Takes a line out, if it is there.
+    pub(super) fn take(&mut self, hash: u64) -> bool {
+        let Entry::Occupied(mut count) = self.0.entry(hash) else { return false };
+        *count.get_mut() -= 1;
+        if *count.get() == 0 {
+            count.remove();
+        }
+        true
+    }
+}
+
 /// A store that several threads use, one at a time.
 #[derive(Clone, Debug)]
 pub(crate) struct SharedStore {
@@ -190,8 +211,8 @@ pub(crate) struct Store {
     written_to: u64,
     /// The files by their numbers.
     counted: BTreeMap<u64, FileContent>,
-    /// The letters that a replay has given to delivery, by their file and [`Store::hash`].
-    in_flight: HashSet<(u64, u64)>,
+    /// The letters that a replay has given to delivery, by their file.
+    in_flight: HashMap<u64, LineSet>,
     hasher: RandomState,
     /// The length of the letter that last did not fit.
     too_long: Option<usize>,
@@ -211,7 +232,7 @@ impl Store {
             written_to: 0,
             counted: BTreeMap::new(),
             changed: Arc::default(),
-            in_flight: HashSet::new(),
+            in_flight: HashMap::new(),
             hasher: RandomState::new(),
             too_long: None,
         };
@@ -472,22 +493,26 @@ impl Store {
         Ok(gone)
     }
 
-    /// A letter's line as a number that outlives a rewrite of its file, for [`Store::mark`] and [`Store::remove`]. Equal
-    /// lines are one letter.
+    /// A letter's line as a number that outlives a rewrite of its file, for a [`LineSet`].
     pub(super) fn hash(&self, line: &[u8]) -> u64 {
         self.hasher.hash_one(line)
     }
 
-    /// Notes that a replay gives a letter to delivery; false where another one has.
-    #[must_use]
-    pub(super) fn mark(&mut self, file: u64, hash: u64) -> bool {
-        self.in_flight.insert((file, hash))
+    /// The letters of a file that replays have given to delivery.
+    pub(super) fn in_flight(&self, file: u64) -> LineSet {
+        self.in_flight.get(&file).cloned().unwrap_or_default()
     }
 
-    /// Notes that nothing is in flight any more of these letters of a file.
+    /// Notes that a replay gives a letter to delivery.
+    pub(super) fn mark(&mut self, file: u64, hash: u64) {
+        self.in_flight.entry(file).or_default().add(hash);
+    }
+
+    /// Notes that these letters of a file are not in flight any more.
     pub(super) fn unmark(&mut self, file: u64, hashes: impl IntoIterator<Item = u64>) {
+        let Some(in_flight) = self.in_flight.get_mut(&file) else { return };
         for hash in hashes {
-            self.in_flight.remove(&(file, hash));
+            in_flight.take(hash);
         }
     }
 
@@ -495,9 +520,9 @@ impl Store {
     ///
     /// # Errors
     /// The disk fails; the file is as it was.
-    pub(super) fn remove(&mut self, file: u64, hashes: &HashSet<u64>) -> io::Result<u64> {
+    pub(super) fn remove(&mut self, file: u64, mut letters: LineSet) -> io::Result<u64> {
         let keyed = self.hasher.clone();
-        self.rewrite(file, |_, line| !hashes.contains(&keyed.hash_one(line)))
+        self.rewrite(file, |_, line| !letters.take(keyed.hash_one(line)))
     }
 
     /// Removes the letters that are meant from a sealed file, but for those in flight; says how many of each there were.
@@ -505,15 +530,13 @@ impl Store {
     /// # Errors
     /// The disk fails; the file is as it was.
     pub(super) fn drop_letters(&mut self, file: u64, is_meant: impl Fn(&[u8]) -> bool) -> io::Result<(u64, u64)> {
-        let (keyed, in_flight) = (self.hasher.clone(), std::mem::take(&mut self.in_flight));
-        let mut skipped = 0;
+        let (keyed, mut in_flight, mut skipped) = (self.hasher.clone(), self.in_flight(file), 0);
         let dropped = self.rewrite(file, |_, line| {
             let is_dropped = is_meant(line);
-            let stays = is_dropped && in_flight.contains(&(file, keyed.hash_one(line)));
+            let stays = is_dropped && in_flight.take(keyed.hash_one(line));
             skipped += u64::from(stays);
             stays || !is_dropped
         });
-        self.in_flight = in_flight;
         dropped.map(|dropped| (dropped, skipped))
     }
 
@@ -656,14 +679,14 @@ mod tests {
     fn drops_all_but_the_letters_in_flight() {
         let directory = tempfile::tempdir().unwrap();
         let mut store = Store::open(directory.path(), limits(1000)).unwrap();
-        store.append(&entries(&["a", "b", "c", "d"])).unwrap();
+        store.append(&entries(&["a", "b", "c", "b", "d"])).unwrap();
         let file = store.seal();
         let b = store.hash(b"b");
-        assert!(store.mark(file, b) && !store.mark(file, b));
-        assert_eq!(store.drop_letters(file, |line| line != b"d").unwrap(), (2, 1));
+        store.mark(file, b);
+        assert_eq!(store.drop_letters(file, |line| line != b"d").unwrap(), (3, 1), "only one of two equal ones");
         assert_eq!(lines(&store, file), ["b", "d"]);
         // Its place in the file is another one by now.
-        assert_eq!(store.remove(file, &HashSet::from([b])).unwrap(), 1);
+        assert_eq!(store.remove(file, store.in_flight(file)).unwrap(), 1);
         store.unmark(file, [b]);
         assert_eq!((lines(&store, file), counts(&store)), (vec!["d".to_owned()], (1, 2)));
         assert_eq!(store.drop_letters(file, |_| true).unwrap(), (1, 0));

@@ -168,6 +168,44 @@ fn replays_through_a_running_daemon_with_the_same_id_and_body() {
     assert_eq!((daemon.stop().code, pair.letters()), (Some(0), 0));
 }
 
+/// Equal events without a `cuid` of one instant have equal lines, and are events of their own.
+#[test]
+fn replays_and_drops_each_of_several_equal_letters() {
+    let (pair, ids) = Pair::with_letters(1);
+    let pair = pair.mended();
+    let file = pair.setup.state().join("dead-letters/00000001.ndjson");
+    let line = fs::read_to_string(&file).unwrap();
+    // More than one batch.
+    fs::write(&file, line.repeat(300)).unwrap();
+    let done = pair.json(&["replay"], 0);
+    assert_eq!((&done["selected"], &done["published"], &done["skipped"]), (&300.into(), &300.into(), &0.into()));
+    pair.assert_arrived(&vec![ids[0].clone(); 300]);
+    assert_eq!(pair.letters(), 0);
+    fs::write(&file, line.repeat(3)).unwrap();
+    assert_eq!(pair.json(&["drop", "--all"], 0)["dropped"], 3);
+}
+
+#[test]
+fn replays_every_one_of_many_equal_events_without_a_cuid() {
+    let pair = Pair::refusing();
+    let daemon = pair.setup.start();
+    for _ in 0..50 {
+        assert_eq!(request_once(&daemon, br#"{"event":"Heartbeat"}"#, &[]).status, 200);
+    }
+    daemon.wait_until("all are dead letters", Duration::from_mins(1), |status| {
+        status.number("/dead_letters/events") == 50 && status.number("/buffer/events") == 0
+    });
+    assert_eq!(daemon.stop().code, Some(0));
+    let letters = pair.setup.dead_letters();
+    let mut received: Vec<&str> = letters.iter().map(|letter| letter["received"].as_str().unwrap()).collect();
+    received.sort_unstable();
+    received.dedup();
+    assert_eq!(received.len(), 50, "a server that knows events by their time takes each");
+    let pair = pair.mended();
+    assert_eq!(pair.json(&["replay"], 0)["published"], 50);
+    assert_eq!((pair.arrived().len(), pair.letters()), (50, 0));
+}
+
 #[test]
 fn replays_without_a_daemon_what_the_filter_says() {
     let (pair, ids) = Pair::with_letters(3);
