@@ -28,7 +28,7 @@ const GATHERED: u64 = 16 << 20;
 const GATHERED_AT_ONCE: usize = 256;
 
 /// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
-pub(super) const BETWEEN_RENEWALS: Duration = Duration::from_millis(100);
+pub(super) const BETWEEN_RENEWALS: Duration = Duration::from_millis(20);
 
 /// The share of the buffer that events may take while they wait for their address; copies of records may take half of it.
 const SHARE: usize = 4;

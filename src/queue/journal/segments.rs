@@ -185,7 +185,10 @@ impl SegmentAllocator {
     /// would free less than a quarter of its size.
     pub(crate) fn begin_of_recent(&self, waiting: u64, cursor: u64) -> Option<u64> {
         let segment = self.segment.max(1);
-        let behind = (2 + 2 * waiting / segment).min((self.max / segment).saturating_sub(3)).max(1);
+        // Free stay the segment that is left to copies, a tenth, from which on a full journal takes new events again, and what is
+        // written meanwhile.
+        let segments = self.max / segment;
+        let behind = (2 + 2 * waiting / segment).min(segments.saturating_sub(4 + segments / 10)).max(1);
         let reached = self.used.partition_point(|used| used.first <= cursor);
         if reached as u64 * segment < segment + waiting + waiting / 4 {
             return None;

@@ -385,7 +385,6 @@ fn leaves_a_deleted_topic_to_its_operator_for_a_while() {
 }
 
 #[test]
-#[ignore = "not yet seen green on a quiet machine"]
 fn a_topic_with_too_few_replicas_and_more_than_the_buffer_holds_stops_nobody() {
     let rig = Kafka::new("more_than_the_buffer_holds");
     let table = rig.jam();
