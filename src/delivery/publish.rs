@@ -197,6 +197,8 @@ impl Delivery {
             }
             is_finished = self.is_finished();
         }
+        // Requests that wait at the deadline withdraw their events first.
+        self.drain.begun().await;
         if is_finished || self.is_finished() {
             let _ = timeout(spill::LAST, self.gather_records()).await;
         } else {
@@ -265,6 +267,7 @@ impl Delivery {
 
     /// Waits briefly for the writes in progress at the end: until they finish, it is unknown what is kept.
     async fn finish(&mut self) {
+        self.sweep();
         let _ = timeout(spill::LAST, self.settler.finish()).await;
         self.settler.settle(&self.ring, &self.queue, &self.view);
         self.finish_spill().await;
@@ -288,13 +291,21 @@ impl Delivery {
     /// Removes all events that their senders withdrew before they were sent.
     fn sweep(&mut self) {
         self.queue.sweep();
+        let Self { taken, settler, .. } = self;
+        taken.retain(|event| {
+            let is_withdrawn = event.waiter.as_ref().is_some_and(|waiter| waiter.is_withdrawn());
+            if is_withdrawn {
+                settler.withdrawn(event);
+            }
+            !is_withdrawn
+        });
         self.sweep_ring();
     }
 
     fn sweep_ring(&mut self) {
         for sequence in self.ring.withdrawn() {
             if let Some(taken) = self.ring.take(sequence, false) {
-                self.settler.withdrawn(&taken);
+                self.settler.withdrawn(&taken.message.event);
             }
         }
     }
@@ -439,7 +450,7 @@ impl Delivery {
             }
             if message.event.waiter.as_ref().is_some_and(|waits| !waits.send()) {
                 if let Some(taken) = self.ring.take(sequence, false) {
-                    self.settler.withdrawn(&taken);
+                    self.settler.withdrawn(&taken.message.event);
                 }
                 continue;
             }

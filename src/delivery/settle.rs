@@ -227,9 +227,9 @@ impl Settler {
         complete_all(self.ended.drain(..));
     }
 
-    /// Settles a message that its sender withdrew before it was sent.
-    pub(super) fn withdrawn(&mut self, taken: &Removed) {
-        self.settlement.add(&taken.message.event, EventEnd::Withdrawn);
+    /// Settles an event that its sender withdrew before it was sent.
+    pub(super) fn withdrawn(&mut self, event: &Event) {
+        self.settlement.add(event, EventEnd::Withdrawn);
     }
 
     /// The events of messages that are refused and not settled yet.

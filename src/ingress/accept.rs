@@ -27,6 +27,9 @@ const BACKLOG: i32 = 1024;
 /// The pause after an error of resources: the next attempt would fail as well.
 const RESOURCE_PAUSE: Duration = Duration::from_millis(100);
 
+/// The time beyond the stop's deadline for the answers to requests that still wait then.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
 /// The listening sockets, one per thread, all on one address. Either the kernel spreads connections over them, or they
 /// share one queue.
 #[derive(Debug)]
@@ -73,8 +76,8 @@ fn bind(address: SocketAddr, is_first: bool) -> io::Result<StdListener> {
     Ok(socket)
 }
 
-/// Serves one listening socket until the stop reaches [`Phase::Closing`]; then finishes the requests that have begun,
-/// until the stop's deadline. Runs in a `LocalSet`.
+/// Serves one listening socket until the stop reaches [`Phase::Closing`]; then finishes the requests that have begun. Those
+/// that wait at the stop's deadline are refused. Runs in a `LocalSet`.
 ///
 /// # Errors
 /// The socket cannot be used.
@@ -90,6 +93,7 @@ pub(crate) async fn serve(
     let wakes = Arc::new(WakeList::default());
     tokio::task::spawn_local(wakes.clone().run());
     let (closing, drain) = watch::channel(());
+    let (ending, is_over) = watch::channel(false);
     let throttle = Throttle::new("connections that cannot be accepted", 1, Duration::from_secs(5));
     let thread = Rc::new(Thread {
         local: ThreadView::new(live),
@@ -97,6 +101,7 @@ pub(crate) async fn serve(
         unreadable,
         is_leaving: Cell::new(false),
         closing: Cell::new(None),
+        is_over,
         replaced: Cell::new(0),
     });
     tokio::task::spawn_local({
@@ -138,9 +143,12 @@ pub(crate) async fn serve(
     closing.send_replace(());
     connections.wake_all();
     tokio::select! {
-        () = closing.closed() => {}
+        () = closing.closed() => return Ok(()),
         () = stop.deadline() => {}
     }
+    thread.local.now().shared.queue.drain();
+    ending.send_replace(true);
+    let _ = tokio::time::timeout(LAST_ANSWERS, closing.closed()).await;
     Ok(())
 }
 

@@ -49,6 +49,8 @@ pub(super) struct Thread {
     pub(super) is_leaving: Cell<bool>,
     /// The time at which idle connections began to be closed.
     pub(super) closing: Cell<Option<Instant>>,
+    /// Whether the stop's deadline has passed.
+    pub(super) is_over: watch::Receiver<bool>,
     /// Connections that linger without a permit.
     pub(super) replaced: Cell<usize>,
 }
@@ -213,7 +215,8 @@ impl ConnectionTask {
             let ingress = thread.local.now();
             // Boxed: hyper keeps room for it from the start of a connection, whether a request arrives or not.
             Box::pin(async move {
-                let sender = Sender { peer, begun, connection: of_request, wakes: &thread.wakes };
+                let sender =
+                    Sender { peer, begun, connection: of_request, wakes: &thread.wakes, is_over: &thread.is_over };
                 let mut reply = ingress.handle(request, &sender).await;
                 of_request.answered();
                 // The certificates or authorities have changed: the next request needs a new connection.

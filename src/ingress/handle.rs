@@ -12,6 +12,7 @@ use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
+use tokio::sync::watch;
 
 use crate::event::{Event, Labels, Origin, Outcome, Waiter, WakeList};
 use crate::ingress::body::{self, Budget, Keep};
@@ -83,6 +84,8 @@ pub(super) struct Sender<'s> {
     pub(super) connection: &'s Rc<Connection>,
     /// The waiters of this thread that are to be woken.
     pub(super) wakes: &'s Arc<WakeList>,
+    /// Whether the stop's deadline has passed.
+    pub(super) is_over: &'s watch::Receiver<bool>,
 }
 
 /// The state that answers requests, built from one set of settings.
@@ -192,7 +195,7 @@ impl Guard<'_> {
         let keep = if self.endpoint.verifier.may_verify(&head.headers) { Keep::All } else { Keep::Nothing };
         let read = body::read(body, keep, settings.max_body, settings.body_timeout, &self.ingress.budget);
         // Bodies that wait for the disk are still charged, so the budget limits them too.
-        let (bytes, _share) = read.await?;
+        let (bytes, _share) = self.in_time(read).await??;
         let now = Instant::now();
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
             return Err(not_genuine());
@@ -303,26 +306,41 @@ impl Guard<'_> {
     /// Waits for what the mode promises, no longer than a sender waits.
     async fn wait(&self, waiter: &Waiter, answer: &'static [u8]) -> Result<Reply, Rejection> {
         let mode = self.ingress.shared.queue.mode();
-        let outcome = tokio::time::timeout_at((self.sender.begun + mode.timeout).into(), waiter.wait()).await;
-        let text = match outcome {
-            Ok(Outcome::Kept) => return Ok(reply::ok(answer)),
-            Ok(Outcome::Failed) if mode.ack == Ack::Journaled => "the event could not be written to the journal",
-            Ok(Outcome::Failed) => "the broker refused the event, and there is nowhere to keep it",
-            Ok(Outcome::Withdrawn) => "the broker did not take the event in time; try again later",
-            Err(_) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
-            // If the event was not sent yet, it never will be, and a repeat is a new event. If it was sent, its
-            // confirmation may arrive late. If the sender has closed the connection, do not withdraw the event: the 503
-            // would have no receiver.
-            Err(_)
-                if answer == reply::ACCEPTED
-                    && !self.sender.connection.socket.is_closed_by_peer()
-                    && waiter.withdraw() =>
-            {
-                "the broker did not take the event in time; try again later"
+        let limit = self.sender.begun + mode.timeout;
+        let ended = self.in_time(tokio::time::timeout_at(limit.into(), waiter.wait())).await;
+        // If the event was not sent yet, it never will be, and a repeat is a new event. If it was sent, its confirmation
+        // may arrive late. If the sender has closed the connection, do not withdraw the event: the 503 would have no
+        // receiver.
+        let withdraws =
+            || answer == reply::ACCEPTED && !self.sender.connection.socket.is_closed_by_peer() && waiter.withdraw();
+        let text = match ended {
+            Ok(Ok(Outcome::Kept)) => return Ok(reply::ok(answer)),
+            Ok(Ok(Outcome::Failed)) if mode.ack == Ack::Journaled => {
+                "the event could not be written to the journal"
             }
-            Err(_) => "the broker did not confirm the event in time; try again later",
+            Ok(Ok(Outcome::Failed)) => "the broker refused the event, and there is nowhere to keep it",
+            Ok(Ok(Outcome::Withdrawn)) => "the broker did not take the event in time; try again later",
+            Ok(Err(_)) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
+            Ok(Err(_)) if withdraws() => "the broker did not take the event in time; try again later",
+            Ok(Err(_)) => "the broker did not confirm the event in time; try again later",
+            Err(stopping) => {
+                if mode.ack == Ack::Published {
+                    withdraws();
+                }
+                return Err(stopping);
+            }
         };
         Err(Rejection::new(Reason::Unavailable, text))
+    }
+
+    /// Waits for this, but not beyond the stop's deadline.
+    async fn in_time<T>(&self, awaited: impl Future<Output = T>) -> Result<T, Rejection> {
+        let over = async { self.sender.is_over.clone().wait_for(|is_over| *is_over).await.is_ok() };
+        tokio::select! {
+            biased;
+            ended = awaited => Ok(ended),
+            _ = over => Err(not_enqueued(&NotTaken::Draining)),
+        }
     }
 
     fn count(&mut self, decision: Decision) {

@@ -202,24 +202,31 @@ fn loses_nothing_that_was_answered_200_when_it_is_killed() {
 }
 
 #[test]
-fn keeps_or_withdraws_what_waits_when_it_stops() {
-    let setup = published(Setup::on_missing_files()).text("publish.timeout", "60s").text("shutdown.grace", "1s");
-    let daemon = setup.start();
-    let running: Vec<_> =
-        (0..4).flat_map(|number| at_once(&daemon, &Payload::new(format!("cuid-{number}")).body(), 1)).collect();
-    daemon.wait_until("all wait", LIMIT, |status| status.count("held") == 4);
-    let stopped = daemon.stop();
-    assert_eq!((stopped.code, stopped.count("lost")), (Some(0), 0), "{}", stopped.last);
-    let held = stopped.count("held");
-    assert_eq!(held + stopped.count("withdrawn"), 4, "{}", stopped.last);
-    for thread in running {
-        // An end without an answer is noticed too: the thread ends in a panic.
-        assert!(!thread.join().is_ok_and(|answer| answer.status == 200), "200 although nothing was published");
+fn answers_503_to_what_still_waits_at_the_end_of_a_stop_and_withdraws_it() {
+    for has_state in [true, false] {
+        let setup =
+            published(Setup::on_missing_files()).text("publish.timeout", "60s").text("shutdown.grace", "1s");
+        let setup = if has_state { setup } else { setup.without_state() };
+        let daemon = setup.start();
+        let running: Vec<_> =
+            (0..4).flat_map(|number| at_once(&daemon, &Payload::new(format!("cuid-{number}")).body(), 1)).collect();
+        daemon.wait_until("all wait", LIMIT, |status| status.count("held") == 4);
+        let stopped = daemon.stop();
+        let counts = ["accepted", "withdrawn", "held", "lost"].map(|name| stopped.count(name));
+        assert_eq!((stopped.code, counts), (Some(0), [4, 4, 0, 0]), "{}", stopped.last);
+        stopped.assert_balanced();
+        for answer in answers(running) {
+            assert_eq!(answer.status, 503, "{}", answer.text());
+            assert!(
+                answer.header("retry-after").is_some() && answer.text().contains("stopping"),
+                "{}",
+                answer.text()
+            );
+        }
+        setup.bring_the_broker_back();
+        setup.start().wait_until_empty();
+        assert!(setup.delivered().is_empty(), "what was withdrawn was published");
     }
-    setup.bring_the_broker_back();
-    let daemon = setup.start();
-    let status = daemon.wait_until_empty();
-    assert_eq!((status.count("recovered"), setup.delivered().len() as u64), (held, held));
 }
 
 #[test]

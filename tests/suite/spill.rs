@@ -1,8 +1,9 @@
 //! The stop: unsettled events are written to the journal, in any mode, and the next start delivers them first.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::support::{LIMIT, Load, Sent, Setup, wait_until};
+use crate::support::{LIMIT, Load, PATH, Payload, SECRET, Sent, Setup, plain, rest, sign, wait_until};
 
 fn load(events: u64) -> Load {
     Load { events, keys: 4, ..Load::default() }
@@ -140,6 +141,24 @@ fn keeps_everything_when_a_second_signal_hurries_it() {
         daemon.wait_until_empty();
         assert_eq!(setup.judge(&sent), 0, "{mode}");
     }
+}
+
+#[test]
+fn answers_503_to_a_body_that_still_arrives_at_the_end_of_a_stop() {
+    let setup = Setup::on_files().text("shutdown.grace", "1s");
+    let daemon = setup.start();
+    let body = Payload::new("cuid-1").body();
+    let (signature, length) = (sign(SECRET, &body), body.len());
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: b\r\nX-Authorization-HMAC-256: {signature}\r\nContent-Length: {length}\r\n\r\n"
+    );
+    let mut sender = plain(&daemon.ingress);
+    sender.write_all(&[head.as_bytes(), &body[..length / 2]].concat()).unwrap();
+    let stopped = daemon.stop();
+    let answer = rest(&mut sender);
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.contains("stopping"), "{answer:?}");
+    assert_eq!((stopped.code, stopped.count("rejected")), (Some(0), 1), "{}", stopped.last);
+    assert!(stopped.log.contains("draining") && !stopped.log.contains("disconnected"), "{}", stopped.log);
 }
 
 #[test]
