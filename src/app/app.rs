@@ -245,8 +245,6 @@ impl RunningApp {
         let Self { parts, reloader, stopper, serving, delivery, journal, lock } = self;
         let (queue, settings) = (&parts.queue, reloader.settings());
         stop_in_order(&mut signals, &stopper, settings.shutdown, queue, serving, delivery, journal).await;
-        // Events that an ingress thread enqueued in the last moment of a hurried stop.
-        queue.lose_waiting();
         if let Some(invalids) = parts.invalids.clone() {
             let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
         }

@@ -26,6 +26,7 @@ use crate::ingress::tls::ServerTls;
 use crate::ingress::validate::{Valid, Validation, read_any, validate};
 use crate::ingress::verify::{Verified, Verifier};
 use crate::metrics::SourceMetrics;
+use crate::process::failpoint;
 use crate::process::logs::Throttle;
 use crate::queue::{Ack, Buffer, NotTaken};
 use crate::status::{
@@ -261,6 +262,7 @@ impl Guard<'_> {
         let (deviating, deviations) = (&self.endpoint.observed.deviating, *event.deviations());
         let place = deviating.place(event.event());
         let id = tracing::enabled!(tracing::Level::DEBUG).then(|| event.id().to_owned());
+        let _ = failpoint::pass("ingress.enqueue");
         let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.wakes);
         let enqueued = if is_known_by_body { ingress.shared.known.enter(key, now, enqueue) } else { Ok(enqueue()) };
         let enqueued = match enqueued {

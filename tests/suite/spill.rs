@@ -144,6 +144,26 @@ fn keeps_everything_when_a_second_signal_hurries_it() {
 }
 
 #[test]
+fn keeps_what_is_accepted_in_the_last_moment_of_a_hurried_stop() {
+    let setup = Setup::on_missing_files().raw("ingress.threads", "1").failpoints("ingress.enqueue=2s");
+    let daemon = setup.start();
+    let running = load(1).start(&daemon.ingress);
+    daemon.wait_for_line("the event is about to be accepted", |line| {
+        line["message"].to_string().contains("failpoints")
+    });
+    daemon.terminate();
+    wait_until("it is stopping", LIMIT, || daemon.get("/readyz").status == 503);
+    daemon.terminate();
+    let stopped = daemon.wait();
+    let sent = running.join().all_accepted();
+    let counts = ["lost", "held"].map(|name| stopped.count(name));
+    assert_eq!((stopped.code, counts), (Some(0), [0, 1]), "{}", stopped.last);
+    setup.bring_the_broker_back();
+    setup.without_failpoints().start().wait_until_empty();
+    assert_eq!(sent.accepted(), 1);
+}
+
+#[test]
 fn answers_503_to_a_body_that_still_arrives_at_the_end_of_a_stop() {
     let setup = Setup::on_files().text("shutdown.grace", "1s");
     let daemon = setup.start();
