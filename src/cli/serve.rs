@@ -68,24 +68,30 @@ pub(super) fn run(flags: &Flags) -> CommandResult {
     Ok(exit(summary.failed.is_none() && summary.totals.lost == 0))
 }
 
+/// Logs the accounting, at every level if something is lost.
 fn log_totals(totals: &Totals) {
     let Totals { received, accepted, duplicate, probe, rejected, .. } = *totals;
     let Totals { recovered, replayed, published, dead_lettered, withdrawn, lost, held, .. } = *totals;
-    tracing::info!(
-        received,
-        accepted,
-        duplicate,
-        probe,
-        rejected,
-        recovered,
-        replayed,
-        published,
-        dead_lettered,
-        withdrawn,
-        lost,
-        held,
-        "stopped"
-    );
+    macro_rules! log {
+        ($level:ident) => {
+            tracing::$level!(
+                received,
+                accepted,
+                duplicate,
+                probe,
+                rejected,
+                recovered,
+                replayed,
+                published,
+                dead_lettered,
+                withdrawn,
+                lost,
+                held,
+                "stopped"
+            )
+        };
+    }
+    if lost > 0 { log!(error) } else { log!(info) }
 }
 
 /// Listens for SIGTERM and SIGINT.

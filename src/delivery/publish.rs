@@ -204,9 +204,7 @@ impl Delivery {
         } else {
             self.finish().await;
         }
-        let lost = self.queue.lose_taken(self.unsettled());
-        self.queue.lose_waiting();
-        lost
+        self.queue.lose(self.unsettled())
     }
 
     /// Waits for the next attempt to connect.

@@ -668,7 +668,7 @@ mod tests {
         let replayed = letter(1);
         let waiter = replayed.waiter.clone().unwrap();
         assert!(buffer.replay(vec![replayed]));
-        buffer.lose_waiting();
+        buffer.lose(std::iter::empty());
         assert_eq!(waiter.outcome(), Some(Outcome::Failed));
         let snapshot = buffer.snapshot();
         let totals = snapshot.totals();
@@ -696,7 +696,7 @@ mod tests {
         assert_eq!(enqueue(&buffer, event(1)), Ok(()));
         buffer.drain();
         assert_eq!(enqueue(&buffer, event(1)), Err(NotTaken::Draining));
-        buffer.lose_waiting();
+        buffer.lose(std::iter::empty());
         let snapshot = buffer.snapshot();
         let totals = snapshot.totals();
         assert_eq!((totals.lost, totals.held, totals.mismatch()), (1, 0, 0));

@@ -12,6 +12,9 @@ use crate::queue::buffer::QueueState;
 use crate::queue::disk::{AppendReason, Disk, Incoming};
 use crate::status::Loss;
 
+/// The number of lost events whose ids the log has.
+const NAMED: usize = 100;
+
 /// The result of [`Buffer::spill`].
 #[derive(Debug)]
 pub(crate) enum SpillResult {
@@ -79,29 +82,34 @@ impl Buffer {
         events.all(|event| is_kept(state.disk.as_ref(), event))
     }
 
-    /// Counts all waiting events that nothing else keeps as lost at exit; the rest is held. Their waiters are
-    /// completed.
-    pub(crate) fn lose_waiting(&self) {
+    /// The end of delivery: counts as lost at exit what nothing else keeps, of `taken` (which delivery took and has not
+    /// settled) and of what waits, and logs the ids; the rest is held. The waiters of all are completed. Returns the number
+    /// that is lost.
+    pub(crate) fn lose<'e>(&self, taken: impl Iterator<Item = &'e Event>) -> usize {
         let mut state = self.lock();
         state.closed = true;
-        let QueueState { waiting, replays, .. } = &mut *state;
-        let all: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
-        let (_, cost) = lose(&mut state, all.iter().map(|event| &**event));
-        state.bytes -= cost;
+        let QueueState { waiting, replays, disk, .. } = &mut *state;
+        let waiting: Vec<_> = waiting.drain(..).chain(replays.drain(..)).collect();
+        let mut all: Vec<&Event> = taken.collect();
+        let taken = all.len();
+        all.extend(waiting.iter().map(|event| &**event));
+        let is_lost = |event: &&&Event| !is_kept(disk.as_ref(), event);
+        let lost: Vec<&Event> = all.iter().filter(is_lost).copied().collect();
+        let lost_taken = all[..taken].iter().filter(is_lost).count();
+        let cost = |events: &[&Event]| events.iter().map(|event| event.cost()).sum::<usize>();
+        state.give_back(lost_taken, cost(&lost[..lost_taken]));
+        state.bytes -= cost(&lost[lost_taken..]);
+        state.held -= lost.len() as u64;
+        state.ledger.lost[Loss::Exit as usize] += lost.len() as u64;
         drop(state);
-        give_up(all.iter().map(|event| &**event));
-    }
-
-    /// Counts as lost at exit those of these events, taken and not settled, that nothing else keeps; returns their
-    /// number.
-    pub(crate) fn lose_taken<'e>(&self, events: impl Iterator<Item = &'e Event>) -> usize {
-        let events: Vec<&Event> = events.collect();
-        let mut state = self.lock();
-        let (count, cost) = lose(&mut state, events.iter().copied());
-        state.give_back(count, cost);
-        drop(state);
-        give_up(events.into_iter());
-        count
+        if !lost.is_empty() {
+            let ids: Vec<&str> = lost.iter().take(NAMED).map(|event| event.id()).collect();
+            let (ids, more) = (ids.join(" "), lost.len() - ids.len());
+            tracing::error!(lost = lost.len(), ids, more, "lost at the end: nothing but memory keeps these events");
+        }
+        let waiters = all.iter().filter_map(|event| event.waiter.clone());
+        complete_all(waiters.filter(|waiter| waiter.outcome().is_none()).map(|waiter| (waiter, Outcome::Failed)));
+        lost.len()
     }
 
     /// Counts the events of the journal as lost: it no longer exists.
@@ -112,25 +120,13 @@ impl Buffer {
             let lost = std::mem::take(&mut disk.events) as u64;
             *held -= lost;
             ledger.lost[Loss::Exit as usize] += lost;
+            if lost > 0 {
+                tracing::error!(lost, "the journal is missing, and with it the events that it kept");
+            }
         }
     }
 }
 
 fn is_kept(disk: Option<&Disk>, event: &Event) -> bool {
     disk.map_or(event.kept.number().is_none(), |disk| disk.keeps(event.kept))
-}
-
-/// Counts those of these events as lost that nothing else keeps; returns their number and their cost.
-fn lose<'e>(state: &mut QueueState, events: impl Iterator<Item = &'e Event>) -> (usize, usize) {
-    let lost = events.filter(|event| !is_kept(state.disk.as_ref(), event));
-    let (count, cost) = lost.fold((0, 0), |(count, cost), event| (count + 1, cost + event.cost()));
-    state.held -= count as u64;
-    state.ledger.lost[Loss::Exit as usize] += count as u64;
-    (count, cost)
-}
-
-/// Completes the waiters of events that have no further outcome in this process.
-fn give_up<'e>(events: impl Iterator<Item = &'e Event>) {
-    let waiters = events.filter_map(|event| event.waiter.clone());
-    complete_all(waiters.filter(|waiter| waiter.outcome().is_none()).map(|waiter| (waiter, Outcome::Failed)));
 }

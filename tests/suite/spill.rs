@@ -53,10 +53,15 @@ fn is_unready_from_the_start_if_what_a_stop_left_fills_the_buffer() {
 fn loses_what_is_not_settled_without_a_state_directory_and_says_so() {
     let setup = Setup::on_missing_files().without_state().text("shutdown.grace", "300ms");
     let daemon = setup.start();
-    load(200).send(&daemon.ingress).all_accepted();
+    let sent = load(200).send(&daemon.ingress).all_accepted();
     let stopped = daemon.stop();
     assert_eq!(stopped.code, Some(1), "{}", stopped.last);
     assert_eq!(["lost", "held"].map(|name| stopped.count(name)), [200, 0]);
+    assert_eq!(stopped.last["level"], "ERROR", "shown at every level");
+    let lost =
+        stopped.log.lines().find(|line| line.contains("lost at the end")).expect("a line about what is lost");
+    assert!(lost.contains("ERROR") && lost.contains(r#""more":100"#), "{lost}");
+    assert_eq!(sent.0.iter().filter(|note| lost.contains(&note.id)).count(), 100, "{lost}");
     setup.bring_the_broker_back();
     let daemon = setup.start();
     assert_eq!(daemon.status().count("recovered"), 0);

@@ -308,8 +308,7 @@ impl QueueModel {
             self.finish();
         }
         let lost = self.run.lost();
-        self.run.buffer.lose_taken(self.run.taken.iter().map(|event| &**event));
-        self.run.buffer.lose_waiting();
+        self.run.buffer.lose(self.run.taken.iter().map(|event| &**event));
         if answer != Reply::Never {
             self.run.buffer.close_journal();
             self.finish();

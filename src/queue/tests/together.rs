@@ -235,8 +235,7 @@ fn keeps_at_the_stop_what_only_memory_held() {
     queue.check();
     // Delivery continues, and its settlements reach the disk.
     queue.settle(&taken[0]);
-    queue.buffer.lose_taken(std::iter::empty());
-    queue.buffer.lose_waiting();
+    queue.buffer.lose(std::iter::empty());
     let totals = queue.check();
     assert_eq!((totals.published, totals.held, totals.lost), (1, 2, 0));
     queue.close();
@@ -252,7 +251,7 @@ fn loses_at_the_stop_what_the_journal_has_no_room_for() {
     // Larger than a segment.
     (0..3).for_each(|_| assert!(queue.enqueue(9000).unwrap().is_none()));
     assert!(matches!(queue.buffer.spill(std::iter::empty(), 1 << 20), SpillResult::Refused(_)));
-    queue.buffer.lose_waiting();
+    queue.buffer.lose(std::iter::empty());
     let totals = queue.check();
     assert_eq!((totals.lost, totals.held), (3, 0));
     queue.close();
