@@ -35,9 +35,6 @@ use crate::queue::Buffer;
 use crate::queue::journal::{OpenError, Opened};
 use crate::status::Totals;
 
-/// The time that the end waits for the journal's final writes, beyond the stop's deadline; at least a fifth of it.
-const JOURNAL_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The reasons why the bridge does not start. The text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
@@ -246,7 +243,8 @@ impl RunningApp {
         let (queue, settings) = (&parts.queue, reloader.settings());
         stop_in_order(&mut signals, &stopper, settings.shutdown, queue, serving, delivery, journal).await;
         if let Some(invalids) = parts.invalids.clone() {
-            let _ = tokio::task::spawn_blocking(move || invalids.close()).await;
+            let limit = stopper.overtime();
+            let _ = tokio::task::spawn_blocking(move || invalids.close(limit)).await;
         }
         if failed && journal::is_missing(settings) {
             queue.lose_journal();
@@ -289,8 +287,7 @@ async fn stop_in_order<T: Send + 'static>(
         joined(vec![delivery]).await;
         queue.close_journal();
         // A disk that hangs must not delay the end for ever.
-        let limit = JOURNAL_TIMEOUT.saturating_sub(stopper.overdue()).max(JOURNAL_TIMEOUT / 5);
-        let _ = timeout(limit, joined(journal.into_iter().collect())).await;
+        let _ = timeout(stopper.overtime(), joined(journal.into_iter().collect())).await;
     };
     tokio::pin!(ended);
     loop {

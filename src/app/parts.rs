@@ -3,7 +3,6 @@
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
@@ -21,9 +20,6 @@ use crate::queue::Buffer;
 use crate::queue::journal::{Opened, Writer};
 use crate::settings::to_json;
 use crate::status::{Ledger, Status};
-
-/// The time that the end waits for requests about dead letters, once delivery has ended: they remove published letters.
-const REQUESTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The parts that several threads share.
 #[derive(Clone)]
@@ -105,12 +101,12 @@ impl SharedParts {
     ) -> io::Result<JoinHandle<usize>> {
         let (stop, heartbeat) = (self.stop.clone(), self.status.heartbeats.add("the delivery task"));
         thread("delivery", runtime, Some(heartbeat), move || async move {
-            let serving = control.map(|(control, requests)| tokio::spawn(control.serve(requests, stop)));
+            let serving = control.map(|(control, requests)| tokio::spawn(control.serve(requests, stop.clone())));
             let lost = Delivery::new(work).run().await;
             if let Some(serving) = serving {
                 // It ends with the drain, once it has removed letters that were published in time; a disk that hangs must
                 // not delay it.
-                let _ = timeout(REQUESTS_TIMEOUT, serving).await;
+                let _ = timeout(stop.overtime(), serving).await;
             }
             lost
         })

@@ -23,7 +23,7 @@ use crate::delivery::pairs::Pairs;
 use crate::delivery::ring::{Removed, Ring};
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::Settler;
-use crate::delivery::spill::{self, Spill};
+use crate::delivery::spill::Spill;
 use crate::delivery::successor::{Successor, Takeover};
 use crate::delivery::suspects::Suspects;
 use crate::delivery::unloaded::{BETWEEN_RENEWALS, UnloadedReader, next_portion};
@@ -200,7 +200,7 @@ impl Delivery {
         // Requests that wait at the deadline withdraw their events first.
         self.drain.begun().await;
         if is_finished || self.is_finished() {
-            let _ = timeout(spill::LAST, self.gather_records()).await;
+            let _ = timeout(self.drain.overtime(), self.gather_records()).await;
         } else {
             self.finish().await;
         }
@@ -266,9 +266,9 @@ impl Delivery {
     /// Waits briefly for the writes in progress at the end: until they finish, it is unknown what is kept.
     async fn finish(&mut self) {
         self.sweep();
-        let _ = timeout(spill::LAST, self.settler.finish()).await;
-        self.settler.settle(&self.ring, &self.queue, &self.view);
         self.finish_spill().await;
+        let _ = timeout(self.drain.overtime(), self.settler.finish()).await;
+        self.settler.settle(&self.ring, &self.queue, &self.view);
     }
 
     /// Reads the next events, if they are on disk and the disk answers soon. Events in memory can still be withdrawn

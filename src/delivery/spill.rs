@@ -18,9 +18,6 @@ const BYTES: usize = 1 << 20;
 /// The time that delivery waits for the writes before it continues beside them.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
-/// The time that the end waits for a write in progress, beyond the stop's deadline.
-pub(super) const LAST: Duration = Duration::from_secs(4);
-
 /// The progress of the spill.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Spill {
@@ -63,7 +60,7 @@ impl Delivery {
 
     /// Waits for the writes in progress at the end; without an answer only memory keeps the events.
     pub(super) async fn finish_spill(&mut self) {
-        self.spill_until(Instant::now() + LAST).await;
+        self.spill_until(Instant::now() + self.drain.overtime()).await;
         if !self.spill.is_over() {
             self.give_up_spill("the disk does not answer; it may have been written nevertheless");
         }

@@ -43,9 +43,6 @@ const WAITING_BYTES: usize = 16 << 20;
 /// The number of bodies written with one sync.
 const BATCH: usize = 64;
 
-/// The time for which the exit waits for the disk.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// A body by its source and its verified MAC.
 type BodyKey = (Arc<str>, [u8; 32]);
 
@@ -117,11 +114,11 @@ impl Invalids {
         }
     }
 
-    /// Refuses further bodies, and waits for a limited time until those that wait are on disk.
-    pub(crate) fn close(&self) {
+    /// Refuses further bodies, and waits no longer than this until those that wait are on disk.
+    pub(crate) fn close(&self, limit: Duration) {
         drop(self.sender.lock().take());
         let ended = self.ended.lock();
-        if ended.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+        if ended.recv_timeout(limit) == Err(RecvTimeoutError::Timeout) {
             tracing::error!("the last unpublished bodies were not written to disk in time");
         }
     }
@@ -266,7 +263,7 @@ mod tests {
         invalid("a", b"{\"event\":\"E\",\"cuid\":\"c\"}", 1);
         invalid("a", b"[]", 2);
         invalid("b", b"[]", 2);
-        invalids.close();
+        invalids.close(Duration::from_secs(30));
         assert_eq!(store.held().events, 3);
         let letters = letters(&store);
         assert_eq!((letters[0].id.as_str(), letters[0].event.as_str()), ("c-111111111111", "E"));
@@ -276,7 +273,7 @@ mod tests {
         let (store, invalids) = open(directory.path(), 1 << 20);
         keep(&invalids, "b", KeptReason::Invalid, b"[]", 2);
         keep(&invalids, "b", KeptReason::Invalid, b"[]", 4);
-        invalids.close();
+        invalids.close(Duration::from_secs(30));
         assert_eq!(store.held().kept, 1);
     }
 
@@ -289,7 +286,7 @@ mod tests {
             let reason = if body.is_empty() { KeptReason::Probe } else { KeptReason::Malformed };
             keep(&invalids, "a", reason, body, digit);
         }
-        invalids.close();
+        invalids.close(Duration::from_secs(30));
         let mut kept = letters(&store);
         kept.sort_by(|one, other| one.id.cmp(&other.id));
         assert_eq!(kept.iter().map(|letter| &*letter.body).collect::<Vec<_>>(), bodies);
@@ -323,7 +320,7 @@ mod tests {
         assert!(!reasons.contains(&"probe".to_owned()), "{reasons:?}");
         assert_eq!(reasons.iter().filter(|reason| *reason == "invalid").count(), 2, "{reasons:?}");
         assert!(store.held().bytes <= room as u64);
-        invalids.close();
+        invalids.close(Duration::from_secs(30));
     }
 
     #[test]
@@ -348,14 +345,14 @@ mod tests {
         assert_eq!(removed, 1);
         again(2);
         assert_eq!(letters(&store).len(), 1);
-        invalids.close();
+        invalids.close(Duration::from_secs(30));
     }
 
     #[test]
     fn counts_what_arrives_after_the_end() {
         let directory = tempfile::tempdir().unwrap();
         let (store, invalids) = open(directory.path(), 1 << 20);
-        invalids.close();
+        invalids.close(Duration::from_secs(30));
         keep(&invalids, "a", KeptReason::Probe, b"[]", 1);
         let held = store.held();
         assert_eq!((held.kept, held.dropped), (0, 1));

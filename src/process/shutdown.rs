@@ -22,6 +22,12 @@ impl Settings {
     }
 }
 
+/// The time beyond the deadline that all waits for a disk share.
+const OVERTIME: Duration = Duration::from_secs(5);
+
+/// The part of it that is left for the end of the journal, once delivery has ended.
+const LAST: Duration = Duration::from_secs(1);
+
 /// The phases of the stop; they only advance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Phase {
@@ -39,6 +45,12 @@ pub(crate) enum Phase {
 struct Stop {
     phase: Phase,
     deadline: Option<Instant>,
+}
+
+impl Stop {
+    fn overtime(self) -> Duration {
+        OVERTIME.saturating_sub(self.deadline.map_or(Duration::ZERO, |deadline| deadline.elapsed()))
+    }
 }
 
 /// The sending end: announces phases and the deadline.
@@ -66,9 +78,9 @@ impl Stopper {
         self.0.send_modify(|stop| stop.deadline = Some(stop.deadline.map_or(at, |deadline| deadline.min(at))));
     }
 
-    /// The time since the deadline has passed.
-    pub(crate) fn overdue(&self) -> Duration {
-        self.0.borrow().deadline.map_or(Duration::ZERO, |deadline| deadline.elapsed())
+    /// The time that the end may wait for a disk now; however many wait, none does so 5 s after the deadline.
+    pub(crate) fn overtime(&self) -> Duration {
+        self.0.borrow().overtime()
     }
 }
 
@@ -115,6 +127,11 @@ impl Drain {
                 },
             }
         }
+    }
+
+    /// The time that delivery may wait for a disk at its end.
+    pub(crate) fn overtime(&self) -> Duration {
+        self.0.borrow().overtime().saturating_sub(LAST)
     }
 
     /// The time left; none if there is no deadline.

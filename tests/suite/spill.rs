@@ -3,7 +3,9 @@
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::support::{LIMIT, Load, PATH, Payload, SECRET, Sent, Setup, plain, rest, sign, wait_until};
+use crate::support::{
+    LIMIT, Load, PATH, Payload, SECRET, Sent, Setup, plain, request_once, rest, sign, wait_until,
+};
 
 fn load(events: u64) -> Load {
     Load { events, keys: 4, ..Load::default() }
@@ -345,5 +347,20 @@ fn counts_what_a_disk_that_never_answers_holds_as_lost_and_ends_in_time() {
     assert!(began.elapsed() < Duration::from_secs(20), "the end waited {:?} for the disk", began.elapsed());
     assert_eq!((stopped.code, stopped.count("lost"), stopped.count("held")), (Some(1), 3, 0), "{}", stopped.last);
     assert!(stopped.log.contains("the disk does not answer"), "{}", stopped.log);
+    stopped.assert_balanced();
+}
+
+#[test]
+fn ends_five_seconds_after_the_grace_although_every_write_hangs() {
+    let hanging = "publish.address=error,journal.sync=hang,letters.write=hang@1+";
+    let setup = Setup::on_files().text("shutdown.grace", "1s").failpoints(hanging);
+    let daemon = setup.start();
+    load(1).send(&daemon.ingress).all_accepted();
+    // A signed body that is not published, too.
+    assert_eq!(request_once(&daemon, b"[", &[]).status, 400);
+    let began = Instant::now();
+    let stopped = daemon.stop();
+    assert!(began.elapsed() < Duration::from_secs(9), "the end waited {:?} for disks", began.elapsed());
+    assert_eq!((stopped.code, stopped.count("lost"), stopped.count("held")), (Some(1), 1, 0), "{}", stopped.last);
     stopped.assert_balanced();
 }
