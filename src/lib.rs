@@ -69,7 +69,7 @@
 //! `secret`: how a secret is read, and that it is never shown. `config/default.toml` has the defaults.
 //!
 //! **`process`**: `shutdown`: the phases of the stop. `logs`: the log and its limits. `state_directory`: its lock, how directories are
-//! made safe. `systemd`: when the watchdog is fed. `failpoint`: faults for tests.
+//! made safe. `systemd`: when the watchdog is fed. `exhausted`: which errors pass by themselves. `failpoint`: faults for tests.
 //!
 //! # The rules
 //! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, it to

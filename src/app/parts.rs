@@ -8,9 +8,9 @@ use tokio::runtime::Runtime;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
 
-use crate::app::Settings;
 use crate::app::offline::rebuild_with;
 use crate::app::threads::{Runtimes, thread};
+use crate::app::{Settings, resources};
 use crate::dead_letters::{ControlSocket, Requests, Stores};
 use crate::delivery::{self, BacklogReader, Delivery, Successor};
 use crate::ingress::{self, Connections, CurrentIngress, Deduplication, Invalids, Listeners};
@@ -68,7 +68,7 @@ impl SharedParts {
         };
         let parts = Self {
             queue: shared.queue.clone(),
-            connections: Arc::new(Connections::new(settings.ingress.max_connections, status.clone())),
+            connections: Arc::new(Connections::new(resources::connections(&settings.ingress), status.clone())),
             status,
             known: shared.known.clone(),
             live: CurrentIngress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes),

@@ -10,8 +10,8 @@ use parking_lot::MutexGuard;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
 
-use crate::app::Settings;
 use crate::app::parts::SharedParts;
+use crate::app::{Settings, resources};
 use crate::delivery::{Change, RoutedBroker};
 use crate::ingress;
 use crate::process::logs::Level;
@@ -187,7 +187,7 @@ impl Reloader {
             tracing::warn!("{problem}");
         }
         self.parts.known.limit(settings.deduplication);
-        self.parts.connections.limit(settings.ingress.max_connections);
+        self.parts.connections.limit(resources::connections(&settings.ingress));
         self.parts.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
         level.set(settings.log.level);
         self.watch = settings.fingerprint.watch();

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use crate::ingress::LARGE_BODY;
+use crate::ingress::{self, LARGE_BODY, REPLACED};
 use crate::queue::Buffer;
 use crate::status::Status;
 
@@ -94,9 +94,9 @@ fn trim() {}
 /// Descriptors for the admin port's connections, the files of the state directory, and the client of the broker.
 const OTHERS: u64 = 192;
 
-/// Descriptors of each ingress thread: its listening socket, those of its runtime, and an accepted connection that
-/// waits for a permit.
-const OF_A_THREAD: u64 = 8;
+/// Descriptors of each ingress thread: its listening socket, those of its runtime, an accepted connection that waits for a
+/// permit, and those that were replaced and still end.
+const OF_A_THREAD: u64 = 8 + REPLACED as u64;
 
 /// Raises the soft limit of open files to the hard one.
 pub(super) fn raise_open_files() {
@@ -107,14 +107,22 @@ pub(super) fn raise_open_files() {
     }
 }
 
-/// The problem if the hard limit of open files is below what so many connections and ingress threads need.
-pub(super) fn too_few_files(connections: usize, threads: usize) -> Option<String> {
-    let needed = connections as u64 + threads as u64 * OF_A_THREAD + OTHERS;
+/// The connections that the ingress may have: `ingress.max_connections`, but never so many that the rest has no descriptors.
+pub(super) fn connections(settings: &ingress::Settings) -> usize {
     // None means that there is no limit.
+    let Some(open) = getrlimit(Resource::Nofile).maximum else { return settings.max_connections };
+    let left = open.saturating_sub(settings.threads as u64 * OF_A_THREAD + OTHERS).max(open / 4);
+    settings.max_connections.min(usize::try_from(left).unwrap_or(usize::MAX))
+}
+
+/// The problem if the hard limit of open files is below what these connections and ingress threads need.
+pub(super) fn too_few_files(settings: &ingress::Settings) -> Option<String> {
+    let (wanted, connections) = (settings.max_connections, connections(settings));
+    let needed = wanted as u64 + settings.threads as u64 * OF_A_THREAD + OTHERS;
     let open = getrlimit(Resource::Nofile).maximum.filter(|open| *open < needed)?;
     Some(format!(
-        "at most {open} files may be open, and `ingress.max_connections` = {connections} needs {needed}: connections \
-         beyond the limit wait; raise it (LimitNOFILE, ulimit -Hn) or lower the setting"
+        "at most {open} files may be open, and `ingress.max_connections` = {wanted} needs {needed}: {connections} \
+         connections are open at most, and more wait; raise it (LimitNOFILE, ulimit -Hn) or lower the setting"
     ))
 }
 

@@ -120,8 +120,7 @@ pub(crate) fn load_from(
         fingerprint.show(STATE_DIRECTORY, &path.to_string_lossy(), "environment variable STATE_DIRECTORY");
     }
     let settings = Settings { fingerprint, layers, ..settings };
-    let ingress::Settings { max_connections, threads, .. } = settings.ingress;
-    findings.warnings.extend(resources::too_few_files(max_connections, threads));
+    findings.warnings.extend(resources::too_few_files(&settings.ingress));
     Ok((settings, findings))
 }
 

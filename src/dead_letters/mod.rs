@@ -18,4 +18,4 @@ pub(crate) use read::{Lines, files};
 pub(crate) use replay::{Requests, Stores};
 pub(crate) use request::{Action, Progress, Request, RequestState, StoreKind, Validity};
 pub(crate) use selection::RebuildLetter;
-pub(crate) use store::{NewLetter, Precedence, SharedStore, Store, StoreLimits};
+pub(crate) use store::{NewLetter, Precedence, SharedStore, Store, StoreLimits, WriteError};

@@ -38,7 +38,7 @@ const FIRST_BYTE: Duration = Duration::from_secs(2);
 const LINGER: Duration = Duration::from_secs(1);
 
 /// The number of connections of a thread that may linger after their permit was given to another connection.
-const REPLACED: usize = 64;
+pub(crate) const REPLACED: usize = 64;
 
 /// The state that the connections of one thread share.
 pub(super) struct Thread {

@@ -9,13 +9,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use std::{io, iter};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
-use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, SharedStore, Store};
+use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, SharedStore, Store, WriteError};
 use crate::event::{Event, Labels, Origin};
 use crate::ingress::validate::read_any;
 use crate::ingress::verify;
 use crate::metrics::Metrics;
+use crate::process::is_exhausted;
 use crate::process::logs::Throttle;
 use crate::settings::Section;
 use crate::status::KeptReason;
@@ -42,6 +43,9 @@ const WAITING_BYTES: usize = 16 << 20;
 
 /// The number of bodies written with one sync.
 const BATCH: usize = 64;
+
+/// The pause before another attempt where there is no descriptor for a file.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// A body by its source and its verified MAC.
 type BodyKey = (Arc<str>, [u8; 32]);
@@ -196,6 +200,12 @@ impl InvalidWriter {
                         self.metrics.invalid_kept(*reason, 1);
                     }
                     done += count;
+                }
+                Err(WriteError::Disk { source, directory }) if is_exhausted(&source) => {
+                    if self.throttle.admits() {
+                        tracing::warn!("signed bodies that are not published wait for {directory}: {source}");
+                    }
+                    MutexGuard::unlocked(&mut store, || std::thread::sleep(RETRY));
                 }
                 Err(error) => {
                     // This one does not fit, or the disk fails: skip it and try the next.

@@ -21,6 +21,7 @@ mod verify;
 
 pub(crate) use accept::{Listeners, serve};
 pub(crate) use body::LARGE as LARGE_BODY;
+pub(crate) use connection_task::REPLACED;
 pub(crate) use connections::Connections;
 pub(crate) use current::CurrentIngress;
 pub(crate) use deduplicate::{Deduplication, Settings as DeduplicationSettings};

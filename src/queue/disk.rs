@@ -208,6 +208,10 @@ impl Disk {
             return None;
         }
         self.retry_at = Some(Instant::now() + RETRY_INTERVAL);
+        if self.layout.has_spare() {
+            // It could not be opened; the next record shows whether it can be by now.
+            self.note_space();
+        }
         self.layout.wants_spare_again()
     }
 

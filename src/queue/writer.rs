@@ -59,6 +59,9 @@ pub(crate) struct Journaling {
     heartbeat: Heartbeat,
     /// Limits how often a full disk is logged.
     throttle: Throttle,
+    /// Limits how often it is logged that an event was refused for that reason: a spare that cannot be opened is tried for
+    /// each.
+    refusals: Throttle,
 }
 
 impl Journaling {
@@ -71,6 +74,7 @@ impl Journaling {
             metrics,
             heartbeat,
             throttle: Throttle::new("segments that cannot be made", 1, Duration::from_secs(30)),
+            refusals: Throttle::new("events without a segment of the journal", 1, Duration::from_secs(1)),
         }
     }
 
@@ -166,7 +170,9 @@ impl Journaling {
         let ends = matches!(error, CommitError::Failed(_)) && self.queue.mode().ack == Ack::Journaled;
         match error {
             CommitError::NoSpace(_) => {
-                tracing::error!("{error}; answering 503 to what does not fit until it works");
+                if self.refusals.admits() {
+                    tracing::error!("{error}; answering 503 to what does not fit until it works");
+                }
             }
             CommitError::Failed(_) if ends => tracing::error!("{error}; the bridge stops"),
             CommitError::Failed(_) => {

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Value};
@@ -87,10 +88,20 @@ impl FileWatch {
     pub(crate) fn has_changed(&mut self) -> bool {
         let mut changed = false;
         for (path, seen) in &mut self.0 {
-            let now = std::fs::read(path).ok().map(|bytes| Sha256::digest(bytes).into());
+            let Ok(now) = digest(std::fs::read(path)) else { continue };
             changed |= std::mem::replace(seen, now) != now;
         }
         changed
+    }
+}
+
+/// The digest of what was read, or none where the file cannot be had. Other errors, as a lack of descriptors, say nothing of it.
+fn digest(read: io::Result<Vec<u8>>) -> io::Result<Option<[u8; 32]>> {
+    use io::ErrorKind::{IsADirectory, NotADirectory, NotFound, PermissionDenied};
+    match read {
+        Ok(bytes) => Ok(Some(Sha256::digest(bytes).into())),
+        Err(error) if [NotFound, PermissionDenied, NotADirectory, IsADirectory].contains(&error.kind()) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -142,5 +153,14 @@ mod tests {
         assert_eq!([watch.has_changed(), watch.has_changed()], [true, false]);
         std::fs::remove_file(&path).unwrap();
         assert_eq!([watch.has_changed(), watch.has_changed()], [true, false]);
+    }
+
+    #[test]
+    fn takes_a_lack_of_descriptors_or_memory_for_no_change() {
+        for code in [12, 23, 24] {
+            assert!(digest(Err(io::Error::from_raw_os_error(code))).is_err(), "{code}");
+        }
+        assert_eq!(digest(Err(io::ErrorKind::NotFound.into())).unwrap(), None);
+        assert!(digest(Ok(Vec::new())).unwrap().is_some());
     }
 }

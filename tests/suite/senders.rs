@@ -150,13 +150,34 @@ fn makes_room_when_every_connection_is_taken_by_a_silent_one() {
 }
 
 #[test]
-fn recovers_when_it_ran_out_of_descriptors() {
-    let daemon = Setup::on_files().open_files(96).text("ingress.header_timeout", "60s").start();
+fn leaves_descriptors_to_the_rest_however_many_connections_are_silent() {
+    let setup = Setup::on_files().open_files(320).raw("ingress.threads", "2").text("ingress.header_timeout", "60s");
+    let daemon = setup.start();
     daemon.wait_for_line("that the limit is low", |line| {
-        line["level"] == "WARN" && line.to_string().contains("at most 96 files may be open")
+        line["level"] == "WARN" && line.to_string().contains("at most 320 files may be open")
     });
-    // The kernel accepts them all; the daemon cannot.
-    let many: Vec<TcpStream> = (0..200).map(|_| TcpStream::connect(&daemon.ingress).unwrap()).collect();
+    // The kernel accepts them all.
+    let many: Vec<TcpStream> = (0..300).map(|_| TcpStream::connect(&daemon.ingress).unwrap()).collect();
+    wait_until("as many are open as may be", LIMIT, || {
+        daemon.status().number("/connections/open") == daemon.metric("connections_capacity", &[])
+    });
+    assert_eq!(get(&daemon.admin, "/livez").unwrap().status, 200);
+    // Each silent one before it in the queue makes room for the next after a moment.
+    wait_until("a good request is answered", LIMIT, || answers_200(&daemon));
+    daemon.wait_until_empty();
+    drop(many);
+    let stopped = daemon.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+    assert!(!stopped.log.contains("Too many open files"), "{}", stopped.log);
+}
+
+#[test]
+fn recovers_when_it_ran_out_of_descriptors() {
+    let daemon = Setup::on_files().text("ingress.header_timeout", "60s").start();
+    good_request_is_fast(&daemon);
+    // Below what is open already.
+    let limit = daemon.limit_open_files(3);
+    let waiting = TcpStream::connect(&daemon.ingress).unwrap();
     daemon.wait_for_line("that it cannot accept", |line| line.to_string().contains("Too many open files"));
     let (before, began) = (processor_ticks(&daemon), Instant::now());
     // A busy loop shows only over some time.
@@ -164,17 +185,34 @@ fn recovers_when_it_ran_out_of_descriptors() {
     let used = processor_ticks(&daemon) - before;
     // Linux counts 100 ticks a second.
     assert!(used < 50, "{used} ticks of the processor in {:?}: a busy loop", began.elapsed());
-    drop(many);
-    wait_until("a good request is answered", LIMIT, || {
-        let body = Payload::new("cuid-after").body();
-        let signature = sign(SECRET, &body);
-        let headers = [("X-Authorization-HMAC-256", signature.as_str())];
-        let answer =
-            Client::connect(&daemon.ingress).and_then(|mut client| client.send("POST", PATH, &headers, &body));
-        answer.is_ok_and(|answer| answer.status == 200)
-    });
+    daemon.limit_open_files(limit);
+    wait_until("a good request is answered", LIMIT, || answers_200(&daemon));
+    drop(waiting);
     let stopped = daemon.stop();
     assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+}
+
+#[test]
+fn keeps_a_signed_body_although_there_is_no_descriptor_for_its_file() {
+    let daemon = Setup::on_files().start();
+    let mut client = Client::connect(&daemon.ingress).unwrap();
+    let headers = [("X-Authorization-HMAC-256", &*sign(SECRET, b"{"))];
+    assert_eq!(client.send("GET", PATH, &[], b"").unwrap().status, 405, "it is accepted");
+    let limit = daemon.limit_open_files(3);
+    assert_eq!(client.send("POST", PATH, &headers, b"{").unwrap().status, 400);
+    daemon.wait_for_line("that it is not kept yet", |line| line.to_string().contains("Too many open files"));
+    daemon.limit_open_files(limit);
+    wait_until("it is kept", LIMIT, || daemon.metric("invalid_kept_total", &[("reason", "malformed")]) == 1);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+/// Whether a good request is answered 200.
+fn answers_200(daemon: &Daemon) -> bool {
+    let body = Payload::new("cuid-after").body();
+    let signature = sign(SECRET, &body);
+    let headers = [("X-Authorization-HMAC-256", signature.as_str())];
+    let answer = Client::connect(&daemon.ingress).and_then(|mut client| client.send("POST", PATH, &headers, &body));
+    answer.is_ok_and(|answer| answer.status == 200)
 }
 
 fn processor_ticks(daemon: &Daemon) -> u64 {

@@ -98,10 +98,13 @@ pub(super) fn read_headers(directory: &Path) -> io::Result<(Vec<Segment>, Vec<Un
 /// Whether the error means that the disk, or the checksums of its file system, cannot return the block.
 #[must_use]
 pub(crate) fn is_unreadable(error: &io::Error) -> bool {
-    let cause =
-        error.get_ref().and_then(|inner| inner.downcast_ref::<Placed>()).map_or(error, |placed| &placed.error);
     let known = [Errno::IO, Errno::BADMSG, Errno::UCLEAN].map(|errno| Some(errno.raw_os_error()));
-    known.contains(&cause.raw_os_error())
+    known.contains(&cause(error).raw_os_error())
+}
+
+/// The error of the system, without the path.
+pub(super) fn cause(error: &io::Error) -> &io::Error {
+    error.get_ref().and_then(|inner| inner.downcast_ref::<Placed>()).map_or(error, |placed| &placed.error)
 }
 
 /// Reads until the buffer is full or the file ends; returns the number of bytes.

@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
-use crate::process::failpoint;
+use crate::process::{failpoint, is_exhausted};
 use crate::queue::journal::files::{self, Fill, at};
 use crate::queue::journal::format::{HEADER_BYTES, Header, Mark, WatermarkSlot};
 use crate::queue::journal::record::Record;
@@ -17,14 +17,22 @@ const BUFFER: usize = 1 << 20;
 /// The reasons why a commit did not happen.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CommitError {
-    /// No segment could be created for it. Nothing of this run is written: undo its places and try later.
-    #[error("failed to make another segment of the journal: {0}; free some disk space there")]
+    /// No segment could be created or opened for it. Nothing of this run is written: undo its places and try later.
+    #[error("failed to make another segment of the journal: {0}; {advice}", advice = advice(.0))]
     NoSpace(io::Error),
     /// Final: the state on disk is unknown, and trying again would not reveal it.
     #[error(
         "failed to write the journal: {0}; check the disk, then start again: all that was acknowledged is kept"
     )]
     Failed(io::Error),
+}
+
+fn advice(error: &io::Error) -> &'static str {
+    if is_exhausted(files::cause(error)) {
+        "raise the limit of open files or of memory"
+    } else {
+        "free some disk space there"
+    }
 }
 
 /// The segment to which records are written.
@@ -62,10 +70,8 @@ impl Writer {
     pub(crate) fn commit(&mut self, run: &[(Place, Record<'_>)], watermark: u64) -> Result<(), CommitError> {
         let Some((first, _)) = run.first() else { return Ok(()) };
         self.refuse_broken()?;
-        if first.starts_segment {
-            self.make(first.segment)?;
-        }
-        let written = self.write(run, watermark);
+        let opened = first.starts_segment.then(|| self.make(first.segment)).transpose()?;
+        let written = self.write(run, watermark, opened);
         self.check(written)
     }
 
@@ -86,25 +92,28 @@ impl Writer {
         })
     }
 
-    /// Creates the segment if it does not exist as a spare.
-    fn make(&mut self, number: u32) -> Result<(), CommitError> {
-        match fs::metadata(files::path(&self.directory, number)) {
+    /// Opens the segment; creates it if it does not exist as a spare.
+    fn make(&mut self, number: u32) -> Result<File, CommitError> {
+        let path = files::path(&self.directory, number);
+        let created = match fs::metadata(&path) {
             Ok(spare) if spare.len() == self.segment => Ok(()),
-            _ => self.create(number).map_err(|error| match error.kind() {
-                // These do not disappear by themselves.
-                io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    self.broken = true;
-                    CommitError::Failed(error)
-                }
-                _ => CommitError::NoSpace(error),
-            }),
-        }
+            _ => self.create(number),
+        };
+        let open = || OpenOptions::new().write(true).open(&path).map_err(|error| at(&path, &error));
+        created.and_then(|()| open()).map_err(|error| match error.kind() {
+            // These do not disappear by themselves.
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                self.broken = true;
+                CommitError::Failed(error)
+            }
+            // Among these a lack of descriptors, which any sender can cause.
+            _ => CommitError::NoSpace(error),
+        })
     }
 
     /// Begins another use of a segment: an end mark, then the header that makes it count, both safe on disk before any
     /// record. In this order a process that ends in between leaves a spare, not a segment with a torn end.
-    fn recycle(&mut self, number: u32, first: u64, watermark: u64) -> io::Result<()> {
-        let file = OpenOptions::new().write(true).open(files::path(&self.directory, number))?;
+    fn recycle(&mut self, file: File, number: u32, first: u64, watermark: u64) -> io::Result<()> {
         let header = Header { size: self.segment, salt: fastrand::u64(..), first };
         let slot = WatermarkSlot { counter: 1, watermark };
         file.write_all_at(&Mark::end(first).encode(header.salt).0, HEADER_BYTES)?;
@@ -114,10 +123,11 @@ impl Writer {
         failpoint::pass("journal.recycle")
     }
 
-    fn write(&mut self, run: &[(Place, Record<'_>)], watermark: u64) -> io::Result<()> {
+    /// Writes a run, first the header of the segment that was opened for it.
+    fn write(&mut self, run: &[(Place, Record<'_>)], watermark: u64, opened: Option<File>) -> io::Result<()> {
         let (Some((first, _)), Some((last, _))) = (run.first(), run.last()) else { return Ok(()) };
-        if first.starts_segment {
-            self.recycle(first.segment, first.sequence, watermark)?;
+        if let Some(file) = opened {
+            self.recycle(file, first.segment, first.sequence, watermark)?;
         }
         let active = self.active.as_mut().filter(|active| active.number == first.segment);
         let active = active.ok_or_else(|| io::Error::other("the place is in another segment"))?;

@@ -7,7 +7,8 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Daemon, LIMIT, Load, Note, Outcome, Payload, Sent, Setup, get, request_once, said, wait_until,
+    Client, Daemon, LIMIT, Load, Note, Outcome, PATH, Payload, SECRET, Sent, Setup, get, request_once, said, sign,
+    wait_until,
 };
 
 /// Settings with segments of a mebibyte, which a hundred events fill, and long time-outs for a busy disk.
@@ -360,4 +361,37 @@ fn syncs_the_parent_of_the_state_directory_first() {
     let stopped = setup.try_start().expect_err("the sync of a directory failed");
     let parent = format!("cannot sync {}:", setup.directory().display());
     assert!(stopped.log.contains(&parent), "{}", stopped.log);
+}
+
+#[test]
+fn answers_503_without_descriptors_and_goes_on_once_there_are_some() {
+    // Four segments.
+    let setup = Setup::on_files().text("ack", "journaled").text("journal.max_bytes", "4MiB").takes_repeats();
+    let setup = setup.text("publish.timeout", "60s");
+    let daemon = setup.start();
+    let mut client = Client::connect(&daemon.ingress).unwrap();
+    let body = Payload { text: "x".repeat(60_000), ..Payload::new("cuid") }.body();
+    let signature = sign(SECRET, &body);
+    let mut send = || {
+        let answer = client.send("POST", PATH, &[("X-Authorization-HMAC-256", &signature)], &body);
+        answer.expect("it serves").status
+    };
+    // The next segment exists: it is only to be opened.
+    wait_until("there is a spare", LIMIT, || {
+        assert_eq!(send(), 200);
+        setup.segments().len() > 1
+    });
+    assert_eq!(send(), 200, "it is whole by now: the writer does one thing after another");
+    // Below what is open already.
+    let limit = daemon.limit_open_files(3);
+    wait_until("the first segment is full", LIMIT, || send() == 503);
+    assert_eq!(send(), 503, "it runs on");
+    daemon.limit_open_files(limit);
+    wait_until("it accepts again", LIMIT, || send() == 200);
+    wait_until("it is ready again", LIMIT, || daemon.get("/readyz").status == 200);
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("lost"), status.count("dead_lettered")), (0, 0));
+    let stopped = daemon.stop();
+    assert_eq!(stopped.code, Some(0), "{}", stopped.log);
+    stopped.assert_balanced();
 }

@@ -9,6 +9,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
 use serde_json::Value;
 
 use super::wait::LIMIT;
@@ -220,6 +221,15 @@ impl Daemon {
     /// The process id.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Changes how many files it may have open, up to the hard limit; returns how many it might before. Those that are open
+    /// stay open.
+    pub(crate) fn limit_open_files(&self, soft: u64) -> u64 {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw).expect("it is a process id");
+        // It raised its own to the hard one, which it has from here.
+        let new = Rlimit { current: Some(soft), maximum: getrlimit(Resource::Nofile).maximum };
+        prlimit(Some(pid), Resource::Nofile, new).expect("the daemon is ours").current.unwrap_or(u64::MAX)
     }
 
     /// Sends SIGTERM and does not wait.
