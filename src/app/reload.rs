@@ -118,11 +118,8 @@ impl Reloader {
                 Ok(loaded) => loaded.map_err(|error| error.to_string()),
                 Err(_) => Err("reading them failed unexpectedly".to_owned()),
             };
-            match loaded {
-                Ok((settings, findings)) => {
-                    self.retry_pending = false;
-                    self.apply(settings, &findings, &level);
-                }
+            match loaded.and_then(|(settings, findings)| self.apply(settings, &findings, &level)) {
+                Ok(()) => self.retry_pending = false,
                 Err(error)
                     if is_news
                         || self.reloads().last.as_ref().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
@@ -158,8 +155,8 @@ impl Reloader {
         reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
     }
 
-    /// Applies the settings that may change.
-    fn apply(&mut self, read: Settings, findings: &Findings, level: &Level) {
+    /// Applies the settings that may change, or none and returns why.
+    fn apply(&mut self, read: Settings, findings: &Findings, level: &Level) -> Result<(), String> {
         let changed: Vec<String> = self.settings.fingerprint.changed(&read.fingerprint).into_iter().collect();
         // Another broker takes effect after a restart.
         let is_same_broker = self.settings.broker.name == read.broker.name;
@@ -167,11 +164,17 @@ impl Reloader {
         let is_fixed = |key: &String| !LIVE.iter().any(|live| is_of(key, live)) && !is_broker(key);
         let needs_restart: Vec<String> =
             self.start.changed(&read.fingerprint).into_iter().filter(is_fixed).collect();
+        let is_tls_new = changed.iter().any(|key| is_of(key, TLS));
         let has_same_routes = self.settings.broker.router.has_same_routes(&read.broker.router);
-        let mut next = self.merge_live(read, changed.iter().any(|key| is_of(key, TLS)));
+        let mut next = self.merge_live(read, is_tls_new);
         next.fingerprint.keep(&self.settings.fingerprint, is_fixed);
         if let Some(contradiction) = next.contradiction() {
-            return self.reject(format!("{contradiction}; a part of it needs a restart"));
+            return Err(format!("{contradiction}; a part of it needs a restart"));
+        }
+        if let (Some(tls), Some(old)) = (&next.ingress.tls, &self.settings.ingress.tls)
+            && let Some(problem) = tls.problem(old)
+        {
+            return Err(format!("`ingress.tls.certificate_file`: {problem}, and the one in use is valid"));
         }
         self.settings = next;
         let settings = &self.settings;
@@ -202,6 +205,7 @@ impl Reloader {
             );
         }
         self.reloads().note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
+        Ok(())
     }
 
     /// The settings in force, with those that may change taken from the new reading.

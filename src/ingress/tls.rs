@@ -24,12 +24,36 @@ use crate::settings::Section;
 #[derive(Clone)]
 pub(crate) struct ServerTls {
     config: Arc<ServerConfig>,
+    validity: Validity,
+}
+
+/// The time for which the server's certificate is valid, and its file.
+#[derive(Clone, Debug)]
+struct Validity {
+    file: PathBuf,
+    not_before: SystemTime,
     not_after: SystemTime,
+}
+
+impl Validity {
+    /// The problem now, if there is one.
+    fn problem(&self) -> Option<String> {
+        let now = SystemTime::now();
+        let (what, time) = if self.not_after < now {
+            ("ended at", self.not_after)
+        } else if now < self.not_before {
+            ("begins only at", self.not_before)
+        } else {
+            return None;
+        };
+        let (file, time) = (self.file.display(), humantime::format_rfc3339_seconds(time));
+        Some(format!("{file}: the certificate {what} {time}; senders refuse it"))
+    }
 }
 
 impl fmt::Debug for ServerTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerTls").field("not_after", &self.not_after).finish_non_exhaustive()
+        f.debug_struct("ServerTls").field("validity", &self.validity).finish_non_exhaustive()
     }
 }
 
@@ -40,14 +64,14 @@ impl ServerTls {
     /// Never: ring has suites of both protocol versions.
     pub(crate) fn read(section: &mut Section<'_>) -> Option<Self> {
         let (chain, key, clients) = (read_chain(section), read_key(section), read_clients(section));
-        let ((chain, not_after), (key_file, key)) = chain.zip(key)?;
+        let ((chain, validity), (key_file, key)) = chain.zip(key)?;
         let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .expect("ring has suites of both protocol versions");
         match builder.with_client_cert_verifier(clients?).with_single_cert(chain, key) {
             Ok(mut config) => {
                 config.alpn_protocols = vec![b"http/1.1".to_vec()];
-                Some(Self { config: Arc::new(config), not_after })
+                Some(Self { config: Arc::new(config), validity })
             }
             Err(error) => {
                 let file = key_file.display();
@@ -66,7 +90,12 @@ impl ServerTls {
 
     /// The time at which the server's certificate expires.
     pub(crate) fn not_after(&self) -> SystemTime {
-        self.not_after
+        self.validity.not_after
+    }
+
+    /// The problem if senders refuse this pair now, and did not refuse the one that it replaces.
+    pub(crate) fn problem(&self, replaced: &Self) -> Option<String> {
+        self.validity.problem().filter(|_| replaced.validity.problem().is_none())
     }
 
     /// Whether both come from the same reading: connections of one are then as good as those of the other.
@@ -96,9 +125,9 @@ fn certificates(section: &mut Section<'_>, key: &str, path: &Path, content: &[u8
     None
 }
 
-/// The server's certificate with its chain, and its expiry. A certificate that is not valid now only causes a warning:
-/// a bridge that does not start accepts no events at all, and not every proxy checks.
-fn read_chain(section: &mut Section<'_>) -> Option<(Chain, SystemTime)> {
+/// The server's certificate with its chain, and its validity. A certificate that is not valid now only causes a warning:
+/// a bridge that does not start accepts no events at all, and not every proxy checks. A reload keeps one that is valid.
+fn read_chain(section: &mut Section<'_>) -> Option<(Chain, Validity)> {
     const KEY: &str = "certificate_file";
     let (path, content) = section.needed_file(KEY, "the certificate and its chain, in PEM")?;
     let chain = certificates(section, KEY, &path, &content)?;
@@ -115,13 +144,12 @@ fn read_chain(section: &mut Section<'_>) -> Option<(Chain, SystemTime)> {
     let time = |time: ASN1Time| {
         SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
     };
-    let (not_before, not_after, now) = (time(validity.not_before), time(validity.not_after), SystemTime::now());
-    let wrong = [("ended at", not_after, not_after < now), ("begins only at", not_before, now < not_before)];
-    for (what, time, _) in wrong.into_iter().filter(|(_, _, is_wrong)| *is_wrong) {
-        let time = humantime::format_rfc3339_seconds(time);
-        section.warning(KEY, format_args!("{}: the certificate {what} {time}; senders refuse it", path.display()));
+    let (not_before, not_after) = (time(validity.not_before), time(validity.not_after));
+    let validity = Validity { file: path, not_before, not_after };
+    if let Some(problem) = validity.problem() {
+        section.warning(KEY, problem);
     }
-    Some((chain, not_after))
+    Some((chain, validity))
 }
 
 /// Warns where a client cannot get from the first certificate to an authority that it knows. An error would keep a bridge

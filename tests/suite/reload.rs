@@ -3,12 +3,13 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
 use crate::support::{
-    Authority, Client, Daemon, LIMIT, Load, PATH, Payload, SECRET, Setup, Status, Table, files, request_once, sign,
-    wait_until,
+    Authority, Client, Daemon, LIMIT, Load, PATH, Pair, Payload, SECRET, Setup, Status, Table, files, request_once,
+    sign, wait_until,
 };
 
 const OTHER: &str = "another secret of this test, 0123456789";
@@ -167,6 +168,36 @@ fn keeps_everything_where_something_is_wrong_and_says_why() {
     let stopped = daemon.stop();
     let key = fs::read_to_string(key).expect("it is there");
     assert!(!stopped.log.contains(&key[40..60]) && !stopped.log.contains(SECRET), "a secret is in the log");
+}
+
+#[test]
+fn keeps_a_valid_certificate_where_the_new_one_is_not_and_looks_again() {
+    let authority = Authority::new();
+    let setup = Setup::on_files().failpoints("reload.look=20ms");
+    let write = |pair: Pair| pair.write(setup.directory(), "server");
+    let (certificate, key) = write(authority.issue_until(3000));
+    let daemon = setup
+        .clone()
+        .text("ingress.tls.certificate_file", &certificate.display().to_string())
+        .text("ingress.tls.key_file", &key.display().to_string())
+        .start();
+    let expiry = || daemon.metric("tls_certificate_not_after_timestamp_seconds", &[]);
+    let rejected = |what: &str| {
+        daemon.wait_until(what, LIMIT, |status| {
+            let error = status.0["reload"]["error"].as_str().unwrap_or_default();
+            error.contains(what) && error.contains("server.crt")
+        });
+        assert_eq!(expiry(), 32_503_680_000, "the old pair stays");
+        Client::connect_over_tls(&daemon.ingress, &authority.client(None)).expect("the pair is kept");
+    };
+    write(authority.issue_until(2020));
+    rejected("the certificate ended at 2020-01-01T00:00:00Z");
+    // It is looked at again until it is valid, although no file changes any more.
+    write(authority.issue_from(SystemTime::now() + Duration::from_secs(5)));
+    rejected("the certificate begins only at");
+    daemon.wait_until("the reload", LIMIT, |status| status.text("/reload/result") == "success");
+    assert_eq!(expiry(), 64_060_588_800);
+    assert_eq!(daemon.stop().code, Some(0));
 }
 
 #[test]

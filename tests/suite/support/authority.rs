@@ -3,6 +3,7 @@
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::SystemTime;
 use std::{fs, io};
 
 use rcgen::{
@@ -48,9 +49,19 @@ impl Authority {
 
     /// The same, up to the beginning of a year.
     pub(crate) fn issue_until(&self, year: i32) -> Pair {
+        self.issue_between(SystemTime::UNIX_EPOCH, year)
+    }
+
+    /// The same, from a time on.
+    pub(crate) fn issue_from(&self, begin: SystemTime) -> Pair {
+        self.issue_between(begin, 4000)
+    }
+
+    fn issue_between(&self, begin: SystemTime, year: i32) -> Pair {
         let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
         let mut params = CertificateParams::new(names).expect("the names are legal");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        params.not_before = begin.into();
         params.not_after = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().expect("a key can be made");
         let certificate = params.signed_by(&key, &*self.0).expect("a certificate can be made");
