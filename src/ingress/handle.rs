@@ -36,6 +36,12 @@ use crate::status::{
 /// A duplicate that arrives later than this is logged: the sender's own repeats have ended by then.
 const LATE: Duration = Duration::from_mins(5);
 
+/// The least time that a sender waits for the disk or the broker, however slow its request was.
+const LEAST: Duration = Duration::from_millis(500);
+
+/// PlexTrac waits for five seconds from the first byte on: an answer by then arrives.
+const SENDER_PATIENCE: Duration = Duration::from_millis(4_800);
+
 /// The parts that ingress shares with others, independent of the settings.
 #[derive(Clone)]
 pub(crate) struct Shared {
@@ -308,13 +314,18 @@ impl Guard<'_> {
     /// Waits for what the mode promises, no longer than a sender waits.
     async fn wait(&self, waiter: &Waiter, answer: &'static [u8]) -> Result<Reply, Rejection> {
         let mode = self.ingress.shared.queue.mode();
-        let limit = self.sender.begun + mode.timeout;
-        let ended = self.in_time(tokio::time::timeout_at(limit.into(), waiter.wait())).await;
+        let took = self.sender.begun.elapsed();
+        let patience = patience(took, mode.timeout);
+        let ended = self.in_time(tokio::time::timeout(patience, waiter.wait())).await;
         // If the event was not sent yet, it never will be, and a repeat is a new event. If it was sent, its confirmation
-        // may arrive late. If the sender has closed the connection, do not withdraw the event: the 503 would have no
+        // may arrive late. If the sender has closed the connection, do not withdraw the event: the answer would have no
         // receiver.
-        let withdraws =
-            || answer == reply::ACCEPTED && !self.sender.connection.socket.is_closed_by_peer() && waiter.withdraw();
+        let withdraws = || {
+            mode.ack == Ack::Published
+                && answer == reply::ACCEPTED
+                && !self.sender.connection.socket.is_closed_by_peer()
+                && waiter.withdraw()
+        };
         let text = match ended {
             Ok(Ok(Outcome::Kept)) => return Ok(reply::ok(answer)),
             Ok(Ok(Outcome::Failed)) if mode.ack == Ack::Journaled => {
@@ -322,13 +333,16 @@ impl Guard<'_> {
             }
             Ok(Ok(Outcome::Failed)) => "the broker refused the event, and there is nowhere to keep it",
             Ok(Ok(Outcome::Withdrawn)) => "the broker did not take the event in time; try again later",
+            Ok(Err(_)) if took + patience > mode.timeout => {
+                withdraws();
+                let text = "the request took most of the time that a sender waits; send it faster";
+                return Err(Rejection::new(Reason::Timeout, text));
+            }
             Ok(Err(_)) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
             Ok(Err(_)) if withdraws() => "the broker did not take the event in time; try again later",
             Ok(Err(_)) => "the broker did not confirm the event in time; try again later",
             Err(stopping) => {
-                if mode.ack == Ack::Published {
-                    withdraws();
-                }
+                withdraws();
                 return Err(stopping);
             }
         };
@@ -380,6 +394,15 @@ impl Drop for Guard<'_> {
             self.note(body::disconnected(), 0, reply::request_id());
         }
     }
+}
+
+/// The time that a sender waits for the disk or the broker once its request is complete: to the end of the time-out, but at
+/// least [`LEAST`], so that a slow request does not use up the time of a healthy disk. With that, the answer comes
+/// before PlexTrac gives up wherever it can.
+fn patience(took: Duration, timeout: Duration) -> Duration {
+    let least = LEAST.min(timeout / 2);
+    let most = SENDER_PATIENCE.saturating_sub(took).max(least / 5);
+    timeout.saturating_sub(took).max(least.min(most))
 }
 
 fn not_enqueued(refused: &NotTaken) -> Rejection {
@@ -466,6 +489,15 @@ mod tests {
             assert_eq!(traceparent(&headers("traceparent", &[bad])), None, "{bad}");
         }
         assert_eq!(traceparent(&headers("traceparent", &[good, good])), None);
+    }
+
+    #[test]
+    fn leaves_a_slow_request_some_time_before_its_sender_gives_up() {
+        let at = |took, timeout| patience(Duration::from_millis(took), Duration::from_millis(timeout)).as_millis();
+        assert_eq!([at(1, 4_000), at(3_500, 4_000)], [3_999, 500], "all of the time-out");
+        assert_eq!([at(3_800, 4_000), at(4_300, 4_000)], [500, 500]);
+        assert_eq!([at(4_500, 4_000), at(4_790, 4_000), at(8_000, 4_000)], [300, 100, 100], "PlexTrac gives up");
+        assert_eq!([at(1, 100), at(80, 100), at(8_000, 60_000)], [99, 50, 52_000], "other time-outs");
     }
 
     #[test]

@@ -14,7 +14,7 @@ named! {
         Invalid = "invalid",
         /// Body above `ingress.max_body`.
         TooLarge = "too_large",
-        /// The body arrived too slowly.
+        /// The request arrived too slowly.
         Timeout = "timeout",
         /// A Content-Encoding other than identity.
         Encoding = "encoding",
@@ -48,7 +48,9 @@ impl Reason {
                  signed object; a signed one is kept, see `dead-letters list --invalid`"
             }
             Self::TooLarge => "raise ingress.max_body, and the broker's own limit",
-            Self::Timeout => "the body arrived too slowly: check the proxy in front, or raise ingress.body_timeout",
+            Self::Timeout => {
+                "the request arrived too slowly: check the proxy in front; for bodies, raise ingress.body_timeout"
+            }
             Self::Encoding => "something compresses the body: turn that off between PlexTrac and here",
             Self::Method => "webhooks are POST; a browser or a health check requests this path with another method",
             Self::Disconnected => "the sender, or the proxy in front, disconnected before the answer",

@@ -8,8 +8,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::support::{
-    Bridge, Client, LIMIT, PATH, Payload, Program, SECRET, Setup, plain, request_once, rest, sign, statuses,
-    wait_until,
+    Answer, Bridge, Client, Daemon, LIMIT, PATH, Payload, Program, SECRET, Setup, plain, request_once, rest, sign,
+    statuses, wait_until,
 };
 
 /// The time between two bytes: far below every time-out here.
@@ -293,4 +293,39 @@ fn is_ready_again_after_each_event_of_a_buffer_for_one() {
         wait_until("it is ready", LIMIT, || daemon.get("/readyz").status == 200);
     }
     assert_eq!(daemon.stop().count("published"), 3);
+}
+
+/// Sends a request whose body is complete only after `publish.timeout`, which is a second.
+fn slowly(daemon: &Daemon, cuid: &str) -> Answer {
+    let body = Payload::new(cuid).body();
+    let mut client = Client::connect(&daemon.ingress).unwrap();
+    client.write(&head(&body, &format!("Content-Length: {}", body.len()))).unwrap();
+    client.write(&body[..10]).unwrap();
+    // The sender is slow; nothing is waited for.
+    thread::sleep(Duration::from_millis(1_100));
+    client.write(&body[10..]).unwrap();
+    client.answer().unwrap()
+}
+
+#[test]
+fn leaves_the_event_of_a_slow_sender_some_time() {
+    for ack in ["journaled", "published"] {
+        let daemon = Setup::on_files().text("ack", ack).text("publish.timeout", "1s").start();
+        // A busy disk may need more than that.
+        let mut tries = 0..;
+        wait_until("the answer is 200", LIMIT, || {
+            let cuid = format!("cuid-{:?}", tries.next());
+            slowly(&daemon, &cuid).status == 200
+        });
+    }
+}
+
+#[test]
+fn blames_neither_disk_nor_broker_where_the_request_took_the_time() {
+    for (ack, hangs) in [("journaled", "journal.written=hang"), ("published", "file.sync=hang")] {
+        let daemon = Setup::on_files().text("ack", ack).text("publish.timeout", "1s").failpoints(hangs).start();
+        let answer = slowly(&daemon, "cuid-1");
+        assert_eq!(answer.status, 408, "{}", answer.text());
+        assert!(answer.text().contains("the request took most of the time"), "{}", answer.text());
+    }
 }
