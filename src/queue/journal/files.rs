@@ -12,6 +12,8 @@ use crate::process::{failpoint, state_directory};
 use crate::queue::journal::format::{BLOCK_LENGTH, HeaderBlock, index};
 
 const SUFFIX: &str = ".segment";
+/// The extension of a segment that is being created.
+const NEW: &str = "new";
 /// The size of the pieces in which zeros are written.
 const PIECE: usize = 1 << 20;
 
@@ -164,15 +166,31 @@ pub(super) enum Fill {
     Reserved,
 }
 
-/// Creates a new segment with all its blocks, safe on disk. The remains of a failure are removed.
+/// Creates a new segment with all its blocks, safe on disk. It has its name only then: a segment that is too short was cut
+/// off, never partly created. The remains of a failure are removed.
 pub(super) fn create(directory: &Path, number: u32, size: u64, how: Fill) -> io::Result<()> {
     let path = path(directory, number);
-    let made = make(&path, size, how).and_then(|()| state_directory::sync_directory(directory));
+    let new = path.with_extension(NEW);
+    let made = make(&new, size, how)
+        .and_then(|()| fs::rename(&new, &path))
+        .and_then(|()| state_directory::sync_directory(directory));
     if made.is_err() {
         // It holds nothing, and what cannot be removed now is overwritten by the next attempt.
+        let _ = fs::remove_file(&new);
         let _ = fs::remove_file(&path);
     }
     made.map_err(|error| at(&path, &error))
+}
+
+/// Removes what a crash left of segments that were being created.
+pub(super) fn remove_new(directory: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(directory)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == NEW) {
+            fs::remove_file(path)?;
+        }
+    }
+    Ok(())
 }
 
 fn make(path: &Path, size: u64, how: Fill) -> io::Result<()> {

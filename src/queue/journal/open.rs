@@ -56,9 +56,9 @@ pub(crate) struct Opened {
 pub(super) struct DirectoryState {
     /// Segments with a sound header, oldest first.
     pub(super) sound: Vec<(Segment, Header)>,
-    /// Segments never used, or partly created; all zeros.
+    /// Segments never used; all zeros.
     pub(super) blank: Vec<Segment>,
-    /// Segments with two unsound copies of the header.
+    /// Segments with two unsound copies of the header, or cut off before them.
     pub(super) garbage: Vec<Segment>,
     /// The numbers and lengths of segments with an unreadable header block.
     pub(super) unreadable: Vec<(u32, u64)>,
@@ -82,10 +82,15 @@ pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
             return Err(OpenError::Version { file: files::path(directory, number), version });
         }
         let Some(header) = block.header else {
-            if block.blank {
+            // Segments get their name when they are whole: one without a whole header block was cut off.
+            if block.blank && segment.length >= BLOCK {
                 survey.blank.push(segment);
             } else {
-                let text = "both copies of the header are damaged: what the segment held is lost";
+                let text = if block.blank {
+                    "the file is cut off: what the segment held is lost"
+                } else {
+                    "both copies of the header are damaged: what the segment held is lost"
+                };
                 survey.damage.push((number, text));
                 survey.garbage.push(segment);
             }
@@ -110,6 +115,7 @@ pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
 /// See [`OpenError`].
 pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> {
     state_directory::create_directory(directory).map_err(|error| files::at(directory, &error))?;
+    files::remove_new(directory).map_err(|error| files::at(directory, &error))?;
     let survey = survey(directory)?;
     let mut findings: Vec<String> = survey
         .damage
@@ -140,7 +146,7 @@ pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, Open
     let mut layout = SegmentAllocator::new(settings.max_bytes, size, next);
     let writer = Writer::new(directory.to_owned(), size, active)?;
     for segment in survey.blank.iter().chain(&survey.garbage).filter(|segment| segment.length != size) {
-        // Partly created, or left from other settings, or not a segment any more.
+        // Cut off, or left from other settings, or not a segment any more.
         let _ = fs::remove_file(files::path(directory, segment.number));
     }
     arrange(directory, &mut layout, used, &survey, first);

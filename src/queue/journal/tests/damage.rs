@@ -208,8 +208,11 @@ fn keeps_the_sound_records_of_a_torn_commit_and_counts_those_between() {
 #[test]
 fn does_not_stop_at_an_empty_file_or_at_garbage() {
     for (name, content, damaged) in [
-        ("00000007.segment", &b""[..], 0),
+        ("00000007.segment", &b""[..], 1),
+        ("00000007.segment", &[0; 100], 1),
         ("00000007.segment", &[0; 8192], 0),
+        ("00000007.new", b"", 0),
+        ("00000007.new", &[0; 100], 0),
         ("00000007.segment", &[7; 8192], 1),
         ("00000007.segment", &[7; 100], 1),
         ("notes.txt", b"what a person left", 0),
@@ -225,6 +228,20 @@ fn does_not_stop_at_an_empty_file_or_at_garbage() {
         }
         assert!(rig.disk() <= SETTINGS.max_bytes + 18, "with the files that are not segments");
     }
+}
+
+#[test]
+fn counts_a_segment_that_was_cut_off_to_nothing_as_damaged_once() {
+    let (rig, _) = three();
+    let cut = |rig: Rig| rig.reopen_after(SETTINGS, |journal| fs::write(segment(journal), b"").unwrap());
+    let rig = cut(rig);
+    assert_eq!((rig.damaged, rig.findings.len()), (1, 1), "{:?}", rig.findings);
+    assert!(rig.findings[0].contains("00000000.segment"), "{:?}", rig.findings);
+    let mut rig = rig.reopen();
+    assert_eq!(rig.damaged, 0, "it was reported");
+    rig.append("{}");
+    fs::write(rig.path(0), b"").unwrap();
+    assert_eq!(verify(&rig.directory()).unwrap().damaged(), 1);
 }
 
 #[test]
