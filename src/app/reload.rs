@@ -16,6 +16,7 @@ use crate::delivery::{Change, RoutedBroker};
 use crate::ingress;
 use crate::process::logs::Level;
 use crate::process::systemd;
+use crate::queue::Ack;
 use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError, to_json};
 use crate::status::{Reload, Reloads};
 
@@ -118,7 +119,11 @@ impl Reloader {
                 Ok(loaded) => loaded.map_err(|error| error.to_string()),
                 Err(_) => Err("reading them failed unexpectedly".to_owned()),
             };
-            match loaded.and_then(|(settings, findings)| self.apply(settings, &findings, &level)) {
+            let reserved = match &loaded {
+                Ok((settings, _)) => self.reserve_for_the_stop(settings).await,
+                Err(_) => Ok(()),
+            };
+            match reserved.and(loaded).and_then(|(settings, findings)| self.apply(settings, &findings, &level)) {
                 Ok(()) => self.retry_pending = false,
                 Err(error)
                     if is_news
@@ -144,6 +149,18 @@ impl Reloader {
         let Ok((watch, changed)) = looked.await else { return false };
         self.watch = watch;
         changed
+    }
+
+    /// Reserves disk space for a larger buffer, as the start does.
+    async fn reserve_for_the_stop(&self, read: &Settings) -> Result<(), String> {
+        let bytes = read.buffer.bytes;
+        if self.settings.mode.ack == Ack::Journaled || bytes <= self.settings.buffer.bytes {
+            return Ok(());
+        }
+        let reserved = self.parts.queue.reserve_for_the_stop(bytes as u64).await;
+        reserved.map_err(|error| {
+            format!("`buffer.max_bytes`: cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}")
+        })
     }
 
     /// Leaves everything as it is, and records the error.

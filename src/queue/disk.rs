@@ -10,6 +10,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::oneshot;
+
 use crate::event::{Event, Kept, Waiter};
 use crate::queue::journal::{Place, Record, SegmentAllocator, index};
 
@@ -122,6 +124,8 @@ pub(super) struct Disk {
     pub(super) short: bool,
     /// The time at which the writer retries to create one.
     retry_at: Option<Instant>,
+    /// The bytes of records for which room is being made, for a stop; and who waits for it.
+    pub(super) reserving: Option<(u64, oneshot::Sender<Result<(), String>>)>,
     /// The reason why the journal can never be written again.
     pub(super) failed: Option<String>,
     /// The number of records found damaged.
@@ -160,6 +164,7 @@ impl Disk {
             no_space: None,
             short: false,
             retry_at: None,
+            reserving: None,
             failed: None,
             damaged,
             recovered,
@@ -201,6 +206,15 @@ impl Disk {
 
     /// The segment that the writer has to create now.
     pub(super) fn wanted_spare(&mut self) -> Option<u32> {
+        if let Some((bytes, _)) = &self.reserving {
+            let bytes = *bytes;
+            let wanted = self.layout.wants_reserved(bytes);
+            if wanted.is_some() {
+                return wanted;
+            }
+            self.layout.keep_existing(bytes);
+            self.end_reserving(Ok(()));
+        }
         if self.no_space.is_none() {
             return self.layout.wants_spare();
         }
@@ -213,6 +227,14 @@ impl Disk {
             self.note_space();
         }
         self.layout.wants_spare_again()
+    }
+
+    /// Tells the outcome of a reservation. What a failed one took is free again.
+    pub(super) fn end_reserving(&mut self, done: Result<(), String>) {
+        let Some((_, asker)) = self.reserving.take() else { return };
+        self.surplus.extend(self.layout.unreserved());
+        // A stop does not wait for it.
+        let _ = asker.send(done);
     }
 
     /// Makes the writer create a segment at its next step.

@@ -9,13 +9,14 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use parking_lot::MutexGuard;
+use tokio::sync::oneshot;
 
 use crate::event::{Outcome, Waiter, complete_all};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
 use crate::queue::disk::{AppendReason, Disk, Incoming, NewestEvents, RETRY_INTERVAL, Writing};
-use crate::queue::journal::{CommitError, Record, Writer};
+use crate::queue::journal::{CommitError, Fill, Record, Writer};
 use crate::queue::{Ack, Buffer};
 use crate::status::{Decision, Heartbeat, Reason};
 
@@ -45,7 +46,7 @@ pub(super) struct WriterStep {
     moved: bool,
     surplus: Vec<u32>,
     /// A segment to create ahead.
-    spare: Option<u32>,
+    spare: Option<(u32, Fill)>,
     closing: bool,
     failed: bool,
 }
@@ -105,9 +106,10 @@ impl Journaling {
     fn write(&mut self, work: WriterStep) {
         let spare = work.spare;
         let is_written = self.commit(work);
-        let Some(segment) = spare else { return };
-        let made = is_written.then(|| self.writer.create(segment));
+        let Some((segment, how)) = spare else { return };
+        let made = is_written.then(|| self.writer.create(segment, how));
         if let Some(Err(error)) = &made
+            && how == Fill::Zeroed
             && self.throttle.admits()
         {
             tracing::warn!("cannot make another segment of the journal, trying again every second: {error}");
@@ -205,7 +207,8 @@ impl Buffer {
                 continue;
             }
             let is_due = remaining.is_zero();
-            if !disk.incoming.is_empty() || disk.writing == Writing::Closing || !disk.surplus.is_empty() || is_due {
+            let is_asked = disk.writing == Writing::Closing || disk.reserving.is_some();
+            if !disk.incoming.is_empty() || !disk.surplus.is_empty() || is_asked || is_due {
                 return disk.work();
             }
             if disk.moved {
@@ -291,6 +294,24 @@ impl Buffer {
         waiters
     }
 
+    /// Makes room in the journal, as far as its limit allows, for so many bytes that the buffer may hold at a stop. The writer
+    /// does it between its commits.
+    ///
+    /// # Errors
+    /// The disk has no room for it; what there was before is kept.
+    pub(crate) async fn reserve_for_the_stop(&self, bytes: u64) -> Result<(), String> {
+        let (asker, done) = oneshot::channel();
+        {
+            let mut state = self.lock();
+            let Some(disk) = &mut state.disk else { return Ok(()) };
+            disk.reserving = Some((bytes, asker));
+            if disk.wakes_writer() {
+                self.work.notify_one();
+            }
+        }
+        done.await.unwrap_or_else(|_| Err("the bridge is stopping".to_owned()))
+    }
+
     /// Ends the writer once it has written everything.
     pub(crate) fn close_journal(&self) {
         if let Some(disk) = &mut self.lock().disk {
@@ -310,6 +331,8 @@ impl Buffer {
             disk.layout.prepared(segment, matches!(made, Some(Ok(()))));
             match made {
                 Some(Ok(())) => disk.note_space(),
+                // Too little for a larger buffer is enough for the one there is.
+                Some(Err(error)) if disk.reserving.is_some() => disk.end_reserving(Err(error.to_string())),
                 Some(Err(error)) => disk.note_no_space(error.to_string()),
                 None => {}
             }
@@ -353,7 +376,12 @@ impl Disk {
 
     fn work(&mut self) -> WriterStep {
         self.batch = self.incoming.len();
+        if let Some(text) = self.failed.clone() {
+            self.end_reserving(Err(text));
+        }
         let spare = self.wanted_spare();
+        // What is only for a stop is never written, as a rule.
+        let how = if self.reserving.is_some() { Fill::Reserved } else { Fill::Zeroed };
         let closing = self.writing == Writing::Closing;
         let is_early = self.noted_at.is_some_and(|at| at.elapsed() < BETWEEN_NOTES);
         let notes = closing || self.incoming.is_empty() || !is_early;
@@ -370,7 +398,7 @@ impl Disk {
             watermark: self.noted,
             moved,
             surplus: std::mem::take(&mut self.surplus),
-            spare,
+            spare: spare.map(|number| (number, how)),
             closing,
             failed: self.failed.is_some(),
         }

@@ -352,6 +352,36 @@ fn applies_limits() {
 }
 
 #[test]
+fn reserves_room_for_the_stop_of_a_larger_buffer_or_rejects_it() {
+    let setup = Setup::on_missing_files().text("buffer.max_bytes", "2MiB").text("ingress.max_body", "1MiB");
+    let setup = setup.text("journal.max_bytes", "64MiB");
+    let size = || setup.segments().iter().map(|(_, size)| size).sum::<u64>();
+    let larger = setup.clone().text("buffer.max_bytes", "16MiB");
+    let daemon = setup.start();
+    let (before, created) = (size(), setup.segments().len());
+    assert!(before < 16 << 20, "{before}");
+    larger.file();
+    assert_good(&daemon.reload(), &["buffer.max_bytes"], &[]);
+    assert!(size() >= 16 << 20, "{}", size());
+    assert_eq!(daemon.stop().code, Some(0));
+    fs::remove_dir_all(setup.state()).expect("it is there");
+    // The disk has room for one more.
+    let daemon = setup.clone().failpoints(&format!("journal.create=full@{}+", created + 2)).start();
+    assert_eq!(size(), before);
+    larger.file();
+    let status = daemon.reload();
+    assert_eq!(status.text("/reload/result"), "failure");
+    assert!(status.text("/reload/error").contains("`buffer.max_bytes`"), "{}", status.0["reload"]);
+    assert_eq!(daemon.metric("buffer_capacity_bytes", &[]), 2 << 20);
+    wait_until("what it took is free again", LIMIT, || size() == before);
+    assert!(status.0["journal"]["failed"].is_null(), "{}", status.0["journal"]);
+    assert_eq!(post(&daemon, PATH, SECRET, "cuid-1"), 200);
+    setup.bring_the_broker_back();
+    daemon.wait_until_empty();
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
 fn a_request_that_has_begun_ends_with_the_settings_it_began_with() {
     let setup = Setup::on_files();
     let daemon = setup.start();

@@ -159,7 +159,7 @@ pub(super) fn write_again(file: &File, range: Range<u64>) -> io::Result<()> {
 
 /// The way in which a new file gets its blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fill {
+pub(crate) enum Fill {
     /// Zeros are written: later writes change nothing but data.
     Zeroed,
     /// The room is reserved, which is quick; the first write to each block costs a little more.

@@ -17,7 +17,7 @@ mod tests;
 mod verify;
 mod writer;
 
-pub(crate) use files::is_unreadable;
+pub(crate) use files::{Fill, is_unreadable};
 pub(crate) use format::index;
 pub(crate) use open::{OpenError, Opened, open};
 pub(crate) use reader::{Batch, Reader};

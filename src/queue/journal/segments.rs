@@ -349,9 +349,31 @@ impl SegmentAllocator {
         active + self.spares.len() as u64 * room(self.segment)
     }
 
-    /// Keeps room for so many bytes of records in existing files from now on.
-    pub(super) fn keep_reserved(&mut self, bytes: u64) {
-        self.reserved = bytes;
+    /// The number of a spare to create because these bytes of records do not fit into existing files, as far as the limit
+    /// allows. The outcome goes to [`SegmentAllocator::prepared`].
+    pub(crate) fn wants_reserved(&mut self, bytes: u64) -> Option<u32> {
+        if self.making.is_some() || self.left() >= bytes {
+            return None;
+        }
+        self.making = self.grow();
+        self.making
+    }
+
+    /// Keeps room for so many bytes of records from now on, as far as it exists.
+    pub(crate) fn keep_existing(&mut self, bytes: u64) {
+        self.reserved = bytes.min(self.left());
+    }
+
+    /// The spares beyond what is kept; they must be deleted.
+    pub(crate) fn unreserved(&mut self) -> Vec<u32> {
+        let mut surplus = Vec::new();
+        while self.left() >= self.reserved + room(self.segment)
+            && let Some(number) = self.spares.pop_front()
+        {
+            self.drop_file(number, self.segment);
+            surplus.push(number);
+        }
+        surplus
     }
 
     /// Notes the outcome of a spare created at the start.

@@ -97,7 +97,7 @@ impl Writer {
         let path = files::path(&self.directory, number);
         let created = match fs::metadata(&path) {
             Ok(spare) if spare.len() == self.segment => Ok(()),
-            _ => self.create(number),
+            _ => self.create(number, Fill::Zeroed),
         };
         let open = || OpenOptions::new().write(true).open(&path).map_err(|error| at(&path, &error));
         created.and_then(|()| open()).map_err(|error| match error.kind() {
@@ -174,8 +174,8 @@ impl Writer {
     ///
     /// # Errors
     /// Usually the disk is full; the partial file is removed.
-    pub(crate) fn create(&mut self, segment: u32) -> io::Result<()> {
-        files::create(&self.directory, segment, self.segment, Fill::Zeroed)
+    pub(crate) fn create(&mut self, segment: u32, how: Fill) -> io::Result<()> {
+        files::create(&self.directory, segment, self.segment, how)
     }
 
     /// Deletes released segments, the oldest first.
@@ -205,14 +205,14 @@ impl Writer {
     /// # Errors
     /// Usually the disk is full; the files created so far stay.
     pub(crate) fn allocate(&mut self, layout: &mut SegmentAllocator, bytes: u64) -> io::Result<u64> {
-        while layout.left() < bytes {
+        let mut made = Ok(());
+        while made.is_ok() && layout.left() < bytes {
             let Some(number) = layout.grow() else { break };
-            let made = files::create(&self.directory, number, self.segment, Fill::Reserved);
+            made = files::create(&self.directory, number, self.segment, Fill::Reserved);
             layout.grown(number, made.is_ok());
-            made?;
         }
-        layout.keep_reserved(bytes.min(layout.left()));
-        Ok(layout.left())
+        layout.keep_existing(bytes);
+        made.map(|()| layout.left())
     }
 }
 

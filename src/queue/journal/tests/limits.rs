@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
 use crate::queue::journal::tests::rig::{Rig, record};
-use crate::queue::journal::{CommitError, Settings};
+use crate::queue::journal::{CommitError, Fill, Settings};
 
 const SEGMENT: u64 = 8192;
 
@@ -20,7 +20,7 @@ fn gives_back_what_it_took_over_many_segments_and_never_passes_its_limit() {
     let mut opened = 0;
     for sequence in 1..=400 {
         if let Some(number) = rig.layout.wants_spare() {
-            let made = rig.writer.create(number).is_ok();
+            let made = rig.writer.create(number, Fill::Zeroed).is_ok();
             rig.layout.prepared(number, made);
         }
         opened += u32::from(rig.append(&text(sequence)).starts_segment);

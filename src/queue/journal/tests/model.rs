@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 
 use crate::queue::journal::tests::rig::{Rig, record};
-use crate::queue::journal::{Place, Settings, verify};
+use crate::queue::journal::{Fill, Place, Settings, verify};
 
 const SEGMENT: u64 = 8192;
 const LIMIT: u64 = 4 * SEGMENT;
@@ -139,7 +139,7 @@ fn run(steps: &[JournalStep]) {
             }
             JournalStep::Spare => {
                 if let Some(number) = model.rig.layout.wants_spare() {
-                    model.rig.writer.create(number).unwrap();
+                    model.rig.writer.create(number, Fill::Zeroed).unwrap();
                     model.rig.layout.prepared(number, true);
                 }
             }
