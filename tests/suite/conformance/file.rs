@@ -1,7 +1,9 @@
 //! The embedded file broker in the conformance suite.
 
+use std::fs;
+
 use super::rig::{Binding, Rig};
-use crate::support::{Delivered, Payload, Table, files};
+use crate::support::{Delivered, LIMIT, Payload, Setup, Table, assert_books_balance, files, request_once};
 
 conform! { File:
     delivery {
@@ -53,4 +55,29 @@ impl Rig for File {
     fn read(&self, _at_least: u64) -> Vec<Delivered> {
         files::read(self.directory.path())
     }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_parks_its_address_alone() {
+    let setup = Setup::on_files();
+    let obstacle = setup.directory().join("events/Stuck.report.ndjson");
+    fs::create_dir_all(&obstacle).expect("the temporary directory can be written");
+    let daemon = setup.start();
+    for (number, event) in (0..).zip(["First", "Stuck", "Last"].repeat(3)) {
+        let payload = Payload { event: event.to_owned(), ..Payload::new(format!("cuid-{number}")) };
+        assert_eq!(request_once(&daemon, &payload.body(), &[]).status, 200);
+    }
+    let status = daemon.wait_until("the others flow, and what waits is shown", LIMIT, |status| {
+        status.count("published") == 6 && status.0.pointer("/broker/waiting/0").is_some()
+    });
+    assert!(status.text("/broker/waiting/0/reason").contains("Is a directory"), "{}", status.0["broker"]);
+    assert_books_balance(&status);
+    fs::remove_dir(&obstacle).expect("it is empty");
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("lost"), status.count("dead_lettered")), (9, 0, 0));
+    let mut addresses: Vec<String> = setup.delivered().into_iter().map(|delivered| delivered.address).collect();
+    addresses.sort();
+    let each_once = ["First.report", "Last.report", "Stuck.report"].map(|address| vec![address; 3]).concat();
+    assert_eq!(addresses, each_once);
+    assert_eq!(daemon.stop().code, Some(0));
 }
