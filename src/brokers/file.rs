@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -278,7 +279,7 @@ fn refusal(path: &Path, error: &io::Error) -> Refusal {
 
 /// Opens a file for appending and ends a line torn by an earlier crash.
 fn open(path: &Path) -> io::Result<fs::File> {
-    let mut file = fs::OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut file = fs::OpenOptions::new().create(true).read(true).append(true).mode(0o600).open(path)?;
     if file.metadata()?.len() > 0 {
         file.seek(SeekFrom::End(-1))?;
         let mut last = [0];
@@ -294,6 +295,7 @@ fn open(path: &Path) -> io::Result<fs::File> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
     use std::sync::mpsc;
     use std::time::SystemTime;
 
@@ -454,6 +456,25 @@ mod tests {
             assert_eq!((sequences, &verdicts[2].1), (vec![0, 1, 2], &Verdict::Stored), "{verdicts:?}");
             assert!(!obstacle.exists(), "the second waits for the first");
         });
+    }
+
+    #[tokio::test]
+    async fn nobody_else_reads_what_it_makes_and_what_exists_keeps_its_mode() {
+        let parent = tempfile::tempdir().unwrap();
+        let directory = parent.path().join("events");
+        let mut broker = broker(&directory);
+        broker.connect().await.unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&directory), 0o700);
+        let [new, existing] = ["a.ndjson", "b.ndjson"].map(|name| directory.join(name));
+        fs::write(&existing, "").unwrap();
+        for path in [&directory, &existing] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o750)).unwrap();
+        }
+        broker.connect().await.unwrap();
+        append(&new, b"{}\n").unwrap();
+        append(&existing, b"{}\n").unwrap();
+        assert_eq!([&new, &existing, &directory].map(|path| mode(path)), [0o600, 0o750, 0o750]);
     }
 
     #[test]
