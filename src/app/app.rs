@@ -266,11 +266,12 @@ async fn stop_in_order<T: Send + 'static>(
     delivery: JoinHandle<usize>,
     journal: Option<JoinHandle<()>>,
 ) {
-    tracing::info!(
-        "stopping: unready, serving for {:?}, then delivering for up to {:?}",
-        settings.delay,
-        settings.grace
-    );
+    if settings.delay.is_zero() {
+        tracing::info!("stopping: delivering for up to {:?}", settings.grace);
+    } else {
+        let shutdown::Settings { delay, grace } = settings;
+        tracing::info!("stopping: unready, serving for {delay:?}, then delivering for up to {grace:?}");
+    }
     systemd::notify(&systemd::NotifyState::Stopping);
     stopper.enter(Phase::Leaving);
     let hurried = tokio::select! {

@@ -63,6 +63,7 @@ impl Delivery {
 
     fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {
         if let Some(taken) = self.ring.take(sequence, false) {
+            self.note_error(ErrorKind::Refused, &refusal.text);
             self.settler.refused(taken, refusal, &self.metrics);
         }
     }

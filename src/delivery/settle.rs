@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
-use crate::brokers::{ErrorKind, Headers, Refusal};
+use crate::brokers::{Headers, Refusal};
 use crate::dead_letters::{Letter, NewLetter, SharedStore};
 use crate::delivery::publish::BATCH;
 use crate::delivery::ring::{Removed, Ring};
@@ -76,7 +76,6 @@ impl Settler {
 
     /// Settles a message refused for good.
     pub(super) fn refused(&mut self, taken: Removed, refusal: Refusal, metrics: &Metrics) {
-        metrics.broker_error(ErrorKind::Refused);
         if taken.overtaken {
             metrics.out_of_order();
         }

@@ -282,6 +282,7 @@ impl Session for ScriptedSession {
 }
 
 struct RunResult {
+    view: BrokerStatus,
     world: World,
     totals: Totals,
     ledger: Ledger,
@@ -334,6 +335,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
     queue.drain();
     stopper.enter(Phase::Draining);
     stopper.deadline(std::time::Instant::now() + Duration::from_hours(1));
+    let view = BrokerStatus::default();
     let delivery = Delivery::new(Parts {
         broker: Box::new(Scripted::new(&world, 0)),
         router,
@@ -341,7 +343,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         successor,
         queue: queue.clone(),
         metrics: metrics.clone(),
-        view: BrokerStatus::default(),
+        view: view.clone(),
         settings,
         store,
         backlog: None,
@@ -357,7 +359,7 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
     let text = metrics.render(&snapshot, &Status::default(), false);
     let out_of_order = !text.contains("plextrac_bridge_publish_out_of_order_total 0");
     let world = std::mem::take(&mut *world.lock());
-    RunResult { world, totals, ledger: snapshot.ledger, out_of_order, took, _directory: directory }
+    RunResult { view, world, totals, ledger: snapshot.ledger, out_of_order, took, _directory: directory }
 }
 
 fn events(count: usize, keys: usize) -> Vec<(String, String)> {
@@ -565,6 +567,7 @@ fn what_waits_at_a_wrong_address_is_a_dead_letter_after_its_time_and_nothing_els
     let ended = run(world, &events(30, 3), 8, true);
     assert_eq!(ended.ledger.dead_lettered[RefusalReason::NoDestination as usize], 10);
     assert_eq!((ended.totals.published, ended.totals.lost, ended.totals.mismatch()), (20, 0, 0));
+    assert_eq!(ended.view.copy().last_error.unwrap().kind, ErrorKind::Refused, "the last error is the dead letter");
     let first = ended.world.refusals[0];
     assert!(ended.took >= Duration::from_mins(1), "dead letters after {:?}", ended.took);
     assert!(at_others(&ended.world).0 - first < Duration::from_secs(1), "the others waited");

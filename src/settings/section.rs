@@ -373,7 +373,11 @@ fn shown(value: &Value) -> String {
     match value {
         Value::String(_, text) => format!("{text:?}"),
         Value::Bool(_, flag) => flag.to_string(),
-        Value::Num(_, number) => number.to_i128().map_or_else(|| kind(value).to_owned(), |n| n.to_string()),
+        Value::Num(_, number) => match (number.to_i128(), number.to_f64()) {
+            (Some(whole), _) => whole.to_string(),
+            (None, Some(fraction)) => fraction.to_string(),
+            (None, None) => kind(value).to_owned(),
+        },
         _ => kind(value).to_owned(),
     }
 }

@@ -192,7 +192,7 @@ fn tells_what_was_expected_and_what_was_found() {
         ("[admin]\nlisten = \"localhost:1\"", format!("`admin.listen` in bridge.toml: {ADDRESS}, found \"localhost:1\"")),
         ("[admin]\npage = \"yes\"", "`admin.page` in bridge.toml: expected true or false, found \"yes\"".to_owned()),
         ("[ingress]\nthreads = 2000", "`ingress.threads` in bridge.toml: expected a whole number, 0 to 1024, found 2000".to_owned()),
-        ("[ingress]\nthreads = 1.5", "`ingress.threads` in bridge.toml: expected a whole number, found a number".to_owned()),
+        ("[ingress]\nthreads = 1.5", "`ingress.threads` in bridge.toml: expected a whole number, found 1.5".to_owned()),
         ("[buffer]\nmax_events = 0", "`buffer.max_events` in bridge.toml: expected a whole number, at least 1, found 0".to_owned()),
         ("[buffer]\nmax_events = \"1\"", "`buffer.max_events` in bridge.toml: expected a whole number, found \"1\"".to_owned()),
         (

@@ -15,15 +15,15 @@ const ACK = {
 const BROKER_STATE = {
   connected: ["good", "Connected"],
   connecting: ["bad", "Not connected, retrying"],
-  waiting: ["wait", "Connected, but the broker rejects messages temporarily"],
+  waiting: ["wait", "Connected, but the broker takes no messages at the moment"],
 };
 const MEANING = {
   connect: "The broker cannot be reached or is not ready. Check that it runs, its address in the settings, name resolution and firewalls. The bridge keeps trying.",
   authentication: "The broker answers but refuses the bridge's credentials. Check user, password or token, mechanism and permissions. The bridge keeps trying.",
   tls: "The encrypted connection cannot be made. Check the certificate authority, the broker's name and dates in its certificate, and that this port speaks TLS.",
   lost: "A working connection ended: a restart of the broker or a cut in the network. Unconfirmed messages are sent again, in order.",
-  refused: "The broker refused a message for good. That message becomes a dead letter; delivery continues with the rest.",
-  not_now: "The broker cannot store messages at the moment: an alarm, full storage or too few replicas. They are held and sent again.",
+  refused: "The broker refused a message for good. It becomes a dead letter, or is lost without a state directory; delivery continues with the rest.",
+  not_now: "The broker, or one address at it, takes no messages at the moment, or does not answer. They are held and sent again. At an address that is missing, not routable or forbidden they become dead letters after publish.refuse_after.",
 };
 
 const history = []; // samples of the last five minutes, oldest first
