@@ -146,6 +146,22 @@ settings.state_directory= 20s 35
 settings.shutdown.grace=9s 9s 24
 END
 }
+# The port of the token endpoint, in all of its forms.
+tokens_are_reached() {
+    local endpoint port
+    while read -r endpoint port; do
+        template -f "$chart/ci/rabbitmq-values.yaml" --set "settings.broker.rabbitmq.oauth_token_endpoint=$endpoint" \
+            >"$temporary/tokens.yaml"
+        manifests pods "$temporary/tokens.yaml" || return 1
+        grep -qxF "        - port: $port" "$temporary/tokens.yaml" || { echo "$endpoint: not $port" && return 1; }
+    done <<'END'
+https://login.example.com/token 443
+https://login.example.com:8443/token?audience=a:1 8443
+http://login.example.com/token:9999 80
+https://[fd00::1]/token 443
+https://[fd00::1]:9443 9443
+END
+}
 silence_is_off_by_default() {
     local all=$chart/ci/everything-values.yaml
     [ "$(template -f "$all" | grep -c 'alert: PlexTracBridgeSilent')" = 1 ] &&
@@ -180,6 +196,7 @@ if [ $# = 0 ]; then
     check "secrets in the values are refused" schema_keeps_secrets_out
     check "contradictions are refused" templates_refuse_contradictions
     check "a stop is short where a volume keeps what it leaves" grace_is_short_with_a_volume
+    check "tokens are fetched from where the settings say" tokens_are_reached
     check "the alert for silence is off by default" silence_is_off_by_default
     check "these checks can fail" checks_can_fail
 else

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import tomllib
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import yaml
 
@@ -198,13 +199,24 @@ def check_test(pod):
         problem(f"{name}: hook-delete-policy is {policy}; its log would be lost, or the next test refused")
 
 
-def check_network(policy):
-    """Names are asked at 53, and at 5353, where OpenShift's own DNS listens behind its service."""
-    open_to_all = [rule["ports"] for rule in policy["spec"]["egress"] if "to" not in rule]
-    allowed = {(entry["port"], entry["protocol"]) for ports in open_to_all for entry in ports}
-    missing = {(number, protocol) for number in (53, 5353) for protocol in ("UDP", "TCP")} - allowed
+def check_network(file, policy):
+    """The daemon and the test reach DNS (53; 5353, where OpenShift's own listens behind its service), broker and tokens."""
+    rules = policy["spec"]["egress"]
+    open_to_all = {(entry["port"], entry["protocol"]) for rule in rules if "to" not in rule for entry in rule["ports"]}
+    allowed = {(entry["port"], entry["protocol"]) for rule in rules for entry in rule["ports"]}
+    missing = {(number, protocol) for number in (53, 5353) for protocol in ("UDP", "TCP")} - open_to_all
     if missing:
         problem(f"NetworkPolicy: no names by {sorted(missing)}")
+    for name, broker in tomllib.loads(settings_of(file))["broker"].items():
+        asked = urlsplit(broker.get("oauth_token_endpoint", ""))
+        number = asked.port or {"https": 443, "http": 80}.get(asked.scheme)
+        if number and (number, "TCP") not in allowed:
+            problem(f"NetworkPolicy: {name} gets no token from {asked.geturl()}: port {number} is not allowed")
+    selector = policy["spec"]["podSelector"]["matchLabels"].items()
+    for pod in of_kind(file, "Pod", "Deployment", "StatefulSet"):
+        labels = pod["spec"].get("template", pod)["metadata"]["labels"].items()
+        if not selector <= labels:
+            problem(f"NetworkPolicy: does not select {pod['kind']}/{pod['metadata']['name']}")
 
 
 def check_pods(file):
@@ -212,7 +224,7 @@ def check_pods(file):
     for pod in of_kind(file, "Pod"):
         check_test(pod)
     for policy in of_kind(file, "NetworkPolicy"):
-        check_network(policy)
+        check_network(file, policy)
     for name, spec in pods(file):
         check_restricted(name, spec)
     for manifest in of_kind(file, "Deployment", "StatefulSet"):

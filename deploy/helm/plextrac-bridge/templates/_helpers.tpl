@@ -109,3 +109,14 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- end -}}
 {{- join "," (uniq $ports) -}}
 {{- end -}}
+
+{{/* The port of the OAuth token endpoint; empty without one. */}}
+{{- define "plextrac-bridge.tokenPort" -}}
+{{- range .Values.settings.broker -}}
+{{- with .oauth_token_endpoint -}}
+{{- $host := regexFind "^https?://([[][^]]*[]]|[^/?:]*)" . -}}
+{{- $port := trimPrefix $host . | regexFind "^:[0-9]+" | trimPrefix ":" -}}
+{{- default (ternary "80" "443" (hasPrefix "http:" .)) $port -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
