@@ -24,7 +24,7 @@ use crate::app::parts::SharedParts;
 use crate::app::reload::{Reloader, Reloading};
 use crate::app::threads::{Runtimes, joined, thread};
 use crate::app::{journal, resources};
-use crate::dead_letters::{ControlSocket, Stores, remove_old_requests};
+use crate::dead_letters::{ControlSocket, Stores};
 use crate::delivery;
 use crate::ingress::Listeners;
 use crate::process::logs;
@@ -132,9 +132,6 @@ pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError
 fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartError> {
     let lock = state_directory::lock(path)?;
     let letters = open_stores(path, settings)?;
-    if let Err(error) = remove_old_requests(path) {
-        tracing::warn!("cannot remove the requests of an earlier version, which are not carried out: {error}");
-    }
     let journal = journal::open(path, settings)?;
     let control = ControlSocket::bind(path).inspect_err(|error| {
         tracing::warn!(

@@ -4,7 +4,6 @@
 //! A connection carries one request, which ends with it.
 
 use std::convert::Infallible;
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::net::UnixListener as StdListener;
@@ -29,7 +28,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use crate::dead_letters::{Progress, Request, Requests, StoreKind};
+use crate::dead_letters::{Progress, Request, Requests};
 use crate::process::failpoint;
 use crate::process::shutdown::Drain;
 
@@ -198,29 +197,9 @@ fn lines(
     })
 }
 
-/// Removes the requests that commands of an earlier version left as files, which are not carried out.
-///
-/// # Errors
-/// The disk fails.
-pub(crate) fn remove_old_requests(state: &Path) -> io::Result<()> {
-    let directory = state.join(StoreKind::DeadLetters.directory()).join("requests");
-    let entries = match fs::read_dir(&directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    let names: Vec<PathBuf> = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<_>>()?;
-    let count = names.iter().filter(|path| path.extension().is_some_and(|is| is == "json")).count();
-    fs::remove_dir_all(&directory)?;
-    tracing::info!(
-        directory = %directory.display(),
-        "removed the requests of an earlier version; {count} of them were not carried out: run the commands again"
-    );
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
 
     use futures_util::StreamExt as _;
@@ -276,18 +255,5 @@ mod tests {
         drop(asker);
         assert_eq!(next().await, Some(1001), "the last one is seen after the end");
         assert_eq!(next().await, None);
-    }
-
-    #[test]
-    fn removes_the_requests_of_an_earlier_version() {
-        let state = tempfile::tempdir().unwrap();
-        remove_old_requests(state.path()).unwrap();
-        let requests = state.path().join("dead-letters/requests");
-        fs::create_dir_all(&requests).unwrap();
-        for name in ["1.json", "1.progress", "2.bad", "3.json.tmp"] {
-            fs::write(requests.join(name), "{}").unwrap();
-        }
-        remove_old_requests(state.path()).unwrap();
-        assert!(!requests.exists() && state.path().join("dead-letters").exists());
     }
 }

@@ -8,7 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::dead_letters::versioned::{NotALetter, decode, encode, rfc3339};
+use crate::dead_letters::versioned::{decode, encode, rfc3339};
 use crate::event::{Event, Origin};
 
 /// An event or body that is kept, and why. The fields are in the order of a line.
@@ -118,7 +118,7 @@ impl Letter {
     ///
     /// # Errors
     /// It is of a later version, or no letter.
-    pub(crate) fn parse(line: &[u8]) -> Result<Self, NotALetter> {
+    pub(crate) fn parse(line: &[u8]) -> Result<Self, String> {
         decode(line)
     }
 
@@ -270,11 +270,11 @@ pub(super) mod tests {
     #[test]
     fn names_the_version_of_a_newer_line_and_what_is_wrong_with_a_damaged_one() {
         let newer = String::from_utf8(letter("a").line()).unwrap().replace("\"version\":1", "\"version\":7");
-        assert_eq!(Letter::parse(newer.as_bytes()), Err(NotALetter::Newer(7)));
-        assert!(NotALetter::Newer(7).to_string().contains("version 7"));
+        assert!(Letter::parse(newer.as_bytes()).unwrap_err().contains("version 7"));
         let wrongs: [&[u8]; 5] = [b"", b"[]", b"{}", b"{\"version\":1}", b"{\"version\":1,\"time\":\"x\"}"];
         for wrong in wrongs {
-            assert!(matches!(Letter::parse(wrong), Err(NotALetter::Damaged(_))), "{wrong:?}");
+            let why = Letter::parse(wrong).unwrap_err();
+            assert!(!why.contains("use the newer"), "{wrong:?}: {why}");
         }
     }
 

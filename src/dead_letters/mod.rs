@@ -11,11 +11,11 @@ mod selection;
 mod store;
 mod versioned;
 
-pub(crate) use control::{ControlSocket, connect, remove_old_requests};
+pub(crate) use control::{ControlSocket, connect};
 pub(crate) use filter::Filter;
 pub(crate) use letter::Letter;
-pub(crate) use read::{Lines, files};
+pub(crate) use read::{Lines, Precedence, files};
 pub(crate) use replay::{Requests, Stores};
 pub(crate) use request::{Action, Progress, Request, RequestState, StoreKind, Validity};
 pub(crate) use selection::RebuildLetter;
-pub(crate) use store::{NewLetter, Precedence, SharedStore, Store, StoreLimits, WriteError};
+pub(crate) use store::{NewLetter, SharedStore, Store, WriteError};

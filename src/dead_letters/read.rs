@@ -4,7 +4,14 @@ use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 
-use crate::dead_letters::Precedence;
+/// The order in which lines are dropped at the limit, where lines may be dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Precedence {
+    /// After all of those that go first; it takes their room.
+    Last,
+    /// Before all others; it takes only the room of its own kind.
+    First,
+}
 
 /// The suffix of a file of letters that are dropped first: connection tests.
 const FIRST: &str = "-probes";

@@ -17,9 +17,7 @@ use tokio::time::sleep;
 
 use crate::dead_letters::selection::{RebuildLetter, count, take};
 use crate::dead_letters::store::LineSet;
-use crate::dead_letters::{
-    Action, Filter, Letter, Progress, Request, RequestState, SharedStore, StoreKind, StoreLimits,
-};
+use crate::dead_letters::{Action, Filter, Letter, Progress, Request, RequestState, SharedStore, StoreKind};
 use crate::event::{Event, Kept, Outcome, Waiter};
 use crate::process::shutdown::Drain;
 use crate::process::state_directory::StateError;
@@ -47,13 +45,13 @@ impl Stores {
     /// # Errors
     /// One of them cannot be read or created.
     pub(crate) fn open(state: &Path, dead_letters: usize, invalid: usize) -> Result<Self, StateError> {
-        let open = |kind: StoreKind, limits| {
+        let open = |kind: StoreKind, capacity| {
             let directory = state.join(kind.directory());
-            SharedStore::open(&directory, limits).map_err(StateError::unusable(&directory))
+            SharedStore::open(&directory, kind, capacity).map_err(StateError::unusable(&directory))
         };
         Ok(Self {
-            dead_letters: open(StoreKind::DeadLetters, StoreLimits::dead_letters(dead_letters))?,
-            invalid: open(StoreKind::Invalid, StoreLimits::invalid(invalid))?,
+            dead_letters: open(StoreKind::DeadLetters, dead_letters)?,
+            invalid: open(StoreKind::Invalid, invalid)?,
         })
     }
 }

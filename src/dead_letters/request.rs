@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dead_letters::Filter;
-use crate::dead_letters::versioned::{NotALetter, decode, encode};
+use crate::dead_letters::versioned::{decode, encode};
 
 /// The action on the letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,10 +78,7 @@ impl Request {
 
     /// Reads what [`Self::json`] wrote. A field that is unknown or missing is refused: it would choose other letters.
     pub(super) fn parse(text: &[u8]) -> Result<Self, String> {
-        decode(text).map_err(|error| match error {
-            NotALetter::Newer(version) => format!("version {version}, this program reads 1"),
-            NotALetter::Damaged(text) => text,
-        })
+        decode(text)
     }
 }
 

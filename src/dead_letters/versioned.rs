@@ -7,19 +7,6 @@ use serde_json::{Map, Value};
 /// The version of a line.
 const VERSION: u64 = 1;
 
-/// The reason why a line is no letter. It is kept.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NotALetter {
-    /// A later version of the program wrote it.
-    #[error(
-        "written in version {0} of the format, this program reads up to {VERSION}; use the newer plextrac-bridge"
-    )]
-    Newer(u64),
-    /// It is no letter.
-    #[error("not a letter: {0}")]
-    Damaged(String),
-}
-
 #[derive(Serialize)]
 struct Versioned<'c, T> {
     #[serde(flatten)]
@@ -32,17 +19,21 @@ pub(super) fn encode<T: Serialize>(content: &T) -> String {
     serde_json::to_string(&Versioned { content, version: VERSION }).expect("texts and numbers can be written")
 }
 
-/// Reads what [`encode`] wrote. A field that is `null` is absent.
-pub(super) fn decode<T: DeserializeOwned>(text: &[u8]) -> Result<T, NotALetter> {
-    let damaged = |text: &dyn ToString| NotALetter::Damaged(text.to_string());
-    let mut fields: Map<String, Value> = serde_json::from_slice(text).map_err(|error| damaged(&error))?;
+/// Reads what [`encode`] wrote, or says why it cannot. A field that is `null` is absent.
+pub(super) fn decode<T: DeserializeOwned>(text: &[u8]) -> Result<T, String> {
+    let mut fields: Map<String, Value> = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     match fields.remove("version").as_ref().and_then(Value::as_u64) {
         Some(VERSION) => {}
-        Some(version) if version > VERSION => return Err(NotALetter::Newer(version)),
-        _ => return Err(damaged(&"no `version`")),
+        Some(version) if version > VERSION => {
+            return Err(format!(
+                "written in version {version} of the format, this program reads up to {VERSION}; use the newer \
+                 plextrac-bridge"
+            ));
+        }
+        _ => return Err("no `version`".to_owned()),
     }
     fields.retain(|_, value| !value.is_null());
-    serde_json::from_value(Value::Object(fields)).map_err(|error| damaged(&error))
+    serde_json::from_value(Value::Object(fields)).map_err(|error| error.to_string())
 }
 
 /// A point in time, as a text; to the nanosecond where it has more than milliseconds: equal events of one source are told

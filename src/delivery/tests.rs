@@ -16,7 +16,7 @@ use crate::brokers::{
     Broker, ConnectError, Encoding, ErrorKind, Finding, HeaderStyle, Headers, Refusal, Refused, Router, Sent,
     Sequence, Session, SessionError, Verdict,
 };
-use crate::dead_letters::{SharedStore, StoreLimits};
+use crate::dead_letters::{SharedStore, StoreKind};
 use crate::delivery::{Change, Delivery, Parts, RoutedBroker, Settings, Successor};
 use crate::event::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
@@ -330,7 +330,8 @@ fn run_with(world: World, events: &[(String, String)], max_in_flight: usize, let
         refuse_after: world_refuse_after,
         headers: HeaderStyle::None,
     };
-    let store = letters.map(|bytes| SharedStore::open(directory.path(), StoreLimits::dead_letters(bytes)).unwrap());
+    let open = |bytes| SharedStore::open(directory.path(), StoreKind::DeadLetters, bytes).unwrap();
+    let store = letters.map(open);
     let (stopper, drain) = shutdown::channel();
     queue.drain();
     stopper.enter(Phase::Draining);

@@ -235,10 +235,10 @@ mod tests {
     use std::time::SystemTime;
 
     use super::*;
-    use crate::dead_letters::StoreLimits;
+    use crate::dead_letters::StoreKind;
 
     fn open(directory: &std::path::Path, capacity: usize) -> (SharedStore, Invalids) {
-        let store = SharedStore::open(directory, StoreLimits::invalid(capacity)).unwrap();
+        let store = SharedStore::open(directory, StoreKind::Invalid, capacity).unwrap();
         (store.clone(), Invalids::start(store, Arc::new(Metrics::new("buffered"))).unwrap())
     }
 

@@ -415,27 +415,6 @@ fn waits_for_a_daemon_that_is_about_to_listen_or_to_end() {
 }
 
 #[test]
-fn never_carries_out_the_requests_of_an_earlier_version() {
-    let (pair, ids) = Pair::with_letters(1);
-    let pair = pair.mended();
-    let requests = pair.setup.state().join("dead-letters/requests");
-    fs::create_dir(&requests).unwrap();
-    let request =
-        r#"{"version":1,"action":"drop","store":"dead-letters","filter":{},"lenient":false,"as_is":false}"#;
-    fs::write(requests.join("0000000000001-00000000.json"), request).unwrap();
-    let daemon = pair.setup.start();
-    daemon.wait_for_line("what became of them", |line| {
-        line["message"].as_str().is_some_and(|text| text.contains("1 of them were not carried out"))
-    });
-    assert!(!requests.exists());
-    let id = send(&daemon, "new");
-    daemon.wait_until("it is published", LIMIT, |status| status.count("published") == 1);
-    assert_eq!(daemon.stop().code, Some(0));
-    assert_eq!(ids_of(&pair.setup.dead_letters()), ids);
-    pair.assert_arrived(&[id]);
-}
-
-#[test]
 fn a_reader_that_is_slow_holds_nothing_up() {
     let (pair, ids) = Pair::with_letters(300);
     let pair = pair.mended();

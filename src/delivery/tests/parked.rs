@@ -45,7 +45,7 @@ impl Bridge {
         let journaling = Journaling::new(queue.clone(), writer, metrics.clone(), Heartbeat::new("the writer"));
         let writer = Some(std::thread::spawn(move || journaling.run()));
         let (stopper, drain) = shutdown::channel();
-        let store = SharedStore::open(directory, StoreLimits::dead_letters(1 << 20)).unwrap();
+        let store = SharedStore::open(directory, StoreKind::DeadLetters, 1 << 20).unwrap();
         let (router, refuse_after) = (world.router(), world.refuse_after);
         let successor = world.successor.clone();
         let world = Arc::new(Mutex::new(world));
