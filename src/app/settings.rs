@@ -121,6 +121,9 @@ pub(crate) fn load_from(
     }
     let settings = Settings { fingerprint, layers, ..settings };
     findings.warnings.extend(resources::too_few_files(&settings.ingress));
+    if settings.state_directory.is_some() {
+        findings.warnings.extend(settings.invalid.problem(settings.ingress.max_body));
+    }
     Ok((settings, findings))
 }
 

@@ -54,6 +54,12 @@ pub(crate) struct Letter {
     pub(crate) traceparent: Option<String>,
 }
 
+/// The most bytes of the line of an event with a body of this size. JSON text at most doubles in JSON, and everything beside it
+/// takes less than 4 KiB.
+pub(crate) fn largest_line(body: usize) -> usize {
+    2 * body + (4 << 10)
+}
+
 /// The body in a line: as text, or what is not UTF-8 in base64.
 mod body {
     use serde::de::Error as _;

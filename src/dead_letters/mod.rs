@@ -13,7 +13,7 @@ mod versioned;
 
 pub(crate) use control::{ControlSocket, connect};
 pub(crate) use filter::Filter;
-pub(crate) use letter::Letter;
+pub(crate) use letter::{Letter, largest_line};
 pub(crate) use read::{Lines, Precedence, files};
 pub(crate) use replay::{Requests, Stores};
 pub(crate) use request::{Action, Progress, Request, RequestState, StoreKind, Validity};

@@ -5,6 +5,7 @@
 //!
 //! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
 
+use std::cmp::Reverse;
 use std::collections::hash_map::{Entry, RandomState};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::{self, File, OpenOptions};
@@ -257,7 +258,7 @@ impl Store {
         let all: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
         if self.held().bytes + all > self.capacity {
             self.measure().map_err(|source| self.disk(source))?;
-            self.make_room(all, precedence).map_err(|source| self.disk(source))?;
+            self.make_room(entries, precedence).map_err(|source| self.disk(source))?;
         }
         let mut free = self.capacity.saturating_sub(self.held().bytes);
         let fits = |entry: &&NewLetter| {
@@ -308,19 +309,29 @@ impl Store {
         (self.held().bytes + length as u64 > self.capacity).then(|| self.full(length))
     }
 
-    /// Drops whole files until this many bytes fit, or as many as may be: those that go first, then, for lines that go
-    /// last, the others, each time the oldest first. None where nothing may be dropped.
-    fn make_room(&mut self, bytes: u64, precedence: Precedence) -> io::Result<()> {
+    /// Drops whole files until the lines fit, or as many of them as can: those that go first, then, for lines that go
+    /// last, the others, each time the oldest first. None for a line that would not fit even then, and none where nothing
+    /// may be dropped.
+    fn make_room(&mut self, lines: &[NewLetter], precedence: Precedence) -> io::Result<()> {
         if self.kind == StoreKind::DeadLetters {
             return Ok(());
         }
-        while self.held().bytes + bytes > self.capacity {
-            let oldest = |wanted: Precedence| {
-                self.counted.iter().find(|(_, content)| content.precedence == wanted).map(|(at, _)| *at)
-            };
-            let first = oldest(Precedence::First);
-            let last = || oldest(Precedence::Last).filter(|_| precedence == Precedence::Last);
-            let Some(number) = first.or_else(last) else { break };
+        let may_go = |content: &FileContent| content.precedence >= precedence;
+        let stays: u64 =
+            self.counted.values().filter(|content| !may_go(content)).map(|content| content.bytes).sum();
+        let most = self.capacity.saturating_sub(stays);
+        let mut wanted = 0;
+        for line in lines {
+            let with = wanted + line.line.len() as u64;
+            if with > most {
+                break;
+            }
+            wanted = with;
+        }
+        while self.held().bytes + wanted > self.capacity {
+            let files = self.counted.iter().filter(|(_, content)| may_go(content));
+            let next = files.max_by_key(|(number, content)| (content.precedence, Reverse(**number)));
+            let Some(number) = next.map(|(number, _)| *number) else { break };
             self.close(number);
             remove(&self.path(number))?;
             let lines = self.counted.remove(&number).map_or(0, |content| content.lines);
@@ -737,6 +748,20 @@ mod tests {
         assert_eq!(kept(&store).len(), 5);
         let mixed = [entries(&["6"]), first(&["p"])].concat();
         assert_eq!(store.append(&mixed).unwrap(), 1, "lines of one precedence at a time");
+    }
+
+    #[test]
+    fn drops_nothing_for_a_line_that_would_not_fit_even_then() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = invalid(directory.path());
+        store.append(&entries(&["1", "2", "3", "4"])).unwrap();
+        store.append(&first(&["p1", "p2"])).unwrap();
+        let (too_long, fits) = ("a line that never fits", "12345");
+        assert!(store.append(&entries(&[too_long])).is_err());
+        assert!(store.append(&first(&["a longer probe"])).is_err(), "the room of others is not for it");
+        assert_eq!((counts(&store), store.held().dropped), ((6, 14), 0));
+        assert_eq!(store.append(&entries(&[fits, too_long, "6"])).unwrap(), 1, "as many as fit");
+        assert_eq!((counts(&store), store.held().dropped), ((7, 20), 0));
     }
 
     #[test]

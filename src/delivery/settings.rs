@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::brokers::HeaderStyle;
+use crate::dead_letters::largest_line;
 use crate::settings::Section;
 
 /// `[publish]`.
@@ -62,11 +63,10 @@ impl DeadLetterLimit {
         Self { bytes: section.size("max_bytes") }
     }
 
-    /// The problem if not even one dead letter fits: delivery would wait for room for ever. JSON at most doubles a
-    /// body, and everything beside it takes less than 4 KiB.
+    /// The problem if not even one dead letter fits: delivery would wait for room for ever.
     #[must_use]
     pub(crate) fn problem(self, largest_body: usize) -> Option<String> {
-        let needed = 2 * largest_body + (4 << 10);
+        let needed = largest_line(largest_body);
         (self.bytes < needed).then(|| {
             format!(
                 "`dead_letters.max_bytes` ({} bytes) has no room for a dead letter with a body of `ingress.max_body` \

@@ -11,7 +11,7 @@ use std::{io, iter};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, SharedStore, Store, WriteError};
+use crate::dead_letters::{Letter, Lines, NewLetter, Precedence, SharedStore, Store, WriteError, largest_line};
 use crate::event::{Event, Labels, Origin};
 use crate::ingress::validate::read_any;
 use crate::ingress::verify;
@@ -33,12 +33,26 @@ impl Settings {
     pub(crate) fn read(section: &mut Section<'_>) -> Self {
         Self { bytes: section.size("max_bytes") }
     }
+
+    /// The problem if the largest body may not fit.
+    #[must_use]
+    pub(crate) fn problem(self, largest_body: usize) -> Option<String> {
+        let needed = largest_line(largest_body);
+        (self.bytes < needed).then(|| {
+            format!(
+                "`invalid.max_bytes` ({} bytes) has no room for a signed body of `ingress.max_body` ({largest_body} bytes), \
+                 which is not kept if it is not published: raise it to at least \"{}KiB\"",
+                self.bytes,
+                needed.div_ceil(1024)
+            )
+        })
+    }
 }
 
 /// The number of bodies that may wait for the disk.
 const WAITING: usize = 256;
 
-/// The number of bytes that may wait for the disk.
+/// The number of bytes that may wait for the disk, unless one body alone has more.
 const WAITING_BYTES: usize = 16 << 20;
 
 /// The number of bodies written with one sync.
@@ -98,7 +112,7 @@ impl Invalids {
         };
         let waiting = writer.bytes.fetch_add(body.len(), Ordering::Relaxed) + body.len();
         let sender = self.sender.lock().clone();
-        let sent = waiting <= WAITING_BYTES
+        let sent = (waiting <= WAITING_BYTES || waiting == body.len())
             && sender.is_some_and(|sender| {
                 let letter = letter(origin, mac, reason, text, body);
                 sender.try_send(Unpublished { key: key.clone(), reason, letter }).is_ok()
@@ -356,6 +370,15 @@ mod tests {
         again(2);
         assert_eq!(letters(&store).len(), 1);
         invalids.close(Duration::from_secs(30));
+    }
+
+    #[test]
+    fn keeps_a_body_larger_than_all_that_may_wait_together() {
+        let directory = tempfile::tempdir().unwrap();
+        let (store, invalids) = open(directory.path(), 4 * WAITING_BYTES);
+        keep(&invalids, "a", KeptReason::Malformed, &vec![b'x'; WAITING_BYTES + 1], 1);
+        invalids.close(Duration::from_secs(30));
+        assert_eq!((store.held().kept, store.held().dropped), (1, 0));
     }
 
     #[test]

@@ -456,6 +456,23 @@ fn drops_connection_tests_first_when_the_store_is_full() {
 }
 
 #[test]
+fn drops_nothing_for_a_body_that_is_larger_than_the_store() {
+    let setup = Setup::on_files().strict().text("invalid.max_bytes", "100KiB");
+    let daemon = setup.start();
+    for number in 0..30 {
+        assert_eq!(request_once(&daemon, format!(r#"{{"event":"{number:04}"}}"#).as_bytes(), &[]).status, 422);
+    }
+    daemon.wait_until("all are kept", Duration::from_mins(1), |status| status.number("/invalid/events") == 30);
+    let large = format!(r#"{{"event":"{}"}}"#, "x".repeat(120_000));
+    assert_eq!(request_once(&daemon, large.as_bytes(), &[]).status, 422);
+    let line = daemon.wait_for_line("what to set", |line| line.to_string().contains("raise `invalid.max_bytes`"));
+    assert_eq!(line["level"], "WARN", "{line}");
+    let status = daemon.status();
+    assert_eq!((status.number("/invalid/events"), status.number("/invalid/dropped")), (30, 1));
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
 fn says_what_to_set_where_nothing_is_kept() {
     let setup = Setup::on_files().without_state();
     for arguments in [&["list"][..], &["show", "x"], &["replay"], &["drop", "--all"]] {

@@ -36,12 +36,15 @@ fn assert_has(ended: &Ended, lines: &[&str]) {
 
 #[test]
 fn says_which_limits_are_too_low_before_the_start() {
-    let directory = sound("[journal]\nmax_bytes = \"16MiB\"\n[ingress]\nmax_connections = 1000000\n");
+    let directory = sound(
+        "[journal]\nmax_bytes = \"16MiB\"\n[ingress]\nmax_connections = 1000000\n[invalid]\nmax_bytes = \"1MiB\"\n",
+    );
     let ended = check(directory.path()).variable("PLEXTRAC_BRIDGE__STATE_DIRECTORY", "state").run();
     ended.assert_code(0);
     for limit in [
         "`journal.max_bytes` (16777216 bytes) is below `buffer.max_bytes`",
         "files may be open, and `ingress.max_connections` = 1000000",
+        "`invalid.max_bytes` (1048576 bytes) has no room for a signed body of `ingress.max_body` (983040 bytes)",
     ] {
         assert!(
             ended.out.lines().any(|line| line.starts_with("warning: ") && line.contains(limit)),
