@@ -146,6 +146,7 @@ struct RequestWork<'r> {
 impl RequestWork<'_> {
     async fn run(&mut self) -> Result<(), Ended> {
         let files = self.store.work(|store| {
+            store.measure()?;
             let last = store.seal();
             Ok(store.files(last).into_iter().map(|file| (file, store.path(file))).collect::<Vec<_>>())
         });

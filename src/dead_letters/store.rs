@@ -223,8 +223,9 @@ impl Store {
         Ok(store)
     }
 
-    /// Counts what is on disk; the operator may have moved files away. A file whose length is known is not read again.
-    fn measure(&mut self) -> io::Result<()> {
+    /// Counts what is on disk; the operator may have moved files away, or put them back. A file whose length is known is
+    /// not read again.
+    pub(super) fn measure(&mut self) -> io::Result<()> {
         let mut counted = BTreeMap::new();
         for (number, path) in read::files(&self.directory)? {
             self.number = self.number.max(number);
@@ -373,7 +374,8 @@ impl Store {
 
     fn create_file(&mut self, precedence: Precedence) -> io::Result<Open> {
         create(&self.directory)?;
-        self.number += 1;
+        let last = read::files(&self.directory)?.last().map_or(0, |(number, _)| *number);
+        self.number = self.number.max(last) + 1;
         let path = self.directory.join(read::name(self.number, precedence));
         let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
         give_to_the_owner(&file, &self.directory);
@@ -651,6 +653,19 @@ mod tests {
         assert_eq!(store.rewrite(number, |_, _| false).unwrap(), 0, "a file that does not exist any more");
         store.append(&entries(&["c"])).unwrap();
         assert_eq!(store.files(9), [2]);
+    }
+
+    #[test]
+    fn writes_behind_files_that_were_put_there_meanwhile() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = dead_letters(directory.path(), 1000);
+        fs::write(directory.path().join("00000001.ndjson"), "a\n").unwrap();
+        store.append(&entries(&["b"])).unwrap();
+        store.measure().unwrap();
+        assert_eq!(
+            (store.files(9), lines(&store, 1), lines(&store, 2)),
+            (vec![1, 2], vec!["a".into()], vec!["b".into()])
+        );
     }
 
     #[test]

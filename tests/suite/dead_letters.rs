@@ -168,6 +168,26 @@ fn replays_through_a_running_daemon_with_the_same_id_and_body() {
     assert_eq!((daemon.stop().code, pair.letters()), (Some(0), 0));
 }
 
+#[test]
+fn a_request_touches_the_files_that_were_put_back_before_it() {
+    let (pair, ids) = Pair::with_letters(3);
+    let pair = pair.mended();
+    let (file, away) =
+        (pair.setup.state().join("dead-letters/00000001.ndjson"), pair.setup.directory().join("away"));
+    fs::rename(&file, &away).unwrap();
+    let daemon = pair.setup.start();
+    assert_eq!(pair.json(&["replay"], 0)["selected"], 0);
+    fs::copy(&away, &file).unwrap();
+    let done = pair.json(&["replay"], 0);
+    assert_eq!((&done["selected"], &done["published"]), (&3.into(), &3.into()), "{done}");
+    pair.assert_arrived(&ids);
+    fs::copy(&away, &file).unwrap();
+    assert_eq!(pair.json(&["drop", "--all"], 0)["dropped"], 3);
+    assert_eq!((pair.letters(), daemon.status().number("/dead_letters/events")), (0, 0));
+    balanced(&daemon);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
 /// Equal events without a `cuid` of one instant have equal lines, and are events of their own.
 #[test]
 fn replays_and_drops_each_of_several_equal_letters() {
