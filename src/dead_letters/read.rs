@@ -56,8 +56,12 @@ pub(crate) fn files(directory: &Path) -> io::Result<Vec<(u64, PathBuf)>> {
 }
 
 /// The whole lines of a file, without their ends. A last one that is still being written, or torn, is left out.
+/// Its errors name the file.
 #[derive(Debug)]
-pub(crate) struct Lines(BufReader<File>);
+pub(crate) struct Lines {
+    reader: BufReader<File>,
+    path: PathBuf,
+}
 
 impl Lines {
     /// Opens a file; none if it does not exist any more, which happens during a reading.
@@ -66,11 +70,15 @@ impl Lines {
     /// It cannot be read.
     pub(crate) fn open(path: &Path) -> io::Result<Option<Self>> {
         match File::open(path) {
-            Ok(file) => Ok(Some(Self(BufReader::with_capacity(1 << 16, file)))),
+            Ok(file) => Ok(Some(Self { reader: BufReader::with_capacity(1 << 16, file), path: path.to_owned() })),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
+            Err(error) => Err(cannot_read(path, &error)),
         }
     }
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot read {}: {error}", path.display()))
 }
 
 impl Iterator for Lines {
@@ -78,10 +86,10 @@ impl Iterator for Lines {
 
     fn next(&mut self) -> Option<Self::Item> {
         let mut line = Vec::new();
-        match self.0.read_until(b'\n', &mut line) {
+        match self.reader.read_until(b'\n', &mut line) {
             Ok(_) if line.pop() == Some(b'\n') => Some(Ok(line)),
             Ok(_) => None,
-            Err(error) => Some(Err(error)),
+            Err(error) => Some(Err(cannot_read(&self.path, &error))),
         }
     }
 }

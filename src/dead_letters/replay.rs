@@ -150,16 +150,34 @@ impl RequestWork<'_> {
             let last = store.seal();
             Ok(store.files(last).into_iter().map(|file| (file, store.path(file))).collect::<Vec<_>>())
         });
-        let (files, paths): (Vec<u64>, Vec<_>) = files.await?.into_iter().unzip();
-        let filter = self.request.filter.clone();
+        let (files, filter) = (files.await?, self.request.filter.clone());
         // Without the lock: it may be long.
-        let counted = tokio::task::spawn_blocking(move || count(&paths, &filter)).await;
-        (self.progress.selected, self.progress.unreadable) = counted.map_err(io::Error::other)??;
+        let counting = tokio::task::spawn_blocking(move || {
+            files.into_iter().map(|(file, path)| (file, count(&path, &filter))).collect::<Vec<_>>()
+        });
+        let (mut files, mut unread) = (Vec::new(), None);
+        for (file, counted) in counting.await.map_err(io::Error::other)? {
+            match counted {
+                Ok((selected, unreadable)) => {
+                    files.push(file);
+                    self.progress.selected += selected;
+                    self.progress.unreadable += unreadable;
+                }
+                Err(error) => {
+                    self.progress.unreadable += 1;
+                    unread.get_or_insert(error);
+                }
+            }
+        }
         self.report();
         match self.request.action {
-            Action::Drop => self.drop_from(&files).await,
-            Action::Replay => self.replay_from(&files).await,
+            Action::Drop => self.drop_from(&files).await?,
+            Action::Replay => self.replay_from(&files).await?,
         }
+        if let Some(error) = unread {
+            self.progress.error.get_or_insert(error.to_string());
+        }
+        Ok(())
     }
 
     async fn drop_from(&mut self, files: &[u64]) -> Result<(), Ended> {

@@ -115,7 +115,7 @@ pub(crate) struct Progress {
     pub(crate) skipped: u64,
     /// The state.
     pub(crate) state: RequestState,
-    /// Lines that are no letters; they stay.
+    /// Lines that are no letters, and files that cannot be read; they stay.
     pub(crate) unreadable: u64,
 }
 

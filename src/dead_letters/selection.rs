@@ -1,7 +1,7 @@
 //! Which letters a request means, read from their files and made events again, a batch at a time.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 
 use crate::dead_letters::store::LineSet;
@@ -71,15 +71,13 @@ pub(super) fn take(
     Ok(batch)
 }
 
-/// The number of letters that match, and of lines that are none.
-pub(super) fn count(paths: &[PathBuf], filter: &Filter) -> io::Result<(u64, u64)> {
+/// The number of letters of a file that match, and of lines that are none.
+pub(super) fn count(path: &Path, filter: &Filter) -> io::Result<(u64, u64)> {
     let (mut selected, mut unreadable) = (0, 0);
-    for path in paths {
-        for line in Lines::open(path)?.into_iter().flatten() {
-            match Letter::parse(&line?) {
-                Ok(letter) => selected += u64::from(filter.matches(&letter)),
-                Err(_) => unreadable += 1,
-            }
+    for line in Lines::open(path)?.into_iter().flatten() {
+        match Letter::parse(&line?) {
+            Ok(letter) => selected += u64::from(filter.matches(&letter)),
+            Err(_) => unreadable += 1,
         }
     }
     Ok((selected, unreadable))

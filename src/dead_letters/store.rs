@@ -1,6 +1,6 @@
 //! A store of letters: numbered files of NDJSON, one line a letter, fsynced before a write is reported.
 //!
-//! A line that a crash tore is cut off at the next start. Lines leave only by [`Store::rewrite`], or with a whole
+//! A line that a crash tore is cut off at the next start. A file that cannot be read is left alone. Lines leave only by [`Store::rewrite`], or with a whole
 //! file where the oldest are dropped at the limit. What is dropped first then is in files of its own.
 //!
 //! Length: append, seal and rewrite keep the same counts and are only understood side by side; a third are tests.
@@ -81,6 +81,8 @@ struct FileContent {
     lines: u64,
     bytes: u64,
     precedence: Precedence,
+    /// Whether it cannot be read: then only its size is known.
+    is_unreadable: bool,
 }
 
 /// Lines of one file by their [`Store::hash`]. Equal lines are separate letters, and each stands for any of them.
@@ -212,14 +214,17 @@ impl Store {
                 fs::remove_file(path)?;
             }
         }
-        for (_, path) in read::files(&store.directory)? {
-            let (length, sound) = (fs::metadata(&path)?.len(), content(&path)?.bytes);
-            if length > sound {
-                tracing::warn!(file = %path.display(), "cut off a letter that a crash had torn");
-                OpenOptions::new().write(true).open(&path)?.set_len(sound)?;
+        store.measure()?;
+        for (number, content) in store.counted.iter().filter(|(_, content)| !content.is_unreadable) {
+            let path = store.path(*number);
+            if fs::metadata(&path).map_or(0, |about| about.len()) <= content.bytes {
+                continue;
+            }
+            match OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(content.bytes)) {
+                Ok(()) => tracing::warn!(file = %path.display(), "cut off a letter that a crash had torn"),
+                Err(error) => tracing::warn!("cannot cut off a torn letter in {}: {error}", path.display()),
             }
         }
-        store.measure()?;
         Ok(store)
     }
 
@@ -229,9 +234,22 @@ impl Store {
         let mut counted = BTreeMap::new();
         for (number, path) in read::files(&self.directory)? {
             self.number = self.number.max(number);
-            let length = fs::metadata(&path)?.len();
-            let known = self.counted.get(&number).copied().filter(|known| known.bytes == length);
-            counted.insert(number, known.map_or_else(|| content(&path), Ok)?);
+            let length = fs::metadata(&path).map_or(0, |about| about.len());
+            let known = self.counted.get(&number);
+            let content = match known.filter(|known| known.bytes == length && !known.is_unreadable) {
+                Some(known) => *known,
+                None => content(&path).unwrap_or_else(|error| {
+                    if known.is_none_or(|known| !known.is_unreadable) {
+                        tracing::warn!(
+                            "{error}; the letters in this file are left out: make it readable for the bridge's user, or \
+                             move it away"
+                        );
+                    }
+                    let precedence = read::precedence(&path);
+                    FileContent { lines: 0, bytes: length, precedence, is_unreadable: true }
+                }),
+            };
+            counted.insert(number, content);
         }
         self.counted = counted;
         self.recount();
@@ -317,7 +335,7 @@ impl Store {
         if self.kind == StoreKind::DeadLetters {
             return Ok(());
         }
-        let may_go = |content: &FileContent| content.precedence >= precedence;
+        let may_go = |content: &FileContent| content.precedence >= precedence && !content.is_unreadable;
         let stays: u64 =
             self.counted.values().filter(|content| !may_go(content)).map(|content| content.bytes).sum();
         let most = self.capacity.saturating_sub(stays);
@@ -380,7 +398,7 @@ impl Store {
         let file = OpenOptions::new().create_new(true).append(true).mode(0o600).open(path)?;
         give_to_the_owner(&file, &self.directory);
         sync_directory(&self.directory)?;
-        self.counted.insert(self.number, FileContent { lines: 0, bytes: 0, precedence });
+        self.counted.insert(self.number, FileContent { lines: 0, bytes: 0, precedence, is_unreadable: false });
         Ok(Open { file, number: self.number })
     }
 
@@ -465,7 +483,7 @@ impl Store {
             failpoint::pass("letters.rename")?;
             fs::rename(temporary, path)?;
             let precedence = read::precedence(path);
-            self.counted.insert(number, FileContent { lines: kept, bytes, precedence });
+            self.counted.insert(number, FileContent { lines: kept, bytes, precedence, is_unreadable: false });
         } else {
             failpoint::pass("letters.remove")?;
             remove(path)?;
@@ -551,7 +569,8 @@ pub(super) fn create(directory: &Path) -> io::Result<()> {
 
 /// The contents of a file; a torn last line is left out.
 fn content(path: &Path) -> io::Result<FileContent> {
-    let mut content = FileContent { lines: 0, bytes: 0, precedence: read::precedence(path) };
+    let precedence = read::precedence(path);
+    let mut content = FileContent { lines: 0, bytes: 0, precedence, is_unreadable: false };
     for line in Lines::open(path)?.into_iter().flatten() {
         content.lines += 1;
         content.bytes += line?.len() as u64 + 1;

@@ -86,9 +86,9 @@ impl Invalids {
     /// Starts the writer; the bodies in the store are known from the start.
     ///
     /// # Errors
-    /// The files cannot be read, or no thread can be created.
+    /// No thread can be created.
     pub(crate) fn start(store: SharedStore, metrics: Arc<Metrics>) -> io::Result<Self> {
-        let known = read_known(&store.lock())?;
+        let known = read_known(&store.lock());
         let throttle = Throttle::new("signed bodies that were not kept", 1, Duration::from_secs(10));
         let (known, bytes) = (Mutex::new(known), AtomicUsize::new(0));
         let writer = Arc::new(InvalidWriter { store, metrics, known, bytes, throttle });
@@ -148,19 +148,20 @@ fn letter(origin: Origin, mac: &[u8; 32], reason: KeptReason, text: &str, body: 
     Letter::new(&Event::labelled(origin, body.into(), labels, Instant::now()), reason.name(), text)
 }
 
-/// The bodies in the files of a store; a line that cannot be read is skipped.
-fn read_known(store: &Store) -> io::Result<KnownBodies> {
+/// The bodies in the files of a store; what cannot be read is skipped.
+fn read_known(store: &Store) -> KnownBodies {
     let mut known = KnownBodies::new();
     for file in &store.files(u64::MAX) {
-        for line in Lines::open(&store.path(*file))?.into_iter().flatten() {
-            if let Ok(letter) = Letter::parse(&line?) {
+        let lines = Lines::open(&store.path(*file)).ok().flatten();
+        for line in lines.into_iter().flatten().map_while(Result::ok) {
+            if let Ok(letter) = Letter::parse(&line) {
                 let (origin, body) = letter.origin_and_body();
                 let digest = verify::digest(&origin, &body);
                 known.insert((origin.source, digest), Some(*file));
             }
         }
     }
-    Ok(known)
+    known
 }
 
 struct InvalidWriter {

@@ -168,6 +168,46 @@ fn replays_through_a_running_daemon_with_the_same_id_and_body() {
     assert_eq!((daemon.stop().code, pair.letters()), (Some(0), 0));
 }
 
+/// What cannot be read hinders neither the start nor what is done with the other letters. A directory is as unreadable as a
+/// broken disk, to root as well.
+#[test]
+fn goes_on_without_the_files_that_cannot_be_read() {
+    let (pair, ids) = Pair::with_letters(2);
+    let pair = pair.mended();
+    let broken = ["dead-letters/00000000.ndjson", "invalid/00000001-probes.ndjson"];
+    let broken = broken.map(|name| pair.setup.state().join(name));
+    for path in &broken {
+        fs::create_dir_all(path).unwrap();
+    }
+    let names = |text: &str, path: &PathBuf| text.contains(&path.display().to_string());
+    let daemon = pair.setup.start();
+    for path in &broken {
+        let line = daemon.wait_for_line("the warning", |line| names(&line.to_string(), path));
+        assert!(line["level"] == "WARN" && line.to_string().contains("move it away"), "{line}");
+    }
+    let listed = pair.run(&["list", "--json"], 1);
+    assert_eq!(text(&listed.stdout).lines().count(), 2);
+    assert!(names(&said(&listed), &broken[0]), "{}", said(&listed));
+    let done = pair.json(&["replay", "--id", &ids[0]], 1);
+    assert_eq!(
+        (&done["published"], &done["state"], &done["skipped"]),
+        (&1.into(), &"done".into(), &0.into()),
+        "{done}"
+    );
+    assert!(names(done["error"].as_str().unwrap(), &broken[0]), "{done}");
+    assert_eq!(request_once(&daemon, b"[1]", &[]).status, 200);
+    daemon.wait_until("it is kept", Duration::from_mins(1), |status| status.number("/invalid/kept") == 1);
+    balanced(&daemon);
+    assert_eq!(daemon.stop().code, Some(0));
+    let done = pair.json(&["drop", "--all"], 1);
+    assert_eq!((&done["dropped"], &done["state"]), (&1.into(), &"done".into()), "{done}");
+    assert!(names(done["error"].as_str().unwrap(), &broken[0]), "{done}");
+    assert!(broken.iter().all(|path| path.is_dir()), "left alone");
+    fs::remove_dir(&broken[0]).unwrap();
+    assert_eq!(pair.json(&["replay"], 0)["selected"], 0);
+    pair.assert_arrived(&ids[..1]);
+}
+
 #[test]
 fn a_request_touches_the_files_that_were_put_back_before_it() {
     let (pair, ids) = Pair::with_letters(3);

@@ -38,31 +38,35 @@ pub(in crate::cli) struct Show {
     body: bool,
 }
 
-/// Calls `see` with each letter that matches, and its line; then reports the lines that are no letters. Whether all could
-/// be read.
+/// Calls `see` with each letter that matches, and its line; reports files that cannot be read, and then the lines that are
+/// no letters. Whether all could be read.
 fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -> Result<bool, ExitCode> {
-    let cannot = |path: &Path| {
-        let path = path.display().to_string();
-        move |error| cli::failed(format_args!("cannot read {path}: {error}"))
-    };
-    let (mut unread, mut first) = (0u64, None);
-    for (_, path) in files(directory).map_err(cannot(directory))? {
-        for (at, line) in Lines::open(&path).map_err(cannot(&path))?.into_iter().flatten().enumerate() {
-            let line = line.map_err(cannot(&path))?;
-            match Letter::parse(&line) {
-                Ok(letter) if filter.matches(&letter) => see(letter, &line),
-                Ok(_) => {}
-                Err(why) => {
-                    unread += 1;
-                    first.get_or_insert_with(|| format!("{} line {}: {why}", path.display(), at + 1));
+    let cannot = |error| cli::failed(format_args!("cannot read {}: {error}", directory.display()));
+    let (mut is_whole, mut unread, mut first) = (true, 0u64, None);
+    for (_, path) in files(directory).map_err(cannot)? {
+        let read = Lines::open(&path).and_then(|lines| {
+            for (at, line) in lines.into_iter().flatten().enumerate() {
+                let line = line?;
+                match Letter::parse(&line) {
+                    Ok(letter) if filter.matches(&letter) => see(letter, &line),
+                    Ok(_) => {}
+                    Err(why) => {
+                        unread += 1;
+                        first.get_or_insert_with(|| format!("{} line {}: {why}", path.display(), at + 1));
+                    }
                 }
             }
+            Ok(())
+        });
+        if let Err(error) = read {
+            complain(error);
+            is_whole = false;
         }
     }
     if let Some(first) = &first {
         complain(format_args!("{unread} lines cannot be read, and are kept; the first: {first}"));
     }
-    Ok(first.is_none())
+    Ok(is_whole && first.is_none())
 }
 
 pub(super) fn list(flags: &Flags, options: &List) -> CommandResult {

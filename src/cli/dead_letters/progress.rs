@@ -74,7 +74,7 @@ impl Display {
         }
         if *unreadable > 0 {
             complain(format_args!(
-                "{unreadable} lines cannot be read, and stay; `dead-letters list` names the first"
+                "{unreadable} lines or files cannot be read, and stay; `dead-letters list` names the first"
             ));
         }
         if let Some(error) = &progress.error {
