@@ -3,7 +3,7 @@
 use crate::admin::Admin;
 use crate::process::shutdown::Phase;
 use crate::queue::Ack;
-use crate::status::{Snapshot, WaitingAddress};
+use crate::status::Snapshot;
 
 impl Admin {
     /// The reasons why events cannot be accepted; empty when they can.
@@ -14,12 +14,7 @@ impl Admin {
         }
         let view = self.status.broker.copy();
         if snapshot.full {
-            let most = view.waiting.iter().max_by_key(|waiting| waiting.events);
-            let most = most.map_or_else(String::new, |waiting| {
-                let WaitingAddress { events, address, reason, .. } = waiting;
-                let why = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-                format!("; {events} of the events wait for {address}{why}")
-            });
+            let most = view.most_waiting().map_or_else(String::new, |most| format!("; {most}"));
             reasons.push(format!(
                 "buffer full: {} of {} events, {} of {} bytes{most}",
                 snapshot.events, snapshot.limits.events, snapshot.bytes, snapshot.limits.bytes

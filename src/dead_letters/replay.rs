@@ -226,7 +226,7 @@ impl RequestWork<'_> {
             self.wait_for_room().await?;
             self.refuse_if_full().await?;
             let (request, rebuild) = (self.request.clone(), self.requests.rebuild.clone());
-            let most = (self.requests.queue.limits().bytes / 4).min(BATCH_BYTES);
+            let most = (self.requests.queue.limits().bytes / 8).min(BATCH_BYTES);
             let batch = self.store.work(move |store| take(store, file, left, &request, &rebuild, most)).await?;
             self.progress.skipped += batch.skipped;
             self.progress.done += batch.skipped;
@@ -308,17 +308,25 @@ impl RequestWork<'_> {
         Ok(batch)
     }
 
-    /// Waits until less than half of the buffer is used: new events take precedence.
+    /// Waits until at most half of the buffer is used, or three quarters where events wait for their address, perhaps for
+    /// long: new events take precedence.
     async fn wait_for_room(&mut self) -> Result<(), Ended> {
         let requests = self.requests;
         loop {
             self.check()?;
             let (events, bytes) = requests.queue.held();
             let limits = requests.queue.limits();
-            if events <= limits.events / 2 && bytes <= limits.bytes / 2 {
+            let are_some_waiting = !requests.view.copy().waiting.is_empty();
+            let most = |limit: usize| if are_some_waiting { limit - limit / 4 } else { limit / 2 };
+            if events <= most(limits.events) && bytes <= most(limits.bytes) {
+                self.progress.error = None;
                 return Ok(());
             }
             self.note_trouble();
+            if self.progress.error.is_none() {
+                self.progress.error = Some("new events, which go first, fill the buffer".to_owned());
+                self.report();
+            }
             tokio::select! {
                 () = sleep(REPORT) => {}
                 () = self.asker.closed() => {}
@@ -345,8 +353,9 @@ impl RequestWork<'_> {
     /// Reports how far it is, and what delivery waits for.
     fn note_trouble(&mut self) {
         let view = self.requests.view.copy();
-        let error = view.last_error.filter(|_| view.state != ConnectionState::Connected).map(|error| error.text);
-        self.progress.error = view.blocked.or(error);
+        let error = view.last_error.as_ref().filter(|_| view.state != ConnectionState::Connected);
+        let error = error.map(|error| error.text.clone());
+        self.progress.error = view.blocked.clone().or(error).or_else(|| view.most_waiting());
         self.report();
     }
 
@@ -407,4 +416,78 @@ impl ReplayBatch {
 
 fn is_meant(filter: &Filter, line: &[u8]) -> bool {
     Letter::parse(line).is_ok_and(|letter| filter.matches(&letter))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dead_letters::NewLetter;
+    use crate::dead_letters::letter::tests::letter;
+    use crate::event::{Fields, Origin};
+    use crate::process::shutdown;
+    use crate::queue::{Ack, Mode};
+    use crate::status::{Ledger, Limits, WaitingAddress};
+
+    fn event(origin: Origin, body: Box<[u8]>) -> Box<Event> {
+        Box::new(Event::new(origin, body, &Fields::default(), &[0; 32]))
+    }
+
+    /// A replay of one letter beside so many events, of 1000 that fit, some of which wait for their address; ends when the
+    /// letter's event is in the queue, or with what the replay waits for.
+    async fn replay_beside(events: usize) -> Option<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let stores = Stores::open(directory.path(), 1 << 20, 1 << 20).unwrap();
+        stores.dead_letters.lock().append(&[NewLetter::new(letter("a").line())]).unwrap();
+        let mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(5) };
+        let queue = Arc::new(Buffer::new(mode, Limits { events: 1000, bytes: 64 << 20 }, Ledger::default()));
+        let (origin, body) = letter("b").origin_and_body();
+        assert!(queue.replay((0..events).map(|_| event(origin.clone(), body.clone())).collect()));
+        let view = BrokerStatus::default();
+        view.change(|view| {
+            view.state = ConnectionState::Connected;
+            let reason = Some("it is sealed".to_owned());
+            view.waiting = vec![WaitingAddress { address: "orders".to_owned(), events: 500, since: None, reason }];
+        });
+        let (stopper, drain) = shutdown::channel();
+        let rebuild: RebuildLetter = Arc::new(|_, origin, body| Some(event(origin, body)));
+        let requests = Requests { stores, rebuild, queue: queue.clone(), view, drain, turn: Mutex::default() };
+        let request = Request {
+            action: Action::Replay,
+            as_is: false,
+            filter: Filter::default(),
+            lenient: false,
+            store: StoreKind::DeadLetters,
+        };
+        let (asker, mut progress) = watch::channel(Progress::default());
+        let said = async {
+            for _ in 0..20 {
+                progress.changed().await.unwrap();
+                if queue.held().0 > events {
+                    return None;
+                }
+                let error = progress.borrow().error.clone();
+                if error.is_some() {
+                    return error;
+                }
+            }
+            Some("nothing moves".to_owned())
+        };
+        let outcome = tokio::select! {
+            () = requests.run(&request, asker) => panic!("nothing is delivered here"),
+            outcome = said => outcome,
+        };
+        drop(stopper);
+        outcome
+    }
+
+    #[tokio::test]
+    async fn needs_no_more_than_room_where_others_wait_for_their_address() {
+        assert_eq!(replay_beside(600).await, None);
+    }
+
+    #[tokio::test]
+    async fn names_the_address_that_fills_the_buffer() {
+        let error = replay_beside(900).await.unwrap();
+        assert!(error.contains("500 of the events wait for orders: it is sealed"), "{error}");
+    }
 }

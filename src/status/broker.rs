@@ -85,6 +85,16 @@ pub(crate) struct BrokerSnapshot {
     pub(crate) unreadable: Option<String>,
 }
 
+impl BrokerSnapshot {
+    /// The address for which most events wait, in words.
+    pub(crate) fn most_waiting(&self) -> Option<String> {
+        let WaitingAddress { events, address, reason, .. } =
+            self.waiting.iter().max_by_key(|waiting| waiting.events)?;
+        let why = reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        Some(format!("{events} of the events wait for {address}{why}"))
+    }
+}
+
 /// The shared state of the broker.
 #[derive(Clone, Debug)]
 pub(crate) struct BrokerStatus(Arc<Mutex<BrokerSnapshot>>);
