@@ -10,7 +10,7 @@ use crate::brokers::{Headers, Refusal};
 use crate::dead_letters::{Letter, NewLetter, SharedStore};
 use crate::delivery::publish::BATCH;
 use crate::delivery::ring::{Removed, Ring};
-use crate::event::{Event, Kept, Message, Outcome, Waiter, complete_all};
+use crate::event::{Event, Kept, LONGEST_FIELD, Message, Outcome, Waiter, complete_all, cut};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
@@ -254,10 +254,66 @@ fn write(store: SharedStore, entries: Vec<NewLetter>) -> JoinHandle<Result<usize
 fn letter(message: &Message, headers: &Headers, refusal: &Refusal, attempts: u32) -> Letter {
     let headers = headers.list(&message.event).into_iter().map(|(name, value)| (name, Value::String(value)));
     Letter {
-        address: message.address.to_string(),
+        address: cut(&message.address, LONGEST_FIELD).to_owned(),
         attempts,
         headers: headers.collect(),
-        key: message.key.to_string(),
+        key: cut(&message.key, LONGEST_FIELD).to_owned(),
         ..Letter::new(&message.event, refusal.reason().name(), &refusal.text)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::brokers::{Encoding, HeaderStyle};
+    use crate::dead_letters::largest_line;
+    use crate::event::{Deviation, Deviations, Field, Fields, Origin};
+
+    /// The line that a message whose texts all consist of this one becomes.
+    fn line_of(text: &str, encoding: Encoding, body: &[u8]) -> Vec<u8> {
+        let text = text.repeat(4096);
+        let mut deviations = Deviations::default();
+        for field in Field::ALL {
+            deviations.note(field, Deviation::Duplicate);
+        }
+        let fields = Fields {
+            cuid: &*text,
+            actor_cuid: &text,
+            event: &text,
+            target_cuid: &text,
+            target_type: &text,
+            client_id: &text,
+            report_id: &text,
+            finding_id: &text,
+            assessment_id: &text,
+            deviations,
+            ..Fields::default()
+        };
+        let origin = Origin {
+            source: "s".repeat(256).into(),
+            signature: Some([b'f'; 64]),
+            verified: true,
+            traceparent: Some("0".repeat(55).into()),
+            received: SystemTime::now(),
+        };
+        let event = Box::new(Event::new(origin, body.into(), &fields, &[0; 32]));
+        let message = Message { event, address: text.as_str().into(), key: text.as_str().into() };
+        let headers = Headers::new(HeaderStyle::CloudEvents, "cloudEvents_", "content-type", encoding);
+        let headers = headers.with_content_type_also_as("cloudEvents_datacontenttype");
+        letter(&message, &headers, &Refusal::event(RefusalReason::NotAuthorised, &*text), u32::MAX).line()
+    }
+
+    #[test]
+    fn the_largest_letter_fits_where_the_settings_are_good() {
+        let body = format!("{{\"a\":\"{}\"}}", "\\\"".repeat(1000));
+        let mut largest = 0;
+        for text in ["a", "\"", "\\", "\u{1}", "\u{7f}", "%", " ", "\u{fc}", "\u{2028}", "\u{1f600}"] {
+            for encoding in [Encoding::Plain, Encoding::Percent] {
+                let length = line_of(text, encoding, body.as_bytes()).len();
+                assert!(length <= largest_line(body.len()), "{length} bytes of {text:?}");
+                largest = largest.max(length);
+            }
+        }
+        assert!(largest + (16 << 10) > largest_line(body.len()), "{largest} bytes: not much more is asked for");
     }
 }

@@ -13,7 +13,7 @@ pub(crate) const EVENT_OVERHEAD: usize = 512;
 
 /// The number of bytes kept of a field beside the body: a longer key or header would only push the message over the
 /// broker's own limit.
-const LONGEST_FIELD: usize = 1024;
+pub(crate) const LONGEST_FIELD: usize = 1024;
 
 /// The decoded fields of a payload that templates and headers need; an absent field is empty.
 ///

@@ -168,7 +168,7 @@ fn a_command_without_a_daemon_leaves_nothing_behind_however_it_ends() {
 #[test]
 fn drops_while_the_store_is_full_and_refuses_a_replay_at_once() {
     let setup = Setup::on_files().failpoints(REFUSE).text("ingress.max_body", "1KiB");
-    let setup = setup.text("dead_letters.max_bytes", "8KiB");
+    let setup = setup.text("dead_letters.max_bytes", "68KiB");
     let events = setup.directory().join("events");
     let pair = Pair { setup, events };
     let daemon = pair.setup.start();

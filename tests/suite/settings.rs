@@ -198,7 +198,7 @@ fn tells_what_was_expected_and_what_was_found() {
         (
             "[dead_letters]\nmax_bytes = \"1B\"",
             "`dead_letters.max_bytes` (1 bytes) has no room for a dead letter with a body of `ingress.max_body` \
-             (983040 bytes): raise it to at least \"1924KiB\""
+             (983040 bytes): raise it to at least \"1984KiB\""
                 .to_owned(),
         ),
         ("[buffer]\nmax_bytes = \"1KiB\"", "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit".to_owned()),

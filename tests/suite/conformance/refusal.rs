@@ -153,17 +153,18 @@ pub(super) fn replays_what_was_forbidden_without_a_daemon<R: Remote>(test: &str)
 }
 
 pub(super) fn waits_with_full_dead_letters_and_goes_on_when_they_are_moved_away<R: Remote>(test: &str) {
-    const MOST: u64 = 4 << 10;
+    const MOST: u64 = 64 << 10;
     const LETTERS: usize = 12;
     let rig = R::new(test);
     let trapped = rig.trap(R::SMALL_TRAP);
     // Room for a few letters, and for at least one of the largest body.
-    let body = trapped.text.len() as u64 + 1024;
+    let padded = trapped.text + &"x".repeat(8 << 10);
+    let body = padded.len() as u64 + 1024;
     let room = MOST + 2 * body;
     let setup = Setup::new(&trapped.table).text("ingress.max_body", &format!("{body}B"));
     let setup = setup.text("dead_letters.max_bytes", &format!("{room}B")).text("publish.refuse_after", "0s");
     let daemon = setup.start();
-    let all = Load { events: LETTERS as u64, every: Some((1, "Trapped", trapped.text)), ..Load::default() };
+    let all = Load { events: LETTERS as u64, every: Some((1, "Trapped", padded)), ..Load::default() };
     all.send(&daemon.ingress).all_accepted();
     let store = setup.state().join("dead-letters");
     let mut moved = Vec::new();
