@@ -50,25 +50,25 @@ func isGenuine(key, body []byte, signature string) bool {
 	return err == nil && hmac.Equal(mac.Sum(nil), given)
 }
 
-// handled has the ids of what was done, the last ones only, and forgets them at the end of the process. A real consumer
-// keeps them in its database, and writes the id in the transaction that does the work: then a crash between the work
-// and the acknowledgement cannot make it work twice.
+// handled has source and id of what was done, the last ones only, and forgets them at the end of the process. A real
+// consumer keeps them in its database, and writes them in the transaction that does the work: then a crash between the
+// work and the acknowledgement cannot make it work twice.
 type handled struct {
-	ids  map[string]struct{}
-	ring []string
-	next int
+	identities map[string]struct{}
+	ring       []string
+	next       int
 }
 
-func (h *handled) has(id string) bool {
-	_, known := h.ids[id]
+func (h *handled) has(identity string) bool {
+	_, known := h.identities[identity]
 	return known
 }
 
-func (h *handled) add(id string) {
-	delete(h.ids, h.ring[h.next])
-	h.ring[h.next] = id
+func (h *handled) add(identity string) {
+	delete(h.identities, h.ring[h.next])
+	h.ring[h.next] = identity
 	h.next = (h.next + 1) % len(h.ring)
-	h.ids[id] = struct{}{}
+	h.identities[identity] = struct{}{}
 }
 
 // toCloudEvent reads the headers by the official SDK. It has no binding for NATS, but for HTTP, which differs in three
@@ -127,7 +127,9 @@ func take(ctx context.Context, msg jetstream.Msg, key []byte, handled *handled) 
 	if err != nil {
 		return refuse(msg, err.Error())
 	}
-	if handled.has(event.ID()) {
+	// Two sources may have the same id.
+	identity := event.Source() + " " + event.ID()
+	if handled.has(identity) {
 		fmt.Fprintln(os.Stderr, "repeat", event.ID())
 		return msg.Ack()
 	}
@@ -138,7 +140,7 @@ func take(ctx context.Context, msg jetstream.Msg, key []byte, handled *handled) 
 	if err := work(event); err != nil {
 		return errors.Join(err, msg.Nak()) // to be sent again at once, not only after AckWait
 	}
-	handled.add(event.ID())
+	handled.add(identity)
 	return msg.DoubleAck(ctx)
 }
 
@@ -168,7 +170,7 @@ func run() error {
 	if err != nil {
 		return err
 	}
-	handled := &handled{ids: make(map[string]struct{}), ring: make([]string, remembered)}
+	handled := &handled{identities: make(map[string]struct{}), ring: make([]string, remembered)}
 	for stopped.Err() == nil {
 		// One by one: a request for the next message that is open during the work would take this one, if it fails, again.
 		msg, err := consumer.Next(jetstream.FetchContext(stopped))

@@ -27,19 +27,19 @@ function isGenuine(key, body, signature) {
   return given.length === expected.length && timingSafeEqual(given, expected);
 }
 
-// The ids of what was done, the last ones only, and forgotten at the end of the process. A real consumer keeps them in
-// its database, and writes the id in the transaction that does the work: then a crash between the work and the
+// Source and id of what was done, the last ones only, and forgotten at the end of the process. A real consumer keeps
+// them in its database, and writes them in the transaction that does the work: then a crash between the work and the
 // acknowledgement cannot make it work twice.
 class Handled {
-  #ids = new Set(); // in the order they were added
+  #identities = new Set(); // in the order they were added
 
-  add(id) {
-    this.#ids.add(id);
-    if (this.#ids.size > REMEMBERED) this.#ids.delete(this.#ids.values().next().value);
+  add(identity) {
+    this.#identities.add(identity);
+    if (this.#identities.size > REMEMBERED) this.#identities.delete(this.#identities.values().next().value);
   }
 
-  has(id) {
-    return this.#ids.has(id);
+  has(identity) {
+    return this.#identities.has(identity);
   }
 }
 
@@ -87,7 +87,9 @@ async function take(message, key, handled) {
   } catch (error) {
     return refuse(error.message);
   }
-  if (handled.has(event.id)) {
+  // Two sources may have the same id.
+  const identity = `${event.source} ${event.id}`;
+  if (handled.has(identity)) {
     console.error('repeat', event.id);
     return true;
   }
@@ -95,7 +97,7 @@ async function take(message, key, handled) {
   const deviations = properties.headers['x-plextrac-deviations'];
   if (deviations) console.error('deviates', event.id, deviations);
   await work(event);
-  handled.add(event.id);
+  handled.add(identity);
   return true;
 }
 

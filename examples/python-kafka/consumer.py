@@ -33,22 +33,22 @@ def is_genuine(key, body, signature):
 
 
 class Handled:
-    """The ids of what was done, the last ones only, and forgotten at the end of the process.
+    """Source and id of what was done, the last ones only, and forgotten at the end of the process.
 
-    A real consumer keeps them in its database, and writes the id in the transaction that does the work: then a crash
+    A real consumer keeps them in its database, and writes them in the transaction that does the work: then a crash
     between the work and the commit of the offset cannot make it work twice.
     """
 
     def __init__(self):
-        self.ids = collections.OrderedDict()
+        self.identities = collections.OrderedDict()
 
-    def add(self, event_id):
-        self.ids[event_id] = None
-        if len(self.ids) > REMEMBERED:
-            self.ids.popitem(last=False)
+    def add(self, identity):
+        self.identities[identity] = None
+        if len(self.identities) > REMEMBERED:
+            self.identities.popitem(last=False)
 
-    def __contains__(self, event_id):
-        return event_id in self.ids
+    def __contains__(self, identity):
+        return identity in self.identities
 
 
 def work(event):
@@ -78,14 +78,16 @@ def take(message, key, handled):
         event = from_binary_event(KafkaMessage(headers=headers, key=message.key(), value=message.value()))
     except (BaseCloudEventException, ValueError) as error:
         return refuse(message, error)
-    if event.get_id() in handled:
+    # Two sources may have the same id.
+    identity = (event.get_source(), event.get_id())
+    if identity in handled:
         print("repeat", event.get_id(), file=sys.stderr, flush=True)
         return
     # What is not as PlexTrac documents it: for a service that depends on a field, the moment to look.
     if deviations := headers.get("x-plextrac-deviations"):
         print("deviates", event.get_id(), deviations.decode(), file=sys.stderr, flush=True)
     work(event)
-    handled.add(event.get_id())
+    handled.add(identity)
 
 
 def main():

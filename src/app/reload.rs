@@ -193,10 +193,12 @@ impl Reloader {
         {
             return Err(format!("`ingress.tls.certificate_file`: {problem}, and the one in use is valid"));
         }
+        // The broker tells the events of several sources apart.
+        let has_same_terms = self.settings.only_source() == next.only_source();
         self.settings = next;
         let settings = &self.settings;
         // First, so that events of a new source use its new route.
-        if changed.iter().any(is_broker) {
+        if changed.iter().any(is_broker) || !has_same_terms {
             let change = if has_same_routes { Change::Connection } else { Change::Routes };
             let (broker, router) = (settings.broker.broker(&settings.terms()), settings.broker.router.clone());
             self.parts.successor.put(RoutedBroker { broker, router }, change);

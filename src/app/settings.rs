@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
@@ -95,6 +96,15 @@ impl Settings {
             retry_max: self.publish.retry_max,
             awaited: self.mode.ack == Ack::Published,
             state_directory: self.state_directory.clone(),
+            only_source: self.only_source(),
+        }
+    }
+
+    /// The name of the source, if there is only one.
+    pub(crate) fn only_source(&self) -> Option<Arc<str>> {
+        match self.sources.as_slice() {
+            [source] => Some(source.name.clone()),
+            _ => None,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! task alone; a session only hands over and reports what the broker said.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -31,6 +32,8 @@ pub(crate) struct Terms {
     pub(crate) awaited: bool,
     /// The state directory, which is made before the first connect.
     pub(crate) state_directory: Option<PathBuf>,
+    /// The source, if there is only one: its event ids are then all there are.
+    pub(crate) only_source: Option<Arc<str>>,
 }
 
 #[cfg(test)]
@@ -44,6 +47,7 @@ impl Terms {
             retry_max: Duration::from_secs(2),
             awaited: false,
             state_directory: None,
+            only_source: None,
         }
     }
 }

@@ -142,6 +142,10 @@ fn prints_what_is_genuine_once<R: Example>(test: &str) {
     // Events are in order per key, and all of these have one: what comes after them is printed after them.
     let repeat = &events[0];
     rig.publish(&headers::<R>(repeat), &repeat.body());
+    // The same id, of another source: no repeat.
+    let mut other = headers::<R>(repeat);
+    other.insert(format!("{}source", R::BINDING.prefix), "/plextrac/second".to_owned());
+    rig.publish(&other, &repeat.body());
     let forged = Payload { text: "another text".to_owned(), ..payload(8) };
     rig.publish(&headers::<R>(&payload(8)), &forged.body());
     let mut stranger = headers::<R>(&forged);
@@ -154,10 +158,11 @@ fn prints_what_is_genuine_once<R: Example>(test: &str) {
     undescribed.remove(&format!("{}source", R::BINDING.prefix));
     rig.publish(&undescribed, &payload(9).body());
     accept(&daemon, &events[3]);
-    consumer.wait_for_events(4);
+    consumer.wait_for_events(5);
     let ended = consumer.stop();
     ended.assert_code(0);
-    assert_eq!(ended.out.lines().collect::<Vec<_>>(), events[..4].iter().map(line).collect::<Vec<_>>());
+    let expected = events[..3].iter().chain([repeat, &events[3]]).map(line).collect::<Vec<_>>();
+    assert_eq!(ended.out.lines().collect::<Vec<_>>(), expected);
     let told = |word: &str| ended.err.lines().filter(|line| line.starts_with(word)).count();
     assert_eq!(told(&format!("repeat {}", id(repeat))), 1, "{}", ended.err);
     assert_eq!((told("repeat "), told("refused ")), (1, 4), "{}", ended.err);

@@ -33,10 +33,15 @@ pub(super) struct HeaderText {
 }
 
 impl HeaderText {
-    /// The headers of an event for this stream.
-    pub(super) fn new(event: &Event, headers: &Headers, stream: &str) -> Self {
+    /// The headers of an event for this stream. Where its source is not the only one, its name follows the id: another
+    /// source may have the same event, which the server would drop.
+    pub(super) fn new(event: &Event, headers: &Headers, stream: &str, only_source: Option<&str>) -> Self {
         let mut text = String::with_capacity(USUAL);
         text.push_str(&plain(&message_id(event)));
+        if only_source != Some(&*event.origin.source) {
+            text.push('@');
+            text.push_str(&plain(&event.origin.source));
+        }
         let mut put = |name: &str, value: &str| {
             for part in ["\r\n", name, ": ", &plain(value)] {
                 text.push_str(part);
@@ -100,7 +105,7 @@ mod tests {
         let fields = Fields { cuid, event: "E", target_type: "t", ..Fields::default() };
         let event = Event::new(origin, Box::default(), &fields, &[0; 32]);
         let headers = Headers::new(style, "ce-", "content-type", Encoding::Percent);
-        HeaderText::new(&event, &headers.with_content_type_also_as("ce-datacontenttype"), "S")
+        HeaderText::new(&event, &headers.with_content_type_also_as("ce-datacontenttype"), "S", Some("main"))
     }
 
     /// The block as the library writes it.
@@ -139,10 +144,33 @@ mod tests {
         let headers = Headers::new(HeaderStyle::None, "ce-", "content-type", Encoding::Percent);
         let shown = |micros| {
             let event = Event::new(origin(micros), Box::default(), &Fields::default(), &[0xab; 32]);
-            text(&HeaderText::new(&event, &headers, "S"))
+            text(&HeaderText::new(&event, &headers, "S", Some("main")))
         };
         assert!(shown(5).contains(&format!("Nats-Msg-Id: {}-5\r\n", "ab".repeat(16))), "{}", shown(5));
         assert_ne!(shown(5), shown(6));
+    }
+
+    #[test]
+    fn tells_the_events_of_several_sources_apart() {
+        let headers = Headers::new(HeaderStyle::None, "ce-", "content-type", Encoding::Percent);
+        let shown = |source: &str, only: Option<&str>| {
+            let origin = Origin {
+                source: source.into(),
+                signature: None,
+                verified: false,
+                traceparent: None,
+                received: SystemTime::UNIX_EPOCH,
+            };
+            let fields = Fields { cuid: "c", ..Fields::default() };
+            let block =
+                HeaderText::new(&Event::new(origin, Box::default(), &fields, &[0; 32]), &headers, "S", only);
+            assert_eq!(block.length, text(&block).len());
+            text(&block).lines().nth(1).unwrap().to_owned()
+        };
+        assert_eq!(shown("a", Some("a")), "Nats-Msg-Id: c-000000000000");
+        assert_eq!(shown("a", None), "Nats-Msg-Id: c-000000000000@a");
+        assert_eq!(shown("b", None), "Nats-Msg-Id: c-000000000000@b");
+        assert_eq!(shown("b", Some("a")), "Nats-Msg-Id: c-000000000000@b", "kept from before it was taken away");
     }
 
     #[test]

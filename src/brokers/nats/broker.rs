@@ -51,7 +51,7 @@ impl Broker for Nats {
             known.push(look);
             findings.extend(of_stream);
         }
-        let session = NatsSession::new(connection, &self.terms.headers, &self.settings, &known);
+        let session = NatsSession::new(connection, &self.terms, &self.settings, &known);
         Ok((Box::new(session), findings))
     }
 

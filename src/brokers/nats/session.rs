@@ -5,6 +5,7 @@
 //!
 //! Length: what leads to the one answer, stored, refused, later or lost, is only understood side by side.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_nats::{Message as Reply, PublishErrorKind};
@@ -22,7 +23,8 @@ use super::progress::StreamProgress;
 use super::settings::{Settings, StreamPlan};
 use super::stream::{self, StreamLook};
 use crate::brokers::{
-    Cause, ErrorKind, Headers, Refusal, RefusalReason, Refused, Sent, Sequence, Session, SessionError, Verdict,
+    Cause, ErrorKind, Headers, Refusal, RefusalReason, Refused, Sent, Sequence, Session, SessionError, Terms,
+    Verdict,
 };
 use crate::event::Message;
 
@@ -39,6 +41,7 @@ const MAIN: usize = 0;
 pub(super) struct NatsSession {
     connection: NatsConnection,
     headers: Headers,
+    only_source: Option<Arc<str>>,
     settings: Settings,
     /// The main stream first; those of routes that a reload removed come last.
     streams: Vec<StreamProgress>,
@@ -54,7 +57,7 @@ impl NatsSession {
     /// A session on this connection, with what was found of each stream.
     pub(super) fn new(
         connection: NatsConnection,
-        headers: &Headers,
+        terms: &Terms,
         settings: &Settings,
         known: &[StreamLook],
     ) -> Self {
@@ -65,7 +68,8 @@ impl NatsSession {
         };
         Self {
             connection,
-            headers: headers.clone(),
+            headers: terms.headers.clone(),
+            only_source: terms.only_source.clone(),
             settings: settings.clone(),
             streams: settings.streams.iter().zip(known).map(progress).collect(),
             had_main: known.first().is_some_and(|look| look.stream().is_some()),
@@ -175,7 +179,7 @@ impl Session for NatsSession {
         if let Some(lost) = &self.lost {
             return Sent::Lost(lost.clone());
         }
-        let block = HeaderText::new(&message.event, &self.headers, &message.key);
+        let block = HeaderText::new(&message.event, &self.headers, &message.key, self.only_source.as_deref());
         let size = block.length + message.event.body.len();
         let most = self.connection.max_payload();
         let too_large = || {

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 
 use super::rig::{Binding, Instance, Named, Remote, Rig, Trap, Trapped, judge};
 use crate::support::{
-    Broker, Delivered, Kind, LIMIT, Load, Oracle, Payload, Proxy, Setup, Status, Table, admin, ports, read, said,
-    unique,
+    Broker, Client, Daemon, Delivered, Kind, LIMIT, Load, Oracle, PATH, Payload, Proxy, SECRET, Setup, Status,
+    Table, admin, ports, read, said, sign, unique, wait_until,
 };
 
 conform! { Nats:
@@ -294,6 +294,56 @@ fn counts_exactly_what_is_late_where_the_server_takes_few_at_once() {
     judge(&rig, &setup, &sent, &status, late);
     let delivered = rig.read(0);
     assert_eq!(Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: late }.late(), late);
+}
+
+/// Two sources may share a secret: then one body has one id at both. While there is one source, `Nats-Msg-Id` is the id.
+#[test]
+fn stores_the_same_body_of_two_sources_once_each() {
+    let rig = Nats::new("same_body_of_two_sources");
+    let table = rig.table().text("subject", format!("{}.{{source}}.{{event}}", rig.name));
+    let one = Setup::new(&table);
+    let two = one.clone().text("sources.second.path", "/second").text("sources.second.secret", SECRET);
+    let post = |daemon: &Daemon, cuid: &str, paths: &[&str]| {
+        let body = Payload::new(cuid).body();
+        let signature = sign(SECRET, &body);
+        let mut client = Client::connect(&daemon.ingress).expect("the daemon listens");
+        for path in paths {
+            let answer = client.send("POST", path, &[("X-Authorization-HMAC-256", &signature)], &body);
+            assert_eq!(answer.expect("the daemon answers").text(), r#"{"status":"accepted"}"#, "{cuid} at {path}");
+        }
+        format!("{cuid}-{}", &signature[..12])
+    };
+    let reload = |daemon: &Daemon, setup: &Setup| {
+        let connects = || daemon.log().lines().filter(|line| line.contains("\"connected\"")).count();
+        let before = connects();
+        setup.file();
+        assert_eq!(daemon.reload().text("/reload/result"), "success");
+        wait_until("it connects with what is new", LIMIT, || connects() > before);
+    };
+    let daemon = two.start();
+    let first = post(&daemon, "first", &[PATH, "/second"]);
+    assert_eq!(daemon.wait_until_empty().count("published"), 2);
+    assert_eq!(rig.read(0).len(), 2, "what is counted as published is in the stream");
+    reload(&daemon, &one);
+    let second = post(&daemon, "second", &[PATH]);
+    daemon.wait_until_empty();
+    reload(&daemon, &two);
+    let third = post(&daemon, "third", &[PATH, "/second"]);
+    daemon.wait_until_empty();
+    assert_eq!(daemon.stop().code, Some(0));
+    let shown = rig.read(0).into_iter().map(|message| {
+        let source = message.headers["ce-source"].clone();
+        (message.headers["Nats-Msg-Id"].clone(), message.id, source)
+    });
+    let expected = [
+        (&first, "@plextrac", "plextrac"),
+        (&first, "@second", "second"),
+        (&second, "", "plextrac"),
+        (&third, "@plextrac", "plextrac"),
+        (&third, "@second", "second"),
+    ]
+    .map(|(id, more, source)| (format!("{id}{more}"), id.clone(), format!("/plextrac/{source}")));
+    assert_eq!(shown.collect::<Vec<_>>(), expected);
 }
 
 #[test]
