@@ -1,5 +1,5 @@
 //! Finds the message of a return: the client library attaches returns to the wrong confirms when several are in
-//! flight; and since when the oldest has been in flight. It knows numbers and ids, nothing of AMQP.
+//! flight; and since when the oldest has been in flight. It knows numbers and labels, nothing of AMQP.
 //!
 //! RabbitMQ sends a return before its confirm; the library gives the first of its queue of returns to whichever confirm
 //! completes next. So the *set* of returns is exact. A confirm that carries none saw the queue empty: its own return, and that
@@ -35,11 +35,11 @@ impl ConfirmOutcome {
     }
 }
 
-/// A message in flight: its place in the order of sending, its id, and what its owner wants back.
+/// A message in flight: its place in the order of sending, what a return shows of it, and what its owner wants back.
 #[derive(Debug)]
 pub(super) struct SentMessage<T> {
     number: u64,
-    id: Box<str>,
+    label: Box<str>,
     pub(super) owner: T,
 }
 
@@ -62,7 +62,7 @@ pub(super) struct Returns<T> {
     confirmed: Vec<ConfirmedMessage<T>>,
     /// Certain when no message below the number is in flight, or when a later confirm carries no return.
     held: VecDeque<(u64, ConfirmedMessage<T>)>,
-    /// Returns by message id that no message has claimed yet. The same id can be in flight twice.
+    /// Returns by label that no message has claimed yet. The same one can be in flight twice.
     unclaimed: HashMap<Box<str>, usize>,
 }
 
@@ -85,14 +85,14 @@ impl<T> Returns<T> {
     }
 
     /// A message goes out.
-    pub(super) fn send(&mut self, id: &str, owner: T) -> SentMessage<T> {
+    pub(super) fn send(&mut self, label: impl Into<Box<str>>, owner: T) -> SentMessage<T> {
         let number = self.next();
         self.in_flight.push_back(Some(Instant::now()));
-        SentMessage { number, id: id.into(), owner }
+        SentMessage { number, label: label.into(), owner }
     }
 
-    /// Its confirm arrived, with the id of the returned message that is attached to it.
-    pub(super) fn confirm(&mut self, sent: SentMessage<T>, outcome: ConfirmOutcome, attached: Option<&str>) {
+    /// Its confirm arrived, with the label of the returned message that is attached to it.
+    pub(super) fn confirm(&mut self, sent: SentMessage<T>, outcome: ConfirmOutcome, attached: Option<Box<str>>) {
         let place = usize::try_from(sent.number - self.oldest).unwrap_or(usize::MAX);
         if let Some(sent) = self.in_flight.get_mut(place) {
             *sent = None;
@@ -100,10 +100,11 @@ impl<T> Returns<T> {
         while self.in_flight.pop_front_if(|sent| sent.is_none()).is_some() {
             self.oldest += 1;
         }
-        if let Some(id) = attached {
-            *self.unclaimed.entry(id.into()).or_default() += 1;
+        let carries = attached.is_some();
+        if let Some(label) = attached {
+            *self.unclaimed.entry(label).or_default() += 1;
         }
-        self.confirmed.push(ConfirmedMessage { sent, outcome, carries: attached.is_some() });
+        self.confirmed.push(ConfirmedMessage { sent, outcome, carries });
     }
 
     /// The judgements that are certain now. To be called when every confirm that the library has is noted: they become known
@@ -118,7 +119,7 @@ impl<T> Returns<T> {
             }
         }
         for confirmed in confirmed {
-            if confirmed.carries && !self.unclaimed.contains_key(&confirmed.sent.id) {
+            if confirmed.carries && !self.unclaimed.contains_key(&confirmed.sent.label) {
                 self.held.push_back((next, confirmed));
             } else {
                 judged.push(self.judge(confirmed));
@@ -139,12 +140,12 @@ impl<T> Returns<T> {
     }
 
     fn judge(&mut self, ConfirmedMessage { sent, outcome, .. }: ConfirmedMessage<T>) -> (T, Judgement) {
-        let claimed = self.unclaimed.get_mut(&sent.id).map(|count| {
+        let claimed = self.unclaimed.get_mut(&sent.label).map(|count| {
             *count -= 1;
             *count
         });
         if claimed == Some(0) {
-            self.unclaimed.remove(&sent.id);
+            self.unclaimed.remove(&sent.label);
         }
         (sent.owner, outcome.judge(claimed.is_some()))
     }
@@ -177,7 +178,7 @@ mod tests {
         fn look(&mut self, returns: &mut Returns<usize>, at: impl Fn(usize) -> usize) {
             while !self.confirmed.is_empty() {
                 let (sent, attached) = self.confirmed.swap_remove(at(self.confirmed.len()));
-                returns.confirm(sent, ConfirmOutcome::Ack, attached.as_deref());
+                returns.confirm(sent, ConfirmOutcome::Ack, attached.map(Into::into));
             }
             self.judged.append(&mut returns.judgements());
         }
@@ -235,7 +236,7 @@ mod tests {
     fn a_nack_stays_one_and_takes_its_return_with_it() {
         let mut returns = Returns::default();
         let sent = returns.send("a", ());
-        returns.confirm(sent, ConfirmOutcome::Nack, Some("a"));
+        returns.confirm(sent, ConfirmOutcome::Nack, Some("a".into()));
         assert_eq!(returns.judgements(), [((), Judgement::Nacked)]);
         assert!(returns.unclaimed.is_empty());
     }
@@ -294,7 +295,7 @@ mod tests {
                 match choice {
                     0 | 1 if !fresh.is_empty() => {
                         let owner = fresh.pop_front().unwrap();
-                        out.push((returns.send(&format!("m{owner}"), owner), false));
+                        out.push((returns.send(format!("m{owner}"), owner), false));
                     }
                     2 if !out.is_empty() => {
                         let at = at.map_or(0, |at| at.index(out.len()));

@@ -116,7 +116,7 @@ impl RabbitmqSession {
     }
 
     fn publish(&mut self, owner: Owner, id: &str, publication: Publication) {
-        let sent = self.returns.send(id, owner);
+        let sent = self.returns.send(label(&owner.exchange, &owner.key, id), owner);
         let publishing = publication.publish(self.channel.clone());
         // Futures are first polled in the order in which they are pushed, so messages go out in it.
         self.confirms.push(publishing.map(|outcome| (sent, outcome)).boxed());
@@ -126,8 +126,11 @@ impl RabbitmqSession {
     fn confirmed(&mut self, (sent, outcome): Confirmed) -> Result<(), lapin::Error> {
         match read(outcome?) {
             Ok((outcome, attached)) => {
-                let id = attached.as_ref().and_then(|message| message.properties.message_id().as_ref());
-                self.returns.confirm(sent, outcome, id.map(lapin::types::ShortString::as_str));
+                let label = attached.as_ref().and_then(|message| {
+                    let id = message.properties.message_id().as_ref()?;
+                    Some(label(message.exchange.as_str(), message.routing_key.as_str(), id.as_str()))
+                });
+                self.returns.confirm(sent, outcome, label);
             }
             Err(loss) => self.loss = Some(loss),
         }
@@ -327,6 +330,11 @@ fn read(confirmation: Confirmation) -> Result<(ConfirmOutcome, Option<BasicRetur
 
 fn is_of_broker(error: &lapin::Error) -> bool {
     matches!(error.kind(), lapin::ErrorKind::ProtocolError(_) | lapin::ErrorKind::IOError(_))
+}
+
+/// The part of a message that its return shows. Two sources may send one id, to different places.
+fn label(exchange: &str, key: &str, id: &str) -> Box<str> {
+    [exchange, "\n", key, "\n", id].concat().into()
 }
 
 #[async_trait]
