@@ -1,5 +1,6 @@
 //! The HTTP client of the commands.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,16 +18,15 @@ use crate::cli;
 /// The time limit for an answer: PlexTrac itself gives up after five seconds.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An address to connect to when `address` is listened on, because 0.0.0.0 cannot be connected to.
-pub(super) fn local(mut address: std::net::SocketAddr) -> std::net::SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            std::net::Ipv4Addr::LOCALHOST.into()
-        } else {
-            std::net::Ipv6Addr::LOCALHOST.into()
-        });
-    }
-    address
+/// The addresses to connect to, in turn, when this one is listened on: a wildcard cannot be connected to, and that of IPv6
+/// stands for both families.
+pub(super) fn local(address: SocketAddr) -> Vec<SocketAddr> {
+    let hosts: &[IpAddr] = match address.ip() {
+        ip if !ip.is_unspecified() => return vec![address],
+        IpAddr::V4(_) => &[IpAddr::V4(Ipv4Addr::LOCALHOST)],
+        IpAddr::V6(_) => &[IpAddr::V6(Ipv6Addr::LOCALHOST), IpAddr::V4(Ipv4Addr::LOCALHOST)],
+    };
+    hosts.iter().map(|host| SocketAddr::new(*host, address.port())).collect()
 }
 
 /// An answer, as far as a sender needs it.

@@ -66,7 +66,12 @@ impl Signer {
         let (settings, _) = cli::settings(flags)?;
         let source = source(&settings, self.source.as_deref())?;
         let scheme = if settings.ingress.tls.is_some() { "https" } else { "http" };
-        let url = format!("{scheme}://{}{}", local(settings.ingress.listen), source.path);
+        let host = match local(settings.ingress.listen).as_slice() {
+            [address] => address.to_string(),
+            // The client tries each address of the name.
+            _ => format!("localhost:{}", settings.ingress.listen.port()),
+        };
+        let url = format!("{scheme}://{host}{}", source.path);
         Ok((source.secrets.first().map(|named| named.secret.clone()), Some(url)))
     }
 }

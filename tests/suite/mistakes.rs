@@ -347,6 +347,9 @@ fn judges_the_health_of_the_bridge_and_not_of_its_settings() {
         .variable("PLEXTRAC_BRIDGE__ADMIN__LISTEN", format!("0.0.0.0:{port}"));
     let ended = wildcard.variable("SSL_CERT_FILE", "/no/such").variable("SSL_CERT_DIR", "/no/such").run();
     ended.assert_code(0);
+    // One of IPv6 stands for both families.
+    let wildcard = Program::new(["healthcheck", "--config", "/no/such"]);
+    wildcard.variable("PLEXTRAC_BRIDGE__ADMIN__LISTEN", format!("[::]:{port}")).run().assert_code(0);
     let ended = Program::new(["healthcheck", "--address", "nonsense"]).run();
     ended.assert_code(1);
     assert!(ended.err.contains("give --address, such as 127.0.0.1:8081"), "{}", ended.err);
