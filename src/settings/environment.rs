@@ -5,6 +5,7 @@
 use figment::value::{Dict, Map, Tag, Value};
 use figment::{Error, Metadata, Profile, Provider};
 
+use crate::settings::secret::without_line_break;
 use crate::settings::{defaults, nearest};
 
 /// The layer's name in figment's metadata.
@@ -23,7 +24,7 @@ pub(super) const CONFIG: &str = "PLEXTRAC_BRIDGE_CONFIG";
 /// Names a file that is read below the settings file.
 pub(super) const DEFAULTS: &str = "PLEXTRAC_BRIDGE_DEFAULTS";
 
-/// The variables of this process that concern settings, also misspelt ones.
+/// The variables of this process that concern settings, also misspelt ones; each loses one line break at its end.
 ///
 /// # Errors
 /// Values that are not UTF-8.
@@ -34,7 +35,9 @@ pub(super) fn of_process() -> Result<Vec<(String, String)>, Vec<String>> {
         let name = name.to_string_lossy().into_owned();
         let is_setting = name.starts_with(PREFIX) || [CONFIG, DEFAULTS].contains(&name.as_str());
         match value.into_string() {
-            Ok(value) if name.to_uppercase().starts_with(PROGRAM) => variables.push((name, value)),
+            Ok(value) if name.to_uppercase().starts_with(PROGRAM) => {
+                variables.push((name, without_line_break(&value).to_owned()));
+            }
             Err(_) if is_setting => unreadable.push(format!("environment variable {name}: not UTF-8")),
             _ => {}
         }

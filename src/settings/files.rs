@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use figment::value::{Tag, Value};
+use figment::value::Value;
 use serde_json::json;
 
 use crate::settings::Secret;
@@ -101,17 +101,12 @@ impl Section<'_> {
 
     /// A secret given directly. In a file of settings a line break is written on purpose.
     fn secret_value(&mut self, key: &str, text: &str) -> Option<Secret> {
-        let tag = self.table.get(key).map_or(Tag::Default, Value::tag);
-        let read = if self.reading.is_from_environment(tag) {
-            Secret::read(text)
-        } else {
-            Secret::doubt(text).map(|doubt| (Secret::new(text), doubt))
-        };
-        let (secret, doubt) = read.map_err(|wrong| self.problem(key, format_args!("the secret {wrong}"))).ok()?;
+        let doubt = Secret::doubt(text);
+        let doubt = doubt.map_err(|wrong| self.problem(key, format_args!("the secret {wrong}"))).ok()?;
         if let Some(doubt) = doubt {
             self.warning(key, doubt);
         }
-        Some(secret)
+        Some(Secret::new(text))
     }
 
     fn secret_file(&mut self, key: &str, path: &Path) -> Option<Secret> {

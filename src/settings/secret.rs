@@ -12,14 +12,12 @@ impl Secret {
         Self(text.into())
     }
 
-    /// Reads a secret from a file or a variable, which both lose one line break at their end; also returns a doubt about
-    /// it, for the operator.
+    /// Reads a secret from a file, which loses one line break at its end; also returns a doubt about it, for the operator.
     ///
     /// # Errors
     /// The text is surely not what was meant.
     pub(crate) fn read(text: &str) -> Result<(Self, Option<String>), &'static str> {
-        let text = text.strip_suffix('\n').unwrap_or(text);
-        let text = text.strip_suffix('\r').unwrap_or(text);
+        let text = without_line_break(text);
         Ok((Self::new(text), Self::doubt(text)?))
     }
 
@@ -58,6 +56,12 @@ impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[secret]")
     }
+}
+
+/// A text without one line break at its end.
+pub(super) fn without_line_break(text: &str) -> &str {
+    let text = text.strip_suffix('\n').unwrap_or(text);
+    text.strip_suffix('\r').unwrap_or(text)
 }
 
 /// The name of a character that a secret hardly has at an end.

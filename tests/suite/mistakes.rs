@@ -234,6 +234,25 @@ fn takes_one_line_break_off_a_secret_in_a_variable() {
 }
 
 #[test]
+fn takes_one_line_break_off_every_other_variable() {
+    let directory = sound("");
+    fs::write(directory.path().join("body"), r#"{"event":"E"}"#).unwrap();
+    let explained = |name: &str| {
+        Program::new(["explain", "body"])
+            .within(directory.path())
+            .variable("PLEXTRAC_BRIDGE_CONFIG", "bridge.toml\n")
+            .variable("PLEXTRAC_BRIDGE__LOG__LEVEL", "debug\r\n")
+            .variable("PLEXTRAC_BRIDGE__BROKER__FILE__NAME", name)
+            .run()
+    };
+    let ended = explained("all\n");
+    ended.assert_code(0);
+    assert!(ended.out.contains("all (file)\n"), "{}", ended.out);
+    let ended = explained("all\n\n");
+    assert!(ended.out.contains("all\n (file)\n"), "{}", ended.out);
+}
+
+#[test]
 fn says_where_a_chain_of_certificates_does_not_lead_on() {
     let (authority, foreign) = (Authority::new(), Authority::new());
     let (pair, setup) = (authority.issue(), Setup::on_files());
