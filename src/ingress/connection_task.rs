@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -14,7 +15,7 @@ use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Sleep;
@@ -55,6 +56,12 @@ pub(super) struct Thread {
     pub(super) replaced: Cell<usize>,
 }
 
+impl Thread {
+    fn header_timeout(&self) -> Duration {
+        self.local.now().settings.header_timeout
+    }
+}
+
 /// One connection, before it is served.
 pub(super) struct ConnectionTask {
     pub(super) peer: SocketAddr,
@@ -71,13 +78,6 @@ enum Due {
     Never,
     At(Instant),
     Now,
-}
-
-/// The time-outs of one connection.
-#[derive(Clone, Copy, Debug)]
-struct Timeouts {
-    head: Duration,
-    idle: Duration,
 }
 
 /// The one timer of a connection, moved only where an earlier end is due: requests that follow each other move none.
@@ -106,37 +106,36 @@ impl Timer<'_> {
 impl ConnectionTask {
     /// Serves the connection to its end in a task of its own. A plain connection's task needs no room for TLS.
     pub(super) fn spawn(self, stream: TcpStream) {
-        let settings = self.thread.local.now();
-        let timeouts = Timeouts { head: settings.settings.header_timeout, idle: settings.settings.idle_timeout };
         let socket = Socket::new(stream);
-        match settings.settings.tls.clone() {
-            None => tokio::task::spawn_local(self.serve(socket, timeouts)),
-            Some(tls) => tokio::task::spawn_local(self.serve_over_tls(socket, tls, timeouts)),
+        let tls = self.thread.local.now().settings.tls.clone();
+        match tls {
+            None => tokio::task::spawn_local(self.serve(socket)),
+            Some(tls) => tokio::task::spawn_local(self.serve_over_tls(socket, tls)),
         };
     }
 
-    async fn serve(self, socket: Socket, timeouts: Timeouts) {
+    async fn serve(self, socket: Socket) {
         let connection = Rc::new(Connection::new(socket.clone(), self.place.slot.clone()));
-        self.serve_until_drained(socket, &connection, None, timeouts).await;
+        self.serve_until_drained(socket, &connection, None).await;
         self.linger(&connection.socket).await;
     }
 
-    async fn serve_over_tls(self, socket: Socket, tls: ServerTls, timeouts: Timeouts) {
-        let Some(stream) = self.handshake(&socket, &tls, timeouts).await else { return };
+    async fn serve_over_tls(self, socket: Socket, tls: ServerTls) {
+        let Some(stream) = self.handshake(&socket, &tls).await else { return };
         let connection = Rc::new(Connection::new(socket, self.place.slot.clone()));
-        self.serve_until_drained(stream, &connection, Some(&tls), timeouts).await;
+        self.serve_until_drained(stream, &connection, Some(&tls)).await;
         self.linger(&connection.socket).await;
     }
 
     /// Performs the TLS handshake; one in progress when a stop begins gets as much time as a first byte.
-    async fn handshake(&self, socket: &Socket, tls: &ServerTls, timeouts: Timeouts) -> Option<TlsStream<Socket>> {
+    async fn handshake(&self, socket: &Socket, tls: &ServerTls) -> Option<TlsStream<Socket>> {
         let mut drain = self.drain.clone();
         let too_late = async {
             let _ = drain.changed().await;
             tokio::time::sleep(FIRST_BYTE).await;
         };
         let shaken = tokio::select! {
-            shaken = tokio::time::timeout(timeouts.head, tls.acceptor().accept(socket.clone())) => shaken,
+            shaken = tokio::time::timeout(self.thread.header_timeout(), tls.acceptor().accept(socket.clone())) => shaken,
             () = self.claimed() => return None,
             () = too_late => return None,
         };
@@ -159,31 +158,26 @@ impl ConnectionTask {
     }
 
     /// Serves requests until either side closes, a time-out passes, or a stop closes the connection.
-    async fn serve_until_drained<S>(
-        &self,
-        stream: S,
-        connection: &Rc<Connection>,
-        tls: Option<&ServerTls>,
-        timeouts: Timeouts,
-    ) where
+    async fn serve_until_drained<S>(&self, stream: S, connection: &Rc<Connection>, tls: Option<&ServerTls>)
+    where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
         let peer = self.peer;
         let mut stream = ObservedStream::new(stream, connection.clone());
-        let armed = connection.since.get() + timeouts.head;
+        let armed = connection.since.get() + self.thread.header_timeout();
         let mut timer = Timer { sleep: pin!(tokio::time::sleep_until(armed.into())), armed: Some(armed) };
         let mut first = FirstHead::new(&mut stream);
         let wait = |context: &mut Context<'_>, is_closing| {
             if is_closing { Poll::Ready(Ok(None)) } else { first.poll_head(context) }
         };
-        match self.run(wait, connection, timeouts, &mut timer).await {
+        match self.run(wait, connection, &mut timer).await {
             Some(Ok(Some(head))) => stream.read_again(head),
             Some(Ok(None)) => return,
             Some(Err(error)) => return tracing::debug!(%peer, "a connection ended: {error}"),
             None => return too_slow(peer),
         }
         // Boxed: a connection takes the memory for hyper only now.
-        match Box::pin(self.serve_requests(stream, connection, tls, timeouts, &mut timer)).await {
+        match Box::pin(self.serve_requests(stream, connection, tls, &mut timer)).await {
             Some(Ok(())) => {}
             Some(Err(error)) if error.is_parse() => {
                 let too_large = error.is_parse_too_large();
@@ -199,15 +193,12 @@ impl ConnectionTask {
         stream: ObservedStream<S>,
         connection: &Rc<Connection>,
         tls: Option<&ServerTls>,
-        timeouts: Timeouts,
         timer: &mut Timer<'_>,
     ) -> Option<Result<(), hyper::Error>>
     where
         S: AsyncRead + AsyncWrite + Unpin + 'static,
     {
-        let mut stream = TimeoutStream::new(stream);
-        // A sender that does not read its answers must not keep a connection for ever.
-        stream.set_write_timeout(Some(timeouts.head));
+        let stream = AnsweredStream { stream: Box::pin(TimeoutStream::new(stream)), thread: self.thread.clone() };
         let (peer, thread, of_request, tls) = (self.peer, &self.thread, connection, tls);
         let service = service_fn(|mut request| {
             let begun = of_request.begin_request();
@@ -237,7 +228,7 @@ impl ConnectionTask {
             .header_read_timeout(None)
             .max_header_size(HEAD_BYTES)
             .max_buf_size(HEAD_BYTES);
-        let mut served = pin!(builder.serve_connection(TokioIo::new(Box::pin(stream)), service));
+        let mut served = pin!(builder.serve_connection(TokioIo::new(stream), service));
         let mut is_told = false;
         let serve = |context: &mut Context<'_>, is_closing| {
             // At once where no request is under way, else behind the answer.
@@ -246,7 +237,7 @@ impl ConnectionTask {
             }
             served.as_mut().poll(context)
         };
-        self.run(serve, connection, timeouts, timer).await
+        self.run(serve, connection, timer).await
     }
 
     /// Runs a stage of the connection (the wait for its first head, or the exchange of requests and answers) to its end, or
@@ -255,7 +246,6 @@ impl ConnectionTask {
         &self,
         mut stage: impl FnMut(&mut Context<'_>, bool) -> Poll<O>,
         connection: &Connection,
-        timeouts: Timeouts,
         timer: &mut Timer<'_>,
     ) -> Option<O> {
         let mut is_closing = false;
@@ -268,7 +258,7 @@ impl ConnectionTask {
                 if is_closing {
                     return Poll::Pending;
                 }
-                match self.due(connection, timeouts) {
+                match self.due(connection) {
                     Due::Never => return Poll::Pending,
                     Due::Now => {}
                     Due::At(at) => ready!(timer.poll_until(at, context)),
@@ -287,20 +277,20 @@ impl ConnectionTask {
         .await
     }
 
-    fn due(&self, connection: &Connection, timeouts: Timeouts) -> Due {
+    /// The end of the present wait, by the settings of this moment.
+    fn due(&self, connection: &Connection) -> Due {
         let since = connection.since.get();
+        let head = || since + self.thread.header_timeout();
         match connection.phase.get() {
             RequestPhase::Request | RequestPhase::Answer => Due::Never,
-            RequestPhase::Head => Due::At(since + timeouts.head),
+            RequestPhase::Head => Due::At(head()),
             RequestPhase::Idle if self.place.slot.is_claimed() => Due::Now,
             RequestPhase::Idle => match self.thread.closing.get() {
                 // A connection that has just been accepted may still send its first request.
-                Some(closing) if connection.is_silent.get() => {
-                    Due::At((closing + FIRST_BYTE).min(since + timeouts.head))
-                }
+                Some(closing) if connection.is_silent.get() => Due::At((closing + FIRST_BYTE).min(head())),
                 Some(_) => Due::Now,
-                None if connection.is_silent.get() => Due::At(since + timeouts.head),
-                None => Due::At(since + timeouts.idle),
+                None if connection.is_silent.get() => Due::At(head()),
+                None => Due::At(since + self.thread.local.now().settings.idle_timeout),
             },
         }
     }
@@ -341,4 +331,38 @@ impl ConnectionTask {
 
 fn too_slow(peer: SocketAddr) {
     tracing::debug!(%peer, "a connection ended: the head of a request was too slow");
+}
+
+/// The stream of a connection whose answers are to be read: a sender that does not read them must not keep it for ever.
+struct AnsweredStream<S> {
+    stream: Pin<Box<TimeoutStream<S>>>,
+    thread: Rc<Thread>,
+}
+
+impl<S: AsyncRead + AsyncWrite> AsyncRead for AnsweredStream<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.stream.as_mut().poll_read(context, buffer)
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite> AsyncWrite for AnsweredStream<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let longest = Some(self.thread.header_timeout());
+        if self.stream.write_timeout() != longest {
+            self.stream.as_mut().set_write_timeout_pinned(longest);
+        }
+        self.stream.as_mut().poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.as_mut().poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.stream.as_mut().poll_shutdown(context)
+    }
 }

@@ -382,6 +382,29 @@ fn reserves_room_for_the_stop_of_a_larger_buffer_or_rejects_it() {
 }
 
 #[test]
+fn open_connections_wait_as_long_as_the_new_settings_say() {
+    let setup = Setup::on_files();
+    let daemon = setup.start();
+    let connect = || {
+        let mut client = Client::connect(&daemon.ingress).expect("the daemon listens");
+        assert_eq!(client.send("GET", PATH, &[], b"").expect("the daemon answers").status, 405);
+        client
+    };
+    let mut idle = connect();
+    setup.clone().text("ingress.idle_timeout", "200ms").file();
+    assert_good(&daemon.reload(), &["ingress.idle_timeout"], &[]);
+    assert_eq!(idle.send("GET", PATH, &[], b"").expect("the daemon answers").status, 405);
+    assert!(idle.is_closed_by_server(), "it is idle for longer than it may be");
+    setup.file();
+    assert_good(&daemon.reload(), &["ingress.idle_timeout"], &[]);
+    let mut slow = connect();
+    setup.clone().text("ingress.header_timeout", "200ms").file();
+    assert_good(&daemon.reload(), &["ingress.header_timeout"], &[]);
+    slow.write(b"POST / HTTP/1.1\r\n").expect("the daemon reads");
+    assert!(slow.is_closed_by_server(), "its head takes longer than it may");
+}
+
+#[test]
 fn a_request_that_has_begun_ends_with_the_settings_it_began_with() {
     let setup = Setup::on_files();
     let daemon = setup.start();
