@@ -19,6 +19,7 @@ use crate::ingress::body::{self, Budget, Keep};
 use crate::ingress::client::client;
 use crate::ingress::connection::Connection;
 use crate::ingress::deduplicate::{Deduplication, Key, Known};
+use crate::ingress::departures::Departures;
 use crate::ingress::invalid::Invalids;
 use crate::ingress::reply::{self, Rejection, Reply};
 use crate::ingress::settings::{Settings, Source};
@@ -265,8 +266,7 @@ impl Guard<'_> {
     async fn enqueue(&mut self, key: &Key, event: Box<Event>) -> Result<Reply, Rejection> {
         let (ingress, secret) = (self.ingress, self.secret);
         let (is_known_by_body, now) = (!event.cuid().is_empty(), event.accepted);
-        let (deviating, deviations) = (&self.endpoint.observed.deviating, *event.deviations());
-        let place = deviating.place(event.event());
+        let (place, deviations) = (self.endpoint.observed.deviating.place(event.event()), *event.deviations());
         let id = tracing::enabled!(tracing::Level::DEBUG).then(|| event.id().to_owned());
         let _ = failpoint::pass("ingress.enqueue");
         let enqueue = || ingress.shared.queue.enqueue(self.endpoint.number, secret, event, self.sender.wakes);
@@ -278,7 +278,23 @@ impl Guard<'_> {
         };
         self.decided = true;
         let waiter = enqueued.map_err(|refused| not_enqueued(&refused))?;
-        deviating.accepted(place, &deviations, &self.endpoint.source.name, &ingress.shared.status.metrics);
+        let departures = Departures {
+            observed: self.endpoint.observed.clone(),
+            source: self.endpoint.source.name.clone(),
+            status: ingress.shared.status.clone(),
+            place,
+            deviations,
+        };
+        // In that mode the journal is still to take it.
+        let _counted = match &waiter {
+            Some(waiter) if ingress.shared.queue.mode().ack == Ack::Journaled => {
+                Some(departures.once_kept(waiter.clone()))
+            }
+            _ => {
+                departures.count();
+                None
+            }
+        };
         let reply = match waiter {
             None => Ok(reply::ok(reply::ACCEPTED)),
             Some(waiter) => self.wait(&waiter, reply::ACCEPTED).await,

@@ -8,6 +8,7 @@ mod connection_task;
 mod connections;
 mod current;
 mod deduplicate;
+mod departures;
 mod handle;
 mod head;
 mod invalid;

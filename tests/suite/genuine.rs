@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Arrived, Bridge, Daemon, PATH, Payload, SECRET, Setup, request_once, said, sign};
+use crate::support::{Arrived, Bridge, Daemon, LIMIT, PATH, Payload, SECRET, Setup, request_once, said, sign};
 
 /// The example of the vendor's page: no `text`.
 const EXAMPLE: &str = r#"{"cuid":"1736201637380-0","event":"FindingPublished","targetType":"finding","actorCuid":"cm4v","targetCuid":"cm4w"}"#;
@@ -159,6 +159,23 @@ fn counts_no_departure_of_what_is_not_accepted() {
     assert_eq!(bridge.daemon.metric("events_deviating_total", &[]), 1);
     bridge.accepted(&event(1));
     bridge.bring_the_broker_back();
+    bridge.stop();
+}
+
+#[test]
+fn counts_the_departures_of_an_event_once_the_journal_has_it_also_after_its_sender_was_answered() {
+    let bridge = Bridge::start(|setup| {
+        setup.text("ack", "journaled").text("publish.timeout", "500ms").failpoints("journal.sync=3s@1")
+    });
+    assert_eq!(request_once(&bridge.daemon, EXAMPLE.as_bytes(), &[]).status, 503, "the disk is slow");
+    let status = bridge.daemon.status();
+    assert_eq!((status.count("accepted"), &status.0["sources"][0]["deviations"]), (0, &json!([])));
+    let status = bridge.daemon.wait_until("it is taken and counted", LIMIT, |status| {
+        status.0["sources"][0]["deviations"].as_array().is_some_and(|listed| !listed.is_empty())
+    });
+    assert_eq!(status.count("accepted"), 1);
+    assert_eq!(bridge.daemon.metric("events_deviating_total", &[]), 1);
+    bridge.accepted(EXAMPLE.as_bytes());
     bridge.stop();
 }
 
