@@ -45,10 +45,23 @@ impl Budget {
         if self.size == bytes { self.clone() } else { Self::new(bytes) }
     }
 
-    /// Makes a share of the budget as large as `bytes`; it is given back when dropped.
-    fn grow(&self, share: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Rejection> {
+    /// The bytes that bodies of this size leave free. Whether a body is genuine shows only at its end, and a few large ones
+    /// that never end could otherwise keep out all events of the usual size.
+    fn reserve(&self, is_large: bool, most: usize) -> usize {
+        if is_large { (self.size / 4).min(self.size.saturating_sub(most)) } else { 0 }
+    }
+
+    /// Makes a share of the budget as large as `bytes`, where `reserve` stays free; it is given back when dropped.
+    fn grow(
+        &self,
+        share: &mut Option<OwnedSemaphorePermit>,
+        bytes: usize,
+        reserve: usize,
+    ) -> Result<(), Rejection> {
         let more = bytes.saturating_sub(share.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
-        let more = u32::try_from(more).ok().and_then(|more| self.free.clone().try_acquire_many_owned(more).ok());
+        let has_room = more == 0 || self.free.available_permits() >= more.saturating_add(reserve);
+        let more = u32::try_from(more).ok().filter(|_| has_room);
+        let more = more.and_then(|more| self.free.clone().try_acquire_many_owned(more).ok());
         let text = "too many bodies are being read at the moment; try again later";
         let more = more.ok_or_else(|| Rejection::new(Reason::BufferFull, text))?;
         match share {
@@ -122,16 +135,17 @@ pub(super) async fn read(
         if keep == Keep::Nothing {
             continue;
         }
+        let reserve = budget.reserve(announced.max(length) > LARGE, most);
         if announced >= LARGE {
             // A mapping of its own: bytes that have not arrived take no memory.
-            budget.grow(&mut share, filled(length).min(announced))?;
+            budget.grow(&mut share, filled(length).min(announced), reserve)?;
             if bytes.capacity() == 0 {
                 bytes.reserve_exact(announced);
             }
         } else if length > bytes.capacity() {
             let capacity = grown(bytes.capacity(), length, announced, most);
-            let capacity = if budget.grow(&mut share, capacity).is_ok() { capacity } else { length };
-            budget.grow(&mut share, capacity)?;
+            let capacity = if budget.grow(&mut share, capacity, reserve).is_ok() { capacity } else { length };
+            budget.grow(&mut share, capacity, reserve)?;
             bytes.reserve_exact(capacity - bytes.len());
         }
         bytes.extend_from_slice(&data);
@@ -189,11 +203,22 @@ mod tests {
     fn gives_its_share_back() {
         let budget = Budget::new(10);
         let mut share = None;
-        assert!(budget.grow(&mut share, 8).is_ok() && budget.grow(&mut share, 4).is_ok());
-        assert_eq!(budget.grow(&mut share, 11).unwrap_err().reason, Reason::BufferFull);
+        assert!(budget.grow(&mut share, 8, 0).is_ok() && budget.grow(&mut share, 4, 0).is_ok());
+        assert_eq!(budget.grow(&mut share, 11, 0).unwrap_err().reason, Reason::BufferFull);
         let mut second = None;
-        assert!(budget.grow(&mut second, 3).is_err());
+        assert!(budget.grow(&mut second, 3, 0).is_err());
         drop(share);
-        assert!(budget.grow(&mut second, 10).is_ok());
+        assert!(budget.grow(&mut second, 10, 0).is_ok());
+    }
+
+    #[test]
+    fn keeps_a_quarter_free_of_large_bodies_unless_the_largest_needs_it() {
+        let budget = Budget::new(100);
+        assert_eq!([budget.reserve(false, 50), budget.reserve(true, 50), budget.reserve(true, 90)], [0, 25, 10]);
+        let (mut large, mut usual) = (None, None);
+        assert!(budget.grow(&mut large, 75, 25).is_ok());
+        assert!(budget.grow(&mut large, 76, 25).is_err());
+        assert!(budget.grow(&mut usual, 25, 0).is_ok());
+        assert!(budget.grow(&mut large, 75, 25).is_ok(), "what it has, it keeps");
     }
 }

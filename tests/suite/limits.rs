@@ -253,6 +253,34 @@ fn takes_nothing_from_the_read_budget_for_a_body_without_a_signature() {
 }
 
 #[test]
+fn leaves_a_quarter_of_the_read_budget_to_bodies_of_the_usual_size() {
+    let limits = |setup: Setup| setup.text("buffer.max_bytes", "1MiB").text("ingress.max_body", "256KiB");
+    let bridge = Bridge::start(|setup| limits(setup).text("ingress.body_timeout", "60s"));
+    // Signed by nobody, which shows only at the end: a byte of each is missing.
+    let signature = "0".repeat(64);
+    let head = format!(
+        "POST {PATH} HTTP/1.1\r\nHost: b\r\nX-Authorization-HMAC-256: {signature}\r\nContent-Length: 262144\r\n\r\n"
+    );
+    let bytes = [head.as_bytes(), "x".repeat(262_143).as_bytes()].concat();
+    let crowd: Vec<TcpStream> = (0..8)
+        .map(|_| {
+            let mut stream = plain(&bridge.daemon.ingress);
+            // A reset if the daemon has refused it already.
+            let _ = stream.write_all(&bytes);
+            stream
+        })
+        .collect();
+    wait_until("the crowd has all that it gets", Duration::from_secs(20), || {
+        bridge.daemon.metric("events_rejected_total", &[("source", "plextrac"), ("reason", "buffer_full")]) >= 4
+    });
+    for number in 0..10 {
+        accepted(&bridge, &format!("of the usual size {number}"));
+    }
+    drop(crowd);
+    bridge.stop();
+}
+
+#[test]
 fn answers_although_nobody_reads_its_log() {
     let directory = tempfile::tempdir().unwrap();
     let toml = "[ingress]\nlisten = \"127.0.0.1:0\"\n[admin]\nlisten = \"\"\n[log]\nformat = \"json\"\nlevel = \"debug\"\n\
