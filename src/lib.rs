@@ -73,7 +73,7 @@
 //!
 //! # The rules
 //! Imports point down only: `cli` to `app`; `app` to `ingress`, `delivery`, `admin`; these to `dead_letters`, it to
-//! `queue`; these to `brokers`, `metrics` and `status`, these to `event`; all may use `settings` and `process`. `admin`
+//! `queue`; these to `brokers`, these to `metrics`, it to `status`, it to `event`; all may use `settings` and `process`. `admin`
 //! reads `status`, `metrics` and the queue alone. Ingress never sees brokers; brokers never see ingress, queue,
 //! delivery or hyper, but for its client in `brokers/oauth.rs`. One owner per crate: rdkafka, lapin and async-nats only
 //! in their broker; figment only in `settings`; prometheus only in `metrics`. A test keeps these rules.

@@ -2,7 +2,7 @@
 //!
 //! Length: the one list of all series, each with its help text.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use prometheus::core::Collector;
@@ -10,12 +10,10 @@ use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
-use serde::Serializer;
 
-use crate::event::{Deviation, Field};
 use crate::status::{
     BrokerSnapshot, ConnectionState, ErrorKind, JournalState, KeptReason, Loss, Reason, RefusalReason, Snapshot,
-    SourceBook, Status, StoreCounts, Totals,
+    SourceBook, Status, StoreCounts, Totals, unix_seconds,
 };
 
 const REQUEST_BUCKETS: [f64; 13] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0];
@@ -61,7 +59,7 @@ type Values<'v> = dyn FnMut(&[&str], u64) + 'v;
 /// A counter that is counted elsewhere: its name, its help text, its labels, and its values at a scrape.
 type CounterRow = (&'static str, &'static str, &'static [&'static str], fn(&Scrape<'_>, &mut Values<'_>));
 
-const COUNTERS: [CounterRow; 14] = [
+const COUNTERS: [CounterRow; 15] = [
     ("events_received_total", "Requests for a source's path whose answer was decided.", &["source"], |at, set| {
         of_sources(at, set, |book| book.received);
     }),
@@ -122,6 +120,18 @@ const COUNTERS: [CounterRow; 14] = [
         "Events timed out, or taken back by the end of their replay, before they were sent.",
         &[],
         |at, set| set(&[], at.now.ledger.withdrawn),
+    ),
+    (
+        "events_deviating_total",
+        "Events accepted although a field of their payload departs from the documented one.",
+        &["source", "field", "deviation"],
+        |at, set| {
+            for (source, observed) in &*at.status.observed.lock() {
+                for ((field, deviation), count) in observed.deviating.totals() {
+                    set(&[&**source, field.name(), deviation.name()], count);
+                }
+            }
+        },
     ),
     ("journal_damaged_records_total", "Damaged records found in the journal.", &[], |at, set| {
         set(&[], at.journal(|journal| journal.damaged));
@@ -202,7 +212,6 @@ pub(crate) struct Metrics {
     out_of_order: IntCounter,
     broker_errors: IntCounterVec,
     invalid_kept: IntCounterVec,
-    deviating: IntCounterVec,
     /// By [`COUNTERS`].
     counters: Vec<IntCounterVec>,
     /// By [`GAUGES`].
@@ -285,11 +294,6 @@ impl Metrics {
                 "Signed bodies kept instead of published: not what the source takes, not JSON, connection tests.",
                 &["reason"],
             ),
-            deviating: counters(
-                "events_deviating_total",
-                "Events accepted although a field of their payload departs from the documented one.",
-                &["source", "field", "deviation"],
-            ),
             counters: COUNTERS.map(|(name, help, labels, _)| counters(name, help, labels)).into(),
             gauges: GAUGES.map(|(name, help, _)| register(&registry, Gauge::with_opts(options(name, help)))).into(),
             registry: registry.clone(),
@@ -355,11 +359,6 @@ impl Metrics {
         self.invalid_kept.with_label_values(&[reason.name()]).inc_by(count);
     }
 
-    /// Counts an accepted event whose payload departs from the documented one in this field.
-    pub(crate) fn deviating(&self, source: &str, field: Field, deviation: Deviation) {
-        self.deviating.with_label_values(&[source, field.name(), deviation.name()]).inc();
-    }
-
     /// Counts an error of the broker.
     pub(crate) fn broker_error(&self, kind: ErrorKind) {
         self.broker_errors.with_label_values(&[kind.name()]).inc();
@@ -398,19 +397,4 @@ impl SourceMetrics {
         self.codes[at].inc();
         self.duration.observe(duration.as_secs_f64());
     }
-}
-
-/// A wall-clock time as Prometheus writes it; 0 for none.
-pub(crate) fn unix_seconds(time: impl Into<Option<SystemTime>>) -> f64 {
-    time.into()
-        .and_then(|time| time.duration_since(SystemTime::UNIX_EPOCH).ok())
-        .map_or(0.0, |since| since.as_secs_f64())
-}
-
-/// Writes a time so in JSON.
-pub(crate) fn timestamp<S: Serializer>(
-    time: &(impl Into<Option<SystemTime>> + Copy),
-    to: S,
-) -> Result<S::Ok, S::Error> {
-    to.serialize_f64(unix_seconds(*time))
 }

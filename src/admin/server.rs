@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, Id};
 use tokio_io_timeout::TimeoutStream;
 
+use crate::metrics::Metrics;
 use crate::process::listen;
 use crate::process::shutdown::Drain;
 use crate::queue::Buffer;
@@ -82,6 +83,8 @@ impl Settings {
 pub(crate) struct Admin {
     /// The state that is reported.
     pub(crate) status: Arc<Status>,
+    /// All series.
+    pub(crate) metrics: Arc<Metrics>,
     /// The queue.
     pub(crate) queue: Arc<Buffer>,
     /// The stop.
@@ -201,7 +204,7 @@ impl Admin {
     fn metrics_text(&self) -> Answer {
         let snapshot = self.queue.snapshot();
         let is_ready = self.unready(&snapshot).is_empty();
-        let body = self.status.metrics.render(&snapshot, &self.status, is_ready);
+        let body = self.metrics.render(&snapshot, &self.status, is_ready);
         typed(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body)
     }
 

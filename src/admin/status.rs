@@ -5,9 +5,10 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Value, json};
 
 use crate::admin::Admin;
-use crate::metrics::{VERSION, revision, unix_seconds};
+use crate::metrics::{VERSION, revision};
 use crate::status::{
     DeviatingEvents, EventName, JournalState, Reason, Reload, Snapshot, SourceBook, SourceStatus, Totals,
+    unix_seconds,
 };
 
 impl Admin {

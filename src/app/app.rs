@@ -193,8 +193,8 @@ impl App {
         let (writer, backlog) = journal.unzip();
         if let Some(listener) = admin {
             let admin::Settings { page, hosts, .. } = settings.admin.clone();
-            let SharedParts { status, queue, stop, .. } = parts.clone();
-            let admin = Arc::new(Admin { status, queue, stop, page, hosts });
+            let SharedParts { status, metrics, queue, stop, .. } = parts.clone();
+            let admin = Arc::new(Admin { status, metrics, queue, stop, page, hosts });
             // It ends with the process: probes are answered until the last moment.
             thread("admin", runtimes.next()?, None, move || admin::serve(listener, admin))?;
         }
@@ -205,7 +205,7 @@ impl App {
             headers: settings.headers(),
             successor: parts.successor.clone(),
             queue: parts.queue.clone(),
-            metrics: parts.status.metrics.clone(),
+            metrics: parts.metrics.clone(),
             view: parts.status.broker.clone(),
             settings: settings.publish,
             store: letters.as_ref().map(|letters| letters.dead_letters.clone()),

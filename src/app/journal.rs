@@ -58,8 +58,8 @@ fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
 
 /// Starts the journal's writer.
 pub(super) fn write(parts: &SharedParts, writer: Writer) -> io::Result<JoinHandle<()>> {
-    let (status, heartbeat) = (&parts.status, parts.status.heartbeats.add("the journal's writer"));
-    let journaling = Journaling::new(parts.queue.clone(), writer, status.metrics.clone(), heartbeat);
+    let heartbeat = parts.status.heartbeats.add("the journal's writer");
+    let journaling = Journaling::new(parts.queue.clone(), writer, parts.metrics.clone(), heartbeat);
     std::thread::Builder::new().name("journal".to_owned()).spawn(move || journaling.run())
 }
 

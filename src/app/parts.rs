@@ -26,6 +26,7 @@ use crate::status::{Ledger, Status};
 pub(super) struct SharedParts {
     pub(super) queue: Arc<Buffer>,
     pub(super) status: Arc<Status>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) connections: Arc<Connections>,
     pub(super) known: Arc<Deduplication>,
     pub(super) live: Arc<CurrentIngress>,
@@ -52,7 +53,6 @@ impl SharedParts {
         let invalids = letters.map(|letters| Invalids::start(letters.invalid.clone(), metrics.clone()));
         let invalids = invalids.transpose()?.map(Arc::new);
         let status = Arc::new(Status {
-            metrics,
             broker_name,
             dead_letters: letters.map(|letters| letters.dead_letters.held.clone()),
             dead_letters_capacity: settings.dead_letters.bytes as u64,
@@ -63,6 +63,7 @@ impl SharedParts {
         let shared = ingress::Shared {
             queue: Arc::new(queue),
             status: status.clone(),
+            metrics: metrics.clone(),
             known: Arc::new(Deduplication::new(settings.deduplication)),
             invalids: invalids.clone(),
         };
@@ -70,6 +71,7 @@ impl SharedParts {
             queue: shared.queue.clone(),
             connections: Arc::new(Connections::new(resources::connections(&settings.ingress), status.clone())),
             status,
+            metrics,
             known: shared.known.clone(),
             live: CurrentIngress::new(settings.ingress.clone(), &settings.sources, shared, settings.buffer.bytes),
             successor: Arc::default(),
@@ -118,7 +120,7 @@ impl SharedParts {
         runtimes: &mut Runtimes,
         listeners: Listeners,
     ) -> io::Result<Vec<JoinHandle<io::Result<()>>>> {
-        let unreadable = Arc::new(ingress::Unreadable::new(self.status.clone()));
+        let unreadable = Arc::new(ingress::Unreadable::new(self.metrics.clone()));
         let mut serving = Vec::new();
         for (number, socket) in listeners.sockets.into_iter().enumerate() {
             let heartbeat = self.status.heartbeats.add(&format!("ingress thread {number}"));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::task::spawn_local;
 
 use crate::event::{Deviations, Outcome, Waiter};
-use crate::status::{Observed, Status};
+use crate::status::Observed;
 
 /// The departures of one event.
 #[derive(Clone)]
@@ -13,7 +13,6 @@ pub(super) struct Departures {
     pub(super) observed: Arc<Observed>,
     /// The name of the source.
     pub(super) source: Arc<str>,
-    pub(super) status: Arc<Status>,
     /// The index of the event's name.
     pub(super) place: usize,
     pub(super) deviations: Deviations,
@@ -22,7 +21,7 @@ pub(super) struct Departures {
 impl Departures {
     /// Counts them: the event is accepted.
     pub(super) fn count(&self) {
-        self.observed.deviating.accepted(self.place, &self.deviations, &self.source, &self.status.metrics);
+        self.observed.deviating.accepted(self.place, &self.deviations, &self.source);
     }
 
     /// Counts them once the event is kept; the request drops the result when it ends.

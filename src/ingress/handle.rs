@@ -26,7 +26,7 @@ use crate::ingress::settings::{Settings, Source};
 use crate::ingress::tls::ServerTls;
 use crate::ingress::validate::{Valid, Validation, read_any, validate};
 use crate::ingress::verify::{Verified, Verifier};
-use crate::metrics::SourceMetrics;
+use crate::metrics::{Metrics, SourceMetrics};
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
 use crate::queue::{Ack, Buffer, NotTaken};
@@ -50,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) queue: Arc<Buffer>,
     /// The state that is reported.
     pub(crate) status: Arc<Status>,
+    /// All series.
+    pub(crate) metrics: Arc<Metrics>,
     /// The requests that were accepted already.
     pub(crate) known: Arc<Deduplication>,
     /// The store of signed bodies that are not published.
@@ -114,7 +116,7 @@ impl Ingress {
             Endpoint {
                 number,
                 verifier: source.verifier(),
-                metrics: status.metrics.source(&source.name),
+                metrics: shared.metrics.source(&source.name),
                 observed: status.observed(&source.name),
                 source: source.clone(),
                 secrets,
@@ -166,7 +168,7 @@ impl Ingress {
     }
 
     fn unknown_path(&self, path: &str, client: &str) -> Reply {
-        self.shared.status.metrics.unknown_path();
+        self.shared.metrics.unknown_path();
         let id = reply::request_id();
         let paths = self.endpoints.iter().map(|endpoint| endpoint.source.path.as_str());
         self.shared.status.unknown_paths.note(path, meant(path, paths), client, &id);
@@ -281,7 +283,6 @@ impl Guard<'_> {
         let departures = Departures {
             observed: self.endpoint.observed.clone(),
             source: self.endpoint.source.name.clone(),
-            status: ingress.shared.status.clone(),
             place,
             deviations,
         };

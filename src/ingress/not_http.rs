@@ -6,8 +6,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::metrics::Metrics;
 use crate::process::logs::Throttle;
-use crate::status::Status;
 
 const PROXY: &str = "it begins with a PROXY protocol header: turn that off in the proxy in front \
                      (`ingress.trusted_proxies` reads X-Forwarded-For instead)";
@@ -27,17 +27,17 @@ const OTHERS: [(&[u8], &str); 4] = [
 /// scanners cause many.
 #[derive(Debug)]
 pub(crate) struct Unreadable {
-    status: Arc<Status>,
+    metrics: Arc<Metrics>,
     heads: Throttle,
     handshakes: Throttle,
 }
 
 impl Unreadable {
-    /// Counts in the metrics of this status.
-    pub(crate) fn new(status: Arc<Status>) -> Self {
+    /// Counts in these metrics.
+    pub(crate) fn new(metrics: Arc<Metrics>) -> Self {
         let throttle = |kind| Throttle::new(kind, 1, Duration::from_secs(1));
         Self {
-            status,
+            metrics,
             heads: throttle("requests that cannot be read"),
             handshakes: throttle("failed TLS handshakes"),
         }
@@ -46,7 +46,7 @@ impl Unreadable {
     /// Notes a head that is not HTTP/1.1, or too large. hyper has answered it, except an HTTP/2 preface, for which it
     /// only closes the connection.
     pub(super) fn head(&self, peer: SocketAddr, first: &[u8], is_too_large: bool) {
-        self.status.metrics.unreadable(if is_too_large { "431" } else { "400" });
+        self.metrics.unreadable(if is_too_large { "431" } else { "400" });
         if !self.heads.admits() {
             return;
         }

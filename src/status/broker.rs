@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::metrics::timestamp;
 use crate::status::ErrorKind;
+use crate::status::time::timestamp;
 
 /// The state of the connection to the broker.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

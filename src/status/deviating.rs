@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use crate::event::{Deviation, Deviations, Field, safe};
-use crate::metrics::Metrics;
 use crate::status::MOST_EVENTS;
 
 /// The interval at which a departure of one kind is logged per source.
@@ -89,12 +88,11 @@ impl Deviating {
     }
 
     /// Counts an accepted event.
-    pub(crate) fn accepted(&self, place: usize, deviations: &Deviations, source: &str, metrics: &Metrics) {
+    pub(crate) fn accepted(&self, place: usize, deviations: &Deviations, source: &str) {
         let mut seen = self.0.lock();
         *seen.accepted.entry(place).or_default() += 1;
         let now = Instant::now();
         for (field, deviation) in deviations.iter() {
-            metrics.deviating(source, field, deviation);
             *seen.counts.entry((field, deviation, place)).or_default() += 1;
             if let Some(left_out) = seen.is_due(field, deviation, now) {
                 tracing::info!(
@@ -109,6 +107,15 @@ impl Deviating {
                 );
             }
         }
+    }
+
+    /// The counts since the start, whatever the event.
+    pub(crate) fn totals(&self) -> BTreeMap<(Field, Deviation), u64> {
+        let mut totals = BTreeMap::new();
+        for ((field, deviation, _), count) in &self.0.lock().counts {
+            *totals.entry((*field, *deviation)).or_default() += count;
+        }
+        totals
     }
 
     /// All counts since the start.
@@ -157,33 +164,36 @@ mod tests {
         deviations
     }
 
-    fn accept(deviating: &Deviating, event: &str, deviations: &Deviations, metrics: &Metrics) {
+    fn accept(deviating: &Deviating, event: &str, deviations: &Deviations) {
         let place = deviating.place(event);
-        deviating.accepted(place, deviations, "main", metrics);
+        deviating.accepted(place, deviations, "main");
     }
 
     #[test]
     fn counts_departures_among_all_events_of_a_name() {
-        let (deviating, metrics) = (Deviating::default(), Metrics::new("buffered"));
+        let deviating = Deviating::default();
         let (missing, none) = (deviations(&[(Field::Text, Deviation::Missing)]), Deviations::default());
         for at in 0..5 {
-            accept(&deviating, "FindingPublished", if at < 3 { &missing } else { &none }, &metrics);
-            accept(&deviating, "ReportPublished", &none, &metrics);
+            accept(&deviating, "FindingPublished", if at < 3 { &missing } else { &none });
+            accept(&deviating, "ReportPublished", &none);
         }
-        accept(&deviating, "", &deviations(&[(Field::Event, Deviation::Null)]), &metrics);
+        accept(&deviating, "", &deviations(&[(Field::Event, Deviation::Null)]));
         let texts: Vec<String> = deviating.list().iter().map(DeviatingEvents::text).collect();
         let expected =
             ["`event` is null in 1 of 1 events without a name", "`text` is missing in 3 of 5 `FindingPublished`"];
         assert_eq!(texts, expected);
+        accept(&deviating, "ReportPublished", &missing);
+        let totals = [((Field::Event, Deviation::Null), 1), ((Field::Text, Deviation::Missing), 4)];
+        assert_eq!(deviating.totals().into_iter().collect::<Vec<_>>(), totals);
     }
 
     #[test]
     fn tells_a_hundred_events_apart_and_calls_the_rest_other() {
-        let (deviating, metrics) = (Deviating::default(), Metrics::new("buffered"));
+        let deviating = Deviating::default();
         let missing = deviations(&[(Field::Text, Deviation::Missing)]);
         for _ in 0..2 {
             for at in 0..MOST_EVENTS + 3 {
-                accept(&deviating, &format!("Event {at}"), &missing, &metrics);
+                accept(&deviating, &format!("Event {at}"), &missing);
             }
         }
         let list = deviating.list();

@@ -8,6 +8,7 @@ mod ledger;
 mod reasons;
 mod refused_requests;
 mod status;
+mod time;
 
 pub(crate) use broker::{BrokerSnapshot, BrokerStatus, ConnectionState, WaitingAddress};
 pub(crate) use deviating::{DeviatingEvents, EventName};
@@ -18,3 +19,4 @@ pub(crate) use ledger::{
 pub(crate) use reasons::{Decision, ErrorKind, KeptReason, Loss, Reason, RefusalReason};
 pub(crate) use refused_requests::{RecentRefusal, RequestKind, UnknownPaths, meant};
 pub(crate) use status::{IngressStatus, Observed, Reload, Reloads, SourceStatus, Status, StoreCounts};
+pub(crate) use time::unix_seconds;

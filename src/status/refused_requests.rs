@@ -7,9 +7,9 @@ use hyper::Method;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::metrics::timestamp;
 use crate::process::logs::Throttle;
 use crate::status::Reason;
+use crate::status::time::timestamp;
 
 /// The number of refusals that the page shows of each source.
 const KEPT: usize = 10;

@@ -1,5 +1,6 @@
 //! The state that the bridge reports, as one object: each part writes its own, admin and metrics read all of it.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -7,17 +8,15 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::Value;
 
-use crate::metrics::{Metrics, timestamp};
 use crate::process::logs::Throttle;
 use crate::status::deviating::Deviating;
 use crate::status::refused_requests::Recent;
+use crate::status::time::timestamp;
 use crate::status::{BrokerStatus, Heartbeats, UnknownPaths};
 
 /// The state that the bridge reports, beside what the queue counts under its lock.
 #[derive(Debug, Default)]
 pub(crate) struct Status {
-    /// All series.
-    pub(crate) metrics: Arc<Metrics>,
     /// The threads that must not stall.
     pub(crate) heartbeats: Heartbeats,
     /// The settings in force, and the results of their reloads.
@@ -26,6 +25,8 @@ pub(crate) struct Status {
     pub(crate) connections: Mutex<ConnectionCounts>,
     /// The sources and the certificate.
     pub(crate) ingress: Mutex<IngressStatus>,
+    /// The observations about each source, by its name; none is ever removed, so that counters never fall.
+    pub(crate) observed: Mutex<BTreeMap<Arc<str>, Arc<Observed>>>,
     /// The most recent unknown paths.
     pub(crate) unknown_paths: UnknownPaths,
     /// The broker's name.
@@ -41,11 +42,9 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    /// The observations about a source, which are kept by its name.
-    pub(crate) fn observed(&self, source: &str) -> Arc<Observed> {
-        let ingress = self.ingress.lock();
-        let known = ingress.sources.iter().find(|known| *known.name == *source);
-        known.map(|known| known.observed.clone()).unwrap_or_default()
+    /// The observations about a source.
+    pub(crate) fn observed(&self, source: &Arc<str>) -> Arc<Observed> {
+        self.observed.lock().entry(source.clone()).or_default().clone()
     }
 }
 

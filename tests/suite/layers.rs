@@ -94,7 +94,7 @@ fn allowed(part: &str) -> &'static [&'static str] {
         "dead_letters" => &["queue", "metrics", "status", "event", "settings", "process"],
         "queue" | "brokers" => &["metrics", "status", "event", "settings", "process"],
         "metrics" => &["status", "event", "settings", "process"],
-        "status" => &["metrics", "event", "settings", "process"],
+        "status" => &["event", "settings", "process"],
         "event" | "process" => &["settings"],
         _ => &[],
     }
