@@ -264,6 +264,18 @@ fn show_only_what_the_daemon_exposes() {
 }
 
 #[test]
+fn the_table_of_the_alerts_has_each_of_them_and_no_other() {
+    let text = |file: &str| fs::read_to_string(file).unwrap_or_else(|error| panic!("{file}: {error}"));
+    let rules = ALERTS.map(text).concat();
+    let alerts = rules.lines().filter_map(|line| line.trim().strip_prefix("- alert: PlexTracBridge"));
+    let page = text("docs/monitoring.md");
+    let (_, table) = page.split_once("| alert `PlexTracBridge…` |").expect("the page has the table");
+    let rows = table.lines().skip(2).take_while(|line| line.starts_with('|'));
+    let names = rows.filter_map(|row| row.split('|').nth(1)).flat_map(|cell| cell.split('`').skip(1).step_by(2));
+    assert_eq!(names.collect::<BTreeSet<_>>(), alerts.collect());
+}
+
+#[test]
 fn alerts_and_their_tests_ask_only_for_what_the_daemon_exposes() {
     let alerts = queries_of_the_alerts();
     assert!(alerts.len() > 15, "only {} alerts found in {ALERTS:?}", alerts.len());
