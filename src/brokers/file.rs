@@ -2,6 +2,8 @@
 //!
 //! A line is `{"key":..,"headers":{..},"body":<the signed bytes as text, or base64>}`; `Stored` follows one
 //! fdatasync per batch of verdicts.
+//!
+//! Length: two fifths are its tests.
 
 use std::fs;
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
@@ -151,20 +153,20 @@ impl Broker for File {
 
 /// The lines for one file.
 #[derive(Debug)]
-struct Lines {
+struct AddressLines {
     address: Arc<str>,
     sequences: Vec<Sequence>,
     bytes: Vec<u8>,
 }
 
 /// The lines of a batch, with what became of each file.
-type Written = Vec<(Lines, Result<(), Refusal>)>;
+type Written = Vec<(AddressLines, Result<(), Refusal>)>;
 
 #[derive(Debug)]
 struct FileSession {
     directory: PathBuf,
     headers: Headers,
-    waiting: Vec<Lines>,
+    waiting: Vec<AddressLines>,
     writing: Option<JoinHandle<Result<Written, SessionError>>>,
     sent: Notify,
 }
@@ -184,7 +186,7 @@ impl Session for FileSession {
             self.waiting[at].bytes.extend_from_slice(&line);
         } else {
             let address = message.address.clone();
-            self.waiting.push(Lines { address, sequences: vec![sequence], bytes: line });
+            self.waiting.push(AddressLines { address, sequences: vec![sequence], bytes: line });
         }
         self.sent.notify_one();
         Sent::Taken
@@ -246,11 +248,11 @@ fn line(headers: &Headers, message: &Message) -> Vec<u8> {
 }
 
 /// Writes a batch. A file that cannot be written stops no other; without the directory there is no broker.
-fn write(directory: &Path, batch: Vec<Lines>) -> Result<Written, SessionError> {
+fn write(directory: &Path, batch: Vec<AddressLines>) -> Result<Written, SessionError> {
     if !directory.is_dir() {
         return Err(SessionError::lost(format!("there is no directory {}", directory.display())));
     }
-    let append = |lines: Lines| {
+    let append = |lines: AddressLines| {
         let path = directory.join(format!("{}.ndjson", lines.address));
         let outcome = append(&path, &lines.bytes).map_err(|error| refusal(&path, &error));
         (lines, outcome)

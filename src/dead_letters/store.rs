@@ -37,7 +37,7 @@ pub(crate) enum WriteError {
         capacity: u64,
         /// Where.
         directory: String,
-        /// What to do.
+        /// The way to more room.
         remedy: &'static str,
     },
     /// The disk.

@@ -24,18 +24,18 @@ use crate::settings::Section;
 #[derive(Clone)]
 pub(crate) struct ServerTls {
     config: Arc<ServerConfig>,
-    validity: Validity,
+    validity: CertificateValidity,
 }
 
 /// The time for which the server's certificate is valid, and its file.
 #[derive(Clone, Debug)]
-struct Validity {
+struct CertificateValidity {
     file: PathBuf,
     not_before: SystemTime,
     not_after: SystemTime,
 }
 
-impl Validity {
+impl CertificateValidity {
     /// The problem now, if there is one.
     fn problem(&self) -> Option<String> {
         let now = SystemTime::now();
@@ -127,7 +127,7 @@ fn certificates(section: &mut Section<'_>, key: &str, path: &Path, content: &[u8
 
 /// The server's certificate with its chain, and its validity. A certificate that is not valid now only causes a warning:
 /// a bridge that does not start accepts no events at all, and not every proxy checks. A reload keeps one that is valid.
-fn read_chain(section: &mut Section<'_>) -> Option<(Chain, Validity)> {
+fn read_chain(section: &mut Section<'_>) -> Option<(Chain, CertificateValidity)> {
     const KEY: &str = "certificate_file";
     let (path, content) = section.needed_file(KEY, "the certificate and its chain, in PEM")?;
     let chain = certificates(section, KEY, &path, &content)?;
@@ -145,7 +145,7 @@ fn read_chain(section: &mut Section<'_>) -> Option<(Chain, Validity)> {
         SystemTime::UNIX_EPOCH + Duration::from_secs(u64::try_from(time.timestamp()).unwrap_or_default())
     };
     let (not_before, not_after) = (time(validity.not_before), time(validity.not_after));
-    let validity = Validity { file: path, not_before, not_after };
+    let validity = CertificateValidity { file: path, not_before, not_after };
     if let Some(problem) = validity.problem() {
         section.warning(KEY, problem);
     }
