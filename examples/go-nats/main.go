@@ -52,7 +52,7 @@ func isGenuine(key, body []byte, signature string) bool {
 
 // handled has source and id of what was done, the last ones only, and forgets them at the end of the process. A real
 // consumer keeps them in its database, and writes them in the transaction that does the work: then a crash between the
-// work and the acknowledgement cannot make it work twice.
+// work and the acknowledgement cannot make it do the work twice.
 type handled struct {
 	identities map[string]struct{}
 	ring       []string
@@ -112,14 +112,14 @@ func work(event *event.Event) error {
 	return err
 }
 
-// refuse ends a message that the bridge did not write: it is never sent again, and JetStream tells who listens.
+// refuse ends a message that the bridge did not write: it is never sent again, and JetStream publishes an advisory.
 func refuse(msg jetstream.Msg, why string) error {
 	fmt.Fprintln(os.Stderr, "refused", msg.Subject(), why)
 	return msg.TermWithReason(why)
 }
 
 func take(ctx context.Context, msg jetstream.Msg, key []byte, handled *handled) error {
-	// First of all, over the raw bytes: nothing of what is not genuine is parsed.
+	// First of all, over the raw bytes: a body that is not genuine is never parsed.
 	if !isGenuine(key, msg.Data(), msg.Headers().Get("x-authorization-hmac-256")) {
 		return refuse(msg, "the signature does not belong to the body")
 	}
@@ -133,7 +133,7 @@ func take(ctx context.Context, msg jetstream.Msg, key []byte, handled *handled) 
 		fmt.Fprintln(os.Stderr, "repeat", event.ID())
 		return msg.Ack()
 	}
-	// What is not as PlexTrac documents it: for a service that depends on a field, the moment to look.
+	// Fields that are not as PlexTrac documents them: a service that depends on one checks it here.
 	if deviations := msg.Headers().Get("x-plextrac-deviations"); deviations != "" {
 		fmt.Fprintln(os.Stderr, "deviates", event.ID(), deviations)
 	}
@@ -164,7 +164,7 @@ func run() error {
 		jetstream.ConsumerConfig{
 			Durable:   cmp.Or(os.Getenv("NATS_CONSUMER"), "plextrac-example"),
 			AckPolicy: jetstream.AckExplicitPolicy,
-			// One at a time keeps the order; with more, what is not acknowledged comes again behind what came later.
+			// One at a time keeps the order; with more, what is not acknowledged is delivered again, behind later messages.
 			MaxAckPending: 1,
 		})
 	if err != nil {
@@ -176,7 +176,7 @@ func run() error {
 		msg, err := consumer.Next(jetstream.FetchContext(stopped))
 		switch {
 		case errors.Is(err, nats.ErrTimeout), errors.Is(err, context.Canceled):
-			continue // nothing came, or the signal did
+			continue // no message arrived, or the signal did
 		case errors.Is(err, jetstream.ErrNoHeartbeat):
 			fmt.Fprintln(os.Stderr, "waiting", err) // the client reconnects by itself
 			continue

@@ -20,7 +20,7 @@ function secret() {
   return text;
 }
 
-// Whether the body is, byte for byte, what PlexTrac signed. While a secret changes, try both.
+// Tells whether the body is, byte for byte, what PlexTrac signed. While a secret changes, try both.
 function isGenuine(key, body, signature) {
   const expected = createHmac('sha256', key).update(body).digest();
   const given = Buffer.from(String(signature ?? ''), 'hex');
@@ -29,7 +29,7 @@ function isGenuine(key, body, signature) {
 
 // Source and id of what was done, the last ones only, and forgotten at the end of the process. A real consumer keeps
 // them in its database, and writes them in the transaction that does the work: then a crash between the work and the
-// acknowledgement cannot make it work twice.
+// acknowledgement cannot make it do the work twice.
 class Handled {
   #identities = new Set(); // in the order they were added
 
@@ -70,14 +70,14 @@ async function work(event) {
   await print(`event ${event.id} ${event.type} ${event.subject ?? '-'} ${JSON.stringify(text)}\n`);
 }
 
-// Whether the message is to be acknowledged; otherwise the bridge did not write it.
+// Tells whether the message is to be acknowledged; otherwise the bridge did not write it.
 async function take(message, key, handled) {
   const { content, properties } = message;
   const refuse = (why) => {
     console.error('refused', properties.messageId, why);
     return false;
   };
-  // First of all, over the raw bytes: nothing of what is not genuine is parsed.
+  // First of all, over the raw bytes: a body that is not genuine is never parsed.
   if (!isGenuine(key, content, properties.headers?.['x-authorization-hmac-256'])) {
     return refuse('the signature does not belong to the body');
   }
@@ -93,7 +93,7 @@ async function take(message, key, handled) {
     console.error('repeat', event.id);
     return true;
   }
-  // What is not as PlexTrac documents it: for a service that depends on a field, the moment to look.
+  // Fields that are not as PlexTrac documents them: a service that depends on one checks it here.
   const deviations = properties.headers['x-plextrac-deviations'];
   if (deviations) console.error('deviates', event.id, deviations);
   await work(event);
@@ -116,11 +116,11 @@ async function main() {
   connection.on('error', fail);
   connection.on('close', (error) => stopping || fail(error));
   channel.on('error', fail);
-  // One at a time keeps the order; with more, what is not acknowledged comes again behind what came later.
+  // One at a time keeps the order; with more, what is not acknowledged is delivered again, behind later messages.
   await channel.prefetch(1);
   let current = Promise.resolve();
   const { consumerTag } = await channel.consume(RABBITMQ_QUEUE, (message) => {
-    if (message === null) fail(new Error(`the queue ${RABBITMQ_QUEUE} is gone`));
+    if (message === null) fail(new Error(`the queue ${RABBITMQ_QUEUE} does not exist any more`));
     current = take(message, key, handled).then((done) => {
       if (done) channel.ack(message);
       else channel.reject(message, false); // to the queue's dead letter exchange, if it has one

@@ -64,14 +64,14 @@ def work(event):
 
 
 def refuse(message, why):
-    """A real consumer keeps it aside, and tells somebody: the bridge writes nothing that ends here."""
+    """A real consumer keeps it aside and raises an alert: the bridge writes no such message."""
     place = f"{message.topic()}[{message.partition()}]@{message.offset()}"
     print("refused", place, why, file=sys.stderr, flush=True)
 
 
 def take(message, key, handled):
     headers = dict(message.headers() or [])
-    # First of all, over the raw bytes: nothing of what is not genuine is parsed.
+    # First of all, over the raw bytes: a body that is not genuine is never parsed.
     if not is_genuine(key, message.value() or b"", headers.get("x-authorization-hmac-256") or b""):
         return refuse(message, "the signature does not belong to the body")
     try:

@@ -1,4 +1,4 @@
-{{/* Names, labels, and what is reckoned from the settings. */}}
+{{/* Names, labels, and what is computed from the settings. */}}
 
 {{- define "plextrac-bridge.fullname" -}}
 {{- $name := default .Chart.Name .Values.nameOverride -}}
