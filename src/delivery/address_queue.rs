@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use crate::brokers::{Refusal, Refused, Sequence};
 use crate::delivery::backoff::Backoff;
-use crate::delivery::ring::{EntryState, RingEntry};
+use crate::delivery::entry::{EntryState, RingEntry, UnloadedMessage};
 
 /// The messages of an address that are kept in memory, if the journal keeps the others.
 pub(super) const LOADED: usize = 256;
@@ -113,14 +113,6 @@ pub(super) struct WaitingMessages {
     pub(super) messages: usize,
     pub(super) since: Instant,
     pub(super) reason: Option<String>,
-}
-
-/// The part of a message that stays in memory while the journal alone keeps its event.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct UnloadedMessage {
-    pub(super) sequence: Sequence,
-    pub(super) attempts: u32,
-    pub(super) nacks: u32,
 }
 
 /// The time at which the next message of an address may be sent.

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::brokers::{Refusal, Sequence};
 use crate::delivery::address_queue::{
-    Address, AddressQueue, AddressRefusal, AddressState, LOADED, Turn, UnloadedMessage, WaitingMessages,
-    WaitingRoom,
+    Address, AddressQueue, AddressRefusal, AddressState, LOADED, Turn, WaitingMessages, WaitingRoom,
 };
-use crate::delivery::ring::{EntryState, RingEntry};
+use crate::delivery::entry::{EntryState, RingEntry, UnloadedMessage};
 use crate::event::{Event, Message};
 use crate::queue::journal::Record;
 

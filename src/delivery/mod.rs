@@ -6,6 +6,7 @@ mod backoff;
 mod connection;
 mod destinations;
 mod disk_read;
+mod entry;
 mod overtaken;
 mod pace;
 mod pairs;

@@ -18,11 +18,12 @@ use crate::brokers::{
 use crate::dead_letters::SharedStore;
 use crate::delivery::backlog::BacklogReader;
 use crate::delivery::backoff::Backoff;
+use crate::delivery::entry::Removed;
 use crate::delivery::pace::Pace;
 use crate::delivery::pairs::Pairs;
-use crate::delivery::ring::{Removed, Ring};
+use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
-use crate::delivery::settle::Settler;
+use crate::delivery::settle::{BATCH, Settler};
 use crate::delivery::spill::Spill;
 use crate::delivery::successor::{Successor, Takeover};
 use crate::delivery::suspects::Suspects;
@@ -39,9 +40,6 @@ use crate::status::{BrokerStatus, ConnectionState};
 /// The time for which verdicts of a lost session are awaited: purging at once would turn every message in flight into a
 /// repeat.
 const COLLECT: Duration = Duration::from_secs(1);
-
-/// The most room that the events already taken from the queue make at once; a batch shares one lock.
-pub(super) const BATCH: usize = 256;
 
 /// The interval at which delivery checks whether a session that is not lost still reaches a broker.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);

@@ -8,14 +8,17 @@ use tokio::task::JoinHandle;
 
 use crate::brokers::{Headers, Refusal};
 use crate::dead_letters::{Letter, NewLetter, SharedStore};
-use crate::delivery::publish::BATCH;
-use crate::delivery::ring::{Removed, Ring};
+use crate::delivery::entry::Removed;
+use crate::delivery::ring::Ring;
 use crate::event::{Event, Kept, LONGEST_FIELD, Message, Outcome, Waiter, complete_all, cut};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
 use crate::queue::{Buffer, EventEnd, Settlement};
 use crate::status::{BrokerStatus, Loss, RefusalReason};
+
+/// The most room that the events already taken from the queue make at once; a batch shares one lock.
+pub(super) const BATCH: usize = 256;
 
 /// The time that delivery waits before it retries to write dead letters.
 const DISK_RETRY: Duration = Duration::from_secs(1);

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::delivery::address_queue::{Address, WaitingMessages};
-use crate::delivery::ring::{Ring, UnansweredMessages};
+use crate::delivery::entry::UnansweredMessages;
+use crate::delivery::ring::Ring;
 use crate::event::Message;
 use crate::status::WaitingAddress;
 
