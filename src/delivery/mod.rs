@@ -10,6 +10,7 @@ mod entry;
 mod overtaken;
 mod pace;
 mod pairs;
+mod portion;
 mod publish;
 mod refusals;
 mod ring;

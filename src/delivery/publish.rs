@@ -21,13 +21,13 @@ use crate::delivery::backoff::Backoff;
 use crate::delivery::entry::Removed;
 use crate::delivery::pace::Pace;
 use crate::delivery::pairs::Pairs;
+use crate::delivery::portion::{BETWEEN_RENEWALS, UnloadedReader, next_portion};
 use crate::delivery::ring::Ring;
 use crate::delivery::settings::Settings;
 use crate::delivery::settle::{BATCH, Settler};
 use crate::delivery::spill::Spill;
 use crate::delivery::successor::{Successor, Takeover};
 use crate::delivery::suspects::Suspects;
-use crate::delivery::unloaded::{BETWEEN_RENEWALS, UnloadedReader, next_portion};
 use crate::delivery::watch::{EndedWait, Watch};
 use crate::delivery::window::Window;
 use crate::event::{Event, Message};
@@ -232,8 +232,15 @@ impl Delivery {
 
     /// The events that it holds.
     pub(super) fn unsettled(&self) -> impl Iterator<Item = &Event> {
-        let refused = self.settler.refused_events();
-        refused.chain(self.ring.events()).chain(self.taken.iter().map(|event| &**event))
+        unsettled(&self.settler, &self.ring, &self.taken)
+    }
+
+    /// Once the bridge stops: continues to write to the journal what only memory keeps.
+    async fn spill(&mut self) {
+        let Self { drain, queue, settler, ring, taken, spill, .. } = self;
+        if drain.has_begun() {
+            spill.go_on(queue, || unsettled(settler, ring, taken)).await;
+        }
     }
 
     fn holds_nothing(&self) -> bool {
@@ -264,7 +271,9 @@ impl Delivery {
     /// Waits briefly for the writes in progress at the end: until they finish, it is unknown what is kept.
     async fn finish(&mut self) {
         self.sweep();
-        self.finish_spill().await;
+        let Self { drain, queue, settler, ring, taken, spill, .. } = self;
+        let until = tokio::time::Instant::now() + drain.overtime();
+        spill.finish(queue, until, || unsettled(settler, ring, taken)).await;
         let _ = timeout(self.drain.overtime(), self.settler.finish()).await;
         self.settler.settle(&self.ring, &self.queue, &self.view);
     }
@@ -655,6 +664,15 @@ impl Delivery {
             self.backoff.reset();
         }
     }
+}
+
+/// The events that delivery holds: refused, in the ring, and taken from the queue.
+fn unsettled<'e>(
+    settler: &'e Settler,
+    ring: &'e Ring,
+    taken: &'e VecDeque<Box<Event>>,
+) -> impl Iterator<Item = &'e Event> {
+    settler.refused_events().chain(ring.events()).chain(taken.iter().map(|event| &**event))
 }
 
 enum Going {

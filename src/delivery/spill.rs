@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::delivery::publish::Delivery;
-use crate::event::{Outcome, Waiter};
-use crate::queue::SpillResult;
+use crate::event::{Event, Outcome, Waiter};
+use crate::queue::{Buffer, SpillResult};
 
 /// The number of bytes written at once.
 const BYTES: usize = 1 << 20;
@@ -36,7 +35,7 @@ impl Spill {
         matches!(self, Self::Over)
     }
 
-    /// Waits until [`Delivery::spill`] has something to do.
+    /// Waits until [`Spill::go_on`] has something to do.
     pub(super) async fn news(self) {
         match self {
             Self::NotBegun => {}
@@ -46,48 +45,54 @@ impl Spill {
             Self::Over => std::future::pending().await,
         }
     }
-}
 
-impl Delivery {
-    /// Once the bridge stops: continues writing. The first time it waits briefly for the disk, so that as much as possible
-    /// is kept before anything else; afterwards it collects finished writes, and returns.
-    pub(super) async fn spill(&mut self) {
-        if self.drain.has_begun() {
-            let limit = if matches!(self.spill, Spill::NotBegun) { FIRST_WAIT } else { Duration::ZERO };
-            self.spill_until(Instant::now() + limit).await;
-        }
+    /// Continues writing. The first time it waits briefly for the disk, so that as much as possible is kept before anything
+    /// else; afterwards it collects finished writes, and returns. `held` gives the events that delivery has.
+    pub(super) async fn go_on<'e, E: Iterator<Item = &'e Event>>(&mut self, queue: &Buffer, held: impl Fn() -> E) {
+        let limit = if matches!(self, Self::NotBegun) { FIRST_WAIT } else { Duration::ZERO };
+        self.advance(queue, Instant::now() + limit, held).await;
     }
 
     /// Waits for the writes in progress at the end; without an answer only memory keeps the events.
-    pub(super) async fn finish_spill(&mut self) {
-        self.spill_until(Instant::now() + self.drain.overtime()).await;
-        if !self.spill.is_over() {
-            self.give_up_spill("the disk does not answer; it may have been written nevertheless");
+    pub(super) async fn finish<'e, E: Iterator<Item = &'e Event>>(
+        &mut self,
+        queue: &Buffer,
+        until: Instant,
+        held: impl Fn() -> E,
+    ) {
+        self.advance(queue, until, held).await;
+        if !self.is_over() {
+            self.give_up("the disk does not answer; it may have been written nevertheless");
         }
     }
 
-    async fn spill_until(&mut self, until: Instant) {
+    async fn advance<'e, E: Iterator<Item = &'e Event>>(
+        &mut self,
+        queue: &Buffer,
+        until: Instant,
+        held: impl Fn() -> E,
+    ) {
         loop {
-            match &self.spill {
-                Spill::Over => return,
-                Spill::NotBegun => {}
-                Spill::Writing(waiter) => match timeout_at(until, waiter.wait()).await {
+            match self {
+                Self::Over => return,
+                Self::NotBegun => {}
+                Self::Writing(waiter) => match timeout_at(until, waiter.wait()).await {
                     Ok(Outcome::Kept) => {}
-                    Ok(_) => return self.give_up_spill("it could not be written"),
+                    Ok(_) => return self.give_up("it could not be written"),
                     // Unknown: neither written nor refused.
                     Err(_) => return,
                 },
             }
-            match self.queue.spill(self.unsettled(), BYTES) {
-                SpillResult::Done => self.spill = Spill::Over,
-                SpillResult::Waits(waiter) => self.spill = Spill::Writing(waiter),
-                SpillResult::Refused(text) => self.give_up_spill(&text),
+            match queue.spill(held(), BYTES) {
+                SpillResult::Done => *self = Self::Over,
+                SpillResult::Waits(waiter) => *self = Self::Writing(waiter),
+                SpillResult::Refused(text) => self.give_up(&text),
             }
         }
     }
 
-    fn give_up_spill(&mut self, problem: &str) {
-        self.spill = Spill::Over;
+    fn give_up(&mut self, problem: &str) {
+        *self = Self::Over;
         tracing::error!(
             "cannot write everything that is held to the journal; what is not delivered before the end is lost: {problem}"
         );

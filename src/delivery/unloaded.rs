@@ -1,18 +1,12 @@
 //! Events that wait for their address and that the journal alone keeps: they are read back in portions when their turn
 //! comes, to give them another address after a reload, and to write their records again.
 
-use std::collections::VecDeque;
-use std::time::Duration;
-
 use tokio::time::{Instant, timeout};
 
-use crate::delivery::backlog::restored;
-use crate::delivery::disk_read::DiskReads;
+use crate::delivery::portion::{BETWEEN_RENEWALS, PortionRead, ReadPortion, ReadPurpose, next_portion};
 use crate::delivery::publish::Delivery;
-use crate::event::{EVENT_OVERHEAD, Event, Rebuild};
+use crate::event::{EVENT_OVERHEAD, Event};
 use crate::queue::UnsettledRecord;
-use crate::queue::journal::{Batch, FoundRenewals, Reader};
-use crate::status::BrokerStatus;
 
 /// The most bytes of bodies that are read at once.
 const PORTION: usize = 1 << 20;
@@ -27,85 +21,8 @@ const GATHERED: u64 = 16 << 20;
 /// The number of them that are written at once.
 const GATHERED_AT_ONCE: usize = 256;
 
-/// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
-pub(super) const BETWEEN_RENEWALS: Duration = Duration::from_millis(20);
-
 /// The share of the buffer that events may take while they wait for their address; copies of records may take half of it.
 const SHARE: usize = 4;
-
-/// The purpose of a read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ReadPurpose {
-    /// The events are sent, or become dead letters.
-    Load,
-    /// Their addresses are rendered by other routes.
-    Render,
-    /// Their records are written again.
-    Renew,
-}
-
-/// A read in progress, or its result.
-#[derive(Debug)]
-struct PortionRead {
-    purpose: ReadPurpose,
-    records: Vec<UnsettledRecord>,
-    /// The most bytes of bodies.
-    bytes: usize,
-}
-
-/// The events of a portion that were read back.
-#[derive(Debug)]
-pub(super) struct ReadPortion {
-    portion: PortionRead,
-    events: VecDeque<Box<Event>>,
-    missing: Vec<UnsettledRecord>,
-}
-
-/// Reads events back, one portion at a time.
-pub(super) struct UnloadedReader {
-    reads: DiskReads<Batch>,
-    /// The search, at a start, for what waited before.
-    search: DiskReads<FoundRenewals>,
-    rebuild: Rebuild,
-    current: Option<PortionRead>,
-    /// The last portion was to be written again: others are next.
-    has_renewed: bool,
-    /// There was nothing to be written again at this time.
-    looked: Option<Instant>,
-}
-
-impl UnloadedReader {
-    pub(super) fn new((reader, rebuild): (Reader, Rebuild)) -> Self {
-        let search = DiskReads::new(reader.another());
-        Self { search, reads: DiskReads::new(reader), rebuild, current: None, has_renewed: false, looked: None }
-    }
-
-    /// Resolves when a portion has been read. Cancel-safe.
-    pub(super) async fn next(&mut self, view: &BrokerStatus) -> ReadPortion {
-        let Some(portion) = &self.current else { return std::future::pending().await };
-        let sequences: Vec<u64> = portion.records.iter().map(|record| record.sequence).collect();
-        let bytes = portion.bytes;
-        let found = self.reads.run(view, move |reader| reader.find(&sequences, bytes)).await;
-        let Some(portion) = self.current.take() else { return std::future::pending().await };
-        let mut stored = found.records.into_iter().peekable();
-        let (mut events, mut missing) = (VecDeque::new(), Vec::new());
-        for record in portion.records.iter().take_while(|record| record.sequence < found.next) {
-            match stored.next_if(|stored| stored.sequence == record.sequence) {
-                Some(stored) => events.push_back(restored(record.number, stored, self.rebuild)),
-                None => missing.push(*record),
-            }
-        }
-        ReadPortion { portion, events, missing }
-    }
-}
-
-/// The next portion that a reader has read; without one it is never there.
-pub(super) async fn next_portion(reader: &mut Option<UnloadedReader>, view: &BrokerStatus) -> ReadPortion {
-    match reader {
-        Some(reader) => reader.next(view).await,
-        None => std::future::pending().await,
-    }
-}
 
 impl Delivery {
     /// Finds at a start the events whose records were written again while they waited: they are older than all others that the
