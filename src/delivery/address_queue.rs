@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::brokers::{Refusal, Refused, Sequence};
 use crate::delivery::backoff::Backoff;
@@ -11,6 +11,9 @@ use crate::delivery::entry::{EntryState, RingEntry, UnloadedMessage};
 
 /// The messages of an address that are kept in memory, if the journal keeps the others.
 pub(super) const LOADED: usize = 256;
+
+/// A try is answered within so long; Kafka's client looks for a topic that it does not know for half of it.
+const ANSWER: Duration = Duration::from_secs(10);
 
 /// The room for events that wait for their address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -75,13 +78,44 @@ pub(super) struct Parked {
     pub(super) refusal: Refusal,
     /// The time since which it has been refused in this way.
     pub(super) since: tokio::time::Instant,
+    pub(super) evidence: Evidence,
     pub(super) next_try: tokio::time::Instant,
     pub(super) backoff: Backoff,
     /// The number of times that its oldest message was nacked.
     pub(super) nacks: u32,
 }
 
+/// The time for which refusals have followed one another. A longer pause, in which the broker was away or took nothing,
+/// proves nothing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Evidence {
+    /// At the last refusal.
+    lasted: Duration,
+    last: tokio::time::Instant,
+}
+
+impl Evidence {
+    /// Begins with a refusal.
+    fn new(now: tokio::time::Instant) -> Self {
+        Self { lasted: Duration::ZERO, last: now }
+    }
+
+    /// Notes another refusal, or a try that ended without being stored.
+    fn again(self, now: tokio::time::Instant, longest: Duration) -> Self {
+        Self { lasted: self.lasts(now, longest), last: now }
+    }
+
+    fn lasts(self, now: tokio::time::Instant, longest: Duration) -> Duration {
+        self.lasted + now.duration_since(self.last).min(longest.saturating_add(ANSWER))
+    }
+}
+
 impl Parked {
+    /// The time for which it is known to be refused in this way.
+    pub(super) fn lasts(&self, now: tokio::time::Instant) -> Duration {
+        self.evidence.lasts(now, self.backoff.most())
+    }
+
     pub(super) fn is_wrong(&self) -> bool {
         is_wrong(&self.refusal)
     }
@@ -235,9 +269,15 @@ impl AddressQueue {
         };
         let mut parked = match before {
             // The clock belongs to the address: another word for the same fault does not set it back.
-            Some(before) if before.is_wrong() == is_wrong(&refusal) => Parked { refusal, ..before },
-            Some(before) => Parked { refusal, since: now, ..before },
-            None => Parked { refusal, since: now, next_try: now, backoff, nacks: 0 },
+            Some(before) if before.is_wrong() == is_wrong(&refusal) => {
+                let evidence = before.evidence.again(now, before.backoff.most());
+                Parked { refusal, evidence, ..before }
+            }
+            Some(before) => Parked { refusal, since: now, evidence: Evidence::new(now), ..before },
+            None => {
+                let evidence = Evidence::new(now);
+                Parked { refusal, since: now, evidence, next_try: now, backoff, nacks: 0 }
+            }
         };
         let nacks = self.entries.get_mut(&sequence).map_or(0, |entry| {
             entry.nacks += u32::from(is_nacked);
@@ -258,12 +298,14 @@ impl AddressQueue {
             AddressState::Asking(asked, None) if asked == sequence => AddressState::Open,
             AddressState::Asking(asked, Some(_)) if asked == sequence && is_stored => AddressState::Open,
             AddressState::Asking(asked, Some(mut before)) if asked == sequence => {
+                before.evidence = before.evidence.again(now, before.backoff.most());
                 before.step(now);
                 AddressState::Parked(before)
             }
             // It takes something: the clock starts anew, and the oldest is tried at once.
             AddressState::Parked(before) if is_stored => {
-                AddressState::Parked(Parked { since: now, next_try: before.next_try.min(now), ..before })
+                let (evidence, next_try) = (Evidence::new(now), before.next_try.min(now));
+                AddressState::Parked(Parked { since: now, evidence, next_try, ..before })
             }
             state => state,
         };

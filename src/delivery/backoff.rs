@@ -36,6 +36,11 @@ impl Backoff {
         }
     }
 
+    /// The longest wait but those after nacks.
+    pub(super) fn most(&self) -> Duration {
+        self.most
+    }
+
     pub(super) fn reset(&mut self) {
         self.current = self.min;
     }

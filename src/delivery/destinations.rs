@@ -330,7 +330,7 @@ impl Destinations {
             if !parked.is_wrong() || parked.next_try <= now {
                 continue;
             }
-            let is_over = now.duration_since(parked.since) >= refuse_after;
+            let is_over = parked.lasts(now) >= refuse_after;
             let is_late = |sequence: &&Sequence| {
                 let event = queue.entries.get(*sequence).and_then(|entry| entry.message.as_ref());
                 is_late.is_some_and(|is_late| event.is_some_and(|message| is_late(&message.event)))

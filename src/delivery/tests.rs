@@ -587,6 +587,17 @@ fn an_address_is_wrong_at_once_where_the_settings_say_so_and_open_once_it_takes_
     assert_eq!(at_others(&ended.world).1, expected.iter().collect::<Vec<_>>(), "in order");
 }
 
+/// It refuses once before the broker is away for longer than `refuse_after`, and a few times after it is back.
+#[test]
+fn the_time_for_which_the_broker_is_away_proves_no_address_wrong() {
+    let script = std::iter::once(BrokerStep::Lose).chain([BrokerStep::FailConnect; 80]).collect();
+    let world = World { script, ..refusing(MISSING, 4, Duration::from_mins(1)) };
+    let ended = run(world, &events(2, 2), 8, true);
+    let away = ended.world.refusals[1] - ended.world.refusals[0];
+    assert!(away > Duration::from_mins(1), "it was away for {away:?}");
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (2, 0));
+}
+
 #[test]
 fn nothing_is_ever_refused_for_an_address_that_is_unable() {
     let ended = run(refusing(Refused::AddressUnable, usize::MAX, Duration::ZERO), &events(30, 3), 8, true);
