@@ -19,6 +19,7 @@ use bytes::Bytes;
 use clap::Args;
 use hyper::Uri;
 use tempfile::TempDir;
+use tokio::signal::unix::SignalKind;
 use tokio::sync::Notify;
 
 use crate::cli::client::Http;
@@ -57,7 +58,9 @@ pub(super) fn run(flags: &Flags, once: bool) -> CommandResult {
     let runtime = cli::runtime()?;
     let done = Notify::new();
     let (ended, arrived) = runtime.block_on(async {
-        let signals = DemoSignals { unix: Unix::listen().map_err(cli::failed)?, done: &done };
+        // When its terminal is closed, too, it removes what it made.
+        let unix = Unix::listen(Some(SignalKind::hangup())).map_err(cli::failed)?;
+        let signals = DemoSignals { unix, done: &done };
         let show = show(&http, &uri, &secret, &scratch, once, &done);
         Ok::<_, ExitCode>(tokio::join!(app.run(signals), show))
     })?;

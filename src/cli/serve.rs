@@ -1,13 +1,16 @@
 //! `serve`: the bridge itself.
 
+use std::future::poll_fn;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use crate::app::{self, Reloading, Signals, load, load_from};
 use crate::process::{failpoint, logs, systemd};
 use crate::settings::{Flags, Layers};
 use crate::status::Totals;
+use rustix::process::Signal as Raw;
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::Notify;
@@ -32,7 +35,7 @@ pub(super) fn run(flags: &Flags) -> CommandResult {
     findings.log();
     let ended = runtime.block_on(async {
         // Before anything is bound, so that a signal during the start stops it, too.
-        let signals = Unix::listen()?;
+        let signals = Unix::listen(None)?;
         let reloading = Reloading {
             load: Arc::new({
                 let flags = flags.clone();
@@ -94,17 +97,15 @@ fn log_totals(totals: &Totals) {
     if lost > 0 { log!(error) } else { log!(info) }
 }
 
-/// Listens for SIGTERM and SIGINT.
-pub(super) struct Unix {
-    terminate: Signal,
-    interrupt: Signal,
-}
+/// Listens for the signals that ask for a stop.
+pub(super) struct Unix(Vec<Signal>);
 
 impl Unix {
-    pub(super) fn listen() -> std::io::Result<Self> {
+    /// SIGTERM, SIGINT, SIGQUIT and another one.
+    pub(super) fn listen(also: Option<SignalKind>) -> std::io::Result<Self> {
         ignore_others()?;
-        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt })
+        let usual = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
+        Ok(Self(usual.into_iter().chain(also).map(signal).collect::<Result<_, _>>()?))
     }
 }
 
@@ -123,16 +124,17 @@ fn hangups(runtime: &Runtime) -> std::io::Result<Arc<Notify>> {
 
 /// Takes the signals that have no meaning here, and would end the process without a drain.
 fn ignore_others() -> std::io::Result<()> {
-    let others = [SignalKind::user_defined1(), SignalKind::user_defined2(), SignalKind::alarm(), SignalKind::io()];
+    let others = [Raw::USR1, Raw::USR2, Raw::ALARM, Raw::VTALARM, Raw::PROF, Raw::IO, Raw::POWER];
     // A signal once listened for keeps its handler.
-    others.into_iter().try_for_each(|kind| signal(kind).map(drop))
+    others.into_iter().try_for_each(|other| signal(SignalKind::from_raw(other.as_raw())).map(drop))
 }
 
 impl Signals for Unix {
     async fn next(&mut self) {
-        tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
-        }
+        poll_fn(|cx| {
+            let is_there = self.0.iter_mut().any(|signal| signal.poll_recv(cx).is_ready());
+            if is_there { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }

@@ -119,6 +119,12 @@ fn demonstrates_itself_once_and_leaves_nothing() {
 
 #[test]
 fn demonstrates_itself_until_it_is_told_to_stop() {
+    for signal in ["INT", "HUP"] {
+        demonstrates_itself_until(signal);
+    }
+}
+
+fn demonstrates_itself_until(signal: &str) {
     let directory = tempfile::tempdir().unwrap();
     let mut command = Program::new(["demo"]).variable("TMPDIR", directory.path()).into_command();
     let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
@@ -134,7 +140,7 @@ fn demonstrates_itself_until_it_is_told_to_stop() {
     let address = url.strip_prefix("http://").unwrap_or_else(|| panic!("no page: {url:?}")).trim_end_matches('/');
     assert_eq!(get(address, "/").unwrap().status, 200, "the page at {url}");
     let pid = child.id().to_string();
-    Program::other("kill", ["-s", "INT", &pid]).run().assert_code(0);
+    Program::other("kill", ["-s", signal, &pid]).run().assert_code(0);
     let rest: Vec<String> = lines.collect();
     let status = child.wait().unwrap();
     assert!(status.success(), "{status}: {rest:?}");

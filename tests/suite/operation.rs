@@ -20,13 +20,24 @@ fn lines_of(log: &str) -> impl Iterator<Item = Value> + '_ {
 #[test]
 fn goes_on_after_signals_without_a_meaning() {
     let daemon = Setup::on_files().start();
-    for name in ["USR1", "USR2", "ALRM", "IO"] {
+    for name in ["USR1", "USR2", "ALRM", "VTALRM", "PROF", "IO", "PWR"] {
         Program::other("kill", ["-s", name, &daemon.pid().to_string()]).run().assert_code(0);
     }
     assert_eq!(request_once(&daemon, &Payload::new("cuid-1").body(), &[]).status, 200);
     daemon.wait_until_empty();
     let stopped = daemon.stop();
     assert_eq!((stopped.code, stopped.count("published")), (Some(0), 1), "{}", stopped.log);
+}
+
+#[test]
+fn every_signal_that_asks_for_a_stop_ends_it_in_order() {
+    for name in ["INT", "QUIT"] {
+        let daemon = Setup::on_files().start();
+        assert_eq!(request_once(&daemon, &Payload::new("cuid-1").body(), &[]).status, 200);
+        Program::other("kill", ["-s", name, &daemon.pid().to_string()]).run().assert_code(0);
+        let stopped = daemon.wait();
+        assert_eq!((stopped.code, stopped.count("published")), (Some(0), 1), "{name}: {}", stopped.log);
+    }
 }
 
 #[test]
