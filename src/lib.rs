@@ -76,7 +76,8 @@
 //! `queue`; these to `brokers`, these to `metrics`, it to `status`, it to `event`; all may use `settings` and `process`. `admin`
 //! reads `status`, `metrics` and the queue alone. Ingress never sees brokers; brokers never see ingress, queue,
 //! delivery or hyper, but for its client in `brokers/oauth.rs`. One owner per crate: rdkafka, lapin and async-nats only
-//! in their broker; figment only in `settings`; prometheus only in `metrics`. A test keeps these rules.
+//! in their broker; figment only in `settings`; prometheus only in `metrics`. Between files, too, no imports form a
+//! circle. A test keeps these rules.
 //!
 //! A new broker is a feature, a file (or folder) with `Settings`, a `Broker` and a `Session` (`brokers/contract.rs`), its
 //! line in `brokers/list.rs`, its table in `config/default.toml`, and its rig in the conformance tests.

@@ -1,6 +1,7 @@
-//! The rules of the house, kept by reading `src/`: imports point down, one owner per crate, every file says what it is.
+//! The rules of the house, kept by reading `src/`: imports point down and never in a circle, one owner per crate, every file says
+//! what it is.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -45,6 +46,30 @@ impl File {
         found
     }
 
+    /// The module that it is: `crate::brokers::file`.
+    fn module(&self) -> String {
+        let name = self.path.trim_end_matches(".rs").trim_end_matches("/mod").replace('/', "::");
+        if name == "lib" { "crate".to_owned() } else { format!("crate::{name}") }
+    }
+
+    /// What each `use` of the code imports, as a path from `crate` where it is in this crate, and whether it is exported.
+    fn used(&self) -> Vec<(String, bool)> {
+        let (code, module) = (self.code().collect::<Vec<_>>().join("\n"), self.module());
+        let absolute = |path: String| match path.strip_prefix("super::") {
+            Some(path) => format!("{}::{path}", module.rsplit_once("::").map_or("", |(parent, _)| parent)),
+            None if !path.starts_with("crate::") && self.path.ends_with("mod.rs") => format!("{module}::{path}"),
+            None => path,
+        };
+        let mut used = Vec::new();
+        for statement in code.split(';') {
+            let mut lines = statement.lines().map(str::trim);
+            let Some(line) = lines.find(|line| format!(" {line}").contains(" use ")) else { continue };
+            let tree = line.split_once("use ").map_or("", |(_, tree)| tree).to_owned() + &lines.collect::<String>();
+            used.extend(expanded(&tree).into_iter().map(|path| (absolute(path), line.starts_with("pub"))));
+        }
+        used
+    }
+
     /// Whether the code names a crate.
     fn uses(&self, name: &str) -> bool {
         self.code().any(|line| {
@@ -56,6 +81,44 @@ impl File {
             })
         })
     }
+}
+
+/// `a::{b, c::{d, e}}` is `a::b`, `a::c::d` and `a::c::e`.
+fn expanded(tree: &str) -> Vec<String> {
+    let Some((stem, list)) = tree.split_once('{') else { return vec![tree.trim().to_owned()] };
+    let mut depth = 0;
+    let list = list.trim_end().strip_suffix('}').unwrap_or(list);
+    let parts = list.split(|c| {
+        depth += i32::from(c == '{') - i32::from(c == '}');
+        c == ',' && depth == 0
+    });
+    let paths = parts.filter(|part| !part.trim().is_empty()).flat_map(expanded);
+    paths.map(|path| format!("{}{path}", stem.trim()).trim_end_matches("::self").to_owned()).collect()
+}
+
+/// The file that declares what a path means: exports are followed.
+fn declaring<'f>(path: &str, modules: &BTreeMap<String, &'f File>) -> Option<&'f File> {
+    let (path, _) = path.split_once(" as ").unwrap_or((path, ""));
+    let ends = path.match_indices("::").map(|(at, _)| at).chain([path.len()]);
+    let end = ends.filter(|end| modules.contains_key(&path[..*end])).last()?;
+    let (file, item) = (modules[&path[..end]], path[end..].split("::").nth(1).unwrap_or_default());
+    for (export, _) in file.used().iter().filter(|(_, is_exported)| *is_exported) {
+        let name = export.rsplit([':', ' ']).next().unwrap_or_default();
+        if name == item && !item.is_empty() {
+            return declaring(export, modules);
+        }
+        if name == "*" {
+            let kinds = ["struct", "enum", "trait", "fn", "type", "const", "static"];
+            let found = declaring(&export.replace('*', item), modules).filter(|file| {
+                let words = file.text.split(|c: char| !c.is_alphanumeric() && c != '_').collect::<Vec<_>>();
+                words.windows(2).any(|pair| kinds.contains(&pair[0]) && pair[1] == item)
+            });
+            if found.is_some() {
+                return found;
+            }
+        }
+    }
+    Some(file)
 }
 
 pub(crate) fn files() -> Vec<File> {
@@ -116,6 +179,31 @@ fn imports_point_down_only() {
         }
     }
     assert_none("imports point down only (the map in src/lib.rs)", &problems);
+}
+
+#[test]
+fn no_imports_form_a_circle() {
+    let files = files();
+    let files = files.iter().filter(|file| !file.path.contains("tests"));
+    let modules: BTreeMap<String, &File> = files.map(|file| (file.module(), file)).collect();
+    let mut edges = BTreeSet::new();
+    for file in modules.values() {
+        let only_exports = file.path.ends_with("mod.rs");
+        for (path, _) in file.used().iter().filter(|(_, is_exported)| !(only_exports && *is_exported)) {
+            edges.extend(declaring(path, &modules).map(|used| (&file.path, &used.path)));
+        }
+    }
+    edges.retain(|(user, used)| user != used);
+    assert!(edges.len() > 400, "only {} imports were found: this test reads them wrongly", edges.len());
+    // What imports nothing, and what nothing imports, is in no circle, until only circles are left.
+    let mut before = usize::MAX;
+    while edges.len() < before {
+        before = edges.len();
+        let (users, used): (BTreeSet<_>, BTreeSet<_>) = edges.iter().copied().unzip();
+        edges.retain(|edge| used.contains(edge.0) && users.contains(edge.1));
+    }
+    let problems: Vec<_> = edges.iter().map(|(user, used)| format!("src/{user} uses src/{used}")).collect();
+    assert_none("no file imports what imports it, directly or by others", &problems);
 }
 
 #[test]
