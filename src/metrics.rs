@@ -66,9 +66,14 @@ const COUNTERS: [CounterRow; 15] = [
     ("events_accepted_total", "Events taken into buffer or journal.", &["source"], |at, set| {
         of_sources(at, set, |book| book.accepted);
     }),
-    ("events_duplicate_total", "Events that were there already.", &["source"], |at, set| {
-        of_sources(at, set, |book| book.duplicate);
-    }),
+    (
+        "events_duplicate_total",
+        "Events that were accepted before, and not published again.",
+        &["source"],
+        |at, set| {
+            of_sources(at, set, |book| book.duplicate);
+        },
+    ),
     ("events_probe_total", "Connection tests, not published.", &["source"], |at, set| {
         of_sources(at, set, |book| book.probe);
     }),
@@ -123,7 +128,7 @@ const COUNTERS: [CounterRow; 15] = [
     ),
     (
         "events_deviating_total",
-        "Events accepted although a field of their payload departs from the documented one.",
+        "Events accepted although a field of their payload deviates from the documented one.",
         &["source", "field", "deviation"],
         |at, set| {
             for (source, observed) in &*at.status.observed.lock() {
@@ -171,7 +176,7 @@ const GAUGES: [GaugeRow; 22] = [
     ("broker_connected", "1 while there is a session with the broker.", |at| {
         f64::from(at.broker.state != ConnectionState::Connecting)
     }),
-    ("broker_waiting", "1 while the broker takes nothing for now, or confirmed nothing for 5 s.", |at| {
+    ("broker_waiting", "1 while the broker takes nothing at the moment, or has confirmed nothing for 5 s.", |at| {
         f64::from(at.broker.state == ConnectionState::Waiting)
     }),
     ("addresses_waiting", "Addresses whose oldest event in flight has no answer for 5 s.", |at| {
@@ -189,10 +194,10 @@ const GAUGES: [GaugeRow; 22] = [
     ("dead_letters_events", "Dead letters on disk.", |at| at.dead_letters().events as f64),
     ("dead_letters_bytes", "Bytes of the dead letters on disk.", |at| at.dead_letters().bytes as f64),
     ("dead_letters_capacity_bytes", "dead_letters.max_bytes.", |at| at.status.dead_letters_capacity as f64),
-    ("config_last_reload_successful", "1 if the last load of the settings was good.", |at| {
+    ("config_last_reload_successful", "1 if the settings were last loaded without an error.", |at| {
         f64::from(at.status.reloads.lock().last.as_ref().is_none_or(|last| last.error.is_none()))
     }),
-    ("tls_certificate_not_after_timestamp_seconds", "End of the server certificate; 0 without TLS.", |at| {
+    ("tls_certificate_not_after_timestamp_seconds", "Expiry of the server certificate; 0 without TLS.", |at| {
         unix_seconds(at.status.ingress.lock().certificate_not_after)
     }),
     ("accounting_mismatch_events", "0, or the accounting has a defect.", |at| at.totals.mismatch() as f64),
@@ -251,8 +256,10 @@ impl Metrics {
             |name, help, bounds: &[f64]| HistogramOpts::from(options(name, help)).buckets(bounds.to_vec());
         let histogram =
             |name, help, bounds: &[f64]| register(&registry, Histogram::with_opts(bounded(name, help, bounds)));
-        let build_options =
-            options("build_info", "Always 1; the labels tell the version, and the promise behind a 200.");
+        let build_options = options(
+            "build_info",
+            "Always 1; the labels name the version, the commit and the promise behind a 200.",
+        );
         let build = register(&registry, IntGaugeVec::new(build_options, &["version", "revision", "ack"]));
         build.with_label_values(&[VERSION, revision(), ack]).set(1);
         let request_options = bounded(
@@ -264,7 +271,7 @@ impl Metrics {
             scrape: Mutex::new(()),
             requests: counters(
                 "requests_total",
-                "Answered requests; source \"none\": no source's path, or no HTTP/1.1.",
+                "Answered requests; source \"none\": no source's path, or not HTTP/1.1.",
                 &["source", "code"],
             ),
             request_duration: register(&registry, HistogramVec::new(request_options, &["source"])),
@@ -283,10 +290,10 @@ impl Metrics {
                 "One commit of the journal: one write and one fdatasync.",
                 &REQUEST_BUCKETS,
             ),
-            retries: counter("publish_retries_total", "Messages handed to the broker's client once more."),
+            retries: counter("publish_retries_total", "Messages handed to the broker's client again."),
             out_of_order: counter(
                 "publish_out_of_order_total",
-                "Messages stored after a younger one of their key, because the broker had refused them for now.",
+                "Messages stored after a later one of their key, because the broker had refused them for now.",
             ),
             broker_errors: counters("broker_errors_total", "Errors of the broker.", &["kind"]),
             invalid_kept: counters(

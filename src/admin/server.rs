@@ -70,7 +70,7 @@ impl Settings {
             section.problem(
                 "hosts",
                 format_args!(
-                    "{wrong:?} is no name of a host; write it without scheme and port, as \"bridge.example.com\""
+                    "{wrong:?} is not a host name; write it without scheme and port, as \"bridge.example.com\""
                 ),
             );
         }

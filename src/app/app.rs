@@ -61,8 +61,8 @@ pub(crate) enum StartError {
 
 fn hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::AddrInUse => "; another program uses it, choose another port",
-        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege, choose one above",
+        io::ErrorKind::AddrInUse => "; another program uses it; choose another port",
+        io::ErrorKind::PermissionDenied => "; ports below 1024 need a privilege; choose a higher one",
         _ => "",
     }
 }

@@ -85,10 +85,10 @@ pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Res
         };
         if let Err(error) = journal::recent(&directory, since, most, &mut visit) {
             tracing::warn!(
-                "cannot read back what was accepted before the start; repeats of it are published again: {error}"
+                "cannot read back the events accepted before the start; repeats of them are published again: {error}"
             );
         }
-        tracing::debug!(requests = accepted.len(), "recalled what an earlier run accepted");
+        tracing::debug!(requests = accepted.len(), "recalled the events that an earlier run accepted");
         known.restore(accepted);
     };
     std::thread::Builder::new().name("recall".to_owned()).spawn(recall)?;

@@ -165,7 +165,7 @@ impl Reloader {
 
     /// Leaves everything as it is, and records the error.
     fn reject(&self, error: String) {
-        tracing::error!("the settings were not reloaded, the old ones stay: {error}");
+        tracing::error!("the settings were not reloaded; the old ones stay in force: {error}");
         let mut reloads = self.reloads();
         let (changed, last) = (Vec::new(), reloads.last.take());
         let needs_restart = last.map_or_else(Vec::new, |last| last.needs_restart);
@@ -186,7 +186,7 @@ impl Reloader {
         let mut next = self.merge_live(read, is_tls_new);
         next.fingerprint.keep(&self.settings.fingerprint, is_fixed);
         if let Some(contradiction) = next.contradiction() {
-            return Err(format!("{contradiction}; a part of it needs a restart"));
+            return Err(format!("{contradiction}; part of it needs a restart"));
         }
         if let (Some(tls), Some(old)) = (&next.ingress.tls, &self.settings.ingress.tls)
             && let Some(problem) = tls.problem(old)

@@ -59,7 +59,7 @@ impl Settings {
 
 fn legal_name(name: &str) -> Result<(), String> {
     if name.contains(['/', '\0']) || name.starts_with('.') {
-        return Err(format!("{name:?} is no legal file name; use letters, digits, `_`, `-` and `.`"));
+        return Err(format!("{name:?} is not a legal file name; use letters, digits, `_`, `-` and `.`"));
     }
     // 255 is Linux's NAME_MAX, less ".ndjson".
     if name.len() > 248 {

@@ -270,7 +270,7 @@ async fn renew(settings: OAuthSettings, current: watch::Sender<Option<Arc<Token>
                 current.send_replace(Some(Arc::new(token)));
             }
             Err(error) => {
-                tracing::warn!("the token is not renewed, trying again: {error}");
+                tracing::warn!("cannot renew the token, trying again: {error}");
                 sleep(AGAIN).await;
             }
         }

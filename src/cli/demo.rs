@@ -40,7 +40,7 @@ const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
 pub(super) struct DemoOptions {
-    /// Send a few events, see them arrive, and end
+    /// Send a few events, show that they arrive, and exit
     #[arg(long)]
     pub(super) once: bool,
 }
@@ -83,8 +83,8 @@ fn introduce(url: &str, admin: &str, secret: &Secret, scratch: &Scratch) {
     }
     say("PlexTrac's webhook form would have:");
     say(format_args!("  URL       {url}   (PlexTrac itself needs public https in front of it)"));
-    say(format_args!("  Secret    {}   (of this demo only)\n", secret.reveal()));
-    say("Send one yourself:");
+    say(format_args!("  Secret    {}   (for this demo only)\n", secret.reveal()));
+    say("Send an event yourself:");
     let file = scratch.path("secret");
     say(format_args!("  plextrac-bridge send --secret-file {} {url}", file.display()));
     let body = br#"{"event":"ReportPublished","cuid":"c1","actorCuid":"c2","targetCuid":"c3","targetType":"report","text":"by hand"}"#;

@@ -15,16 +15,16 @@ use crate::cli::{self, CommandResult, exit, say};
 
 #[derive(Debug, Args)]
 pub(super) struct ExplainOptions {
-    /// The source that it is sent to [default: the only one]
+    /// Source to which it would be sent [default: the only one]
     #[arg(long, value_name = "NAME")]
     source: Option<String>,
-    /// The value of its X-Authorization-HMAC-256 [default: signed with the first secret of the source]
+    /// Value of its header X-Authorization-HMAC-256 [default: signed with the first secret of the source]
     #[arg(long, value_name = "SIGNATURE")]
     signature: Option<String>,
     /// Print one JSON object for each body
     #[arg(long)]
     json: bool,
-    /// Bodies; `-` is standard input
+    /// Files with the bodies; `-` is standard input
     #[arg(default_value = "-")]
     files: Vec<PathBuf>,
 }

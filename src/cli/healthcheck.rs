@@ -23,7 +23,7 @@ const LONGEST_ANSWER: u64 = 1 << 20;
 
 #[derive(Debug, Args)]
 pub(super) struct HealthcheckOptions {
-    /// Ask whether events can be accepted, not only whether the bridge is alive
+    /// Check whether events can be accepted, not only whether the bridge is alive
     #[arg(long)]
     ready: bool,
     /// Address of the admin port [default: `admin.listen` of the settings, as far as they can be read]
@@ -37,7 +37,7 @@ pub(super) fn run(flags: &Flags, options: &HealthcheckOptions) -> CommandResult 
         None => configured(flags)?,
     };
     let unusable = |error: &dyn std::fmt::Display| {
-        cli::failed(format_args!("{text:?} is no address to ask ({error}); give --address, such as 127.0.0.1:8081"))
+        cli::failed(format_args!("{text:?} is not an address ({error}); give --address, such as 127.0.0.1:8081"))
     };
     let resolved = text.to_socket_addrs().map_err(|error| unusable(&error))?;
     let addresses: Vec<SocketAddr> = resolved.flat_map(local).collect();

@@ -18,9 +18,9 @@ pub(super) struct JournalOptions {
 
 #[derive(Debug, Subcommand)]
 enum JournalAction {
-    /// Read every record of the journal and report what is sound and what is damaged; change nothing
+    /// Read every record of the journal and report damage; change nothing
     ///
-    /// Works while a daemon runs. Exit status: 0 sound or empty, 1 damaged or unreadable.
+    /// Works while a daemon runs. Exit status: 0 if sound or empty, 1 if damaged or unreadable.
     #[command(after_help = examples("journal verify"))]
     Verify(Verify),
 }
@@ -59,8 +59,8 @@ pub(super) fn run(flags: &Flags, options: &JournalOptions) -> CommandResult {
     if !directory.is_dir() {
         let place = directory.display();
         let text = format!(
-            "there is no journal at {place}; a bridge with `ack = \"journaled\"` creates it at its first start: name \
-             its file with --config, or the directory itself"
+            "there is no journal at {place}; a bridge with a `state_directory` creates one at its first start: name its \
+             settings file with --config, or the journal's directory"
         );
         return Err(fail(text));
     }

@@ -66,22 +66,23 @@ enum Command {
     /// Run the bridge
     #[command(after_help = examples("serve"))]
     Serve,
-    /// Check the settings, and with --connect the broker; change nothing
+    /// Check the settings, and with --connect the broker too; change nothing
     #[command(after_help = examples("check"))]
     Check(check::CheckOptions),
-    /// Try it: a bridge, a sender and files as the broker, all in one process
+    /// Try the bridge: a sender, the bridge and files as the broker, all in one process
     #[command(after_help = examples("demo"))]
     Demo(demo::DemoOptions),
     /// Print the signature of a body
     #[command(after_help = examples("sign"))]
     Sign(sign::SignOptions),
-    /// Explain what would happen to a body: signature, answer, id, address, headers; asks no broker
+    /// Explain what would happen to a body: signature, answer, id, address, headers; contacts no broker
     #[command(after_help = examples("explain"))]
     Explain(explain::ExplainOptions),
     /// Send signed webhooks: samples, or given files
     #[command(after_help = examples("send"))]
     Send(send::SendOptions),
-    /// List what the broker refused, publish it again, or delete it; --invalid: signed bodies answered 422
+    /// List, replay or delete dead letters: events that the broker refused; with --invalid, signed bodies that were not
+    /// published
     #[command(after_help = examples("dead-letters"))]
     DeadLetters {
         #[command(subcommand)]
@@ -183,14 +184,14 @@ fn state_directory(flags: &Flags) -> Result<PathBuf, ExitCode> {
     }
     if !problems.is_empty() {
         problems.iter().for_each(complain);
-        return Err(misconfigured("the state directory is not known; name it by PLEXTRAC_BRIDGE__STATE_DIRECTORY"));
+        return Err(misconfigured("the state directory is not known; name it in PLEXTRAC_BRIDGE__STATE_DIRECTORY"));
     }
     let of_the_unit = PathBuf::from(STATE_OF_THE_UNIT);
     let is_missing = of_the_unit.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
     if is_missing {
         return Err(failed(
             "nothing is kept: these settings have no `state_directory`, and there is no /var/lib/plextrac-bridge; set \
-             `state_directory`, or name it by PLEXTRAC_BRIDGE__STATE_DIRECTORY",
+             `state_directory`, or name it in PLEXTRAC_BRIDGE__STATE_DIRECTORY",
         ));
     }
     Ok(of_the_unit)

@@ -53,10 +53,10 @@ const fn digits(name: &'static str) -> SampleField {
 }
 
 const ONE: PayloadShape = (", the documented payload", &[CUID, ACTOR, ONE_TARGET, TEXT]);
-const ONE_WITHOUT_TEXT: PayloadShape = (", as an earlier page has it", &[CUID, ACTOR, ONE_TARGET]);
+const ONE_WITHOUT_TEXT: PayloadShape = (", as PlexTrac documented it earlier", &[CUID, ACTOR, ONE_TARGET]);
 const BULK: PayloadShape = (" of several targets", &[CUID, ACTOR, SEVERAL_TARGETS, TEXT]);
 const BULK_WITHOUT_TEXT: PayloadShape =
-    (" of several targets, as an earlier page has it", &[CUID, ACTOR, SEVERAL_TARGETS]);
+    (" of several targets, as PlexTrac documented it earlier", &[CUID, ACTOR, SEVERAL_TARGETS]);
 const REPORT_IDS: PayloadShape = ("clientId and reportId as numbers", &[number("clientId"), number("reportId")]);
 const NUMBERS: PayloadShape =
     ("clientId, reportId and findingId as numbers", &[number("clientId"), number("reportId"), number("findingId")]);
@@ -118,7 +118,7 @@ impl Sample {
     /// The line in `--help`.
     fn help(&self) -> String {
         match (self.event, self.target_type, self.shape.0) {
-            ("", _, what) => format!("An automation of ids alone: {what}"),
+            ("", _, what) => format!("An automation with ids only: {what}"),
             (event, "", what) => format!("{event}, with {what}"),
             (event, _, what) => format!("{event}{what}"),
         }

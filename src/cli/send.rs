@@ -37,7 +37,7 @@ pub(super) struct SendOptions {
     /// Number of events to send [default: 1, or each file or chosen sample once]
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// Maximum number per second [default: as fast as they are answered]
+    /// Maximum number of events per second [default: as fast as they are answered]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     rate: Option<u32>,
     /// Number of connections
@@ -47,13 +47,13 @@ pub(super) struct SendOptions {
     #[arg(long, value_name = "NAME", value_delimiter = ',', conflicts_with = "files",
           value_parser = PossibleValuesParser::new(sample::names()))]
     sample: Vec<String>,
-    /// Number of targets of a bulk change [default: 3]; without --sample: send bulk changes
+    /// Number of targets in a bulk change [default: 3]; without --sample, send bulk changes
     #[arg(long, value_name = "N", conflicts_with = "files")]
     targets: Option<usize>,
     /// Count a 503 as refused instead of repeating it after its Retry-After
     #[arg(long)]
     no_retry: bool,
-    /// Give up when nothing has been accepted for so long
+    /// Give up after this time without an accepted event
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Print the result as JSON
@@ -61,7 +61,7 @@ pub(super) struct SendOptions {
     json: bool,
     /// Target URL [default: the bridge of the settings on this machine]
     url: Option<String>,
-    /// Payloads, sent byte for byte; `-` is standard input [default: samples]
+    /// Files with the payloads to send, byte for byte; `-` is standard input [default: samples]
     files: Vec<PathBuf>,
 }
 

@@ -16,7 +16,7 @@ use crate::settings::{Flags, Secret};
 pub(super) struct SignOptions {
     #[command(flatten)]
     signer: Signer,
-    /// The body; `-` is standard input
+    /// File with the body; `-` is standard input
     #[arg(default_value = "-")]
     file: PathBuf,
 }

@@ -7,7 +7,7 @@ use crate::event::Event;
 use crate::status::ConnectionState;
 
 /// The begin of the finding that says why a successor is not in use.
-const NOT_IN_USE: &str = "the reloaded settings of the broker are not in use, the old connection stays";
+const NOT_IN_USE: &str = "the reloaded settings of the broker are not in use; the old connection stays";
 
 impl Delivery {
     /// Replaces the broker by its successor, if there is one and no session to keep. Messages in the ring keep their

@@ -390,7 +390,7 @@ impl Delivery {
         let has_room = !is_full || session.away().is_some();
         for (address, oldest) in &unanswered {
             if !self.ring.destinations.is_closed(address) && self.watch.stalls(address, oldest, has_room, now) {
-                tracing::debug!(%address, "no answer to what goes there, the others pass");
+                tracing::debug!(%address, "no answer at this address, other addresses go on");
                 self.ring.stall(address, oldest.oldest);
             }
         }

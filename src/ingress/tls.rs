@@ -42,7 +42,7 @@ impl CertificateValidity {
         let (what, time) = if self.not_after < now {
             ("ended at", self.not_after)
         } else if now < self.not_before {
-            ("begins only at", self.not_before)
+            ("is not valid before", self.not_before)
         } else {
             return None;
         };
@@ -217,7 +217,7 @@ fn read_key(section: &mut Section<'_>) -> Option<(PathBuf, PrivateKeyDer<'static
     let text = match PrivateKeyDer::from_pem_slice(&content) {
         Ok(key) => return Some((path, key)),
         Err(pem::Error::NoItemsFound) => {
-            "it has no private key in PEM (-----BEGIN PRIVATE KEY-----); take away its password if it has one"
+            "it has no private key in PEM (-----BEGIN PRIVATE KEY-----); remove its passphrase if it has one"
         }
         // Not the error's own text: it may quote a line.
         Err(_) => "not PEM, or truncated",

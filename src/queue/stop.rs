@@ -105,7 +105,7 @@ impl Buffer {
         if !lost.is_empty() {
             let ids: Vec<&str> = lost.iter().take(NAMED).map(|event| event.id()).collect();
             let (ids, more) = (ids.join(" "), lost.len() - ids.len());
-            tracing::error!(lost = lost.len(), ids, more, "lost at the end: nothing but memory keeps these events");
+            tracing::error!(lost = lost.len(), ids, more, "lost at the end: these events are only in memory");
         }
         let waiters = all.iter().filter_map(|event| event.waiter.clone());
         complete_all(waiters.filter(|waiter| waiter.outcome().is_none()).map(|waiter| (waiter, Outcome::Failed)));

@@ -225,7 +225,7 @@ fn unnamed_file(path: &Path) -> FileResult {
     }
     let file = named_file(&path.display().to_string(), path);
     file.map(Some).map_err(|problem| {
-        format!("{problem}; it is there, so it is not left out: make it readable, or name another with --config")
+        format!("{problem}; it exists, so it is not skipped: make it readable, or name another with --config")
     })
 }
 

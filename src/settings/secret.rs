@@ -39,9 +39,9 @@ impl Secret {
         let oddities: Vec<String> = [("begins", found[0]), ("ends", found[1])]
             .into_iter()
             .filter_map(|(verb, oddity)| Some(format!("{verb} with {}", oddity?)))
-            .chain(mark.map(|mark| format!("has `{mark}`, which nothing replaces")))
+            .chain(mark.map(|mark| format!("has `{mark}`, which is not replaced by anything")))
             .collect();
-        let advice = "all of it counts; take that away unless the sender's secret has it, too";
+        let advice = "it is part of the secret; remove it unless the sender's secret has it too";
         Ok((!oddities.is_empty()).then(|| format!("the secret {}: {advice}", oddities.join(" and "))))
     }
 
@@ -112,9 +112,9 @@ mod tests {
             ("\"s", "begins with a quote"),
             ("s\u{200b}", "ends with an invisible character"),
             ("s\0", "ends with a control character"),
-            ("${SECRET}", "has `${`, which nothing replaces"),
-            ("a-${SECRET}", "has `${`, which nothing replaces"),
-            ("{{ secret }}", "has `{{`, which nothing replaces"),
+            ("${SECRET}", "has `${`, which is not replaced by anything"),
+            ("a-${SECRET}", "has `${`, which is not replaced by anything"),
+            ("{{ secret }}", "has `{{`, which is not replaced by anything"),
         ] {
             let (secret, doubt) = read(text).unwrap();
             assert_eq!(secret, text.strip_suffix('\n').unwrap_or(text));

@@ -101,7 +101,7 @@ impl Deviating {
                     deviation = deviation.name(),
                     event = seen.names.get(place).map_or("other", String::as_str),
                     left_out,
-                    "an accepted payload departs from the documented one: `{}` {}",
+                    "an accepted payload deviates from the documented one: `{}` {}",
                     field.name(),
                     deviation.phrase()
                 );

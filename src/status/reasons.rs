@@ -59,7 +59,9 @@ impl Reason {
                  buffer.max_bytes for longer outages; if the detail says that too many bodies are being read, \
                  many large ones are sent at once"
             }
-            Self::Draining => "the bridge was stopping: let the balancer see /readyz, and raise shutdown.delay",
+            Self::Draining => {
+                "the bridge was stopping: let the load balancer check /readyz, and raise shutdown.delay"
+            }
             Self::Unavailable => "the bridge could not keep the event: see the log",
         }
     }

@@ -61,6 +61,8 @@ fn shows_an_example_in_the_help_of_every_command() {
         let (_, example) =
             own.out.split_once("Example").unwrap_or_else(|| panic!("{command}: no example in {}", own.out));
         assert!(example.contains("plextrac-bridge "), "{command}: the example calls nothing: {example}");
+        let width = example.lines().map(str::len).max();
+        assert!(width <= Some(78), "{command}: a terminal breaks the lines of {example}");
         assert!(!own.out.contains('\x1b'), "{command}: colour although it is no terminal");
     }
     let listed = help.out.split_once("Commands:\n").unwrap().1.split_once("\n\n").unwrap().0;

@@ -553,7 +553,7 @@ fn shows_on_a_terminal_how_far_a_replay_is_and_what_it_waits_for() {
     let ended = Program::on_terminal(&replay).run();
     ended.assert_code(1);
     for part in
-        ["0/3 letters, ", " left", "waiting: ", "3 selected: 0 published", "gave up, nothing has moved for 2s"]
+        ["0/3 letters, ", " left", "waiting: ", "3 selected: 0 published", "gave up after 2s without progress"]
     {
         assert!(ended.out.contains(part), "no {part:?} in {:?}", ended.out);
     }

@@ -198,7 +198,7 @@ fn doubts_secrets_that_are_hardly_meant_so() {
     }
     let ended = run("${PLEXTRAC_SECRET_OF_THE_WEBHOOK}\n", "password");
     ended.assert_code(0);
-    assert!(ended.out.contains("has `${`, which nothing replaces"), "{}", ended.out);
+    assert!(ended.out.contains("has `${`, which is not replaced by anything"), "{}", ended.out);
     for (ended, key) in [
         (run(&format!("\u{feff}{SECRET}\n"), "p"), "sources.plextrac.secret_file"),
         (run(SECRET, "\u{feff}p"), "broker.kafka.password_file"),

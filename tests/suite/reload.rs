@@ -139,7 +139,8 @@ fn keeps_everything_where_something_is_wrong_and_says_why() {
         assert!(status.text("/reload/error").contains(text), "not {text:?} in {}", status.0["reload"]);
         let line = daemon.wait_for_line("what is wrong", |line| {
             let message = line["message"].as_str().unwrap_or_default();
-            message.starts_with("the settings were not reloaded, the old ones stay: ") && message.contains(text)
+            message.starts_with("the settings were not reloaded; the old ones stay in force: ")
+                && message.contains(text)
         });
         assert_eq!(line["level"], "ERROR");
         assert_eq!(daemon.metric("config_reloads_total", &[("result", "failure")]), number);
@@ -194,7 +195,7 @@ fn keeps_a_valid_certificate_where_the_new_one_is_not_and_looks_again() {
     rejected("the certificate ended at 2020-01-01T00:00:00Z");
     // It is looked at again until it is valid, although no file changes any more.
     write(authority.issue_from(SystemTime::now() + Duration::from_secs(5)));
-    rejected("the certificate begins only at");
+    rejected("the certificate is not valid before");
     daemon.wait_until("the reload", LIMIT, |status| status.text("/reload/result") == "success");
     assert_eq!(expiry(), 64_060_588_800);
     assert_eq!(daemon.stop().code, Some(0));
@@ -274,7 +275,7 @@ fn takes_everything_of_the_broker_and_no_other_broker() {
     assert_good(&daemon.reload(), &["broker.file.routes"], &[]);
     assert_eq!(delivered("c"), ["plextrac"]);
     setup.clone().with_broker(&table(&here).text("name", "a/b")).file();
-    assert!(daemon.reload().text("/reload/error").contains("is no legal file name"));
+    assert!(daemon.reload().text("/reload/error").contains("is not a legal file name"));
     assert_eq!(delivered("d"), ["plextrac"]);
     // Another broker takes effect after a restart, and so do its routes.
     setup.clone().with_broker(&Table::new("nats").text("subject", "a.{event}")).file();

@@ -210,7 +210,7 @@ fn tells_what_was_expected_and_what_was_found() {
         ("[publish]\nretry_min = \"3s\"", "`publish.retry_max`: is below `publish.retry_min`".to_owned()),
         ("[log]\nformat = 1", "`log.format` in bridge.toml: expected one of \"auto\", \"text\", \"json\", found 1".to_owned()),
         ("[[broker.file.routes]]\nname = \"x\"", "`broker.file.routes[0].event`: missing or empty; a route names the event it takes".to_owned()),
-        ("name = \"a/b\"", "`broker.file.name` in bridge.toml: \"a/b\" is no legal file name; use letters, digits, `_`, `-` and `.`".to_owned()),
+        ("name = \"a/b\"", "`broker.file.name` in bridge.toml: \"a/b\" is not a legal file name; use letters, digits, `_`, `-` and `.`".to_owned()),
     ] {
         Settings::good(toml).refused(&[&error]);
     }
@@ -373,8 +373,8 @@ fn takes_a_secret_from_a_file_and_cuts_one_newline() {
     ] {
         settings.file("secret", &text, 0o600);
         let doubt = format!(
-            "`sources.plextrac.secret_file` in bridge.toml: secret: the secret {doubt}: all of it counts; take that away \
-             unless the sender's secret has it, too"
+            "`sources.plextrac.secret_file` in bridge.toml: secret: the secret {doubt}: it is part of the secret; remove \
+             it unless the sender's secret has it too"
         );
         let is_doubted = doubt.contains(" with ");
         settings.accepted(if is_doubted { std::slice::from_ref(&doubt) } else { &[] }, DEFAULT_SOURCE);

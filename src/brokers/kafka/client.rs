@@ -185,7 +185,7 @@ impl ClientContext for Reports {
     /// Called on the producer's thread, which must not wait: another one fetches tokens.
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {
         let tokens = self.tokens.as_ref().ok_or("no token endpoint is set")?;
-        let token = tokens.current().ok_or("no valid token is there")?;
+        let token = tokens.current().ok_or("there is no valid token")?;
         Ok(OAuthToken {
             token: token.text.reveal().to_owned(),
             principal_name: tokens.client_id().to_owned(),
@@ -261,7 +261,7 @@ fn milliseconds(time: SystemTime) -> i64 {
     reason = "rdkafka passes tokens only to clients that it polls, and it polls none of administration"
 )]
 pub(super) fn give_token(client: &rdkafka::client::Client<Quiet>, tokens: &Tokens) -> Result<(), String> {
-    let token = tokens.current().ok_or("no valid token is there")?;
+    let token = tokens.current().ok_or("there is no valid token")?;
     let legal = |text: &str| CString::new(text).map_err(|_| "the token has a zero byte in it".to_owned());
     let (text, name) = (legal(token.text.reveal())?, legal(tokens.client_id())?);
     let mut error = [0; 256];
@@ -279,7 +279,11 @@ pub(super) fn give_token(client: &rdkafka::client::Client<Quiet>, tokens: &Token
         )
     };
     let code = RDKafkaErrorCode::from(code);
-    if code == RDKafkaErrorCode::NoError { Ok(()) } else { Err(format!("librdkafka takes no such token: {code}")) }
+    if code == RDKafkaErrorCode::NoError {
+        Ok(())
+    } else {
+        Err(format!("librdkafka does not accept the token: {code}"))
+    }
 }
 
 /// The producer. Its end takes 100 to 200 ms, so a thread of its own sees to it.

@@ -204,9 +204,9 @@ impl Broker for Kafka {
         findings.extend(dial::silent(&self.settings().client.hosts()).await);
         if self.settings().router.has_placeholders() {
             let text = match self.settings().topology {
-                Topology::Declare => "topics with placeholders are created when their first event comes",
-                Topology::Check => "topics with placeholders are looked for when their first event comes",
-                Topology::Ignore => "topics with placeholders are not looked for",
+                Topology::Declare => "topics with placeholders are created when their first event arrives",
+                Topology::Check => "topics with placeholders are looked up when their first event arrives",
+                Topology::Ignore => "topics with placeholders are not looked up",
             };
             findings.push(Finding::Good(text.to_owned()));
         }

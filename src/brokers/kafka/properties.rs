@@ -215,7 +215,7 @@ fn unusable(name: &str, value: &str) -> Option<String> {
     let why = match config.create_native_config() {
         Ok(_) => return None,
         Err(KafkaError::ClientConfig(RDKafkaConfRes::RD_KAFKA_CONF_UNKNOWN, ..)) => "no such librdkafka property",
-        Err(_) => "librdkafka takes no such value for it",
+        Err(_) => "librdkafka does not accept this value",
     };
     Some(why.to_owned())
 }

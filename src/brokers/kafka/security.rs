@@ -47,7 +47,7 @@ impl Security {
     }
 
     fn useless(&self, others: &str) -> String {
-        format!("security_protocol \"{}\" has no use for it; choose {others}, or remove it", self.protocol)
+        format!("security_protocol \"{}\" does not use it; choose {others}, or remove it", self.protocol)
     }
 
     fn check_sasl(&self, section: &mut Section<'_>) {
@@ -59,7 +59,7 @@ impl Security {
         let sasl = self.protocol.starts_with("sasl");
         if sasl && self.mechanism == OAUTHBEARER {
             for (key, _) in given[1..].iter().filter(|(_, given)| *given) {
-                section.problem(key, "sasl_mechanism \"OAUTHBEARER\" has no use for it; remove it");
+                section.problem(key, "sasl_mechanism \"OAUTHBEARER\" does not use it; remove it");
             }
             if self.oauth.is_none() && section.is_blank("oauth_token_endpoint") {
                 section.problem("oauth_token_endpoint", "empty; sasl_mechanism \"OAUTHBEARER\" needs it");
@@ -67,8 +67,7 @@ impl Security {
             return;
         }
         if self.oauth.is_some() {
-            section
-                .problem("oauth_token_endpoint", "only sasl_mechanism \"OAUTHBEARER\" has a use for it; remove it");
+            section.problem("oauth_token_endpoint", "only sasl_mechanism \"OAUTHBEARER\" uses it; remove it");
         }
         let wrong = if sasl {
             format!("empty; security_protocol \"{}\" needs it", self.protocol)

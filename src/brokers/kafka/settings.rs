@@ -52,13 +52,13 @@ fn positive_or_default(section: &mut Section<'_>, key: &str, most: i64) -> i32 {
 /// Kafka's rule: `Topic.validate` in its clients.
 fn legal_topic(topic: &str) -> Result<(), String> {
     if topic == "." || topic == ".." {
-        return Err(format!("{topic:?} is no legal topic"));
+        return Err(format!("{topic:?} is not a legal topic"));
     }
     if topic.is_empty() || topic.len() > 249 {
         return Err(format!("the topic would be {} characters; 1 to 249 are legal", topic.len()));
     }
     if !topic.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-')) {
-        return Err(format!("{topic:?} is no legal topic; use letters, digits, `.`, `_` and `-`"));
+        return Err(format!("{topic:?} is not a legal topic; use letters, digits, `.`, `_` and `-`"));
     }
     Ok(())
 }
@@ -117,9 +117,9 @@ mod tests {
     fn refuses_illegal_topics_and_counts() {
         assert_eq!(
             errors("topic = \"a b\""),
-            ["`topic`: \"a b\" is no legal topic; use letters, digits, `.`, `_` and `-`"]
+            ["`topic`: \"a b\" is not a legal topic; use letters, digits, `.`, `_` and `-`"]
         );
-        assert_eq!(errors("topic = \"..\""), ["`topic`: \"..\" is no legal topic"]);
+        assert_eq!(errors("topic = \"..\""), ["`topic`: \"..\" is not a legal topic"]);
         assert_eq!(errors(&format!("topic = \"{}\"", "x".repeat(250))).len(), 1);
         assert_eq!(
             errors("partitions = 0"),
@@ -138,7 +138,7 @@ mod tests {
         );
         assert_eq!(
             errors("password = \"hunter2\""),
-            ["`password`: security_protocol \"plaintext\" has no use for it; choose \"sasl_ssl\" or \
+            ["`password`: security_protocol \"plaintext\" does not use it; choose \"sasl_ssl\" or \
               \"sasl_plaintext\", or remove it"]
         );
     }
@@ -152,11 +152,11 @@ mod tests {
         assert_eq!(errors(sasl), ["`oauth_token_endpoint`: empty; sasl_mechanism \"OAUTHBEARER\" needs it"]);
         assert_eq!(
             errors(&format!("{sasl}{endpoint}username = \"u\"")),
-            ["`username`: sasl_mechanism \"OAUTHBEARER\" has no use for it; remove it"]
+            ["`username`: sasl_mechanism \"OAUTHBEARER\" does not use it; remove it"]
         );
         assert_eq!(
             errors(endpoint),
-            ["`oauth_token_endpoint`: only sasl_mechanism \"OAUTHBEARER\" has a use for it; remove it"]
+            ["`oauth_token_endpoint`: only sasl_mechanism \"OAUTHBEARER\" uses it; remove it"]
         );
     }
 
@@ -176,7 +176,7 @@ mod tests {
             [
                 "`properties_file`: line 1 is not `name=value`",
                 "`properties.acks`: it carries the promise that nothing is lost, repeated or reordered; remove it",
-                "`properties.linger.ms`: librdkafka takes no such value for it",
+                "`properties.linger.ms`: librdkafka does not accept this value",
             ]
         );
         std::fs::write(file.path(), "linger.ms=7").unwrap();
@@ -204,7 +204,7 @@ mod tests {
             [
                 "`properties.acks`: it carries the promise that nothing is lost, repeated or reordered; remove it",
                 "`properties.foo.bar`: no such librdkafka property",
-                "`properties.linger.ms`: librdkafka takes no such value for it",
+                "`properties.linger.ms`: librdkafka does not accept this value",
                 "`properties.sasl.password`: it has a setting of its own: use `password`",
             ]
         );

@@ -52,7 +52,7 @@ impl SessionTopics {
                 return Ok(None);
             }
             Some(Err(refusal)) => refusal.clone(),
-            None => Refusal::unable(format!("the topic {name} is looked for")),
+            None => Refusal::unable(format!("the topic {name} is being looked up")),
         };
         self.doubt(name.clone(), &refusal);
         Err(refusal)
@@ -69,7 +69,7 @@ impl SessionTopics {
             let text = format!("the topic {name} does not exist: {code}");
             return Refusal::wrong(RefusalReason::NoDestination, text);
         }
-        let refusal = Refusal::unable(format!("topic {name}: {code}; it is looked for"));
+        let refusal = Refusal::unable(format!("topic {name}: {code}; it is being looked up"));
         self.doubt(name, &refusal);
         refusal
     }

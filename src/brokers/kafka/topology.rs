@@ -100,7 +100,7 @@ struct SeenTopic {
 pub(super) fn deleted(name: &str) -> String {
     let seconds = RETURNS.as_secs();
     format!(
-        "the topic {name} does not exist any more; it is made again where it does not return within {seconds} s"
+        "the topic {name} does not exist any more; it is created again if it does not return within {seconds} s"
     )
 }
 
@@ -240,7 +240,7 @@ impl TopicAdmin {
         let ask = tokio::task::spawn_blocking(move || asking.client().inner().fetch_metadata(None, PATIENCE));
         let Ok(Ok(metadata)) = ask.await else {
             let seconds = PATIENCE.as_secs();
-            let text = format!("a new client has no answer from the cluster either, within {seconds} s");
+            let text = format!("a new client gets no answer from the cluster either, within {seconds} s");
             return Err(ConnectError::new(ErrorKind::Connect, text));
         };
         let needed = admin.numbers(names, "min.insync.replicas").await;

@@ -32,8 +32,7 @@ fn seed(section: &mut Section<'_>) -> Option<Login> {
     match nkeys::KeyPair::from_seed(line) {
         Ok(pair) if pair.key_pair_type() == nkeys::KeyPairType::User => Some(Login::Seed(Secret::new(line))),
         Ok(_) => {
-            section
-                .problem("nkey_seed_file", "holds the seed of something else than a user; a user's starts with SU");
+            section.problem("nkey_seed_file", "holds a seed that is not a user's; a user's starts with SU");
             None
         }
         Err(_) => {
@@ -57,7 +56,7 @@ pub(super) fn login(section: &mut Section<'_>, in_urls: Login) -> Login {
             async_nats::ConnectOptions::with_credentials(&text).map(drop).map_err(|error| error.to_string())
         });
         if let Err(wrong) = parsed {
-            section.problem("credentials_file", format_args!("{} is no .creds file: {wrong}", path.display()));
+            section.problem("credentials_file", format_args!("{} is not a .creds file: {wrong}", path.display()));
         }
     }
     let mut logins = Vec::new();

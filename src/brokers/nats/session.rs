@@ -201,7 +201,7 @@ impl Session for NatsSession {
             None => Sent::RetryLater("the connection takes no more at the moment".to_owned()),
             Some(Err(PublishErrorKind::MaxPayloadExceeded)) => too_large(),
             Some(Err(PublishErrorKind::InvalidSubject)) => {
-                let text = format!("{:?} is no legal subject", message.address);
+                let text = format!("{:?} is not a legal subject", message.address);
                 Sent::Refused(Refusal::event(RefusalReason::Unroutable, text))
             }
             Some(Err(PublishErrorKind::Send)) => Sent::Lost(self.lose_connection()),

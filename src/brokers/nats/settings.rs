@@ -154,7 +154,7 @@ fn server(text: &str) -> Result<(Url, Login), &'static str> {
         return Err(FORM);
     }
     if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-        return Err("something stands behind host and port; remove it");
+        return Err("there is something after host and port; remove it");
     }
     let decode = |part: &str| percent_decode_str(part).decode_utf8().map(std::borrow::Cow::into_owned);
     let user = decode(url.username()).map_err(|_| "the user is not UTF-8")?;
@@ -318,7 +318,7 @@ mod tests {
         assert_eq!(errors(r#"servers = ["u:pw@host"]"#), [format!("`servers`: [not a URL]: {form}")]);
         assert_eq!(errors(r#"servers = ["http://u:pw@host"]"#), [format!("`servers`: http://host/: {form}")]);
         assert_eq!(errors(r#"servers = ["nats://"]"#), [format!("`servers`: [not a URL]: {form}")]);
-        let behind = "something stands behind host and port; remove it";
+        let behind = "there is something after host and port; remove it";
         assert_eq!(errors(r#"servers = ["nats://h/x?a=b"]"#), [format!("`servers`: nats://h/x: {behind}")]);
         let empty = "`servers`: empty; name at least one, such as [\"nats://localhost:4222\"]";
         assert_eq!(errors("servers = []"), [empty]);
@@ -348,7 +348,7 @@ mod tests {
         );
         assert_eq!(errors(&format!("key_file = {path:?}")), ["`key_file`: given without `certificate_file`"]);
         let wrong = format!(
-            "`credentials_file`: {path} is no .creds file: cannot parse user JWT from the credentials file"
+            "`credentials_file`: {path} is not a .creds file: cannot parse user JWT from the credentials file"
         );
         assert_eq!(errors(&format!("credentials_file = {path:?}")), [wrong]);
     }
@@ -366,7 +366,7 @@ mod tests {
         assert_eq!(settings.login, Login::Seed(Secret::new(seed.as_str())));
         assert!(!format!("{settings:?}").contains(&seed));
         std::fs::write(&path, nkeys::KeyPair::new_account().seed().unwrap()).unwrap();
-        let other = "`nkey_seed_file`: holds the seed of something else than a user; a user's starts with SU";
+        let other = "`nkey_seed_file`: holds a seed that is not a user's; a user's starts with SU";
         assert_eq!(errors(&toml), [other]);
         std::fs::write(&path, &seed[1..]).unwrap();
         assert_eq!(errors(&toml), ["`nkey_seed_file`: holds no nkey seed; a user's starts with SU"]);
@@ -399,7 +399,7 @@ mod tests {
         assert_eq!(errors("subject = \"{event}.a\"\ntopology = \"check\""), [""; 0]);
         let overlap = "`stream_subjects`: \"a.>\" and \"a.b\" overlap; a stream takes neither";
         assert_eq!(errors("stream_subjects = [\"a.>\", \"a.b\"]"), [overlap]);
-        let name = "`stream`: \"a.b\" is no legal stream name; a stream's name has at most 255 bytes, no blanks, dots, \
+        let name = "`stream`: \"a.b\" is not a legal stream name; a stream's name has at most 255 bytes, no blanks, dots, \
                     slashes or wildcards";
         assert_eq!(errors("stream = \"a.b\""), [name]);
         let replicas = "`stream_replicas`: expected a whole number, 1 to 5, found 6";
@@ -430,7 +430,7 @@ mod tests {
         let route = |stream: &str| format!("[[routes]]\nevent = \"E\"\nstream = \"{stream}\"");
         let rule = "a stream's name has at most 255 bytes, no blanks, dots, slashes or wildcards";
         for wrong in ["a.b", "a b", "a*", "a/b", ">"] {
-            let expected = format!("`routes[0].stream`: {wrong:?} is no legal stream name; {rule}");
+            let expected = format!("`routes[0].stream`: {wrong:?} is not a legal stream name; {rule}");
             assert_eq!(errors(&format!("topology = \"check\"\n{}", route(wrong))), [expected]);
         }
         let empty = "`routes[0].stream`: empty; name the stream that the events go to";

@@ -69,7 +69,7 @@ pub(super) fn legal_stream(name: &str) -> Result<(), String> {
     // The server's own limit, JSMaxNameLen.
     if name.len() > 255 || name.contains(odd) {
         let rule = "a stream's name has at most 255 bytes, no blanks, dots, slashes or wildcards";
-        return Err(format!("{name:?} is no legal stream name; {rule}"));
+        return Err(format!("{name:?} is not a legal stream name; {rule}"));
     }
     Ok(())
 }

@@ -203,7 +203,7 @@ impl RabbitmqSession {
                 let refusal = loss::refusal(&error, &mut self.plan.memory.lock());
                 let is_forbidden = refusal.reason() == RefusalReason::NotAuthorised;
                 if is_forbidden && self.link.has_ended_token() {
-                    return self.lost(format!("the token has ended: {}", refusal.text));
+                    return self.lost(format!("the token has expired: {}", refusal.text));
                 }
                 let is_vague = is_forbidden && self.link.has_old_token();
                 let refusal = if is_vague { Refusal::unable(refusal.text) } else { refusal };

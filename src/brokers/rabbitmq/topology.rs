@@ -103,7 +103,7 @@ impl Exchanges {
             }
             (false, _, Thing::Exchange(name)) if name != self.main() => {
                 self.memory.lock().doubt(name, None, RefusalReason::NoDestination);
-                let text = format!("{thing} of a route does not exist; its events go to the dead letters");
+                let text = format!("{thing} of a route does not exist; its events become dead letters");
                 return Ok(Some(Finding::Missing(text)));
             }
             (false, ..) => {

@@ -34,7 +34,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 /// The way in which a request is watched and its result shown.
 #[derive(Debug, Args)]
 struct Attended {
-    /// Give up when nothing has moved for so long
+    /// Give up after this time without progress
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = humantime::parse_duration)]
     timeout: Duration,
     /// Print the result as JSON
@@ -48,10 +48,10 @@ pub(in crate::cli) struct Replay {
     which: Which,
     #[command(flatten)]
     chosen: Chosen,
-    /// With --invalid: every object with a field, whatever the source's validation says
+    /// With --invalid: publish every JSON object with a field, whatever the source's `validation`
     #[arg(long, requires = "invalid")]
     lenient: bool,
-    /// With --invalid: whatever was kept, connection tests and what is not JSON as well
+    /// With --invalid: publish whatever was kept, also connection tests and bodies that are not JSON
     #[arg(long, requires = "invalid", conflicts_with = "lenient")]
     as_is: bool,
     #[command(flatten)]
@@ -64,7 +64,7 @@ pub(in crate::cli) struct Drop {
     which: Which,
     #[command(flatten)]
     chosen: Chosen,
-    /// All of them
+    /// Delete all letters
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -80,7 +80,7 @@ pub(super) fn replay(flags: &Flags, options: &Replay) -> CommandResult {
 pub(super) fn drop(flags: &Flags, options: &Drop) -> CommandResult {
     let filter = options.chosen.filter();
     if filter.is_empty() != options.all {
-        let text = if options.all { "--all and a filter are both given" } else { "say which ones, or --all" };
+        let text = if options.all { "--all and a filter are both given" } else { "give a filter or --all" };
         complain(format_args!("{text}; see plextrac-bridge dead-letters drop --help"));
         return Err(ExitCode::from(2));
     }
@@ -271,7 +271,7 @@ async fn carry_out(found: Found, request: &Request, patience: Duration, display:
     match watched {
         WatchEnd::TooLong if progress.state != RequestState::Done => {
             let why = waited_for.map(|why| format!(": {why}")).unwrap_or_default();
-            progress.give_up(format!("gave up, nothing has moved for {patience:?}{why}"));
+            progress.give_up(format!("gave up after {patience:?} without progress{why}"));
         }
         WatchEnd::Interrupted if progress.state != RequestState::Done => {
             progress.give_up("interrupted; what was not published is still kept".to_owned());

@@ -18,7 +18,7 @@ pub(in crate::cli) struct List {
     which: Which,
     #[command(flatten)]
     chosen: Chosen,
-    /// One JSON object for each, without its body
+    /// Print one JSON object for each, without its body
     #[arg(long)]
     json: bool,
 }
@@ -27,13 +27,13 @@ pub(in crate::cli) struct List {
 pub(in crate::cli) struct Show {
     #[command(flatten)]
     which: Which,
-    /// Which ones
+    /// Ids of the letters to show
     #[arg(required = true, value_name = "ID")]
     ids: Vec<String>,
-    /// The lines as they are stored
+    /// Print the lines as they are stored
     #[arg(long, conflicts_with = "body")]
     json: bool,
-    /// Only the body, byte for byte; for one id
+    /// Print only the body, byte for byte; for one id
     #[arg(long)]
     body: bool,
 }
@@ -129,7 +129,7 @@ pub(super) fn show(flags: &Flags, options: &Show) -> CommandResult {
     for id in &options.ids {
         if !found.iter().any(|(letter, _)| letter.id == *id) {
             complain(format_args!(
-                "no letter {id} in {}; `dead-letters list` shows those there are",
+                "no letter {id} in {}; `dead-letters list` shows all letters",
                 directory.display()
             ));
             good = false;
@@ -155,7 +155,7 @@ pub(super) fn show(flags: &Flags, options: &Show) -> CommandResult {
 fn body(found: &[(Letter, Vec<u8>)], good: bool) -> CommandResult {
     let Some((first, _)) = found.first() else { return Err(ExitCode::FAILURE) };
     if found.iter().any(|(letter, _)| letter.body != first.body) {
-        return Err(cli::failed("these are several bodies; name one id"));
+        return Err(cli::failed("several letters match; give one id"));
     }
     cli::print(&first.body);
     Ok(exit(good))

@@ -15,16 +15,16 @@ use crate::cli::{CommandResult, examples};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
-    /// List them: time, reason, event, id, address, text; never bodies
+    /// List dead letters: time, reason, event, id, address, text; never bodies
     #[command(after_help = examples("dead-letters list"))]
     List(list::List),
-    /// Show some with everything, bodies included
+    /// Show dead letters in full, bodies included
     #[command(after_help = examples("dead-letters show"))]
     Show(list::Show),
-    /// Publish them again, to the addresses of today's settings; each goes when the broker has stored it
+    /// Publish dead letters again, to the addresses in the current settings; each is deleted once the broker has stored it
     #[command(after_help = examples("dead-letters replay"))]
     Replay(change::Replay),
-    /// Delete them
+    /// Delete dead letters
     #[command(after_help = examples("dead-letters drop"))]
     Drop(change::Drop),
 }
@@ -32,7 +32,7 @@ pub(super) enum DeadLetters {
 /// Which store.
 #[derive(Debug, Args)]
 struct Which {
-    /// Signed bodies that were not published, instead of events that the broker refused
+    /// Use the signed bodies that were not published, instead of the events that the broker refused
     #[arg(long)]
     invalid: bool,
 }
@@ -46,19 +46,19 @@ impl Which {
 /// Which letters; each may be given several times.
 #[derive(Debug, Args)]
 struct Chosen {
-    /// Only of this reason
+    /// Only letters with this reason
     #[arg(long, value_name = "REASON", value_parser = ["too_large", "unroutable", "no_destination", "not_authorised", "other", "invalid", "malformed", "probe"])]
     reason: Vec<String>,
-    /// Only of this event
+    /// Only letters of this event
     #[arg(long, value_name = "EVENT")]
     event: Vec<String>,
-    /// Only this id
+    /// Only the letter with this id
     #[arg(long, value_name = "ID")]
     id: Vec<String>,
-    /// Only those kept for so long, such as 90s, 15m, 1h or 30d
+    /// Only letters older than this, such as 90s, 15m, 1h or 30d
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     older_than: Option<Duration>,
-    /// Only those kept since, such as 1h ago
+    /// Only letters newer than this, such as 90s, 15m, 1h or 30d
     #[arg(long, value_name = "AGE", value_parser = humantime::parse_duration)]
     newer_than: Option<Duration>,
 }

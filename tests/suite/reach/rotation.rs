@@ -299,7 +299,7 @@ fn keeps_the_old_session_until_the_new_settings_connect() {
     daemon.wait_until_empty();
     setup.clone().with_broker(&table("wrong-secret-4711")).file();
     assert_eq!(daemon.reload().0["reload"]["changed"], json!(["broker.nats.password"]));
-    let said = "the reloaded settings of the broker are not in use, the old connection stays: ";
+    let said = "the reloaded settings of the broker are not in use; the old connection stays: ";
     let status = daemon.wait_until("why they are not in use", LIMIT, |status| {
         status.text("/broker/last_error/text").starts_with(said)
     });

@@ -241,7 +241,7 @@ fn says_which_stream_of_a_route_is_wrong() {
         );
     }
     let text = route("nats", &[("stream", "a.b"), ("subject", "other.{event}")]);
-    assert!(text.contains("`broker.nats.routes[0].stream`") && text.contains("no legal stream name"), "{text}");
+    assert!(text.contains("`broker.nats.routes[0].stream`") && text.contains("not a legal stream name"), "{text}");
 }
 
 /// A server that does not know of a stream does not end the session, as long as the main one stands.
