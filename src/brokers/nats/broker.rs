@@ -1,5 +1,8 @@
 //! The broker: what `[broker.nats]` describes, and how a session of it comes about.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
 use async_trait::async_trait;
 
 use super::connection::NatsConnection;
@@ -18,13 +21,16 @@ pub(crate) struct Nats {
     terms: Terms,
     /// The server at which the next attempt to connect starts.
     turn: usize,
+    /// Whether each stream of the settings has stored something in any session.
+    stored: Vec<Arc<AtomicBool>>,
 }
 
 impl Nats {
     /// The broker that these settings describe.
     #[must_use]
     pub(crate) fn new(settings: &Settings, terms: &Terms) -> Self {
-        Self { settings: settings.clone(), terms: terms.clone(), turn: 0 }
+        let stored = settings.streams.iter().map(|_| Arc::default()).collect();
+        Self { settings: settings.clone(), terms: terms.clone(), turn: 0, stored }
     }
 
     async fn dial(&mut self) -> Result<(NatsConnection, Vec<Finding>), ConnectError> {
@@ -51,7 +57,7 @@ impl Broker for Nats {
             known.push(look);
             findings.extend(of_stream);
         }
-        let session = NatsSession::new(connection, &self.terms, &self.settings, &known);
+        let session = NatsSession::new(connection, &self.terms, &self.settings, &known, &self.stored);
         Ok((Box::new(session), findings))
     }
 

@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -90,6 +91,8 @@ pub(super) struct StreamProgress {
     /// The number of stored messages.
     count: u64,
     last_stored: Option<Arc<str>>,
+    /// It stored a message, in this session or an earlier one: it exists, or was there.
+    has_stored: Arc<AtomicBool>,
     gap: Option<Gap>,
     /// The time at which it was last checked how long messages have waited.
     checked: Instant,
@@ -103,7 +106,7 @@ pub(super) struct StreamProgress {
 }
 
 impl StreamProgress {
-    pub(super) fn new(name: &str, settings: &Settings, may_ask: bool) -> Self {
+    pub(super) fn new(name: &str, settings: &Settings, may_ask: bool, has_stored: Arc<AtomicBool>) -> Self {
         let creatable = |plan: &&StreamPlan| plan.name == name && !plan.subjects.is_empty();
         let plan = settings.streams[1..].iter().find(creatable).filter(|_| settings.topology == Topology::Declare);
         let creation =
@@ -120,6 +123,7 @@ impl StreamProgress {
             unstored: HashMap::new(),
             count: 0,
             last_stored: None,
+            has_stored,
             gap: None,
             checked: Instant::now(),
             is_suspected: false,
@@ -161,6 +165,7 @@ impl StreamProgress {
         let Some(waiting) = self.outstanding.remove(&number) else { return };
         into.push((waiting.sequence, Verdict::StoredAt(position)));
         self.count += 1;
+        self.has_stored.store(true, Ordering::Relaxed);
         self.unstored.remove(&waiting.subject);
         self.last_stored = Some(waiting.subject);
         self.gap = match self.gap() {
@@ -195,8 +200,8 @@ impl StreamProgress {
         }
     }
 
-    /// Without a look, a subject is wrong at the main stream only if that has stored others since it first had no listener:
-    /// before, it may be without a leader. The stream of a route often has one subject, and may not exist.
+    /// Without a look, a subject is wrong only if the stream has stored others since it first had no listener: before, it may
+    /// be without a leader. The stream of a route may not exist, until it has stored something.
     fn judge_unasked(&mut self, into: &mut Vec<(Sequence, Verdict)>) {
         for Unacknowledged { sequence, subject, .. } in std::mem::take(&mut self.unheard) {
             if self.last_stored.take_if(|last| *last == subject).is_some() {
@@ -207,7 +212,8 @@ impl StreamProgress {
             let text = format!(
                 "no stream takes {subject}, and these credentials may not ask about the stream {name}; permit {question}"
             );
-            let is_wrong = self.count > self.note_unstored(&subject) || self.role == StreamRole::OfRoutes;
+            let may_be_missing = self.role == StreamRole::OfRoutes && !self.has_stored.load(Ordering::Relaxed);
+            let is_wrong = self.count > self.note_unstored(&subject) || may_be_missing;
             let wrong = |text| Refusal::wrong(RefusalReason::Unroutable, text);
             let refusal = if is_wrong { wrong(text) } else { Refusal::unable(text) };
             into.push((sequence, Verdict::Refused(refusal)));
@@ -433,7 +439,7 @@ mod tests {
     fn progress(toml: &str, name: &str) -> StreamProgress {
         let (settings, problems) = testing::read(&["broker", "nats"], toml, Settings::read);
         assert!(problems.errors.is_empty(), "{problems:?}");
-        StreamProgress::new(name, &settings, true)
+        StreamProgress::new(name, &settings, true, Arc::default())
     }
 
     /// The progress at the stream `S` after messages of these subjects, with sequences from 10 on.
@@ -589,6 +595,26 @@ mod tests {
         assert_eq!(unheard(Some(1), 2), Refused::AddressWrong(RefusalReason::Unroutable));
         assert_eq!(unheard(None, 3), Refused::AddressUnable, "not even what was stored last has a listener");
         assert_eq!(unheard(None, 4), Refused::AddressUnable, "it is the stream");
+    }
+
+    #[test]
+    fn the_stream_of_a_route_is_missing_only_where_it_never_stored_anything() {
+        let mut progress = progress("", "S");
+        progress.may_ask = false;
+        let unheard = |progress: &mut StreamProgress, subject: &str| {
+            progress.sent(10, &Arc::from(subject));
+            let mut verdicts = Vec::new();
+            progress.nobody_listens(progress.next - 1, &mut verdicts);
+            refusals(verdicts).remove(0).1
+        };
+        assert_eq!(unheard(&mut progress, "a"), Refused::AddressWrong(RefusalReason::Unroutable));
+        progress.sent(10, &Arc::from("a"));
+        assert_eq!(stored(&mut progress, 1).len(), 1);
+        assert_eq!(unheard(&mut progress, "a"), Refused::AddressUnable);
+        assert_eq!(unheard(&mut progress, "b"), Refused::AddressUnable);
+        let has_stored = progress.has_stored.clone();
+        let mut next = StreamProgress { may_ask: false, has_stored, ..self::progress("", "S") };
+        assert_eq!(unheard(&mut next, "a"), Refused::AddressUnable, "in the next session");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! Length: what leads to the one answer, stored, refused, later or lost, is only understood side by side.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use async_nats::{Message as Reply, PublishErrorKind};
@@ -54,24 +55,25 @@ pub(super) struct NatsSession {
 }
 
 impl NatsSession {
-    /// A session on this connection, with what was found of each stream.
+    /// A session on this connection, with what was found of each stream, and whether it stored anything in an earlier session.
     pub(super) fn new(
         connection: NatsConnection,
         terms: &Terms,
         settings: &Settings,
         known: &[StreamLook],
+        stored: &[Arc<AtomicBool>],
     ) -> Self {
         let mut check = interval(CHECK_INTERVAL);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let progress = |(plan, look): (&StreamPlan, &StreamLook)| {
-            StreamProgress::new(&plan.name, settings, *look != StreamLook::Forbidden)
+        let progress = |((plan, look), has_stored): ((&StreamPlan, &StreamLook), &Arc<AtomicBool>)| {
+            StreamProgress::new(&plan.name, settings, *look != StreamLook::Forbidden, has_stored.clone())
         };
         Self {
             connection,
             headers: terms.headers.clone(),
             only_source: terms.only_source.clone(),
             settings: settings.clone(),
-            streams: settings.streams.iter().zip(known).map(progress).collect(),
+            streams: settings.streams.iter().zip(known).zip(stored).map(progress).collect(),
             had_main: known.first().is_some_and(|look| look.stream().is_some()),
             looks: FuturesUnordered::new(),
             check,
@@ -83,7 +85,7 @@ impl NatsSession {
     fn place(&mut self, name: &str) -> usize {
         let known = self.streams.iter().position(|stream| *stream.name == *name);
         known.unwrap_or_else(|| {
-            self.streams.push(StreamProgress::new(name, &self.settings, true));
+            self.streams.push(StreamProgress::new(name, &self.settings, true, Arc::default()));
             self.streams.len() - 1
         })
     }

@@ -1,6 +1,6 @@
 //! NATS routes with a stream of their own: missing, full, deleted, the wrong one, and moved by a reload.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -266,4 +266,34 @@ fn publishes_to_the_main_stream_while_nobody_may_ask_about_the_other() {
     assert_eq!(request_once(&daemon, &payload.body(), &[]).status, 200);
     let status = daemon.wait_until_empty();
     assert_eq!((status.count("dead_lettered"), lost_sessions(&daemon)), (26, 0));
+}
+
+/// Without a leader it has no listener either, and these credentials cannot tell that from a stream that is missing.
+#[test]
+fn waits_for_the_stream_of_a_route_that_has_stored_events_where_nobody_may_ask_about_it() {
+    let name = unique("has_stored_events");
+    let users = format!(
+        "authorization {{ users: [ {{ user: anonymous, password: anonymous }}, {{ user: limited, password: limited-secret, \
+         permissions: {{ publish: {{ deny: [\"$JS.API.STREAM.INFO.{name}_own\"] }} }} }} ] }}\nno_auth_user: anonymous"
+    );
+    let broker = Broker::start(Kind::Nats, ports(2), &[("NATS_CONF", users)]);
+    let streams = Streams { broker, name };
+    streams.create();
+    let table = streams.table().text("username", "limited").text("password", "limited-secret");
+    let setup = Setup::new(&table.text("topology", "ignore")).text("publish.refuse_after", "1s");
+    let daemon = setup.start();
+    load(40).send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    streams.order("delete", &streams.own(), &json!({}));
+    let again = Load { series: Some(("again".to_owned(), 0)), ..load(40) };
+    again.send(&daemon.ingress).all_accepted();
+    let started = Instant::now();
+    let status = daemon.wait_until("it waits for longer than an address that is wrong", LIMIT, |status| {
+        status.count("published") == 70 && started.elapsed() > Duration::from_secs(5)
+    });
+    assert_eq!((status.count("held"), status.count("dead_lettered")), (10, 0));
+    streams.order("create", &streams.own(), &json!({}));
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered"), lost_sessions(&daemon)), (80, 0, 0));
+    assert_eq!(streams.read(&streams.own()).len(), 10);
 }
