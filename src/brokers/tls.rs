@@ -2,9 +2,14 @@
 //! renewed ones are taken.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
 
 use crate::settings::Section;
 
@@ -18,9 +23,6 @@ pub(in crate::brokers) struct TlsFiles {
     /// The client's certificate with its chain, and its key.
     pub(in crate::brokers) client: Option<(PathBuf, PathBuf)>,
 }
-
-/// A chain of certificates, with the key of the first.
-pub(in crate::brokers) type ClientIdentity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 
 impl TlsFiles {
     /// Reads the three keys of a broker's table.
@@ -44,18 +46,31 @@ impl TlsFiles {
         }
     }
 
-    /// Reads the authorities.
-    pub(in crate::brokers) fn authorities(&self) -> Result<Option<Vec<CertificateDer<'static>>>, String> {
-        self.ca.as_deref().map(|path| certificates("ca_file", path)).transpose()
-    }
-
-    /// Reads the client's certificate and key.
-    pub(in crate::brokers) fn identity(&self) -> Result<Option<ClientIdentity>, String> {
-        let Some((certificate, key)) = &self.client else { return Ok(None) };
+    /// The configuration of a client, with what is made of the check of a server's certificate. With a `ca_file` only that is
+    /// trusted: the system's certificates stay out.
+    pub(in crate::brokers) fn client_config(
+        &self,
+        check: impl FnOnce(Arc<WebPkiServerVerifier>) -> Arc<dyn ServerCertVerifier>,
+    ) -> Result<ClientConfig, String> {
+        let mut roots = RootCertStore::empty();
+        roots.add_parsable_certificates(match &self.ca {
+            Some(path) => certificates("ca_file", path)?,
+            None => rustls_native_certs::load_native_certs().certs,
+        });
+        let provider = Arc::new(ring::default_provider());
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
+            .build()
+            .map_err(|error| format!("no certificate to trust: {error}"))?;
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| error.to_string())?
+            .dangerous()
+            .with_custom_certificate_verifier(check(verifier));
+        let Some((certificate, key)) = &self.client else { return Ok(builder.with_no_client_auth()) };
         let chain = certificates("certificate_file", certificate)?;
         let key = PrivateKeyDer::from_pem_file(key)
             .map_err(|error| format!("`key_file`: no PEM key in {}: {error}", key.display()))?;
-        Ok(Some((chain, key)))
+        builder.with_client_auth_cert(chain, key).map_err(|error| format!("`certificate_file`: {error}"))
     }
 }
 

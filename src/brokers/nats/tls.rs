@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 
 use crate::brokers::tls::TlsFiles;
 
@@ -54,23 +53,6 @@ impl ServerCertVerifier for Named {
 
 /// The configuration of a client of the host of this name.
 pub(super) fn config(tls: &TlsFiles, name: &str) -> Result<ClientConfig, String> {
-    let mut roots = RootCertStore::empty();
-    let authorities = tls.authorities()?;
-    roots.add_parsable_certificates(authorities.unwrap_or_else(|| rustls_native_certs::load_native_certs().certs));
     let name = ServerName::try_from(name.to_owned()).map_err(|error| format!("{name}: {error}"))?;
-    let provider = Arc::new(ring::default_provider());
-    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider.clone())
-        .build()
-        .map_err(|error| format!("no certificate to trust: {error}"))?;
-    let builder = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(|error| error.to_string())?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Named { verifier, name }));
-    match tls.identity()? {
-        None => Ok(builder.with_no_client_auth()),
-        Some((chain, key)) => {
-            builder.with_client_auth_cert(chain, key).map_err(|error| format!("`certificate_file`: {error}"))
-        }
-    }
+    tls.client_config(|verifier| Arc::new(Named { verifier, name }))
 }

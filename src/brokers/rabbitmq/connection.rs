@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::{FutureExt as _, Stream, StreamExt as _};
 use lapin::options::ConfirmSelectOptions;
 use lapin::protocol::{AMQPErrorKind, AMQPHardError};
-use lapin::tcp::{AsyncTcpStream, RustlsConnector, RustlsConnectorConfig};
+use lapin::tcp::{AsyncTcpStream, RustlsConnector};
 use lapin::types::{LongString, ShortString};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
@@ -210,21 +210,6 @@ pub(super) async fn open_channel(connection: &Connection) -> lapin::Result<Chann
     Ok(channel)
 }
 
-/// The TLS of the settings. With a `ca_file` only that is trusted: the system's certificates stay out.
-fn tls_connector(files: &TlsFiles) -> Result<RustlsConnector, ConnectFailure> {
-    let unreadable = |text| (ErrorKind::Tls, text);
-    let (roots, identity) = (files.authorities().map_err(unreadable)?, files.identity().map_err(unreadable)?);
-    let config = match roots {
-        Some(roots) => Ok(RustlsConnectorConfig::default().with_parsable_certificates(roots)),
-        None => RustlsConnectorConfig::new_with_native_certs(),
-    };
-    let connector = config.and_then(|config| match identity {
-        Some((chain, key)) => config.connector_with_single_cert(chain, key),
-        None => config.connector_with_no_client_auth(),
-    });
-    connector.map_err(|error| handshake_failed(&error))
-}
-
 /// Marks an error of the handshake, so that it can be told from one of the network.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -237,9 +222,9 @@ async fn connect(
     turn: usize,
 ) -> (Option<usize>, Result<Connection, ConnectFailure>) {
     let has_tls = uris.iter().any(|uri| uri.scheme == AMQPScheme::AMQPS);
-    let tls = match has_tls.then(|| tls_connector(&tls)).transpose() {
-        Ok(tls) => tls,
-        Err(failure) => return (None, Err(failure)),
+    let tls = match has_tls.then(|| tls.client_config(|verifier| verifier)).transpose() {
+        Ok(config) => config.map(RustlsConnector::from),
+        Err(text) => return (None, Err((ErrorKind::Tls, text))),
     };
     let runtime = match lapin::runtime::default_runtime() {
         Ok(runtime) => runtime,
