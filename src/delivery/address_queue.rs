@@ -1,4 +1,6 @@
 //! One address that does not answer as others do: its state, and the messages that wait for it in order.
+//!
+//! Length: the state of an address, and what each step of its queue makes of it, are only understood together.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
