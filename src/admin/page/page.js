@@ -322,7 +322,7 @@ function showUnknown(s) {
   const paths = s.unknown_paths ?? [];
   $("unknown").hidden = paths.length === 0;
   rows($("unknown").querySelector("table"), paths.map((u) => [ago(u.timestamp_seconds), u.path, count(u.count), u.peer,
-    u.meant ? `Probably meant: ${u.meant} (a slash, or upper and lower case, differ)` : "No source has this path: correct the URL in PlexTrac's form, or name the path in the settings"]));
+    u.meant ? `Probably meant: ${u.meant} (slashes, upper and lower case or percent-encoding differ, or a proxy adds or removes a prefix)` : "No source has this path: correct the URL in PlexTrac's form, or add the path to the settings"]));
 }
 
 function showBooks(s) {
