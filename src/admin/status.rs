@@ -91,7 +91,7 @@ fn reload(reload: &Reload) -> Value {
     shown
 }
 
-/// One departure; `event` is null if the events have no name, and `other` if there are too many names.
+/// One deviation; `event` is null if the events have no name, and `other` if there are too many names.
 fn deviation(events: &DeviatingEvents) -> Value {
     json!({
         "field": events.field.name(),

@@ -1,4 +1,4 @@
-//! Departures of a payload from the documented one: the field and the kind. Names of fields only, never values.
+//! Deviations of a payload from the documented one: the field and the kind. Names of fields only, never values.
 
 use std::fmt;
 
@@ -48,7 +48,7 @@ impl Field {
 }
 
 named! {
-    /// The ways in which a field departs from what is documented.
+    /// The ways in which a field deviates from what is documented.
     #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
     pub(crate) enum Deviation {
         /// A required field is absent: `cuid`, `actorCuid`, `event`, `targetType`, `text`, or, named `targetCuid`, both
@@ -87,12 +87,12 @@ impl Deviation {
     }
 }
 
-/// The departures of one payload, by kind and then by field. It displays as `text:missing,targetCuid:null`.
+/// The deviations of one payload, by kind and then by field. It displays as `text:missing,targetCuid:null`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Deviations([u16; Deviation::COUNT]);
 
 impl Deviations {
-    /// Adds a departure.
+    /// Adds a deviation.
     pub(crate) fn note(&mut self, field: Field, deviation: Deviation) {
         self.0[deviation as usize] |= 1 << field as u16;
     }
@@ -102,12 +102,12 @@ impl Deviations {
         self.0 == [0; Deviation::COUNT]
     }
 
-    /// Whether this departure is among them.
+    /// Whether this deviation is among them.
     pub(crate) fn has(&self, field: Field, deviation: Deviation) -> bool {
         self.0[deviation as usize] & (1 << field as u16) != 0
     }
 
-    /// All departures, in the order in which they are displayed.
+    /// All deviations, in the order in which they are displayed.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (Field, Deviation)> + '_ {
         let of = |deviation: Deviation| Field::ALL.into_iter().map(move |field| (field, deviation));
         Deviation::ALL.into_iter().flat_map(of).filter(|(field, deviation)| self.has(*field, *deviation))

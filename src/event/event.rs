@@ -38,7 +38,7 @@ pub(crate) struct Fields<S> {
     pub(crate) finding_id: S,
     /// The assessment's number.
     pub(crate) assessment_id: S,
-    /// The departures from the documented payload.
+    /// The deviations from the documented payload.
     pub(crate) deviations: Deviations,
     /// The content type of the body.
     pub(crate) content_type: ContentType,
@@ -269,7 +269,7 @@ impl Event {
         self.part(9)
     }
 
-    /// The departures from the documented payload.
+    /// The deviations from the documented payload.
     pub(crate) fn deviations(&self) -> &Deviations {
         &self.labels.deviations
     }

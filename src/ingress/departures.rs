@@ -1,4 +1,4 @@
-//! Counts how an event departs from the documented payload, once it is accepted, whatever happens to its request.
+//! Counts how an event deviates from the documented payload, once it is accepted, whatever happens to its request.
 
 use std::sync::Arc;
 

@@ -1,8 +1,8 @@
 //! Validate: one pass of `serde_json` over the borrowed text. Nothing is serialised again, ever.
 //!
 //! Known fields are found as raw text first, so that "not JSON" (400) is distinguished from everything else; then each is
-//! decoded, except `text`, which is only checked to be a string. Departures from the documented payload are noted:
-//! `lenient` continues without the field, `strict` refuses most departures.
+//! decoded, except `text`, which is only checked to be a string. Deviations from the documented payload are noted:
+//! `lenient` continues without the field, `strict` refuses most deviations.
 //!
 //! Length: half of it is the tests of one table.
 
@@ -167,7 +167,7 @@ fn is_null(raw: &RawValue) -> bool {
     raw.get().starts_with('n')
 }
 
-/// A decoded string, or its departure from one.
+/// A decoded string, or its deviation from one.
 fn string(raw: &RawValue) -> Result<Cow<'_, str>, Deviation> {
     let text = raw.get();
     if !text.starts_with('"') {

@@ -1,4 +1,4 @@
-//! Departures of accepted payloads from the documented one, counted per source, kind and event: names, never values.
+//! Deviations of accepted payloads from the documented one, counted per source, kind and event: names, never values.
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -8,13 +8,13 @@ use parking_lot::Mutex;
 use crate::event::{Deviation, Deviations, Field, safe};
 use crate::status::MOST_EVENTS;
 
-/// The interval at which a departure of one kind is logged per source.
+/// The interval at which a deviation of one kind is logged per source.
 const EVERY: Duration = Duration::from_hours(1);
 
 /// The index of events without a name of their own.
 const OTHER: usize = MOST_EVENTS;
 
-/// The departures of one source.
+/// The deviations of one source.
 #[derive(Debug, Default)]
 pub(crate) struct Deviating(Mutex<SeenDeviations>);
 
@@ -26,22 +26,22 @@ struct SeenDeviations {
     names: Vec<String>,
     /// The accepted events of the name at this index.
     accepted: BTreeMap<usize, u64>,
-    /// Those among them that depart so.
+    /// Those among them that deviate so.
     counts: BTreeMap<(Field, Deviation, usize), u64>,
     /// The time at which a kind was last logged, and how many were left out since.
     logged: BTreeMap<(Field, Deviation), (Instant, u64)>,
 }
 
-/// The number of events of one name that depart from the documented payload in one way.
+/// The number of events of one name that deviate from the documented payload in one way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct DeviatingEvents {
     /// The field.
     pub(crate) field: Field,
-    /// The way in which it departs.
+    /// The way in which it deviates.
     pub(crate) deviation: Deviation,
     /// The events concerned.
     pub(crate) event: EventName,
-    /// The number of them that depart.
+    /// The number of them that deviate.
     pub(crate) count: u64,
     /// The number of them that were accepted.
     pub(crate) of: u64,
@@ -59,7 +59,7 @@ pub(crate) enum EventName {
 }
 
 impl DeviatingEvents {
-    /// The departure as a sentence.
+    /// The deviation as a sentence.
     pub(crate) fn text(&self) -> String {
         let events = match &self.event {
             EventName::Named(name) => format!("`{name}`"),

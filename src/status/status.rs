@@ -105,7 +105,7 @@ pub(crate) struct SourceStatus {
 pub(crate) struct Observed {
     /// The last refusals.
     pub(crate) recent: Recent,
-    /// The departures of accepted payloads from the documented one.
+    /// The deviations of accepted payloads from the documented one.
     pub(crate) deviating: Deviating,
     /// The rate limit for lines about connection tests.
     pub(crate) tests: Throttle,
