@@ -32,7 +32,7 @@ use crate::process::shutdown::{self, Phase, Stopper};
 use crate::process::state_directory::{self, StateError};
 use crate::process::systemd::{self, Passed};
 use crate::queue::Buffer;
-use crate::queue::journal::{OpenError, Opened};
+use crate::queue::journal::Opened;
 use crate::status::Totals;
 
 /// The reasons why the bridge does not start. The text says what to do.
@@ -52,8 +52,8 @@ pub(crate) enum StartError {
     #[error(transparent)]
     State(#[from] StateError),
     /// The journal cannot be used.
-    #[error(transparent)]
-    Journal(#[from] OpenError),
+    #[error("failed to open the journal: {0}")]
+    Journal(io::Error),
     /// A thread or runtime cannot be created.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] io::Error),
@@ -132,7 +132,7 @@ pub(crate) fn bind(settings: Settings, passed: Passed) -> Result<App, StartError
 fn open_state(path: &Path, settings: &Settings) -> Result<StateContents, StartError> {
     let lock = state_directory::lock(path)?;
     let letters = open_stores(path, settings)?;
-    let journal = journal::open(path, settings)?;
+    let journal = journal::open(path, settings).map_err(StartError::Journal)?;
     let control = ControlSocket::bind(path).inspect_err(|error| {
         tracing::warn!(
             directory = %path.display(),

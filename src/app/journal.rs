@@ -10,14 +10,14 @@ use crate::app::Settings;
 use crate::app::parts::SharedParts;
 use crate::event::Origin;
 use crate::ingress::{self, Deduplication};
-use crate::queue::journal::{self, OpenError, Opened, Writer};
+use crate::queue::journal::{self, Opened, Writer};
 use crate::queue::{Ack, Journaling};
 
 /// The name of its directory in the state directory.
 const DIRECTORY: &str = "journal";
 
 /// Opens the journal, and logs the findings.
-pub(super) fn open(state: &Path, settings: &Settings) -> Result<Opened, OpenError> {
+pub(super) fn open(state: &Path, settings: &Settings) -> io::Result<Opened> {
     let mut journal = journal::open(&state.join(DIRECTORY), &settings.journal)?;
     for finding in &journal.findings {
         tracing::error!("the journal is damaged: {finding}");

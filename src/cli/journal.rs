@@ -64,7 +64,7 @@ pub(super) fn run(flags: &Flags, options: &JournalOptions) -> CommandResult {
         );
         return Err(fail(text));
     }
-    let report = verify(&directory).map_err(|error| fail(error.to_string()))?;
+    let report = verify(&directory).map_err(|error| fail(format!("failed to open the journal: {error}")))?;
     if options.json {
         let mut object = report.to_json();
         object["directory"] = directory.display().to_string().into();

@@ -19,7 +19,7 @@ mod writer;
 
 pub(crate) use files::{Fill, is_unreadable};
 pub(crate) use format::index;
-pub(crate) use open::{OpenError, Opened, open};
+pub(crate) use open::{Opened, open};
 pub(crate) use reader::{Batch, Reader};
 pub(crate) use recent::recent;
 pub(crate) use record::{Record, Stored};

@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::process::state_directory;
 use crate::queue::journal::files::{self, Fill, Segment};
@@ -14,25 +14,6 @@ use crate::queue::journal::scan::{Item, Records};
 use crate::queue::journal::segments::{SegmentAllocator, Used};
 use crate::queue::journal::settings::Settings;
 use crate::queue::journal::writer::{Active, Writer};
-
-/// The reasons why a journal cannot be opened. Damage is none of them.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum OpenError {
-    /// Another version of this program wrote it.
-    #[error(
-        "{} is of version {version} of the journal's format, and this program reads version {VERSION}; start the \
-         plextrac-bridge that wrote it (or a later one), or move the directory away", file.display()
-    )]
-    Version {
-        /// The segment of that version.
-        file: PathBuf,
-        /// Its version.
-        version: u32,
-    },
-    /// The journal cannot be read or written.
-    #[error("failed to open the journal: {0}")]
-    Io(#[from] io::Error),
-}
 
 /// An opened journal.
 #[derive(Debug)]
@@ -68,7 +49,7 @@ pub(super) struct DirectoryState {
 }
 
 /// Reads all headers.
-pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
+pub(super) fn survey(directory: &Path) -> io::Result<DirectoryState> {
     let mut survey = DirectoryState::default();
     let (segments, unreadable) = files::read_headers(directory)?;
     for files::UnreadableSegment { number, .. } in unreadable {
@@ -79,7 +60,11 @@ pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
     for segment in segments {
         let (number, block) = (segment.number, &segment.block);
         if let Some(version) = block.unknown {
-            return Err(OpenError::Version { file: files::path(directory, number), version });
+            return Err(io::Error::other(format!(
+                "{} is of version {version} of the journal's format, and this program reads version {VERSION}; start the \
+                 plextrac-bridge that wrote it (or a later one), or move the directory away",
+                files::path(directory, number).display()
+            )));
         }
         let Some(header) = block.header else {
             // Segments get their name when they are whole: one without a whole header block was cut off.
@@ -112,8 +97,8 @@ pub(super) fn survey(directory: &Path) -> Result<DirectoryState, OpenError> {
 /// Opens a journal, creates what is missing and repairs a torn end.
 ///
 /// # Errors
-/// See [`OpenError`].
-pub(crate) fn open(directory: &Path, settings: &Settings) -> Result<Opened, OpenError> {
+/// It cannot be read or written, or another version of this program wrote it. Damage is no error.
+pub(crate) fn open(directory: &Path, settings: &Settings) -> io::Result<Opened> {
     state_directory::create_directory(directory).map_err(|error| files::at(directory, &error))?;
     files::remove_new(directory).map_err(|error| files::at(directory, &error))?;
     let survey = survey(directory)?;

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::queue::journal::files::{self, Segment};
 use crate::queue::journal::format::{Header, VERSION};
-use crate::queue::journal::open::{DirectoryState, OpenError, survey};
+use crate::queue::journal::open::{DirectoryState, survey};
 use crate::queue::journal::scan::{Item, Records, describe};
 
 /// The number of attempts: a running daemon recycles and writes segments while they are read, so apparent damage is
@@ -137,8 +137,8 @@ impl Report {
 /// Reads a whole journal, also while a daemon writes it; changes nothing.
 ///
 /// # Errors
-/// See [`OpenError`].
-pub(crate) fn verify(directory: &Path) -> Result<Report, OpenError> {
+/// It cannot be read, or another version of this program wrote it.
+pub(crate) fn verify(directory: &Path) -> io::Result<Report> {
     let mut report = read_all(directory)?;
     for _ in 1..ATTEMPTS {
         if report.damaged() == 0 {
@@ -149,7 +149,7 @@ pub(crate) fn verify(directory: &Path) -> Result<Report, OpenError> {
     Ok(report)
 }
 
-fn read_all(directory: &Path) -> Result<Report, OpenError> {
+fn read_all(directory: &Path) -> io::Result<Report> {
     let survey = survey(directory)?;
     let mut report = Report {
         segments: Vec::new(),

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::process::failpoint::set_unreadable_here;
 use crate::queue::journal::format::{HEADER_BYTES, Header, Mark, WatermarkSlot};
 use crate::queue::journal::tests::rig::{Rig, record};
-use crate::queue::journal::{OpenError, Settings, is_unreadable, open, verify};
+use crate::queue::journal::{Settings, is_unreadable, open, verify};
 
 const SETTINGS: Settings = Settings { max_bytes: 4 * 8192, segment_bytes: 8192 };
 const BODIES: [&str; 3] = ["{\"event\":\"one\"}", "{\"event\":\"two, longer\"}", "{\"event\":\"three\"}"];
@@ -328,13 +328,12 @@ fn refuses_only_a_sound_header_of_another_version() {
     bytes.resize(8192, 0);
     fs::write(&path, &bytes).unwrap();
     let error = open(&journal, &SETTINGS).unwrap_err();
-    assert!(matches!(error, OpenError::Version { version: 2, .. }));
     let text = error.to_string();
     assert!(
         text.contains("is of version 2") && text.contains("reads version 1") && text.contains("00000001"),
         "{text}"
     );
-    assert!(matches!(verify(&journal), Err(OpenError::Version { .. })));
+    assert_eq!(verify(&journal).unwrap_err().to_string(), text);
     for at in [0, 512] {
         bytes[at + 20] ^= 1;
     }
