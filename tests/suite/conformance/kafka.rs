@@ -374,7 +374,7 @@ fn leaves_a_deleted_topic_to_its_operator_for_a_while() {
     daemon.wait_until("events flow", LIMIT, |status| status.count("published") > 100);
     rig.delete();
     daemon.wait_until("the operator is told", 2 * LIMIT, |status| {
-        status.text("/broker/last_error/text").contains("is made again where it does not return within 10 s")
+        status.text("/broker/last_error/text").contains("is created again if it does not return within 10 s")
     });
     admin(&rig.order(&json!({"do": "create", "topic": rig.name, "partitions": 5})));
     let published = daemon.status().count("published");
