@@ -24,13 +24,14 @@ use crate::brokers::rabbitmq::topology::Exchanges;
 use crate::brokers::rabbitmq::tries::{ExchangeKey, Turns};
 use crate::brokers::{Headers, Refusal, RefusalReason, Sent, Sequence, Session, SessionError, Verdict};
 use crate::event::Message;
+use crate::process::failpoint;
 
 /// RabbitMQ confirms within milliseconds. Of what is in flight to a quorum queue that is deleted it says nothing at
 /// all, neither confirm nor return (seen with 3.10): after so long we look whether the topology still stands.
 const DOUBT: Duration = Duration::from_secs(2);
 
 /// A queue without a majority confirms once it has one again, and meanwhile every resending adds a copy. What was in flight
-/// to a queue that was deleted is confirmed never: after so long it is sent again.
+/// to a queue that was deleted is confirmed never: after so long it is sent again, on a connection to the next node.
 const SILENCE: Duration = Duration::from_mins(10);
 
 /// A channel that is to be replaced takes nothing for so long, so that what is in flight may end.
@@ -81,6 +82,10 @@ pub(super) struct RabbitmqSession {
     outdated: Option<Instant>,
     /// The channel was replaced.
     has_changed: bool,
+    /// So long it waits for a confirm.
+    patience: Duration,
+    /// It had none for so long: this node may be cut off from the others.
+    is_silent: bool,
 }
 
 impl RabbitmqSession {
@@ -108,6 +113,8 @@ impl RabbitmqSession {
             nacked: HashSet::new(),
             outdated: None,
             has_changed: false,
+            patience: failpoint::every("rabbitmq.silence", SILENCE),
+            is_silent: false,
         }
     }
 
@@ -269,7 +276,7 @@ impl RabbitmqSession {
             return self.renew_channel().await;
         }
         self.start_tries();
-        let Self { link, confirms, tries, questions, plan, returns, .. } = self;
+        let Self { link, confirms, tries, questions, plan, returns, patience, is_silent, .. } = self;
         let connection = &link.connection.clone();
         // What was in flight during an alarm was not read: it has all its time from then on.
         let waiting =
@@ -287,8 +294,10 @@ impl RabbitmqSession {
             Some(tried) = tries.next(), if !tries.is_empty() => self.tried(tried),
             gone = questions.answer(connection, plan), if !blocked => self.loss = gone.map(SessionError::lost),
             () = sleep_until(doubtful.unwrap_or(since).into()), if doubtful.is_some() => questions.doubt(),
-            () = sleep_until((since + SILENCE).into()), if waiting.is_some() => {
-                self.lost(format!("no confirm for {} s on a living connection", SILENCE.as_secs()));
+            () = sleep_until((since + *patience).into()), if waiting.is_some() && !*is_silent => {
+                self.is_silent = true;
+                let seconds = self.patience.as_secs();
+                self.lost(format!("no confirm for {seconds} s on a living connection"));
             }
         }
     }
@@ -416,9 +425,9 @@ impl Session for RabbitmqSession {
             }
         }
         into.append(&mut self.ready);
-        let Self { link, channel, kept, loss, .. } = *self;
+        let Self { link, channel, kept, loss, is_silent, .. } = *self;
         drop(channel);
-        if (is_lost || loss.is_some()) && link.is_alive() {
+        if (is_lost || loss.is_some()) && link.is_alive() && !is_silent {
             *kept.lock() = Some(link);
         } else {
             link.close(deadline.saturating_duration_since(tokio::time::Instant::now())).await;

@@ -493,3 +493,28 @@ fn a_queue_that_is_silent_holds_up_no_other_address() {
     assert_eq!(oracle.judge(), 0, "silence costs no copies");
     oracle.agrees_with(&status);
 }
+
+/// A node that is cut off from the others confirms nothing, and its connections live.
+#[test]
+fn a_node_that_confirms_nothing_for_long_is_left_for_another() {
+    let rig = Rabbitmq::new("confirms_nothing");
+    let nodes = [Proxy::to(rig.port()), Proxy::to(rig.port())];
+    let url = rig.broker.fact("RABBITMQ_URL");
+    let uri = |node: &Proxy| url.replace(&format!(":{}/", rig.port()), &format!(":{}/", node.port()));
+    let uris = json!(nodes.each_ref().map(uri)).to_string();
+    let table = Table::new("rabbitmq").raw("uris", uris).text("exchange", &rig.name).text("queue", &rig.name);
+    let setup = Setup::new(&table).failpoints("rabbitmq.silence=8s");
+    let daemon = setup.start();
+    let before = Load { events: 1, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until_empty();
+    change_queue(&rig.broker, &rig.name, "suspend");
+    let after = Load { events: 1, series: Some(("after".to_owned(), 0)), ..Load::default() };
+    let after = after.send(&daemon.ingress).all_accepted();
+    let lines = |text: &str| daemon.log().lines().filter(|line| line.contains(text)).count();
+    wait_until("it connects again", LIMIT, || lines("\"connected\"") == 2);
+    nodes[0].refuse();
+    change_queue(&rig.broker, &rig.name, "resume");
+    let status = daemon.wait_until_empty();
+    assert_eq!(lines("lost the session"), 1, "it is connected to the other one: {}", daemon.log());
+    judge(&rig, &setup, &before.and(after), &status, 0);
+}
