@@ -193,7 +193,9 @@ const GAUGES: [GaugeRow; 22] = [
     }),
     ("dead_letters_events", "Dead letters on disk.", |at| at.dead_letters().events as f64),
     ("dead_letters_bytes", "Bytes of the dead letters on disk.", |at| at.dead_letters().bytes as f64),
-    ("dead_letters_capacity_bytes", "dead_letters.max_bytes.", |at| at.status.dead_letters_capacity as f64),
+    ("dead_letters_capacity_bytes", "dead_letters.max_bytes; 0 where there are none.", |at| {
+        at.dead_letters().capacity as f64
+    }),
     ("config_last_reload_successful", "1 if the settings were last loaded without an error.", |at| {
         f64::from(at.status.reloads.lock().last.as_ref().is_none_or(|last| last.error.is_none()))
     }),

@@ -55,7 +55,6 @@ impl SharedParts {
         let status = Arc::new(Status {
             broker_name,
             dead_letters: letters.map(|letters| letters.dead_letters.held.clone()),
-            dead_letters_capacity: settings.dead_letters.bytes as u64,
             invalid: letters.map(|letters| letters.invalid.held.clone()),
             ..Status::default()
         });

@@ -22,9 +22,10 @@ use crate::status::{Reload, Reloads};
 
 /// The keys that a reload changes beside the table of the broker; a name that ends in a dot is a whole table. Everything
 /// else needs a restart.
-const LIVE: [&str; 14] = [
+const LIVE: [&str; 16] = [
     "buffer.max_bytes",
     "buffer.max_events",
+    "dead_letters.max_bytes",
     "deduplication.max_entries",
     "deduplication.window",
     "ingress.body_timeout",
@@ -33,6 +34,7 @@ const LIVE: [&str; 14] = [
     "ingress.max_connections",
     "ingress.tls.",
     "ingress.trusted_proxies",
+    "invalid.max_bytes",
     "log.level",
     "shutdown.delay",
     "shutdown.grace",
@@ -208,6 +210,14 @@ impl Reloader {
         {
             tracing::warn!("{problem}");
         }
+        let status = &self.parts.status;
+        for (held, bytes) in
+            [(&status.dead_letters, settings.dead_letters.bytes), (&status.invalid, settings.invalid.bytes)]
+        {
+            if let Some(held) = held {
+                held.lock().capacity = bytes as u64;
+            }
+        }
         self.parts.known.limit(settings.deduplication);
         self.parts.connections.limit(resources::connections(&settings.ingress));
         self.parts.live.apply(settings.ingress.clone(), &settings.sources, settings.buffer.bytes);
@@ -246,6 +256,8 @@ impl Reloader {
             sources: read.sources,
             buffer: read.buffer,
             deduplication: read.deduplication,
+            dead_letters: read.dead_letters,
+            invalid: read.invalid,
             shutdown: read.shutdown,
             fingerprint: read.fingerprint,
             layers: read.layers,

@@ -161,10 +161,9 @@ impl SharedStore {
 pub(crate) struct Store {
     directory: PathBuf,
     kind: StoreKind,
-    /// The most bytes of all files.
-    capacity: u64,
-    /// A file is closed at this size, so that a rewrite is small, or what is dropped at once.
-    file_size: u64,
+    /// A file is closed at this size, by the capacity, so that a rewrite is small, or what is dropped at once.
+    file_size: fn(u64) -> u64,
+    /// Its contents, and its capacity, which a reload may change at any time.
     held: Arc<Mutex<StoreCounts>>,
     /// The files from which letters were removed, until they are asked for.
     changed: Arc<Mutex<BTreeSet<u64>>>,
@@ -186,16 +185,14 @@ pub(crate) struct Store {
 impl Store {
     fn open(directory: &Path, kind: StoreKind, capacity: usize) -> io::Result<Self> {
         create(directory)?;
-        let capacity = capacity as u64;
-        let held = Arc::new(Mutex::new(StoreCounts { capacity, ..StoreCounts::default() }));
+        let held = Arc::new(Mutex::new(StoreCounts { capacity: capacity as u64, ..StoreCounts::default() }));
         let directory = directory.to_owned();
         let mut store = Self {
             directory,
             kind,
-            capacity,
             file_size: match kind {
-                StoreKind::DeadLetters => 4 << 20,
-                StoreKind::Invalid => (capacity / 16).clamp(1, 1 << 20),
+                StoreKind::DeadLetters => |_| 4 << 20,
+                StoreKind::Invalid => |capacity| (capacity / 16).clamp(1, 1 << 20),
             },
             held,
             current: [None, None],
@@ -275,11 +272,13 @@ impl Store {
         let alike = entries.iter().take_while(|entry| entry.precedence == precedence).count();
         let entries = &entries[..alike];
         let all: u64 = entries.iter().map(|entry| entry.line.len() as u64).sum();
-        if self.held().bytes + all > self.capacity {
+        let held = self.held();
+        if held.bytes + all > held.capacity {
             self.measure().map_err(|source| self.disk(source))?;
             self.make_room(entries, precedence).map_err(|source| self.disk(source))?;
         }
-        let mut free = self.capacity.saturating_sub(self.held().bytes);
+        let held = self.held();
+        let mut free = held.capacity.saturating_sub(held.bytes);
         let fits = |entry: &&NewLetter| {
             let rest = free.checked_sub(entry.line.len() as u64);
             free = rest.unwrap_or(if entry.returns { free } else { 0 });
@@ -318,14 +317,15 @@ impl Store {
             }
             StoreKind::Invalid => "raise `invalid.max_bytes`",
         };
-        let (bytes, directory) = (self.held().bytes, self.directory.display().to_string());
-        WriteError::Full { length, bytes, capacity: self.capacity, directory, remedy }
+        let StoreCounts { bytes, capacity, .. } = self.held();
+        WriteError::Full { length, bytes, capacity, directory: self.directory.display().to_string(), remedy }
     }
 
     /// Returns the error of the letter that last did not fit, if it still does not.
     pub(crate) fn no_room(&self) -> Option<WriteError> {
         let length = self.too_long?;
-        (self.held().bytes + length as u64 > self.capacity).then(|| self.full(length))
+        let held = self.held();
+        (held.bytes + length as u64 > held.capacity).then(|| self.full(length))
     }
 
     /// Drops whole files until the lines fit, or as many of them as can: those that go first, then, for lines that go
@@ -338,7 +338,8 @@ impl Store {
         let may_go = |content: &FileContent| content.precedence >= precedence && !content.is_unreadable;
         let stays: u64 =
             self.counted.values().filter(|content| !may_go(content)).map(|content| content.bytes).sum();
-        let most = self.capacity.saturating_sub(stays);
+        let capacity = self.held().capacity;
+        let most = capacity.saturating_sub(stays);
         let mut wanted = 0;
         for line in lines {
             let with = wanted + line.line.len() as u64;
@@ -347,7 +348,7 @@ impl Store {
             }
             wanted = with;
         }
-        while self.held().bytes + wanted > self.capacity {
+        while self.held().bytes + wanted > capacity {
             let files = self.counted.iter().filter(|(_, content)| may_go(content));
             let next = files.max_by_key(|(number, content)| (content.precedence, Reverse(**number)));
             let Some(number) = next.map(|(number, _)| *number) else { break };
@@ -375,7 +376,8 @@ impl Store {
     fn write(&mut self, entries: &[NewLetter], precedence: Precedence) -> io::Result<()> {
         failpoint::pass("letters.write")?;
         let mut current = self.current[precedence as usize].take();
-        let is_full = |content: &FileContent| content.bytes >= self.file_size;
+        let file_size = (self.file_size)(self.held().capacity);
+        let is_full = |content: &FileContent| content.bytes >= file_size;
         current
             .take_if(|open| self.counted.get(&open.number).is_none_or(is_full) || !self.path(open.number).exists());
         let open = match current {
@@ -588,7 +590,7 @@ mod tests {
 
     /// A store of 20 bytes whose oldest lines are dropped, with two or three in a file.
     fn invalid(directory: &Path) -> Store {
-        Store { file_size: 6, ..Store::open(directory, StoreKind::Invalid, 20).unwrap() }
+        Store { file_size: |_| 6, ..Store::open(directory, StoreKind::Invalid, 20).unwrap() }
     }
 
     fn entries(lines: &[&str]) -> Vec<NewLetter> {
@@ -811,5 +813,29 @@ mod tests {
         assert_eq!((store.held().dropped, store.files(99)), (3, vec![2, 3, 4]));
         let full = store.append(&entries(&["a line that never fits"])).unwrap_err().to_string();
         assert!(full.contains("raise `invalid.max_bytes`"), "{full}");
+    }
+
+    #[test]
+    fn another_capacity_holds_for_the_next_line_and_the_size_of_files_follows_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut store = Store::open(directory.path(), StoreKind::Invalid, 64).unwrap();
+        let mut append = |capacity: u64, lines: usize| {
+            store.held.lock().capacity = capacity;
+            for _ in 0..lines {
+                store.append(&entries(&["abc"])).unwrap();
+            }
+            (store.held().bytes, store.held().dropped, store.files(99).len())
+        };
+        assert_eq!(append(64, 16), (64, 0, 16));
+        assert_eq!(append(128, 16), (128, 0, 24), "two in a file");
+        assert_eq!(append(32, 1), (32, 25, 5), "as many as must go");
+        let mut store = dead_letters(&directory.path().join("dead-letters"), 4);
+        store.append(&entries(&["abc"])).unwrap();
+        assert!(store.append(&entries(&["abc"])).is_err() && store.no_room().is_some());
+        store.held.lock().capacity = 8;
+        assert!(store.no_room().is_none() && store.append(&entries(&["abc"])).is_ok());
+        store.held.lock().capacity = 4;
+        assert!(store.append(&entries(&["abc"])).is_err(), "nothing is dropped");
+        assert_eq!(counts(&store), (2, 8));
     }
 }

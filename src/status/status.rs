@@ -35,8 +35,6 @@ pub(crate) struct Status {
     pub(crate) broker: BrokerStatus,
     /// The dead letters, if there is a state directory.
     pub(crate) dead_letters: Option<Arc<Mutex<StoreCounts>>>,
-    /// `dead_letters.max_bytes`.
-    pub(crate) dead_letters_capacity: u64,
     /// The bodies kept as invalid, if there is a state directory.
     pub(crate) invalid: Option<Arc<Mutex<StoreCounts>>>,
 }
@@ -64,7 +62,7 @@ pub(crate) struct StoreCounts {
     pub(crate) events: u64,
     /// Bytes on disk.
     pub(crate) bytes: u64,
-    /// The most bytes.
+    /// The most bytes: `max_bytes` of its table in force.
     pub(crate) capacity: u64,
     /// Letters written since the start.
     pub(crate) kept: u64,

@@ -417,6 +417,7 @@ fn shows_the_mode_and_no_journal_without_a_state_directory() {
     let bridge = Bridge::start(Setup::without_state);
     assert_eq!(bridge.daemon.status().0["journal"], json!(null));
     assert_eq!(bridge.daemon.metric("journal_capacity_bytes", &[]), 0, "there is none");
+    assert_eq!(bridge.daemon.metric("dead_letters_capacity_bytes", &[]), 0, "there are none");
     bridge.stop();
 }
 

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::json;
 
+use crate::dead_letters::REFUSE;
 use crate::support::{
     Authority, Client, Daemon, LIMIT, Load, PATH, Pair, Payload, SECRET, Setup, Status, Table, files, request_once,
     sign, wait_until,
@@ -379,6 +380,73 @@ fn reserves_room_for_the_stop_of_a_larger_buffer_or_rejects_it() {
     assert_eq!(post(&daemon, PATH, SECRET, "cuid-1"), 200);
     setup.bring_the_broker_back();
     daemon.wait_until_empty();
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn a_larger_limit_of_dead_letters_makes_room_for_what_waits() {
+    let setup = Setup::on_files().failpoints(REFUSE);
+    let setup = setup.text("ingress.max_body", "16KiB").text("dead_letters.max_bytes", "128KiB");
+    let daemon = setup.start();
+    let send = |cuid: &str| {
+        assert_eq!(request_once(&daemon, &Payload::new(cuid).body_of(12 << 10), &[]).status, 200);
+    };
+    let is_full = || daemon.get("/readyz").text().contains("no room for a letter");
+    for number in 0..20 {
+        send(&format!("cuid-{number}"));
+    }
+    wait_until("the store is full", LIMIT, is_full);
+    assert!(daemon.status().count("held") > 0, "what is refused waits");
+    // One that the largest body in force does not fit changes nothing.
+    setup.clone().text("ingress.max_body", "1KiB").text("dead_letters.max_bytes", "70KiB").file();
+    let status = daemon.reload();
+    assert!(status.text("/reload/error").contains("`dead_letters.max_bytes`"), "{}", status.0["reload"]);
+    assert_eq!(status.number("/dead_letters/capacity_bytes"), 128 << 10);
+    setup.clone().text("dead_letters.max_bytes", "1MiB").file();
+    let status = daemon.reload();
+    assert_good(&status, &["dead_letters.max_bytes"], &[]);
+    assert_eq!(status.number("/dead_letters/capacity_bytes"), 1 << 20);
+    assert_eq!(daemon.metric("dead_letters_capacity_bytes", &[]), 1 << 20);
+    let status = daemon.wait_until("nothing waits", LIMIT, |status| status.count("held") == 0);
+    assert_eq!((status.count("dead_lettered"), setup.dead_letters().len()), (20, 20));
+    wait_until("ready again", LIMIT, || daemon.get("/readyz").status == 200);
+    // A smaller one drops nothing: what is refused waits again.
+    setup.file();
+    assert_good(&daemon.reload(), &["dead_letters.max_bytes"], &[]);
+    send("cuid-20");
+    wait_until("the store is full again", LIMIT, is_full);
+    assert_eq!((daemon.status().count("held"), setup.dead_letters().len()), (1, 20));
+    setup.clone().text("dead_letters.max_bytes", "1MiB").file();
+    assert_good(&daemon.reload(), &["dead_letters.max_bytes"], &[]);
+    daemon.wait_until("it is written", LIMIT, |status| status.count("dead_lettered") == 21);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn another_limit_of_invalid_bodies_holds_for_the_next_one() {
+    let setup = Setup::on_files().strict().text("invalid.max_bytes", "8KiB");
+    let daemon = setup.start();
+    let mut count = 0;
+    let mut keep = |most: u64| {
+        for _ in 0..40 {
+            assert_eq!(request_once(&daemon, format!(r#"{{"event":"{count:04}"}}"#).as_bytes(), &[]).status, 422);
+            count += 1;
+            let status = daemon.wait_until("it is kept", LIMIT, |status| status.number("/invalid/kept") == count);
+            assert!(status.number("/invalid/bytes") <= most, "{}", status.0["invalid"]);
+        }
+        daemon.status().number("/invalid/dropped")
+    };
+    let reload = |limit: &str| {
+        setup.clone().text("invalid.max_bytes", limit).file();
+        assert_good(&daemon.reload(), &["invalid.max_bytes"], &[]);
+        daemon.status().number("/invalid/capacity_bytes")
+    };
+    let dropped = keep(8 << 10);
+    assert!(dropped > 0, "it was full");
+    assert_eq!(reload("64KiB"), 64 << 10);
+    assert_eq!(keep(64 << 10), dropped);
+    assert_eq!(reload("8KiB"), 8 << 10);
+    assert!(keep(8 << 10) > dropped);
     assert_eq!(daemon.stop().code, Some(0));
 }
 
