@@ -459,6 +459,8 @@ impl Destinations {
             queue.unloaded_since = received.or(queue.unloaded_since);
         }
         self.unloaded -= usize::from(found.is_some());
+        // If it was lost, what is behind it may be sent.
+        self.quiet_until = None;
         if self.unloaded == 0 {
             self.unloaded_bytes = 0;
         }

@@ -272,3 +272,16 @@ proptest! {
         prop_assert_eq!(ring.span(), 0);
     }
 }
+
+#[test]
+fn what_is_behind_a_damaged_event_is_sent_at_once() {
+    let mut ring = Ring::default();
+    ring.adopt([(5, 100)].into_iter());
+    let message = message_to("a");
+    ring.rendered(5, &message.address, &message.key, SystemTime::UNIX_EPOCH);
+    let behind = ring.push(message, 0);
+    let now = Some(now());
+    assert!(ring.next(now).is_none(), "it waits for the one before it");
+    assert!(ring.destinations.take_unloaded(5, None).is_some(), "its record is damaged");
+    assert_eq!(ring.next(now).map(|(sequence, ..)| sequence), Some(behind));
+}
