@@ -145,7 +145,7 @@ fn reports_departures_by_kind_and_event_and_never_a_value() {
         "text": texts[2] });
     assert_eq!((&listed[2], &listed[0]["event"]), (&entry, &Value::Null));
     let log = bridge.stop().log;
-    let lines = log.lines().filter(|line| line.contains("departs from the documented one"));
+    let lines = log.lines().filter(|line| line.contains("deviates from the documented one"));
     assert_eq!(lines.count(), 3, "one line of each kind: {log}");
     assert!(!log.contains("secret-cuid") && !status.to_string().contains("secret-cuid"));
 }
