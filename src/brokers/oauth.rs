@@ -22,7 +22,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::brokers::tls::certificates;
 use crate::brokers::{ConnectError, ErrorKind};
-use crate::settings::{Secret, Section};
+use crate::settings::{ENCODE, Secret, Section, is_ambiguous};
 
 /// The time limit for an answer of the token endpoint.
 const ANSWER: Duration = Duration::from_secs(5);
@@ -129,9 +129,11 @@ impl OAuthSettings {
 
 fn endpoint(text: &str) -> Result<Uri, &'static str> {
     const FORM: &str = "write it as https://login.example.com/oauth2/token, without a user or a fragment";
+    if is_ambiguous(text) {
+        return Err(ENCODE);
+    }
     let uri: Uri = text.parse().map_err(|_| FORM)?;
-    let is_plain =
-        uri.authority().is_some_and(|authority| !authority.as_str().contains('@')) && !text.contains('#');
+    let is_plain = uri.authority().is_some_and(|authority| !authority.as_str().contains('@'));
     let is_http = matches!(uri.scheme_str(), Some("https" | "http"));
     (is_plain && is_http).then_some(uri).ok_or(FORM)
 }

@@ -76,10 +76,23 @@ fn oddity(end: char) -> Option<&'static str> {
     }
 }
 
+/// The advice about a URI that [`is_ambiguous`].
+pub(crate) const ENCODE: &str = "the password, or what comes after the host, has a character that must be percent-encoded \
+                                 there: / as %2F, ? as %3F, # as %23, @ as %40";
+
+/// Whether a part of the password may be in what a URI has after its host: there is an `@`, or a fragment, which no URI
+/// of the settings has.
+#[must_use]
+pub(crate) fn is_ambiguous(uri: &str) -> bool {
+    let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);
+    rest.contains('#') || rest.split_once(['/', '?']).is_some_and(|(_, after)| after.contains('@'))
+}
+
 /// A URL without user, password and query, for logs, errors and `/status`; other text is not shown at all.
 #[must_use]
 pub(crate) fn redact(text: &str) -> String {
     match url::Url::parse(text) {
+        _ if is_ambiguous(text) => "[not shown]".to_owned(),
         Ok(url) if url.has_host() => {
             let host = url.host_str().unwrap_or_default();
             let port = url.port().map(|port| format!(":{port}")).unwrap_or_default();
@@ -131,7 +144,16 @@ mod tests {
 
     #[test]
     fn redacts_user_password_and_query_of_a_url() {
-        assert_eq!(redact("amqp://guest:pw@host:5672/%2f?auth=x#y"), "amqp://host:5672/%2f");
+        assert_eq!(redact("amqp://guest:p@w%2F@host:5672/%2f?auth=x"), "amqp://host:5672/%2f");
         assert_eq!(redact("user:pw@host"), "[not a URL]");
+        for text in [
+            "amqp://u:12/se@host/",
+            "amqp://u:p@ss/w#rd@host/",
+            "amqp://12?se@host",
+            "amqp:///12@host",
+            "nats://u#p",
+        ] {
+            assert_eq!(redact(text), "[not shown]", "{text}");
+        }
     }
 }

@@ -489,10 +489,19 @@ fn shows_no_secret_that_stands_in_the_wrong_place() {
         "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = [\"amqp://user:hunter2hunter2@host:x\"]",
         "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = \"amqp://user:hunter2hunter2@host\"",
         "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = [\"amqp://user:hunter2hunter2@a/v\", \"amqp://b/w\"]",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuri = \"amqp://user:12/hunter2@host/\"",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuri = \"amqp://user:p@hunter2/w#rd@host/\"",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = [\"amqp://hunter2:12/x@host/\"]",
+        "[sources.a]\nunsigned = true\n[broker.rabbitmq]\nuris = [\"amqp://a/\", \"amqp://hunter2#x@host/\"]",
         "[sources.a]\nunsigned = true\n[broker.rabbitmq]\npassword = [\"hunter2hunter2\"]",
         "[sources.a]\nunsigned = true\n[broker.nats]\nservers = [\"nats://user:hunter2hunter2@host:x\"]",
         "[sources.a]\nunsigned = true\n[broker.nats]\nservers = \"nats://user:hunter2hunter2@host:4222\"",
+        "[sources.a]\nunsigned = true\n[broker.nats]\nservers = [\"nats://user:12/hunter2@host\"]",
+        "[sources.a]\nunsigned = true\n[broker.nats]\nservers = [\"nats://user:p@hunter2?x@host\"]",
         "[sources.a]\nunsigned = true\n[broker.nats]\ntoken = [\"hunter2hunter2\"]",
+        "[sources.a]\nunsigned = true\n[broker.kafka]\nbootstrap_servers = \"user:hunter2@host:9092\"",
+        "[sources.a]\nunsigned = true\n[broker.kafka]\nbootstrap_servers = \"kafka://user:hunter2,x@host:9092\"",
+        "[sources.a]\nunsigned = true\n[broker.kafka]\noauth_token_endpoint = \"https://user:12/hunter2@host/\"\noauth_client_id = \"a\"\noauth_client_secret = \"b\"",
         "[sources.a]\nunsigned = true\n[broker.kafka]\npassword = { a = \"hunter2hunter2\" }",
         "[sources.a]\nunsigned = true\n[broker.kafka]\nproperties = \"hunter2hunter2\"",
         "[sources.a]\nunsigned = true\n[broker.kafka.properties]\n\"sasl.password\" = \"hunter2hunter2\"",
@@ -510,6 +519,31 @@ fn shows_no_secret_that_stands_in_the_wrong_place() {
             );
         }
     }
+}
+
+/// A `/`, `?` or `#` that is not encoded ends what is taken for user and password before the password ends.
+#[test]
+fn takes_no_uri_whose_password_may_go_on_after_the_host() {
+    let advice = "the password, or what comes after the host, has a character that must be percent-encoded there: / as \
+                  %2F, ? as %3F, # as %23, @ as %40";
+    let read = |broker: &str| Settings::new(&format!("{SOURCE}[broker.{broker}"));
+    for password in ["12/se", "p@ss/w#rd", "a?b", "a#b", "a/b", "12@b/c"] {
+        read(&format!("rabbitmq]\nuri = \"amqp://u:{password}@h/\""))
+            .refused(&[&format!("`broker.rabbitmq.uri` in bridge.toml: {advice}")]);
+        read(&format!("rabbitmq]\nuris = [\"amqps://a/\", \"amqps://u:{password}@h/\"]"))
+            .refused(&[&format!("`broker.rabbitmq.uris` in bridge.toml: [not shown]: {advice}")]);
+        read(&format!("nats]\nservers = [\"nats://u:{password}@h\"]"))
+            .refused(&[&format!("`broker.nats.servers` in bridge.toml: [not shown]: {advice}")]);
+        let oauth = "oauth_client_id = \"a\"\noauth_client_secret = \"b\"\nsecurity_protocol = \"sasl_ssl\"\n\
+                     sasl_mechanism = \"OAUTHBEARER\"";
+        read(&format!("kafka]\noauth_token_endpoint = \"https://u:{password}@h/\"\n{oauth}"))
+            .refused(&[&format!("`broker.kafka.oauth_token_endpoint` in bridge.toml: {advice}")]);
+    }
+    let file = read("rabbitmq]\nuri_file = \"uri\"");
+    file.file("uri", "amqp://u:12/se@h/", 0o600);
+    file.refused(&[&format!("`broker.rabbitmq.uri_file` in bridge.toml: {advice}")]);
+    let encoded = "amqp://u:p%40ss%2Fw%23rd%3F@h/%2f";
+    read(&format!("rabbitmq]\nuri = \"{encoded}\"")).accepted::<&str>(&[], DEFAULT_SOURCE);
 }
 
 #[test]

@@ -240,13 +240,14 @@ fn legal_servers(servers: &str) -> Result<(), String> {
     if servers.trim().is_empty() {
         return Err("empty; name at least one broker as host:port".to_owned());
     }
+    // Before anything of it is shown.
+    if servers.contains("://") || servers.contains('@') {
+        return Err("expected host:port without a scheme or a user".to_owned());
+    }
     for server in servers.split(',').map(str::trim) {
         let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty()).map(|(_, port)| port);
         if !port.is_some_and(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
             return Err(format!("{server:?} is not host:port; several are written \"a:9092,b:9092\""));
-        }
-        if server.contains("://") || server.contains('@') {
-            return Err("expected host:port without a scheme or a user".to_owned());
         }
     }
     Ok(())

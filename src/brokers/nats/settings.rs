@@ -13,7 +13,7 @@ use super::subjects;
 use crate::brokers::template::{Template, TemplateKind};
 use crate::brokers::tls::TlsFiles;
 use crate::brokers::{Encoding, HeaderStyle, Headers, Route, Router, TemplateNames, Topology};
-use crate::settings::{Secret, Section, redact};
+use crate::settings::{ENCODE, Secret, Section, is_ambiguous, redact};
 
 /// The port where a URL names none.
 const DEFAULT_PORT: u16 = 4222;
@@ -149,11 +149,14 @@ fn servers(section: &mut Section<'_>) -> (Vec<Url>, Login) {
 /// One server's URL without user and password, and those.
 fn server(text: &str) -> Result<(Url, Login), &'static str> {
     const FORM: &str = "a server is written nats://HOST:PORT, or tls://HOST:PORT for TLS";
+    if is_ambiguous(text) {
+        return Err(ENCODE);
+    }
     let mut url = Url::parse(text).map_err(|_| FORM)?;
     if !matches!(url.scheme(), "nats" | "tls") || url.host_str().is_none_or(str::is_empty) {
         return Err(FORM);
     }
-    if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
+    if !matches!(url.path(), "" | "/") || url.query().is_some() {
         return Err("there is something after host and port; remove it");
     }
     let decode = |part: &str| percent_decode_str(part).decode_utf8().map(std::borrow::Cow::into_owned);

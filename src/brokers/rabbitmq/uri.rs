@@ -4,7 +4,7 @@ use lapin::uri::AMQPUri;
 use serde_json::json;
 use url::Url;
 
-use crate::settings::{Secret, Section, redact};
+use crate::settings::{ENCODE, Secret, Section, is_ambiguous, redact};
 
 const FORM: &str = "write it as amqp://user:password@host:5672/%2f";
 
@@ -59,6 +59,9 @@ pub(super) fn has_no_password(uri: &Secret) -> bool {
 
 /// Reads a URI; the text of an error shows nothing of it: user, password and query are secrets.
 pub(super) fn parse(text: &str) -> Result<AMQPUri, String> {
+    if is_ambiguous(text) {
+        return Err(ENCODE.to_owned());
+    }
     let url = Url::parse(text).map_err(|error| format!("not a URI ({error}); {FORM}"))?;
     if !matches!(url.scheme(), "amqp" | "amqps") {
         return Err(format!("must start with amqp:// or amqps://; {FORM}"));
