@@ -30,14 +30,14 @@ struct Verify {
     /// Print the result as JSON
     #[arg(long)]
     json: bool,
-    /// The journal's directory [default: journal/ in `state_directory`]
+    /// The journal's directory, or the state directory that it is in [default: journal/ in `state_directory`]
     directory: Option<PathBuf>,
 }
 
 pub(super) fn run(flags: &Flags, options: &JournalOptions) -> CommandResult {
     let JournalAction::Verify(options) = &options.action;
     let directory = match &options.directory {
-        Some(directory) => directory.clone(),
+        Some(directory) => journal_of(directory),
         None => cli::state_directory(flags)?.join("journal"),
     };
     let fail = |text: String| {
@@ -65,6 +65,10 @@ pub(super) fn run(flags: &Flags, options: &JournalOptions) -> CommandResult {
         return Err(fail(text));
     }
     let report = verify(&directory).map_err(|error| fail(format!("failed to open the journal: {error}")))?;
+    if report.is_none() && options.directory.is_some() {
+        let text = "it has no file of one; name the directory `journal` in the state directory";
+        return Err(fail(format!("there is no journal in {}: {text}", directory.display())));
+    }
     if options.json {
         let mut object = report.to_json();
         object["directory"] = directory.display().to_string().into();
@@ -73,6 +77,12 @@ pub(super) fn run(flags: &Flags, options: &JournalOptions) -> CommandResult {
         show(&directory, &report);
     }
     Ok(exit(report.damaged() == 0))
+}
+
+/// The journal of a directory: a state directory has it in another one.
+fn journal_of(directory: &Path) -> PathBuf {
+    let below = directory.join("journal");
+    if below.is_dir() { below } else { directory.to_owned() }
 }
 
 fn show(directory: &Path, report: &Report) {

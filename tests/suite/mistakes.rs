@@ -405,6 +405,30 @@ fn reads_letters_and_journal_without_sound_settings() {
 }
 
 #[test]
+fn verifies_the_journal_of_a_state_directory_and_no_other_directory() {
+    let setup = Setup::on_missing_files().text("ack", "journaled").text("publish.timeout", "60s");
+    let daemon = setup.start();
+    assert_eq!(request_once(&daemon, &Payload::new("kept").body(), &[]).status, 200);
+    daemon.kill();
+    let state = setup.state().display().to_string();
+    let journal = setup.state().join("journal").display().to_string();
+    for directory in [&state, &journal] {
+        let ended = Program::new(["journal", "verify", directory]).run();
+        ended.assert_code(0);
+        assert!(ended.out.contains(&format!("{journal}: 1 unsettled and 0 settled records")), "{}", ended.out);
+    }
+    let empty = tempfile::tempdir().unwrap();
+    let place = empty.path().display();
+    let ended = Program::new(["journal", "verify", &place.to_string()]).run();
+    ended.assert_code(1);
+    assert!(ended.err.contains(&format!("there is no journal in {place}: ")), "{}", ended.err);
+    let ended = Program::new(["journal", "verify", "--json", &place.to_string()]).run();
+    ended.assert_code(1);
+    let json: Value = serde_json::from_str(&ended.out).unwrap();
+    assert_eq!(json["sound"], false, "{json}");
+}
+
+#[test]
 fn sends_to_http_without_certificates_of_authorities() {
     let bridge = Bridge::start(|setup| setup);
     let directory = tempfile::tempdir().unwrap();

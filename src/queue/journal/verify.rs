@@ -78,6 +78,11 @@ impl Report {
         self.segments.iter().map(of).sum()
     }
 
+    /// Whether there is no file of a journal.
+    pub(crate) fn is_none(&self) -> bool {
+        self.segments.is_empty() && self.spares == 0
+    }
+
     /// The number of sound records in segments in use.
     pub(crate) fn records(&self) -> u64 {
         self.sum(|segment| segment.records)
