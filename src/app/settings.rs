@@ -1,6 +1,7 @@
 //! All settings: each part's own table, and the rules that hold between the tables.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -59,9 +60,8 @@ impl Settings {
     pub(crate) fn contradiction(&self) -> Option<String> {
         let ingress = &self.ingress;
         let journal = self.state_directory.as_ref().and_then(|_| self.journal.problem(ingress.max_body));
-        if self.admin.listen.is_some_and(|address| address == ingress.listen && address.port() != 0) {
-            let text = "`ingress.listen` and `admin.listen` are the same address; the admin port needs its own";
-            return Some(text.to_owned());
+        if let Some(text) = self.admin.listen.and_then(|admin| collision(ingress.listen, admin)) {
+            return Some(text);
         }
         if self.buffer.bytes < ingress.max_body + crate::event::EVENT_OVERHEAD {
             let text = "`buffer.max_bytes` is below `ingress.max_body` + 512 B: the largest event would never fit";
@@ -106,6 +106,24 @@ impl Settings {
             [source] => Some(source.name.clone()),
             _ => None,
         }
+    }
+}
+
+/// The reason why not both addresses can be listened on.
+fn collision(ingress: SocketAddr, admin: SocketAddr) -> Option<String> {
+    // `[::]` takes IPv4 as well.
+    let takes = |one: IpAddr, other: IpAddr| one.is_unspecified() && (one.is_ipv6() || other.is_ipv4());
+    if ingress.port() != admin.port() || ingress.port() == 0 {
+        None
+    } else if ingress == admin {
+        Some("`ingress.listen` and `admin.listen` are the same address; the admin port needs its own".to_owned())
+    } else if takes(ingress.ip(), admin.ip()) || takes(admin.ip(), ingress.ip()) {
+        Some(format!(
+            "`ingress.listen` ({ingress}) and `admin.listen` ({admin}) collide: one is every address of the machine; the \
+             admin port needs another port"
+        ))
+    } else {
+        None
     }
 }
 

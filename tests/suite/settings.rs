@@ -617,6 +617,28 @@ fn prints_the_settings_in_force_with_the_origin_of_each_and_no_secret() {
 fn refuses_addresses_and_routes_that_cannot_work() {
     Settings::good("[ingress]\nlisten = \"127.0.0.1:8081\"")
         .refused(&["`ingress.listen` and `admin.listen` are the same address; the admin port needs its own"]);
+    for (ingress, admin) in [
+        ("0.0.0.0:8080", "127.0.0.1:8080"),
+        ("127.0.0.1:8080", "0.0.0.0:8080"),
+        ("[::]:8080", "127.0.0.1:8080"),
+        ("[::1]:8080", "[::]:8080"),
+        ("[::]:8080", "0.0.0.0:8080"),
+    ] {
+        Settings::good(&format!("[ingress]\nlisten = \"{ingress}\"\n[admin]\nlisten = \"{admin}\"")).refused(&[&format!(
+            "`ingress.listen` ({ingress}) and `admin.listen` ({admin}) collide: one is every address of the machine; \
+             the admin port needs another port"
+        )]);
+    }
+    for (ingress, admin) in [
+        ("0.0.0.0:8080", "[::1]:8080"),
+        ("127.0.0.1:8080", "127.0.0.2:8080"),
+        ("0.0.0.0:8080", "127.0.0.1:8081"),
+        ("0.0.0.0:0", "127.0.0.1:0"),
+    ] {
+        Settings::good(&format!("[ingress]\nlisten = \"{ingress}\"\n[admin]\nlisten = \"{admin}\""))
+            .check()
+            .assert_code(0);
+    }
     Settings::good("[[broker.file.routes]]\nevent = \"\"\nname = \"x\"").refused(&[
         "`broker.file.routes[0].event` in bridge.toml: missing or empty; a route names the event it takes",
     ]);
