@@ -271,10 +271,8 @@ fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
         top.general(format_args!("no broker; add one:\n\n  {BROKER_LINES}\n"));
     }
     if names.len() > 1 {
-        top.general(format_args!(
-            "several brokers ({}); keep one: add it as\n\n  {BROKER_LINES}\n",
-            names.iter().map(|name| format!("[broker.{name}]")).collect::<Vec<_>>().join(", ")
-        ));
+        let given = names.iter().map(|name| section.given_at(name)).collect::<Vec<_>>().join(", ");
+        top.general(format_args!("several brokers: {given}; keep one, and remove the others"));
     }
     let mut broker = None;
     for name in names {

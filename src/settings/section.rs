@@ -47,6 +47,21 @@ impl<'a> Section<'a> {
         }
     }
 
+    /// The place where a table is given: its name in the file, or the first variable with a value for it.
+    pub(crate) fn given_at(&self, key: &str) -> String {
+        let below = match self.table.get(key) {
+            Some(Value::Dict(_, table)) => leaves(table),
+            _ => Vec::new(),
+        };
+        match below.into_iter().find(|(_, value)| !self.reading.is_default(value.tag())) {
+            Some((path, value)) if self.reading.is_from_environment(value.tag()) => {
+                self.place(&format!("{key}.{path}"), value.tag())
+            }
+            Some((_, value)) => self.place(key, value.tag()),
+            None => self.place(key, Tag::Default),
+        }
+    }
+
     /// The place of an unknown key; a variable for a whole unknown table is nested one or more levels deeper.
     fn place_of_unknown(&self, key: &str) -> String {
         let (mut path, mut value) = (key.to_owned(), self.table.get(key));

@@ -151,9 +151,13 @@ fn wants_exactly_one_broker() {
     Settings::new(&format!("{SOURCE}[broker.pulsar]\n"))
         .refused(&["`broker.pulsar` in bridge.toml: no such broker; there are kafka, rabbitmq, nats, file"]);
     let two = format!("{SOURCE}{BROKER}[broker.kafka]\n");
-    let lines = NO_BROKER.split_once("\n\n").unwrap().1;
-    Settings::new(&two)
-        .refused(&[&format!("several brokers ([broker.file], [broker.kafka]); keep one: add it as\n\n{lines}")]);
+    Settings::new(&two).refused(&[
+        "several brokers: `broker.file` in bridge.toml, `broker.kafka`; keep one, and remove the others",
+    ]);
+    Settings::good("").set("BROKER__KAFKA__TOPIC", "x").refused(&[
+        "several brokers: `broker.file` in bridge.toml, environment variable PLEXTRAC_BRIDGE__BROKER__KAFKA__TOPIC; keep \
+         one, and remove the others",
+    ]);
 }
 
 #[test]
