@@ -1,6 +1,7 @@
 //! The interface to systemd: states and watchdog, see `sd_notify(3)`; sockets that were opened before the start, see
 //! `sd_listen_fds(3)`. Without systemd it does nothing.
 
+use std::io;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -65,17 +66,19 @@ pub(crate) struct PassedError(String);
 /// # Errors
 /// Something other than listening TCP sockets was passed, or their purpose is ambiguous.
 pub(crate) fn sockets() -> Result<Passed, PassedError> {
-    let announced = sd_notify::listen_fds_with_names().map_err(|error| {
+    let mismatch = |error: io::Error| {
         PassedError(format!(
             "LISTEN_FDS, LISTEN_FDNAMES and the received descriptors do not match: {error}; let a .socket unit \
              of systemd start the bridge, or unset these variables"
         ))
-    })?;
-    let names: Vec<String> = announced.map(|(_, name)| name).collect();
+    };
     let mut passed = Passed::default();
-    if names.is_empty() {
+    // Names without sockets, and those of another process, mean nothing.
+    if sd_notify::listen_fds().map_err(mismatch)?.len() == 0 {
         return Ok(passed);
     }
+    let announced = sd_notify::listen_fds_with_names().map_err(mismatch)?;
+    let names: Vec<String> = announced.map(|(_, name)| name).collect();
     let mut sockets = ListenFd::from_env();
     for (at, name) in names.iter().enumerate() {
         let place = match name.as_str() {

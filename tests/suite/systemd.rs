@@ -218,9 +218,16 @@ fn says_what_is_wrong_with_what_is_passed() {
 
 #[test]
 fn takes_no_sockets_that_are_for_another_process() {
-    let setup = Setup::on_files().variable("LISTEN_FDS", "1").variable("LISTEN_PID", "1");
-    let daemon = setup.start();
-    assert_eq!(request_once(&daemon, &Payload::new("its own").body(), &[]).status, 200);
+    let foreign: [&[(&str, &str)]; 3] = [
+        &[("LISTEN_FDS", "1"), ("LISTEN_PID", "1")],
+        &[("LISTEN_FDS", "1"), ("LISTEN_PID", "1"), ("LISTEN_FDNAMES", "ingress")],
+        &[("LISTEN_FDNAMES", "ingress")],
+    ];
+    for variables in foreign {
+        let setup = Setup::on_files();
+        let daemon = variables.iter().fold(setup, |setup, (name, value)| setup.variable(name, value)).start();
+        assert_eq!(request_once(&daemon, &Payload::new("its own").body(), &[]).status, 200, "{variables:?}");
+    }
 }
 
 #[test]
