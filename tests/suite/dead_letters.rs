@@ -151,6 +151,29 @@ fn lists_and_shows_letters_and_drops_them_with_a_daemon_and_without() {
 }
 
 #[test]
+fn refuses_a_choice_that_no_letter_can_be() {
+    let setup = Setup::on_files();
+    let state = setup.state().display().to_string();
+    for (arguments, text) in [
+        (&["--reason", "invalid"][..], "dead letters never have the reason `invalid`; add --invalid"),
+        (&["--reason", "other", "--reason", "probe"], "dead letters never have the reason `probe`; add --invalid"),
+        (
+            &["--invalid", "--reason", "too_large"],
+            "bodies that were not published never have the reason `too_large`; leave --invalid out",
+        ),
+        (&["--id", ""], "--id is empty: every letter has one"),
+        (&["--older-than", "2h", "--newer-than", "1h"], "nothing is older than 2h and newer than 1h"),
+    ] {
+        for command in ["list", "replay", "drop"] {
+            let program = Program::new(["dead-letters", command].iter().chain(arguments));
+            let ended = program.variable("STATE_DIRECTORY", &state).run();
+            ended.assert_code(2);
+            assert!(ended.err.contains(text), "{command} {arguments:?}: {}", ended.err);
+        }
+    }
+}
+
+#[test]
 fn replays_through_a_running_daemon_with_the_same_id_and_body() {
     let (pair, ids) = Pair::with_letters(300);
     let pair = pair.mended();

@@ -73,12 +73,12 @@ pub(in crate::cli) struct Drop {
 
 pub(super) fn replay(flags: &Flags, options: &Replay) -> CommandResult {
     let Replay { which, chosen, lenient, as_is, attended } = options;
-    let (lenient, as_is, filter) = (*lenient, *as_is, chosen.filter());
+    let (lenient, as_is, filter) = (*lenient, *as_is, chosen.filter(which)?);
     change(flags, &Request { action: Action::Replay, as_is, filter, lenient, store: which.kind() }, attended)
 }
 
 pub(super) fn drop(flags: &Flags, options: &Drop) -> CommandResult {
-    let filter = options.chosen.filter();
+    let filter = options.chosen.filter(&options.which)?;
     if filter.is_empty() != options.all {
         let text = if options.all { "--all and a filter are both given" } else { "give a filter or --all" };
         complain(format_args!("{text}; see plextrac-bridge dead-letters drop --help"));

@@ -70,11 +70,12 @@ fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -
 }
 
 pub(super) fn list(flags: &Flags, options: &List) -> CommandResult {
+    let filter = options.chosen.filter(&options.which)?;
     let state = cli::state_directory(flags)?;
     let directory = state.join(options.which.kind().directory());
     let width = width();
     let (mut count, mut bytes) = (0u64, 0u64);
-    let is_whole = each(&directory, &options.chosen.filter(), |letter, line| {
+    let is_whole = each(&directory, &filter, |letter, line| {
         if options.json {
             say(without_body(line));
         } else {

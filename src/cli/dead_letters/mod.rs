@@ -5,13 +5,15 @@ mod daemon;
 mod list;
 mod progress;
 
+use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
 use crate::dead_letters::{Filter, StoreKind};
 use crate::settings::Flags;
+use crate::status::KeptReason;
 use clap::{Args, Subcommand};
 
-use crate::cli::{CommandResult, examples};
+use crate::cli::{CommandResult, complain, examples};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -64,11 +66,37 @@ struct Chosen {
 }
 
 impl Chosen {
-    fn filter(&self) -> Filter {
+    /// The choice among the letters of this store.
+    ///
+    /// # Errors
+    /// None can match it.
+    fn filter(&self, which: &Which) -> Result<Filter, ExitCode> {
+        if let Some(why) = self.matches_nothing(which) {
+            complain(why);
+            return Err(ExitCode::from(2));
+        }
         let Self { reason, event, id, older_than, newer_than } = self;
         let filter =
             Filter { reasons: reason.clone(), events: event.clone(), ids: id.clone(), ..Filter::default() };
-        filter.aged(*older_than, *newer_than, SystemTime::now())
+        Ok(filter.aged(*older_than, *newer_than, SystemTime::now()))
+    }
+
+    fn matches_nothing(&self, which: &Which) -> Option<String> {
+        let is_kept = |reason: &str| KeptReason::ALL.iter().any(|kept| kept.name() == reason);
+        if let Some(reason) = self.reason.iter().find(|reason| is_kept(reason) != which.invalid) {
+            let (what, advice) = if which.invalid {
+                ("bodies that were not published", "leave --invalid out")
+            } else {
+                ("dead letters", "add --invalid")
+            };
+            return Some(format!("{what} never have the reason `{reason}`; {advice}"));
+        }
+        if self.id.iter().any(String::is_empty) {
+            return Some("--id is empty: every letter has one".to_owned());
+        }
+        let (older, newer) = (self.older_than?, self.newer_than?);
+        let [shown_older, shown_newer] = [older, newer].map(humantime::format_duration);
+        (older >= newer).then(|| format!("nothing is older than {shown_older} and newer than {shown_newer}"))
     }
 }
 
