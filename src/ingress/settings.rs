@@ -188,14 +188,19 @@ pub(crate) fn read_source(name: &str, section: &mut Section<'_>) -> Source {
         section.warn_if_short("secret", &secret);
         secrets.push(NamedSecret { id: "default".into(), secret });
     }
+    let single = if section.is_blank("secret_file") { "secret" } else { "secret_file" };
     let several = read_secrets(section);
     if !several.is_empty() && !secrets.is_empty() {
-        section.problem("secrets", "`secret` and `secrets` are both given; put all into `secrets`");
+        section.contradiction("secrets", single, "put all into `secrets`, and remove the other");
     }
+    let given_by = if several.is_empty() { single } else { "secrets" };
     secrets.extend(several);
     let unsigned = section.flag("unsigned");
     if unsigned && !secrets.is_empty() {
-        section.problem("unsigned", "a source with a secret cannot be unsigned; remove one of the two");
+        let place = section.given_at(given_by);
+        let text =
+            format!("a source with a secret cannot be unsigned, and {place} gives one; remove one of the two");
+        section.problem("unsigned", text);
     } else if unsigned {
         section.warning("unsigned", format_args!("anyone who reaches {path} can publish events"));
     } else if ["secret", "secret_file", "secrets"].iter().all(|key| section.is_blank(key)) {

@@ -86,8 +86,7 @@ impl Section<'_> {
             // A file overrides a default; only two values that the user wrote contradict each other.
             Some(path) if text.is_empty() || self.is_default(key) => self.secret_file(file_key, &path),
             Some(_) => {
-                let [key, file] = [key, file_key].map(|key| self.dotted(key));
-                self.problem(file_key, format_args!("`{key}` and `{file}` are both given; keep one"));
+                self.contradiction(file_key, key, "keep one");
                 None
             }
         }

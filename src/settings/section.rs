@@ -47,11 +47,18 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The place where a table is given: its name in the file, or the first variable with a value for it.
+    /// Adds a problem with a key that cannot be given beside another one: says where that is given.
+    pub(crate) fn contradiction(&mut self, key: &str, other: &str, advice: &str) {
+        let other = self.given_at(other);
+        self.problem(key, format_args!("{other} is given, too; {advice}"));
+    }
+
+    /// The place where a value or a table is given: its name in the file, or the (first) variable that
+    /// gives it.
     pub(crate) fn given_at(&self, key: &str) -> String {
         let below = match self.table.get(key) {
             Some(Value::Dict(_, table)) => leaves(table),
-            _ => Vec::new(),
+            value => return self.place(key, value.map_or(Tag::Default, Value::tag)),
         };
         match below.into_iter().find(|(_, value)| !self.reading.is_default(value.tag())) {
             Some((path, value)) if self.reading.is_from_environment(value.tag()) => {

@@ -427,13 +427,14 @@ fn takes_a_secret_only_once() {
     let source = |lines: &str| Settings::new(&format!("[sources.plextrac]\n{lines}\n{BROKER}"));
     let both = source(&format!("secret = \"{SECRET}\"\nsecret_file = \"secret\""));
     both.file("secret", SECRET, 0o600);
-    both.refused(&["`sources.plextrac.secret_file` in bridge.toml: `sources.plextrac.secret` and `sources.plextrac.secret_file` are both given; keep one"]);
+    both.refused(&["`sources.plextrac.secret_file` in bridge.toml: `sources.plextrac.secret` in bridge.toml is given, too; keep one"]);
     source(&format!("secret = \"{SECRET}\"\nsecrets = [{{ id = \"a\", value = \"{SECRET}\" }}]")).refused(&[
-        "`sources.plextrac.secrets` in bridge.toml: `secret` and `secrets` are both given; put all into `secrets`",
+        "`sources.plextrac.secrets` in bridge.toml: `sources.plextrac.secret` in bridge.toml is given, too; put \
+         all into `secrets`, and remove the other",
     ]);
-    source(&format!("secret = \"{SECRET}\"\nunsigned = true")).refused(&[
-        "`sources.plextrac.unsigned` in bridge.toml: a source with a secret cannot be unsigned; remove one of the two",
-    ]);
+    source(&format!("secret = \"{SECRET}\"\nunsigned = true"))
+        .refused(&["`sources.plextrac.unsigned` in bridge.toml: a source with a secret cannot be unsigned, and \
+         `sources.plextrac.secret` in bridge.toml gives one; remove one of the two"]);
     source("unsigned = true").accepted(
         &["`sources.plextrac.unsigned` in bridge.toml: anyone who reaches /webhooks/plextrac can publish events"],
         "plextrac: /webhooks/plextrac (unsigned)",
@@ -442,6 +443,42 @@ fn takes_a_secret_only_once() {
         &["`sources.plextrac.secret` in bridge.toml: the secret is shorter than 16 bytes"],
         DEFAULT_SOURCE,
     );
+}
+
+#[test]
+fn names_the_variable_that_gives_a_secret_beside_that_of_the_file() {
+    let source = |lines: &str| {
+        let settings = Settings::new(&format!("[sources.plextrac]\n{lines}\n{BROKER}"));
+        settings.file("secret", SECRET, 0o600);
+        settings
+    };
+    let secrets = format!("secrets = [{{ id = \"a\", value = \"{SECRET}\" }}]");
+    for (lines, key, name, value, text) in [
+        (&*secrets, "secrets", "SECRET", SECRET, "is given, too; put all into `secrets`, and remove the other"),
+        (
+            &secrets,
+            "secrets",
+            "SECRET_FILE",
+            "secret",
+            "is given, too; put all into `secrets`, and remove the other",
+        ),
+        ("secret_file = \"secret\"", "secret_file", "SECRET", SECRET, "is given, too; keep one"),
+        ("unsigned = true", "unsigned", "SECRET", SECRET, "gives one; remove one of the two"),
+        ("unsigned = true", "unsigned", "SECRET_FILE", "secret", "gives one; remove one of the two"),
+    ] {
+        let begin = if key == "unsigned" { "a source with a secret cannot be unsigned, and " } else { "" };
+        source(lines).set(&format!("SOURCES__PLEXTRAC__{name}"), value).refused(&[&format!(
+            "`sources.plextrac.{key}` in bridge.toml: {begin}environment variable \
+             PLEXTRAC_BRIDGE__SOURCES__PLEXTRAC__{name} {text}"
+        )]);
+    }
+    let other = source(&format!("secret = \"{SECRET}\"")).set("SOURCES__PLEXTRAC__SECRET_FILE", "secret");
+    other.refused(&[
+        "environment variable PLEXTRAC_BRIDGE__SOURCES__PLEXTRAC__SECRET_FILE: `sources.plextrac.secret` in \
+                     bridge.toml is given, too; keep one",
+    ]);
+    // An empty variable is none.
+    source(&secrets).set("SOURCES__PLEXTRAC__SECRET", "").check().assert_code(0);
 }
 
 #[test]

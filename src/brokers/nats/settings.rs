@@ -179,7 +179,7 @@ fn api(section: &mut Section<'_>) -> String {
     let domain = section.text("domain");
     let prefix = section.text("api_prefix");
     if !domain.is_empty() && !prefix.is_empty() {
-        section.problem("api_prefix", "`domain` and `api_prefix` are both given; keep one");
+        section.contradiction("api_prefix", "domain", "keep one");
     }
     if domain.contains('.') {
         section.problem("domain", format_args!("{domain:?} has a dot; a domain is one token"));
@@ -381,7 +381,7 @@ mod tests {
         assert!(problems.errors.is_empty() && settings.tls_first, "{problems:?}");
         assert_eq!((settings.api.as_str(), settings.inbox_prefix.as_str()), ("$JS.hub.API", "_INBOX_bridge"));
         assert_eq!(read("api_prefix = \"JS.hub\"").0.api, "JS.hub");
-        let both = "`api_prefix`: `domain` and `api_prefix` are both given; keep one";
+        let both = "`api_prefix`: `domain` is given, too; keep one";
         assert_eq!(errors("domain = \"hub\"\napi_prefix = \"JS.hub\""), [both]);
         assert_eq!(errors("domain = \"a.b\""), ["`domain`: \"a.b\" has a dot; a domain is one token"]);
         let dots = "`api_prefix`: the subject \"JS.hub.\" has an empty token; check its dots";

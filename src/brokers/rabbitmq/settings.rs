@@ -182,7 +182,7 @@ mod tests {
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(settings.location(), "amqp://elsewhere/%2f");
         let (_, errors) = read(&format!("uri = \"amqp://h/%2f\"\nuri_file = {path:?}"));
-        assert_eq!(errors[0], "`uri_file`: `uri` and `uri_file` are both given; keep one");
+        assert_eq!(errors[0], "`uri_file`: `uri` is given, too; keep one");
     }
 
     #[test]
@@ -225,9 +225,9 @@ mod tests {
 
     #[test]
     fn refuses_uris_that_contradict_each_other_or_the_one() {
-        let both = "`uris`: `uri` and `uris` are both given; keep one";
+        let both = "`uris`: `uri` is given, too; keep one";
         assert_eq!(read("uri = \"amqp://a/\"\nuris = [\"amqp://b/\"]").1, [both]);
-        let file = "`uris`: `uri_file` and `uris` are both given; keep one";
+        let file = "`uris`: `uri_file` is given, too; keep one";
         assert_eq!(read("uri_file = \"/x\"\nuris = [\"amqp://b/\"]").1, [file]);
         let vhosts = "`uris`: the URIs have different virtual hosts; a cluster is given as one of them";
         assert_eq!(read("uris = [\"amqp://a/v\", \"amqp://b/w\"]").1, [vhosts]);

@@ -29,7 +29,7 @@ pub(super) fn uris(section: &mut Section<'_>) -> (&'static str, Vec<Secret>) {
     }
     if file || !section.is_default("uri") {
         let other = if file { "uri_file" } else { "uri" };
-        section.problem("uris", format_args!("`{other}` and `uris` are both given; keep one"));
+        section.contradiction("uris", other, "keep one");
     }
     // Known, though only a default.
     section.text("uri");
