@@ -240,7 +240,7 @@ fn part<T>(top: &mut Section<'_>, key: &str, read: impl FnOnce(&mut Section<'_>)
 
 fn read_sources(top: &mut Section<'_>) -> Vec<Source> {
     let mut section = top.section("sources");
-    let names = section.keys();
+    let names = section.tables();
     top.describe("sources", json!({ "minProperties": 1 }));
     if names.is_empty() {
         top.general(format_args!("no source of webhooks; add:\n\n  {SOURCE_LINES}\n"));
@@ -265,7 +265,7 @@ fn read_sources(top: &mut Section<'_>) -> Vec<Source> {
 
 fn read_broker(top: &mut Section<'_>) -> Option<brokers::Settings> {
     let mut section = top.section("broker");
-    let names = section.keys();
+    let names = section.tables();
     top.describe("broker", json!({ "minProperties": 1, "maxProperties": 1 }));
     if names.is_empty() {
         top.general(format_args!("no broker; add one:\n\n  {BROKER_LINES}\n"));

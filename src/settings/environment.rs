@@ -71,17 +71,36 @@ fn meant(name: &str) -> Option<String> {
         return Some(upper);
     }
     let rest = rest.trim_start_matches('_');
-    let plain = rest.to_lowercase().replace("__", "_");
-    let defaults = defaults::table();
-    if let Some((key, _)) = defaults::leaves(&defaults).iter().find(|(key, _)| key.replace('.', "_") == plain) {
-        return Some(variable(key));
+    if let Some(same) = same_letters(&rest.to_lowercase().replace("__", ".")) {
+        return Some(same);
     }
     if let Some((top, below)) = rest.split_once("__") {
         let top = top.to_lowercase();
+        let defaults = defaults::table();
         let table = nearest(&top, defaults.keys().map(String::as_str))?;
         return Some(format!("{PREFIX}{}__{below}", table.to_uppercase()));
     }
     nearest(rest, ["CONFIG", "DEFAULTS"].into_iter()).map(|meant| format!("{PROGRAM}_{meant}"))
+}
+
+/// The name of a dotted key without the difference between one underscore and two.
+fn plain(dotted: &str) -> String {
+    dotted.replace('.', "_")
+}
+
+/// The variable of a known key that differs from this one only by dots and underscores.
+pub(super) fn same_letters(dotted: &str) -> Option<String> {
+    let wanted = plain(dotted);
+    let defaults = defaults::table();
+    let leaves = defaults::leaves(&defaults);
+    leaves.iter().find(|(key, _)| plain(key) == wanted).map(|(key, _)| variable(key))
+}
+
+/// The variable of the known key that is nearest to this one as a whole.
+pub(super) fn nearest_variable(dotted: &str) -> Option<String> {
+    let defaults = defaults::table();
+    let names: Vec<String> = defaults::leaves(&defaults).iter().map(|(key, _)| plain(key)).collect();
+    same_letters(nearest(&plain(dotted), names.iter().map(String::as_str))?)
 }
 
 /// The variable that sets a dotted key.

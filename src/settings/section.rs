@@ -1,5 +1,7 @@
 //! One table of the settings, read key by key: every wrong value and every unknown key becomes a problem, and all
 //! problems are reported at once. It knows layers and kinds of values, not the meaning of keys.
+//!
+//! Length: a method for each kind of value, and one for each kind of message.
 
 use std::collections::BTreeSet;
 use std::fmt::Display;
@@ -13,7 +15,7 @@ use serde_json::json;
 
 use crate::settings::defaults::leaves;
 use crate::settings::reading::Reading;
-use crate::settings::{Secret, nearest, units};
+use crate::settings::{Secret, environment, nearest, units};
 
 /// One table while it is being read.
 pub(crate) struct Section<'a> {
@@ -69,8 +71,9 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// The place of an unknown key; a variable for a whole unknown table is nested one or more levels deeper.
-    fn place_of_unknown(&self, key: &str) -> String {
+    /// The path of an unknown key that a variable gives: one for a whole unknown table is nested one or more levels
+    /// deeper.
+    fn unknown_of_variable(&self, key: &str) -> Option<(String, Tag)> {
         let (mut path, mut value) = (key.to_owned(), self.table.get(key));
         while let Some(Value::Dict(_, inner)) = value {
             let Some((name, below)) = inner.iter().next() else { break };
@@ -78,7 +81,7 @@ impl<'a> Section<'a> {
             value = Some(below);
         }
         let tag = value.map_or(Tag::Default, Value::tag);
-        self.place(if self.reading.is_from_environment(tag) { &path } else { key }, tag)
+        self.reading.is_from_environment(tag).then_some((path, tag))
     }
 
     /// Whether nothing but the defaults gives this key.
@@ -351,6 +354,26 @@ impl<'a> Section<'a> {
         self.table.keys().cloned().collect()
     }
 
+    /// The names of the tables in this one; reports the variables that name none, because they have one underscore in
+    /// place of two.
+    pub(crate) fn tables(&mut self) -> Vec<String> {
+        let mut names = self.keys();
+        names.retain(|name| {
+            let meant = match self.table.get(name) {
+                Some(Value::String(tag, _)) if self.reading.is_from_environment(*tag) => {
+                    environment::same_letters(&self.dotted(name))
+                }
+                _ => None,
+            };
+            if let Some(meant) = &meant {
+                self.known.insert(name.clone());
+                self.problem(name, format_args!("unknown key; did you mean {meant}?"));
+            }
+            meant.is_none()
+        });
+        names
+    }
+
     /// Whether file or environment (or the defaults) have this key.
     #[must_use]
     pub(crate) fn has(&self, key: &str) -> bool {
@@ -368,11 +391,21 @@ impl<'a> Section<'a> {
     /// Reports every key that was not read, with the nearest known name.
     pub(crate) fn finish(&mut self) {
         for key in self.table.keys().filter(|key| !self.known.contains(*key)) {
+            let variable = self.unknown_of_variable(key);
+            let whole =
+                || variable.as_ref().and_then(|(path, _)| environment::nearest_variable(&self.dotted(path)));
             let hint = match nearest(key, self.known.iter().map(String::as_str)) {
                 Some(near) => format!("; did you mean `{}`?", self.dotted(near)),
-                None => format!("; known here: {}", self.known.iter().cloned().collect::<Vec<_>>().join(", ")),
+                None => match whole() {
+                    Some(whole) => format!("; did you mean {whole}?"),
+                    None => format!("; known here: {}", self.known.iter().cloned().collect::<Vec<_>>().join(", ")),
+                },
             };
-            let text = format!("{}: unknown key{hint}", self.place_of_unknown(key));
+            let place = match &variable {
+                Some((path, tag)) => self.place(path, *tag),
+                None => self.place(key, self.table.get(key).map_or(Tag::Default, Value::tag)),
+            };
+            let text = format!("{place}: unknown key{hint}");
             self.reading.problems.borrow_mut().errors.push(text);
         }
     }

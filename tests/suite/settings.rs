@@ -291,6 +291,16 @@ fn names_the_variable_that_is_wrong() {
     for (name, value, error) in [
         ("INGRESS__LISEN", "x", "unknown key; did you mean `ingress.listen`?".to_owned()),
         ("INGRES__LISTEN", "x", "unknown key; did you mean `ingress`?".to_owned()),
+        ("INGRESS_LISTEN", "x", "unknown key; did you mean PLEXTRAC_BRIDGE__INGRESS__LISTEN?".to_owned()),
+        ("INGRES_LISTEN", "x", "unknown key; did you mean PLEXTRAC_BRIDGE__INGRESS__LISTEN?".to_owned()),
+        ("STATE__DIRECTORY", "x", "unknown key; did you mean PLEXTRAC_BRIDGE__STATE_DIRECTORY?".to_owned()),
+        ("BROKER_KAFKA__TOPIC", "x", "unknown key; did you mean PLEXTRAC_BRIDGE__BROKER__KAFKA__TOPIC?".to_owned()),
+        ("BROKER__KAFKA_TOPIC", "x", "unknown key; did you mean PLEXTRAC_BRIDGE__BROKER__KAFKA__TOPIC?".to_owned()),
+        (
+            "SOURCES__PLEXTRAC_SECRET",
+            SECRET,
+            "unknown key; did you mean PLEXTRAC_BRIDGE__SOURCES__PLEXTRAC__SECRET?".to_owned(),
+        ),
         ("INGRESS__LISTEN", "8080", format!("{ADDRESS}, found \"8080\"")),
         ("INGRESS__THREADS", "many", "expected a whole number, found \"many\"".to_owned()),
         ("ADMIN__PAGE", "maybe", "expected true or false, found \"maybe\"".to_owned()),
