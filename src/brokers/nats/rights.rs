@@ -6,18 +6,15 @@ use serde_json::Value;
 
 use super::connection::NatsConnection;
 use super::settings::{Settings, StreamPlan};
+use super::subjects::Wanted;
 use super::{stream, subjects};
 use crate::brokers::Finding;
-use crate::brokers::template::Template;
 
 /// The subject under which a server tells a login its permissions.
 const OWN_PERMISSIONS: &str = "$SYS.REQ.USER.INFO";
 
 /// No stream has a name with dots, so none takes a message that expects it.
 const NO_STREAM: &str = "no.stream";
-
-/// A subject, and the pattern that an operator would permit.
-type Wanted = (String, String);
 
 /// The findings about what these credentials may not publish to; `missing` are the streams that a start would create.
 pub(super) async fn lacking(
@@ -27,7 +24,7 @@ pub(super) async fn lacking(
 ) -> Vec<Finding> {
     let mut wanted: Vec<Wanted> = Vec::new();
     for template in settings.streams.iter().flat_map(|plan| &plan.templates) {
-        let new = wanted_by(template);
+        let new = subjects::wanted_by(template);
         if !wanted.contains(&new) {
             wanted.push(new);
         }
@@ -73,25 +70,9 @@ fn may_publish(answer: &[u8], pattern: &str) -> bool {
     is_allowed && !named("deny").unwrap_or_default().iter().any(|denied| subjects::overlap(denied, pattern))
 }
 
-/// A subject of the template, and the pattern of all of them.
-fn wanted_by(template: &Template) -> Wanted {
-    let [subject, other] = template.samples();
-    let tokens = subject.split('.').zip(other.split('.')).map(|(one, other)| if one == other { one } else { "*" });
-    let pattern = tokens.collect::<Vec<_>>().join(".");
-    (subject, pattern)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::brokers::template::TemplateKind;
-
-    #[test]
-    fn names_the_permission_as_a_pattern_of_whole_tokens() {
-        let wanted = |text: &str| wanted_by(&Template::parse(TemplateKind::Address, text).unwrap());
-        assert_eq!(wanted("a.{event}.b{source}"), ("a._.b_".to_owned(), "a.*.*".to_owned()));
-        assert_eq!(wanted("a.b"), ("a.b".to_owned(), "a.b".to_owned()));
-    }
 
     #[test]
     fn reads_what_a_server_permits() {

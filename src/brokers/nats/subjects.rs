@@ -117,6 +117,17 @@ pub(super) fn derived<'t>(templates: impl Iterator<Item = &'t Template>) -> Opti
     Some(subjects)
 }
 
+/// A subject of a template, and the pattern of all of them: what an operator would permit.
+pub(super) type Wanted = (String, String);
+
+/// A subject of the template, and the pattern of all of them.
+pub(super) fn wanted_by(template: &Template) -> Wanted {
+    let [subject, other] = template.samples();
+    let tokens = subject.split('.').zip(other.split('.')).map(|(one, other)| if one == other { one } else { "*" });
+    let pattern = tokens.collect::<Vec<_>>().join(".");
+    (subject, pattern)
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -183,6 +194,13 @@ mod tests {
         assert_eq!(derive(&["a.reports", "a.{event}", "a.b.{event}"]), list(&["a.>"]));
         assert_eq!(derive(&["{event}.a"]), None);
         assert_eq!(derive(&["a{event}"]), None);
+    }
+
+    #[test]
+    fn makes_a_pattern_of_whole_tokens() {
+        let wanted = |text: &str| wanted_by(&Template::parse(TemplateKind::Address, text).unwrap());
+        assert_eq!(wanted("a.{event}.b{source}"), ("a._.b_".to_owned(), "a.*.*".to_owned()));
+        assert_eq!(wanted("a.b"), ("a.b".to_owned(), "a.b".to_owned()));
     }
 
     proptest! {

@@ -4,6 +4,7 @@
 use super::connection::NatsConnection;
 use super::settings::{Settings, StreamPlan};
 use super::stream::{self, StreamLimits, StreamLook};
+use super::subjects;
 use crate::brokers::template::Template;
 use crate::brokers::{ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Terms, Topology};
 
@@ -53,7 +54,7 @@ pub(super) async fn survey(
         SurveyPurpose::Inspection => findings.extend(state(&look, settings, plan)),
     }
     let stream = look.stream();
-    findings.extend(stream.into_iter().flat_map(|stream| subjects_not_taken(stream, plan)));
+    findings.extend(stream.into_iter().flat_map(|stream| subjects_not_taken(stream, plan, settings.topology)));
     if stream.is_some() || is_main {
         findings.push(sizes(connection.max_payload(), stream, terms));
     }
@@ -186,22 +187,29 @@ fn missing_text(plan: &StreamPlan) -> String {
     format!("the stream {} does not exist; create it, or set topology = \"declare\"", plan.name)
 }
 
-/// The warnings about an existing stream: the subjects that it does not take.
-fn subjects_not_taken(stream: &StreamLimits, plan: &StreamPlan) -> Vec<Finding> {
+/// The findings about an existing stream: the subjects that it does not take. Where the topology is ignored, a mapping of
+/// the account may change a subject on its way.
+fn subjects_not_taken(stream: &StreamLimits, plan: &StreamPlan, topology: Topology) -> Vec<Finding> {
     let mut shown = Vec::new();
+    let mut findings = Vec::new();
+    let (stream_name, takes) = (&plan.name, stream.subjects.join(", "));
     for template in &plan.templates {
-        let [sample, _] = template.samples();
+        let (sample, pattern) = subjects::wanted_by(template);
         let name = shape(template);
-        if !stream.takes(&sample) && !shown.contains(&name) {
-            shown.push(name);
+        if stream.takes(&sample) || shown.contains(&name) {
+            continue;
         }
+        let is_never = !stream.subjects.iter().any(|subject| subjects::overlap(subject, &pattern));
+        findings.push(if is_never && topology != Topology::Ignore {
+            let text = "its events will be refused; change `subject` or the stream's subjects";
+            Finding::Missing(format!("the stream {stream_name} takes {takes}, nothing of {name}: {text}"))
+        } else {
+            let text = "events it does not take will be refused";
+            Finding::Warning(format!("the stream {stream_name} takes {takes}, not all of {name}; {text}"))
+        });
+        shown.push(name);
     }
-    let takes = stream.subjects.join(", ");
-    let text = |subject| {
-        let name = &plan.name;
-        format!("the stream {name} takes {takes}, not all of {subject}; events it does not take will be refused")
-    };
-    shown.iter().map(|subject| Finding::Warning(text(subject))).collect()
+    findings
 }
 
 /// A template for people: what comes after the first placeholder does not matter.
@@ -253,18 +261,24 @@ mod tests {
     }
 
     #[test]
-    fn warns_of_each_template_that_the_stream_does_not_take() {
+    fn tells_each_template_that_the_stream_does_not_take() {
         let toml =
             "subject = \"a.{event}\"\nstream_subjects = [\"a.>\"]\n[[routes]]\nevent = \"E\"\nsubject = \"b\"";
         let (settings, problems) = testing::read(&["broker", "nats"], toml, Settings::read);
         assert!(problems.errors.is_empty(), "{problems:?}");
-        assert_eq!(subjects_not_taken(&stream(&["a.>", "b"], None), settings.main()), []);
-        assert_eq!(subjects_not_taken(&stream(&["*.*", "b"], None), settings.main()), []);
-        let findings = subjects_not_taken(&stream(&["a.x"], None), settings.main());
-        let text = |subject| {
+        let not_taken =
+            |takes: &[&str], topology| subjects_not_taken(&stream(takes, None), settings.main(), topology);
+        assert_eq!(not_taken(&["a.>", "b"], Topology::Check), []);
+        assert_eq!(not_taken(&["*.*", "b"], Topology::Check), []);
+        let some = |subject| {
             let rest = "events it does not take will be refused";
             Finding::Warning(format!("the stream PLEXTRAC takes a.x, not all of {subject}; {rest}"))
         };
-        assert_eq!(findings, [text("b"), text("a.{..}")]);
+        let rest = "its events will be refused; change `subject` or the stream's subjects";
+        let none = Finding::Missing(format!("the stream PLEXTRAC takes a.x, nothing of b: {rest}"));
+        for topology in [Topology::Check, Topology::Declare] {
+            assert_eq!(not_taken(&["a.x"], topology), [none.clone(), some("a.{..}")]);
+        }
+        assert_eq!(not_taken(&["a.x"], Topology::Ignore), [some("b"), some("a.{..}")]);
     }
 }

@@ -172,9 +172,11 @@ fn keeps_what_another_stream_takes_until_a_reload_sends_it_there() {
     let wrong = streams.main().route(&[("event", "Trapped"), ("stream", &streams.own()), ("subject", &subject)]);
     let setup = Setup::new(&wrong.text("topology", "check")).text("publish.refuse_after", "1h");
     let takes =
-        format!("the stream {} takes own.{}.>, not all of {}.{{..}}", streams.own(), streams.name, streams.name);
-    let text = said(&setup.run(&["check", "--connect"]));
+        format!("the stream {} takes own.{}.>, nothing of {}.{{..}}", streams.own(), streams.name, streams.name);
+    let done = setup.run(&["check", "--connect"]);
+    let text = said(&done);
     assert!(text.contains(&takes), "not {takes:?} in: {text}");
+    assert_eq!(done.status.code(), Some(1), "{text}");
     let daemon = setup.start();
     let sent = load(100).send(&daemon.ingress).all_accepted();
     let status = daemon.wait_until("the others flow", LIMIT, |status| {
@@ -187,6 +189,24 @@ fn keeps_what_another_stream_takes_until_a_reload_sends_it_there() {
     assert_eq!(streams.read(&streams.name).len(), 100);
     streams.judge(&sent, &status);
     assert_eq!(setup.dead_letters(), [Value::Null; 0]);
+}
+
+/// The stream stands, and takes none of what would be published.
+#[test]
+fn misses_a_main_stream_that_takes_the_subjects() {
+    let streams = Streams::start("takes_nothing");
+    streams.order("create", &streams.name, &json!({}));
+    for topology in ["declare", "check"] {
+        let other = streams.main().text("subject", format!("other.{}.{{event}}", streams.name));
+        let done = Setup::new(&other.text("topology", topology)).run(&["check", "--connect"]);
+        let text = said(&done);
+        let missing = format!(
+            "missing: the stream {} takes {}.>, nothing of other.{}.{{..}}: its events will be refused",
+            streams.name, streams.name, streams.name
+        );
+        assert!(text.contains(&missing), "not {missing:?} in: {text}");
+        assert_eq!(done.status.code(), Some(1), "{text}");
+    }
 }
 
 #[test]
