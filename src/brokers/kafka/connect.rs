@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rdkafka::config::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode;
 
 use crate::brokers::dial;
 use crate::brokers::kafka::client::Client;
@@ -13,8 +14,8 @@ use crate::brokers::kafka::rights;
 use crate::brokers::kafka::session::{FEW, KafkaSession, SessionLimits};
 use crate::brokers::kafka::settings::Settings;
 use crate::brokers::kafka::topics::SessionTopics;
-use crate::brokers::kafka::topology::{Purpose, TopicAdmin, TopicState, Topics, deleted};
-use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Session, Terms, Topology};
+use crate::brokers::kafka::topology::{Purpose, TopicAdmin, TopicState, Topics, deleted, is_forbidden};
+use crate::brokers::{Broker, ConnectError, ErrorKind, Finding, LARGEST_HEADERS, Route, Session, Terms, Topology};
 
 /// The broker.
 pub(crate) struct Kafka {
@@ -90,6 +91,24 @@ impl Kafka {
         Some(ConnectError::new(ErrorKind::Connect, text))
     }
 
+    /// The topics that would be created: those that are missing, and one of each template.
+    fn expected(&self, survey: &Topics) -> Vec<Arc<str>> {
+        let addresses = self.settings().router.main_first().map(Route::address);
+        let samples = addresses.map(|template| template.samples()[0].as_str().into());
+        let mut expected: Vec<Arc<str>> = Vec::new();
+        for name in samples.filter(|name: &Arc<str>| !survey.partitions.contains_key(&**name)) {
+            if !expected.contains(&name) {
+                expected.push(name);
+            }
+        }
+        expected
+    }
+
+    fn why_not_created(&self, code: RDKafkaErrorCode) -> String {
+        let Settings { replication_factor, partitions, .. } = self.settings();
+        format!("{code}, with `replication_factor` {replication_factor} and `partitions` {partitions}")
+    }
+
     fn findings(&self, survey: &Topics) -> Vec<Finding> {
         let finding = |name: &str| match survey.standing.get(name) {
             Some(TopicState::Exists(Some(limit))) if *limit < self.terms.max_body + LARGEST_HEADERS => {
@@ -121,6 +140,27 @@ impl Kafka {
             },
         };
         self.settings().router.literals().into_iter().map(finding).collect()
+    }
+
+    /// The finding about topics with placeholders, of which `survey` has a sample where it cannot be created.
+    fn placeholders(&self, survey: &Topics) -> Finding {
+        let text = match self.settings().topology {
+            Topology::Declare => "topics with placeholders are created when their first event arrives",
+            Topology::Check => "topics with placeholders are looked up when their first event arrives",
+            Topology::Ignore => "topics with placeholders are not looked up",
+        };
+        let templates = self.settings().router.main_first().map(Route::address);
+        let mut open = templates.filter(|template| template.literal().is_none());
+        let impossible = open.find_map(|template| {
+            let [name, _] = template.samples();
+            match survey.standing.get(&*name) {
+                Some(TopicState::NotCreated(why)) => {
+                    Some(Finding::Missing(format!("topics such as {name} cannot be created: {why}")))
+                }
+                _ => None,
+            }
+        });
+        impossible.unwrap_or_else(|| Finding::Good(text.to_owned()))
     }
 }
 
@@ -190,25 +230,24 @@ impl Broker for Kafka {
         let admin = &self.admin;
         let client = self.create(admin.config.clone()).await?;
         let survey = admin.survey(&client, &admin.literals, Purpose::Look).await;
-        let survey = survey.map_err(|error| self.advise(&error))?;
+        let mut survey = survey.map_err(|error| self.advise(&error))?;
+        let uncreatable = admin.uncreatable(&self.expected(&survey)).await;
+        for (name, code) in uncreatable.iter().filter(|(_, code)| !is_forbidden(*code)) {
+            survey.standing.insert(name.clone(), TopicState::NotCreated(self.why_not_created(*code)));
+        }
         let mut findings = vec![Finding::Good(format!(
             "Kafka answers at {}, brokers: {}",
             self.settings().client.servers,
             survey.brokers
         ))];
         findings.extend(self.findings(&survey));
-        findings.extend(rights::lacking(&client, admin).await);
+        findings.extend(rights::lacking(&client, admin, &uncreatable).await);
         let there = survey.partitions.keys().map(String::as_str);
         let names: Vec<&str> = admin.literals.iter().map(|name| &**name).collect();
         findings.extend(collisions(&names, &there.chain(names.iter().copied()).collect::<Vec<_>>()));
         findings.extend(dial::silent(&self.settings().client.hosts()).await);
         if self.settings().router.has_placeholders() {
-            let text = match self.settings().topology {
-                Topology::Declare => "topics with placeholders are created when their first event arrives",
-                Topology::Check => "topics with placeholders are looked up when their first event arrives",
-                Topology::Ignore => "topics with placeholders are not looked up",
-            };
-            findings.push(Finding::Good(text.to_owned()));
+            findings.push(self.placeholders(&survey));
         }
         Ok(findings)
     }

@@ -11,12 +11,16 @@ use rdkafka::types::RDKafkaRespErr;
 
 use crate::brokers::Finding;
 use crate::brokers::kafka::client::Client;
-use crate::brokers::kafka::topology::TopicAdmin;
+use crate::brokers::kafka::topology::{TopicAdmin, is_forbidden};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The findings about the topics that these credentials may not write to, or create.
-pub(super) async fn lacking(client: &Arc<Client>, admin: &TopicAdmin) -> Vec<Finding> {
+/// The findings about the topics that these credentials may not write to, or create; of `uncreatable` it is known why.
+pub(super) async fn lacking(
+    client: &Arc<Client>,
+    admin: &TopicAdmin,
+    uncreatable: &[(Arc<str>, RDKafkaErrorCode)],
+) -> Vec<Finding> {
     let (asked, names) = (client.clone(), admin.literals.clone());
     let lacks = tokio::task::spawn_blocking(move || ask(&asked, &names)).await.unwrap_or_default();
     let who = match admin.settings.client.security.username.as_str() {
@@ -28,9 +32,8 @@ pub(super) async fn lacking(client: &Arc<Client>, admin: &TopicAdmin) -> Vec<Fin
     };
     let seen = admin.literals.iter().filter_map(|name| Some(finding((*lacks.get(&**name)?)?, name)));
     let mut findings: Vec<Finding> = seen.collect();
-    let unseen = admin.literals.iter().filter(|name| !lacks.contains_key(&***name)).cloned();
-    let uncreatable = admin.uncreatable(&unseen.collect::<Vec<_>>()).await;
-    findings.extend(uncreatable.iter().map(|name| finding("Create", name)));
+    let forbidden = uncreatable.iter().filter(|(name, code)| is_forbidden(*code) && !lacks.contains_key(&**name));
+    findings.extend(forbidden.map(|(name, _)| finding("Create", name)));
     findings
 }
 

@@ -207,8 +207,8 @@ impl TopicAdmin {
         Ok(survey)
     }
 
-    /// Those of these missing topics that would be created at start, if these credentials might. Creates nothing.
-    pub(super) async fn uncreatable(&self, names: &[Arc<str>]) -> Vec<Arc<str>> {
+    /// Those of these missing topics that could not be created now, and why. Creates nothing.
+    pub(super) async fn uncreatable(&self, names: &[Arc<str>]) -> Vec<(Arc<str>, RDKafkaErrorCode)> {
         if self.settings.topology != Topology::Declare || names.is_empty() {
             return Vec::new();
         }
@@ -217,13 +217,8 @@ impl TopicAdmin {
         };
         let validation = options(PATIENCE).validate_only(true);
         let outcomes = admin.create(&self.settings, names, &validation).await.unwrap_or_default();
-        let forbidden = outcomes.into_iter().filter(|(_, outcome)| {
-            matches!(
-                outcome,
-                Some(RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
-            )
-        });
-        forbidden.map(|(name, _)| name).collect()
+        let failed = outcomes.into_iter().filter_map(|(name, outcome)| Some((name, outcome?)));
+        failed.filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists).collect()
     }
 
     /// Whether a missing topic was there before, and is left alone for a while.
@@ -256,16 +251,15 @@ impl TopicAdmin {
     }
 }
 
+/// Whether creation failed because these credentials may not create.
+pub(super) fn is_forbidden(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::ClusterAuthorizationFailed)
+}
+
 /// Whether another attempt at creation would end the same way; too few replicas may be a broker that restarts.
 fn is_final(code: RDKafkaErrorCode) -> bool {
-    matches!(
-        code,
-        RDKafkaErrorCode::TopicAuthorizationFailed
-            | RDKafkaErrorCode::ClusterAuthorizationFailed
-            | RDKafkaErrorCode::PolicyViolation
-            | RDKafkaErrorCode::InvalidTopic
-            | RDKafkaErrorCode::InvalidPartitions
-    )
+    use RDKafkaErrorCode::{InvalidPartitions, InvalidTopic, PolicyViolation};
+    is_forbidden(code) || matches!(code, PolicyViolation | InvalidTopic | InvalidPartitions)
 }
 
 /// The number of brokers and all topics with their partitions.

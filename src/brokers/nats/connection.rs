@@ -74,6 +74,12 @@ impl NatsConnection {
         self.client.server_info().version
     }
 
+    /// Whether the server has JetStream of its own and no cluster.
+    pub(super) fn is_alone(&self) -> bool {
+        let server = self.client.server_info();
+        server.jetstream && server.cluster.is_none()
+    }
+
     /// The most bytes of headers and body together that the server takes.
     pub(super) fn max_payload(&self) -> usize {
         self.client.max_payload()

@@ -192,7 +192,7 @@ fn api(section: &mut Section<'_>) -> String {
         }
     }
     match (domain.is_empty(), prefix.is_empty()) {
-        (true, true) => "$JS.API".to_owned(),
+        (true, true) => subjects::OWN_API.to_owned(),
         (false, _) => format!("$JS.{domain}.API"),
         (true, false) => prefix,
     }

@@ -104,6 +104,22 @@ pub(super) fn create_subject(api: &str, stream: &str) -> String {
     format!("{api}.STREAM.CREATE.{stream}")
 }
 
+/// The subject of questions for streams by what they take.
+pub(super) fn names_subject(api: &str) -> String {
+    format!("{api}.STREAM.NAMES")
+}
+
+/// The question for streams that take a subject, or a part of a pattern.
+pub(super) fn taking(subject: &str) -> Vec<u8> {
+    json!({ "subject": subject }).to_string().into_bytes()
+}
+
+/// The first stream that an answer names.
+pub(super) fn first_name(answer: &[u8]) -> Option<String> {
+    let answer: Value = serde_json::from_slice(answer).ok()?;
+    Some(answer["streams"][0].as_str()?.to_owned())
+}
+
 /// The request: the operator may limit later how long and how much the stream keeps.
 pub(super) fn creation(settings: &Settings, plan: &StreamPlan) -> Vec<u8> {
     let window = u64::try_from(settings.duplicate_window.as_nanos()).unwrap_or(u64::MAX);
@@ -257,6 +273,14 @@ mod tests {
         let none = Some("has no leader");
         assert_eq!(unable_with(3, r#"{"leader":"","replicas":[]}"#), none);
         assert_eq!(unable_with(3, r#"{"name":"c"}"#), none);
+    }
+
+    #[test]
+    fn reads_which_stream_takes_a_subject() {
+        assert_eq!(first_name(br#"{"total":1,"streams":["OTHER","B"]}"#).as_deref(), Some("OTHER"));
+        for none in [&br#"{"total":0,"streams":null}"#[..], br#"{"error":{"code":503}}"#, b""] {
+            assert_eq!(first_name(none), None);
+        }
     }
 
     #[test]

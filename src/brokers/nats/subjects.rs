@@ -7,6 +7,9 @@ use crate::brokers::template::Template;
 /// A server reads control lines of at most 4096 bytes; reply inbox and lengths need less than half of one.
 const LONGEST: usize = 2048;
 
+/// The prefix of questions to the server's own JetStream.
+pub(super) const OWN_API: &str = "$JS.API";
+
 /// Says why nothing can be published to this subject.
 pub(super) fn legal(subject: &str) -> Result<(), String> {
     if subject.contains(['*', '>']) {

@@ -51,6 +51,9 @@ pub(super) async fn survey(
             findings.push(Finding::Missing(missing_text(plan)));
         }
         SurveyPurpose::Session => {}
+        SurveyPurpose::Inspection if look == StreamLook::Missing && is_created(settings, plan) => {
+            findings.push(Survey { connection, settings, plan }.prospect().await);
+        }
         SurveyPurpose::Inspection => findings.extend(state(&look, settings, plan)),
     }
     let stream = look.stream();
@@ -124,9 +127,32 @@ impl Survey<'_> {
         Err(self.failed(&format!("cannot create the stream {name} with the subjects {subjects}: {why}")))
     }
 
+    /// Whether the missing stream can be created at start, as far as the server tells.
+    async fn prospect(&mut self) -> Finding {
+        let (settings, plan) = (self.settings, self.plan);
+        let (name, replicas) = (&plan.name, settings.stream_replicas);
+        let impossible = |why: String| {
+            Finding::Missing(format!("the stream {name} does not exist and cannot be created: {why}"))
+        };
+        if replicas > 1 && self.connection.is_alone() && settings.api == subjects::OWN_API {
+            return impossible(format!("`stream_replicas` is {replicas}, but the server is in no cluster"));
+        }
+        let names = stream::names_subject(&settings.api);
+        for subject in &plan.subjects {
+            // Credentials that may not ask learn it at the start.
+            let answer = self.connection.ask(&names, stream::taking(subject)).await;
+            if let Some(other) = answer.ok().flatten().and_then(|answer| stream::first_name(&answer.payload)) {
+                let advice = "name that stream, or change `subject` or `stream_subjects`";
+                return impossible(format!("the stream {other} takes {subject}, or a part of it; {advice}"));
+            }
+        }
+        let subjects = plan.subjects.join(", ");
+        Finding::Good(format!("the stream {name} will be created at start and take {subjects}"))
+    }
+
     fn no_jetstream(&self, why: &str) -> ConnectError {
         let api = &self.settings.api;
-        self.failed(&if api == "$JS.API" {
+        self.failed(&if api == subjects::OWN_API {
             format!(
                 "JetStream is not available: {why}; enable it for the server (`jetstream {{}}`) and this account: plain \
                  NATS confirms nothing"
@@ -153,10 +179,6 @@ fn state(look: &StreamLook, settings: &Settings, plan: &StreamPlan) -> Vec<Findi
     let name = &plan.name;
     let stream = match look {
         StreamLook::Stands(stream) => stream,
-        StreamLook::Missing if is_created(settings, plan) => {
-            let subjects = plan.subjects.join(", ");
-            return vec![Finding::Good(format!("the stream {name} will be created at start and take {subjects}"))];
-        }
         StreamLook::Missing => return vec![Finding::Missing(missing_text(plan))],
         StreamLook::Forbidden => {
             let text = format!("these credentials may not look at the stream {name}; nothing is known of it");
@@ -187,8 +209,8 @@ fn missing_text(plan: &StreamPlan) -> String {
     format!("the stream {} does not exist; create it, or set topology = \"declare\"", plan.name)
 }
 
-/// The findings about an existing stream: the subjects that it does not take. Where the topology is ignored, a mapping of
-/// the account may change a subject on its way.
+/// The findings about an existing stream: the subjects that it does not take. Where the topology is ignored, the account
+/// may map a subject to another one.
 fn subjects_not_taken(stream: &StreamLimits, plan: &StreamPlan, topology: Topology) -> Vec<Finding> {
     let mut shown = Vec::new();
     let mut findings = Vec::new();

@@ -320,6 +320,30 @@ fn declares_a_topic_with_the_partitions_of_the_settings() {
     assert_eq!(admin(&rig.order(&json!({"do": "partitions", "topic": rig.name}))), [json!(3)]);
 }
 
+/// There is one broker.
+#[test]
+fn misses_a_topic_that_cannot_be_created_when_it_checks() {
+    let rig = Kafka::new("cannot_be_created");
+    let table = rig.table().raw("replication_factor", "3");
+    for (table, missing) in [
+        (table.clone(), format!("missing: the topic {} does not exist and cannot be created: ", rig.name)),
+        (
+            table.text("topic", format!("{}-{{event}}", rig.name)),
+            format!("missing: topics such as {}-_ cannot be created: ", rig.name),
+        ),
+    ] {
+        let done = Setup::new(&table).run(&["check", "--connect"]);
+        let text = said(&done);
+        assert!(
+            text.contains(&missing) && text.contains("with `replication_factor` 3"),
+            "not {missing:?} in: {text}"
+        );
+        assert_eq!(done.status.code(), Some(1), "{text}");
+    }
+    let done = Setup::new(&rig.table()).run(&["check", "--connect"]);
+    assert_eq!(done.status.code(), Some(0), "{}", said(&done));
+}
+
 #[test]
 fn says_the_limit_of_a_topic_when_it_checks() {
     let rig = Kafka::new("says_the_limit_of_a_topic");

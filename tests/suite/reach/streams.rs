@@ -191,7 +191,7 @@ fn keeps_what_another_stream_takes_until_a_reload_sends_it_there() {
     assert_eq!(setup.dead_letters(), [Value::Null; 0]);
 }
 
-/// The stream stands, and takes none of what would be published.
+/// The stream exists, and takes none of the subjects.
 #[test]
 fn misses_a_main_stream_that_takes_the_subjects() {
     let streams = Streams::start("takes_nothing");
@@ -207,6 +207,26 @@ fn misses_a_main_stream_that_takes_the_subjects() {
         assert!(text.contains(&missing), "not {missing:?} in: {text}");
         assert_eq!(done.status.code(), Some(1), "{text}");
     }
+}
+
+/// The server would refuse the stream that a start creates.
+#[test]
+fn misses_a_stream_that_cannot_be_created() {
+    let streams = Streams::start("cannot_be_created");
+    let checked = |table: &Table, why: &str| {
+        let done = Setup::new(table).run(&["check", "--connect"]);
+        let text = said(&done);
+        let missing = format!("missing: the stream {} does not exist and cannot be created: {why}", streams.name);
+        assert!(text.contains(&missing), "not {missing:?} in: {text}");
+        assert!(!text.contains("will be created"), "{text}");
+        assert_eq!(done.status.code(), Some(1), "{text}");
+    };
+    let replicas = "`stream_replicas` is 3, but the server is in no cluster";
+    checked(&streams.main().raw("stream_replicas", "3"), replicas);
+    let (own, subject) = (streams.own(), format!("own.{}.{{event}}", streams.name));
+    streams.order("create", &own, &json!({}));
+    let taken = format!("the stream {own} takes own.{}.>, or a part of it", streams.name);
+    checked(&streams.main().text("subject", subject), &taken);
 }
 
 #[test]
