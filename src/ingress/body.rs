@@ -175,6 +175,17 @@ fn broken(error: &hyper::Error) -> Rejection {
     }
 }
 
+/// Whether all of a body has arrived.
+pub(super) fn has_ended(body: &mut Incoming) -> bool {
+    loop {
+        match body.frame().now_or_never() {
+            Some(Some(Ok(_))) if !body.is_end_stream() => {}
+            Some(Some(Err(_))) | None => return false,
+            Some(_) => return true,
+        }
+    }
+}
+
 /// Reads and discards the rest of a body for a short time, while the answer is being sent.
 pub(super) async fn discard(mut body: Incoming) {
     let deadline = Instant::now() + DISCARD;

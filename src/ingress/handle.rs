@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use hyper::body::Incoming;
-use hyper::header::{CONTENT_ENCODING, EXPECT, HeaderMap};
+use hyper::header::{CONNECTION, CONTENT_ENCODING, EXPECT, HeaderMap, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Method, Request, StatusCode};
 use tokio::sync::watch;
@@ -143,19 +143,27 @@ impl Ingress {
         let (head, mut body) = request.into_parts();
         let Some(endpoint) = self.endpoints.iter().find(|endpoint| endpoint.source.path == head.uri.path()) else {
             let client = client(sender.peer, &self.settings.trusted_proxies, &head.headers);
-            let reply = self.unknown_path(head.uri.path(), &client);
-            discard(&head.headers, body, sender.connection);
+            let mut reply = self.unknown_path(head.uri.path(), &client);
+            close_unless_read(&head.headers, BodyRead::Untouched, body, sender.connection, &mut reply);
             return reply;
         };
         let received = SystemTime::now();
-        let mut guard =
-            Guard { ingress: self, endpoint, sender, head: &head, received, secret: None, decided: false };
+        let mut guard = Guard {
+            ingress: self,
+            endpoint,
+            sender,
+            head: &head,
+            received,
+            read: BodyRead::Untouched,
+            secret: None,
+            decided: false,
+        };
         let reply = match guard.decide(&mut body).await {
             Ok(reply) => reply,
             Err(rejection) => {
-                let reason = rejection.reason;
-                let reply = guard.refused(rejection);
-                discard(&head.headers, body, sender.connection);
+                let (reason, read) = (rejection.reason, guard.read);
+                let mut reply = guard.refused(rejection);
+                close_unless_read(&head.headers, read, body, sender.connection, &mut reply);
                 if reason == Reason::Disconnected {
                     // The sender is not there to receive the answer.
                     return reply;
@@ -184,8 +192,18 @@ struct Guard<'i> {
     head: &'i Parts,
     /// The time of arrival.
     received: SystemTime,
+    read: BodyRead,
     secret: Option<usize>,
     decided: bool,
+}
+
+/// The progress of reading a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum BodyRead {
+    Untouched,
+    /// It has begun, or has failed.
+    Begun,
+    Done,
 }
 
 impl Guard<'_> {
@@ -205,7 +223,9 @@ impl Guard<'_> {
         let keep = if self.endpoint.verifier.may_verify(&head.headers) { Keep::All } else { Keep::Nothing };
         let read = body::read(body, keep, settings.max_body, settings.body_timeout, &self.ingress.budget);
         // Bodies that wait for the disk are still charged, so the budget limits them too.
+        self.read = BodyRead::Begun;
         let (bytes, _share) = self.in_time(read).await??;
+        self.read = BodyRead::Done;
         let now = Instant::now();
         let Some(verified) = self.endpoint.verifier.verify(&head.headers, &bytes) else {
             return Err(not_genuine());
@@ -464,11 +484,28 @@ fn traceparent(headers: &HeaderMap) -> Option<Box<str>> {
     formed.then(|| text.into())
 }
 
-/// Reads the rest of the body in the background, so that the sender sees the answer. A sender that waits for 100
-/// Continue has not begun to send, and will not.
-fn discard(headers: &HeaderMap, body: Incoming, connection: &Rc<Connection>) {
+/// Closes the connection after an answer that is sent before all of the body has arrived. The rest is read in the
+/// background, so that the sender sees the answer; a sender that waits for 100 Continue has not begun to send, and will not.
+fn close_unless_read(
+    headers: &HeaderMap,
+    read: BodyRead,
+    mut body: Incoming,
+    connection: &Rc<Connection>,
+    reply: &mut Reply,
+) {
     use hyper::body::Body as _;
-    if !body.is_end_stream() && !headers.contains_key(EXPECT) {
+    // Asking for the body would say 100 Continue.
+    let waits = read == BodyRead::Untouched && headers.contains_key(EXPECT);
+    let has_ended = match read {
+        BodyRead::Untouched => body.is_end_stream() || (!waits && body::has_ended(&mut body)),
+        BodyRead::Begun => false,
+        BodyRead::Done => true,
+    };
+    if has_ended {
+        return;
+    }
+    reply.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    if !waits {
         let discarding = connection.discarding();
         tokio::task::spawn_local(async move {
             body::discard(body).await;
@@ -479,8 +516,6 @@ fn discard(headers: &HeaderMap, body: Incoming, connection: &Rc<Connection>) {
 
 #[cfg(test)]
 mod tests {
-    use hyper::header::HeaderValue;
-
     use super::*;
 
     fn headers(name: &'static str, values: &[&'static str]) -> HeaderMap {

@@ -144,6 +144,58 @@ fn refuses_a_body_before_it_is_sent_where_the_sender_waits() {
     bridge.stop();
 }
 
+/// A sender that keeps connections must not send its next request on one that is about to be closed.
+#[test]
+fn says_that_it_closes_where_a_body_has_not_arrived_and_only_there() {
+    let bridge = Bridge::start(|setup| {
+        setup.takes_repeats().text("ingress.body_timeout", "100ms").text("ingress.max_body", "10000B")
+    });
+    let body = good("closes");
+    let (signed, path) = (Request::signed(&body), "POST /x HTTP/1.1");
+    let with_length =
+        |length: &str| Request::signed(b"").without("content-length").header("Content-Length", length);
+    let part = [signed.clone().start(path).head(), body[..10].to_vec()].concat();
+    let closing = [
+        ("a path", signed.clone().start(path).head(), 404),
+        ("a path and a part of the body", part, 404),
+        ("a path and 100 Continue", signed.clone().start(path).header("Expect", "100-continue").head(), 404),
+        ("a method", signed.clone().start(format!("PUT {PATH} HTTP/1.1")).head(), 405),
+        ("too slow", signed.head(), 408),
+        ("too long", with_length("10001").head(), 413),
+        (
+            "too long in chunks",
+            Request::signed(b"").framed([&b"2ee0\r\n"[..], &[b'x'; 12_000]].concat()).bytes(),
+            413,
+        ),
+        ("an encoding", signed.clone().header("Content-Encoding", "gzip").head(), 415),
+        ("broken chunks", Request::signed(b"").framed(&b"x\r\n"[..]).bytes(), 400),
+        ("no HTTP", b"nonsense\r\n\r\n".to_vec(), 400),
+        ("a head too large", signed.clone().header("X", "x".repeat(100_000)).head(), 431),
+    ];
+    for (name, bytes, status) in closing {
+        let mut client = bridge.connect();
+        let _ = client.write(&bytes);
+        let answer = client.answer().unwrap_or_else(|error| panic!("{name}: no answer: {error}"));
+        assert_eq!((answer.status, answer.header("connection")), (status, Some("close")), "{name}");
+        assert_closed(name, &mut client);
+    }
+    let mut client = bridge.connect();
+    let keeping = [
+        ("a path", signed.clone().start(path), 404),
+        ("a method", signed.clone().start(format!("PUT {PATH} HTTP/1.1")), 405),
+        ("an encoding", signed.clone().header("Content-Encoding", "gzip"), 415),
+        ("no signature", Request::unsigned(&body).chunked(50), 401),
+        ("a good one", signed, 200),
+    ];
+    for (name, request, status) in keeping {
+        client.write(&request.bytes()).unwrap();
+        let answer = client.answer().unwrap_or_else(|error| panic!("{name}: no answer: {error}"));
+        assert_eq!((answer.status, answer.header("connection")), (status, None), "{name}");
+    }
+    bridge.accepted(&body);
+    bridge.stop();
+}
+
 #[test]
 fn a_sender_that_is_still_writing_sees_the_refusal() {
     let bridge = Bridge::start(|setup| setup);
