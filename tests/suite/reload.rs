@@ -1,4 +1,6 @@
 //! Settings read again by a running daemon: secrets and certificates under load, bad files, what needs a restart.
+//!
+//! Length: each setting that a reload changes, and each way in which one is rejected, is a test of its own.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
