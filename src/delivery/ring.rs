@@ -212,18 +212,29 @@ impl Ring {
         self.destinations.park(&address, sequence, refused);
     }
 
-    /// Moves the messages of an address out of the ring.
+    /// Moves the messages of an address out of the ring. Each is marked that a younger one overtook: the younger one's gap stays.
     fn set_apart(&mut self, address: &Address) {
+        let (mut stored, mut overtaken) = (HashSet::new(), HashSet::new());
+        for (at, slot) in self.slots.iter().enumerate().rev() {
+            if !address.is(&slot.address, &slot.key) {
+                continue;
+            }
+            if stored.contains(&slot.key) {
+                overtaken.insert(at);
+            }
+            if slot.stored {
+                stored.insert(slot.key.clone());
+            }
+        }
         for at in 0..self.slots.len() {
             let slot = &self.slots[at];
             if matches!(slot.state, EntryState::Settled) || !address.is(&slot.address, &slot.key) {
                 continue;
             }
             let sequence = self.first + at as Sequence;
-            let overtaken = slot.is_deferred() && self.was_overtaken(sequence, &slot.address, &slot.key);
             let gap = slot.gap();
             let mut entry = std::mem::replace(&mut self.slots[at], gap);
-            entry.overtaken |= overtaken;
+            entry.overtaken |= overtaken.contains(&at);
             if matches!(entry.state, EntryState::Sent(_)) {
                 self.handed -= 1;
                 self.handed_bytes -= entry.cost();

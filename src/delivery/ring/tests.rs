@@ -1,10 +1,13 @@
 //! The ring alone: what is sent next, and what is known about order, after each verdict.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::*;
+use crate::brokers::Refusal;
+use crate::delivery::backoff::Backoff;
 use crate::event::{Event, Fields, Origin};
 
 fn now() -> tokio::time::Instant {
@@ -139,6 +142,30 @@ fn knows_what_its_sender_took_back_before_it_was_sent() {
     assert_eq!(ring.withdrawn(), [2]);
     ring.take(2, false).unwrap();
     assert_eq!((ring.withdrawn(), ring.unsettled()), (vec![], 2));
+}
+
+/// The stream stored the youngest alone, and all others are refused one after the other, the first of which parks the address.
+#[test]
+fn counts_each_that_a_younger_one_overtook_before_the_address_was_parked() {
+    let mut ring = ring(4);
+    hand_all(&mut ring);
+    assert_eq!(ring.take_at(3, Position { number: 1, repeat: false }).unwrap().overtook, 0);
+    for sequence in 0..3 {
+        let refused = AddressRefusal {
+            refusal: Refusal::unable("no answer"),
+            is_nacked: false,
+            backoff: Backoff::new(Duration::ZERO, Duration::ZERO),
+            now: now(),
+        };
+        ring.park(sequence, refused);
+    }
+    let mut overtaken = 0;
+    while let Some((sequence, _, _)) = ring.next(Some(now())) {
+        ring.hand(sequence, Instant::now());
+        let removed = ring.take_at(sequence, Position { number: 2 + sequence, repeat: false }).unwrap();
+        overtaken += usize::from(removed.overtaken) + removed.overtook;
+    }
+    assert_eq!((overtaken, ring.unsettled()), (3, 0));
 }
 
 #[test]
