@@ -54,9 +54,9 @@ pub(crate) struct Letter {
     pub(crate) traceparent: Option<String>,
 }
 
-/// The most bytes of the line of an event with a body of this size. JSON text at most doubles in JSON. Beside it eight texts are as
-/// long as a field may be, and a control character becomes six: event, id, key, address, the broker's words, and the headers
-/// of id, type and subject. The rest takes less than 16 KiB.
+/// The most bytes of a letter whose body has this size. A body of JSON at most doubles when it is escaped. Eight other texts can
+/// be as long as a field may be, and a control character in them becomes six bytes: event, id, key, address, the broker's text,
+/// and the headers for the id, the type and the subject. Everything else takes less than 16 KiB.
 pub(crate) fn largest_line(body: usize) -> usize {
     2 * body + 8 * 6 * LONGEST_FIELD + (16 << 10)
 }

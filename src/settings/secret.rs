@@ -80,8 +80,8 @@ fn oddity(end: char) -> Option<&'static str> {
 pub(crate) const ENCODE: &str = "the password, or what comes after the host, has a character that must be percent-encoded \
                                  there: / as %2F, ? as %3F, # as %23, @ as %40";
 
-/// Whether a part of the password may be in what a URI has after its host: there is an `@`, or a fragment, which no URI
-/// of the settings has.
+/// Whether a part of the password may stand after the host of this URI: there is an `@`, or a fragment, and no URI in the
+/// settings needs either there.
 #[must_use]
 pub(crate) fn is_ambiguous(uri: &str) -> bool {
     let rest = uri.split_once("://").map_or(uri, |(_, rest)| rest);

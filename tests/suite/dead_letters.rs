@@ -191,8 +191,8 @@ fn replays_through_a_running_daemon_with_the_same_id_and_body() {
     assert_eq!((daemon.stop().code, pair.letters()), (Some(0), 0));
 }
 
-/// What cannot be read hinders neither the start nor what is done with the other letters. A directory is as unreadable as a
-/// broken disk, to root as well.
+/// A file that cannot be read stops neither the start nor the work on the other letters. A directory in its place cannot be
+/// read even by root.
 #[test]
 fn goes_on_without_the_files_that_cannot_be_read() {
     let (pair, ids) = Pair::with_letters(2);

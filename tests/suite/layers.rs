@@ -52,7 +52,7 @@ impl File {
         if name == "lib" { "crate".to_owned() } else { format!("crate::{name}") }
     }
 
-    /// What each `use` of the code imports, as a path from `crate` where it is in this crate, and whether it is exported.
+    /// The path that each `use` imports, from `crate` where it is in this crate, and whether it is exported.
     fn used(&self) -> Vec<(String, bool)> {
         let (code, module) = (self.code().collect::<Vec<_>>().join("\n"), self.module());
         let absolute = |path: String| match path.strip_prefix("super::") {
