@@ -211,7 +211,7 @@ impl AddressQueue {
     }
 
     pub(super) fn insert(&mut self, sequence: Sequence, entry: RingEntry) {
-        if entry.stored {
+        if entry.is_perhaps_stored() {
             self.perhaps_stored = self.perhaps_stored.max(Some(sequence));
         }
         if matches!(entry.state, EntryState::Waiting) {
@@ -249,6 +249,9 @@ impl AddressQueue {
         let is_sent = |entry: &&mut RingEntry| matches!(entry.state, EntryState::Sent(_));
         if let Some(entry) = self.entries.get_mut(&sequence).filter(is_sent) {
             entry.defer();
+            if entry.is_perhaps_stored() {
+                self.perhaps_stored = self.perhaps_stored.max(Some(sequence));
+            }
             self.waiting.insert(sequence);
         }
     }
@@ -321,15 +324,20 @@ impl AddressQueue {
         if stored {
             self.allowance = self.allowance.map(|most| most.saturating_mul(2));
             for (_, older) in self.entries.range_mut(..sequence).filter(|(_, older)| is_same_key(older)) {
-                older.overtaken = true;
+                older.overtake(entry.place);
             }
         }
-        // None beyond this sequence may be at the broker: a backlog of many thousands is not searched for each of them.
-        let younger =
-            self.perhaps_stored.filter(|last| *last >= sequence).map(|last| self.entries.range(sequence..=last));
-        entry.overtaken |= younger.into_iter().flatten().any(|(_, other)| other.stored && is_same_key(other));
+        entry.overtaken |= self.last_perhaps_stored(sequence, &entry.key).is_some();
         self.decide(sequence, stored);
         Some(entry)
+    }
+
+    /// The youngest message of this key, younger than this sequence, that an earlier attempt may have stored.
+    pub(super) fn last_perhaps_stored(&self, sequence: Sequence, key: &str) -> Option<Sequence> {
+        // None beyond this may be at the broker: a backlog of many thousands is not searched for each of them.
+        let last = self.perhaps_stored.filter(|last| *last > sequence)?;
+        let mut younger = self.entries.range(sequence + 1..=last);
+        younger.rfind(|(_, other)| other.is_perhaps_stored() && *other.key == *key).map(|(sequence, _)| *sequence)
     }
 
     /// The session is lost: everything is to be sent again.

@@ -272,6 +272,17 @@ impl Destinations {
         Some(entry)
     }
 
+    /// The youngest message of the key of this one, younger than it, that an earlier attempt may have stored.
+    pub(super) fn last_perhaps_stored(&self, sequence: Sequence) -> Option<Sequence> {
+        let queue = self.queues.get(self.places.get(&sequence)?)?;
+        queue.last_perhaps_stored(sequence, &queue.entries.get(&sequence)?.key)
+    }
+
+    /// The oldest message in memory.
+    pub(super) fn first(&self) -> Option<Sequence> {
+        self.queues.values().filter_map(|queue| queue.entries.keys().next().copied()).min()
+    }
+
     /// Forgets an address without messages, unless it is known to be wrong.
     fn forget_if_idle(&mut self, address: &Address) {
         let Some(queue) = self.queues.get_mut(address).filter(|queue| queue.is_empty()) else { return };

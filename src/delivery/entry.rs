@@ -42,16 +42,31 @@ pub(super) struct RingEntry {
     pub(super) stored: bool,
     /// The place at which the broker reports it as stored.
     pub(super) place: Option<u64>,
-    /// A younger one of its key was stored before it.
+    /// A younger one of its key was stored before it, or may have been.
     pub(super) overtaken: bool,
+    /// The first place at which a younger one of its key is known to be stored.
+    pub(super) younger_place: Option<u64>,
 }
 
 impl RingEntry {
     pub(super) fn new(message: Option<Message>, address: Arc<str>, key: Arc<str>, pair: u16) -> Self {
         let state = if message.is_some() { EntryState::Waiting } else { EntryState::Settled };
-        let (attempts, nacks, place) = (0, 0, None);
+        let (attempts, nacks, place, younger_place) = (0, 0, None, None);
         let (deferral, stored, overtaken) = (Deferral::None, false, false);
-        Self { state, message, address, key, pair, attempts, deferral, nacks, stored, place, overtaken }
+        Self {
+            state,
+            message,
+            address,
+            key,
+            pair,
+            attempts,
+            deferral,
+            nacks,
+            stored,
+            place,
+            overtaken,
+            younger_place,
+        }
     }
 
     /// Whether the broker may have it from an earlier attempt.
@@ -70,6 +85,12 @@ impl RingEntry {
         if self.deferral == Deferral::None {
             self.deferral = Deferral::Refused;
         }
+    }
+
+    /// Notes that a younger one of its key is stored, at this place if the broker reports it.
+    pub(super) fn overtake(&mut self, place: Option<u64>) {
+        self.overtaken = true;
+        self.younger_place = self.younger_place.into_iter().chain(place).min();
     }
 
     /// Whether it was never sent.

@@ -19,6 +19,10 @@ struct Earlier {
 }
 
 impl Undecided {
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Remembers a message that was stored at this place, until the younger one of this sequence is settled.
     pub(super) fn remember(&mut self, place: u64, address: &Arc<str>, key: &Arc<str>, until: Sequence) {
         self.0.push(Earlier { place, address: address.clone(), key: key.clone(), until });

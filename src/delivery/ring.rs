@@ -214,16 +214,15 @@ impl Ring {
 
     /// Moves the messages of an address out of the ring. Each is marked that a younger one overtook: the younger one's gap stays.
     fn set_apart(&mut self, address: &Address) {
-        let (mut stored, mut overtaken) = (HashSet::new(), HashSet::new());
-        for (at, slot) in self.slots.iter().enumerate().rev() {
-            if !address.is(&slot.address, &slot.key) {
-                continue;
-            }
-            if stored.contains(&slot.key) {
-                overtaken.insert(at);
+        // For each key the first place of those that are stored.
+        let mut stored: HashMap<Arc<str>, Option<u64>> = HashMap::new();
+        for slot in self.slots.iter_mut().rev().filter(|slot| address.is(&slot.address, &slot.key)) {
+            if let Some(place) = stored.get(&slot.key) {
+                slot.overtake(*place);
             }
             if slot.stored {
-                stored.insert(slot.key.clone());
+                let first = stored.get(&slot.key).copied().flatten();
+                stored.insert(slot.key.clone(), first.into_iter().chain(slot.place).min());
             }
         }
         for at in 0..self.slots.len() {
@@ -233,8 +232,7 @@ impl Ring {
             }
             let sequence = self.first + at as Sequence;
             let gap = slot.gap();
-            let mut entry = std::mem::replace(&mut self.slots[at], gap);
-            entry.overtaken |= overtaken.contains(&at);
+            let entry = std::mem::replace(&mut self.slots[at], gap);
             if matches!(entry.state, EntryState::Sent(_)) {
                 self.handed -= 1;
                 self.handed_bytes -= entry.cost();
@@ -392,22 +390,24 @@ impl Ring {
 
     /// Removes a message that is stored at a known place; none if it is settled already.
     pub(super) fn take_at(&mut self, sequence: Sequence, position: Position) -> Option<Removed> {
-        if self.destinations.holds(sequence) {
-            return self.take(sequence, true);
-        }
         let place = position.number;
-        let slot = self.slot(sequence)?;
-        slot.place = Some(place);
-        let (address, key) = (slot.address.clone(), slot.key.clone());
-        // A message sent once, in order, is at its right place.
-        let overtaken = slot.attempts > 1 && self.is_behind_younger(sequence, place);
+        let is_apart = self.destinations.holds(sequence);
+        let entry = if is_apart { self.destinations.entry(sequence)? } else { self.slot(sequence)? };
+        entry.place = Some(place);
+        let (address, key) = (entry.address.clone(), entry.key.clone());
+        // In the ring a message sent once, in order, is at its right place.
+        let (is_again, is_behind) = (entry.attempts > 1, entry.younger_place.is_some_and(|other| other < place));
+        let overtaken = is_behind || (!is_apart && is_again && self.is_behind_younger(sequence, place));
         let overtook = if position.repeat { self.undecided.decide(place, &address, &key) } else { 0 };
         let last = if overtaken { None } else { self.last_perhaps_stored(sequence) };
         let removed = self.take(sequence, true)?;
         if let Some(until) = last {
             self.undecided.remember(place, &address, &key, until);
         }
-        self.undecided.forget_below(self.first);
+        if !self.undecided.is_empty() {
+            let first = self.destinations.first().map_or(self.first, |first| first.min(self.first));
+            self.undecided.forget_below(first);
+        }
         Some(Removed { overtaken, overtook, ..removed })
     }
 
@@ -427,6 +427,9 @@ impl Ring {
 
     /// The youngest unsettled message of the same key that an earlier attempt may have stored.
     fn last_perhaps_stored(&self, sequence: Sequence) -> Option<Sequence> {
+        if self.destinations.holds(sequence) {
+            return self.destinations.last_perhaps_stored(sequence);
+        }
         // Asked for each message: the whole ring is searched only after a failure.
         if sequence + 1 >= self.uncertain {
             return None;

@@ -127,6 +127,51 @@ fn a_message_of_another_key_overtakes_nothing() {
     assert!(!ring.take(0, true).unwrap().overtaken);
 }
 
+fn refuse(ring: &mut Ring, sequence: Sequence) {
+    let refused = AddressRefusal {
+        refusal: Refusal::unable("no answer"),
+        is_nacked: false,
+        backoff: Backoff::new(Duration::ZERO, Duration::ZERO),
+        now: now(),
+    };
+    ring.park(sequence, refused);
+}
+
+/// Sends what waits for its address, one after the other, each stored at the place that is given for it; returns the number counted.
+fn stored_at(ring: &mut Ring, places: &[Position]) -> Vec<usize> {
+    let mut counted = Vec::new();
+    while let Some((sequence, _, _)) = ring.next(Some(now())) {
+        ring.hand(sequence, Instant::now());
+        let position = places[usize::try_from(sequence).unwrap()];
+        let removed = ring.take_at(sequence, position).unwrap();
+        counted.push(usize::from(removed.overtaken) + removed.overtook);
+    }
+    counted
+}
+
+/// The session is lost, and the next one refuses each of them.
+#[test]
+fn counts_none_of_those_that_a_lost_session_has_not_stored() {
+    let mut ring = ring(4);
+    hand_all(&mut ring);
+    ring.rewind();
+    hand_all(&mut ring);
+    (0..4).for_each(|sequence| refuse(&mut ring, sequence));
+    assert_eq!(stored_at(&mut ring, &[at(1), at(2), at(3), at(4)]), [0, 0, 0, 0]);
+    assert_eq!(ring.unsettled(), 0);
+}
+
+/// The lost session stored the second and the last of them, which their places tell once they are sent again.
+#[test]
+fn counts_at_an_address_that_refused_what_a_lost_session_stored_before_them() {
+    let mut ring = ring(4);
+    hand_all(&mut ring);
+    ring.rewind();
+    hand_all(&mut ring);
+    (0..4).for_each(|sequence| refuse(&mut ring, sequence));
+    assert_eq!(stored_at(&mut ring, &[at(3), again(1), at(4), again(2)]), [0, 1, 0, 1]);
+}
+
 #[test]
 fn knows_what_its_sender_took_back_before_it_was_sent() {
     let mut ring = Ring::default();
@@ -149,23 +194,9 @@ fn knows_what_its_sender_took_back_before_it_was_sent() {
 fn counts_each_that_a_younger_one_overtook_before_the_address_was_parked() {
     let mut ring = ring(4);
     hand_all(&mut ring);
-    assert_eq!(ring.take_at(3, Position { number: 1, repeat: false }).unwrap().overtook, 0);
-    for sequence in 0..3 {
-        let refused = AddressRefusal {
-            refusal: Refusal::unable("no answer"),
-            is_nacked: false,
-            backoff: Backoff::new(Duration::ZERO, Duration::ZERO),
-            now: now(),
-        };
-        ring.park(sequence, refused);
-    }
-    let mut overtaken = 0;
-    while let Some((sequence, _, _)) = ring.next(Some(now())) {
-        ring.hand(sequence, Instant::now());
-        let removed = ring.take_at(sequence, Position { number: 2 + sequence, repeat: false }).unwrap();
-        overtaken += usize::from(removed.overtaken) + removed.overtook;
-    }
-    assert_eq!((overtaken, ring.unsettled()), (3, 0));
+    assert_eq!(ring.take_at(3, at(1)).unwrap().overtook, 0);
+    (0..3).for_each(|sequence| refuse(&mut ring, sequence));
+    assert_eq!((stored_at(&mut ring, &[at(2), at(3), at(4)]), ring.unsettled()), (vec![1, 1, 1], 0));
 }
 
 #[test]
