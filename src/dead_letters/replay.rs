@@ -97,15 +97,20 @@ impl Requests {
             StoreKind::Invalid => self.stores.invalid.clone(),
         };
         let mut work = RequestWork { requests: self, request, store, asker, progress: Progress::default() };
-        let mut in_flight = None;
         match work.run().await {
             Ok(()) => work.progress.state = RequestState::Done,
             Err(Ended::Stopped) => {
                 work.progress.give_up("the bridge is stopping; what was not published is still kept".to_owned());
             }
             Err(Ended::Left(sent)) => {
+                if let Some(in_flight) = sent {
+                    in_flight.ended().await;
+                    match in_flight.settle().await {
+                        Ok(batch) => work.note(&batch),
+                        Err(error) => tracing::error!("{error}"),
+                    }
+                }
                 work.progress.give_up("the command has ended".to_owned());
-                in_flight = sent;
             }
             Err(Ended::Failed(error)) => work.progress.give_up(error.to_string()),
         }
@@ -124,13 +129,6 @@ impl Requests {
             error,
             "a request about dead letters has ended"
         );
-        drop(work.asker);
-        if let Some(in_flight) = in_flight {
-            in_flight.ended().await;
-            if let Err(error) = in_flight.settle().await {
-                tracing::error!("{error}");
-            }
-        }
     }
 }
 
@@ -246,9 +244,6 @@ impl RequestWork<'_> {
         if events.is_empty() {
             return self.check().map(|()| Vec::new());
         }
-        // Refused again, an event becomes a dead letter whichever store it came from.
-        let dead_letters = &self.requests.stores.dead_letters;
-        let returned = dead_letters.held().returned;
         let (mut letters, mut replayed) = (Vec::new(), Vec::new());
         for (hash, mut event) in events {
             let waiter = Waiter::new(None);
@@ -264,15 +259,18 @@ impl RequestWork<'_> {
             return Err(Ended::Stopped);
         }
         let batch = self.watch(batch).await?;
-        let all = batch.letters.len() as u64;
-        let left = batch.settle().await?;
-        let settled = all - left.len() as u64;
-        let again = (dead_letters.held().returned - returned).min(settled);
-        self.progress.published += settled - again;
-        self.progress.dead_lettered += again;
-        self.progress.skipped += left.len() as u64;
-        self.progress.done += all;
-        self.check().map(|()| left)
+        let batch = batch.settle().await?;
+        self.note(&batch);
+        self.check().map(|()| batch.left)
+    }
+
+    /// Adds what became of a batch.
+    fn note(&mut self, batch: &SettledBatch) {
+        let left = batch.left.len() as u64;
+        self.progress.published += batch.published;
+        self.progress.dead_lettered += batch.dead_lettered;
+        self.progress.skipped += left;
+        self.progress.done += batch.published + batch.dead_lettered + left;
     }
 
     /// Reports how far a batch is until all of it has ended. If the asker leaves or the drain begins, what is not sent is
@@ -299,11 +297,11 @@ impl RequestWork<'_> {
                 }
             }
         };
+        self.progress.done = before;
         if is_left {
             batch.withdraw(&requests.queue);
             return Err(Ended::Left(Some(batch)));
         }
-        self.progress.done = before;
         self.progress.error = None;
         Ok(batch)
     }
@@ -364,6 +362,16 @@ impl RequestWork<'_> {
     }
 }
 
+/// The outcomes of a batch.
+#[derive(Default)]
+struct SettledBatch {
+    published: u64,
+    /// Events that were refused again: dead letters now, whichever store they came from.
+    dead_lettered: u64,
+    /// The letters that stay.
+    left: Vec<u64>,
+}
+
 /// Letters of a file that are marked in their store, and whose events delivery has.
 struct ReplayBatch {
     store: SharedStore,
@@ -390,22 +398,25 @@ impl ReplayBatch {
         self.letters.iter().filter(|(_, waiter)| waiter.outcome().is_some()).count() as u64
     }
 
-    /// Removes the letters of those that are stored or refused again; returns the others, which can be replayed or
-    /// dropped again.
-    async fn settle(self) -> io::Result<Vec<u64>> {
+    /// Removes the letters of those that are stored or refused again; the others can be replayed or dropped again.
+    async fn settle(self) -> io::Result<SettledBatch> {
         let Self { store, file, letters } = self;
         let settled = store.work(move |store| {
-            let (mut settled, mut left) = (LineSet::default(), Vec::new());
+            let (mut settled, mut batch) = (LineSet::default(), SettledBatch::default());
             for (hash, waiter) in &letters {
-                if waiter.outcome() == Some(Outcome::Kept) {
-                    settled.add(*hash);
-                } else {
-                    left.push(*hash);
+                match waiter.outcome() {
+                    Some(Outcome::Kept) => batch.published += 1,
+                    Some(Outcome::DeadLettered) => batch.dead_lettered += 1,
+                    _ => {
+                        batch.left.push(*hash);
+                        continue;
+                    }
                 }
+                settled.add(*hash);
             }
-            let removed = if left.len() == letters.len() { Ok(0) } else { store.remove(file, settled) };
+            let removed = if batch.left.len() == letters.len() { Ok(0) } else { store.remove(file, settled) };
             store.unmark(file, letters.iter().map(|(hash, _)| *hash));
-            removed.map(|_| left).map_err(|error| {
+            removed.map(|_| batch).map_err(|error| {
                 let text = format!("letters were published but cannot be removed, so they stay: {error}");
                 io::Error::new(error.kind(), text)
             })
@@ -420,10 +431,12 @@ fn is_meant(filter: &Filter, line: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use crate::dead_letters::NewLetter;
     use crate::dead_letters::letter::tests::letter;
-    use crate::event::{Fields, Origin};
+    use crate::event::{Fields, Origin, complete_all};
     use crate::process::shutdown;
     use crate::queue::{Ack, Mode};
     use crate::status::{Ledger, Limits, WaitingAddress};
@@ -489,5 +502,55 @@ mod tests {
     async fn names_the_address_that_fills_the_buffer() {
         let error = replay_beside(900).await.unwrap();
         assert!(error.contains("500 of the events wait for orders: it is sealed"), "{error}");
+    }
+
+    /// The waiter of the next event that delivery would get.
+    async fn next(queue: &Buffer) -> Arc<Waiter> {
+        let mut taken = VecDeque::new();
+        loop {
+            queue.take(1, &mut taken);
+            if let Some(event) = taken.pop_front() {
+                return event.waiter.unwrap();
+            }
+            queue.ready().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn counts_as_its_own_nothing_that_another_replay_has_left_in_flight() {
+        let directory = tempfile::tempdir().unwrap();
+        let stores = Stores::open(directory.path(), 1 << 20, 1 << 20).unwrap();
+        for id in ["a", "b"] {
+            stores.dead_letters.lock().append(&[NewLetter::new(letter(id).line())]).unwrap();
+        }
+        let mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(5) };
+        let queue = Arc::new(Buffer::new(mode, Limits { events: 1000, bytes: 64 << 20 }, Ledger::default()));
+        let (_stopper, drain) = shutdown::channel();
+        let rebuild: RebuildLetter = Arc::new(|_, origin, body| Some(event(origin, body)));
+        let (turn, view, queue_of) = (Mutex::default(), BrokerStatus::default(), queue.clone());
+        let requests = Requests { stores, rebuild, queue: queue_of, view, drain, turn };
+        let request = |id: &str| Request {
+            action: Action::Replay,
+            as_is: false,
+            filter: Filter { ids: vec![id.to_owned()], ..Filter::default() },
+            lenient: false,
+            store: StoreKind::DeadLetters,
+        };
+        let (first, second) = (request("a"), request("b"));
+        let (leaving, leaves) = watch::channel(Progress::default());
+        let (asking, progress) = watch::channel(Progress::default());
+        let others = async {
+            let left = next(&queue).await;
+            assert!(left.send());
+            drop(leaves);
+            let ends = async {
+                let own = next(&queue).await;
+                complete_all([(left, Outcome::DeadLettered), (own, Outcome::Kept)]);
+            };
+            tokio::join!(requests.run(&second, asking), ends);
+        };
+        tokio::join!(requests.run(&first, leaving), others);
+        let Progress { published, dead_lettered, .. } = *progress.borrow();
+        assert_eq!((published, dead_lettered), (1, 0));
     }
 }

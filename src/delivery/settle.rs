@@ -205,7 +205,7 @@ impl Settler {
     fn release(&mut self, count: usize, kept_as: impl Fn(&Refusal) -> Option<RefusalReason>) {
         for (taken, refusal) in self.refused.drain(..count) {
             let lost = (EventEnd::Lost(Loss::Refused), Outcome::Failed);
-            let dead_lettered = |reason| (EventEnd::DeadLettered(reason), Outcome::Kept);
+            let dead_lettered = |reason| (EventEnd::DeadLettered(reason), Outcome::DeadLettered);
             let (event_end, outcome) = kept_as(&refusal).map_or(lost, dead_lettered);
             self.settlement.add(&taken.message.event, event_end);
             end(&mut self.ended, &taken.message.event, outcome);

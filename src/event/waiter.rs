@@ -12,12 +12,24 @@ use tokio::sync::Notify;
 /// The outcome of an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// The promise of the mode was kept: it is in the journal, or confirmed, or a dead letter.
+    /// The promise of the mode was kept: it is in the journal, or confirmed.
     Kept,
+    /// It was refused and is a dead letter, with which that promise is kept too.
+    DeadLettered,
     /// It could not be kept.
     Failed,
     /// The sender gave up before it was sent.
     Withdrawn,
+}
+
+impl Outcome {
+    /// Whether the promise of the mode was kept.
+    pub(crate) fn is_kept(self) -> bool {
+        match self {
+            Self::Kept | Self::DeadLettered => true,
+            Self::Failed | Self::Withdrawn => false,
+        }
+    }
 }
 
 const WAITING: u8 = 0;
@@ -25,6 +37,7 @@ const SENT: u8 = 1;
 const KEPT: u8 = 2;
 const FAILED: u8 = 3;
 const WITHDRAWN: u8 = 4;
+const DEAD_LETTERED: u8 = 5;
 
 /// The state of one event that a request waits for.
 #[derive(Debug)]
@@ -70,6 +83,7 @@ impl Waiter {
     pub(crate) fn outcome(&self) -> Option<Outcome> {
         match self.state.load(Ordering::Acquire) {
             KEPT => Some(Outcome::Kept),
+            DEAD_LETTERED => Some(Outcome::DeadLettered),
             FAILED => Some(Outcome::Failed),
             WITHDRAWN => Some(Outcome::Withdrawn),
             _ => None,
@@ -94,6 +108,7 @@ impl Waiter {
     fn set(&self, outcome: Outcome) {
         let state = match outcome {
             Outcome::Kept => KEPT,
+            Outcome::DeadLettered => DEAD_LETTERED,
             Outcome::Failed => FAILED,
             Outcome::Withdrawn => WITHDRAWN,
         };

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-use crate::event::{Outcome, Waiter};
+use crate::event::Waiter;
 use crate::queue::NotTaken;
 use crate::settings::Section;
 
@@ -183,8 +183,8 @@ impl Table {
         let request = self.known.get_mut(key)?;
         match request.waiter.as_ref().and_then(|waiter| waiter.outcome()) {
             None => {}
-            Some(Outcome::Kept) => request.waiter = None,
-            Some(Outcome::Failed | Outcome::Withdrawn) => drop(self.known.remove(key)),
+            Some(outcome) if outcome.is_kept() => request.waiter = None,
+            Some(_) => drop(self.known.remove(key)),
         }
         self.known.get(key)
     }
@@ -247,7 +247,7 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::event::complete_all;
+    use crate::event::{Outcome, complete_all};
 
     fn key(number: u8) -> Key {
         Key::new(0, &[number; 32])

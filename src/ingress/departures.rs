@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::task::spawn_local;
 
-use crate::event::{Deviations, Outcome, Waiter};
+use crate::event::{Deviations, Waiter};
 use crate::status::Observed;
 
 /// The departures of one event.
@@ -39,13 +39,13 @@ pub(super) struct CountedOnceKept {
 impl Drop for CountedOnceKept {
     fn drop(&mut self) {
         match self.waiter.outcome() {
-            Some(Outcome::Kept) => self.departures.count(),
-            Some(Outcome::Failed | Outcome::Withdrawn) => {}
+            Some(outcome) if outcome.is_kept() => self.departures.count(),
+            Some(_) => {}
             // The sender has left, or was answered that it takes too long.
             None => {
                 let (departures, waiter) = (self.departures.clone(), self.waiter.clone());
                 spawn_local(async move {
-                    if waiter.wait().await == Outcome::Kept {
+                    if waiter.wait().await.is_kept() {
                         departures.count();
                     }
                 });

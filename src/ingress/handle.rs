@@ -364,7 +364,7 @@ impl Guard<'_> {
                 && waiter.withdraw()
         };
         let text = match ended {
-            Ok(Ok(Outcome::Kept)) => return Ok(reply::ok(answer)),
+            Ok(Ok(Outcome::Kept | Outcome::DeadLettered)) => return Ok(reply::ok(answer)),
             Ok(Ok(Outcome::Failed)) if mode.ack == Ack::Journaled => {
                 "the event could not be written to the journal"
             }

@@ -66,8 +66,6 @@ pub(crate) struct StoreCounts {
     pub(crate) capacity: u64,
     /// Letters written since the start.
     pub(crate) kept: u64,
-    /// The letters among them whose events were replayed and refused again.
-    pub(crate) returned: u64,
     /// Letters that were dropped or could not be kept since the start.
     pub(crate) dropped: u64,
 }
