@@ -62,9 +62,12 @@ impl Delivery {
     }
 
     fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {
-        if let Some(taken) = self.ring.take(sequence, false) {
-            self.note_error(ErrorKind::Refused, &refusal.text);
-            self.settler.refused(taken, refusal, &self.metrics);
+        let Some(taken) = self.ring.take(sequence, false) else { return };
+        // From here on it is a dead letter, or lost: a request that gave up while its letter is written would send it again.
+        if taken.message.event.waiter.as_ref().is_some_and(|waiter| !waiter.send()) {
+            return self.settler.withdrawn(&taken.message.event);
         }
+        self.note_error(ErrorKind::Refused, &refusal.text);
+        self.settler.refused(taken, refusal, &self.metrics);
     }
 }

@@ -4,11 +4,12 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::*;
 use crate::delivery::BacklogReader;
-use crate::event::Waiter;
+use crate::event::{Outcome, Waiter};
 use crate::process::shutdown::Stopper;
 use crate::queue::journal::{self, Opened};
 use crate::queue::{Journaling, NotTaken};
@@ -23,6 +24,8 @@ const BODY: usize = 128;
 struct Bridge {
     queue: Arc<Buffer>,
     world: Arc<Mutex<World>>,
+    letters: SharedStore,
+    view: BrokerStatus,
     stopper: Stopper,
     delivery: Option<Delivery>,
     writer: Option<JoinHandle<()>>,
@@ -45,7 +48,8 @@ impl Bridge {
         let journaling = Journaling::new(queue.clone(), writer, metrics.clone(), Heartbeat::new("the writer"));
         let writer = Some(std::thread::spawn(move || journaling.run()));
         let (stopper, drain) = shutdown::channel();
-        let store = SharedStore::open(directory, StoreKind::DeadLetters, 1 << 20).unwrap();
+        let letters = SharedStore::open(directory, StoreKind::DeadLetters, 1 << 20).unwrap();
+        let view = BrokerStatus::default();
         let (router, refuse_after) = (world.router(), world.refuse_after);
         let successor = world.successor.clone();
         let world = Arc::new(Mutex::new(world));
@@ -64,13 +68,13 @@ impl Bridge {
             successor,
             queue: queue.clone(),
             metrics,
-            view: BrokerStatus::default(),
+            view: view.clone(),
             settings,
-            store: Some(store),
+            store: Some(letters.clone()),
             backlog: Some(BacklogReader::new(reader, rebuild)),
             drain,
         });
-        Self { queue, world, stopper, delivery: Some(delivery), writer, next: 0 }
+        Self { queue, world, letters, view, stopper, delivery: Some(delivery), writer, next: 0 }
     }
 
     /// Has the journal accept so many events, of these keys in turn.
@@ -141,6 +145,19 @@ impl Bridge {
         assert_eq!(snapshot.totals().mismatch(), 0);
         assert!(snapshot.bytes <= LIMITS.bytes + (12 << 10), "{} bytes in memory", snapshot.bytes);
         snapshot
+    }
+
+    /// Lets nothing be written to the dead letters until the returned sender is dropped.
+    fn hang_the_disk_of_letters(&self) -> SyncSender<()> {
+        let (letters, (disk_hangs, until)) = (self.letters.clone(), sync_channel(1));
+        let (hangs, is_hanging) = sync_channel(1);
+        std::thread::spawn(move || {
+            let _store = letters.lock();
+            hangs.send(()).unwrap();
+            let _ = until.recv();
+        });
+        is_hanging.recv().unwrap();
+        disk_hangs
     }
 
     /// The address `k0` takes everything from now on.
@@ -459,4 +476,24 @@ fn events_are_accepted_again_after_a_broker_rejected_all_and_none_waits_any_more
         bridge.until(published(1)).await;
     });
     assert_eq!(lost, 0);
+}
+
+/// The sender would get a 503 and send the event again, and it would be a dead letter too.
+#[test]
+fn an_event_is_not_withdrawn_while_it_becomes_a_dead_letter() {
+    let directory = tempfile::tempdir().unwrap();
+    let world = refusing(Refused::AddressWrong(RefusalReason::NoDestination), usize::MAX, Duration::ZERO);
+    let mode = Mode { ack: Ack::Published, timeout: Duration::from_secs(4) };
+    let mut bridge = Bridge::open_as(mode, directory.path(), world, 8);
+    // In real time: the paused clock stands while a thread writes.
+    let lost = bridge.deliver_at(false, async |bridge| {
+        let disk_hangs = bridge.hang_the_disk_of_letters();
+        let waiter = bridge.enqueue("k0").unwrap();
+        bridge.until(|_| bridge.view.copy().blocked.is_some()).await;
+        assert!(!waiter.withdraw(), "its letter is being written");
+        drop(disk_hangs);
+        bridge.until(|snapshot| snapshot.totals().dead_lettered == 1).await;
+        assert_eq!(waiter.outcome(), Some(Outcome::DeadLettered));
+    });
+    assert_eq!((lost, bridge.check().totals().held), (0, 0));
 }
