@@ -1,13 +1,12 @@
 //! Accept: connections within the limit, one runtime per thread, each with a listening socket of its own.
 
 use std::cell::Cell;
-use std::io;
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use std::{io, iter};
 
-use futures_util::FutureExt as _;
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -133,11 +132,15 @@ pub(crate) async fn serve(
     }
     // The queue of a socket of this thread alone ends with it: connections that wait there get an answer, not a reset. That of a
     // shared socket remains for its other holders.
-    while is_own && let Some(Ok((stream, peer))) = listener.accept().now_or_never() {
-        let place = connections.admit_beyond();
-        ConnectionTask { peer: canonical(peer), thread: thread.clone(), place, drain: drain.clone() }.spawn(stream);
+    if is_own {
+        for (stream, peer) in queued(listener) {
+            let place = connections.admit_beyond();
+            ConnectionTask { peer, thread: thread.clone(), place, drain: drain.clone() }.spawn(stream);
+        }
+    } else {
+        drop(listener);
     }
-    drop((listener, drain));
+    drop(drain);
     thread.is_leaving.set(true);
     thread.closing.set(Some(Instant::now()));
     closing.send_replace(());
@@ -152,6 +155,12 @@ pub(crate) async fn serve(
     Ok(())
 }
 
+fn prepared(stream: TcpStream, peer: SocketAddr) -> (TcpStream, SocketAddr) {
+    // Answers are small and written whole: delaying them to collect more data would gain nothing.
+    let _ = stream.set_nodelay(true);
+    (stream, canonical(peer))
+}
+
 /// On a dual-stack socket an IPv4 peer has a mapped address.
 fn canonical(peer: SocketAddr) -> SocketAddr {
     SocketAddr::new(peer.ip().to_canonical(), peer.port())
@@ -161,11 +170,7 @@ fn canonical(peer: SocketAddr) -> SocketAddr {
 async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => {
-                // Answers are small and written whole: delaying them to collect more data would gain nothing.
-                let _ = stream.set_nodelay(true);
-                return (stream, canonical(peer));
-            }
+            Ok((stream, peer)) => return prepared(stream, peer),
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 if throttle.admits() {
@@ -177,6 +182,24 @@ async fn accept(listener: &TcpListener, throttle: &Throttle) -> (TcpStream, Sock
             }
         }
     }
+}
+
+/// Accepts what the kernel has queued, and closes the socket. Asks the kernel itself: tokio would answer for it that nothing is
+/// queued once a task has done much in one turn.
+fn queued(listener: TcpListener) -> impl Iterator<Item = (TcpStream, SocketAddr)> {
+    let listener = listener.into_std().ok();
+    let accepted = iter::from_fn(move || {
+        loop {
+            match listener.as_ref()?.accept() {
+                Err(error) if is_of_one_connection(&error) => {}
+                accepted => return accepted.ok(),
+            }
+        }
+    });
+    accepted.filter_map(|(stream, peer)| {
+        stream.set_nonblocking(true).ok()?;
+        Some(prepared(TcpStream::from_std(stream).ok()?, peer))
+    })
 }
 
 /// Whether the error concerns one connection only (accept(2) reports its network errors), not the resources of this
@@ -217,6 +240,15 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn accepts_all_connections_that_are_queued_at_the_end() {
+        let listeners = Listeners::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 1).unwrap();
+        let clients: Vec<_> = (0..300).map(|_| std::net::TcpStream::connect(listeners.address).unwrap()).collect();
+        let listener = TcpListener::from_std(listeners.sockets.into_iter().next().unwrap()).unwrap();
+        let (_first, _) = listener.accept().await.unwrap();
+        assert_eq!(queued(listener).count() + 1, clients.len());
+    }
+
     #[test]
     fn spreads_connections_over_its_sockets() {
         let listeners = Listeners::bind(SocketAddr::from(([127, 0, 0, 1], 0)), 2).unwrap();
@@ -225,7 +257,7 @@ mod tests {
         let taken: Vec<usize> = listeners
             .sockets
             .iter()
-            .map(|socket| std::iter::repeat_with(|| socket.accept()).take_while(Result::is_ok).count())
+            .map(|socket| iter::repeat_with(|| socket.accept()).take_while(Result::is_ok).count())
             .collect();
         assert_eq!(taken.iter().sum::<usize>(), clients.len());
         assert!(taken.iter().all(|taken| *taken > 10), "{taken:?}");
