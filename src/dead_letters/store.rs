@@ -133,7 +133,7 @@ impl SharedStore {
         *self.held.lock()
     }
 
-    /// The numbers of the files from which letters were removed since this was last asked.
+    /// The numbers of the files from which letters were removed, or that were moved away, since this was last asked.
     pub(crate) fn take_changed(&self) -> BTreeSet<u64> {
         std::mem::take(&mut *self.changed.lock())
     }
@@ -166,7 +166,7 @@ pub(crate) struct Store {
     file_size: fn(u64) -> u64,
     /// Its contents, and its capacity, which a reload may change at any time.
     held: Arc<Mutex<StoreCounts>>,
-    /// The files from which letters were removed, until they are asked for.
+    /// The files from which letters were removed, or that were moved away, until they are asked for.
     changed: Arc<Mutex<BTreeSet<u64>>>,
     /// The files in use, by [`Precedence`].
     current: [Option<Open>; 2],
@@ -249,6 +249,8 @@ impl Store {
             };
             counted.insert(number, content);
         }
+        let moved_away = self.counted.keys().filter(|number| !counted.contains_key(number));
+        self.changed.lock().extend(moved_away);
         self.counted = counted;
         self.recount();
         Ok(())
@@ -454,6 +456,7 @@ impl Store {
         self.close(number);
         let Some(lines) = Lines::open(path)? else {
             self.counted.remove(&number);
+            self.changed.lock().insert(number);
             self.recount();
             return Ok(0);
         };
@@ -686,6 +689,25 @@ mod tests {
             (store.files(9), lines(&store, 1), lines(&store, 2)),
             (vec![1, 2], vec!["a".into()], vec!["b".into()])
         );
+    }
+
+    #[test]
+    fn tells_that_a_file_was_moved_away() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = SharedStore::open(directory.path(), StoreKind::Invalid, 1000).unwrap();
+        let append = || {
+            let mut store = store.lock();
+            store.append(&entries(&["a"])).unwrap();
+            store.seal()
+        };
+        let (first, second) = (append(), append());
+        let moves_away = |file| fs::remove_file(store.lock().path(file)).unwrap();
+        moves_away(first);
+        store.lock().measure().unwrap();
+        assert_eq!(store.take_changed(), BTreeSet::from([first]), "it was looked for");
+        moves_away(second);
+        assert_eq!(store.lock().rewrite(second, |_, _| false).unwrap(), 0);
+        assert_eq!(store.take_changed(), BTreeSet::from([second]), "letters were to be removed from it");
     }
 
     #[test]
