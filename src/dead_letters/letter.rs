@@ -54,14 +54,15 @@ pub(crate) struct Letter {
     pub(crate) traceparent: Option<String>,
 }
 
-/// The most bytes of a letter whose body has this size. A body of JSON at most doubles when it is escaped. Eight other texts can
+/// The most bytes of a letter whose body has this size. A body at most doubles. Eight other texts can
 /// be as long as a field may be, and a control character in them becomes six bytes: event, id, key, address, the broker's text,
 /// and the headers for the id, the type and the subject. Everything else takes less than 16 KiB.
 pub(crate) fn largest_line(body: usize) -> usize {
     2 * body + 8 * 6 * LONGEST_FIELD + (16 << 10)
 }
 
-/// The body in a line: as text, or what is not UTF-8 in base64.
+/// The body in a line: as text, or in base64 what is not UTF-8 or has control characters that no JSON has; escaped, each of
+/// them would become six bytes.
 mod body {
     use serde::de::Error as _;
     use serde::{Deserializer, Serializer};
@@ -77,7 +78,8 @@ mod body {
     }
 
     pub(super) fn serialize<S: Serializer>(body: &[u8], to: S) -> Result<S::Ok, S::Error> {
-        let text = std::str::from_utf8(body).ok();
+        let is_control = |byte: &u8| *byte < b' ' && !byte.is_ascii_whitespace();
+        let text = std::str::from_utf8(body).ok().filter(|_| !body.iter().any(is_control));
         let body_base64 = text.is_none().then(|| BASE64_STANDARD.encode(body));
         BodyFields { body: text.map(Cow::from), body_base64 }.serialize(to)
     }
@@ -195,6 +197,15 @@ pub(super) mod tests {
         letter.signature = None;
         letter.traceparent = Some("00-x".into());
         assert_eq!(Letter::parse(&letter.line()), Ok(letter));
+    }
+
+    #[test]
+    fn a_body_of_control_characters_takes_no_more_room_than_one_of_json() {
+        let body = "\u{1}\u{c}".repeat(100_000).into_bytes();
+        let letter = Letter { body: body.clone().into(), ..letter("a") };
+        let line = letter.line();
+        assert!(line.len() <= largest_line(body.len()), "{} bytes", line.len());
+        assert_eq!(Letter::parse(&line), Ok(letter));
     }
 
     #[test]
