@@ -64,3 +64,22 @@ impl NotTaken {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_advice_fits_each_cause_of_a_reason() {
+        for (refused, remedy) in [
+            (NotTaken::Full, "buffer.max_events"),
+            (NotTaken::JournalFull, "journal.max_bytes"),
+            (NotTaken::DiskBehind, "disk"),
+            (NotTaken::Disk(String::new()), "disk"),
+            (NotTaken::Away, "broker"),
+        ] {
+            let advice = refused.reason().advice();
+            assert!(advice.contains(remedy), "{refused:?}: {advice}");
+        }
+    }
+}

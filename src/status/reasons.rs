@@ -14,7 +14,7 @@ named! {
         Invalid = "invalid",
         /// Body above `ingress.max_body`.
         TooLarge = "too_large",
-        /// The request arrived too slowly.
+        /// The body arrived too slowly.
         Timeout = "timeout",
         /// A Content-Encoding other than identity.
         Encoding = "encoding",
@@ -22,11 +22,11 @@ named! {
         Method = "method",
         /// The sender disconnected before it had an answer.
         Disconnected = "disconnected",
-        /// Buffer or read budget full.
+        /// Buffer, journal or read budget full, or the disk slower than the events arrive.
         BufferFull = "buffer_full",
         /// The bridge is stopping.
         Draining = "draining",
-        /// Disk failure, or the broker unreachable in a mode that needs it.
+        /// Disk failure, or the broker unreachable in a mode that needs it, or either slower than a sender waits.
         Unavailable = "unavailable",
     }
 }
@@ -40,29 +40,32 @@ impl Reason {
                  the body; copy the secret again, and let no proxy touch the body"
             }
             Self::Malformed => {
-                "the body is not one JSON value in UTF-8: the sender is not PlexTrac, or a proxy cut it; a signed one \
-                 is kept, see `dead-letters list --invalid`"
+                "the body is not one JSON value in UTF-8, or its chunks are malformed: the sender is not PlexTrac, or a \
+                 proxy cut or changed it; with a `state_directory`, a signed one whose chunks are sound is kept, see \
+                 `dead-letters list --invalid`"
             }
             Self::Invalid => {
                 "not the documented payload, and the detail names the field: validation = \"lenient\" takes every \
-                 signed object; a signed one is kept, see `dead-letters list --invalid`"
+                 signed object; with a `state_directory`, a signed one is kept, see `dead-letters list --invalid`"
             }
             Self::TooLarge => "raise ingress.max_body, and the broker's own limit",
-            Self::Timeout => {
-                "the request arrived too slowly: check the proxy in front; for bodies, raise ingress.body_timeout"
-            }
+            Self::Timeout => "the body arrived too slowly: check the proxy in front, or raise ingress.body_timeout",
             Self::Encoding => "something compresses the body: turn that off between PlexTrac and here",
             Self::Method => "webhooks are POST; a browser or a health check requests this path with another method",
             Self::Disconnected => "the sender, or the proxy in front, disconnected before the answer",
             Self::BufferFull => {
-                "the broker is away, or slower than the events arrive: check the broker; raise buffer.max_events and \
-                 buffer.max_bytes for longer outages; if the detail says that too many bodies are being read, \
-                 many large ones are sent at once"
+                "the detail names what is full. The buffer or the journal: the broker is away, or slower than the events \
+                 arrive; check the broker, and for longer outages raise buffer.max_events and buffer.max_bytes, or \
+                 journal.max_bytes where `ack` is \"journaled\". The disk: it is slower than the events arrive. Bodies \
+                 being read: many large ones are sent at once"
             }
             Self::Draining => {
                 "the bridge was stopping: let the load balancer check /readyz, and raise shutdown.delay"
             }
-            Self::Unavailable => "the bridge could not keep the event: see the log",
+            Self::Unavailable => {
+                "the disk failed, or the broker is away, or one of them was slower than a sender waits: see the log; if \
+                 the detail says that the request took most of the time, check the proxy in front as well"
+            }
         }
     }
 }
