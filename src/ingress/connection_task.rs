@@ -180,8 +180,7 @@ impl ConnectionTask {
         match Box::pin(self.serve_requests(stream, connection, tls, &mut timer)).await {
             Some(Ok(())) => {}
             Some(Err(error)) if error.is_parse() => {
-                let too_large = error.is_parse_too_large();
-                self.thread.unreadable.head(peer, &connection.first.get(), too_large);
+                self.thread.unreadable.head(peer, &connection.first.get(), &error);
             }
             Some(Err(error)) => tracing::debug!(%peer, "a connection ended: {error}"),
             None => too_slow(peer),

@@ -43,17 +43,19 @@ impl Unreadable {
         }
     }
 
-    /// Notes a head that is not HTTP/1.1, or too large. hyper has answered it, except an HTTP/2 preface, for which it
+    /// Notes a head that is not HTTP/1.1, malformed, or too large. hyper has answered it, except an HTTP/2 preface, for which it
     /// only closes the connection.
-    pub(super) fn head(&self, peer: SocketAddr, first: &[u8], is_too_large: bool) {
+    pub(super) fn head(&self, peer: SocketAddr, first: &[u8], error: &hyper::Error) {
+        let is_too_large = error.is_parse_too_large();
         self.metrics.unreadable(if is_too_large { "431" } else { "400" });
         if !self.heads.admits() {
             return;
         }
-        let hint = match OTHERS.iter().find(|(start, _)| first.starts_with(start)) {
+        let hint: &dyn Display = match OTHERS.iter().find(|(start, _)| first.starts_with(start)) {
             Some((_, hint)) => hint,
-            None if is_too_large => "its head is larger than 16 KiB, or has more than 100 headers",
-            None => "it is not HTTP/1.1",
+            None if is_too_large => &"its head is larger than 16 KiB, or has more than 100 headers",
+            // One of hyper's fixed texts: nothing of the request is in it.
+            None => &format_args!("it is malformed, or not HTTP/1.1: {error}"),
         };
         tracing::warn!(%peer, "cannot read a request: {hint}");
     }

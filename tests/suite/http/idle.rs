@@ -280,7 +280,8 @@ fn replaces_a_connection_that_carried_an_event_only_after_five_seconds() {
 
 #[test]
 fn says_what_is_not_http_and_counts_it() {
-    let cases: [(&str, Vec<u8>, &str, &str); 6] = [
+    let malformed = |header: &str| format!("POST {PATH} HTTP/1.1\r\nHost: x\r\n{header}\r\n\r\n").into_bytes();
+    let cases: [(&str, Vec<u8>, &str, &str); 9] = [
         (
             "PROXY, version 1",
             b"PROXY TCP4 192.0.2.1 192.0.2.2 5 80\r\nPOST / HTTP/1.1\r\n\r\n".to_vec(),
@@ -296,6 +297,9 @@ fn says_what_is_not_http_and_counts_it() {
             "431",
             "16 KiB",
         ),
+        ("a folded header", malformed("A: b\r\n c: d"), "400", "invalid HTTP header"),
+        ("two lengths", malformed("Content-Length: 2\r\nContent-Length: 3"), "400", "invalid content-length"),
+        ("an unknown coding", malformed("Transfer-Encoding: chunked, x"), "400", "invalid transfer-encoding"),
         ("anything else", b"\x01\x02\x03\x04 garbage\r\n\r\n".to_vec(), "400", "not HTTP/1.1"),
     ];
     for (name, bytes, code, hint) in cases {
