@@ -372,8 +372,7 @@ impl Guard<'_> {
             Ok(Ok(Outcome::Withdrawn)) => "the broker did not take the event in time; try again later",
             Ok(Err(_)) if took + patience > mode.timeout => {
                 withdraws();
-                let text = "the request took most of the time that a sender waits; send it faster";
-                return Err(Rejection::new(Reason::Timeout, text));
+                "the request took most of the time that a sender waits; try again, and send it faster"
             }
             Ok(Err(_)) if mode.ack == Ack::Journaled => "the disk did not take the event in time; try again later",
             Ok(Err(_)) if withdraws() => "the broker did not take the event in time; try again later",

@@ -349,11 +349,12 @@ fn leaves_the_event_of_a_slow_sender_some_time() {
 }
 
 #[test]
-fn blames_neither_disk_nor_broker_where_the_request_took_the_time() {
+fn says_with_the_503_of_disk_and_broker_that_the_request_took_most_of_the_time() {
     for (ack, hangs) in [("journaled", "journal.written=hang"), ("published", "file.sync=hang")] {
         let daemon = Setup::on_files().text("ack", ack).text("publish.timeout", "1s").failpoints(hangs).start();
         let answer = slowly(&daemon, "cuid-1");
-        assert_eq!(answer.status, 408, "{}", answer.text());
+        assert_eq!(answer.status, 503, "{}", answer.text());
+        assert!(answer.header("retry-after").is_some(), "{ack}: no Retry-After");
         assert!(answer.text().contains("the request took most of the time"), "{}", answer.text());
     }
 }
