@@ -111,8 +111,8 @@ impl KafkaSession {
             Code::MessageSizeTooLarge | Code::MessageBatchTooLarge => {
                 let text = format!("{size} bytes as a record, too large for the topic {topic}");
                 let refusal = Refusal::event(RefusalReason::TooLarge, text);
-                // The broker refuses whole batches.
-                if !is_alone && !self.is_too_large(&topic, size) {
+                // The broker refuses whole batches; what is larger than they are is sent alone.
+                if !is_alone && size <= self.limits.batch_size {
                     self.failure.get_or_insert_with(|| SessionError::suspect(refusal));
                     return;
                 }
@@ -133,11 +133,6 @@ impl KafkaSession {
         }
         into.push((sequence, Verdict::Refused(refusal)));
     }
-
-    /// Whether a record of this size is too large for the topic, as far as its limit is known.
-    fn is_too_large(&self, topic: &str, size: usize) -> bool {
-        size > self.topics.known_limit(topic).unwrap_or(usize::MAX).min(self.limits.batch_size)
-    }
 }
 
 #[async_trait]
@@ -155,10 +150,7 @@ impl Session for KafkaSession {
         extras.timestamp = self.times.of(sequence, name, extras.timestamp);
         // The broker's size is known only of an uncompressed record.
         if let Some(limit) = limit.filter(|limit| !self.limits.compressed && extras.size > *limit) {
-            let size = extras.size;
-            let text =
-                format!("{size} bytes as a record, more than the {limit} of topic {name} (max.message.bytes)");
-            return Sent::Refused(Refusal::event(RefusalReason::TooLarge, text));
+            return Sent::Refused(self.topics.too_large(name, extras.size, limit));
         }
         let number = self.batches.number(name);
         let sent = self.client.send((sequence, number), name, &message.key, &message.event.body, &mut extras);

@@ -1,5 +1,7 @@
 //! Sessions against librdkafka's own mock of a cluster: what a broker says, and what becomes of it.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use rdkafka::error::RDKafkaErrorCode;
@@ -7,7 +9,11 @@ use rdkafka::mocking::MockCluster;
 use rdkafka::producer::DefaultProducerContext;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-use crate::brokers::kafka::client::Reports;
+use crate::brokers::kafka::client::{Client, Reports};
+use crate::brokers::kafka::record::BATCH_SIZE;
+use crate::brokers::kafka::session::{KafkaSession, SessionLimits};
+use crate::brokers::kafka::topics::SessionTopics;
+use crate::brokers::kafka::topology::{TopicState, Topics};
 use crate::brokers::kafka::{Kafka, Settings};
 use crate::brokers::{
     Broker as _, Cause, ErrorKind, Finding, Refusal, RefusalReason, Refused, Routed, Sent, Sequence, Session,
@@ -147,6 +153,47 @@ async fn blames_a_small_message_for_being_too_large_only_where_it_was_alone_in_i
     let error = session.verdicts(&mut verdicts).await.unwrap_err();
     assert!(matches!(&error.suspect, Cause::Message(refusal) if refusal.kind == kind), "{error:?}");
     assert_eq!(verdicts, []);
+}
+
+/// A session that was told this limit of the topic `events` when it began.
+fn session_with_limit(broker: &Kafka, limit: usize) -> Box<dyn Session> {
+    let survey = Topics {
+        brokers: 1,
+        partitions: HashMap::from([("events".to_owned(), 2)]),
+        standing: HashMap::from([("events".into(), TopicState::Exists(Some(limit)))]),
+        gone: None,
+    };
+    let limits = SessionLimits {
+        batch_size: BATCH_SIZE,
+        compressed: false,
+        renders: false,
+        stuck_after: Duration::from_mins(1),
+        most_at_once: 0,
+    };
+    let client = Arc::new(Client::new(&broker.admin.config, None).unwrap());
+    let headers = Terms::of_tests(Settings::headers).headers;
+    Box::new(KafkaSession::new(client, headers, SessionTopics::new(broker.admin.clone(), &survey), limits))
+}
+
+/// The mock says no limits, so a question leaves the topic without one.
+#[tokio::test]
+async fn asks_for_a_limit_again_before_an_old_one_makes_a_message_too_large() {
+    let (_cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let limit = 2 * BATCH_SIZE;
+    let (small, large) = (message(&mut broker, "E", b"{}"), message(&mut broker, "E", &vec![b'x'; limit]));
+    let mut session = session_with_limit(&broker, limit);
+    let Sent::Refused(refusal) = session.send(0, &large) else { panic!("taken") };
+    assert_eq!(refusal.kind, Refused::Event(RefusalReason::TooLarge));
+    assert_eq!(outcome(&mut session, 1, &small).await, Ok(Verdict::Stored));
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    tokio::time::resume();
+    let Sent::Refused(refusal) = session.send(2, &large) else { panic!("taken") };
+    assert_eq!(refusal.kind, Refused::AddressUnable);
+    let answer = tokio::time::timeout(Duration::from_secs(20), session.verdicts(&mut Vec::new())).await;
+    assert!(matches!(answer, Ok(Ok(()))) && session.has_changed(), "{answer:?}");
+    assert_eq!(outcome(&mut session, 2, &large).await, Ok(Verdict::Stored));
 }
 
 /// The mock creates no topics.

@@ -9,18 +9,21 @@ use rdkafka::error::RDKafkaErrorCode as Code;
 use tokio::time::Instant;
 
 use crate::brokers::kafka::client::Client;
-use crate::brokers::kafka::topology::{Purpose, TopicAdmin, Topics};
+use crate::brokers::kafka::topology::{Purpose, TopicAdmin, TopicState, Topics};
 use crate::brokers::look::TopologyLook;
 use crate::brokers::{ConnectError, Refusal, RefusalReason, SessionError, Topology};
 
 /// The cluster is asked about topics at most this often.
 const BETWEEN_QUESTIONS: Duration = Duration::from_secs(1);
 
+/// Limits change by hand, and a question delays what goes to the topic by a moment.
+const FRESH: Duration = Duration::from_secs(5);
+
 /// A sender of thousands of event names must not fill the memory with topics that are missing.
 const REMEMBERED: usize = 1024;
 
-/// The limit of a topic that takes messages, where it is known; or why it takes none, as far as the cluster has said.
-pub(super) type TopicLimit = Result<Option<usize>, Refusal>;
+/// The limit of a topic that takes messages, where it is known, and when the cluster said so; or why it takes none.
+type KnownTopic = Result<(Option<usize>, Instant), Refusal>;
 
 /// The topics asked about, and the answer.
 pub(super) type TopicAnswer = (Vec<Arc<str>>, Result<Topics, ConnectError>);
@@ -28,7 +31,7 @@ pub(super) type TopicAnswer = (Vec<Arc<str>>, Result<Topics, ConnectError>);
 /// The topics of a session.
 pub(super) struct SessionTopics {
     pub(super) admin: Arc<TopicAdmin>,
-    topics: HashMap<Arc<str>, TopicLimit>,
+    topics: HashMap<Arc<str>, KnownTopic>,
     /// Topics that are to be asked about.
     questions: Vec<Arc<str>>,
     pub(super) look: TopologyLook<TopicAnswer>,
@@ -39,16 +42,17 @@ pub(super) struct SessionTopics {
 impl SessionTopics {
     /// Begins with what a survey found; any other topic is asked about when its first message arrives.
     pub(super) fn new(admin: Arc<TopicAdmin>, survey: &Topics) -> Self {
-        let topics = survey.standing.iter().map(|(name, state)| (name.clone(), state.limit(name))).collect();
+        let known = |(name, state): (&Arc<str>, &TopicState)| (name.clone(), known(name, state));
+        let topics = survey.standing.iter().map(known).collect();
         Self { admin, topics, questions: Vec::new(), look: TopologyLook::default(), has_changed: false }
     }
 
     /// The limit of this topic, or the reason why nothing is sent to it now: then it is asked about again.
-    pub(super) fn limit(&mut self, name: &Arc<str>) -> TopicLimit {
+    pub(super) fn limit(&mut self, name: &Arc<str>) -> Result<Option<usize>, Refusal> {
         let refusal = match self.topics.get(name) {
-            Some(Ok(limit)) => return Ok(*limit),
+            Some(Ok((limit, _))) => return Ok(*limit),
             _ if self.admin.settings.topology == Topology::Ignore => {
-                self.topics.insert(name.clone(), Ok(None));
+                self.topics.insert(name.clone(), Ok((None, Instant::now())));
                 return Ok(None);
             }
             Some(Err(refusal)) => refusal.clone(),
@@ -58,9 +62,16 @@ impl SessionTopics {
         Err(refusal)
     }
 
-    /// The limit of a topic that has taken messages.
-    pub(super) fn known_limit(&self, name: &str) -> Option<usize> {
-        self.topics.get(name).and_then(|topic| *topic.as_ref().ok()?)
+    /// The refusal of a record that is larger than the limit of its topic. The operator may have raised it: an old one is
+    /// asked for again, and the answer decides.
+    pub(super) fn too_large(&mut self, name: &Arc<str>, size: usize, limit: usize) -> Refusal {
+        let text = format!("{size} bytes as a record, more than the {limit} of topic {name} (max.message.bytes)");
+        if self.topics.get(name).is_some_and(|topic| matches!(topic, Ok((_, since)) if since.elapsed() < FRESH)) {
+            return Refusal::event(RefusalReason::TooLarge, text);
+        }
+        let refusal = Refusal::unable(format!("{text}; it is being looked up again"));
+        self.doubt(name.clone(), &refusal);
+        refusal
     }
 
     /// The client knows no such topic, and a broker that has just started may not either: the cluster is asked.
@@ -121,13 +132,13 @@ impl SessionTopics {
         }
         let mut lost = None;
         for name in names {
-            match survey.standing.get(&name).map(|state| state.limit(&name)) {
-                Some(Ok(limit)) => {
+            match survey.standing.get(&name).map(|state| known(&name, state)) {
+                Some(Ok((limit, since))) => {
                     if limit.is_some_and(|limit| limit < batch_size) {
                         let text = format!("the topic {name} asks for smaller batches; connecting again");
                         lost = Some(SessionError::lost(text));
                     }
-                    self.has_changed |= matches!(self.topics.insert(name, Ok(limit)), Some(Err(_)));
+                    self.has_changed |= matches!(self.topics.insert(name, Ok((limit, since))), Some(Err(_)));
                 }
                 Some(Err(refusal)) => self.close(name, refusal),
                 None => {}
@@ -135,4 +146,9 @@ impl SessionTopics {
         }
         lost
     }
+}
+
+/// The topic as the cluster has just described it.
+fn known(name: &str, state: &TopicState) -> KnownTopic {
+    state.limit(name).map(|limit| (limit, Instant::now()))
 }
