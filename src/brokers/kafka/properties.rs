@@ -8,7 +8,7 @@ use rdkafka::types::{RDKafkaConfRes, RDKafkaType};
 use crate::brokers::Terms;
 use crate::brokers::kafka::batch::LINGER;
 use crate::brokers::kafka::client::Quiet;
-use crate::brokers::kafka::record;
+use crate::brokers::kafka::record::BATCH_SIZE;
 use crate::brokers::kafka::security::Security;
 use crate::settings::{Secret, Section};
 
@@ -44,7 +44,7 @@ const REFUSED: [(&str, &str); 5] = [
         "it follows from `publish.max_in_flight`; remove it",
         "queue.buffering.max.messages queue.buffering.max.kbytes",
     ),
-    ("it follows from `ingress.max_body`; remove it", "message.max.bytes"),
+    ("the topic's limit decides; remove it", "message.max.bytes"),
     ("the client library's log is the bridge's own; remove it", "log.queue"),
 ];
 
@@ -136,7 +136,7 @@ impl ClientSettings {
         parts.filter_map(|(name, port)| Some((host(name), port.parse().ok()?))).collect()
     }
 
-    /// The configuration of a producer; `batch_size` at most, where a topic's limit asks for less than 1 MB.
+    /// The configuration of a producer; `batch_size` is that of a topic whose limit asks for less than 1 MB.
     pub(super) fn producer(&self, terms: &Terms, batch_size: Option<usize>) -> ClientConfig {
         let mut config = self.base();
         // The ring of the delivery task is the bound, in messages and bytes; librdkafka counts a message until its
@@ -144,13 +144,14 @@ impl ClientSettings {
         let messages = terms.max_in_flight.saturating_mul(2).clamp(100_000, 10_000_000);
         config.set("queue.buffering.max.messages", messages.to_string());
         config.set("queue.buffering.max.kbytes", i32::MAX.to_string());
-        config.set("message.max.bytes", record::largest(terms).to_string());
+        // The limit of the topic decides: an event of the journal or a dead letter may be larger than what is accepted now.
+        config.set("message.max.bytes", "1000000000");
         let backoff = terms.retry_max.as_millis().clamp(100, 500);
         config.set("reconnect.backoff.max.ms", backoff.to_string());
-        if let Some(batch_size) = batch_size {
-            let own = self.property("batch.size").and_then(|value| value.parse().ok()).unwrap_or(usize::MAX);
-            config.set("batch.size", batch_size.min(own).to_string());
-        }
+        // A larger one of the operator could gather what no topic takes.
+        let most = batch_size.unwrap_or(BATCH_SIZE);
+        let own = self.property("batch.size").and_then(|value| value.parse().ok()).unwrap_or(most);
+        config.set("batch.size", own.min(most).to_string());
         config
     }
 
@@ -164,6 +165,8 @@ impl ClientSettings {
             .set("enable.idempotence", "true")
             .set("message.timeout.ms", "0")
             .set("partitioner", "murmur2_random")
+            // Topics are created as `topology` says, not by the cluster with its own defaults.
+            .set("allow.auto.create.topics", "false")
             // The defaults, 10 s and 30 s, are too long for an event that waits.
             .set("reconnect.backoff.max.ms", "500")
             .set("topic.metadata.propagation.max.ms", "5000")

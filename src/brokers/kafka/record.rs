@@ -4,7 +4,7 @@ use std::time::UNIX_EPOCH;
 
 use rdkafka::message::{Header, OwnedHeaders};
 
-use crate::brokers::{Headers, Terms};
+use crate::brokers::Headers;
 use crate::event::Message;
 
 /// The head of a record batch of version 2; `max.message.bytes` limits the whole batch.
@@ -14,12 +14,6 @@ const BATCH_HEAD: usize = 61;
 
 /// The largest batch that librdkafka assumes.
 pub(super) const BATCH_SIZE: usize = 1_000_000;
-
-/// A limit for `message.max.bytes` that no message of ours reaches: body, key and headers, the latter two being
-/// made of fields of the body; librdkafka allows 10^9 at most.
-pub(super) fn largest(terms: &Terms) -> usize {
-    terms.max_body.saturating_mul(4).saturating_add(64 * 1024).clamp(BATCH_SIZE, 1_000_000_000)
-}
 
 /// Bytes of a batch with this one uncompressed record: exactly what the broker compares with its limit.
 pub(super) struct Size {

@@ -66,6 +66,7 @@ fn legal_topic(topic: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::brokers::Terms;
     use crate::settings::testing;
 
     fn errors(toml: &str) -> Vec<String> {
@@ -208,6 +209,20 @@ mod tests {
                 "`properties.sasl.password`: it has a setting of its own: use `password`",
             ]
         );
+    }
+
+    #[test]
+    fn makes_batches_no_larger_than_those_it_assumes() {
+        let batch_size = |toml: &str, most| {
+            let (settings, problems) = testing::read(&["broker", "kafka"], toml, Settings::read);
+            assert!(problems.errors.is_empty(), "{problems:?}");
+            let config = settings.client.producer(&Terms::of_tests(Settings::headers), most);
+            config.get("batch.size").map(str::to_owned)
+        };
+        assert_eq!(batch_size("", None).as_deref(), Some("1000000"));
+        assert_eq!(batch_size("", Some(5000)).as_deref(), Some("5000"));
+        assert_eq!(batch_size("properties = { \"batch.size\" = 3000 }", Some(5000)).as_deref(), Some("3000"));
+        assert_eq!(batch_size("properties = { \"batch.size\" = 3000000 }", None).as_deref(), Some("1000000"));
     }
 
     #[test]

@@ -196,6 +196,32 @@ async fn asks_for_a_limit_again_before_an_old_one_makes_a_message_too_large() {
     assert_eq!(outcome(&mut session, 2, &large).await, Ok(Verdict::Stored));
 }
 
+/// `ingress.max_body` may have been larger when an event arrived, or became a dead letter.
+#[tokio::test]
+async fn sends_what_is_larger_than_the_largest_body_of_today() {
+    let (_cluster, toml) = cluster();
+    let (settings, _) = testing::read(&["broker", "kafka"], &toml, Settings::read);
+    let mut broker = Kafka::new(&settings, &Terms { max_body: 1024, ..Terms::of_tests(Settings::headers) });
+    let (mut session, _) = broker.connect().await.unwrap();
+    let message = message(&mut broker, "E", &vec![b'x'; 3 * BATCH_SIZE]);
+    assert_eq!(outcome(&mut session, 0, &message).await, Ok(Verdict::Stored));
+}
+
+/// The mock creates each topic that a client asks for by its name, as a cluster with `auto.create.topics.enable` does.
+#[tokio::test]
+async fn lets_no_cluster_create_a_topic_unless_the_operator_says_so() {
+    let (_cluster, toml) = cluster();
+    let toml = toml.replace("\"check\"", "\"ignore\"").replace("\"events\"", "\"absent\"");
+    let mut leaving = broker(&toml);
+    let (mut session, _) = leaving.connect().await.unwrap();
+    let message = message(&mut leaving, "E", b"{}");
+    let Ok(Verdict::Refused(refusal)) = outcome(&mut session, 0, &message).await else { panic!("created") };
+    assert_eq!(refusal.kind, Refused::AddressWrong(RefusalReason::NoDestination));
+    let mut creating = broker(&format!("{toml}properties = {{ \"allow.auto.create.topics\" = \"true\" }}"));
+    let (mut session, _) = creating.connect().await.unwrap();
+    assert_eq!(outcome(&mut session, 0, &message).await, Ok(Verdict::Stored));
+}
+
 /// The mock creates no topics.
 #[tokio::test]
 async fn connects_although_the_topic_of_a_route_cannot_be_created() {
