@@ -33,6 +33,9 @@ const AGAIN: Duration = Duration::from_secs(5);
 /// The life of a token that does not say how long it is valid.
 const USUAL_LIFE: Duration = Duration::from_mins(5);
 
+/// The longest life that is believed; times beyond `SystemTime` would overflow.
+const LONGEST_LIFE: Duration = Duration::from_hours(365 * 24);
+
 /// The largest answer: a token with many claims has some KiB.
 const LARGEST: usize = 64 << 10;
 
@@ -173,7 +176,7 @@ fn read(status: StatusCode, body: &[u8], asked: Instant) -> Result<Token, String
     }
     let token = text("access_token").filter(|token| !token.is_empty()).ok_or("an answer without `access_token`")?;
     let life = answer.get("expires_in").and_then(|life| life.as_u64().or_else(|| life.as_str()?.parse().ok()));
-    let life = life.map_or(USUAL_LIFE, Duration::from_secs);
+    let life = life.filter(|seconds| *seconds > 0).map_or(USUAL_LIFE, Duration::from_secs).min(LONGEST_LIFE);
     let ends = SystemTime::now() + life.saturating_sub(asked.elapsed());
     Ok(Token { text: Secret::new(token), ends, renew: asked + life.mul_f64(0.7) })
 }
@@ -237,12 +240,12 @@ impl Tokens {
         self.current.subscribe()
     }
 
-    /// A token that need not be renewed yet; it is renewed from now on.
+    /// The token that is there, also one whose renewal fails, or else a new one; it is renewed from now on.
     ///
     /// # Errors
     /// The endpoint gives none.
-    pub(super) async fn fresh(&self) -> Result<Arc<Token>, ConnectError> {
-        if let Some(token) = self.current().filter(|token| !token.is_due()) {
+    pub(super) async fn valid(&self) -> Result<Arc<Token>, ConnectError> {
+        if let Some(token) = self.current() {
             return Ok(token);
         }
         let token = Arc::new(self.settings.fetch().await?);
@@ -336,5 +339,40 @@ mod tests {
             let text = read(StatusCode::OK, body.as_bytes(), now).unwrap_err();
             assert_eq!(text, "an answer without `access_token`", "{body}");
         }
+    }
+
+    #[tokio::test]
+    async fn bounds_the_life_that_the_endpoint_names() {
+        let now = Instant::now();
+        let life = |seconds: &str| {
+            let body = format!("{{\"access_token\":\"abc\",\"expires_in\":{seconds}}}");
+            read(StatusCode::OK, body.as_bytes(), now).unwrap().renew - now
+        };
+        assert_eq!(life("0"), USUAL_LIFE.mul_f64(0.7), "no life is no end");
+        assert_eq!(life("1"), Duration::from_millis(700));
+        for endless in [i64::MAX.to_string(), u64::MAX.to_string()] {
+            assert_eq!(life(&endless), LONGEST_LIFE.mul_f64(0.7));
+        }
+    }
+
+    #[tokio::test]
+    async fn logs_in_with_a_valid_token_while_the_endpoint_is_away() {
+        let endpoint = Uri::from_static("http://127.0.0.1:1/token");
+        let tokens = Tokens::new(&OAuthSettings {
+            endpoint,
+            client_id: "bridge".to_owned(),
+            client_secret: Secret::new("secret"),
+            scope: String::new(),
+            ca_file: None,
+        });
+        assert!(tokens.valid().await.is_err());
+        let hold = |ends| {
+            let token = Token { text: Secret::new("abc"), ends, renew: Instant::now() };
+            tokens.current.send_replace(Some(Arc::new(token)));
+        };
+        hold(SystemTime::now() + Duration::from_mins(1));
+        assert_eq!(tokens.valid().await.unwrap().text.reveal(), "abc");
+        hold(SystemTime::now());
+        assert!(tokens.valid().await.is_err());
     }
 }

@@ -41,7 +41,7 @@ impl Kafka {
     /// Loading certificates takes some milliseconds, so a thread for blocking work does it.
     async fn create(&self, config: ClientConfig) -> Result<Arc<Client>, ConnectError> {
         if let Some(tokens) = &self.admin.tokens {
-            tokens.fresh().await?;
+            tokens.valid().await?;
         }
         let tokens = self.admin.tokens.clone();
         let created = tokio::task::spawn_blocking(move || Client::new(&config, tokens)).await;

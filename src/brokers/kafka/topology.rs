@@ -306,7 +306,7 @@ impl ClosingAdmin {
             Ok(Ok(client)) => {
                 let client = Self(Some(client));
                 if let Some(tokens) = &admin.tokens {
-                    tokens.fresh().await?;
+                    tokens.valid().await?;
                     give_token(client.client().inner(), tokens)
                         .map_err(|text| ConnectError::new(ErrorKind::Authentication, text))?;
                 }

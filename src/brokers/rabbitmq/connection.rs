@@ -77,7 +77,7 @@ impl Link {
         // Subscribed before, so that no renewal is missed while it connects.
         let renewed = tokens.map(Tokens::renewed);
         let token = match tokens {
-            Some(tokens) => Some(tokens.fresh().await?),
+            Some(tokens) => Some(tokens.valid().await?),
             None => None,
         };
         let uris = settings
