@@ -142,6 +142,22 @@ impl Kafka {
         self.settings().router.literals().into_iter().map(finding).collect()
     }
 
+    /// The findings about topics that exist and have no leader, or too few replicas in sync.
+    async fn unable(&self, survey: &Topics) -> Vec<Finding> {
+        let literals = self.admin.literals.iter();
+        let names: Vec<Arc<str>> =
+            literals.filter(|name| survey.partitions.contains_key(&***name)).cloned().collect();
+        if names.is_empty() {
+            return Vec::new();
+        }
+        let reasons = self.admin.look(&names).await.unwrap_or_default();
+        let finding = |name: &Arc<str>| {
+            let why = reasons.get(name)?.as_ref()?;
+            Some(Finding::Warning(format!("the topic {name} may not take messages at present: {why}")))
+        };
+        names.iter().filter_map(finding).collect()
+    }
+
     /// The finding about topics with placeholders, of which `survey` has a sample where it cannot be created.
     fn placeholders(&self, survey: &Topics) -> Finding {
         let text = match self.settings().topology {
@@ -241,6 +257,7 @@ impl Broker for Kafka {
             survey.brokers
         ))];
         findings.extend(self.findings(&survey));
+        findings.extend(self.unable(&survey).await);
         findings.extend(rights::lacking(&client, admin, &uncreatable).await);
         let there = survey.partitions.keys().map(String::as_str);
         let names: Vec<&str> = admin.literals.iter().map(|name| &**name).collect();

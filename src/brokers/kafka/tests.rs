@@ -222,6 +222,18 @@ async fn lets_no_cluster_create_a_topic_unless_the_operator_says_so() {
     assert_eq!(outcome(&mut session, 0, &message).await, Ok(Verdict::Stored));
 }
 
+#[tokio::test]
+async fn warns_of_a_topic_without_a_leader_when_it_inspects() {
+    let (cluster, toml) = cluster();
+    let mut broker = broker(&toml);
+    let text = "the topic events may not take messages at present: partition 1 has no leader";
+    let warning = Finding::Warning(text.to_owned());
+    assert!(!broker.inspect().await.unwrap().contains(&warning));
+    cluster.partition_leader("events", 1, None).unwrap();
+    let findings = broker.inspect().await.unwrap();
+    assert!(findings.contains(&warning), "{findings:?}");
+}
+
 /// The mock creates no topics.
 #[tokio::test]
 async fn connects_although_the_topic_of_a_route_cannot_be_created() {
