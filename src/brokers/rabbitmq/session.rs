@@ -276,11 +276,11 @@ impl RabbitmqSession {
             return self.renew_channel().await;
         }
         self.start_tries();
-        let Self { link, confirms, tries, questions, plan, returns, patience, is_silent, .. } = self;
+        let Self { link, confirms, tries, turns, questions, plan, returns, patience, is_silent, .. } = self;
         let connection = &link.connection.clone();
         // What was in flight during an alarm was not read: it has all its time from then on.
-        let waiting =
-            returns.waiting_since().and_then(|since| Some(since).max(link.unblocked)).filter(|_| !blocked);
+        let oldest = returns.waiting_since().into_iter().chain(turns.oldest()).min();
+        let waiting = oldest.and_then(|since| Some(since).max(link.unblocked)).filter(|_| !blocked);
         let since = waiting.unwrap_or_else(Instant::now);
         let doubtful = waiting.and_then(|since| questions.next_doubt(since + DOUBT));
         tokio::select! {

@@ -50,6 +50,11 @@ impl<T> Turns<T> {
         self.begun.remove(place);
     }
 
+    /// The time at which the oldest try began.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.begun.values().min().copied()
+    }
+
     /// Whether a message of this place waits or is tried.
     pub(super) fn has(&self, place: &ExchangeKey) -> bool {
         self.begun.contains_key(place) || self.waiting.iter().any(|(waiting, _)| waiting == place)
@@ -80,9 +85,10 @@ mod tests {
         assert!(turns.has(&place(0)) && turns.has(&place(AT_ONCE)) && !turns.has(&place(AT_ONCE + 1)));
         assert_eq!(turns.next(now + TURN), Some(AT_ONCE), "silent ones leave their turns");
         assert!(turns.has(&place(0)), "and are waited for");
+        assert_eq!(turns.oldest(), Some(now));
         for number in 0..=AT_ONCE {
             turns.end(&place(number));
         }
-        assert!(turns.is_empty());
+        assert!(turns.is_empty() && turns.oldest().is_none());
     }
 }

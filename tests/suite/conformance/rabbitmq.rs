@@ -518,3 +518,34 @@ fn a_node_that_confirms_nothing_for_long_is_left_for_another() {
     assert_eq!(lines("lost the session"), 1, "it is connected to the other one: {}", daemon.log());
     judge(&rig, &setup, &before.and(after), &status, 0);
 }
+
+/// What an address that was forbidden takes is tried on a channel of its own.
+#[test]
+fn a_try_that_is_confirmed_by_nothing_leads_to_another_connection() {
+    let rig = Rabbitmq::new("silent_try");
+    let other = format!("{}-other", rig.name);
+    admin(&rig.order(&json!({"do": "create", "exchange": other, "queue": other})));
+    let user = unique("permitted");
+    rig.broker.rabbitmqctl(&["add_user", &user, "permitted-secret"]);
+    let permit = |write| rig.broker.rabbitmqctl(&["set_permissions", &user, ".*", write, ".*"]);
+    permit("^(?!.*other$).*");
+    let uri = rig.broker.fact("RABBITMQ_URL").replace("bridge:bridge-secret", &format!("{user}:permitted-secret"));
+    let table = rig.table().text("uri", uri).route(&[("event", "Trapped"), ("exchange", &other)]);
+    let setup = Setup::new(&table).failpoints("rabbitmq.silence=3s");
+    let daemon = setup.start();
+    let every = Some((11, "Trapped", String::new()));
+    let sent = Load { events: 11, every, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    daemon.wait_until("it is refused", LIMIT, |status| !status.text("/broker/waiting/0/address").is_empty());
+    daemon.wait_until("the others flow", LIMIT, |status| status.count("published") == 10);
+    change_queue(&rig.broker, &other, "suspend");
+    permit(".*");
+    wait_until("the connection is given up", LIMIT, || daemon.log().contains("no confirm for 3 s"));
+    change_queue(&rig.broker, &other, "resume");
+    let status = daemon.wait_until_empty();
+    assert_eq!(status.count("dead_lettered"), 0);
+    let queues = [&rig.name, &other];
+    let delivered = read(&rig.order(&json!({"prefix": rig.name, "queues": queues, "at_least": 11})));
+    let oracle = Oracle { sent: &sent, delivered: &delivered, dead: &[], out_of_order: 0 };
+    oracle.judge();
+    oracle.agrees_with(&status);
+}
