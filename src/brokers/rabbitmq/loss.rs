@@ -70,7 +70,7 @@ fn place(text: &str) -> Option<(&str, Option<&str>)> {
     let (key, rest) = if let Some((key, rest)) = of_key {
         (Some(key), rest)
     } else {
-        let starts = ["no exchange '", "access to exchange '"];
+        let starts = ["no exchange '", "access to exchange '", "cannot publish to internal exchange '"];
         (None, starts.iter().find_map(|start| text.split_once(start))?.1)
     };
     // A name may contain a quote; what follows it does not.
@@ -99,6 +99,7 @@ mod tests {
         for (code, text, key, other) in [
             (404, "NOT_FOUND - no exchange 'other' in vhost '/'", true, true),
             (403, "ACCESS_REFUSED - access to exchange 'other' in vhost '/' refused for user 'u'", true, true),
+            (403, "ACCESS_REFUSED - cannot publish to internal exchange 'other' in vhost '/'", true, true),
             (
                 403,
                 "ACCESS_REFUSED - access to topic 'k' in exchange 'other' in vhost '/' refused for user 'u'",
