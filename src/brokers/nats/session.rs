@@ -28,6 +28,14 @@ use crate::brokers::{
     Verdict,
 };
 use crate::event::Message;
+use crate::process::failpoint;
+
+/// The last words of a server to a connection that exceeded the limit of its account or user: it tells only its own limit.
+const TOO_LARGE: &str = "Maximum Payload Violation";
+
+/// A raised `max_payload` is told to new connections only: what exceeds the limit of one that is older is not refused
+/// before another one has been asked.
+const LIMIT_HOLDS: Duration = Duration::from_mins(1);
 
 /// The interval of checks of the clock while something waits.
 const CHECK_INTERVAL: Duration = Duration::from_millis(100);
@@ -51,6 +59,8 @@ pub(super) struct NatsSession {
     /// The looks under way, each with the place of its stream.
     looks: FuturesUnordered<BoxFuture<'static, (usize, StreamLook)>>,
     check: Interval,
+    /// The time until which the limit of the server is taken for what it said at the start.
+    limit_holds: Instant,
     lost: Option<SessionError>,
 }
 
@@ -77,6 +87,7 @@ impl NatsSession {
             had_main: known.first().is_some_and(|look| look.stream().is_some()),
             looks: FuturesUnordered::new(),
             check,
+            limit_holds: Instant::now() + failpoint::every("nats.limit", LIMIT_HOLDS),
             lost: None,
         }
     }
@@ -97,8 +108,23 @@ impl NatsSession {
     }
 
     fn lose_connection(&mut self) -> SessionError {
-        let text = format!("the connection ended{}", self.connection.last_words);
-        self.lose(SessionError::lost(text))
+        let words = &self.connection.last_words;
+        let text = format!("the connection ended{words}");
+        let is_too_large = words.contains(TOO_LARGE);
+        self.lose(if is_too_large {
+            SessionError::suspect(Refusal::event(RefusalReason::TooLarge, text))
+        } else {
+            SessionError::lost(text)
+        })
+    }
+
+    /// A message is larger than the server takes, as it said when the session began.
+    fn exceeds_limit(&mut self, size: usize, most: usize) -> Sent {
+        let text = format!("{size} bytes with headers, more than the server's max_payload of {most}");
+        if Instant::now() < self.limit_holds {
+            return Sent::Refused(Refusal::event(RefusalReason::TooLarge, text));
+        }
+        Sent::Lost(self.lose(SessionError::lost(format!("{text}, which may have been raised; connecting again"))))
     }
 
     fn take(&mut self, signal: Signal, into: &mut Vec<(Sequence, Verdict)>) {
@@ -175,21 +201,14 @@ impl NatsSession {
 #[async_trait]
 impl Session for NatsSession {
     fn send(&mut self, sequence: Sequence, message: &Message) -> Sent {
-        if !self.connection.is_open() {
-            self.lose_connection();
-        }
         if let Some(lost) = &self.lost {
             return Sent::Lost(lost.clone());
         }
         let block = HeaderText::new(&message.event, &self.headers, &message.key, self.only_source.as_deref());
         let size = block.length + message.event.body.len();
         let most = self.connection.max_payload();
-        let too_large = || {
-            let text = format!("{size} bytes with headers, more than the server's max_payload of {most}");
-            Sent::Refused(Refusal::event(RefusalReason::TooLarge, text))
-        };
         if size > most {
-            return too_large();
+            return self.exceeds_limit(size, most);
         }
         let at = self.place(&message.key);
         let stream = &mut self.streams[at];
@@ -201,7 +220,7 @@ impl Session for NatsSession {
                 Sent::Taken
             }
             None => Sent::RetryLater("the connection takes no more at the moment".to_owned()),
-            Some(Err(PublishErrorKind::MaxPayloadExceeded)) => too_large(),
+            Some(Err(PublishErrorKind::MaxPayloadExceeded)) => self.exceeds_limit(size, most),
             Some(Err(PublishErrorKind::InvalidSubject)) => {
                 let text = format!("{:?} is not a legal subject", message.address);
                 Sent::Refused(Refusal::event(RefusalReason::Unroutable, text))
@@ -210,8 +229,9 @@ impl Session for NatsSession {
         }
     }
 
+    /// Nothing on a connection that has ended: `verdicts` tells why, with the server's last words.
     fn takes_more(&self) -> bool {
-        self.streams.iter().any(StreamProgress::is_clear)
+        self.connection.is_open() && self.streams.iter().any(StreamProgress::is_clear)
     }
 
     fn takes(&self, message: &Message) -> bool {

@@ -1,10 +1,16 @@
-//! NATS behind leaf nodes, with private inboxes, nkeys, and TLS first.
+//! NATS behind leaf nodes, with private inboxes, nkeys, TLS first, and limits that a connection is not told.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::support::{Broker, Kind, LIMIT, Load, Setup, Table, ports, read, said, unique};
+use super::own::Own;
+use crate::support::{
+    Broker, Daemon, Kind, LIMIT, Load, Sent, Setup, Table, ports, read, said, unique, wait_until,
+};
 
 /// A table for a stream and subjects of its own at this URL.
 fn table(url: &str, name: &str) -> Table {
@@ -111,22 +117,20 @@ fn logs_in_with_the_seed_of_an_nkey() {
     assert!(!stopped.log.contains(&foreign), "the seed is in the log");
 }
 
-#[test]
-fn begins_with_tls_where_the_server_waits_for_it() {
+/// A server that waits for TLS before it says anything.
+fn tls_first() -> Broker {
     let probe = with_conf("");
     let certificates = fs::canonicalize(probe.fact("NATS_CA")).expect("it is there");
     let tls = certificates.parent().expect("it is in a directory").display().to_string();
-    let broker = Broker::start(
-        Kind::Nats,
-        ports(2),
-        &[(
-            "NATS_CONF",
-            format!(
-                "allow_non_tls: false\ntls {{ cert_file: \"{tls}/localhost.crt\", key_file: \"{tls}/localhost.key\", \
-             handshake_first: true }}"
-            ),
-        )],
-    );
+    with_conf(&format!(
+        "allow_non_tls: false\ntls {{ cert_file: \"{tls}/localhost.crt\", key_file: \"{tls}/localhost.key\", \
+         handshake_first: true }}"
+    ))
+}
+
+#[test]
+fn begins_with_tls_where_the_server_waits_for_it() {
+    let broker = tls_first();
     let name = unique("tls_first");
     let url = broker.fact("NATS_TLS_URL");
     let table = table(&url, &name).text("ca_file", broker.fact("NATS_CA"));
@@ -137,4 +141,69 @@ fn begins_with_tls_where_the_server_waits_for_it() {
     let daemon = Setup::new(&table.raw("tls_first", "true")).start();
     Load { events: 20, ..Load::default() }.send(&daemon.ingress).all_accepted();
     assert_eq!(daemon.wait_until_empty().count("published"), 20);
+}
+
+/// An event with a text of this size, and two small ones.
+fn send_large(daemon: &Daemon, name: &str, size: usize) -> Sent {
+    let every = Some((3, "Large", "x".repeat(size)));
+    let load = Load { events: 3, connections: 1, every, series: Some((name.to_owned(), 0)), ..Load::default() };
+    load.send(&daemon.ingress).all_accepted()
+}
+
+/// The server tells a connection its own limit, and closes one that exceeds that of its account.
+#[test]
+fn keeps_what_an_account_does_not_take_as_dead_letters() {
+    let broker = with_conf(
+        r"accounts { A { users: [ { user: small, password: small } ], jetstream: enabled, limits { max_payload: 10KB } } }
+no_auth_user: small",
+    );
+    let name = unique("limited_account");
+    let setup = Setup::new(&table(&broker.fact("NATS_URL"), &name));
+    let daemon = setup.start();
+    for (series, size) in [("first", 20_000), ("second", 900_000)] {
+        send_large(&daemon, series, size);
+    }
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (4, 2), "{}", status.0["broker"]);
+    for letter in setup.dead_letters() {
+        assert_eq!((&letter["reason"], &letter["event"]), (&"too_large".into(), &"Large".into()), "{letter}");
+    }
+}
+
+/// The limit that the server tells a new connection.
+fn told_limit(url: &str) -> u64 {
+    let server = TcpStream::connect(url.trim_start_matches("nats://")).expect("the server listens");
+    let mut line = String::new();
+    BufReader::new(server).read_line(&mut line).expect("it says something");
+    let told: Value = serde_json::from_str(line.trim_start_matches("INFO ")).expect("it tells what it is");
+    told["max_payload"].as_u64().expect("it has a limit")
+}
+
+/// A connection learns of no change of the limit.
+#[test]
+fn takes_a_raised_limit_without_a_restart() {
+    const HOLDS: Duration = Duration::from_millis(500);
+    let limit = |bytes: u64| format!("max_payload: {bytes}\n");
+    let own = Own::start(Kind::Nats, "raised_limit", |files| {
+        let file = files.write("limit.conf", &limit(4096));
+        // The server takes it as relative to its own directory.
+        vec![("NATS_CONF", format!("include '{}{file}'", "../".repeat(20)))]
+    });
+    let url = own.broker.fact("NATS_URL");
+    let table = own.table().raw("servers", json!([url]).to_string());
+    let setup = Setup::new(&table).failpoints("nats.limit=500ms");
+    let daemon = setup.start();
+    daemon.wait_until("it connects", LIMIT, |status| status.text("/broker/state") == "connected");
+    let connected = Instant::now();
+    own.files().write("limit.conf", &limit(8192));
+    own.broker.signal("HUP");
+    wait_until("the server has the new limit", LIMIT, || told_limit(&url) == 8192);
+    wait_until("the limit is in doubt", LIMIT, || connected.elapsed() > HOLDS);
+    send_large(&daemon, "fits", 5000);
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (3, 0), "{}", status.0["broker"]);
+    send_large(&daemon, "exceeds", 10_000);
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (5, 1), "{}", status.0["broker"]);
+    assert_eq!(setup.dead_letters()[0]["reason"], "too_large");
 }
