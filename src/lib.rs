@@ -57,7 +57,7 @@
 //! - `kafka/properties`: the settings of librdkafka, the partitioner among them. `kafka/batch`, `silence`, `times`: batches, stuck
 //!   topics, time stamps. `rabbitmq/returns`, `tries`: which message came back, what is tried apart. `nats/progress`: what a gap,
 //!   silence or "no responders" means.
-//! - `dial`: which address of a host. `oauth`: when a token is renewed. `list`: which brokers exist.
+//! - `dial`: which address of a host, when the next one is tried. `oauth`: when a token is renewed. `list`: which brokers exist.
 //!
 //! **`status`**: holds what is reported, and decides two things: `ledger`: the sums. `heartbeat`: when a thread counts as stalled.
 //! `reasons` has the names of all reasons.

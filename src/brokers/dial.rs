@@ -1,9 +1,12 @@
 //! Chooses the address of a connection: hosts in turn, a second for each address, the next attempt starts elsewhere.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use futures_util::future::FutureExt as _;
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use tokio::time::timeout;
 
 use crate::brokers::{ErrorKind, Finding};
@@ -72,6 +75,27 @@ where
     }
     failures.sort_unstable();
     Err(failures)
+}
+
+/// Makes attempts one after the other, until one succeeds: the next begins when one has failed, and beside those that have
+/// no end after a second, so that each has its own time. Returns the place of the one that succeeded, and all failures by
+/// their places.
+pub(in crate::brokers) async fn first<T, E>(
+    attempts: impl IntoIterator<Item: Future<Output = Result<T, E>>>,
+) -> (Option<(usize, T)>, BTreeMap<usize, E>) {
+    let mut waiting = attempts.into_iter().enumerate();
+    let (mut begun, mut failures) = (FuturesUnordered::new(), BTreeMap::new());
+    loop {
+        begun.extend(waiting.next().map(|(place, attempt)| attempt.map(move |end| (place, end))));
+        match timeout(PER_ADDRESS, begun.next()).await {
+            Ok(Some((place, Ok(made)))) => return (Some((place, made)), failures),
+            Ok(Some((place, Err(error)))) => {
+                failures.insert(place, error);
+            }
+            Ok(None) => return (None, failures),
+            Err(_) => {}
+        }
+    }
 }
 
 /// The nodes of a list that take no connection, each with the reason, where there are several.
@@ -146,6 +170,27 @@ mod tests {
         assert_eq!(*tried.lock(), ["10.0.0.3", "10.0.0.1", "10.0.0.2"], "from the host whose turn it is");
         let refused = |last| format!("10.0.0.{last}:1: connection refused");
         assert_eq!(failures, [refused(1), refused(2), refused(3), "x: unknown name".to_owned()]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn leaves_each_attempt_its_time_and_begins_the_next_beside_it_after_a_second() {
+        let began = tokio::time::Instant::now();
+        // Seconds, and whether it succeeds then.
+        let attempts = |ends: &'static [(u64, bool)]| {
+            ends.iter().map(|(seconds, succeeds)| async move {
+                tokio::time::sleep(Duration::from_secs(*seconds)).await;
+                if *succeeds { Ok(()) } else { Err(*seconds) }
+            })
+        };
+        let (made, failures) = first(attempts(&[(4, true), (2, false), (60, true)])).await;
+        assert_eq!((made, failures), (Some((0, ())), BTreeMap::from([(1, 2)])));
+        assert_eq!(began.elapsed(), Duration::from_secs(4));
+        let (made, failures) = first(attempts(&[(60, true), (0, false), (0, true)])).await;
+        assert_eq!((made, failures), (Some((2, ())), BTreeMap::from([(1, 0)])));
+        assert_eq!(began.elapsed(), Duration::from_secs(5));
+        let (made, failures) = first(attempts(&[(3, false), (1, false)])).await;
+        assert_eq!((made, failures), (None, BTreeMap::from([(0, 3), (1, 1)])));
+        assert_eq!(first(attempts(&[])).await, (None, BTreeMap::new()));
     }
 
     #[test]

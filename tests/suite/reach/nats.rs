@@ -2,12 +2,14 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use socket2::SockRef;
 
 use super::own::Own;
+use super::silent::relay;
 use crate::support::{
     Broker, Daemon, Kind, LIMIT, Load, Sent, Setup, Table, ports, read, said, unique, wait_until,
 };
@@ -206,4 +208,32 @@ fn takes_a_raised_limit_without_a_restart() {
     let status = daemon.wait_until_empty();
     assert_eq!((status.count("published"), status.count("dead_lettered")), (5, 1), "{}", status.0["broker"]);
     assert_eq!(setup.dead_letters()[0]["reason"], "too_large");
+}
+
+/// Forwards connections to this port whose first bytes, a TLS greeting, name `localhost`, and resets all others.
+fn only_with_a_name(target: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    relay(listener, target, |client| {
+        let mut greeting = [0; 2048];
+        let length = client.peek(&mut greeting).unwrap_or_default();
+        let has_name = greeting[..length].windows(9).any(|part| part == b"localhost");
+        has_name || SockRef::from(client).set_linger(Some(Duration::ZERO)).is_err()
+    });
+    port
+}
+
+/// A front end that finds the server by the name in the TLS greeting has none for a greeting without one.
+#[test]
+fn names_the_host_in_the_tls_greeting_whatever_the_address() {
+    let broker = tls_first();
+    let name = unique("tls_name");
+    let port = broker.fact("NATS_TLS_URL").rsplit_once(':').and_then(|(_, port)| port.parse().ok());
+    let front = only_with_a_name(port.expect("a URL ends in a port"));
+    let table = table(&format!("tls://localhost:{front}"), &name)
+        .text("ca_file", broker.fact("NATS_CA"))
+        .raw("tls_first", "true");
+    let setup = Setup::new(&table).failpoints("dial.resolve=127.0.0.1+127.0.0.2");
+    let done = setup.run(&["check", "--connect"]);
+    assert_eq!(done.status.code(), Some(0), "{}", said(&done));
 }

@@ -1,6 +1,8 @@
 //! A name whose first address swallows every packet: a host that a firewall hides.
 
-use std::net::{SocketAddr, TcpStream};
+use std::io;
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -37,10 +39,32 @@ impl Silent {
     }
 }
 
-/// Connects to `localhost` where its first address answers nothing, and delivers.
-fn connects_past_a_silent_address(table: &Table, port: u16) {
-    let _silent = Silent::at(SocketAddr::from(([127, 0, 0, 9], port)));
-    let setup = Setup::new(table).failpoints("dial.resolve=127.0.0.9+127.0.0.1");
+/// Forwards each connection that is taken to this port of loopback.
+pub(super) fn relay(listener: TcpListener, target: u16, takes: fn(&TcpStream) -> bool) {
+    let forward = move |mut client: TcpStream| -> io::Result<()> {
+        if !takes(&client) {
+            return Ok(());
+        }
+        let mut server = TcpStream::connect(("127.0.0.1", target))?;
+        let (mut from, mut to) = (server.try_clone()?, client.try_clone()?);
+        thread::spawn(move || {
+            let _ = io::copy(&mut from, &mut to);
+            to.shutdown(Shutdown::Both)
+        });
+        io::copy(&mut client, &mut server)?;
+        server.shutdown(Shutdown::Both)
+    };
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            thread::spawn(move || forward(client));
+        }
+    });
+}
+
+/// Connects to `localhost` where the first of its addresses answers nothing and this is the other one, and delivers.
+fn connects_past_a_silent_address(table: &Table, other: SocketAddr) {
+    let _silent = Silent::at(SocketAddr::from(([127, 0, 0, 9], other.port())));
+    let setup = Setup::new(table).failpoints(&format!("dial.resolve=127.0.0.9+{}", other.ip()));
     let daemon = setup.start();
     let started = Instant::now();
     daemon.wait_until("it connects", LIMIT, |status| status.text("/broker/state") == "connected");
@@ -53,28 +77,32 @@ fn connects_past_a_silent_address(table: &Table, port: u16) {
     assert_eq!(checked.status.code(), Some(0), "{}", said(&checked));
 }
 
-fn nats(test: &str, over_tls: bool) {
-    let port = ports(2);
-    let broker = Broker::start(Kind::Nats, port, &[]);
+fn nats(test: &str, url: &str) -> Table {
     let name = unique(test);
-    let scheme = if over_tls { "tls" } else { "nats" };
-    let table = Table::new("nats")
-        .raw("servers", json!([format!("{scheme}://localhost:{port}")]).to_string())
+    Table::new("nats")
+        .raw("servers", json!([url]).to_string())
         .text("stream", &name)
-        .text("subject", format!("{name}.{{event}}"));
-    let table = if over_tls { table.text("ca_file", broker.fact("NATS_CA")) } else { table };
-    connects_past_a_silent_address(&table, port);
+        .text("subject", format!("{name}.{{event}}"))
 }
 
 #[test]
 fn nats_connects_past_an_address_that_answers_nothing() {
-    nats("nats_past_silent", false);
+    let port = ports(2);
+    let _broker = Broker::start(Kind::Nats, port, &[]);
+    let table = nats("nats_past_silent", &format!("nats://localhost:{port}"));
+    connects_past_a_silent_address(&table, SocketAddr::from(([127, 0, 0, 1], port)));
 }
 
-/// The certificate is for `localhost`, and has no address in it that is connected to.
+/// The certificate is for `localhost`, and has no address in it that is connected to. What the client library resolves by
+/// itself, 127.0.0.1, does not listen.
 #[test]
 fn nats_checks_the_certificate_for_the_name_whatever_the_address() {
-    nats("nats_past_silent_over_tls", true);
+    let target = ports(2);
+    let broker = Broker::start(Kind::Nats, target, &[]);
+    let address = SocketAddr::from(([127, 0, 0, 8], ports(1)));
+    relay(TcpListener::bind(address).expect("the port is free at this address"), target, |_| true);
+    let table = nats("nats_past_silent_over_tls", &format!("tls://localhost:{}", address.port()));
+    connects_past_a_silent_address(&table.text("ca_file", broker.fact("NATS_CA")), address);
 }
 
 #[test]
@@ -84,5 +112,5 @@ fn rabbitmq_connects_past_an_address_that_answers_nothing() {
     let name = unique("rabbitmq_past_silent");
     let url = broker.fact("RABBITMQ_URL").replace("127.0.0.1", "localhost");
     let table = Table::new("rabbitmq").text("uri", url).text("exchange", &name).text("queue", &name);
-    connects_past_a_silent_address(&table, port);
+    connects_past_a_silent_address(&table, SocketAddr::from(([127, 0, 0, 1], port)));
 }
