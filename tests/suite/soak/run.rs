@@ -176,8 +176,8 @@ impl<R: Remote> Soak<'_, R> {
     fn watch(&mut self, pause: Duration) {
         let until = Instant::now() + pause;
         while Instant::now() < until {
-            let resident = self.daemon().resident();
-            self.samples.push(Sample { life: self.life, at: self.began.elapsed(), resident });
+            let own = self.daemon().own_memory();
+            self.samples.push(Sample { life: self.life, at: self.began.elapsed(), own });
             thread::sleep(SAMPLE.min(until.saturating_duration_since(Instant::now())));
         }
     }

@@ -21,8 +21,8 @@ pub(super) struct Sample {
     pub(super) life: u32,
     /// Since the run began.
     pub(super) at: Duration,
-    /// Bytes.
-    pub(super) resident: u64,
+    /// Bytes of its own. The program's code is not among them: a fault runs some of it for the first time.
+    pub(super) own: u64,
 }
 
 /// The findings; forbidden ones have caused a panic before.
@@ -107,7 +107,7 @@ impl Verdict {
     }
 
     fn last_mib(&self) -> Option<f64> {
-        self.samples.last().map(|sample| mib(sample.resident))
+        self.samples.last().map(|sample| mib(sample.own))
     }
 
     fn growth_mib(&self) -> Option<f64> {
@@ -133,12 +133,12 @@ fn growth(samples: &[Sample]) -> Option<(f64, Duration)> {
     for sample in samples {
         if sample.life == last.life && sample.at >= last.at / 4 && sample.at >= born + WARM {
             let lowest = minutes.entry(sample.at.as_secs() / 60).or_insert(*sample);
-            if sample.resident < lowest.resident {
+            if sample.own < lowest.own {
                 *lowest = *sample;
             }
         }
     }
-    let point = |sample: &Sample| (sample.at.as_secs_f64() / 600.0, mib(sample.resident));
+    let point = |sample: &Sample| (sample.at.as_secs_f64() / 600.0, mib(sample.own));
     let used: Vec<(f64, f64)> = minutes.values().map(point).collect();
     let count = f64::from(u32::try_from(used.len()).ok()?);
     let mean = |of: fn(&(f64, f64)) -> f64| used.iter().map(of).sum::<f64>() / count;
@@ -156,9 +156,9 @@ fn growth(samples: &[Sample]) -> Option<(f64, Duration)> {
 mod tests {
     use super::*;
 
-    fn samples(life: u32, from: u64, count: u64, resident: impl Fn(u64) -> u64) -> Vec<Sample> {
+    fn samples(life: u32, from: u64, count: u64, own: impl Fn(u64) -> u64) -> Vec<Sample> {
         let at = |second: u64| Duration::from_secs(from + second);
-        (0..count).map(|second| Sample { life, at: at(second), resident: resident(second) }).collect()
+        (0..count).map(|second| Sample { life, at: at(second), own: own(second) }).collect()
     }
 
     #[test]

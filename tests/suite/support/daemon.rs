@@ -267,9 +267,18 @@ impl Daemon {
 
     /// Bytes of memory in use.
     pub(crate) fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// Bytes of memory in use that are its own: without its code, which counts once it has run.
+    pub(crate) fn own_memory(&self) -> u64 {
+        self.memory("RssAnon:")
+    }
+
+    fn memory(&self, kind: &str) -> u64 {
         let text = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
-        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux tells VmRSS");
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("VmRSS is a number of kB");
+        let line = text.lines().find_map(|line| line.strip_prefix(kind)).expect("Linux tells each kind");
+        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("it is a number of kB");
         kib << 10
     }
 
