@@ -27,7 +27,9 @@ pub(super) fn open(state: &Path, settings: &Settings) -> io::Result<Opened> {
         tracing::info!(events = count, "found events in the journal; they are delivered first");
     }
     if settings.mode.ack != Ack::Journaled {
-        reserve_for_the_stop(&mut journal, settings.buffer.bytes as u64);
+        reserve_for_the_stop(&mut journal, settings);
+    } else if let Some(problem) = settings.journal_problem() {
+        tracing::warn!("{problem}");
     }
     Ok(journal)
 }
@@ -41,14 +43,15 @@ pub(super) fn is_missing(settings: &Settings) -> bool {
 }
 
 /// Reserves disk space, because everything in the buffer must fit into the journal when the bridge stops.
-fn reserve_for_the_stop(journal: &mut Opened, bytes: u64) {
+fn reserve_for_the_stop(journal: &mut Opened, settings: &Settings) {
     let Opened { writer, layout, .. } = journal;
+    let bytes = settings.buffer.bytes as u64;
     match writer.allocate(layout, bytes) {
-        Ok(fits) if fits >= bytes => {}
-        Ok(fits) => tracing::warn!(
-            "the journal has room for {fits} bytes of the {bytes} that the buffer may hold at a stop; raise \
-             `journal.max_bytes`, or what is not delivered within `shutdown.grace` is lost"
-        ),
+        Ok(fits) => {
+            if let Some(problem) = settings.spill_problem(fits) {
+                tracing::warn!("{problem}");
+            }
+        }
         Err(error) => tracing::warn!(
             "cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}; what is not \
              delivered within `shutdown.grace` may be lost"

@@ -206,7 +206,8 @@ impl Reloader {
             self.parts.successor.put(RoutedBroker { broker, router }, change);
         }
         self.parts.queue.limit(settings.buffer);
-        if let Some(problem) = settings.spill_problem().filter(|_| changed.iter().any(|key| is_of(key, "buffer.")))
+        if let Some(problem) =
+            settings.journal_problem().filter(|_| changed.iter().any(|key| is_of(key, "buffer.")))
         {
             tracing::warn!("{problem}");
         }

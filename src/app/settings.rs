@@ -70,14 +70,22 @@ impl Settings {
         self.dead_letters.problem(ingress.max_body).or(journal)
     }
 
-    /// The problem if the journal has less room than a stop may need, even while it is empty.
-    pub(crate) fn spill_problem(&self) -> Option<String> {
-        let spills = self.mode.ack != Ack::Journaled && self.state_directory.is_some();
-        let (room, needed) = (self.journal.max_bytes, self.buffer.bytes as u64);
-        (spills && room < needed).then(|| {
+    /// The problem if the journal has less room than the mode may need, even while it is empty.
+    pub(crate) fn journal_problem(&self) -> Option<String> {
+        self.state_directory.as_ref()?;
+        match self.mode.ack {
+            Ack::Journaled => self.journal.stops_for_one(self.ingress.max_body),
+            Ack::Buffered | Ack::Published => self.spill_problem(self.journal.room()),
+        }
+    }
+
+    /// The problem if a stop may need more than so many bytes of the journal.
+    pub(crate) fn spill_problem(&self, room: u64) -> Option<String> {
+        let needed = self.buffer.bytes as u64;
+        (room < needed).then(|| {
             format!(
-                "`journal.max_bytes` ({room} bytes) is below `buffer.max_bytes` ({needed} bytes): raise it, or what the buffer \
-                 holds beyond it at a stop, and is not delivered within `shutdown.grace`, is lost"
+                "the journal has room for {room} bytes of the {needed} that the buffer may hold at a stop: raise \
+                 `journal.max_bytes`, or what is not delivered within `shutdown.grace` may be lost"
             )
         })
     }
@@ -173,7 +181,7 @@ fn read(mut top: Section<'_>, systemd_state: Option<String>) -> Option<Settings>
     let ingress = part(&mut top, "ingress", ingress::Settings::read);
     let sources = read_sources(&mut top);
     let buffer = part(&mut top, "buffer", queue::limits);
-    let journal = part(&mut top, "journal", journal::Settings::read);
+    let journal = part(&mut top, "journal", journal::Settings::read).for_bodies(ingress.max_body);
     let deduplication = part(&mut top, "deduplication", ingress::DeduplicationSettings::read);
     let publish = part(&mut top, "publish", delivery::Settings::read);
     let broker = read_broker(&mut top);

@@ -41,7 +41,7 @@ pub(super) fn run(flags: &Flags, options: &CheckOptions) -> CommandResult {
             return Err(ExitCode::from(EX_CONFIG));
         }
     };
-    read.warnings.extend(settings.spill_problem());
+    read.warnings.extend(settings.journal_problem());
     let effective = settings.fingerprint.effective();
     if !options.json {
         show(&settings, &read);

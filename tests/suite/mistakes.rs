@@ -42,7 +42,7 @@ fn says_which_limits_are_too_low_before_the_start() {
     let ended = check(directory.path()).variable("PLEXTRAC_BRIDGE__STATE_DIRECTORY", "state").run();
     ended.assert_code(0);
     for limit in [
-        "`journal.max_bytes` (16777216 bytes) is below `buffer.max_bytes`",
+        "the journal has room for 16760768 bytes of the 67108864 that the buffer may hold at a stop",
         "files may be open, and `ingress.max_connections` = 1000000",
         "`invalid.max_bytes` (1048576 bytes) has no room for a signed body of `ingress.max_body` (983040 bytes)",
     ] {
@@ -54,6 +54,31 @@ fn says_which_limits_are_too_low_before_the_start() {
     }
     let ended = check(directory.path()).run();
     assert!(!ended.out.contains("journal.max_bytes"), "nothing is written at a stop: {}", ended.out);
+    // Each segment has a header.
+    let directory = sound("[journal]\nmax_bytes = \"64MiB\"\n[buffer]\nmax_bytes = \"64MiB\"\n");
+    let ended = check(directory.path()).variable("PLEXTRAC_BRIDGE__STATE_DIRECTORY", "state").run();
+    ended.assert_code(0);
+    assert!(
+        ended.out.contains("warning: the journal has room for 67092416 bytes of the 67108864"),
+        "{}",
+        ended.out
+    );
+}
+
+#[test]
+fn says_that_a_journal_is_too_small_for_events_that_wait() {
+    let check = |max_bytes: &str| {
+        let directory = sound(&format!("[journal]\nmax_bytes = \"{max_bytes}\"\n"));
+        let journaled = check(directory.path()).variable("PLEXTRAC_BRIDGE__ACK", "journaled");
+        let ended = journaled.variable("PLEXTRAC_BRIDGE__STATE_DIRECTORY", "state").run();
+        ended.assert_code(0);
+        ended.out
+    };
+    let small = check("3MiB");
+    assert!(small.contains("warning: `journal.max_bytes` (3145728 bytes)"), "{small}");
+    assert!(small.contains("raise it to \"3888KiB\""), "{small}");
+    let enough = check("4MiB");
+    assert!(!enough.contains("journal.max_bytes"), "{enough}");
 }
 
 #[test]
@@ -260,7 +285,7 @@ fn says_where_a_chain_of_certificates_does_not_lead_on() {
     let setup = setup
         .text("ingress.tls.certificate_file", &certificate.display().to_string())
         .text("ingress.tls.key_file", &key.display().to_string())
-        .text("journal.max_bytes", "64MiB");
+        .text("journal.max_bytes", "80MiB");
     let (own, name) = (&pair.certificate, certificate.display());
     let says = |chain: &str| {
         fs::write(&certificate, chain).unwrap();
