@@ -378,6 +378,11 @@ impl Destinations {
         messages.map(|message| Record::of(&message.event).length()).sum::<u64>() + self.unloaded_bytes
     }
 
+    /// About the size of the records of those that the journal alone keeps.
+    pub(super) fn unloaded_bytes(&self) -> u64 {
+        self.unloaded_bytes
+    }
+
     /// Sets the most bytes that events take here before they are unloaded; none: they stay. At the stop no more are.
     pub(super) fn set_memory(&mut self, memory: Option<usize>, is_stopping: bool) {
         (self.memory, self.is_stopping) = (memory, is_stopping);

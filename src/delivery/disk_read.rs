@@ -23,6 +23,8 @@ const SLOW: Duration = Duration::from_secs(2);
 /// the read itself is not.
 #[derive(Debug)]
 pub(super) struct DiskReads<T> {
+    /// The text that is shown while a read is slow.
+    slow: &'static str,
     stage: ReadStage<T>,
     /// The number of failures of the next read.
     failures: u32,
@@ -43,8 +45,13 @@ enum ReadStage<T> {
 
 impl<T: Send + 'static> DiskReads<T> {
     pub(super) fn new(reader: Reader) -> Self {
+        Self::saying(reader, "the disk has not answered a read of the journal for 2 s or longer")
+    }
+
+    /// Reads that take long as a rule; `slow` is shown meanwhile.
+    pub(super) fn saying(reader: Reader, slow: &'static str) -> Self {
         let throttle = Throttle::new("reading the journal", 10, Duration::from_secs(1));
-        Self { stage: ReadStage::Idle(Box::new(reader), None), failures: 0, is_shown: false, throttle }
+        Self { slow, stage: ReadStage::Idle(Box::new(reader), None), failures: 0, is_shown: false, throttle }
     }
 
     /// Reads, and tries again for as long as the disk fails; a block that stays unreadable in a readable file is skipped.
@@ -111,7 +118,7 @@ impl<T: Send + 'static> DiskReads<T> {
         let ended = if let Ok(ended) = timeout(SLOW, &mut *handle).await {
             ended
         } else {
-            self.show(view, format!("the disk has not answered a read of the journal for {SLOW:?} or longer"));
+            self.show(view, self.slow.to_owned());
             let ReadStage::Busy(handle) = &mut self.stage else { return std::future::pending().await };
             handle.await
         };

@@ -15,6 +15,10 @@ use crate::status::BrokerStatus;
 /// The interval at which delivery looks for records to be written again: less than a fast sender needs for a segment.
 pub(super) const BETWEEN_RENEWALS: Duration = Duration::from_millis(20);
 
+/// The text that is shown while everything unsettled is read at a start, which takes some time after a long outage.
+const SEARCHING: &str =
+    "reading all that is unsettled, to find the events that waited for their address: these go first";
+
 /// The purpose of a read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ReadPurpose {
@@ -58,7 +62,7 @@ pub(super) struct UnloadedReader {
 
 impl UnloadedReader {
     pub(super) fn new((reader, rebuild): (Reader, Rebuild)) -> Self {
-        let search = DiskReads::new(reader.another());
+        let search = DiskReads::saying(reader.another(), SEARCHING);
         Self { search, reads: DiskReads::new(reader), rebuild, current: None, has_renewed: false, looked: None }
     }
 

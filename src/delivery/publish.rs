@@ -197,11 +197,10 @@ impl Delivery {
         }
         // Requests that wait at the deadline withdraw their events first.
         self.drain.begun().await;
-        if is_finished || self.is_finished() {
-            let _ = timeout(self.drain.overtime(), self.gather_records()).await;
-        } else {
+        if !is_finished && !self.is_finished() {
             self.finish().await;
         }
+        let _ = timeout(self.drain.overtime(), self.gather_records()).await;
         self.queue.lose(self.unsettled())
     }
 
@@ -222,11 +221,16 @@ impl Delivery {
         }
     }
 
-    /// Whether nothing is left, and nothing more will arrive; what waits for its address and is on disk is not waited for.
+    /// Whether nothing is left, and nothing more will arrive; what waits for its address, or as a dead letter for room, and is on
+    /// disk is not waited for.
     fn is_finished(&self) -> bool {
-        let is_last = || self.taken.is_empty() && self.settler.is_empty() && self.queue.is_empty();
-        let is_kept = || self.ring.waits_for_addresses() && self.queue.keeps(self.ring.events());
-        let is_done = || self.ring.unsettled() == 0 || (self.spill.is_over() && is_kept());
+        let is_last = || self.taken.is_empty() && self.queue.is_empty();
+        let waits = || {
+            (self.settler.is_empty() || self.settler.waits_for_room())
+                && (self.ring.unsettled() == 0 || self.ring.waits_for_addresses())
+        };
+        let is_kept = || waits() && self.queue.keeps(self.unsettled());
+        let is_done = || self.holds_nothing() || (self.spill.is_over() && is_kept());
         self.drain.has_begun() && is_last() && is_done()
     }
 

@@ -14,6 +14,7 @@ use crate::event::{Event, Kept, LONGEST_FIELD, Message, Outcome, Waiter, complet
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
+use crate::queue::journal::Record;
 use crate::queue::{Buffer, EventEnd, Settlement};
 use crate::status::{BrokerStatus, Loss, RefusalReason};
 
@@ -116,6 +117,22 @@ impl Settler {
     /// Whether anything waits to be settled.
     pub(super) fn is_empty(&self) -> bool {
         self.settlement.is_empty() && self.refused.is_empty()
+    }
+
+    /// Whether what is left waits for dead letters to have room, however long that takes.
+    pub(super) fn waits_for_room(&self) -> bool {
+        self.settlement.is_empty() && self.is_blocked
+    }
+
+    /// The size of the records of the events that wait here.
+    pub(super) fn record_bytes(&self) -> u64 {
+        let kept = self.refused_events().filter(|event| event.kept.number().is_some());
+        kept.map(|event| Record::of(event).length()).sum()
+    }
+
+    /// Whether dead letters are being written.
+    pub(super) fn is_writing(&self) -> bool {
+        self.writing.is_some()
     }
 
     /// Whether dead letters cannot be written at the moment.

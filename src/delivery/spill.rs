@@ -17,6 +17,9 @@ const BYTES: usize = 1 << 20;
 /// The time that delivery waits for the writes before it continues beside them.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 
+/// The time after which a piece is tried again that the journal did not take: delivery frees segments meanwhile.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// The progress of the spill.
 #[derive(Clone, Debug, Default)]
 pub(super) enum Spill {
@@ -25,7 +28,9 @@ pub(super) enum Spill {
     NotBegun,
     /// A piece is being written; its waiter has the outcome.
     Writing(Arc<Waiter>),
-    /// Everything is written, or the journal accepts no more.
+    /// The journal did not take a piece; it is tried again at this time.
+    Refused(Instant),
+    /// Everything is written.
     Over,
 }
 
@@ -42,7 +47,8 @@ impl Spill {
             Self::Writing(waiter) => {
                 waiter.wait().await;
             }
-            Self::Over => std::future::pending().await,
+            // Delivery looks once a second by itself; a connection that takes longer must not be given up for this.
+            Self::Refused(_) | Self::Over => std::future::pending().await,
         }
     }
 
@@ -53,16 +59,19 @@ impl Spill {
         self.advance(queue, Instant::now() + limit, held).await;
     }
 
-    /// Waits for the writes in progress at the end; without an answer only memory keeps the events.
+    /// Tries once more at the end, and waits for the writes in progress; without an answer only memory keeps the events.
     pub(super) async fn finish<'e, E: Iterator<Item = &'e Event>>(
         &mut self,
         queue: &Buffer,
         until: Instant,
         held: impl Fn() -> E,
     ) {
+        if matches!(self, Self::Refused(_)) {
+            *self = Self::NotBegun;
+        }
         self.advance(queue, until, held).await;
-        if !self.is_over() {
-            self.give_up("the disk does not answer; it may have been written nevertheless");
+        if matches!(self, Self::Writing(_)) {
+            report("the disk does not answer; it may have been written nevertheless");
         }
     }
 
@@ -75,10 +84,11 @@ impl Spill {
         loop {
             match self {
                 Self::Over => return,
-                Self::NotBegun => {}
+                Self::Refused(again) if Instant::now() < *again => return,
+                Self::NotBegun | Self::Refused(_) => {}
                 Self::Writing(waiter) => match timeout_at(until, waiter.wait()).await {
                     Ok(Outcome::Kept) => {}
-                    Ok(_) => return self.give_up("it could not be written"),
+                    Ok(_) => return self.refused("it could not be written"),
                     // Unknown: neither written nor refused.
                     Err(_) => return,
                 },
@@ -86,15 +96,22 @@ impl Spill {
             match queue.spill(held(), BYTES) {
                 SpillResult::Done => *self = Self::Over,
                 SpillResult::Waits(waiter) => *self = Self::Writing(waiter),
-                SpillResult::Refused(text) => self.give_up(&text),
+                SpillResult::Refused(text) => return self.refused(&text),
             }
         }
     }
 
-    fn give_up(&mut self, problem: &str) {
-        *self = Self::Over;
-        tracing::error!(
-            "cannot write everything that is held to the journal; what is not delivered before the end is lost: {problem}"
-        );
+    fn refused(&mut self, problem: &str) {
+        if !matches!(self, Self::Refused(_)) {
+            report(problem);
+        }
+        *self = Self::Refused(Instant::now() + RETRY);
     }
+}
+
+fn report(problem: &str) {
+    tracing::error!(
+        "cannot write everything that is held to the journal; what is neither delivered nor written before the end is lost: \
+         {problem}"
+    );
 }

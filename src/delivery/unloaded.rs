@@ -7,6 +7,7 @@ use crate::delivery::portion::{BETWEEN_RENEWALS, PortionRead, ReadPortion, ReadP
 use crate::delivery::publish::Delivery;
 use crate::event::{EVENT_OVERHEAD, Event};
 use crate::queue::UnsettledRecord;
+use crate::queue::journal::Record;
 
 /// The most bytes of bodies that are read at once.
 const PORTION: usize = 1 << 20;
@@ -77,7 +78,7 @@ impl Delivery {
             return None;
         }
         let most = (self.queue.limits().bytes / SHARE / 2).min(RENEWED);
-        let waiting = self.ring.destinations.record_bytes();
+        let waiting = self.ring.destinations.record_bytes() + self.settler.record_bytes();
         let records = self.queue.old_records(waiting, (most / EVENT_OVERHEAD).max(1))?;
         reader.looked = records.is_empty().then_some(now);
         (!records.is_empty()).then_some(PortionRead { purpose: ReadPurpose::Renew, records, bytes: most })
@@ -122,18 +123,24 @@ impl Delivery {
         self.ring.destinations.forget_idle();
     }
 
-    /// Writes the records of all that waits for its address again, at the end of a stop: the next start begins with them, in
-    /// their order, and sends nothing of what is settled between them. Where that is not possible, all stays as it is.
+    /// Writes the records of all that delivery holds again, at the end of a stop: the next start begins with them, in their
+    /// order, and sends nothing of what is settled between them. Where that is not possible, all stays as it is.
     pub(super) async fn gather_records(&mut self) {
         self.settle();
+        // What becomes a dead letter after that would be in the journal, too.
+        while self.settler.is_writing() {
+            self.settler.finish().await;
+            self.settle();
+        }
         let Some(reader) = self.unloaded.as_ref() else { return };
         if reader.current.is_some() {
             let read = next_portion(&mut self.unloaded, &self.view).await;
             self.take_portion(read);
         }
         self.wait_for_copies().await;
-        let size = self.ring.destinations.record_bytes();
-        let records = if size <= GATHERED { self.queue.gather(size) } else { Vec::new() };
+        let in_memory = self.unsettled().map(|event| Record::of(event).length()).sum::<u64>();
+        let size = in_memory + self.ring.destinations.unloaded_bytes();
+        let records = self.queue.gather(size, GATHERED);
         for portion in records.chunks(GATHERED_AT_ONCE) {
             let mut ascending = portion.to_vec();
             ascending.sort_unstable_by_key(|record| record.sequence);
@@ -163,7 +170,7 @@ impl Delivery {
             return self.ring.rendered(number, &message.address, &message.key, received);
         }
         let Some(sequence) = self.ring.load(number, message, pair) else { return };
-        self.queue.load(cost);
+        self.queue.load(cost, received);
         if let Some(refusal) = refusal {
             self.refused(sequence, refusal, false);
         }

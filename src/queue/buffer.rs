@@ -542,7 +542,7 @@ impl Buffer {
             events: disk.events,
             bytes: disk.layout.bytes(),
             capacity: disk.layout.capacity(),
-            recovered: disk.recovered.end - disk.recovered.start,
+            recovered: disk.recovered.end - disk.recovered.start - disk.repeated,
             damaged: disk.damaged,
             full: disk.full,
             failed: disk.failed.clone(),

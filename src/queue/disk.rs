@@ -132,6 +132,8 @@ pub(super) struct Disk {
     pub(super) damaged: u64,
     /// The records found at start.
     pub(super) recovered: Range<u64>,
+    /// The number of them that are copies of others.
+    pub(super) repeated: u64,
 }
 
 impl Disk {
@@ -168,6 +170,7 @@ impl Disk {
             failed: None,
             damaged,
             recovered,
+            repeated: 0,
         }
     }
 
@@ -272,6 +275,7 @@ impl Disk {
         self.copies.extend(renewed.iter().copied().zip(numbers.iter().copied()));
         self.copies.extend(repeated.iter().map(|sequence| (*sequence, SETTLED)));
         self.events -= repeated.len();
+        self.repeated = repeated.len() as u64;
         self.pass_next_copies();
         Some(numbers)
     }
@@ -362,13 +366,14 @@ impl Disk {
     }
 
     /// The oldest records to be written again, at most so many: delivery has their events for so long that they are several
-    /// segments behind, and keep these from being used again.
+    /// segments behind, and keep these from being used again. On a full disk copies of all must fit what exists: a part of them
+    /// would free nothing.
     pub(super) fn old_records(&self, most: usize) -> Vec<UnsettledRecord> {
-        let is_possible = self.failed.is_none() && self.no_space.is_none();
-        let Some(below) = self.layout.begin_of_recent(self.parked_bytes, self.cursor).filter(|_| is_possible)
-        else {
-            return Vec::new();
-        };
+        let limit = if self.no_space.is_none() { self.layout.capacity() } else { self.layout.total() };
+        let has_room = self.no_space.is_none() || self.layout.left() >= self.parked_bytes;
+        let is_possible = self.failed.is_none() && has_room;
+        let below = self.layout.begin_of_recent(self.parked_bytes, self.cursor, limit);
+        let Some(below) = below.filter(|_| is_possible) else { return Vec::new() };
         let old = self.outstanding.iter().take_while(|(sequence, _)| *sequence < below);
         let old = old.filter(|(_, number)| *number != SETTLED).take(most);
         old.map(|(sequence, number)| UnsettledRecord { number: *number, sequence: *sequence }).collect()

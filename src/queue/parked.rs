@@ -4,10 +4,12 @@
 //! after a crash would read everything from there on once more. The copy is made before the old segment is free. At a stop
 //! all that waits is written again, so that the next start reads nothing else.
 
-use crate::event::Event;
+use std::time::SystemTime;
+
+use crate::event::{Event, Kept};
 use crate::queue::Buffer;
 use crate::queue::disk::{Disk, UnsettledRecord};
-use crate::queue::journal::FoundRenewals;
+use crate::queue::journal::{FoundRenewals, Record};
 use crate::status::Loss;
 
 impl Buffer {
@@ -52,14 +54,16 @@ impl Buffer {
             let repeated = found.repeated.len() as u64;
             state.ledger.recovered -= repeated;
             state.held -= repeated;
+            state.oldest_taken = found.oldest;
         }
         state.check_balance();
         adopted.unwrap_or_default()
     }
 
-    /// Notes an event of this cost that delivery read back.
-    pub(crate) fn load(&self, cost: usize) {
+    /// Notes an event of this cost and receipt that delivery read back.
+    pub(crate) fn load(&self, cost: usize, received: SystemTime) {
         let mut state = self.lock();
+        state.oldest_taken.get_or_insert(received);
         state.taken += 1;
         state.bytes += cost;
         state.taken_bytes += cost;
@@ -98,12 +102,17 @@ impl Buffer {
     }
 
     /// The records of all that is left at a stop, in the order of the events, if the next start would send what is settled
-    /// between them once more, or would find them in another order; `size` is that of all of them, and must have room. Until
-    /// [`Buffer::has_gathered`] the old ones count.
-    pub(crate) fn gather(&self, size: u64) -> Vec<UnsettledRecord> {
+    /// between them once more, or would find them in another order; `size` is that of those that delivery holds. All of them must
+    /// have room, and be at most so many bytes. Until [`Buffer::has_gathered`] the old ones count.
+    pub(crate) fn gather(&self, size: u64, most: u64) -> Vec<UnsettledRecord> {
         let mut state = self.lock();
+        // What the stop has written of these is not behind what delivery reached, as other records are.
+        let spilled = state.waiting.iter().filter(|event| matches!(event.kept, Kept::Memory(_)));
+        let size = size + spilled.map(|event| Record::of(event).length()).sum::<u64>();
         let is_possible = |disk: &&mut Disk| disk.failed.is_none() && disk.layout.available() > size;
-        let Some(disk) = state.disk.as_mut().filter(is_possible) else { return Vec::new() };
+        let Some(disk) = state.disk.as_mut().filter(is_possible).filter(|_| size <= most) else {
+            return Vec::new();
+        };
         let records = disk.scattered_records();
         disk.fixed = (!records.is_empty()).then(|| disk.watermark());
         records

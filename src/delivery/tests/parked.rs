@@ -8,6 +8,7 @@ use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use super::*;
+use crate::dead_letters::NewLetter;
 use crate::delivery::BacklogReader;
 use crate::event::{Outcome, Waiter};
 use crate::process::shutdown::Stopper;
@@ -19,6 +20,9 @@ const LIMITS: Limits = Limits { events: 100_000, bytes: 64 << 10 };
 
 /// The size of each body: of 400 events the buffer holds a quarter.
 const BODY: usize = 128;
+
+/// The room for dead letters.
+const LETTERS: usize = 1 << 20;
 
 /// A bridge without an ingress, on a directory.
 struct Bridge {
@@ -40,6 +44,10 @@ impl Bridge {
 
     fn open_as(mode: Mode, directory: &Path, world: World, segments: u64) -> Self {
         let settings = journal::Settings { max_bytes: segments * (16 << 10), segment_bytes: 16 << 10 };
+        Self::open_with(mode, directory, world, settings)
+    }
+
+    fn open_with(mode: Mode, directory: &Path, world: World, settings: journal::Settings) -> Self {
         let Opened { layout, writer, reader, recovered, damaged, .. } =
             journal::open(&directory.join("journal"), &settings).unwrap();
         let ledger = Ledger::new(vec![SourceBook::new("a".into(), [])]);
@@ -48,7 +56,7 @@ impl Bridge {
         let journaling = Journaling::new(queue.clone(), writer, metrics.clone(), Heartbeat::new("the writer"));
         let writer = Some(std::thread::spawn(move || journaling.run()));
         let (stopper, drain) = shutdown::channel();
-        let letters = SharedStore::open(directory, StoreKind::DeadLetters, 1 << 20).unwrap();
+        let letters = SharedStore::open(directory, StoreKind::DeadLetters, LETTERS).unwrap();
         let view = BrokerStatus::default();
         let (router, refuse_after) = (world.router(), world.refuse_after);
         let successor = world.successor.clone();
@@ -95,11 +103,16 @@ impl Bridge {
     }
 
     fn enqueue(&mut self, key: &str) -> Result<Arc<Waiter>, NotTaken> {
+        self.enqueue_unanswered(key).map(|waiter| waiter.unwrap())
+    }
+
+    /// Offers an event of this key; there is nothing to wait for in `buffered` mode.
+    fn enqueue_unanswered(&mut self, key: &str) -> Result<Option<Arc<Waiter>>, NotTaken> {
         let body = format!("n{}. {key} ", self.next);
         let event = rebuild(origin(), format!("{body:BODY$}").into_bytes().into());
         let waiter = self.queue.enqueue(0, None, event, &Arc::default())?;
         self.next += 1;
-        Ok(waiter.unwrap())
+        Ok(waiter)
     }
 
     /// Delivers while this happens, then stops; returns the number of events lost at the exit.
@@ -445,6 +458,121 @@ fn a_full_journal_takes_events_again_although_its_oldest_one_waits() {
         bridge.until(published(count + 400)).await;
     });
     assert_eq!((lost, bridge.check().totals().held), (0, 1));
+}
+
+/// A journal that is no larger than a segment may be, full of a backlog whose oldest event waits.
+#[test]
+fn a_small_journal_takes_events_again_although_its_oldest_one_waits() {
+    let directory = tempfile::tempdir().unwrap();
+    let mode = Mode { ack: Ack::Journaled, timeout: Duration::from_secs(4) };
+    let settings = journal::Settings { max_bytes: 64 << 10, segment_bytes: 16 << 20 }.for_bodies(BODY);
+    let mut bridge = Bridge::open_with(mode, directory.path(), unable(), settings);
+    bridge.accept(1, &["k0"]);
+    let mut count = 0;
+    while bridge.offer("k1").is_ok() {
+        count += 1;
+    }
+    let lost = bridge.deliver(async |bridge| {
+        for round in 0..40 {
+            bridge.until(published(count + 20 * round)).await;
+            bridge.until(|snapshot| snapshot.journal.as_ref().is_some_and(|journal| !journal.full)).await;
+            bridge.accept(20, &["k1"]);
+        }
+        bridge.until(published(count + 800)).await;
+    });
+    assert_eq!((lost, bridge.check().totals().held), (0, 1));
+}
+
+/// Leaves no room for another dead letter.
+fn fill_the_letters(directory: &Path) {
+    let store = SharedStore::open(directory, StoreKind::DeadLetters, LETTERS).unwrap();
+    for length in [LETTERS / 8, 100] {
+        let line = format!("{}\n", "x".repeat(length)).into_bytes();
+        while store.lock().append(&[NewLetter::new(line.clone())]).is_ok() {}
+    }
+}
+
+#[test]
+fn an_event_that_dead_letters_have_no_room_for_stops_neither_the_journal_nor_the_end() {
+    let directory = tempfile::tempdir().unwrap();
+    fill_the_letters(directory.path());
+    let world = || World { refused: Some(("n0.", UNROUTABLE)), ..World::default() };
+    let mut bridge = Bridge::open(directory.path(), world(), 24);
+    bridge.accept(1, &["k0"]);
+    let mut stopped = None;
+    let lost = bridge.deliver_at(false, async |bridge| {
+        for round in 1..=300 {
+            bridge.accept(10, &["k1"]);
+            bridge.until(published(10 * round)).await;
+        }
+        stopped = Some(std::time::Instant::now());
+    });
+    let took = stopped.expect("it stopped").elapsed();
+    assert!(took < Duration::from_secs(25), "the end waited for room: {took:?}");
+    assert_eq!((lost, bridge.check().totals().held), (0, 1));
+    let again = Bridge::open(directory.path(), world(), 24);
+    assert_eq!(again.check().totals().recovered, 1, "the others were settled");
+}
+
+#[test]
+fn a_stop_writes_what_memory_holds_once_a_backlog_leaves_room_in_the_journal() {
+    let directory = tempfile::tempdir().unwrap();
+    let silent = World { silent: Some("k1"), ..World::default() };
+    let mut earlier = Bridge::open(directory.path(), silent, 6);
+    let mut count = 0;
+    while earlier.offer("k1").is_ok() {
+        count += 1;
+    }
+    earlier.deliver(async |bridge| bridge.stopper.deadline(std::time::Instant::now()));
+    let held = earlier.check().totals().held;
+    assert_eq!(held, count);
+    let mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
+    let mut bridge = Bridge::open_as(mode, directory.path(), unable(), 6);
+    bridge.next = 1000;
+    // More than the room that the journal keeps for copies.
+    for _ in 0..100 {
+        bridge.enqueue_unanswered("k0").unwrap();
+    }
+    let lost = bridge.deliver_at(false, async |_| ());
+    let totals = bridge.check().totals();
+    assert_eq!((lost, totals.published, totals.held), (0, held, 100));
+    let again = Bridge::open(directory.path(), unable(), 6);
+    assert_eq!(again.check().totals().recovered, 100);
+}
+
+#[test]
+fn a_stop_without_a_broker_leaves_only_what_is_not_settled() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 100);
+    bridge.accept(800, &["k0", "k1"]);
+    let lost = bridge.deliver_at(false, async |bridge| {
+        bridge.until(published(400)).await;
+        let mut script = VecDeque::from([BrokerStep::Lose]);
+        script.extend([BrokerStep::FailConnect; 100]);
+        bridge.world.lock().script = script;
+        bridge.accept(2, &["k1"]);
+        bridge.stopper.deadline(std::time::Instant::now() + Duration::from_secs(1));
+    });
+    assert_eq!((lost, bridge.check().totals().held), (0, 402));
+    let mut again = Bridge::open(directory.path(), unable(), 100);
+    assert_eq!(again.check().totals().recovered, 402, "the others were settled");
+    again.unblock();
+    let lost = again.deliver(async |bridge| bridge.until(published(402)).await);
+    assert_eq!((lost, again.stored("k0"), again.stored("k1")), (0, every_second(0..800), vec![800, 801]));
+}
+
+#[test]
+fn the_age_of_what_waits_is_known_after_a_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut bridge = Bridge::open(directory.path(), unable(), 100);
+    let began = SystemTime::now();
+    bridge.accept(40, &["k0", "k1"]);
+    bridge.deliver_at(false, async |bridge| bridge.until(published(20)).await);
+    let ended = SystemTime::now();
+    let mut again = Bridge::open(directory.path(), unable(), 100);
+    again.deliver(async |bridge| {
+        bridge.until(|snapshot| snapshot.oldest.is_some_and(|oldest| (began..ended).contains(&oldest))).await;
+    });
 }
 
 /// In `published` every event is withdrawn while the broker rejects all; with none left nothing would show that it takes

@@ -25,6 +25,8 @@ pub(crate) struct FoundRenewals {
     pub(crate) renewed: Vec<RenewedRecord>,
     /// Copies of records that are in the range, too.
     pub(crate) repeated: Vec<u64>,
+    /// The receipt of the oldest of these events.
+    pub(crate) oldest: Option<SystemTime>,
 }
 
 /// An event as a scan knows it: time of receipt, checksum and size of the body.
@@ -61,6 +63,7 @@ impl Reader {
                 found.repeated.push(sequence);
             } else {
                 found.renewed.push(RenewedRecord { sequence, bytes: mark.2 });
+                found.oldest = Some(found.oldest.map_or(mark.0, |oldest| oldest.min(mark.0)));
             }
         }
         Ok(found)

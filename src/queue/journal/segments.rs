@@ -182,13 +182,14 @@ impl SegmentAllocator {
     /// The first sequence of the recent segments: that of the record of this sequence, which is delivered next, and those
     /// before it that events may be kept in while they wait. The more bytes of records wait, the more segments, so that
     /// copies of them never are most of what is written; none if there is no older segment, or if a copy of all that waits
-    /// would free less than a quarter of its size.
-    pub(crate) fn begin_of_recent(&self, waiting: u64, cursor: u64) -> Option<u64> {
+    /// would free less than a quarter of its size. All segments together may take `limit` bytes at the moment.
+    pub(crate) fn begin_of_recent(&self, waiting: u64, cursor: u64, limit: u64) -> Option<u64> {
         let segment = self.segment.max(1);
         // Free stay the segment that is left to copies, a tenth, from which on a full journal takes new events again, and what is
         // written meanwhile.
-        let segments = self.max / segment;
-        let behind = (2 + 2 * waiting / segment).min(segments.saturating_sub(4 + segments / 10)).max(1);
+        let segments = limit / segment;
+        let behind = (2 + 2 * waiting / segment).min(segments.saturating_sub(4 + segments / 10));
+        let behind = behind.max(u64::from(segments > 2));
         let reached = self.used.partition_point(|used| used.first <= cursor);
         if reached as u64 * segment < segment + waiting + waiting / 4 {
             return None;
@@ -328,8 +329,7 @@ impl SegmentAllocator {
     }
 
     /// The size of all files, in use, spare and being created.
-    #[cfg(test)]
-    pub(super) fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.total
     }
 
@@ -344,7 +344,7 @@ impl SegmentAllocator {
     }
 
     /// The number of bytes of records that fit without another file.
-    pub(super) fn left(&self) -> u64 {
+    pub(crate) fn left(&self) -> u64 {
         let active = self.used.back().map_or(0, |used| used.limit.saturating_sub(used.filled + MARK_BYTES));
         active + self.spares.len() as u64 * room(self.segment)
     }

@@ -524,6 +524,40 @@ fn takes_small_events_on_a_full_disk_and_stays_unready_until_there_is_room() {
     model.recovers();
 }
 
+/// On a full disk the segment of an event that waits would otherwise be needed for ever.
+#[test]
+fn a_copy_frees_segments_on_a_full_disk_where_it_fits_what_exists() {
+    // With two segments, and with three.
+    [5, 8].into_iter().for_each(a_copy_frees_segments_on_a_disk_that_is_full_after);
+}
+
+fn a_copy_frees_segments_on_a_disk_that_is_full_after(count: usize) {
+    let mut model = QueueModel::new(Ack::Journaled);
+    let write = [QueueStep::Begin, QueueStep::Finish];
+    let length = Record::of(&event(1, 10)).length();
+    model.step(&QueueStep::Enqueue(10));
+    model.steps(&write);
+    assert_eq!(model.take(1), 1);
+    let waits = model.run.taken.pop_front().unwrap();
+    while !model.is_short() {
+        if model.next > count {
+            model.step(&QueueStep::Disk(DiskState::Full));
+        }
+        model.step(&QueueStep::Enqueue(1200));
+        model.steps(&write);
+        model.take(1);
+        model.step(&QueueStep::Settle(0, true));
+    }
+    assert_eq!(model.run.buffer.old_records(length, 100).map(|old| old.len()), Some(1));
+    model.run.buffer.renew(std::iter::once(waits));
+    model.steps(&write);
+    assert!(!model.is_short(), "its segment is free");
+    let before = model.held.len();
+    model.step(&QueueStep::Enqueue(1200));
+    model.steps(&write);
+    assert_eq!(model.held.len(), before + 1);
+}
+
 #[test]
 fn refuses_at_once_while_the_disk_hangs_and_holds_no_more_than_the_buffer_may() {
     let mut model = QueueModel::new(Ack::Journaled);

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::event::{Event, Fields, Kept, Origin, Outcome, Waiter};
 use crate::metrics::Metrics;
-use crate::queue::journal::{self, Opened, Reader, Record};
+use crate::queue::journal::{self, FoundRenewals, Opened, Reader, Record};
 use crate::queue::{Ack, Buffer, EventEnd, Journaling, Mode, NotTaken, Settlement, SpillResult, Taken};
 use crate::status::{ConnectionState, Heartbeat, Ledger, Limits, SourceBook};
 
@@ -370,5 +370,19 @@ fn what_waits_for_its_address_in_memory_keeps_nothing_else_on_disk() {
     queue.buffer.note_parked(taken.iter().map(|event| event.cost()).sum());
     queue.take(1, &mut taken);
     assert_eq!(taken.len(), waiting + 1);
+    queue.close();
+}
+
+/// A crash between a copy and the watermark leaves both; one of them is no event.
+#[test]
+fn a_repeated_copy_counts_nowhere_as_recovered() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    (1..=5).for_each(|number| queue.accept(number));
+    queue.close();
+    let mut queue = Queue::open(Ack::Journaled, directory.path());
+    queue.buffer.adopt(&FoundRenewals { repeated: vec![3], ..FoundRenewals::default() });
+    let journal = queue.buffer.snapshot().journal.unwrap();
+    assert_eq!((queue.check().recovered, journal.recovered, journal.events), (4, 4, 4));
     queue.close();
 }
