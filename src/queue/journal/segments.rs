@@ -182,14 +182,16 @@ impl SegmentAllocator {
     /// The first sequence of the recent segments: that of the record of this sequence, which is delivered next, and those
     /// before it that events may be kept in while they wait. The more bytes of records wait, the more segments, so that
     /// copies of them never are most of what is written; none if there is no older segment, or if a copy of all that waits
-    /// would free less than a quarter of its size. All segments together may take `limit` bytes at the moment.
+    /// would free less than a quarter of its size. All segments together may take `limit` bytes at the moment; where that is two,
+    /// the second is recent.
     pub(crate) fn begin_of_recent(&self, waiting: u64, cursor: u64, limit: u64) -> Option<u64> {
         let segment = self.segment.max(1);
         // Free stay the segment that is left to copies, a tenth, from which on a full journal takes new events again, and what is
         // written meanwhile.
         let segments = limit / segment;
         let behind = (2 + 2 * waiting / segment).min(segments.saturating_sub(4 + segments / 10));
-        let behind = behind.max(u64::from(segments > 2));
+        let is_last = self.used.len() <= 2 && self.spares.is_empty() && self.total + self.segment > limit;
+        let behind = behind.max(u64::from(!is_last));
         let reached = self.used.partition_point(|used| used.first <= cursor);
         if reached as u64 * segment < segment + waiting + waiting / 4 {
             return None;
@@ -503,6 +505,18 @@ mod tests {
         assert_eq!((layout.reserve(LARGEST), layout.available()), (None, 0));
         assert_eq!(layout.release(9), [0]);
         assert_eq!(layout.available(), room(SEGMENT));
+    }
+
+    #[test]
+    fn two_segments_of_a_start_with_larger_ones_do_not_stop_for_an_event_that_waits_in_the_first() {
+        let mut layout = SegmentAllocator::new(8 * SEGMENT, 2 * SEGMENT, 9);
+        let bytes = 4 * SEGMENT;
+        let used = |number, first, filled| Used { number, first, bytes, limit: bytes, filled, made: true };
+        layout.add_used(used(0, 1, bytes));
+        layout.add_used(used(1, 5, SEGMENT));
+        assert_eq!(layout.begin_of_recent(8, 4, 8 * SEGMENT), None, "it is still read");
+        assert_eq!(layout.begin_of_recent(8, 6, 8 * SEGMENT), Some(5));
+        assert_eq!(layout.begin_of_recent(8, 6, 12 * SEGMENT), None, "another can be made");
     }
 
     #[test]
