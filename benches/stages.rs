@@ -75,7 +75,7 @@ fn ingress() -> Vec<Stage> {
     let body: &'static [u8] = body(1).leak();
     let mut headers = HeaderMap::new();
     headers.insert("x-authorization-hmac-256", signature(body).parse().expect("hex is a legal value"));
-    let verifier = Verifier::new(&[Secret::new(SECRET)]);
+    let verifier = Verifier::new(Trust::Signed, &[Secret::new(SECRET)]);
     vec![
         stage("verify", move || verifier.verify(&headers, body).expect("it is signed")),
         stage("validate", || match validate(body, Validation::Lenient, Trust::Signed) {

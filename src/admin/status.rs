@@ -135,7 +135,7 @@ fn of_source(source: &SourceStatus, book: &SourceBook) -> Value {
     json!({
         "name": &*source.name,
         "path": source.path,
-        "signed": !source.secrets.is_empty(),
+        "signed": source.is_signed,
         "validation": source.validation,
         "received": book.received,
         "accepted": book.accepted,

@@ -113,7 +113,7 @@ fn show(settings: &Settings, read: &Findings) {
     for source in &settings.sources {
         let secrets: Vec<&str> = source.secrets.iter().map(|named| &*named.id).collect();
         let signed =
-            if secrets.is_empty() { "unsigned".to_owned() } else { format!("secrets: {}", secrets.join(", ")) };
+            if source.is_signed() { format!("secrets: {}", secrets.join(", ")) } else { "unsigned".to_owned() };
         say(format_args!("source {}: {} ({signed})", source.name, source.path));
     }
 }

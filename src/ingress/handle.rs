@@ -73,12 +73,13 @@ struct Endpoint {
 impl Endpoint {
     /// The report about it.
     fn status(&self) -> SourceStatus {
-        let Source { name, path, secrets, validation } = &self.source;
+        let Source { name, path, secrets, validation, .. } = &self.source;
         SourceStatus {
             number: self.number,
             name: name.clone(),
             path: path.clone(),
             validation: validation.name(),
+            is_signed: self.source.is_signed(),
             secrets: secrets.iter().map(|secret| secret.id.clone()).collect(),
             observed: self.observed.clone(),
         }
@@ -238,7 +239,7 @@ impl Guard<'_> {
             return self.duplicate(known).await;
         }
         let source = &self.endpoint.source;
-        let labels = match validate(&bytes, source.validation, source.trust()) {
+        let labels = match validate(&bytes, source.validation, source.trust) {
             Ok(Valid::Event(payload)) => Labels::new(&payload, &verified.digest),
             Ok(Valid::Probe(what)) => return Ok(self.probe(what, &verified, &bytes)),
             Err(problem) => {

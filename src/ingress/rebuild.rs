@@ -68,7 +68,7 @@ pub(crate) fn explain(source: &Source, max_body: usize, signature: Option<&str>,
     let Some(verified) = source.verifier().verify(&headers, body) else {
         return rejected(not_genuine(), None);
     };
-    match validate(body, source.validation, source.trust()) {
+    match validate(body, source.validation, source.trust) {
         Ok(Valid::Event(payload)) => {
             let origin = source.origin(&verified, None, SystemTime::now());
             let labels = Labels::new(&payload, &verified.digest);

@@ -113,7 +113,9 @@ pub(crate) struct Source {
     pub(crate) name: Arc<str>,
     /// The path it answers.
     pub(crate) path: String,
-    /// The secrets; empty if unsigned.
+    /// Whether a signature is required. The settings say so: a source without secrets takes nothing, unless it is unsigned.
+    pub(crate) trust: Trust,
+    /// The secrets; none if unsigned.
     pub(crate) secrets: Vec<NamedSecret>,
     /// The strictness of validation.
     pub(crate) validation: Validation,
@@ -122,16 +124,12 @@ pub(crate) struct Source {
 impl Source {
     /// Whether a signature is required.
     pub(crate) fn is_signed(&self) -> bool {
-        !self.secrets.is_empty()
+        self.trust == Trust::Signed
     }
 
     /// The check of signatures.
     pub(super) fn verifier(&self) -> Verifier {
-        Verifier::new(self.secrets.iter().map(|named| &named.secret))
-    }
-
-    pub(super) fn trust(&self) -> Trust {
-        if self.is_signed() { Trust::Signed } else { Trust::Unsigned }
+        Verifier::new(self.trust, self.secrets.iter().map(|named| &named.secret))
     }
 
     /// The origin of an event from this source.
@@ -196,6 +194,9 @@ pub(crate) fn read_source(name: &str, section: &mut Section<'_>) -> Source {
     let given_by = if several.is_empty() { single } else { "secrets" };
     secrets.extend(several);
     let unsigned = section.flag("unsigned");
+    // Otherwise what is given is wrong, and reported.
+    let is_blank =
+        |section: &Section<'_>| ["secret", "secret_file", "secrets"].iter().all(|key| section.is_blank(key));
     if unsigned && !secrets.is_empty() {
         let place = section.given_at(given_by);
         let text =
@@ -203,14 +204,15 @@ pub(crate) fn read_source(name: &str, section: &mut Section<'_>) -> Source {
         section.problem("unsigned", text);
     } else if unsigned {
         section.warning("unsigned", format_args!("anyone who reaches {path} can publish events"));
-    } else if ["secret", "secret_file", "secrets"].iter().all(|key| section.is_blank(key)) {
+    } else if secrets.is_empty() && (is_blank(section) || section.is_sound()) {
         let text = "no secret; set `secret`, `secret_file` or `secrets` to what PlexTrac's webhook form has, or \
                     `unsigned = true`";
         section.problem("secret", text);
     }
     let validation =
         section.choice("validation", &Validation::ALL.map(|validation| (validation.name(), validation)));
-    Source { name: name.into(), path, secrets, validation }
+    let trust = if unsigned { Trust::Unsigned } else { Trust::Signed };
+    Source { name: name.into(), path, trust, secrets, validation }
 }
 
 fn read_secrets(section: &mut Section<'_>) -> Vec<NamedSecret> {
@@ -229,7 +231,9 @@ fn read_secrets(section: &mut Section<'_>) -> Vec<NamedSecret> {
                 table.warn_if_short("value", &secret);
                 secrets.push(NamedSecret { id: id.into(), secret });
             }
-            None if !table.has("file") => table.problem("value", "missing; give `value` or `file`"),
+            None if table.is_blank("file") && table.is_blank("value") => {
+                table.problem("value", "missing; give `value` or `file`");
+            }
             None => {}
         }
         table.finish();

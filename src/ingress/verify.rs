@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 use subtle::{Choice, ConditionallySelectable as _, ConstantTimeEq as _};
 
 use crate::event::Origin;
+use crate::ingress::validate::Trust;
 use crate::settings::Secret;
 
 /// The header with the signature.
@@ -18,6 +19,7 @@ const PREFIX: &[u8] = b"sha256=";
 
 /// The keyed MACs of one source: each is cloned per request, which saves keying it again.
 pub(crate) struct Verifier {
+    trust: Trust,
     keyed: Vec<Hmac<Sha256>>,
 }
 
@@ -33,20 +35,20 @@ pub(crate) struct Verified {
 }
 
 impl Verifier {
-    /// Creates a verifier for the secrets of one source; without secrets no signature is required.
-    pub(crate) fn new<'s>(secrets: impl IntoIterator<Item = &'s Secret>) -> Self {
-        Self { keyed: secrets.into_iter().map(keyed).collect() }
+    /// Creates a verifier for the secrets of one source; where a signature is required, none is right without secrets.
+    pub(crate) fn new<'s>(trust: Trust, secrets: impl IntoIterator<Item = &'s Secret>) -> Self {
+        Self { trust, keyed: secrets.into_iter().map(keyed).collect() }
     }
 
     /// Whether a body with these headers can be genuine at all: it needs a well-formed signature.
     pub(crate) fn may_verify(&self, headers: &HeaderMap) -> bool {
-        self.keyed.is_empty() || header(headers).is_some()
+        self.trust == Trust::Unsigned || header(headers).is_some()
     }
 
     /// Verifies a body; `None` is all that an unauthenticated sender learns.
     pub(crate) fn verify(&self, headers: &HeaderMap, body: &[u8]) -> Option<Verified> {
         let received = header(headers);
-        if self.keyed.is_empty() {
+        if self.trust == Trust::Unsigned {
             let digest = Sha256::digest(body).into();
             return Some(Verified { digest, secret: None, signature: received.map(|(hex, _)| hex) });
         }
@@ -109,7 +111,7 @@ mod tests {
     const MAC: &str = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843";
 
     fn verifier(secrets: &[&str]) -> Verifier {
-        Verifier::new(&secrets.iter().map(|secret| Secret::new(*secret)).collect::<Vec<_>>())
+        Verifier::new(Trust::Signed, &secrets.iter().map(|secret| Secret::new(*secret)).collect::<Vec<_>>())
     }
 
     fn headers(values: &[&str]) -> HeaderMap {
@@ -173,8 +175,15 @@ mod tests {
 
     #[test]
     fn takes_the_hash_of_an_unsigned_body() {
-        let verified = verifier(&[]).verify(&HeaderMap::new(), b"").unwrap();
+        let unsigned = Verifier::new(Trust::Unsigned, &[]);
+        let verified = unsigned.verify(&HeaderMap::new(), b"").unwrap();
         assert_eq!(verified.digest[..4], [0xe3, 0xb0, 0xc4, 0x42]);
         assert_eq!(verified.signature, None);
+    }
+
+    #[test]
+    fn takes_nothing_without_a_secret_where_a_signature_is_required() {
+        assert_eq!(verifier(&[]).verify(&HeaderMap::new(), BODY), None);
+        assert_eq!(verifier(&[]).verify(&headers(&[MAC]), BODY), None);
     }
 }

@@ -90,7 +90,9 @@ pub(crate) struct SourceStatus {
     pub(crate) path: String,
     /// The name of its validation.
     pub(crate) validation: &'static str,
-    /// The ids of its secrets; none if it requires no signature.
+    /// Whether it requires a signature.
+    pub(crate) is_signed: bool,
+    /// The ids of its secrets.
     pub(crate) secrets: Vec<Arc<str>>,
     /// The observations.
     pub(crate) observed: Arc<Observed>,

@@ -503,7 +503,20 @@ fn takes_several_secrets_with_an_id_each() {
     source(&format!("{{ id = \"b c\", value = \"{SECRET}\" }}")).refused(&[
         "`sources.plextrac.secrets[0].id` in bridge.toml: a secret has an id of letters, digits, `.`, `_` and `-`",
     ]);
-    source("{ id = \"a\" }").refused(&["`sources.plextrac.secrets[0].value`: missing; give `value` or `file`"]);
+    let missing = |at: usize, place: &str| {
+        format!("`sources.plextrac.secrets[{at}].value`{place}: missing; give `value` or `file`")
+    };
+    let sound = format!("{{ id = \"b\", value = \"{SECRET}\" }}");
+    for (blank, place) in [
+        ("{ id = \"a\" }", ""),
+        ("{ id = \"a\", file = \"\" }", ""),
+        ("{ id = \"a\", value = \"\" }", " in bridge.toml"),
+        ("{ id = \"a\", file = \"\", value = \"\" }", " in bridge.toml"),
+    ] {
+        source(blank).refused(&[&missing(0, place)]);
+        source(&format!("{blank}, {sound}")).refused(&[&missing(0, place)]);
+        source(&format!("{sound}, {blank}")).refused(&[&missing(1, place)]);
+    }
 }
 
 #[test]
