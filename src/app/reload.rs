@@ -18,7 +18,7 @@ use crate::process::logs::Level;
 use crate::process::systemd;
 use crate::queue::Ack;
 use crate::settings::{FileWatch, Findings, Fingerprint, Layers, SettingsError, to_json};
-use crate::status::{Reload, Reloads};
+use crate::status::{Reload, Reloads, Trigger};
 
 /// The keys that a reload changes beside the table of the broker; a name that ends in a dot is a whole table. Everything
 /// else needs a restart.
@@ -99,13 +99,13 @@ impl Reloader {
     pub(super) async fn run(&mut self) -> Infallible {
         let Some(Reloading { load, asked, every, level }) = self.config.clone() else { return pending().await };
         loop {
-            let is_asked = tokio::select! {
-                () = asked.notified() => true,
-                () = tokio::time::sleep(every) => false,
+            let trigger = tokio::select! {
+                () = asked.notified() => Trigger::Asked,
+                () = tokio::time::sleep(every) => Trigger::Files,
             };
             // Also after a request: a change seen once, good or bad, is not reported again.
             let is_changed = self.files_changed().await;
-            let is_news = is_asked || is_changed;
+            let is_news = trigger == Trigger::Asked || is_changed;
             self.retry_pending |= is_changed;
             if !is_news && !self.retry_pending {
                 continue;
@@ -115,7 +115,7 @@ impl Reloader {
             }
             let load = load.clone();
             // A renewed secret must not put a half-edited settings file in force.
-            let layers = (!is_asked).then(|| self.settings.layers.clone());
+            let layers = (trigger == Trigger::Files).then(|| self.settings.layers.clone());
             // Files may be on a disk that hangs.
             let loaded = match spawn_blocking(move || load(layers)).await {
                 Ok(loaded) => loaded.map_err(|error| error.to_string()),
@@ -125,13 +125,18 @@ impl Reloader {
                 Ok((settings, _)) => self.reserve_for_the_stop(settings).await,
                 Err(_) => Ok(()),
             };
-            match reserved.and(loaded).and_then(|(settings, findings)| self.apply(settings, &findings, &level)) {
-                Ok(()) => self.retry_pending = false,
+            let applied =
+                reserved.and(loaded).and_then(|(settings, findings)| self.apply(settings, &findings, &level));
+            match applied {
+                Ok(reload) => {
+                    self.retry_pending = false;
+                    self.reloads().note(reload, trigger);
+                }
                 Err(error)
                     if is_news
                         || self.reloads().last.as_ref().is_none_or(|last| last.error.as_ref() != Some(&error)) =>
                 {
-                    self.reject(error);
+                    self.reject(error, trigger);
                 }
                 // Same error as before; already logged.
                 Err(_) => {}
@@ -166,16 +171,16 @@ impl Reloader {
     }
 
     /// Leaves everything as it is, and records the error.
-    fn reject(&self, error: String) {
+    fn reject(&self, error: String, trigger: Trigger) {
         tracing::error!("the settings were not reloaded; the old ones stay in force: {error}");
         let mut reloads = self.reloads();
         let (changed, last) = (Vec::new(), reloads.last.take());
         let needs_restart = last.map_or_else(Vec::new, |last| last.needs_restart);
-        reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) });
+        reloads.note(Reload { at: SystemTime::now(), changed, needs_restart, error: Some(error) }, trigger);
     }
 
     /// Applies the settings that may change, or none and returns why.
-    fn apply(&mut self, read: Settings, findings: &Findings, level: &Level) -> Result<(), String> {
+    fn apply(&mut self, read: Settings, findings: &Findings, level: &Level) -> Result<Reload, String> {
         let changed: Vec<String> = self.settings.fingerprint.changed(&read.fingerprint).into_iter().collect();
         // Another broker takes effect after a restart.
         let is_same_broker = self.settings.broker.name == read.broker.name;
@@ -234,8 +239,14 @@ impl Reloader {
                 "some settings keep their old values until the bridge is restarted"
             );
         }
-        self.reloads().note(Reload { at: SystemTime::now(), changed, needs_restart, error: None });
-        Ok(())
+        if !is_same_broker {
+            tracing::warn!(
+                running = settings.broker.name,
+                "the settings name another broker: until the bridge is restarted, the secrets and certificates of the \
+                 running one are not read again"
+            );
+        }
+        Ok(Reload { at: SystemTime::now(), changed, needs_restart, error: None })
     }
 
     /// The settings in force, with those that may change taken from the new reading.

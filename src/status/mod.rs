@@ -18,5 +18,5 @@ pub(crate) use ledger::{
 };
 pub(crate) use reasons::{Decision, ErrorKind, KeptReason, Loss, Reason, RefusalReason};
 pub(crate) use refused_requests::{RecentRefusal, RequestKind, UnknownPaths, meant};
-pub(crate) use status::{IngressStatus, Observed, Reload, Reloads, SourceStatus, Status, StoreCounts};
+pub(crate) use status::{IngressStatus, Observed, Reload, Reloads, SourceStatus, Status, StoreCounts, Trigger};
 pub(crate) use time::unix_seconds;

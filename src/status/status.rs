@@ -132,8 +132,17 @@ pub(crate) struct Reload {
     pub(crate) changed: Vec<String>,
     /// The keys that differ from the start and need a restart to take effect.
     pub(crate) needs_restart: Vec<String>,
-    /// The reason why everything stayed as it was, if it did.
+    /// The reason why everything stayed as it was, if it did, or still stays since a reload was asked for.
     pub(crate) error: Option<String>,
+}
+
+/// The trigger of a reload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trigger {
+    /// An operator asked for it: everything was read.
+    Asked,
+    /// The files of secrets and certificates alone were read.
+    Files,
 }
 
 /// The settings in force, and all reloads since the start.
@@ -141,6 +150,9 @@ pub(crate) struct Reload {
 pub(crate) struct Reloads {
     /// The last reload.
     pub(crate) last: Option<Reload>,
+    /// The error of the last reload that was asked for. What was refused then is not in force until one succeeds, however
+    /// often files alone are read meanwhile.
+    refused: Option<String>,
     /// The number of successful reloads.
     pub(crate) good: u64,
     /// The number of failed reloads.
@@ -151,8 +163,12 @@ pub(crate) struct Reloads {
 
 impl Reloads {
     /// Records a reload.
-    pub(crate) fn note(&mut self, reload: Reload) {
+    pub(crate) fn note(&mut self, mut reload: Reload, trigger: Trigger) {
         *(if reload.error.is_some() { &mut self.bad } else { &mut self.good }) += 1;
+        match trigger {
+            Trigger::Asked => self.refused.clone_from(&reload.error),
+            Trigger::Files => reload.error = reload.error.or_else(|| self.refused.clone()),
+        }
         self.last = Some(reload);
     }
 }

@@ -225,6 +225,54 @@ fn notices_by_itself_that_a_secret_changed() {
 }
 
 #[test]
+fn a_refused_settings_file_stays_reported_until_an_asked_reload_succeeds() {
+    let setup = Setup::on_files().failpoints("reload.look=20ms").text("sources.plextrac.secret", "");
+    let file = secret_file(setup.directory(), "secret", SECRET);
+    let setup = setup.text("sources.plextrac.secret_file", &file);
+    let daemon = setup.start();
+    let reloads = |result: &str| daemon.metric("config_reloads_total", &[("result", result)]);
+    let is_refused = |what: &str| {
+        let reload = daemon.status().0["reload"].clone();
+        assert_eq!(reload["result"], "failure", "{what}: {reload}");
+        assert!(
+            reload["error"].as_str().is_some_and(|error| error.contains("`ingress.liste`")),
+            "{what}: {reload}"
+        );
+        assert_eq!(daemon.metric("config_last_reload_successful", &[]), 0, "{what}");
+    };
+    setup.clone().text("ingress.liste", "x").file();
+    daemon.reload();
+    is_refused("at first");
+    secret_file(setup.directory(), "secret", OTHER);
+    wait_until("the new secret", LIMIT, || reloads("success") == 1);
+    is_refused("after a change of a secret");
+    assert_eq!(post(&daemon, PATH, OTHER, "cuid-1"), 200, "the new secret is in force");
+    setup.file();
+    assert_good(&daemon.reload(), &[], &[]);
+    assert_eq!(daemon.metric("config_last_reload_successful", &[]), 1);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
+fn a_refused_settings_file_stays_reported_where_a_secret_changed_with_it() {
+    let setup = Setup::on_files().text("sources.plextrac.secret", "");
+    let file = secret_file(setup.directory(), "secret", SECRET);
+    let setup = setup.text("sources.plextrac.secret_file", &file).failpoints("reload.look=2s");
+    let daemon = setup.start();
+    setup.clone().text("ingress.liste", "x").file();
+    secret_file(setup.directory(), "secret", OTHER);
+    daemon.reload();
+    // The secret is read again by itself, with the old settings; as a rule after the file.
+    for result in ["failure", "success"] {
+        wait_until(result, LIMIT, || daemon.metric("config_reloads_total", &[("result", result)]) == 1);
+    }
+    let status = daemon.status();
+    assert_eq!(status.text("/reload/result"), "failure", "{}", status.0["reload"]);
+    assert_eq!(daemon.metric("config_last_reload_successful", &[]), 0);
+    assert_eq!(daemon.stop().code, Some(0));
+}
+
+#[test]
 fn names_what_needs_a_restart_and_keeps_it() {
     let setup = Setup::on_files();
     let daemon = setup.start();
@@ -289,6 +337,10 @@ fn takes_everything_of_the_broker_and_no_other_broker() {
             "{key}"
         );
     }
+    let line = daemon.wait_for_line("what becomes of the files", |line| {
+        line["message"].as_str().is_some_and(|text| text.contains("are not read again"))
+    });
+    assert_eq!((line["level"].as_str(), line["running"].as_str()), (Some("WARN"), Some("file")));
     assert_eq!(delivered("e"), ["plextrac"]);
     setup.file();
     assert_eq!(daemon.reload().0["reload"]["needs_restart"], json!([]));
