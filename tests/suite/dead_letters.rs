@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use crate::support::{Daemon, Payload, Program, SECRET, Setup, Table, request_once, said, sign};
+use crate::support::{Daemon, Ended, Payload, Program, SECRET, Setup, Table, request_once, said, sign};
 
 /// Where the file broker says that there is no address for an event.
 pub(crate) const REFUSE: &str = "publish.address=error@1+";
@@ -169,7 +169,51 @@ fn refuses_a_choice_that_no_letter_can_be() {
             let ended = program.variable("STATE_DIRECTORY", &state).run();
             ended.assert_code(2);
             assert!(ended.err.contains(text), "{command} {arguments:?}: {}", ended.err);
+            assert_eq!(ended.out, "", "{command} {arguments:?}");
         }
+        for command in ["replay", "drop"] {
+            let program = Program::new(["dead-letters", command, "--json"].iter().chain(arguments));
+            assert_result_of_wrong_arguments(&program.variable("STATE_DIRECTORY", &state).run(), text);
+        }
+    }
+    for (arguments, text) in
+        [(&[][..], "give a filter or --all"), (&["--all", "--id", "x"], "--all and a filter are both given")]
+    {
+        let program = Program::new(["dead-letters", "drop", "--json"].iter().chain(arguments));
+        assert_result_of_wrong_arguments(&program.variable("STATE_DIRECTORY", &state).run(), text);
+    }
+}
+
+/// A program that reads the result of `--json` gets one, with the text of the error.
+#[track_caller]
+fn assert_result_of_wrong_arguments(ended: &Ended, text: &str) {
+    ended.assert_code(2);
+    assert!(ended.err.contains(text), "{}", ended.err);
+    let result: Value = serde_json::from_str(&ended.out).unwrap_or_else(|error| panic!("{error}: {}", ended.out));
+    assert_eq!(result["state"], "failed", "{result}");
+    assert!(result["error"].as_str().is_some_and(|error| error.contains(text)), "{result}");
+}
+
+#[test]
+fn takes_a_missing_state_directory_for_a_mistake() {
+    let setup = Setup::on_files();
+    let missing = setup.directory().join("no/such").display().to_string();
+    let text = format!("there is no {missing}; name the state directory in `state_directory`");
+    for arguments in [&["list"][..], &["show", "x"], &["replay"], &["drop", "--all"], &["replay", "--json"]] {
+        let program = Program::new(["dead-letters"].iter().chain(arguments));
+        let ended = program.variable("PLEXTRAC_BRIDGE__STATE_DIRECTORY", &missing).run();
+        ended.assert_code(1);
+        assert!(ended.err.contains(&text), "{arguments:?}: {}", ended.err);
+        if arguments.contains(&"--json") {
+            let result: Value = serde_json::from_str(&ended.out).unwrap();
+            assert!(result["error"].as_str().is_some_and(|error| error.contains(&text)), "{result}");
+        }
+    }
+    // One without letters is none.
+    let state = setup.directory().display().to_string();
+    for arguments in [&["list"][..], &["replay"], &["drop", "--all"]] {
+        let program = Program::new(["dead-letters"].iter().chain(arguments));
+        program.variable("PLEXTRAC_BRIDGE__STATE_DIRECTORY", &state).run().assert_code(0);
     }
 }
 

@@ -440,7 +440,7 @@ fn survives_the_removal_of_its_state_directory() {
     let pair = pair.mended();
     let daemon = pair.setup.start();
     fs::remove_dir_all(pair.setup.state()).unwrap();
-    assert_eq!(pair.json(&["replay"], 0)["selected"], 0, "there is nothing");
+    assert_eq!(pair.json(&["replay"], 1)["selected"], 0, "there is no such directory");
     let id = send(&daemon, "new");
     daemon.wait_until("it is published", LIMIT, |status| status.count("published") == 1);
     pair.assert_arrived(&[id]);

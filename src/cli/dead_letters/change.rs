@@ -21,8 +21,8 @@ use tokio::time::{sleep, sleep_until};
 
 use crate::cli::dead_letters::daemon::follow;
 use crate::cli::dead_letters::progress::Display;
-use crate::cli::dead_letters::{Chosen, Which};
-use crate::cli::{self, CommandResult, complain, exit};
+use crate::cli::dead_letters::{Chosen, Which, missing, wrong_arguments};
+use crate::cli::{self, CommandResult, exit};
 
 /// The longest time that another holder of the state directory may have no socket: a daemon that starts or stops, or
 /// a command.
@@ -73,20 +73,27 @@ pub(in crate::cli) struct Drop {
 
 pub(super) fn replay(flags: &Flags, options: &Replay) -> CommandResult {
     let Replay { which, chosen, lenient, as_is, attended } = options;
-    let (lenient, as_is, filter) = (*lenient, *as_is, chosen.filter(which)?);
+    let filter = chosen.filter(which).map_err(|why| refused(Action::Replay, attended, &why))?;
+    let (lenient, as_is) = (*lenient, *as_is);
     change(flags, &Request { action: Action::Replay, as_is, filter, lenient, store: which.kind() }, attended)
 }
 
 pub(super) fn drop(flags: &Flags, options: &Drop) -> CommandResult {
-    let filter = options.chosen.filter(&options.which)?;
+    let refused = |why: String| refused(Action::Drop, &options.attended, &why);
+    let filter = options.chosen.filter(&options.which).map_err(refused)?;
     if filter.is_empty() != options.all {
         let text = if options.all { "--all and a filter are both given" } else { "give a filter or --all" };
-        complain(format_args!("{text}; see plextrac-bridge dead-letters drop --help"));
-        return Err(ExitCode::from(2));
+        return Err(refused(format!("{text}; see plextrac-bridge dead-letters drop --help")));
     }
     let store = options.which.kind();
     let request = Request { action: Action::Drop, as_is: false, filter, lenient: false, store };
     change(flags, &request, &options.attended)
+}
+
+/// Reports arguments that make no sense together, to a program, too.
+fn refused(action: Action, attended: &Attended, why: &str) -> ExitCode {
+    Display::new(action, attended.json).refused(why);
+    wrong_arguments(why)
 }
 
 fn change(flags: &Flags, request: &Request, attended: &Attended) -> CommandResult {
@@ -132,6 +139,9 @@ async fn find(
     kind: StoreKind,
     log: &mut Option<logs::Log>,
 ) -> Result<Found, Obstacle> {
+    if let Some(why) = missing(state) {
+        return Err(obstacle(why));
+    }
     let directory = state.join(kind.directory());
     match std::fs::metadata(&directory) {
         Ok(_) => {}

@@ -9,7 +9,7 @@ use crate::settings::Flags;
 use clap::Args;
 use serde_json::{Value, json};
 
-use crate::cli::dead_letters::{Chosen, Which};
+use crate::cli::dead_letters::{Chosen, Which, directory, wrong_arguments};
 use crate::cli::{self, CommandResult, complain, exit, say};
 
 #[derive(Debug, Args)]
@@ -70,9 +70,8 @@ fn each(directory: &Path, filter: &Filter, mut see: impl FnMut(Letter, &[u8])) -
 }
 
 pub(super) fn list(flags: &Flags, options: &List) -> CommandResult {
-    let filter = options.chosen.filter(&options.which)?;
-    let state = cli::state_directory(flags)?;
-    let directory = state.join(options.which.kind().directory());
+    let filter = options.chosen.filter(&options.which).map_err(|why| wrong_arguments(&why))?;
+    let directory = directory(flags, &options.which)?;
     let width = width();
     let (mut count, mut bytes) = (0u64, 0u64);
     let is_whole = each(&directory, &filter, |letter, line| {
@@ -122,8 +121,7 @@ fn shown(text: &str) -> String {
 }
 
 pub(super) fn show(flags: &Flags, options: &Show) -> CommandResult {
-    let state = cli::state_directory(flags)?;
-    let directory = state.join(options.which.kind().directory());
+    let directory = directory(flags, &options.which)?;
     let filter = Filter { ids: options.ids.clone(), ..Filter::default() };
     let mut found: Vec<(Letter, Vec<u8>)> = Vec::new();
     let mut good = each(&directory, &filter, |letter, line| found.push((letter, line.to_vec())))?;

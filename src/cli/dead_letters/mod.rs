@@ -5,6 +5,8 @@ mod daemon;
 mod list;
 mod progress;
 
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +15,7 @@ use crate::settings::Flags;
 use crate::status::KeptReason;
 use clap::{Args, Subcommand};
 
-use crate::cli::{CommandResult, complain, examples};
+use crate::cli::{self, CommandResult, complain, examples};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum DeadLetters {
@@ -70,10 +72,9 @@ impl Chosen {
     ///
     /// # Errors
     /// None can match it.
-    fn filter(&self, which: &Which) -> Result<Filter, ExitCode> {
+    fn filter(&self, which: &Which) -> Result<Filter, String> {
         if let Some(why) = self.matches_nothing(which) {
-            complain(why);
-            return Err(ExitCode::from(2));
+            return Err(why);
         }
         let Self { reason, event, id, older_than, newer_than } = self;
         let filter =
@@ -97,6 +98,32 @@ impl Chosen {
         let (older, newer) = (self.older_than?, self.newer_than?);
         let [shown_older, shown_newer] = [older, newer].map(humantime::format_duration);
         (older >= newer).then(|| format!("nothing is older than {shown_older} and newer than {shown_newer}"))
+    }
+}
+
+/// Reports arguments that make no sense together.
+fn wrong_arguments(why: &str) -> ExitCode {
+    complain(why);
+    ExitCode::from(2)
+}
+
+/// The reason why nothing can be read or changed here: a state directory that does not exist was hardly meant.
+fn missing(state: &Path) -> Option<String> {
+    let is_missing = state.metadata().is_err_and(|error| error.kind() == ErrorKind::NotFound);
+    is_missing.then(|| {
+        format!(
+            "there is no {}; name the state directory in `state_directory` or PLEXTRAC_BRIDGE__STATE_DIRECTORY",
+            state.display()
+        )
+    })
+}
+
+/// The directory of a store, which need not exist, in a state directory, which must.
+fn directory(flags: &Flags, which: &Which) -> Result<PathBuf, ExitCode> {
+    let state = cli::state_directory(flags)?;
+    match missing(&state) {
+        Some(why) => Err(cli::failed(why)),
+        None => Ok(state.join(which.kind().directory())),
     }
 }
 
