@@ -71,7 +71,7 @@ pub(super) fn run(flags: &Flags) -> CommandResult {
     Ok(exit(summary.failed.is_none() && summary.totals.lost == 0))
 }
 
-/// Logs the accounting, at every level if something is lost.
+/// Logs the accounting.
 fn log_totals(totals: &Totals) {
     let Totals { received, accepted, duplicate, probe, rejected, .. } = *totals;
     let Totals { recovered, replayed, published, dead_lettered, withdrawn, lost, held, .. } = *totals;

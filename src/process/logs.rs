@@ -111,9 +111,10 @@ impl Log {
     }
 
     /// Lets only this thread write from now on, so that the last line is its own, whatever other threads, including
-    /// those of client libraries, still log.
+    /// those of client libraries, still log; at every level, because the accounting is always written.
     pub(crate) fn close(&self) {
         *self.gate.only.lock() = Some(std::thread::current().id());
+        self.level.set(LevelFilter::INFO);
     }
 }
 

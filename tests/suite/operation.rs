@@ -41,6 +41,26 @@ fn every_signal_that_asks_for_a_stop_ends_it_in_order() {
 }
 
 #[test]
+fn ends_its_log_with_the_accounting_at_every_level() {
+    for level in ["error", "warn"] {
+        let setup = Setup::on_files();
+        let socket = setup.state().join("control.sock");
+        let program = Program::new(["serve", "--log-format", "json", "--log-level", level, "--config"]);
+        let mut command: Command = program.into_command();
+        command.arg(setup.file());
+        let daemon = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it can be started");
+        // It does not say at this level that it listens.
+        wait_until("the daemon runs", LIMIT, || socket.exists());
+        Program::other("kill", ["-s", "TERM", &daemon.id().to_string()]).run().assert_code(0);
+        let ended = daemon.wait_with_output().expect("it ends");
+        let log = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(0), "{level}: {log}");
+        let last = lines_of(&log).last().unwrap_or_default();
+        assert_eq!((&last["message"], &last["received"]), (&"stopped".into(), &0.into()), "{level}: {log}");
+    }
+}
+
+#[test]
 fn says_how_many_lines_it_left_out() {
     let daemon = Setup::on_files().start();
     let mut client = Client::connect(&daemon.ingress).unwrap();
