@@ -83,6 +83,21 @@ fn meant(name: &str) -> Option<String> {
     nearest(rest, ["CONFIG", "DEFAULTS"].into_iter()).map(|meant| format!("{PROGRAM}_{meant}"))
 }
 
+/// A problem for each variable beside which another one gives a key in its place: only one of the two could count.
+pub(super) fn contradictions(variables: &[(String, String)]) -> Vec<String> {
+    let given = variables.iter().filter(|(_, value)| !value.is_empty());
+    let names: Vec<&String> = given.map(|(name, _)| name).filter(|name| name.starts_with(PREFIX)).collect();
+    let below = |whole: &str| {
+        let table = format!("{whole}__").to_uppercase();
+        names.iter().find(|name| name.to_uppercase().starts_with(&table))
+    };
+    let pairs = names.iter().filter_map(|whole| Some((whole, below(whole)?)));
+    let variable = "environment variable";
+    pairs
+        .map(|(whole, key)| format!("{variable} {whole}: {variable} {key} is given, too; remove one of the two"))
+        .collect()
+}
+
 /// The name of a dotted key without the difference between one underscore and two.
 fn plain(dotted: &str) -> String {
     dotted.replace('.', "_")

@@ -10,7 +10,7 @@ use figment::{Figment, Metadata, Profile, Provider};
 
 use crate::settings::defaults::{self, Layer};
 use crate::settings::effective::effective;
-use crate::settings::environment::{self, Environment, misspelt, variable};
+use crate::settings::environment::{self, Environment, contradictions, misspelt, variable};
 use crate::settings::fingerprint::{Fingerprint, given};
 use crate::settings::reading::{Problems, Reading, SettingsError};
 use crate::settings::section::Section;
@@ -257,6 +257,7 @@ pub(crate) fn load_layers<T>(
     let reading = Reading { figment, ..Reading::default() };
     let settings = read(Section::top(&reading, merged.clone()));
     let Problems { mut errors, warnings, notes } = reading.problems.take();
+    errors.extend(contradictions(&layers.variables));
     if !errors.is_empty() && layers.file.is_none() {
         let named = format!("there is no --config, no {}, and no {DEFAULT_FILE}", environment::CONFIG);
         errors.insert(0, format!("no settings file was read: {named}"));

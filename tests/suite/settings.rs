@@ -331,6 +331,22 @@ fn names_the_variable_that_is_wrong() {
 }
 
 #[test]
+fn refuses_a_variable_for_a_whole_table_beside_one_for_a_key_in_it() {
+    let settings = Settings::good("").set("INGRESS", SECRET).set("INGRESS__LISTEN", "127.0.0.1:0");
+    settings.refused(&[
+        "environment variable PLEXTRAC_BRIDGE__INGRESS: environment variable PLEXTRAC_BRIDGE__INGRESS__LISTEN is \
+         given, too; remove one of the two",
+    ]);
+    let settings = Settings::good("").set("SOURCES", "x").set("SOURCES__PLEXTRAC__PATH", "/x");
+    settings.refused(&[
+        "environment variable PLEXTRAC_BRIDGE__SOURCES: environment variable PLEXTRAC_BRIDGE__SOURCES__PLEXTRAC__PATH \
+         is given, too; remove one of the two",
+    ]);
+    // An empty variable is none.
+    Settings::good("").set("INGRESS", "").set("INGRESS__LISTEN", "127.0.0.1:0").check().assert_code(0);
+}
+
+#[test]
 fn takes_everything_from_the_environment() {
     let settings = Settings::new("")
         .set("SOURCES__PLEXTRAC__SECRET", SECRET)
