@@ -78,6 +78,8 @@ schema_catches_typos() {
         typo "'/settings/buffer/max_bytes'" --set settings.buffer.max_bytes=64MB &&
         typo "'/settings/ingress/listen'" --set settings.ingress.listen=localhost:8080 &&
         typo "'/settings/state_directory'" --set settings.state_directory=state &&
+        typo "'/settings/sources/plextrac/secrets/0/file'" \
+            --set-json 'settings.sources.plextrac.secrets=[{"id": "a", "file": ""}]' &&
         typo "additional properties 'Plextrac' not allowed" --set settings.sources.Plextrac.path=/x &&
         typo "'/image/pullPolicy'" --set image.pullPolicy=always &&
         typo "'/prometheusRule/silence'" --set prometheusRule.silence=1day
@@ -103,9 +105,30 @@ templates_refuse_contradictions() {
         refused "needs settings.state_directory" template -f "$minimal" \
             --set settings.state_directory=,settings.ack=journaled &&
         refused "have the same port" template -f "$minimal" --set settings.admin.listen=0.0.0.0:8080 &&
-        refused "may take 401 MiB" template -f "$minimal" \
-            --set persistence.size=400Mi,settings.buffer.max_bytes=65MiB &&
+        refused "may take 400 MiB" template -f "$minimal" \
+            --set persistence.size=399Mi,settings.journal.max_bytes=80MiB &&
+        templates_refuse_listening_on_loopback && templates_refuse_equal_paths &&
         refused "ingress.host is not set" template -f "$minimal" --set ingress.enabled=true
+}
+# Nothing outside the pod reaches it.
+templates_refuse_listening_on_loopback() {
+    local key address
+    for key in ingress admin; do
+        for address in 127.0.0.1 127.1.2.3 '[::1]' '[0:0:0:0:0:0:0:1]' '[::ffff:127.0.0.1]'; do
+            refused "settings.$key.listen is a loopback address" template -f "$minimal" \
+                --set "settings.$key.listen=$address:8088" || return 1
+        done
+        template -f "$minimal" --set "settings.$key.listen=[fd00::1]:8088" >/dev/null || return 1
+    done
+}
+templates_refuse_equal_paths() {
+    local sources
+    for sources in '{"a": {}, "b": {}}' '{"a": {}, "b": {"path": "/webhooks/plextrac"}}' \
+        '{"a": {"path": "/x"}, "b": {"path": "/x"}}'; do
+        refused "answer the same path" template -f "$minimal" --set settings.sources.plextrac=null \
+            --set-json "settings.sources=$sources" || return 1
+    done
+    template -f "$minimal" --set settings.sources.second.path=/second >/dev/null
 }
 # The checks of what is rendered see what they are for.
 checks_can_fail() {
@@ -162,6 +185,23 @@ https://[fd00::1]/token 443
 https://[fd00::1]:9443 9443
 END
 }
+# The port of RabbitMQ, in all of its forms.
+rabbitmq_is_reached() {
+    local uri port
+    while read -r uri port; do
+        template -f "$chart/ci/rabbitmq-values.yaml" --set "settings.broker.rabbitmq.uris={$uri}" \
+            >"$temporary/rabbitmq.yaml"
+        manifests pods "$temporary/rabbitmq.yaml" || return 1
+        grep -qxF "        - port: $port" "$temporary/rabbitmq.yaml" || { echo "$uri: not $port" && return 1; }
+    done <<'END'
+amqp://rabbitmq 5672
+amqps://rabbitmq/%2f 5671
+amqp://rabbitmq:5673/a:1 5673
+amqps://[fd00::15]/%2f 5671
+amqp://[fd00::15] 5672
+amqps://[fd00::15]:5673/%2f 5673
+END
+}
 silence_is_off_by_default() {
     local all=$chart/ci/everything-values.yaml
     [ "$(template -f "$all" | grep -c 'alert: PlexTracBridgeSilent')" = 1 ] &&
@@ -197,6 +237,7 @@ if [ $# = 0 ]; then
     check "contradictions are refused" templates_refuse_contradictions
     check "a stop is short where a volume keeps what it leaves" grace_is_short_with_a_volume
     check "tokens are fetched from where the settings say" tokens_are_reached
+    check "RabbitMQ is reached where the settings say" rabbitmq_is_reached
     check "the alert for silence is off by default" silence_is_off_by_default
     check "these checks can fail" checks_can_fail
 else

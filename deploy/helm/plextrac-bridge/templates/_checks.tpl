@@ -14,6 +14,20 @@
 {{- if and (eq (default "buffered" $settings.ack) "journaled") (not $settings.state_directory) -}}
 {{- fail "settings.ack is \"journaled\", which needs settings.state_directory for its journal" -}}
 {{- end -}}
+{{- range $part := list "ingress" "admin" -}}
+{{- $address := get (get $settings $part) "listen" -}}
+{{- if regexMatch "^ *(127[.]|[[][0:]*:0*1[]]|[[][0:]*:(ffff|FFFF):(127[.]|7[fF]))" $address -}}
+{{- fail (printf "settings.%s.listen is a loopback address, %s, which nothing outside the pod reaches; listen on 0.0.0.0 or [::]" $part $address) -}}
+{{- end -}}
+{{- end -}}
+{{- $paths := dict -}}
+{{- range $name, $source := $settings.sources -}}
+{{- $path := default "/webhooks/plextrac" $source.path -}}
+{{- if hasKey $paths $path -}}
+{{- fail (printf "settings.sources.%s and settings.sources.%s answer the same path, %s; give each its own `path`" (get $paths $path) $name $path) -}}
+{{- end -}}
+{{- $_ := set $paths $path $name -}}
+{{- end -}}
 {{- if eq (include "plextrac-bridge.port" $settings.ingress.listen) (include "plextrac-bridge.port" $settings.admin.listen) -}}
 {{- fail "settings.ingress.listen and settings.admin.listen have the same port; the admin port needs its own" -}}
 {{- end -}}

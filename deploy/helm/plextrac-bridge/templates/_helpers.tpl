@@ -56,15 +56,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- mul (regexFind "^[0-9]+" . | int64) (get $factors (regexFind "[A-Za-z]*$" .)) -}}
 {{- end -}}
 
-{{/* What the state directory can grow to: with `journaled` the journal, else what a stop writes; letters of both kinds. */}}
+{{/* What the state directory can grow to: the journal, which in an outage keeps what several stops wrote; letters of both kinds. */}}
 {{- define "plextrac-bridge.stateBytes" -}}
 {{- $settings := .Values.settings -}}
 {{- $events := include "plextrac-bridge.bytes" (dig "journal" "max_bytes" "1GiB" $settings) -}}
-{{- if ne (default "buffered" $settings.ack) "journaled" -}}
-{{- /* What a stop needs, in whole segments. */ -}}
-{{- $segment := include "plextrac-bridge.bytes" (dig "journal" "segment_bytes" "16MiB" $settings) -}}
-{{- $events = add (include "plextrac-bridge.bytes" (dig "buffer" "max_bytes" "64MiB" $settings)) $segment -}}
-{{- end -}}
 {{- $letters := include "plextrac-bridge.bytes" (dig "dead_letters" "max_bytes" "256MiB" $settings) -}}
 {{- $invalid := include "plextrac-bridge.bytes" (dig "invalid" "max_bytes" "64MiB" $settings) -}}
 {{- add $events $letters $invalid -}}
@@ -102,7 +97,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | 
 {{- $uris = append $uris . -}}
 {{- end -}}
 {{- range $uris -}}
-{{- $ports = append $ports (default (ternary "5671" "5672" (hasPrefix "amqps:" .)) (regexFind "[0-9]+$" (regexFind "^amqps?://[^/?]*:[0-9]+" .))) -}}
+{{- $host := regexFind "^amqps?://([[][^]]*[]]|[^/?:]*)" . -}}
+{{- $port := trimPrefix $host . | regexFind "^:[0-9]+" | trimPrefix ":" -}}
+{{- $ports = append $ports (default (ternary "5671" "5672" (hasPrefix "amqps:" .)) $port) -}}
 {{- else -}}
 {{- $ports = list "5671" "5672" -}}
 {{- end -}}
