@@ -470,19 +470,32 @@ impl Delivery {
             if attempts > 0 && matches!(handed, Sent::Taken) {
                 self.metrics.publish_retry();
             }
-            match handed {
-                Sent::Taken => {
-                    self.ring.hand(sequence, now);
-                    self.pace.note(1);
-                }
-                Sent::Refused(refusal) => self.refused(sequence, refusal, false),
-                Sent::RetryLater(reason) => self.shut(&reason),
-                Sent::Lost(lost) => return Err(lost),
-            }
+            self.note_sent(sequence, handed, now)?;
         }
         session.flush();
         self.view.change(|view| view.in_flight = self.ring.in_flight());
         Ok(next)
+    }
+
+    /// Notes whether the session took a message.
+    fn note_sent(&mut self, sequence: Sequence, sent: Sent, now: Instant) -> Result<(), SessionError> {
+        match sent {
+            Sent::Taken => {
+                self.ring.hand(sequence, now);
+                self.pace.note(1);
+            }
+            Sent::Refused(refusal) => self.refused(sequence, refusal, false),
+            // It was not handed over: a request that waits may take it back.
+            Sent::RetryLater(reason) => {
+                self.ring.unsend(sequence);
+                self.shut(&reason);
+            }
+            Sent::Lost(lost) => {
+                self.ring.unsend(sequence);
+                return Err(lost);
+            }
+        }
+        Ok(())
     }
 
     /// The memory that messages in flight may take, if the journal keeps what waits: those of an address that answers no

@@ -31,6 +31,8 @@ enum BrokerStep {
     RetryLater,
     RefuseAtSend,
     NotNowAtSend,
+    /// The session is lost before this message is handed over.
+    LoseAtSend,
     /// The session is lost before this message is stored.
     Lose,
     /// It is lost although this message is stored.
@@ -195,6 +197,10 @@ impl Session for ScriptedSession {
                 world.script.pop_front();
                 return Sent::RetryLater("blocked".to_owned());
             }
+            Some(BrokerStep::LoseAtSend) => {
+                world.script.pop_front();
+                return Sent::Lost(SessionError::lost("cut"));
+            }
             _ => {}
         }
         world.handed += 1;
@@ -249,7 +255,11 @@ impl Session for ScriptedSession {
         match world.script.pop_front() {
             None
             | Some(
-                BrokerStep::Store | BrokerStep::FailConnect | BrokerStep::RefuseAtSend | BrokerStep::NotNowAtSend,
+                BrokerStep::Store
+                | BrokerStep::FailConnect
+                | BrokerStep::RefuseAtSend
+                | BrokerStep::NotNowAtSend
+                | BrokerStep::LoseAtSend,
             ) => {
                 world.store(id, address);
                 into.push((sequence, Verdict::Stored));
@@ -670,6 +680,7 @@ fn step() -> impl Strategy<Value = BrokerStep> {
         1 => Just(BrokerStep::RetryLater),
         1 => Just(BrokerStep::RefuseAtSend),
         1 => Just(BrokerStep::NotNowAtSend),
+        1 => Just(BrokerStep::LoseAtSend),
         1 => Just(BrokerStep::Lose),
         1 => Just(BrokerStep::LoseAfterStore),
         1 => Just(BrokerStep::FailConnect),

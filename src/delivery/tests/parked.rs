@@ -606,6 +606,24 @@ fn events_are_accepted_again_after_a_broker_rejected_all_and_none_waits_any_more
     assert_eq!(lost, 0);
 }
 
+/// The sender would get a 503 although it could take the event back, and the event would be published nevertheless.
+#[test]
+fn an_event_that_was_not_handed_over_can_be_withdrawn() {
+    for step in [BrokerStep::NotNowAtSend, BrokerStep::LoseAtSend] {
+        let directory = tempfile::tempdir().unwrap();
+        let world = World { script: [step, step].into(), ..World::default() };
+        let mode = Mode { ack: Ack::Published, timeout: Duration::from_secs(4) };
+        let mut bridge = Bridge::open_as(mode, directory.path(), world, 8);
+        let lost = bridge.deliver(async |bridge| {
+            let waiter = bridge.enqueue("k0").unwrap();
+            bridge.until(|_| bridge.world.lock().script.len() < 2).await;
+            assert!(waiter.withdraw(), "{step:?}");
+            bridge.until(|snapshot| snapshot.totals().withdrawn == 1).await;
+        });
+        assert_eq!((lost, bridge.check().totals().held, bridge.world.lock().handed), (0, 0, 0));
+    }
+}
+
 /// The sender would get a 503 and send the event again, and it would be a dead letter too.
 #[test]
 fn an_event_is_not_withdrawn_while_it_becomes_a_dead_letter() {
