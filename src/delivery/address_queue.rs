@@ -372,6 +372,12 @@ impl AddressQueue {
         matches!(&self.state, AddressState::Parked(parked) if parked.next_try > tokio::time::Instant::now())
     }
 
+    /// Whether it has been wrong for so long.
+    pub(super) fn is_over(&self, refuse_after: Duration) -> bool {
+        let now = tokio::time::Instant::now();
+        matches!(&self.state, AddressState::Parked(parked) if parked.is_wrong() && parked.lasts(now) >= refuse_after)
+    }
+
     /// The messages that the journal alone is to keep: the youngest of those that are more than needed. While others are
     /// with the session, their order is not known.
     pub(super) fn excess(&self, room: WaitingRoom) -> Vec<Sequence> {
@@ -388,12 +394,13 @@ impl AddressQueue {
 
     /// Whether unloaded messages are to be read back. Where room is short, only once what was sent is answered: it stays in
     /// memory if there is no answer.
-    pub(super) fn wants_loading(&self, room: WaitingRoom) -> bool {
+    pub(super) fn wants_loading(&self, room: WaitingRoom, refuse_after: Option<Duration>) -> bool {
         let has_none = || self.sendable().next().is_none();
+        let is_over = || refuse_after.is_some_and(|refuse_after| self.is_over(refuse_after));
         let wants = match room {
             WaitingRoom::Ample => self.waiting.len() < LOADED / 2 || has_none(),
             WaitingRoom::Short => has_none() && self.handed() == 0,
-            WaitingRoom::UsedUp => has_none() && self.handed() == 0 && !self.is_early(),
+            WaitingRoom::UsedUp => has_none() && self.handed() == 0 && (!self.is_early() || is_over()),
             WaitingRoom::Full => has_none() && self.handed() == 0 && self.is_open(),
         };
         wants && !self.unloaded.is_empty()

@@ -23,6 +23,12 @@ const REMEMBERED: usize = 1024;
 /// The messages that are read back at once while memory is short.
 const FEW: usize = 16;
 
+/// The parked addresses that are tried in one round: with thousands of them delivery would do nothing else for seconds.
+const TRIES: usize = 256;
+
+/// The time until the next round where more are due.
+const BETWEEN_TRIES: Duration = Duration::from_millis(5);
+
 /// All addresses of which messages are apart, or which are known to be wrong.
 #[derive(Debug, Default)]
 pub(super) struct Destinations {
@@ -36,6 +42,10 @@ pub(super) struct Destinations {
     remembered: VecDeque<Address>,
     /// Nothing may be sent before this time, unless something changes.
     quiet_until: Option<tokio::time::Instant>,
+    /// The addresses that may be sent to, as the last look at all of them found, in turn.
+    ready: VecDeque<Address>,
+    /// The parked addresses that were tried in this round.
+    tried: usize,
     /// The most bytes that events take here before all but the first of each address are unloaded; none: nothing is kept
     /// by a journal.
     memory: Option<usize>,
@@ -43,8 +53,11 @@ pub(super) struct Destinations {
     is_stopping: bool,
     /// All events together take what they may.
     is_full: bool,
-    /// The bytes that they take.
+    /// The bytes that they take, and those of them that can be unloaded, because the journal has the events.
     loaded: usize,
+    kept: usize,
+    /// The size of their records.
+    record_bytes: u64,
     /// The unloaded events, and about the size of their records.
     unloaded: usize,
     unloaded_bytes: u64,
@@ -141,7 +154,7 @@ impl Destinations {
 
     /// Leaves the events to the journal that are more than needed in memory.
     pub(super) fn unload_excess(&mut self) {
-        if !self.unloads() {
+        if !self.unloads() || self.kept == 0 {
             return;
         }
         let room = self.room();
@@ -176,12 +189,16 @@ impl Destinations {
         let entry = self.change(&address, |queue| remove(queue, sequence))?;
         self.places.remove(&sequence);
         self.loaded -= entry.cost();
+        self.kept -= entry.kept_cost();
+        self.record_bytes -= entry.record_bytes();
         Some((address, entry))
     }
 
     /// Takes a message, and keeps it in memory.
     fn hold(&mut self, sequence: Sequence, address: &Address, entry: RingEntry) {
         self.loaded += entry.cost();
+        self.kept += entry.kept_cost();
+        self.record_bytes += entry.record_bytes();
         self.places.insert(sequence, address.clone());
         self.change(address, |queue| queue.insert(sequence, entry));
     }
@@ -198,7 +215,13 @@ impl Destinations {
         self.change(address, |queue| queue.park(sequence, refused));
     }
 
-    /// The oldest message that may be sent: of what catches up, and the tries that are due by now, if a time is given.
+    /// A round begins: parked addresses may be tried again.
+    pub(super) fn begin_round(&mut self) {
+        self.tried = 0;
+    }
+
+    /// A message that may be sent, the oldest of its address: of what catches up, and the tries that are due by now, if a
+    /// time is given. The addresses take turns.
     pub(super) fn next(
         &mut self,
         now: Option<tokio::time::Instant>,
@@ -208,23 +231,69 @@ impl Destinations {
         if self.places.is_empty() || is_quiet {
             return None;
         }
+        let next = self.next_ready(now, &is_held_back);
+        if next.is_some() {
+            return next;
+        }
+        // All of them are looked at once for a round of messages, not for each.
         let mut later: Option<tokio::time::Instant> = None;
-        let mut found: Option<Sequence> = None;
+        let mut ready = Vec::new();
         for (address, queue) in &self.queues {
             match queue.turn() {
                 Turn::At(at) if now.is_none_or(|now| at > now) => {
                     later = Some(later.map_or(at, |later| later.min(at)));
                 }
+                Turn::At(_) if self.tried >= TRIES => {
+                    let soon = now.map(|now| now + BETWEEN_TRIES);
+                    later = later.into_iter().chain(soon).min();
+                }
                 Turn::Now | Turn::At(_) if !is_held_back(address) => {
-                    found = found.into_iter().chain(queue.sendable().next()).min();
+                    ready.extend(self.first_sendable(queue).map(|sequence| (sequence, address.clone())));
                 }
                 Turn::Now | Turn::At(_) | Turn::None => {}
             }
         }
-        if found.is_none() {
+        ready.sort_unstable_by_key(|(sequence, _)| *sequence);
+        self.ready.extend(ready.into_iter().map(|(_, address)| address));
+        let next = self.next_ready(now, &is_held_back);
+        if next.is_none() {
             self.quiet_until = later.or_else(|| Some(tokio::time::Instant::now() + Duration::from_hours(1)));
         }
-        found
+        next
+    }
+
+    /// The message that is next by the last look; an address to which nothing may be sent by now leaves the turn.
+    fn next_ready(
+        &mut self,
+        now: Option<tokio::time::Instant>,
+        is_held_back: &impl Fn(&Address) -> bool,
+    ) -> Option<Sequence> {
+        while let Some(address) = self.ready.pop_front() {
+            let Some(queue) = self.queues.get(&address).filter(|_| !is_held_back(&address)) else { continue };
+            let is_try = match queue.turn() {
+                Turn::Now => false,
+                Turn::At(at) if self.tried < TRIES && now.is_some_and(|now| at <= now) => true,
+                Turn::At(_) | Turn::None => continue,
+            };
+            if let Some(sequence) = self.first_sendable(queue) {
+                self.tried += usize::from(is_try);
+                self.ready.push_back(address);
+                return Some(sequence);
+            }
+        }
+        None
+    }
+
+    /// The first message of an address that may be sent: not before those whose address is rendered anew, which may be the
+    /// same one.
+    fn first_sendable(&self, queue: &AddressQueue) -> Option<Sequence> {
+        let end = self.first_unrendered();
+        queue.sendable().next().filter(|sequence| end.is_none_or(|end| *sequence < end))
+    }
+
+    /// The oldest of those whose address is to be rendered anew.
+    fn first_unrendered(&self) -> Option<Sequence> {
+        self.unrendered.values().next().map(|message| message.sequence)
     }
 
     /// Looks for a message to send again at once.
@@ -324,12 +393,13 @@ impl Destinations {
         self.quiet_until = None;
     }
 
-    /// The messages at wrong addresses whose time is over, oldest first at each, and the refusal of each: all of an address
-    /// that has been wrong for so long and is not about to be tried again, and those whose own time is over.
+    /// The messages at wrong addresses whose time is over, at most so many, oldest first at each, and the refusal of each: all
+    /// of an address that has been wrong for so long and is not about to be tried again, and those whose own time is over.
     pub(super) fn overdue(
         &self,
         refuse_after: Duration,
         is_late: Option<&dyn Fn(&Event) -> bool>,
+        most: usize,
     ) -> Vec<(Sequence, Refusal)> {
         let mut overdue = Vec::new();
         if self.places.is_empty() {
@@ -341,14 +411,22 @@ impl Destinations {
             if !parked.is_wrong() || parked.next_try <= now {
                 continue;
             }
-            let is_over = parked.lasts(now) >= refuse_after;
+            let is_over = queue.is_over(refuse_after);
+            if !is_over && is_late.is_none() {
+                continue;
+            }
             let is_late = |sequence: &&Sequence| {
                 let event = queue.entries.get(*sequence).and_then(|entry| entry.message.as_ref());
                 is_late.is_some_and(|is_late| event.is_some_and(|message| is_late(&message.event)))
             };
-            let end = queue.first_unloaded().unwrap_or(Sequence::MAX);
+            let end = queue.first_unloaded().into_iter().chain(self.first_unrendered()).min();
+            let end = end.unwrap_or(Sequence::MAX);
             let late = queue.waiting.iter().filter(|sequence| (is_over && **sequence < end) || is_late(sequence));
+            let late = late.take(most - overdue.len());
             overdue.extend(late.map(|sequence| (*sequence, parked.refusal.clone())));
+            if overdue.len() == most {
+                break;
+            }
         }
         overdue
     }
@@ -374,8 +452,12 @@ impl Destinations {
 
     /// The size of the records of all events that wait here.
     pub(super) fn record_bytes(&self) -> u64 {
-        let messages = self.entries().filter_map(|(_, entry)| entry.message.as_ref());
-        messages.map(|message| Record::of(&message.event).length()).sum::<u64>() + self.unloaded_bytes
+        self.record_bytes + self.unloaded_bytes
+    }
+
+    /// Whether the journal has records of them.
+    pub(super) fn has_records(&self) -> bool {
+        self.kept > 0 || self.unloaded > 0
     }
 
     /// About the size of the records of those that the journal alone keeps.
@@ -403,10 +485,12 @@ impl Destinations {
         all.saturating_sub(self.loaded) / 4
     }
 
-    /// The room by quarters of the buffer.
+    /// The room by quarters of the buffer. It is full only if a part of it could be unloaded: where others fill it that only
+    /// memory keeps, nothing would ever be tried, and so nothing would leave.
     fn room(&self) -> WaitingRoom {
+        let full = if self.is_full { 2 } else { 3 };
         match self.memory {
-            Some(most) if self.loaded >= most.saturating_mul(if self.is_full { 2 } else { 3 }) => WaitingRoom::Full,
+            Some(most) if self.loaded >= most.saturating_mul(full) && self.kept >= most / 4 => WaitingRoom::Full,
             Some(most) if self.loaded >= most.saturating_mul(2) => WaitingRoom::UsedUp,
             Some(most) if self.loaded >= most => WaitingRoom::Short,
             _ => WaitingRoom::Ample,
@@ -418,13 +502,14 @@ impl Destinations {
         std::mem::take(&mut self.freed)
     }
 
-    /// The numbers of the next unloaded events to be read back, all of one address.
-    pub(super) fn to_load(&self) -> Vec<u64> {
+    /// The numbers of the next unloaded events to be read back, all of one address; after `refuse_after`, if it is given, those
+    /// at a wrong address become dead letters.
+    pub(super) fn to_load(&self, refuse_after: Option<Duration>) -> Vec<u64> {
         if self.unloaded == self.unrendered.len() {
             return Vec::new();
         }
         let room = self.room();
-        let wanting = self.queues.values().filter(|queue| queue.wants_loading(room));
+        let wanting = self.queues.values().filter(|queue| queue.wants_loading(room, refuse_after));
         let next = wanting.min_by_key(|queue| (!queue.is_open(), queue.first_unloaded()));
         let most = match room {
             WaitingRoom::Ample => LOADED,

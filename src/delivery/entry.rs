@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use crate::brokers::Sequence;
 use crate::event::{Event, Kept, Message};
+use crate::queue::journal::Record;
 
 #[derive(Debug)]
 pub(super) enum EntryState {
@@ -118,6 +119,17 @@ impl RingEntry {
     /// The memory that its event takes.
     pub(super) fn cost(&self) -> usize {
         self.message.as_ref().map_or(0, |message| message.event.cost())
+    }
+
+    /// The part of it that can be left to the journal, which has the event.
+    pub(super) fn kept_cost(&self) -> usize {
+        let is_kept = |message: &&Message| matches!(message.event.kept, Kept::Journal(_));
+        self.message.as_ref().filter(is_kept).map_or(0, |message| message.event.cost())
+    }
+
+    /// The size of its record.
+    pub(super) fn record_bytes(&self) -> u64 {
+        self.message.as_ref().map_or(0, |message| Record::of(&message.event).length())
     }
 
     /// Takes the message out and leaves a gap; none if it is settled already. The caller checks whether a younger one was stored

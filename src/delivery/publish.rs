@@ -216,7 +216,7 @@ impl Delivery {
                 () = successor.come() => return,
                 () = self.settler.news() => self.settle(),
                 read = next_portion(&mut self.unloaded, &self.view) => self.take_portion(read),
-                () = sleep(BETWEEN_RENEWALS), if !self.ring.destinations.is_empty() => {}
+                () = sleep(BETWEEN_RENEWALS), if self.ring.destinations.has_records() => {}
             }
         }
     }
@@ -422,6 +422,7 @@ impl Delivery {
     fn pump(&mut self, session: &mut dyn Session) -> Result<Option<Backlog>, SessionError> {
         self.adjust_window();
         self.refuse_overdue(false);
+        self.ring.destinations.begin_round();
         let now = Instant::now();
         // A try beside a message that is sent alone would hide which one is at fault.
         let tries = self.window.is_open().then(tokio::time::Instant::now);

@@ -55,8 +55,8 @@ impl Delivery {
             event.kept == Kept::DeadLetter || (is_awaited && event.accepted.elapsed() >= half)
         };
         let is_late: &dyn Fn(&Event) -> bool = &is_late;
-        let overdue = self.ring.destinations.overdue(self.settings.refuse_after, all.then_some(is_late));
-        for (sequence, refusal) in overdue.into_iter().take(self.settler.room()) {
+        let (after, late, most) = (self.settings.refuse_after, all.then_some(is_late), self.settler.room());
+        for (sequence, refusal) in self.ring.destinations.overdue(after, late, most) {
             self.refuse(sequence, refusal);
         }
     }

@@ -85,10 +85,12 @@ impl Delivery {
     }
 
     fn wanted_portion(&mut self) -> Option<PortionRead> {
+        // Dead letters take memory until they are written, and while they cannot be none is made.
+        let refuse_after = Some(self.settings.refuse_after).filter(|_| self.settler.is_empty());
         let (purpose, mut wanted) = match self.ring.destinations.to_render() {
             // Refused ones that are not written yet would fill the memory; if they cannot be written, none is refused.
             none if none.is_empty() && self.settler.is_behind() => return None,
-            none if none.is_empty() => (ReadPurpose::Load, self.ring.destinations.to_load()),
+            none if none.is_empty() => (ReadPurpose::Load, self.ring.destinations.to_load(refuse_after)),
             unrendered => (ReadPurpose::Render, unrendered),
         };
         let bytes = (self.queue.limits().bytes / SHARE).min(PORTION);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::brokers::Refusal;
+use crate::brokers::{Refusal, RefusalReason};
 use crate::delivery::backoff::Backoff;
 use crate::event::{Event, Fields, Origin};
 
@@ -321,6 +321,8 @@ proptest! {
             prop_assert_eq!(ring.in_flight(), outstanding.len());
             prop_assert!(ring.handed() <= outstanding.len());
             prop_assert_eq!(ring.unanswered().values().map(|seen| seen.messages).sum::<usize>(), outstanding.len());
+            let apart = ring.destinations.entries().map(|(_, entry)| entry.record_bytes()).sum::<u64>();
+            prop_assert_eq!(ring.destinations.record_bytes(), apart);
             prop_assert_eq!(ring.unsettled() as u64, pushed - stored.len() as u64);
         }
         ring.rewind();
@@ -342,4 +344,52 @@ fn what_is_behind_a_damaged_event_is_sent_at_once() {
     assert!(ring.next(now).is_none(), "it waits for the one before it");
     assert!(ring.destinations.take_unloaded(5, None).is_some(), "its record is damaged");
     assert_eq!(ring.next(now).map(|(sequence, ..)| sequence), Some(behind));
+}
+
+/// A reload of routes: younger ones of an address wait until all unloaded ones have got theirs.
+#[test]
+fn nothing_younger_is_sent_or_refused_while_addresses_are_rendered_anew() {
+    let mut ring = Ring::default();
+    ring.adopt([(5, 100), (6, 100)].into_iter());
+    let message = message_to("a");
+    for number in [5, 6] {
+        ring.rendered(number, &message.address, &message.key, SystemTime::UNIX_EPOCH);
+    }
+    ring.push(message_to("a"), 0);
+    refuse(&mut ring, 2);
+    ring.destinations.render_unloaded();
+    assert!(ring.next(Some(now())).is_none(), "both may belong before it");
+    ring.rendered(5, &"b".into(), &message.key, SystemTime::UNIX_EPOCH);
+    assert!(ring.next(Some(now())).is_none(), "the other one may still");
+    let is_overdue = |ring: &Ring| !ring.destinations.overdue(Duration::ZERO, None, 10).is_empty();
+    let refusal = Refusal::wrong(RefusalReason::NoDestination, "not here");
+    let backoff = Backoff::new(Duration::from_hours(1), Duration::from_hours(1));
+    ring.park(2, AddressRefusal { refusal, is_nacked: false, backoff, now: now() + Duration::from_secs(1) });
+    assert!(!is_overdue(&ring), "neither is it refused before them");
+    ring.rendered(6, &"b".into(), &message.key, SystemTime::UNIX_EPOCH);
+    assert!(is_overdue(&ring));
+    let later = Some(now() + Duration::from_secs(2));
+    assert_eq!(ring.next(later).map(|(sequence, ..)| sequence), Some(2));
+}
+
+/// Each of them may be sent in any round, and a round ends soon.
+#[test]
+fn tries_a_limited_number_of_addresses_in_a_round_and_all_of_them_in_turn() {
+    let mut ring = Ring::default();
+    for at in 0..5_000 {
+        ring.push(message_to(&format!("a{at}")), 0);
+    }
+    assert_eq!(hand_all(&mut ring).len(), 5_000);
+    (0..5_000).for_each(|sequence| refuse(&mut ring, sequence));
+    let (mut tried, mut rounds) = (HashSet::new(), 0);
+    while tried.len() < 5_000 {
+        ring.destinations.begin_round();
+        ring.destinations.look_again();
+        let order = hand_all(&mut ring);
+        assert!((1..=256).contains(&order.len()), "{} in a round", order.len());
+        tried.extend(order);
+        rounds += 1;
+    }
+    assert_eq!((rounds, ring.in_flight()), (20, 5_000));
+    assert!(ring.next(Some(now())).is_none());
 }

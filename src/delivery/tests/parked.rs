@@ -284,6 +284,42 @@ fn a_stop_leaves_only_what_waits_and_in_order() {
     assert_eq!((lost, third.stored("k0"), third.stored("k1")), (0, every_second(0..800), Vec::new()));
 }
 
+/// In `buffered` the journal has what a stop left, and newer events are in memory, from where they cannot be unloaded.
+#[test]
+fn an_address_is_tried_although_events_that_only_memory_keeps_take_most_of_the_buffer() {
+    for kind in [Refused::AddressUnable, MISSING] {
+        let directory = tempfile::tempdir().unwrap();
+        let mut bridge = Bridge::open(directory.path(), unable(), 100);
+        bridge.accept(400, &["k0"]);
+        let lost = bridge.deliver_at(false, async |bridge| {
+            bridge.until(|_| !bridge.world.lock().refusals.is_empty()).await;
+        });
+        assert_eq!((lost, bridge.check().totals().held), (0, 400));
+        let mode = Mode { ack: Ack::Buffered, timeout: Duration::from_secs(4) };
+        let world = refusing(kind, usize::MAX, Duration::from_secs(4));
+        let mut again = Bridge::open_as(mode, directory.path(), world, 100);
+        let mut accepted = 400;
+        // In real time, by which delivery looks for what is to be unloaded.
+        let lost = again.deliver_at(false, async |bridge| {
+            bridge.until(|_| bridge.queue.on_disk().is_none()).await;
+            for _ in 0..100 {
+                let event = rebuild(origin(), format!("n{accepted}. k0 {:1$}", "", BODY).into_bytes().into());
+                accepted += usize::from(bridge.queue.enqueue(0, None, event, &Arc::default()).is_ok());
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            assert!(accepted > 480, "{accepted}");
+            if kind == Refused::AddressUnable {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                bridge.unblock();
+            }
+            let emptied = bridge.until(|snapshot| snapshot.totals().held == 0);
+            tokio::time::timeout(Duration::from_mins(1), emptied).await.expect("it is tried");
+        });
+        let expected: Vec<usize> = if kind == MISSING { Vec::new() } else { (0..accepted).collect() };
+        assert_eq!((lost, again.stored("k0")), (0, expected));
+    }
+}
+
 #[test]
 fn a_stop_does_not_wait_for_an_address_without_an_answer_and_leaves_only_what_it_keeps() {
     let directory = tempfile::tempdir().unwrap();
