@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Checks the documents against the program: runs the shell blocks marked `<!-- run -->`, page by page, in a directory with
-# the settings and the secret of a bridge on files. A block with another mark is run by tests/package (`<!-- run: NAME -->`)
-# or needs what is not there (`<!-- needs: WHAT -->`); one without a mark is an error. The rest is checked as far as it goes
-# without a network: examples of settings by `check`, Python by its compiler, links by files and headings, commands and
-# flags by --help, metrics by what the program registers, settings by config/default.toml.
+# Checks the documents against the program: runs the shell blocks marked `<!-- run -->`, page by page, in a directory
+# with the settings, the secret and the state directory of a bridge on files. A block with another mark is run by
+# tests/package (`<!-- run: NAME -->`) or needs what is not there (`<!-- needs: WHAT -->`); one without a mark is an
+# error. The rest is checked as far as it goes without a network: examples of settings by `check`, Python by its
+# compiler, links by files and headings, commands and flags by --help, metrics by what the program registers, settings
+# by config/default.toml.
 #
 #   readme.sh [BINARY]      target/debug/plextrac-bridge by default
 set -euo pipefail
@@ -40,7 +41,7 @@ runs() (
         [ -s "$temporary/marked.sh" ] || continue
         ran=$((ran + 1)) port=$(free_base 2)
         mkdir "$temporary/run-$ran" && cd "$temporary/run-$ran"
-        (umask 077 && printf 'a secret of this test alone' >secret)
+        (umask 077 && mkdir state && printf 'a secret of this test alone' >secret)
         printf 'state_directory = "state"\n[sources.plextrac]\nsecret_file = "secret"\n[broker.file]\n' >bridge.toml
         echo "--- $page"
         # Other ports than the usual, and nothing left behind in the directories it makes.
