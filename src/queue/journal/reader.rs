@@ -137,7 +137,9 @@ impl Reader {
     ) -> io::Result<()> {
         batch.next = wanted.start;
         self.end = end;
-        if self.position != batch.next && !self.is_ahead_here(batch.next) {
+        // Where what was wanted before does not exist any more, the records that were found instead begin later.
+        let is_past = self.records.as_ref().is_some_and(|records| records.sequence() > batch.next);
+        if is_past || (self.position != batch.next && !self.is_ahead_here(batch.next)) {
             self.records = None;
         }
         if let Some(records) = &mut self.records {

@@ -274,3 +274,19 @@ fn counts_what_no_segment_has() {
     let batch = rig.read_all();
     assert_eq!((batch.next, batch.damaged, batch.findings.len()), (2, 1, 1));
 }
+
+/// The segment of the first two was used again after these were chosen to be read.
+#[test]
+fn finds_what_is_there_behind_two_records_that_are_gone() {
+    let mut rig = Rig::new(4 * SEGMENT, SEGMENT);
+    // Two of these fill a segment.
+    for _ in 0..5 {
+        rig.append(&"x".repeat(1500));
+    }
+    rig.settle(3);
+    for _ in 0..2 {
+        rig.append(&"x".repeat(1500));
+    }
+    let batch = rig.reader.find(&[1, 2, 3, 5], usize::MAX).unwrap();
+    assert_eq!(batch.records.iter().map(|stored| stored.sequence).collect::<Vec<_>>(), [3, 5]);
+}
