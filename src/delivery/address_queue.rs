@@ -372,7 +372,7 @@ impl AddressQueue {
         matches!(&self.state, AddressState::Parked(parked) if parked.next_try > tokio::time::Instant::now())
     }
 
-    /// Whether it has been wrong for so long.
+    /// Whether it has been wrong for `refuse_after`.
     pub(super) fn is_over(&self, refuse_after: Duration) -> bool {
         let now = tokio::time::Instant::now();
         matches!(&self.state, AddressState::Parked(parked) if parked.is_wrong() && parked.lasts(now) >= refuse_after)

@@ -393,8 +393,8 @@ impl Destinations {
         self.quiet_until = None;
     }
 
-    /// The messages at wrong addresses whose time is over, at most so many, oldest first at each, and the refusal of each: all
-    /// of an address that has been wrong for so long and is not about to be tried again, and those whose own time is over.
+    /// The messages at wrong addresses whose time is over, at most `most`, oldest first at each, and the refusal of each: those
+    /// whose own time is over, and all messages of an address that has been wrong for `refuse_after`, unless a try of it is due.
     pub(super) fn overdue(
         &self,
         refuse_after: Duration,

@@ -119,7 +119,7 @@ impl Settler {
         self.settlement.is_empty() && self.refused.is_empty()
     }
 
-    /// Whether what is left waits for dead letters to have room, however long that takes.
+    /// Whether everything left waits for room among the dead letters.
     pub(super) fn waits_for_room(&self) -> bool {
         self.settlement.is_empty() && self.is_blocked
     }

@@ -60,6 +60,9 @@ pub(super) struct ClientSettings {
 impl ClientSettings {
     /// Reads what concerns a client in `[broker.kafka]`, and checks what can be checked without a broker.
     pub(super) fn read(section: &mut Section<'_>) -> Self {
+        // Before librdkafka does it in its way, by which OpenSSL is taken down when the process ends: threads of a client
+        // that is still closing then would crash.
+        openssl_sys::init();
         let servers = section.text("bootstrap_servers");
         if let Err(text) = legal_servers(&servers) {
             section.problem("bootstrap_servers", text);

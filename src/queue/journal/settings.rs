@@ -23,8 +23,8 @@ impl Settings {
         Self { max_bytes: section.size("max_bytes") as u64, segment_bytes: section.size("segment_bytes") as u64 }
     }
 
-    /// The same with smaller segments, if too few would fit within the limit; but each holds the largest record, that of a body
-    /// of this size.
+    /// The same with smaller segments, if too few would fit within the limit; but each has room for the record of the largest
+    /// body.
     pub(crate) fn for_bodies(self, largest_body: usize) -> Self {
         let most = (self.max_bytes / ENOUGH_SEGMENTS).max(needed(largest_body));
         Self { segment_bytes: self.segment_bytes.min(most), ..self }
