@@ -35,7 +35,10 @@ pub(super) fn run(flags: &Flags, options: &ExplainOptions) -> CommandResult {
     let mut router = settings.broker.router.clone();
     let mut are_all_good = true;
     for path in &options.files {
-        let body = read(path)?;
+        let Ok(body) = read(path) else {
+            are_all_good = false;
+            continue;
+        };
         let explained = explain_body(&settings, source, &mut router, options.signature.as_deref(), &body);
         are_all_good &= explained["status"] == 200 && explained["dead_letter"].is_null();
         if options.json {

@@ -262,7 +262,11 @@ pub(crate) fn load_layers<T>(
         let named = format!("there is no --config, no {}, and no {DEFAULT_FILE}", environment::CONFIG);
         errors.insert(0, format!("no settings file was read: {named}"));
     }
-    let Some(settings) = settings.filter(|_| errors.is_empty()) else { return Err(SettingsError(errors)) };
+    let Some(settings) = settings.filter(|_| errors.is_empty()) else {
+        // One of these may be the reason.
+        errors.extend(misspelt(&layers.variables));
+        return Err(SettingsError(errors));
+    };
     let fingerprint = Fingerprint::new(&merged, reading.files.take(), effective(&reading, &merged));
     let texts = [(&layers.defaults, "defaults"), (&layers.file, "settings")];
     let texts = texts.into_iter().filter_map(|(file, what)| Some((file.as_ref()?.path.clone(), what.to_owned())));

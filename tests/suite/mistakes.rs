@@ -278,6 +278,31 @@ fn takes_one_line_break_off_every_other_variable() {
 }
 
 #[test]
+fn names_a_misspelt_variable_beside_the_error_that_it_causes() {
+    let name = "PLEXTRAC_BRIDGE_SOURCES__PLEXTRAC__SECRET";
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("bridge.toml"), "[broker.file]\n").unwrap();
+    let check = Program::new(["--config", "bridge.toml", "check"]).within(directory.path()).variable(name, SECRET);
+    let ended = check.run();
+    ended.assert_code(78);
+    assert!(ended.err.contains("error: no source of webhooks"), "{}", ended.err);
+    let meant = "did you mean PLEXTRAC_BRIDGE__SOURCES__PLEXTRAC__SECRET?";
+    assert!(ended.err.contains(name) && ended.err.contains(meant), "{}", ended.err);
+    assert!(!ended.err.contains(SECRET), "{}", ended.err);
+}
+
+#[test]
+fn explains_the_other_bodies_where_one_file_is_missing() {
+    let directory = sound("");
+    fs::write(directory.path().join("body"), r#"{"event":"E"}"#).unwrap();
+    let arguments = ["--config", "bridge.toml", "explain", "--json", "body", "missing", "body"];
+    let ended = Program::new(arguments).within(directory.path()).run();
+    ended.assert_code(1);
+    assert_eq!(ended.out.lines().count(), 2, "{}", ended.out);
+    assert!(ended.err.contains("cannot read missing: "), "{}", ended.err);
+}
+
+#[test]
 fn says_where_a_chain_of_certificates_does_not_lead_on() {
     let (authority, foreign) = (Authority::new(), Authority::new());
     let (pair, setup) = (authority.issue(), Setup::on_files());

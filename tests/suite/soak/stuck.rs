@@ -241,7 +241,7 @@ fn beside_a_stuck_address<R: Stuck>(broker: &'static str, plan: &Plan) {
     let _one = heavy();
     let place = |name: &str| if plan.is_killed { R::private(name) } else { R::new(name) };
     let rig = place(&format!("beside-{broker}"));
-    let other = R::new(&format!("without-{broker}"));
+    let other = place(&format!("without-{broker}"));
     let mut beside = Measured::start(plan, "beside", &rig.jam());
     let mut without = Measured::start(plan, "without", &other.table());
     beside.jam();

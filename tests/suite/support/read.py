@@ -55,7 +55,7 @@ def kafka(order):
         return
     consumer.assign(parts)
     follows = {(part.topic, part.partition): 0 for part in parts}
-    count, deadline = 0, time.monotonic() + 60
+    count, enough, deadline = 0, time.monotonic() + 10, time.monotonic() + 60
     while True:
         # Up to what the broker itself says is there, not to the first time that a partition seems to end.
         for part in parts:
@@ -68,6 +68,7 @@ def kafka(order):
                 message = consumer.poll(1)
                 if message is None or message.error():
                     continue
+                deadline = time.monotonic() + 60
                 at = message.topic(), message.partition()
                 if message.offset() < follows[at]:
                     continue  # read again after a change of leader: the same message, not a repeat
@@ -79,7 +80,7 @@ def kafka(order):
                 show(message.topic(), text(message.key() or b""), dict(headers).get("ce_id", ""), headers,
                      message.value(), message.partition())
         # A leader that was elected just now may say less at first.
-        if count >= order.get("at_least", 0) or time.monotonic() > deadline - 50:
+        if count >= order.get("at_least", 0) or time.monotonic() > enough:
             break
         time.sleep(0.5)
     consumer.close()
