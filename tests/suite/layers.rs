@@ -236,6 +236,7 @@ fn ingress_and_brokers_know_nothing_of_each_other() {
 fn every_crate_with_an_owner_stays_with_it() {
     let owners = [
         ("rdkafka", "brokers/kafka"),
+        ("openssl_sys", "brokers/kafka"),
         ("lapin", "brokers/rabbitmq"),
         ("async_nats", "brokers/nats"),
         ("figment", "settings/"),
