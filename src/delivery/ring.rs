@@ -391,18 +391,17 @@ impl Ring {
     /// Removes a message that is stored at a known place; none if it is settled already.
     pub(super) fn take_at(&mut self, sequence: Sequence, position: Position) -> Option<Removed> {
         let place = position.number;
-        let is_apart = self.destinations.holds(sequence);
-        let entry = if is_apart { self.destinations.entry(sequence)? } else { self.slot(sequence)? };
+        let entry = self.slot(sequence)?;
         entry.place = Some(place);
-        let (address, key) = (entry.address.clone(), entry.key.clone());
-        // In the ring a message sent once, in order, is at its right place.
         let (is_again, is_behind) = (entry.attempts > 1, entry.younger_place.is_some_and(|other| other < place));
-        let overtaken = is_behind || (!is_apart && is_again && self.is_behind_younger(sequence, place));
-        let overtook = if position.repeat { self.undecided.decide(place, &address, &key) } else { 0 };
+        // In the ring a message sent once, in order, is at its right place.
+        let overtaken = is_behind || (is_again && self.is_behind_younger(sequence, place));
         let last = if overtaken { None } else { self.last_perhaps_stored(sequence) };
         let removed = self.take(sequence, true)?;
+        let Message { address, key, .. } = &removed.message;
+        let overtook = if position.repeat { self.undecided.decide(place, address, key) } else { 0 };
         if let Some(until) = last {
-            self.undecided.remember(place, &address, &key, until);
+            self.undecided.remember(place, address, key, until);
         }
         if !self.undecided.is_empty() {
             let first = self.destinations.first().map_or(self.first, |first| first.min(self.first));
@@ -421,8 +420,10 @@ impl Ring {
         })
     }
 
+    /// Whether a younger one of its key is stored before this place, as far as the ring has both of them.
     fn is_behind_younger(&self, sequence: Sequence, place: u64) -> bool {
-        self.younger(sequence).any(|(_, slot)| slot.place.is_some_and(|other| other < place))
+        !self.destinations.holds(sequence)
+            && self.younger(sequence).any(|(_, slot)| slot.place.is_some_and(|other| other < place))
     }
 
     /// The youngest unsettled message of the same key that an earlier attempt may have stored.
