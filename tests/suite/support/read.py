@@ -128,21 +128,34 @@ async def nats(order):
         secured["tls"].load_cert_chain(order["certificate"], order["key"])
     nc = await client.connect(order["url"], connect_timeout=10, **secured)
     js = nc.jetstream(timeout=30)
-    try:
-        left = (await js.stream_info(order["stream"])).state.messages
-    except NotFoundError:
-        left = 0
-    if left:
-        config = ConsumerConfig(deliver_policy=DeliverPolicy.ALL, inactive_threshold=30)
-        consumer = await js.pull_subscribe("", stream=order["stream"], config=config)
-        while left:
-            for message in await consumer.fetch(min(left, 500), timeout=30):
-                headers = list((message.headers or {}).items())
-                # `Nats-Msg-Id` is more than the id for events without a `cuid`.
-                id = dict(headers).get("ce-id") or dict(headers).get("Nats-Msg-Id", "")
-                show(message.subject, "", id, headers, message.data)
-                await message.ack()
-                left -= 1
+    left, follows, deadline = None, 1, time.monotonic() + 60
+    while left != 0:
+        try:
+            if left is None:
+                left = (await js.stream_info(order["stream"])).state.messages
+                continue
+            config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=follows,
+                                    inactive_threshold=30)
+            consumer = await js.pull_subscribe("", stream=order["stream"], config=config)
+            while left:
+                for message in await consumer.fetch(min(left, 500), timeout=30):
+                    deadline = time.monotonic() + 60
+                    at = message.metadata.sequence.stream
+                    if at < follows:
+                        sys.exit(f"nats: the reader went back from {follows} to {at}")
+                    headers = list((message.headers or {}).items())
+                    # `Nats-Msg-Id` is more than the id for events without a `cuid`.
+                    id = dict(headers).get("ce-id") or dict(headers).get("Nats-Msg-Id", "")
+                    show(message.subject, "", id, headers, message.data)
+                    await message.ack()
+                    left, follows = left - 1, at + 1
+        except client.errors.Error as error:
+            if left is None and isinstance(error, NotFoundError):
+                break
+            # A cluster in which a server stood still elects leaders for a moment, those of a consumer too.
+            if time.monotonic() > deadline:
+                raise
+            await asyncio.sleep(0.5)
     await nc.close()
 
 
