@@ -8,12 +8,16 @@ use tokio::time::{Duration, Instant};
 /// tenth of the processor time with RabbitMQ and NATS, and half of the rate is lost with RabbitMQ without it.
 const INTERVAL: Duration = Duration::from_millis(1);
 
-/// Many events: so many in an interval.
-const MANY: usize = 8;
+/// Many events: so many in an interval. A round for each would take the processor from the threads that answer: at 2,000
+/// events a second their median is a fifth longer.
+const MANY: usize = 1;
+
+/// Many events where senders wait for the broker.
+const MANY_AWAITED: usize = 8;
 
 /// The messages in flight from which even senders that wait for the broker gain by it: what each round takes is then
 /// more than what it is late.
-const MANY_AWAITED: usize = 256;
+const MANY_IN_FLIGHT: usize = 256;
 
 /// The rate at which events pass, and the beginning of the last round.
 pub(crate) struct Pace {
@@ -40,12 +44,13 @@ impl Pace {
     pub(crate) fn wait(&mut self, in_flight: usize, now: Instant) -> Option<Instant> {
         let elapsed = now.duration_since(self.since);
         if elapsed >= INTERVAL {
-            let expected = elapsed.as_micros() * MANY as u128 / INTERVAL.as_micros();
+            let many = if self.awaited { MANY_AWAITED } else { MANY };
+            let expected = elapsed.as_micros() * many as u128 / INTERVAL.as_micros();
             self.is_busy = self.sent as u128 >= expected;
             (self.since, self.sent) = (now, 0);
         }
         let next = self.round + INTERVAL;
-        let gains = self.is_busy && (!self.awaited || in_flight >= MANY_AWAITED);
+        let gains = self.is_busy && (!self.awaited || in_flight >= MANY_IN_FLIGHT);
         (gains && now < next).then_some(next)
     }
 
@@ -84,13 +89,14 @@ mod tests {
             pace.begin(now);
             pace.note(usize::from(round == 0));
         }
-        assert!(!shares(&mut pace, 2, 1), "2 in a millisecond");
     }
 
     #[test]
     fn many_events_share_rounds() {
         assert!(shares(&mut Pace::new(false), 20, 10));
+        assert!(shares(&mut Pace::new(false), 2, 1), "2 in a millisecond");
+        assert!(!shares(&mut Pace::new(true), 2, MANY_IN_FLIGHT));
         assert!(!shares(&mut Pace::new(true), 20, 10), "a sender waits for each");
-        assert!(shares(&mut Pace::new(true), 20, MANY_AWAITED));
+        assert!(shares(&mut Pace::new(true), 20, MANY_IN_FLIGHT));
     }
 }
