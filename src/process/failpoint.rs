@@ -5,7 +5,7 @@
 //! `journal.sync`, an end without any clean-up at the first of `journal.write`. `full` is the error of a full disk,
 //! `invalid` the error of a file system that does not support the call, `hang` never returns, and a duration (`12s`) is
 //! how long the pass takes. `error@3+` applies to every pass from the third on. `journal.unreadable=8192` makes the
-//! block with this byte of each segment unreadable.
+//! block with this byte of each segment unreadable, `journal.header=3` the header of the segment of this number.
 
 #[cfg(test)]
 use std::cell::RefCell;
@@ -32,8 +32,8 @@ static POINTS: LazyLock<Vec<Point>> = LazyLock::new(|| {
 
 #[cfg(test)]
 thread_local! {
-    /// The bytes that a unit test made unreadable for its own thread.
-    static UNREADABLE: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+    /// The bytes or numbers that a unit test made unreadable for its own thread, each with its failpoint.
+    static UNREADABLE: RefCell<Vec<(&'static str, u64)>> = const { RefCell::new(Vec::new()) };
     /// The failpoints that a unit test set for its own thread, with the error of each.
     static HERE: RefCell<Vec<(&'static str, io::ErrorKind)>> = const { RefCell::new(Vec::new()) };
 }
@@ -60,10 +60,10 @@ pub(crate) fn set_here(points: &[(&'static str, io::ErrorKind)]) {
     HERE.with_borrow_mut(|here| *here = points.to_vec());
 }
 
-/// Makes the blocks with these bytes unreadable on this thread until they are set again.
+/// Makes these bytes or numbers of failpoints unreadable on this thread until they are set again.
 #[cfg(test)]
-pub(crate) fn set_unreadable_here(bytes: &[u64]) {
-    UNREADABLE.with_borrow_mut(|here| *here = bytes.to_vec());
+pub(crate) fn set_unreadable_here(points: &[(&'static str, u64)]) {
+    UNREADABLE.with_borrow_mut(|here| *here = points.to_vec());
 }
 
 /// The interval of a repeated action, unless a test overrides it: `reload.look=50ms`.
@@ -115,7 +115,7 @@ pub(crate) fn pass(name: &str) -> io::Result<()> {
 pub(crate) fn unreadable(name: &str, from: u64, to: u64) -> io::Result<()> {
     let is_hit = |point: &Point| point.action.parse().is_ok_and(|byte: u64| (from..to).contains(&byte));
     #[cfg(test)]
-    if UNREADABLE.with_borrow(|here| here.iter().any(|byte| (from..to).contains(byte))) {
+    if UNREADABLE.with_borrow(|here| here.iter().any(|(point, at)| *point == name && (from..to).contains(at))) {
         return Err(rustix::io::Errno::IO.into());
     }
     if points(name).any(is_hit) { Err(rustix::io::Errno::IO.into()) } else { Ok(()) }

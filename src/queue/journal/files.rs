@@ -64,6 +64,7 @@ pub(super) fn read_header(directory: &Path, number: u32) -> io::Result<Option<(F
         return Ok(None);
     }
     let mut bytes = [0; BLOCK_LENGTH];
+    failpoint::unreadable("journal.header", number.into(), u64::from(number) + 1).map_err(named)?;
     read_some(&file, &mut bytes, 0).map_err(named)?;
     let segment = Segment { number, length: metadata.len(), block: HeaderBlock::parse(&bytes) };
     Ok(Some((file, segment)))

@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
+use std::thread;
+use std::time::Duration;
 
 use crate::process::state_directory;
 use crate::queue::journal::files::{self, Fill, Segment};
@@ -14,6 +16,10 @@ use crate::queue::journal::scan::{Item, Records};
 use crate::queue::journal::segments::{SegmentAllocator, Used};
 use crate::queue::journal::settings::Settings;
 use crate::queue::journal::writer::{Active, Writer};
+
+/// The tries to read a header, and the pause between two.
+const TRIES: usize = 3;
+const PAUSE: Duration = Duration::from_secs(1);
 
 /// An opened journal.
 #[derive(Debug)]
@@ -94,6 +100,24 @@ pub(super) fn survey(directory: &Path) -> io::Result<DirectoryState> {
     Ok(survey)
 }
 
+/// Reads all headers, some more than once, and puts files aside whose header cannot be read: a later start that could read
+/// it would take its records for those that have their numbers since.
+fn settled_survey(directory: &Path) -> io::Result<DirectoryState> {
+    let mut found = survey(directory)?;
+    for _ in 1..TRIES {
+        if found.unreadable.is_empty() {
+            break;
+        }
+        thread::sleep(PAUSE);
+        found = survey(directory)?;
+    }
+    for (number, _) in &found.unreadable {
+        let path = files::path(directory, *number);
+        fs::rename(&path, path.with_extension("unreadable")).map_err(|error| files::at(&path, &error))?;
+    }
+    Ok(found)
+}
+
 /// Opens a journal, creates what is missing and repairs a torn end.
 ///
 /// # Errors
@@ -101,7 +125,7 @@ pub(super) fn survey(directory: &Path) -> io::Result<DirectoryState> {
 pub(crate) fn open(directory: &Path, settings: &Settings) -> io::Result<Opened> {
     state_directory::create_directory(directory).map_err(|error| files::at(directory, &error))?;
     files::remove_new(directory).map_err(|error| files::at(directory, &error))?;
-    let survey = survey(directory)?;
+    let survey = settled_survey(directory)?;
     let mut findings: Vec<String> = survey
         .damage
         .iter()
@@ -152,9 +176,6 @@ fn arrange(directory: &Path, layout: &mut SegmentAllocator, used: Vec<Used>, sur
     let spares = |segments: &[Segment]| -> Vec<u32> {
         segments.iter().filter(|segment| segment.length == size).map(|segment| segment.number).collect()
     };
-    for (number, length) in &survey.unreadable {
-        layout.add_unusable(*number, *length);
-    }
     for number in spares(&survey.blank) {
         layout.add_spare(number);
     }

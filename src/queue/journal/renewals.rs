@@ -50,16 +50,20 @@ impl Reader {
         let Some(newest) = copies.keys().map(|(_, sequence)| *sequence).max() else {
             return Ok(FoundRenewals::default());
         };
-        // The least often that each of these was written again, as far as its records are in the range.
-        let mut least: HashMap<EventMark, u16> = copies.iter().map(|((often, _), mark)| (*mark, often.0)).collect();
-        self.scan(&(range.start..newest), unreadable, &mut |_, renewals, mark| {
+        // The record of each of these that counts, as far as it is in the range: the one written again least often, or first.
+        let mut least: HashMap<EventMark, (u16, u64)> = HashMap::new();
+        for ((Reverse(often), sequence), mark) in &copies {
+            let record = (*often, *sequence);
+            least.entry(*mark).and_modify(|least| *least = record.min(*least)).or_insert(record);
+        }
+        self.scan(&(range.start..newest), unreadable, &mut |sequence, renewals, mark| {
             if let Some(least) = least.get_mut(&mark) {
-                *least = (*least).min(renewals);
+                *least = (renewals, sequence).min(*least);
             }
         })?;
         let mut found = FoundRenewals::default();
-        for ((often, sequence), mark) in copies {
-            if least.get(&mark).is_some_and(|least| *least < often.0) {
+        for ((Reverse(often), sequence), mark) in copies {
+            if least.get(&mark).is_some_and(|least| *least < (often, sequence)) {
                 found.repeated.push(sequence);
             } else {
                 found.renewed.push(RenewedRecord { sequence, bytes: mark.2 });

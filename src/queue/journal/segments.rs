@@ -60,6 +60,8 @@ pub(crate) struct SegmentAllocator {
     total: u64,
     /// The bytes of records that the existing files keep room for, for a stop.
     reserved: u64,
+    /// A release has deleted some of that room.
+    is_short: bool,
 }
 
 impl SegmentAllocator {
@@ -78,11 +80,6 @@ impl SegmentAllocator {
     pub(super) fn add_spare(&mut self, number: u32) {
         self.count(number, self.segment);
         self.spares.push_back(number);
-    }
-
-    /// Adds a file that cannot be used but exists.
-    pub(super) fn add_unusable(&mut self, number: u32, bytes: u64) {
-        self.count(number, bytes);
     }
 
     fn count(&mut self, number: u32, bytes: u64) {
@@ -274,6 +271,7 @@ impl SegmentAllocator {
                 }
                 self.drop_file(oldest.number, oldest.bytes);
                 deleted.push(oldest.number);
+                self.is_short = true;
                 continue;
             }
             let is_surplus = self.spares.len() >= SPARES && self.left() >= self.reserved;
@@ -286,9 +284,17 @@ impl SegmentAllocator {
         deleted
     }
 
-    /// The number of a spare to create ahead, if the active segment is more than half full, there is no spare and the
-    /// limit allows one. It counts from now on; the outcome goes to [`SegmentAllocator::prepared`].
+    /// The number of a spare to create ahead, if the active segment is more than half full and there is no spare, or if a
+    /// release deleted room that is kept, and the limit allows one. It counts from now on; the outcome goes to
+    /// [`SegmentAllocator::prepared`].
     pub(crate) fn wants_spare(&mut self) -> Option<u32> {
+        if self.is_short && !self.spare_failed {
+            let wanted = self.wants_reserved(self.reserved);
+            self.is_short = self.making.is_some();
+            if wanted.is_some() {
+                return wanted;
+            }
+        }
         let half = self.used.back().is_some_and(|active| active.filled > HEADER_BYTES.midpoint(active.limit));
         if half && !self.spare_failed { self.wants_spare_again() } else { None }
     }
@@ -445,6 +451,26 @@ mod tests {
             let number = self.grow().unwrap();
             self.grown(number, true);
         }
+    }
+
+    #[test]
+    fn makes_anew_what_a_release_of_other_segments_took_from_the_room_for_a_stop() {
+        let mut layout = layout(8);
+        for (number, first) in [(0, 1), (1, 2)] {
+            let bytes = 2 * SEGMENT;
+            layout.add_used(Used { number, first, bytes, limit: bytes, filled: bytes, made: true });
+        }
+        for _ in 0..3 {
+            layout.add_spare_for_test();
+        }
+        layout.keep_existing(3 * LARGEST);
+        assert_eq!(layout.wants_spare(), None);
+        assert_eq!(layout.release(2).len(), 4, "the released one and all spares");
+        for _ in 0..3 {
+            let number = layout.wants_spare().expect("one more");
+            layout.prepared(number, true);
+        }
+        assert_eq!((layout.wants_spare(), layout.left() >= 3 * LARGEST), (None, true));
     }
 
     #[test]

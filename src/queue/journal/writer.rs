@@ -114,6 +114,11 @@ impl Writer {
     /// Begins another use of a segment: an end mark, then the header that makes it count, both safe on disk before any
     /// record. In this order a process that ends in between leaves a spare, not a segment with a torn end.
     fn recycle(&mut self, file: File, number: u32, first: u64, watermark: u64) -> io::Result<()> {
+        // What freed it must be on disk before its old records go.
+        if let Some(active) = self.active.as_mut().filter(|active| active.slot.watermark != watermark) {
+            active.note(watermark)?;
+            active.file.sync_data()?;
+        }
         let header = Header { size: self.segment, salt: fastrand::u64(..), first };
         let slot = WatermarkSlot { counter: 1, watermark };
         file.write_all_at(&Mark::end(first).encode(header.salt).0, HEADER_BYTES)?;

@@ -1,6 +1,6 @@
 //! Every kind of damage: it never prevents a start, only the damaged records are lost, and the damage is reported.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 
 use crate::process::failpoint::set_unreadable_here;
@@ -349,7 +349,7 @@ fn skips_a_block_that_cannot_be_read_and_appends_behind_it_in_another_segment() 
     for _ in 0..60 {
         rig.append(&"y".repeat(400));
     }
-    set_unreadable_here(&[9000]);
+    set_unreadable_here(&[("journal.unreadable", 9000)]);
     let mut rig = rig.reopen();
     assert_eq!((rig.damaged, rig.layout.next()), (1, 61), "{:?}", rig.findings);
     assert!(rig.findings[0].contains("the block at byte 8192 cannot be read"), "{:?}", rig.findings);
@@ -373,25 +373,10 @@ fn takes_a_disk_that_gives_no_header_back_for_a_failing_one() {
     let mut rig = Rig::new(1 << 20, 64 << 10);
     rig.append("a");
     let journal = rig.directory();
-    set_unreadable_here(&[0]);
+    set_unreadable_here(&[("journal.unreadable", 0)]);
     assert!(open(&journal, &Settings { max_bytes: 1 << 20, segment_bytes: 64 << 10 }).is_err());
     rig.reader.skip_unreadable();
     assert!(rig.reader.read(1, 2, 100, 1 << 20).is_err(), "nothing is skipped where nothing can be read");
     set_unreadable_here(&[]);
     assert_eq!(rig.bodies().len(), 1, "nothing was lost");
-}
-
-#[test]
-fn writes_again_at_the_start_what_is_still_to_be_delivered() {
-    let mut rig = Rig::new(1 << 20, 64 << 10);
-    rig.append("settled");
-    rig.append("not settled");
-    rig.settle(2);
-    rig.writer.note(2).unwrap();
-    let old = std::time::SystemTime::UNIX_EPOCH;
-    let path = segment(&rig.directory());
-    File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
-    let mut rig = rig.reopen();
-    assert!(fs::metadata(&path).unwrap().modified().unwrap() > old, "an earlier sync may have failed");
-    assert_eq!(rig.bodies(), [(2, "not settled".to_owned())]);
 }
