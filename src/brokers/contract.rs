@@ -153,6 +153,8 @@ pub(crate) enum Verdict {
     StoredAt(Position),
     /// Refused.
     Refused(Refusal),
+    /// Its answer is missing, because its address takes nothing for now: it may be stored.
+    Unanswered(Refusal),
     /// Not refused, and not stored as far as is known: its answer is missing. To be sent again.
     RetryLater(String),
     /// Refused for now by one queue, while queues beside it may have stored the message: each further attempt can add a

@@ -85,6 +85,8 @@ pub(super) struct Parked {
     pub(super) backoff: Backoff,
     /// The number of times that its oldest message was nacked.
     pub(super) nacks: u32,
+    /// It waits for room among the dead letters, and is not tried before.
+    pub(super) needs_room: bool,
 }
 
 /// The time for which refusals have followed one another. A longer pause, in which the broker was away or took nothing,
@@ -137,6 +139,8 @@ pub(super) struct AddressRefusal {
     pub(super) refusal: Refusal,
     /// Other queues of this address may have stored the message: it is tried less often.
     pub(super) is_nacked: bool,
+    /// The message is refused for good, and dead letters have no room.
+    pub(super) needs_room: bool,
     /// The waits of an address that is parked now.
     pub(super) backoff: Backoff,
     pub(super) now: tokio::time::Instant,
@@ -259,7 +263,7 @@ impl AddressQueue {
     /// Parks the address because this message was refused. Of messages that were sent together only the first takes a step
     /// of the back-off.
     pub(super) fn park(&mut self, sequence: Sequence, refused: AddressRefusal) {
-        let AddressRefusal { refusal, is_nacked, backoff, now } = refused;
+        let AddressRefusal { refusal, is_nacked, needs_room, backoff, now } = refused;
         let (before, is_step) = match std::mem::take(&mut self.state) {
             AddressState::Open => (None, true),
             AddressState::Asking(asked, before) => {
@@ -276,12 +280,12 @@ impl AddressQueue {
             // The clock belongs to the address: another word for the same fault does not set it back.
             Some(before) if before.is_wrong() == is_wrong(&refusal) => {
                 let evidence = before.evidence.again(now, before.backoff.most());
-                Parked { refusal, evidence, ..before }
+                Parked { refusal, evidence, needs_room, ..before }
             }
-            Some(before) => Parked { refusal, since: now, evidence: Evidence::new(now), ..before },
+            Some(before) => Parked { refusal, since: now, evidence: Evidence::new(now), needs_room, ..before },
             None => {
                 let evidence = Evidence::new(now);
-                Parked { refusal, since: now, evidence, next_try: now, backoff, nacks: 0 }
+                Parked { refusal, since: now, evidence, next_try: now, backoff, nacks: 0, needs_room }
             }
         };
         let nacks = self.entries.get_mut(&sequence).map_or(0, |entry| {
@@ -419,7 +423,7 @@ impl AddressQueue {
             _ if self.sendable().next().is_none() => Turn::None,
             AddressState::Open if self.is_used_up() => Turn::None,
             AddressState::Open => Turn::Now,
-            AddressState::Parked(parked) if self.handed() == 0 => Turn::At(parked.next_try),
+            AddressState::Parked(parked) if self.handed() == 0 && !parked.needs_room => Turn::At(parked.next_try),
             AddressState::Asking(..) | AddressState::Parked(_) => Turn::None,
         }
     }

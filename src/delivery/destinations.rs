@@ -380,6 +380,16 @@ impl Destinations {
         self.try_at_once();
     }
 
+    /// Tries each address again at once, because dead letters can be written again.
+    pub(super) fn has_room_again(&mut self) {
+        for queue in self.queues.values_mut() {
+            if let AddressState::Parked(parked) = &mut queue.state {
+                parked.needs_room = false;
+            }
+        }
+        self.try_at_once();
+    }
+
     /// Tries each address again at once; only one whose message was nacked on two channels waits as long as it would have.
     pub(super) fn try_at_once(&mut self) {
         let now = tokio::time::Instant::now();

@@ -49,6 +49,11 @@ pub(super) struct RingEntry {
     pub(super) younger_place: Option<u64>,
 }
 
+/// The size of the record that the journal has of an event.
+pub(super) fn record_bytes(event: &Event) -> u64 {
+    if matches!(event.kept, Kept::Journal(_)) { Record::of(event).length() } else { 0 }
+}
+
 impl RingEntry {
     pub(super) fn new(message: Option<Message>, address: Arc<str>, key: Arc<str>, pair: u16) -> Self {
         let state = if message.is_some() { EntryState::Waiting } else { EntryState::Settled };
@@ -127,9 +132,9 @@ impl RingEntry {
         self.message.as_ref().filter(is_kept).map_or(0, |message| message.event.cost())
     }
 
-    /// The size of its record.
+    /// The size of its record, if it has one.
     pub(super) fn record_bytes(&self) -> u64 {
-        self.message.as_ref().map_or(0, |message| Record::of(&message.event).length())
+        self.message.as_ref().map_or(0, |message| record_bytes(&message.event))
     }
 
     /// Takes the message out and leaves a gap; none if it is settled already. The caller checks whether a younger one was stored

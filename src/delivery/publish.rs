@@ -255,7 +255,7 @@ impl Delivery {
     pub(super) fn settle(&mut self) {
         self.note_unloaded();
         if self.settler.settle(&self.ring, &self.queue, &self.view) {
-            self.ring.destinations.try_at_once();
+            self.ring.destinations.has_room_again();
         }
     }
 
@@ -332,8 +332,7 @@ impl Delivery {
                 Ok(backlog) => {
                     self.begin_portion();
                     self.look(&*session);
-                    self.watch(&*session);
-                    self.wait(&mut *session, backlog).await
+                    if self.watch(&*session) { Ok(Going::On) } else { self.wait(&mut *session, backlog).await }
                 }
                 Err(lost) => Err(lost),
             };
@@ -377,14 +376,15 @@ impl Delivery {
         self.pace.begin(tokio::time::Instant::now());
     }
 
-    /// Keeps an address without an answer from stopping the others, and reports what waits.
-    fn watch(&mut self, session: &dyn Session) {
+    /// Keeps an address without an answer from stopping the others, and reports what waits. Returns whether more can be done
+    /// at once because of that.
+    fn watch(&mut self, session: &dyn Session) -> bool {
         let now = Instant::now();
         if !self.watch.is_due(now) {
-            return;
+            return false;
         }
         self.sweep_ring();
-        self.refuse_overdue(true);
+        let mut has_changed = self.refuse_overdue(true);
         self.ring.destinations.unload_excess();
         let unanswered = self.ring.unanswered();
         let most = self.settings.max_in_flight;
@@ -396,6 +396,7 @@ impl Delivery {
             if !self.ring.destinations.is_closed(address) && self.watch.stalls(address, oldest, has_room, now) {
                 tracing::debug!(%address, "no answer at this address, other addresses go on");
                 self.ring.stall(address, oldest.oldest);
+                has_changed = true;
             }
         }
         let look = self.watch.look(now, &self.ring, |address| session.reason(address));
@@ -416,6 +417,7 @@ impl Delivery {
                 tracing::warn!(broker, %address, seconds, "no event waits any more: they were refused, or withdrawn");
             }
         }
+        has_changed
     }
 
     /// Hands over everything that the window allows; returns the part of the journal to read next, if any.
@@ -656,6 +658,10 @@ impl Delivery {
                 }
                 Verdict::Refused(refusal) => {
                     is_wrong |= matches!(refusal.kind, Refused::AddressWrong(_));
+                    self.refused(sequence, refusal, false);
+                }
+                Verdict::Unanswered(refusal) => {
+                    self.ring.unanswered_for_long(sequence);
                     self.refused(sequence, refusal, false);
                 }
                 Verdict::RetryLater(reason) => {

@@ -12,21 +12,27 @@ impl Delivery {
         match refusal.kind {
             Refused::Event(_) if self.settler.is_blocked() => {
                 let text = format!("dead letters have no room for an event that is refused: {}", refusal.text);
-                self.park(sequence, Refusal::unable(text), false);
+                self.park(sequence, AddressRefusal { needs_room: true, ..self.refusal(Refusal::unable(text)) });
             }
             Refused::Event(_) => self.refuse(sequence, refusal),
-            Refused::AddressWrong(_) | Refused::AddressUnable => self.park(sequence, refusal, is_nacked),
+            Refused::AddressWrong(_) | Refused::AddressUnable => {
+                self.park(sequence, AddressRefusal { is_nacked, ..self.refusal(refusal) });
+            }
             Refused::Broker => self.rejected(sequence, &refusal),
         }
     }
 
-    /// Parks the address of a message; the others do not wait for it.
-    pub(super) fn park(&mut self, sequence: Sequence, refusal: Refusal, is_nacked: bool) {
-        self.note_error(ErrorKind::NotNow, &refusal.text);
-        self.ring.unsend(sequence);
+    /// A refusal as it concerns the address of its message, now.
+    fn refusal(&self, refusal: Refusal) -> AddressRefusal {
         let backoff = Backoff::new(self.settings.retry_min, self.settings.retry_max);
-        let now = tokio::time::Instant::now();
-        self.ring.park(sequence, AddressRefusal { refusal, is_nacked, backoff, now });
+        AddressRefusal { refusal, is_nacked: false, needs_room: false, backoff, now: tokio::time::Instant::now() }
+    }
+
+    /// Parks the address of a message; the others do not wait for it.
+    fn park(&mut self, sequence: Sequence, refused: AddressRefusal) {
+        self.note_error(ErrorKind::NotNow, &refused.refusal.text);
+        self.ring.unsend(sequence);
+        self.ring.park(sequence, refused);
     }
 
     /// Waits, because the broker takes nothing; an address that it rejects while others are stored is wrong.
@@ -35,7 +41,7 @@ impl Delivery {
         // Of many in flight a broker that is throttled takes some and others not: that says nothing of their addresses.
         if self.window.is_one() && self.suspects.rejected(&address) {
             let text = format!("{}; others are stored meanwhile", refusal.text);
-            return self.park(sequence, Refusal::wrong(RefusalReason::Other, text), false);
+            return self.park(sequence, self.refusal(Refusal::wrong(RefusalReason::Other, text)));
         }
         self.ring.unsend(sequence);
         self.ring.retry(sequence);
@@ -44,10 +50,10 @@ impl Delivery {
     }
 
     /// Makes dead letters of what has waited too long at a wrong address. `all`: of each event whose own time is over, too:
-    /// a replayed one, and one whose sender needs an answer soon.
-    pub(super) fn refuse_overdue(&mut self, all: bool) {
+    /// a replayed one, and one whose sender needs an answer soon. Returns whether there were any.
+    pub(super) fn refuse_overdue(&mut self, all: bool) -> bool {
         if self.settler.is_blocked() {
-            return;
+            return false;
         }
         let half = self.settings.timeout / 2;
         let is_late = |event: &Event| {
@@ -56,9 +62,12 @@ impl Delivery {
         };
         let is_late: &dyn Fn(&Event) -> bool = &is_late;
         let (after, late, most) = (self.settings.refuse_after, all.then_some(is_late), self.settler.room());
-        for (sequence, refusal) in self.ring.destinations.overdue(after, late, most) {
+        let overdue = self.ring.destinations.overdue(after, late, most);
+        let has_overdue = !overdue.is_empty();
+        for (sequence, refusal) in overdue {
             self.refuse(sequence, refusal);
         }
+        has_overdue
     }
 
     fn refuse(&mut self, sequence: Sequence, refusal: Refusal) {

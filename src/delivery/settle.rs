@@ -8,13 +8,12 @@ use tokio::task::JoinHandle;
 
 use crate::brokers::{Headers, Refusal};
 use crate::dead_letters::{Letter, NewLetter, SharedStore};
-use crate::delivery::entry::Removed;
+use crate::delivery::entry::{Removed, record_bytes};
 use crate::delivery::ring::Ring;
 use crate::event::{Event, Kept, LONGEST_FIELD, Message, Outcome, Waiter, complete_all, cut};
 use crate::metrics::Metrics;
 use crate::process::failpoint;
 use crate::process::logs::Throttle;
-use crate::queue::journal::Record;
 use crate::queue::{Buffer, EventEnd, Settlement};
 use crate::status::{BrokerStatus, Loss, RefusalReason};
 
@@ -126,8 +125,7 @@ impl Settler {
 
     /// The size of the records of the events that wait here.
     pub(super) fn record_bytes(&self) -> u64 {
-        let kept = self.refused_events().filter(|event| event.kept.number().is_some());
-        kept.map(|event| Record::of(event).length()).sum()
+        self.refused_events().map(record_bytes).sum()
     }
 
     /// Whether dead letters are being written.

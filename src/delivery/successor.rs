@@ -119,8 +119,13 @@ impl Takeover {
 
     /// Lets this broker connect, in place of the successor before it.
     pub(super) fn begin(&mut self, broker: RoutedBroker, change: Change) {
-        let is_first = !matches!(self.stage, TakeoverStage::Failed(..));
-        self.holds = change == Change::Routes || (self.holds && is_first);
+        let holds = match self.stage {
+            TakeoverStage::None | TakeoverStage::Failed(..) => false,
+            TakeoverStage::Connecting(_) => self.holds,
+            // Nothing was sent by the old routes since.
+            TakeoverStage::Ready(..) => self.has_other_routes,
+        };
+        self.holds = change == Change::Routes || holds;
         self.has_other_routes |= change == Change::Routes;
         self.stage = TakeoverStage::Connecting(Attempt::begin(broker));
         self.backoff.reset();

@@ -17,6 +17,8 @@ use crate::brokers::{
     Sequence, Session, SessionError, Verdict,
 };
 use crate::dead_letters::{SharedStore, StoreKind};
+use crate::delivery::backoff::Backoff;
+use crate::delivery::successor::Takeover;
 use crate::delivery::{Change, Delivery, Parts, RoutedBroker, Settings, Successor};
 use crate::event::{Event, Fields, Message, Origin};
 use crate::metrics::Metrics;
@@ -508,6 +510,18 @@ fn takes_the_latest_of_two_reloads() {
     let addresses = [vec!["address 0"; 4], vec!["address 2"; 2]].concat();
     assert_eq!(ended.world.addresses, addresses);
     assert_eq!((ended.world.connects, ended.totals.published), (2, 6));
+}
+
+#[tokio::test]
+async fn new_events_wait_for_other_routes_although_another_reload_comes_before_they_are_in_use() {
+    let world = Arc::new(Mutex::new(World::default()));
+    let mut takeover = Takeover::new(Backoff::new(Duration::from_millis(1), Duration::from_millis(1)));
+    for change in [Change::Routes, Change::Connection] {
+        let broker = Box::new(Scripted::new(&world, 1));
+        takeover.begin(RoutedBroker { broker, router: world.lock().router() }, change);
+        assert!(takeover.holds());
+        assert!(takeover.news().await.is_none() && takeover.is_ready());
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Keys of a table that name files, and secrets, which may be in one.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use figment::value::Value;
@@ -53,7 +54,7 @@ impl Section<'_> {
                 Some((path, content))
             }
             Err(error) => {
-                self.problem(key, format_args!("cannot read {}: {error}", path.display()));
+                self.problem(key, format_args!("cannot read {}: {error}", shown(&path, is_name(&path))));
                 None
             }
         }
@@ -109,15 +110,14 @@ impl Section<'_> {
     }
 
     fn secret_file(&mut self, key: &str, path: &Path) -> Option<Secret> {
-        let shown = path.display();
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) => {
-                let shown = if is_surely_a_path(path) { shown.to_string() } else { UNSHOWN.to_owned() };
-                self.problem(key, format_args!("cannot read {shown}: {error}"));
+                self.problem(key, format_args!("cannot read {}: {error}", shown(path, is_surely_a_path(path))));
                 return None;
             }
         };
+        let shown = path.display();
         self.note_file(key, path, text.as_bytes());
         let read = Secret::read(&text);
         let (secret, doubt) = read.map_err(|wrong| self.problem(key, format_args!("{shown} {wrong}"))).ok()?;
@@ -155,11 +155,24 @@ impl Section<'_> {
     }
 }
 
+fn shown(path: &Path, is_path: bool) -> Cow<'_, str> {
+    if is_path { path.to_string_lossy() } else { UNSHOWN.into() }
+}
+
 /// Whether the text cannot be a secret that was given in place of the name of its file.
 fn is_surely_a_path(path: &Path) -> bool {
     let text = path.to_string_lossy();
     let is_rooted = ["/", "./", "../"].iter().any(|start| text.starts_with(start));
     let is_in_a_directory = path.parent().is_some_and(Path::is_dir);
-    let is_plain = !text.contains(['@', '+', '=']) && !text.contains("://");
-    text.len() < SHORT_SECRET || (is_plain && (is_rooted || is_in_a_directory))
+    text.len() < SHORT_SECRET || (is_plain(&text) && (is_rooted || is_in_a_directory))
+}
+
+/// Whether the text cannot be a key in PEM or its base64, which have line breaks, or no dot.
+fn is_name(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    is_surely_a_path(path) || (is_plain(&text) && text.contains('.'))
+}
+
+fn is_plain(text: &str) -> bool {
+    !text.contains(['@', '+', '=', '\n']) && !text.contains("://")
 }

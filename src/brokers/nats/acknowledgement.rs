@@ -15,7 +15,7 @@ pub(super) enum AckReply {
     Refused(Refusal),
     /// The subject has no listener: deleted, or never there?
     NobodyListens,
-    /// Another stream has it.
+    /// Another stream takes its subject; its own may have it all the same.
     OtherStream(String),
     /// Not from a stream: another subscriber replied.
     Foreign,
@@ -71,13 +71,18 @@ fn read_payload(status: Option<StatusCode>, payload: &[u8], stream: &str) -> Ack
     let StreamAnswer { error, stream: named, seq: number, duplicate: repeat } =
         serde_json::from_slice(payload).unwrap_or_default();
     match (error, status, named) {
+        (Some(Error { number: codes::OTHER_STREAM, text, .. }), ..) => {
+            AckReply::OtherStream(format!("another stream than {stream} answers: {text} ({})", codes::OTHER_STREAM))
+        }
         (Some(Error { number, text, .. }), ..) => {
             AckReply::Refused(Refusal::new(codes::kind(number), format!("{text} ({number})")))
         }
         // A server that has no room for the message says so by a status; the error beside it says more.
         (None, Some(status), _) => AckReply::Refused(Refusal::new(Refused::Broker, format!("status {status}"))),
         (None, None, None) => AckReply::Foreign,
-        (None, None, Some(other)) if other != stream => AckReply::OtherStream(other),
+        (None, None, Some(other)) if other != stream => {
+            AckReply::OtherStream(format!("the stream {other} answers, not the stream {stream}"))
+        }
         // A repeat is stored as well, where it was the first time.
         (None, None, Some(_)) => AckReply::Stored(Position { number, repeat }),
     }
@@ -116,7 +121,10 @@ mod tests {
         }
         assert_eq!(verdict(r#"{"stream":"S", "domain":"hub", "seq":7,"duplicate": true}"#), stored(7, true));
         assert_eq!(verdict(r#"{"stream":"S","seq":2,"duplicate":false}"#), stored(2, false));
-        assert_eq!(verdict(r#"{"stream":"T","seq":1}"#), AckReply::OtherStream("T".to_owned()));
+        let other = "the stream T answers, not the stream S";
+        assert_eq!(verdict(r#"{"stream":"T","seq":1}"#), AckReply::OtherStream(other.to_owned()));
+        let other = "another stream than S answers: why (10060)";
+        assert_eq!(error(400, 10060), AckReply::OtherStream(other.to_owned()));
         for payload in ["", "{", "[]", "null", "{}", r#"{"seq":1}"#, r#"{"error":1}"#] {
             assert_eq!(verdict(payload), AckReply::Foreign, "{payload}");
         }
@@ -124,7 +132,6 @@ mod tests {
 
     #[test]
     fn tells_what_a_refusal_is_about() {
-        let wrong = Refused::AddressWrong(RefusalReason::NoDestination);
         for (code, number, kind) in [
             (503, 10077, Refused::AddressUnable),
             (503, 10023, Refused::Broker),
@@ -139,7 +146,7 @@ mod tests {
             (400, 0, Refused::Broker),
             (400, 10054, Refused::Event(RefusalReason::TooLarge)),
             (400, 10097, Refused::Event(RefusalReason::TooLarge)),
-            (400, 10060, wrong),
+            (404, 10059, Refused::AddressWrong(RefusalReason::NoDestination)),
         ] {
             assert_eq!(error(code, number), refused(kind, &format!("why ({number})")));
         }

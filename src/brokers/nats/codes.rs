@@ -5,12 +5,15 @@
 use crate::brokers::RefusalReason::{NoDestination, TooLarge};
 use crate::brokers::Refused::{self, AddressUnable, AddressWrong, Broker, Event};
 
+/// The header `Nats-Expected-Stream` names ours, and another stream takes the subject, too.
+pub(super) const OTHER_STREAM: u64 = 10060;
+
 /// Number, the server's name for it, what it is about. Every other code is about the broker.
 const KNOWN: [(u64, &str, Refused); 14] = [
     (10054, "JSStreamMessageExceedsMaximumErr", Event(TooLarge)),
     (10059, "JSStreamNotFoundErr", AddressWrong(NoDestination)),
-    // The header `Nats-Expected-Stream` names ours.
-    (10060, "JSStreamNotMatchErr", AddressWrong(NoDestination)),
+    // Only where our stream does not take the subject.
+    (OTHER_STREAM, "JSStreamNotMatchErr", AddressWrong(NoDestination)),
     // Full with `discard = new`, for the stream or one subject, or a store that failed.
     (10077, "JSStreamStoreFailedF", AddressUnable),
     (10096, "JSStreamInvalidErr", AddressUnable),

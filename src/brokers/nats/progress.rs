@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use super::settings::{Settings, StreamPlan};
 use super::stream::{self, StreamLimits, StreamLook};
-use crate::brokers::{Position, Refusal, RefusalReason, Sequence, Topology, Verdict};
+use crate::brokers::{Position, Refusal, RefusalReason, Refused, Sequence, Topology, Verdict};
 
 /// The time that a message may be unanswered before the stream is checked; the library's default for acknowledgements.
 const ACK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -39,7 +39,7 @@ struct Unacknowledged {
     sequence: Sequence,
     subject: Arc<str>,
     sent: Instant,
-    /// Another stream than its own says that it has stored it.
+    /// The answer of another stream than its own.
     other: Option<String>,
 }
 
@@ -185,10 +185,12 @@ impl StreamProgress {
         into.extend(waiting.map(|waiting| (waiting.sequence, Verdict::Refused(refusal))));
     }
 
-    /// Another stream has stored the message of this number. Its own may have it as well, and has not answered yet.
-    pub(super) fn stored_elsewhere(&mut self, number: u64, stream: String) {
+    /// Another stream has answered for its own: both may take the subject, in two domains. A look shows whether its own does,
+    /// which has not answered yet.
+    pub(super) fn answered_elsewhere(&mut self, number: u64, text: String) {
         if let Some(waiting) = self.outstanding.get_mut(&number) {
-            waiting.other = Some(stream);
+            waiting.other = Some(text);
+            self.is_suspected |= self.may_ask;
         }
     }
 
@@ -305,8 +307,20 @@ impl StreamProgress {
         self.judge_unheard(into, |subject| {
             if stream.takes(subject) { unheard(subject, &name) } else { not_taken(subject, &name, &stream) }
         });
+        self.judge_answered_elsewhere(&stream, into);
         self.judge_unanswered(now, Some(&stream), into);
         Ok(())
+    }
+
+    /// Refuses what only another stream takes. What the stream takes, too, it will answer.
+    fn judge_answered_elsewhere(&mut self, stream: &StreamLimits, into: &mut Vec<(Sequence, Verdict)>) {
+        let answered = self.outstanding.extract_if(.., |_, waiting| {
+            waiting.other.take_if(|_| stream.takes(&waiting.subject));
+            waiting.other.is_some()
+        });
+        let wrong =
+            |(_, waiting): (u64, Unacknowledged)| waiting.other.map(|text| (waiting.sequence, elsewhere(text)));
+        into.extend(answered.filter_map(wrong));
     }
 
     /// Judges what should be answered by now, by what is known of the stream, which takes messages. Only what is missing for the
@@ -320,7 +334,8 @@ impl StreamProgress {
         let (is_all, gap) = (self.is_overdue(now) || self.is_gap_over(now), self.gap());
         let Self { outstanding, unstored, .. } = self;
         let judged = outstanding.extract_if(.., |_, waiting| {
-            is_all || (waiting.is_overdue(now) && unstored.contains_key(&waiting.subject))
+            let is_alone = waiting.other.is_some() || unstored.contains_key(&waiting.subject);
+            is_all || (waiting.is_overdue(now) && is_alone)
         });
         let judged: Vec<Unacknowledged> = judged.map(|(_, waiting)| waiting).collect();
         let mut subjects = Vec::new();
@@ -333,9 +348,9 @@ impl StreamProgress {
                     Verdict::Refused(not_taken(&subject, &self.name, stream))
                 }
                 Some(_) if is_new => Verdict::RetryLater(text),
-                _ => Verdict::Refused(Refusal::unable(text)),
+                _ => Verdict::Unanswered(Refusal::unable(text)),
             };
-            self.hand_back(waiting, verdict, into);
+            into.push((waiting.sequence, waiting.other.map_or(verdict, elsewhere)));
             subjects.push(subject);
         }
         for subject in subjects {
@@ -354,26 +369,18 @@ impl StreamProgress {
         into.extend(judged.map(|waiting| (waiting.sequence, Verdict::Refused(refusal(&waiting.subject)))));
     }
 
-    /// Refuses everything that is unanswered.
+    /// Hands everything back that is unanswered, because the stream takes nothing.
     pub(super) fn refuse(&mut self, refusal: &Refusal, into: &mut Vec<(Sequence, Verdict)>) {
         self.judge_unheard(into, |_| refusal.clone());
-        for waiting in std::mem::take(&mut self.outstanding).into_values() {
-            self.hand_back(waiting, Verdict::Refused(refusal.clone()), into);
-        }
+        let is_unable = refusal.kind == Refused::AddressUnable;
+        let verdict = if is_unable { Verdict::Unanswered } else { Verdict::Refused };
+        let unanswered = std::mem::take(&mut self.outstanding).into_values();
+        into.extend(unanswered.map(|waiting| (waiting.sequence, verdict(refusal.clone()))));
     }
 
-    /// Hands a message back; one that another stream has stored is sent to a wrong place.
-    fn hand_back(&self, waiting: Unacknowledged, verdict: Verdict, into: &mut Vec<(Sequence, Verdict)>) {
-        let wrong = waiting.other.map(|other| {
-            let text = format!("the stream {other} takes {}, not the stream {}", waiting.subject, self.name);
-            Verdict::Refused(Refusal::wrong(RefusalReason::NoDestination, text))
-        });
-        into.push((waiting.sequence, wrong.unwrap_or(verdict)));
-    }
-
-    /// Whether no message of its subject was stored since an earlier one was not.
+    /// Whether no message of its subject was stored since an earlier one was not, or another stream has answered.
     fn is_unstored(&self, waiting: &Unacknowledged) -> bool {
-        self.unstored.contains_key(&waiting.subject)
+        waiting.other.is_some() || self.unstored.contains_key(&waiting.subject)
     }
 
     /// Whether a message that was sent before this number is still unanswered, although its subject was stored before.
@@ -419,6 +426,10 @@ fn unanswered(subject: &str, gap: Option<Gap>) -> String {
     }
 }
 
+fn elsewhere(text: String) -> Verdict {
+    Verdict::Refused(Refusal::wrong(RefusalReason::NoDestination, text))
+}
+
 fn not_taken(subject: &str, name: &str, stream: &StreamLimits) -> Refusal {
     let takes = stream.subjects.join(", ");
     let text = format!("the stream {name} does not take {subject}; it takes {takes}");
@@ -433,7 +444,6 @@ fn unheard(subject: &str, stream: &str) -> Refusal {
 mod tests {
     use super::super::stream::StreamLimits;
     use super::*;
-    use crate::brokers::Refused;
     use crate::settings::testing;
 
     fn progress(toml: &str, name: &str) -> StreamProgress {
@@ -481,7 +491,7 @@ mod tests {
 
     fn refusals(verdicts: Vec<(Sequence, Verdict)>) -> Vec<(Sequence, Refused)> {
         let refusal = |(sequence, verdict)| match verdict {
-            Verdict::Refused(refusal) => (sequence, refusal.kind),
+            Verdict::Refused(refusal) | Verdict::Unanswered(refusal) => (sequence, refusal.kind),
             verdict => panic!("{verdict:?}"),
         };
         verdicts.into_iter().map(refusal).collect()
@@ -521,17 +531,30 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_only_another_stream_has_stored() {
-        let mut progress = sent(&["a.b", "a.b"]);
-        progress.stored_elsewhere(0, "T".to_owned());
-        let now = Instant::now() + ACK_TIMEOUT;
-        assert!(progress.begins_look(now));
+    fn refuses_what_only_another_stream_takes() {
+        let mut progress = sent(&["a.b", "b"]);
+        progress.answered_elsewhere(0, "T".to_owned());
+        progress.answered_elsewhere(1, "T".to_owned());
+        let now = Instant::now();
+        assert!(progress.begins_look(now), "at once");
         let mut verdicts = Vec::new();
         progress.found(stands("a.>"), now, &mut verdicts).unwrap();
-        let text = "the stream T takes a.b, not the stream S";
-        let wrong = Verdict::Refused(Refusal::wrong(RefusalReason::NoDestination, text));
-        let again = Verdict::RetryLater("no acknowledgement of a.b within 5 s".to_owned());
-        assert_eq!(verdicts, [(10, wrong), (11, again)]);
+        assert_eq!(verdicts, [(11, elsewhere("T".to_owned()))], "the other is to be answered by its own");
+        assert_eq!(stored(&mut progress, 0).len(), 1);
+        assert!(progress.is_idle());
+    }
+
+    #[test]
+    fn the_answer_of_another_stream_makes_no_gap_and_no_refusal_while_its_own_is_silent() {
+        let mut progress = sent(&["a", "a"]);
+        progress.answered_elsewhere(0, "T".to_owned());
+        stored(&mut progress, 1);
+        assert!(progress.is_clear());
+        let mut verdicts = Vec::new();
+        assert!(progress.begins_look(Instant::now()));
+        assert!(progress.found(leaderless(), Instant::now() + ACK_TIMEOUT, &mut verdicts).is_ok(), "an election");
+        progress.refuse(&Refusal::unable("no leader"), &mut verdicts);
+        assert_eq!(refusals(verdicts), [(10, Refused::AddressUnable)]);
     }
 
     #[test]

@@ -155,7 +155,7 @@ impl NatsSession {
             AckReply::Stored(position) => stream.stored(number, position, into),
             AckReply::Refused(refusal) => stream.refused(number, refusal, into),
             AckReply::NobodyListens => stream.nobody_listens(number, into),
-            AckReply::OtherStream(other) => stream.stored_elsewhere(number, other),
+            AckReply::OtherStream(text) => stream.answered_elsewhere(number, text),
             AckReply::Foreign => {}
         }
     }

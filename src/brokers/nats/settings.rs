@@ -350,6 +350,12 @@ mod tests {
             ["`certificate_file`: given without `key_file`"]
         );
         assert_eq!(errors(&format!("key_file = {path:?}")), ["`key_file`: given without `certificate_file`"]);
+        let key = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIG.x\n";
+        for inline in [key, "/MC4CAQAwBQYDK2VwBCIEIGx\n.", "MC4CAQAwBQYDK2VwBCIEIGx"] {
+            let text = errors(&format!("key_file = {inline:?}")).join(" ");
+            assert!(text.contains("which is not shown") && !text.contains("VwBC"), "{text}");
+        }
+        assert!(errors("key_file = \"certificates/of/the/bridge.key\"")[0].contains("bridge.key"));
         let wrong = format!(
             "`credentials_file`: {path} is not a .creds file: cannot parse user JWT from the credentials file"
         );

@@ -42,7 +42,7 @@ fn ring(count: usize) -> Ring {
     ring
 }
 
-fn hand_all(ring: &mut Ring) -> Vec<Sequence> {
+pub(in crate::delivery) fn hand_all(ring: &mut Ring) -> Vec<Sequence> {
     let mut order = Vec::new();
     while let Some((sequence, _, _)) = ring.next(Some(now())) {
         ring.hand(sequence, Instant::now());
@@ -127,14 +127,13 @@ fn a_message_of_another_key_overtakes_nothing() {
     assert!(!ring.take(0, true).unwrap().overtaken);
 }
 
+/// A refusal, of which the next try is due after `wait`.
+pub(in crate::delivery) fn refusal(refusal: Refusal, wait: Duration) -> AddressRefusal {
+    AddressRefusal { refusal, is_nacked: false, needs_room: false, backoff: Backoff::new(wait, wait), now: now() }
+}
+
 fn refuse(ring: &mut Ring, sequence: Sequence) {
-    let refused = AddressRefusal {
-        refusal: Refusal::unable("no answer"),
-        is_nacked: false,
-        backoff: Backoff::new(Duration::ZERO, Duration::ZERO),
-        now: now(),
-    };
-    ring.park(sequence, refused);
+    ring.park(sequence, refusal(Refusal::unable("no answer"), Duration::ZERO));
 }
 
 /// Sends what waits for its address, one after the other, each stored at the place that is given for it; returns the number counted.
@@ -362,9 +361,8 @@ fn nothing_younger_is_sent_or_refused_while_addresses_are_rendered_anew() {
     ring.rendered(5, &"b".into(), &message.key, SystemTime::UNIX_EPOCH);
     assert!(ring.next(Some(now())).is_none(), "the other one may still");
     let is_overdue = |ring: &Ring| !ring.destinations.overdue(Duration::ZERO, None, 10).is_empty();
-    let refusal = Refusal::wrong(RefusalReason::NoDestination, "not here");
-    let backoff = Backoff::new(Duration::from_hours(1), Duration::from_hours(1));
-    ring.park(2, AddressRefusal { refusal, is_nacked: false, backoff, now: now() + Duration::from_secs(1) });
+    let refused = refusal(Refusal::wrong(RefusalReason::NoDestination, "not here"), Duration::from_hours(1));
+    ring.park(2, AddressRefusal { now: now() + Duration::from_secs(1), ..refused });
     assert!(!is_overdue(&ring), "neither is it refused before them");
     ring.rendered(6, &"b".into(), &message.key, SystemTime::UNIX_EPOCH);
     assert!(is_overdue(&ring));

@@ -10,6 +10,9 @@ use std::thread::JoinHandle;
 use super::*;
 use crate::dead_letters::NewLetter;
 use crate::delivery::BacklogReader;
+use crate::delivery::address_queue::AddressRefusal;
+use crate::delivery::ring::Ring;
+use crate::delivery::ring::tests::{hand_all, message_to, refusal};
 use crate::event::{Outcome, Waiter};
 use crate::process::shutdown::Stopper;
 use crate::queue::journal::{self, Opened};
@@ -678,4 +681,21 @@ fn an_event_is_not_withdrawn_while_it_becomes_a_dead_letter() {
         assert_eq!(waiter.outcome(), Some(Outcome::DeadLettered));
     });
     assert_eq!((lost, bridge.check().totals().held), (0, 0));
+}
+
+#[test]
+fn what_is_refused_for_good_is_not_tried_until_there_is_room_for_it() {
+    let mut ring = Ring::new(false);
+    for _ in 0..2 {
+        ring.push(message_to("a"), 0);
+    }
+    assert_eq!(hand_all(&mut ring), [0, 1]);
+    let refused = refusal(Refusal::unable("no room"), Duration::ZERO);
+    ring.park(0, AddressRefusal { needs_room: true, ..refused });
+    ring.retry(1);
+    assert_eq!(hand_all(&mut ring), [] as [Sequence; 0]);
+    ring.rewind();
+    assert_eq!(hand_all(&mut ring), [] as [Sequence; 0], "another session makes no room");
+    ring.destinations.has_room_again();
+    assert_eq!(hand_all(&mut ring), [0]);
 }

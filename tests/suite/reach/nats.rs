@@ -11,7 +11,7 @@ use socket2::SockRef;
 use super::own::Own;
 use super::silent::relay;
 use crate::support::{
-    Broker, Daemon, Kind, LIMIT, Load, Sent, Setup, Table, ports, read, said, unique, wait_until,
+    Broker, Daemon, Kind, LIMIT, Load, Sent, Setup, Table, admin, ports, read, said, unique, wait_until,
 };
 
 /// A table for a stream and subjects of its own at this URL.
@@ -60,6 +60,32 @@ fn publishes_to_the_stream_of_another_domain() {
 #[test]
 fn publishes_by_another_prefix_of_the_api() {
     on_a_leaf_node("another_prefix", "api_prefix", "$JS.hub.API");
+}
+
+/// Both answer: the nearer one, which is not the bridge's, that it expected another stream.
+#[test]
+fn blames_no_event_where_the_leaf_node_has_a_stream_of_the_same_subjects() {
+    let leaf_port = ports(1);
+    let hub = with_conf(&format!(
+        "jetstream {{ store_dir: \"hub\", domain: hub }}\nleafnodes {{ listen: \"127.0.0.1:{leaf_port}\" }}"
+    ));
+    let remote = format!("nats-leaf://bridge:bridge-secret@127.0.0.1:{leaf_port}");
+    let leaf = with_conf(&format!(
+        "jetstream {{ store_dir: \"leaf\", domain: leaf }}\nleafnodes {{ remotes: [ {{ url: {remote:?} }} ] }}"
+    ));
+    let name = unique("two_streams");
+    let (near, far) = (leaf.fact("NATS_URL"), hub.fact("NATS_URL"));
+    let other = format!("{name}-near");
+    admin(
+        &json!({"broker": "nats", "url": near, "do": "create", "stream": other, "subjects": [format!("{name}.>")]}),
+    );
+    let table = table(&near, &name).text("domain", "hub");
+    let daemon = Setup::new(&table).text("publish.refuse_after", "1s").start();
+    let sent = Load { events: 200, rate: 50, ..Load::default() }.send(&daemon.ingress).all_accepted();
+    let status = daemon.wait_until_empty();
+    assert_eq!((status.count("published"), status.count("dead_lettered")), (200, 0), "{}", status.0["broker"]);
+    let stored = read(&json!({"broker": "nats", "url": far, "stream": name}));
+    assert_eq!(stored.len() as u64, sent.accepted(), "each once");
 }
 
 #[test]
