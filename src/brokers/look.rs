@@ -39,6 +39,11 @@ impl<T> TopologyLook<T> {
         found
     }
 
+    /// Ends a look; whether one was under way.
+    pub(in crate::brokers) fn end(&mut self) -> bool {
+        self.running.take().is_some()
+    }
+
     /// Takes what the look has found, if it has ended.
     pub(in crate::brokers) fn found_now(&mut self) -> Option<T> {
         self.found().now_or_never()

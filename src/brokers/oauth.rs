@@ -20,6 +20,7 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
+use crate::brokers::dial::without_time;
 use crate::brokers::tls::certificates;
 use crate::brokers::{ConnectError, ErrorKind};
 use crate::settings::{ENCODE, Secret, Section, is_ambiguous};
@@ -124,7 +125,7 @@ impl OAuthSettings {
         let answer = answer.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER.as_secs())));
         let (status, body) = answer.map_err(|text| {
             let kind = if text.contains("certificate") { ErrorKind::Tls } else { ErrorKind::Connect };
-            failed(kind, &text)
+            failed(kind, without_time(&text))
         })?;
         read(status, &body, asked).map_err(|text| failed(ErrorKind::Authentication, &text))
     }
@@ -175,8 +176,9 @@ fn read(status: StatusCode, body: &[u8], asked: Instant) -> Result<Token, String
         return Err(format!("status {}: {said}; check client id, secret and scope", status.as_u16()));
     }
     let token = text("access_token").filter(|token| !token.is_empty()).ok_or("an answer without `access_token`")?;
-    let life = answer.get("expires_in").and_then(|life| life.as_u64().or_else(|| life.as_str()?.parse().ok()));
-    let life = life.filter(|seconds| *seconds > 0).map_or(USUAL_LIFE, Duration::from_secs).min(LONGEST_LIFE);
+    let life = answer.get("expires_in").and_then(|life| life.as_f64().or_else(|| life.as_str()?.parse().ok()));
+    let bounded = |seconds: f64| Duration::try_from_secs_f64(seconds.min(LONGEST_LIFE.as_secs_f64())).ok();
+    let life = life.and_then(bounded).filter(|life| !life.is_zero()).unwrap_or(USUAL_LIFE);
     let ends = SystemTime::now() + life.saturating_sub(asked.elapsed());
     Ok(Token { text: Secret::new(token), ends, renew: asked + life.mul_f64(0.7) })
 }
@@ -349,7 +351,8 @@ mod tests {
             read(StatusCode::OK, body.as_bytes(), now).unwrap().renew - now
         };
         assert_eq!(life("0"), USUAL_LIFE.mul_f64(0.7), "no life is no end");
-        assert_eq!(life("1"), Duration::from_millis(700));
+        assert_eq!(life("-1"), USUAL_LIFE.mul_f64(0.7));
+        assert_eq!((life("1"), life("10.0")), (Duration::from_millis(700), Duration::from_secs(7)));
         for endless in [i64::MAX.to_string(), u64::MAX.to_string()] {
             assert_eq!(life(&endless), LONGEST_LIFE.mul_f64(0.7));
         }

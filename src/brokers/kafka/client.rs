@@ -129,6 +129,11 @@ impl Reports {
         state.reason.clone().filter(|_| state.away)
     }
 
+    /// The number of brokers of the cluster, as it last answered.
+    pub(super) fn brokers(&self) -> usize {
+        self.state.lock().brokers
+    }
+
     /// A cluster of so many brokers answered.
     pub(super) fn note_brokers(&self, brokers: usize) {
         let mut state = self.state.lock();
@@ -372,6 +377,7 @@ impl Client {
 impl Drop for Client {
     fn drop(&mut self) {
         let producer = self.0.take();
-        std::thread::spawn(move || drop(producer));
+        // Without a thread it ends here.
+        let _ = std::thread::Builder::new().spawn(move || drop(producer));
     }
 }

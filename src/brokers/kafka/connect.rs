@@ -58,6 +58,9 @@ impl Kafka {
 
     fn advise(&self, error: &ConnectError) -> ConnectError {
         let what = match error.kind {
+            ErrorKind::Authentication if self.admin.tokens.is_some() => {
+                "Kafka refuses the token; check `oauth_client_id` and `oauth_scope`, and how the broker checks tokens"
+            }
             ErrorKind::Authentication => {
                 "Kafka refuses the credentials; check `username`, `password` and `sasl_mechanism`"
             }
@@ -216,7 +219,9 @@ impl Broker for Kafka {
         }
         if small(admin.smallest_limit()) != batch {
             batch = small(admin.smallest_limit());
+            let brokers = client.reports().brokers();
             client = self.create(self.settings().client.producer(&self.terms, batch)).await?;
+            client.reports().note_brokers(brokers);
         }
         let findings = match self.settings().topology {
             Topology::Ignore => Vec::new(),

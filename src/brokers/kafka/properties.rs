@@ -188,8 +188,10 @@ impl ClientSettings {
         if let Some(password) = &security.password {
             config.set("sasl.password", password.reveal());
         }
+        // Without TLS it is for the endpoint of tokens alone.
+        let ca = security.tls.ca.as_ref().filter(|_| security.is_tls());
         let (certificate, key) = security.tls.client.as_ref().map(|(certificate, key)| (certificate, key)).unzip();
-        for ((name, _), path) in FILES.iter().zip([security.tls.ca.as_ref(), certificate, key]) {
+        for ((name, _), path) in FILES.iter().zip([ca, certificate, key]) {
             if let Some(path) = path {
                 config.set(*name, path.to_string_lossy());
             }

@@ -37,7 +37,7 @@ impl Security {
         };
         security.check_sasl(section);
         if !security.is_tls() {
-            TlsFiles::refuse(section, &security.useless("\"ssl\" or \"sasl_ssl\""));
+            TlsFiles::refuse(section, &security.useless("\"ssl\" or \"sasl_ssl\""), security.oauth.is_some());
         }
         security
     }

@@ -385,6 +385,6 @@ impl Drop for ClosingAdmin {
     fn drop(&mut self) {
         // It joins a thread that looks up every 100 ms.
         let client = self.0.take();
-        std::thread::spawn(move || drop(client));
+        let _ = std::thread::Builder::new().spawn(move || drop(client));
     }
 }

@@ -97,7 +97,7 @@ impl Broker for Rabbitmq {
 
     async fn inspect(&mut self) -> Result<Vec<Finding>, ConnectError> {
         let mut refusing = Vec::new();
-        let (link, _channel) = loop {
+        let (mut link, _channel) = loop {
             match self.link().await {
                 Ok(linked) => break linked,
                 Err(error) if refusing.len() + 1 < self.plan.settings.hosts().len() => {
@@ -112,6 +112,12 @@ impl Broker for Rabbitmq {
         findings.extend(inspected.unwrap_or_else(|_| Err(self.silent()))?);
         if let Ok(lacking) = timeout(ATTEMPT, rights::lacking(&link.connection, &self.plan.settings)).await {
             findings.extend(lacking);
+        } else {
+            let why = link.blocked().map_or_else(
+                || format!("no answer within {} s", ATTEMPT.as_secs()),
+                |reason| format!("the broker has blocked the connection: {reason}"),
+            );
+            findings.push(Finding::Warning(format!("the user's permissions could not be checked: {why}")));
         }
         link.close(ATTEMPT).await;
         findings.extend(dial::silent(&self.plan.settings.hosts()).await);

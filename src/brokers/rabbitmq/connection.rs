@@ -123,6 +123,11 @@ impl Link {
         self.blocked.as_deref().filter(|_| self.is_alive())
     }
 
+    /// Whether the broker has read nothing at some time since so long ago.
+    pub(super) fn was_blocked(&mut self, ago: Duration) -> bool {
+        self.blocked().is_some() || self.unblocked.is_some_and(|since| since.elapsed() < ago)
+    }
+
     /// The reason for the end of the connection, if it ended.
     pub(super) fn fault(&mut self) -> Option<String> {
         self.blocked();
@@ -296,8 +301,17 @@ fn explain(error: &lapin::Error, user: &str, is_tls: bool) -> ConnectFailure {
                 AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if said.contains("not found") => {
                     (ErrorKind::Connect, format!("{said}; create the virtual host or correct the path of `uri`"))
                 }
+                AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) if said.contains("limit") => {
+                    (ErrorKind::Connect, format!("{said}; raise the limit: a reload needs one connection more"))
+                }
                 AMQPErrorKind::Hard(AMQPHardError::NOTALLOWED) => {
-                    (ErrorKind::Authentication, format!("{said}; check the permissions of `{user}`"))
+                    let whose = if user.is_empty() { "the token".to_owned() } else { format!("`{user}`") };
+                    (ErrorKind::Authentication, format!("{said}; check the permissions of {whose}"))
+                }
+                _ if error.get_id() == 403 && user.is_empty() => {
+                    let text = "the broker takes no token of `oauth_token_endpoint`; check `oauth_scope`, and how the broker \
+                                checks tokens";
+                    (ErrorKind::Authentication, format!("{said}; {text}"))
                 }
                 _ if error.get_id() == 403 => {
                     (ErrorKind::Authentication, format!("{said}; check user and password of `{user}` in `uri`"))

@@ -44,6 +44,11 @@ impl Questions {
         self.is_doubted = true;
     }
 
+    /// Looks once more later in place of a look under way: during an alarm the broker reads no question.
+    pub(super) fn set_aside(&mut self) {
+        self.is_doubted |= self.look.end();
+    }
+
     /// Whether the topology was what it should be a moment ago.
     pub(super) fn has_stood(&self) -> bool {
         self.stood.is_some_and(|stood| stood.elapsed() < self.fresh)

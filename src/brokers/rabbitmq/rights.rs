@@ -11,7 +11,7 @@ use tokio::time::timeout;
 
 use crate::brokers::rabbitmq::Settings;
 use crate::brokers::rabbitmq::connection::describe;
-use crate::brokers::rabbitmq::topology::{Thing, declare, short};
+use crate::brokers::rabbitmq::topology::{TemporaryChannel, Thing, declare, short};
 use crate::brokers::template::Template;
 use crate::brokers::{Finding, Topology};
 
@@ -45,6 +45,12 @@ pub(super) async fn lacking(connection: &Connection, settings: &Settings) -> Vec
     let mut refused = BTreeSet::new();
     let mut events = connection.events_listener();
     for trial in trials {
+        // What is there is not made.
+        if let Trial::Make(thing) = trial
+            && TemporaryChannel::new(connection).has(thing).await.unwrap_or(false)
+        {
+            continue;
+        }
         let Ok(channel) = connection.create_channel().await else { break };
         while let Some(Some(_)) = events.next().now_or_never() {}
         let Err(error) = try_out(&channel, &trial).await else { continue };

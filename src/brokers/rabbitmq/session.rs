@@ -56,8 +56,8 @@ impl Owner {
 
 type Confirmed = (SentMessage<Owner>, lapin::Result<Confirmation>);
 
-/// The end of a try: none if the broker does not answer.
-type Tried = (Owner, Option<lapin::Result<Confirmation>>);
+/// The end of a try, or the message again if no channel was opened for it in time.
+type Tried = (Owner, Result<lapin::Result<Confirmation>, Publication>);
 
 /// One channel on one connection.
 pub(super) struct RabbitmqSession {
@@ -180,10 +180,10 @@ impl RabbitmqSession {
         while let Some((owner, publication)) = self.turns.next(Instant::now()) {
             let connection = self.link.connection.clone();
             let attempt = async move {
-                let Ok(channel) = timeout(ATTEMPT, open_channel(&connection)).await else { return (owner, None) };
-                match channel {
-                    Ok(channel) => (owner, Some(publication.publish(channel).await)),
-                    Err(error) => (owner, Some(Err(error))),
+                match timeout(ATTEMPT, open_channel(&connection)).await {
+                    Ok(Ok(channel)) => (owner, Ok(publication.publish(channel).await)),
+                    Ok(Err(error)) => (owner, Ok(Err(error))),
+                    Err(_) => (owner, Err(publication)),
                 }
             };
             self.tries.push(attempt.boxed());
@@ -194,7 +194,7 @@ impl RabbitmqSession {
         let place = owner.place();
         self.turns.end(&place);
         match end {
-            Some(Ok(confirmation)) => {
+            Ok(Ok(confirmation)) => {
                 let (outcome, returned) = match read(confirmation) {
                     Ok((outcome, returned)) => (outcome, returned.is_some()),
                     Err(loss) => return self.loss = Some(loss),
@@ -206,7 +206,7 @@ impl RabbitmqSession {
                 }
                 self.judged(owner, judgement);
             }
-            Some(Err(error)) if is_of_broker(&error) && self.link.is_alive() => {
+            Ok(Err(error)) if is_of_broker(&error) && self.link.is_alive() => {
                 let refusal = loss::refusal(&error, &mut self.plan.memory.lock());
                 let is_forbidden = refusal.reason() == RefusalReason::NotAuthorised;
                 if is_forbidden && self.link.has_ended_token() {
@@ -216,11 +216,13 @@ impl RabbitmqSession {
                 let refusal = if is_vague { Refusal::unable(refusal.text) } else { refusal };
                 self.ready.push((owner.sequence, Verdict::Refused(refusal)));
             }
-            Some(Err(error)) => {
+            Ok(Err(error)) => {
                 let text = self.link.fault().unwrap_or_else(|| describe(&error));
                 self.lost(text);
             }
-            None => self.lost("the broker does not answer"),
+            // During an alarm the broker reads nothing: that is no silence.
+            Err(publication) if self.link.was_blocked(ATTEMPT) => self.turns.wait(place, (owner, publication)),
+            Err(_) => self.lost("the broker does not answer"),
         }
     }
 
@@ -275,7 +277,11 @@ impl RabbitmqSession {
         if !self.nacked.is_empty() && !blocked && self.confirms.is_empty() {
             return self.renew_channel().await;
         }
-        self.start_tries();
+        if blocked {
+            self.questions.set_aside();
+        } else {
+            self.start_tries();
+        }
         let Self { link, confirms, tries, turns, questions, plan, returns, patience, is_silent, .. } = self;
         let connection = &link.connection.clone();
         // What was in flight during an alarm was not read: it has all its time from then on.
@@ -315,6 +321,7 @@ impl RabbitmqSession {
             Ok(Err(error)) => {
                 self.lost(format!("cannot open a new channel after a nack: {}", describe(&error)));
             }
+            Err(_) if self.link.was_blocked(ATTEMPT) => {}
             Err(_) => self.lost("the broker does not answer"),
         }
     }

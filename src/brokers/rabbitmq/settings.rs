@@ -60,13 +60,13 @@ impl Settings {
             section.problem("queue", problem);
         }
         let tls = TlsFiles::read(section);
+        let oauth = OAuthSettings::read(section, tls.ca.as_deref());
         let is_plain = |uri: &Secret| parse(uri.reveal()).is_ok_and(|uri| uri.scheme == AMQPScheme::AMQP);
         if uris.iter().any(is_plain) {
             let name = if key == "uris" { "one of `uris`" } else { "`uri`" };
             let text = format!("is for TLS, but {name} starts with amqp://; write amqps://");
-            TlsFiles::refuse(section, &text);
+            TlsFiles::refuse(section, &text, oauth.is_some());
         }
-        let oauth = OAuthSettings::read(section, tls.ca.as_deref());
         if oauth.is_some() {
             if !username.is_empty() || password.is_some() {
                 let given = if username.is_empty() { "password" } else { "username" };
@@ -294,6 +294,10 @@ mod tests {
         assert_eq!(errors, ["`certificate_file`: given without `key_file`"]);
         let (_, errors) = read(&format!("ca_file = {path:?}"));
         assert_eq!(errors, ["`ca_file`: is for TLS, but `uri` starts with amqp://; write amqps://"]);
+        let oauth = "uri = \"amqp://h/\"\noauth_token_endpoint = \"https://h/t\"\noauth_client_id = \"a\"\n\
+                     oauth_client_secret = \"b\"";
+        let (_, errors) = read(&format!("{oauth}\nca_file = {path:?}"));
+        assert!(errors.is_empty(), "the endpoint of tokens needs it: {errors:?}");
         let (settings, errors) =
             read(&format!("uri = \"amqps://h/\"\ncertificate_file = {path:?}\nkey_file = {path:?}"));
         assert!(errors.is_empty() && settings.tls.client.is_some(), "{errors:?}");

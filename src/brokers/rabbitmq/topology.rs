@@ -61,7 +61,7 @@ impl Exchanges {
     /// Makes or checks what the settings say, at connect.
     pub(super) async fn establish(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
         let (mode, main) = (self.settings.topology, self.main());
-        let mut scratch = TemporaryChannel { connection, channel: None };
+        let mut scratch = TemporaryChannel::new(connection);
         let (mut findings, mut has_made) = (Vec::new(), false);
         for thing in self.things() {
             // Not looked at, unless a message has shown that it is missing: without it nothing can be sent.
@@ -174,7 +174,7 @@ impl Exchanges {
     /// A second look at main exchange and queue, if we know of one; with `declare` it binds them again. `Err`: something is
     /// missing, or the broker cannot say.
     pub(super) async fn look(&self, connection: &Connection) -> Result<(), String> {
-        let mut scratch = TemporaryChannel { connection, channel: None };
+        let mut scratch = TemporaryChannel::new(connection);
         if !self.has_queue() {
             let answers = scratch.channel().await.map(drop);
             return answers.map_err(|error| format!("cannot open a channel: {}", describe(&error)));
@@ -197,7 +197,7 @@ impl Exchanges {
 
     /// Describes what exists and what would be created, for a person; changes nothing.
     pub(super) async fn inspect(&self, connection: &Connection) -> Result<Vec<Finding>, ConnectError> {
-        let mut scratch = TemporaryChannel { connection, channel: None };
+        let mut scratch = TemporaryChannel::new(connection);
         let (mode, mut findings) = (self.settings.topology, Vec::new());
         let is_watched = |thing: &Thing<'_>| mode != Topology::Ignore || matches!(thing, Thing::Exchange(_));
         for thing in self.things().filter(is_watched) {
@@ -222,12 +222,16 @@ fn is(error: &lapin::Error, code: u16) -> bool {
 }
 
 /// A temporary channel: a failed passive declare closes it, and so does dropping it.
-struct TemporaryChannel<'a> {
+pub(super) struct TemporaryChannel<'a> {
     connection: &'a Connection,
     channel: Option<Channel>,
 }
 
-impl TemporaryChannel<'_> {
+impl<'a> TemporaryChannel<'a> {
+    pub(super) fn new(connection: &'a Connection) -> Self {
+        Self { connection, channel: None }
+    }
+
     async fn channel(&mut self) -> Result<Channel, lapin::Error> {
         if let Some(channel) = self.channel.as_ref().filter(|channel| channel.status().connected()) {
             return Ok(channel.clone());
@@ -246,7 +250,8 @@ impl TemporaryChannel<'_> {
         declare(&self.channel().await?, thing, passive, arguments).await
     }
 
-    async fn has(&mut self, thing: Thing<'_>) -> Result<bool, lapin::Error> {
+    /// Whether it exists.
+    pub(super) async fn has(&mut self, thing: Thing<'_>) -> Result<bool, lapin::Error> {
         match self.declare(thing, true).await {
             Ok(_) => Ok(true),
             // Also 404: a queue whose node is down. That one is there, and the broker cannot say more.
