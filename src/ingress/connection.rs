@@ -32,17 +32,21 @@ pub(super) struct Socket(Rc<SharedSocket>);
 #[derive(Debug)]
 struct SharedSocket {
     stream: RefCell<TcpStream>,
-    has_heard: Cell<bool>,
+    /// The first bytes that arrived, with zeros behind them.
+    begin: Cell<Option<Begin>>,
 }
+
+/// Enough to tell protocols apart.
+pub(super) type Begin = [u8; 16];
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self(Rc::new(SharedSocket { stream: RefCell::new(stream), has_heard: Cell::new(false) }))
+        Self(Rc::new(SharedSocket { stream: RefCell::new(stream), begin: Cell::new(None) }))
     }
 
-    /// Whether any byte has arrived.
-    pub(super) fn has_heard(&self) -> bool {
-        self.0.has_heard.get()
+    /// The first bytes that arrived; none if there are none.
+    pub(super) fn begin(&self) -> Option<Begin> {
+        self.0.begin.get()
     }
 
     /// Whether the peer has closed the connection, or at least its side of it.
@@ -90,8 +94,11 @@ impl AsyncRead for Socket {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut *self.0.stream.borrow_mut()).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            self.0.has_heard.set(true);
+        let arrived = &buffer.filled()[before..];
+        if !arrived.is_empty() && self.0.begin.get().is_none() {
+            let mut begin = Begin::default();
+            begin.iter_mut().zip(arrived).for_each(|(to, byte)| *to = *byte);
+            self.0.begin.set(Some(begin));
         }
         polled
     }

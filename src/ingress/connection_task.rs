@@ -144,7 +144,7 @@ impl ConnectionTask {
             Ok(Err(error)) => &not_http::why(error),
             Err(_) => &"timed out",
         };
-        self.thread.unreadable.handshake(self.peer, socket.has_heard(), why);
+        self.thread.unreadable.handshake(self.peer, socket.begin(), why);
         None
     }
 

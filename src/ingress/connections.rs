@@ -151,10 +151,12 @@ impl Connections {
     pub(crate) fn limit(&self, capacity: usize) {
         let before = std::mem::replace(&mut self.status.connections.lock().capacity, capacity);
         self.permits.add_permits(capacity.saturating_sub(before));
-        let fewer = u32::try_from(before.saturating_sub(capacity)).unwrap_or(u32::MAX);
-        let permits = self.permits.clone();
+        let (fewer, permits) = (before.saturating_sub(capacity), self.permits.clone());
         tokio::spawn(async move {
-            permits.acquire_many_owned(fewer).await.expect("the semaphore is never closed").forget();
+            // One by one, so that new connections have their turns between.
+            for _ in 0..fewer {
+                permits.acquire().await.expect("the semaphore is never closed").forget();
+            }
         });
     }
 
@@ -234,6 +236,26 @@ mod tests {
         assert!(connections.admit().now_or_never().is_none(), "still one");
         drop(first);
         assert!(connections.admit().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_new_connection_does_not_wait_until_the_number_has_fallen() {
+        let connections = Arc::new(Connections::new(4, Arc::default()));
+        let mut places = Vec::new();
+        for _ in 0..4 {
+            let place = connections.admit().await;
+            place.slot.busy();
+            places.push(place);
+        }
+        connections.limit(1);
+        tokio::task::yield_now().await;
+        let mut next = Box::pin(connections.admit());
+        assert!(futures_util::poll!(&mut next).is_pending());
+        for is_served in [false, true] {
+            places.pop();
+            tokio::task::yield_now().await;
+            assert_eq!(futures_util::poll!(&mut next).is_ready(), is_served, "in turns");
+        }
     }
 
     #[tokio::test]

@@ -6,18 +6,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::ingress::connection::Begin;
 use crate::metrics::Metrics;
 use crate::process::logs::Throttle;
 
 const PROXY: &str = "it begins with a PROXY protocol header: turn that off in the proxy in front \
                      (`ingress.trusted_proxies` reads X-Forwarded-For instead)";
 
+/// The first bytes of a TLS handshake.
+const TLS: &[u8] = b"\x16\x03";
+
 /// The first bytes of other protocols, with advice to the operator.
 const OTHERS: [(&[u8], &str); 4] = [
     (b"PROXY ", PROXY),
     (b"\r\n\r\n\0\r\nQUIT\n", PROXY),
     (
-        b"\x16\x03",
+        TLS,
         "it begins with a TLS handshake, and this port speaks plain HTTP: use a URL with http://, or set [ingress.tls]",
     ),
     (b"PRI * HTTP/2.0", "it is HTTP/2, and this port speaks HTTP/1.1: let the proxy in front use that"),
@@ -51,8 +55,9 @@ impl Unreadable {
         if !self.heads.admits() {
             return;
         }
-        let hint: &dyn Display = match OTHERS.iter().find(|(start, _)| first.starts_with(start)) {
-            Some((_, hint)) => hint,
+        let other = other(first);
+        let hint: &dyn Display = match &other {
+            Some(hint) => hint,
             None if is_too_large => &"its head is larger than 16 KiB, or has more than 100 headers",
             // One of hyper's fixed texts: nothing of the request is in it.
             None => &format_args!("it is malformed, or not HTTP/1.1: {error}"),
@@ -60,14 +65,26 @@ impl Unreadable {
         tracing::warn!(%peer, "cannot read a request: {hint}");
     }
 
-    /// Notes a failed TLS handshake. A connection without a byte is a balancer's port check.
-    pub(super) fn handshake(&self, peer: SocketAddr, has_heard: bool, why: &dyn Display) {
-        if !has_heard {
-            tracing::debug!(%peer, "a TLS handshake failed before its first byte: {why}");
-        } else if self.handshakes.admits() {
+    /// Notes a failed TLS handshake. A connection without a byte is a balancer's port check; one that does not begin with TLS
+    /// counts as a request that cannot be read.
+    pub(super) fn handshake(&self, peer: SocketAddr, begin: Option<Begin>, why: &dyn Display) {
+        let Some(begin) = begin else {
+            return tracing::debug!(%peer, "a TLS handshake failed before its first byte: {why}");
+        };
+        let other = if begin.starts_with(TLS) { None } else { other(&begin) };
+        if !begin.starts_with(TLS) {
+            self.metrics.unreadable("400");
+        }
+        if self.handshakes.admits() {
+            let why: &dyn Display = if let Some(hint) = &other { hint } else { why };
             tracing::info!(%peer, "a TLS handshake failed: {why}");
         }
     }
+}
+
+/// The advice about another protocol, if these are its first bytes.
+fn other(first: &[u8]) -> Option<&'static str> {
+    OTHERS.iter().find(|(start, _)| first.starts_with(start)).map(|(_, hint)| *hint)
 }
 
 /// The reason why a handshake failed, with advice to the operator.

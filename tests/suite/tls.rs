@@ -116,6 +116,15 @@ fn closes_a_connection_that_does_not_speak_tls_and_says_so() {
     });
     assert!(line["peer"].is_string(), "{line}");
     assert!(line["message"].as_str().is_some_and(|text| text.contains("http:// instead of https://")), "{line}");
+    let unreadable = || daemon.metric("requests_total", &[("source", "none"), ("code", "400")]);
+    assert_eq!(unreadable(), 1);
+    // At most one line a second.
+    std::thread::sleep(Duration::from_secs(1));
+    let mut stream = plain(&daemon.ingress);
+    stream.write_all(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 443\r\n\x16\x03\x01").expect("the daemon listens");
+    let said = |line: &Value| line["message"].as_str().is_some_and(|text| text.contains("PROXY protocol header"));
+    daemon.wait_for_line("the hint at the proxy in front", said);
+    assert_eq!(unreadable(), 2);
     let mut client = Client::connect_over_tls(&daemon.ingress, &authority.client(None)).expect("others are served");
     assert_eq!(post(&mut client, "cuid-1"), 200);
     assert_eq!(daemon.metric("events_received_total", &[]), 1);
