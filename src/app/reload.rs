@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::MutexGuard;
 use tokio::sync::Notify;
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use crate::app::parts::SharedParts;
 use crate::app::{Settings, resources};
@@ -40,6 +41,9 @@ const LIVE: [&str; 16] = [
     "shutdown.grace",
     "sources.",
 ];
+
+/// The longest time that a larger reservation may take; a disk that hangs must not keep later reloads out.
+const RESERVING: Duration = Duration::from_secs(30);
 
 /// The table of the certificate, and of the authorities of clients.
 const TLS: &str = "ingress.tls.";
@@ -164,8 +168,8 @@ impl Reloader {
         if self.settings.mode.ack == Ack::Journaled || bytes <= self.settings.buffer.bytes {
             return Ok(());
         }
-        let reserved = self.parts.queue.reserve_for_the_stop(bytes as u64).await;
-        reserved.map_err(|error| {
+        let reserved = timeout(RESERVING, self.parts.queue.reserve_for_the_stop(bytes as u64)).await;
+        reserved.unwrap_or_else(|_| Err(format!("the disk did not do it within {} s", RESERVING.as_secs()))).map_err(|error| {
             format!("`buffer.max_bytes`: cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}")
         })
     }
