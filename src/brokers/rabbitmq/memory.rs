@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::brokers::{Refusal, RefusalReason};
 
-/// Limits change by hand; trying costs the channel, and with it repeats of all that is in flight.
-const REMEMBERED: Duration = Duration::from_secs(5);
+/// Limits change by hand; trying costs the channel, and with it repeats of all that is in flight. Long enough for a search
+/// for what closes the channel, in which some addresses without an answer take seconds each.
+const REMEMBERED: Duration = Duration::from_secs(30);
 
 /// The exchanges remembered; one forgotten costs another channel.
 const MOST: usize = 1024;
@@ -97,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_a_body_above_the_size_that_the_broker_has_named_for_five_seconds() {
+    fn refuses_a_body_above_the_size_that_the_broker_has_named_for_a_while() {
         let now = Instant::now();
         let mut memory = ExchangeMemory::default();
         memory.limit(100, now);
