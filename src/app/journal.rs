@@ -91,8 +91,9 @@ pub(super) fn recall(known: &Arc<Deduplication>, settings: &Settings) -> io::Res
                 "cannot read back the events accepted before the start; repeats of them are published again: {error}"
             );
         }
-        tracing::debug!(requests = accepted.len(), "recalled the events that an earlier run accepted");
+        let requests = accepted.len();
         known.restore(accepted);
+        tracing::debug!(requests, "recalled the events that an earlier run accepted");
     };
     std::thread::Builder::new().name("recall".to_owned()).spawn(recall)?;
     Ok(())
