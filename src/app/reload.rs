@@ -169,7 +169,8 @@ impl Reloader {
             return Ok(());
         }
         let reserved = timeout(RESERVING, self.parts.queue.reserve_for_the_stop(bytes as u64)).await;
-        reserved.unwrap_or_else(|_| Err(format!("the disk did not do it within {} s", RESERVING.as_secs()))).map_err(|error| {
+        let too_slow = |_| Err(format!("the disk has not done it within {} s", RESERVING.as_secs()));
+        reserved.unwrap_or_else(too_slow).map_err(|error| {
             format!("`buffer.max_bytes`: cannot reserve {bytes} bytes of disk for what the buffer may hold at a stop: {error}")
         })
     }

@@ -42,10 +42,11 @@ impl TlsFiles {
     /// Adds this problem to each key that is given, where the connection has no TLS; `keeps_ca`: but not to `ca_file`, which is
     /// for the endpoint of tokens, too.
     pub(in crate::brokers) fn refuse(section: &mut Section<'_>, text: &str, keeps_ca: bool) {
-        for name in
-            KEYS.into_iter().skip(usize::from(keeps_ca)).filter(|name| !section.is_blank(name)).collect::<Vec<_>>()
-        {
-            section.problem(name, text);
+        for name in KEYS {
+            let is_kept = keeps_ca && name == "ca_file";
+            if !is_kept && !section.is_blank(name) {
+                section.problem(name, text);
+            }
         }
     }
 

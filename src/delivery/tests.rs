@@ -79,6 +79,8 @@ struct World {
     refusing: HashMap<&'static str, (Refused, usize)>,
     /// They refuse what is not yet sent.
     refuses_at_send: bool,
+    /// The verdict that they give in place of a refusal.
+    verdict: Option<fn(Refusal) -> Verdict>,
     /// Messages to this address, one for each key, get no answer.
     silent: Option<&'static str>,
     /// The times at which messages were refused there.
@@ -241,7 +243,8 @@ impl Session for ScriptedSession {
             let refusal = Refusal::new(*kind, "not here");
             let is_last = *left == 0;
             world.refusals.push(tokio::time::Instant::now());
-            into.push((sequence, Verdict::Refused(refusal)));
+            let verdict = world.verdict.unwrap_or(Verdict::Refused);
+            into.push((sequence, verdict(refusal)));
             if is_last && address == "address 0" {
                 world.reroute(&self.world);
             }
@@ -658,6 +661,17 @@ fn a_reload_sends_elsewhere_what_was_refused() {
     assert_eq!(ended.world.addresses, ["address 1"; 10]);
     let expected: Vec<String> = (0..10).map(|number| id(&format!("n{number}."))).collect();
     assert_eq!(ended.world.stored, expected);
+    assert_eq!((ended.totals.published, ended.totals.dead_lettered), (10, 0));
+}
+
+#[test]
+fn a_reload_leaves_its_address_to_what_had_no_answer() {
+    let refusing = HashMap::from([("address 0", (Refused::AddressUnable, 4))]);
+    let world = World { refusing, verdict: Some(Verdict::Unanswered), ..World::default() };
+    let ended = run(world, &events(10, 1), 4, true);
+    let stored = ended.world.stored.iter().zip(&ended.world.addresses);
+    let old: Vec<_> = stored.filter(|(_, address)| *address == "address 0").map(|(id, _)| id.clone()).collect();
+    assert_eq!(old, (0..4).map(|number| id(&format!("n{number}."))).collect::<Vec<_>>());
     assert_eq!((ended.totals.published, ended.totals.dead_lettered), (10, 0));
 }
 

@@ -37,7 +37,7 @@ struct SharedSocket {
 }
 
 /// Enough to tell protocols apart.
-pub(super) type Begin = [u8; 16];
+pub(super) type Begin = [u8; FIRST];
 
 impl Socket {
     pub(super) fn new(stream: TcpStream) -> Self {

@@ -333,10 +333,8 @@ impl StreamProgress {
     ) {
         let (is_all, gap) = (self.is_overdue(now) || self.is_gap_over(now), self.gap());
         let Self { outstanding, unstored, .. } = self;
-        let judged = outstanding.extract_if(.., |_, waiting| {
-            let is_alone = waiting.other.is_some() || unstored.contains_key(&waiting.subject);
-            is_all || (waiting.is_overdue(now) && is_alone)
-        });
+        let judged = outstanding
+            .extract_if(.., |_, waiting| is_all || (waiting.is_overdue(now) && waiting.is_unstored(unstored)));
         let judged: Vec<Unacknowledged> = judged.map(|(_, waiting)| waiting).collect();
         let mut subjects = Vec::new();
         for waiting in judged {
@@ -378,9 +376,8 @@ impl StreamProgress {
         into.extend(unanswered.map(|waiting| (waiting.sequence, verdict(refusal.clone()))));
     }
 
-    /// Whether no message of its subject was stored since an earlier one was not, or another stream has answered.
     fn is_unstored(&self, waiting: &Unacknowledged) -> bool {
-        waiting.other.is_some() || self.unstored.contains_key(&waiting.subject)
+        waiting.is_unstored(&self.unstored)
     }
 
     /// Whether a message that was sent before this number is still unanswered, although its subject was stored before.
@@ -413,6 +410,11 @@ impl StreamProgress {
 }
 
 impl Unacknowledged {
+    /// Whether no message of its subject was stored since an earlier one was not, or another stream has answered.
+    fn is_unstored(&self, unstored: &HashMap<Arc<str>, u64>) -> bool {
+        self.other.is_some() || unstored.contains_key(&self.subject)
+    }
+
     fn is_overdue(&self, now: Instant) -> bool {
         now.duration_since(self.sent) >= ACK_TIMEOUT
     }

@@ -114,6 +114,10 @@ fn settled_survey(directory: &Path) -> io::Result<DirectoryState> {
     for (number, _) in &found.unreadable {
         let path = files::path(directory, *number);
         fs::rename(&path, path.with_extension("unreadable")).map_err(|error| files::at(&path, &error))?;
+        for (_, text) in found.damage.iter_mut().filter(|(damaged, _)| damaged == number) {
+            *text = "its header cannot be read from the disk: what the segment held is lost; the file's name ends in \
+                     .unreadable now";
+        }
     }
     Ok(found)
 }

@@ -38,7 +38,8 @@ fn publishes(setup: &Setup, url: &str, name: &str) {
     assert_eq!(done.status.code(), Some(0), "{}", said(&done));
 }
 
-fn on_a_leaf_node(test: &str, setting: &str, value: &str) {
+/// A hub and its leaf node, each with a JetStream domain of its own.
+fn hub_and_leaf() -> (Broker, Broker) {
     let leaf_port = ports(1);
     let hub = with_conf(&format!(
         "jetstream {{ store_dir: \"hub\", domain: hub }}\nleafnodes {{ listen: \"127.0.0.1:{leaf_port}\" }}"
@@ -47,6 +48,11 @@ fn on_a_leaf_node(test: &str, setting: &str, value: &str) {
     let leaf = with_conf(&format!(
         "jetstream {{ store_dir: \"leaf\", domain: leaf }}\nleafnodes {{ remotes: [ {{ url: {remote:?} }} ] }}"
     ));
+    (hub, leaf)
+}
+
+fn on_a_leaf_node(test: &str, setting: &str, value: &str) {
+    let (hub, leaf) = hub_and_leaf();
     let name = unique(test);
     let setup = Setup::new(&table(&leaf.fact("NATS_URL"), &name).text(setting, value));
     publishes(&setup, &hub.fact("NATS_URL"), &name);
@@ -65,14 +71,7 @@ fn publishes_by_another_prefix_of_the_api() {
 /// Both answer: the nearer one, which is not the bridge's, that it expected another stream.
 #[test]
 fn blames_no_event_where_the_leaf_node_has_a_stream_of_the_same_subjects() {
-    let leaf_port = ports(1);
-    let hub = with_conf(&format!(
-        "jetstream {{ store_dir: \"hub\", domain: hub }}\nleafnodes {{ listen: \"127.0.0.1:{leaf_port}\" }}"
-    ));
-    let remote = format!("nats-leaf://bridge:bridge-secret@127.0.0.1:{leaf_port}");
-    let leaf = with_conf(&format!(
-        "jetstream {{ store_dir: \"leaf\", domain: leaf }}\nleafnodes {{ remotes: [ {{ url: {remote:?} }} ] }}"
-    ));
+    let (hub, leaf) = hub_and_leaf();
     let name = unique("two_streams");
     let (near, far) = (leaf.fact("NATS_URL"), hub.fact("NATS_URL"));
     let other = format!("{name}-near");

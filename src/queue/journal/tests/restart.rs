@@ -1,4 +1,4 @@
-//! Starts after an end in the middle of something: nothing is lost, and nothing old comes back.
+//! Restarts after an interruption: no event is lost, and no old record is taken for a new one.
 
 use std::fs::{self, File};
 
@@ -17,6 +17,7 @@ fn never_reads_again_what_a_start_could_not_read() {
     let mut rig = rig.reopen();
     assert_eq!((rig.damaged, rig.layout.next()), (1, 2), "{:?}", rig.findings);
     assert!(rig.directory().join("00000001.unreadable").exists());
+    assert!(rig.findings[0].contains("00000001.segment: its header") && rig.findings[0].contains(".unreadable"));
     set_unreadable_here(&[]);
     for body in ["other", "another"] {
         rig.append(body);
